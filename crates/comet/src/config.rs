@@ -1,0 +1,243 @@
+//! What an operator can set of a comet, with the reasons for the defaults.
+//!
+//! Nothing here is read from files or the environment: the binary composes this from its own configuration and
+//! refuses bad values before a port opens. Sizes are bytes.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use goim_ports::ServerId;
+
+/// Everything that a comet can be told.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Who this comet is in its cluster.
+    pub node: NodeConfig,
+    /// Threads that own connections. `None`: one per core.
+    pub shards: Option<NonZeroUsize>,
+    /// Where clients connect.
+    pub listen: ListenConfig,
+    /// Certificate and key; `None` leaves the TLS listeners closed.
+    pub tls: Option<TlsConfig>,
+    /// What one client, and all together, may use.
+    pub limits: LimitsConfig,
+    /// How packets leave.
+    pub send: SendConfig,
+    /// How often the comet reports its rooms and its load. Default 1 s; stretched by itself when a report takes more
+    /// than a hundredth of it.
+    pub report_interval: Duration,
+    /// How sessions are told to go when the comet stops.
+    pub drain: DrainConfig,
+}
+
+/// Who this comet is.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// Name of the comet, unique in its cluster. Sessions are found by it.
+    pub server: ServerId,
+    /// Region, for example `sh`.
+    pub region: String,
+    /// Zone inside the region, for example `sh001`.
+    pub zone: String,
+    /// Deployment environment, for example `dev`.
+    pub env: String,
+    /// Share of new clients relative to other comets. Default 10.
+    pub weight: i32,
+    /// Takes no new clients by way of the node list. Default false.
+    pub offline: bool,
+    /// Names or addresses under which clients reach this comet. Default none.
+    pub public_addrs: Vec<String>,
+    /// Where this comet's RPC is reached, for the node list.
+    pub rpc_addr: Option<SocketAddr>,
+}
+
+/// The listeners. Port 0 takes a free one.
+#[derive(Debug, Clone)]
+pub struct ListenConfig {
+    /// Plain TCP. Default port 3101.
+    pub tcp: Vec<SocketAddr>,
+    /// TCP inside TLS. Default none.
+    pub tcp_tls: Vec<SocketAddr>,
+    /// WebSocket. Default port 3102.
+    pub websocket: Vec<SocketAddr>,
+    /// WebSocket inside TLS. Default port 3103; open only when a certificate is configured.
+    pub websocket_tls: Vec<SocketAddr>,
+    /// The only request target that is upgraded. Default `/sub`.
+    pub websocket_path: String,
+    /// Accepts what goim accepts of old clients: text frames, unmasked frames, oversized control frames. Default
+    /// true. Off, the codec is strict.
+    pub websocket_lenient: bool,
+    /// Connections waiting to be accepted, per listener and shard. Default 4096; the kernel's `somaxconn` caps it.
+    pub backlog: i32,
+}
+
+/// Certificate chain and private key, PEM files. Both are read again when they change.
+#[derive(Debug, Clone)]
+pub struct TlsConfig {
+    /// Certificate chain, leaf first.
+    pub cert_file: PathBuf,
+    /// Private key: PKCS#8, PKCS#1 or SEC1.
+    pub key_file: PathBuf,
+    /// How often the files are looked at. Default 30 s.
+    pub reload_interval: Duration,
+}
+
+/// Limits on clients. A client that breaks one is disconnected, and counted by reason.
+#[derive(Debug, Clone)]
+pub struct LimitsConfig {
+    /// Connections in all. Default 1,000,000; the process's limit of descriptors caps it.
+    pub connections_max: usize,
+    /// Connections from one address. `None` (default): no limit, since whole offices and carriers share one.
+    pub connections_per_address_max: Option<NonZeroU32>,
+    /// New connections a second and shard. `None` (default): as fast as they come.
+    pub accepts_per_second_max: Option<NonZeroU32>,
+    /// From accept to the end of authentication. Default 5 s, as in goim.
+    pub handshake_timeout: Duration,
+    /// The upgrade request, in bytes. Default 8 KiB.
+    pub request_head_bytes_max: usize,
+    /// Body of an inbound packet, in bytes. Default 4096, as in goim.
+    pub body_bytes_max: usize,
+    /// Inbound packets a second, on average. `None` (default): no limit. One above it is read later, not refused.
+    pub packets_per_second_max: Option<NonZeroU32>,
+    /// Inbound packets that may come at once before `packets_per_second_max` applies. Default 100.
+    pub packets_burst: NonZeroU32,
+}
+
+/// How packets leave.
+#[derive(Debug, Clone)]
+pub struct SendConfig {
+    /// Bytes that wait for one session whose socket is full. Default 256 KiB. An empty queue takes one packet of any
+    /// size. Worst-case memory is this times the sessions that do not read.
+    pub queue_bytes_max: usize,
+    /// What happens to a packet that finds the queue full, by range of its operation; the first range that holds it
+    /// counts. Default none.
+    pub slow_consumer: Vec<(RangeInclusive<i32>, SlowConsumerPolicy)>,
+    /// What happens in ranges that `slow_consumer` does not name. Default [`SlowConsumerPolicy::DropNewest`], as goim.
+    pub slow_consumer_default: SlowConsumerPolicy,
+    /// Bytes that the kernel takes beyond what is on the wire (`TCP_NOTSENT_LOWAT`). Default 16 KiB: bounds the
+    /// kernel's memory for a client that does not read at about 130 KB instead of 4 MB.
+    pub notsent_lowat_bytes: u32,
+    /// Commands that wait for one shard. Default 1024. Full, the caller waits.
+    pub inbox_commands_max: usize,
+    /// Broadcasts with a speed that may be under way at once. Default 64.
+    pub paced_broadcasts_max: usize,
+}
+
+/// What happens to a packet whose receiver does not keep up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SlowConsumerPolicy {
+    /// The new packet is dropped.
+    DropNewest,
+    /// Waiting packets are dropped, oldest first, until the new one fits. A packet that is partly written stays.
+    DropOldest,
+    /// The session is closed.
+    Close,
+}
+
+/// Stopping gently.
+#[derive(Debug, Clone)]
+pub struct DrainConfig {
+    /// Sessions a second that are told to go. Default 1,000.
+    pub sessions_per_second: NonZeroU32,
+    /// After this much time the rest is closed at once. Default 30 s.
+    pub deadline: Duration,
+    /// What an extended client is told to wait at most before it comes back, drawn evenly. Default 3 s.
+    pub reconnect_delay_max: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            node: NodeConfig::default(),
+            shards: None,
+            listen: ListenConfig::default(),
+            tls: None,
+            limits: LimitsConfig::default(),
+            send: SendConfig::default(),
+            report_interval: Duration::from_secs(1),
+            drain: DrainConfig::default(),
+        }
+    }
+}
+
+impl Default for NodeConfig {
+    fn default() -> Self {
+        Self {
+            server: ServerId::from("localhost"),
+            region: String::new(),
+            zone: String::new(),
+            env: String::new(),
+            weight: 10,
+            offline: false,
+            public_addrs: Vec::new(),
+            rpc_addr: None,
+        }
+    }
+}
+
+fn any(port: u16) -> Vec<SocketAddr> {
+    vec![SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))]
+}
+
+impl Default for ListenConfig {
+    fn default() -> Self {
+        Self {
+            tcp: any(3101),
+            tcp_tls: Vec::new(),
+            websocket: any(3102),
+            websocket_tls: any(3103),
+            websocket_path: "/sub".to_owned(),
+            websocket_lenient: true,
+            backlog: 4096,
+        }
+    }
+}
+
+impl TlsConfig {
+    /// These files, looked at every 30 s.
+    #[must_use]
+    pub fn new(cert_file: PathBuf, key_file: PathBuf) -> Self {
+        Self { cert_file, key_file, reload_interval: Duration::from_secs(30) }
+    }
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self {
+            connections_max: 1_000_000,
+            connections_per_address_max: None,
+            accepts_per_second_max: None,
+            handshake_timeout: Duration::from_secs(5),
+            request_head_bytes_max: 8 * 1024,
+            body_bytes_max: goim_wire::INBOUND_BODY_MAX,
+            packets_per_second_max: None,
+            packets_burst: NonZeroU32::MIN.saturating_add(99),
+        }
+    }
+}
+
+impl Default for SendConfig {
+    fn default() -> Self {
+        Self {
+            queue_bytes_max: 256 * 1024,
+            slow_consumer: Vec::new(),
+            slow_consumer_default: SlowConsumerPolicy::DropNewest,
+            notsent_lowat_bytes: 16 * 1024,
+            inbox_commands_max: 1024,
+            paced_broadcasts_max: 64,
+        }
+    }
+}
+
+impl Default for DrainConfig {
+    fn default() -> Self {
+        Self {
+            sessions_per_second: NonZeroU32::MIN.saturating_add(999),
+            deadline: Duration::from_secs(30),
+            reconnect_delay_max: Duration::from_secs(3),
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! What job asks of comet: goim's service `goim.comet.Comet` without its transport.
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use crate::{AcceptedAt, Call, Operation, PacketBuf, RoomId, ServerId, SessionKey};
+
+/// A comet as job sees it.
+///
+/// `Ok` means handed over: the comet has the message and will write it to every session that it is for, or count
+/// why it did not. It does not wait for sockets. An answer that takes long is back-pressure: the comet is full, and
+/// the caller must wait rather than drop.
+///
+/// Order: calls made one after the other for the same key or the same room reach the session in that order.
+pub trait CometPort: Send + Sync {
+    /// To the sessions with these keys. Keys that the comet does not hold, and sessions that did not subscribe to the
+    /// operation, are passed over.
+    fn push(&self, push: KeyPush) -> Call<Result<(), CometError>>;
+
+    /// To every session that subscribed to the operation.
+    fn broadcast(&self, broadcast: Broadcast) -> Call<Result<(), CometError>>;
+
+    /// To every session in the room, whatever it subscribed to.
+    fn push_room(&self, push: RoomPush) -> Call<Result<(), CometError>>;
+
+    /// The rooms that have sessions here.
+    fn rooms(&self) -> Call<Result<Vec<RoomId>, CometError>>;
+}
+
+/// A message to some keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyPush {
+    /// The receivers. One that is named twice gets it twice.
+    pub keys: Vec<SessionKey>,
+    /// The operation that a session must have subscribed to.
+    pub operation: Operation,
+    /// What is sent.
+    pub packet: PacketBuf,
+    /// When logic took the (oldest) message in it from the publisher, where that is known.
+    pub accepted_at: Option<AcceptedAt>,
+}
+
+/// A message to everybody.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Broadcast {
+    /// The operation that a session must have subscribed to.
+    pub operation: Operation,
+    /// What is sent.
+    pub packet: PacketBuf,
+    /// When logic took the (oldest) message in it from the publisher, where that is known.
+    pub accepted_at: Option<AcceptedAt>,
+    /// Sessions per second on this comet; `None` is as fast as it goes.
+    pub speed: Option<NonZeroU32>,
+}
+
+/// A message to a room.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RoomPush {
+    /// The room.
+    pub room: RoomId,
+    /// What is sent.
+    pub packet: PacketBuf,
+    /// When logic took the (oldest) message in it from the publisher, where that is known.
+    pub accepted_at: Option<AcceptedAt>,
+}
+
+/// Why a comet did not take a message.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CometError {
+    /// The comet has left or cannot be reached. Its sessions are gone or going.
+    #[error("comet not available: {0}")]
+    Unavailable(String),
+    /// The comet did not answer in time. It may or may not have the message.
+    #[error("comet did not answer within its deadline")]
+    Timeout,
+    /// The request makes no sense, for example one without a receiver.
+    #[error("{0}")]
+    Invalid(&'static str),
+    /// As many paced broadcasts are under way as the comet allows.
+    #[error("{limit} paced broadcasts are under way already")]
+    Busy {
+        /// How many the comet allows.
+        limit: usize,
+    },
+}
+
+/// The comets that a job knows.
+pub trait CometPool: Send + Sync {
+    /// The comet with this name, or `None` when it is gone or unknown.
+    fn get(&self, server: &ServerId) -> Option<Arc<dyn CometPort>>;
+
+    /// All comets, in no particular order.
+    fn all(&self) -> Vec<(ServerId, Arc<dyn CometPort>)>;
+}

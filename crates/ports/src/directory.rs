@@ -1,0 +1,55 @@
+//! Where logic looks up sessions and room counts.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::{Call, Mid, RoomId, ServerId, SessionKey, SessionRef};
+
+/// Sessions in each room, shared by reference: the map of a whole cluster can be large.
+pub type RoomCounts = Arc<HashMap<RoomId, u32>>;
+
+/// Which comet holds which session.
+///
+/// Records may expire when nobody touches them (a comet that died cannot remove its own).
+pub trait SessionDirectory: Send + Sync {
+    /// Enters a session. A record with the same key is replaced, wherever it pointed.
+    fn add(&self, session: SessionRef) -> Call<Result<(), DirectoryError>>;
+
+    /// Removes a session if the record still points to `session.server`; the answer says whether it did.
+    fn remove(&self, session: SessionRef) -> Call<Result<bool, DirectoryError>>;
+
+    /// Keeps a session's record from expiring; enters it again if it had gone.
+    fn touch(&self, session: SessionRef) -> Call<Result<(), DirectoryError>>;
+
+    /// The comets of these keys, one answer for each key, in order.
+    fn servers_of(&self, keys: Vec<SessionKey>) -> Call<Result<Vec<Option<ServerId>>, DirectoryError>>;
+
+    /// All sessions of these members; the order is not defined, no session comes twice.
+    fn sessions_of(&self, mids: Vec<Mid>) -> Call<Result<Vec<SessionRecord>, DirectoryError>>;
+}
+
+/// A session with the comet that holds it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct SessionRecord {
+    /// The session.
+    pub key: SessionKey,
+    /// The comet.
+    pub server: ServerId,
+}
+
+/// How many sessions each room has, over all comets.
+pub trait RoomDirectory: Send + Sync {
+    /// Replaces what is known of this comet's rooms. An empty map says that it has none.
+    fn report(&self, server: ServerId, rooms: RoomCounts) -> Call<Result<(), DirectoryError>>;
+
+    /// The sums over all comets whose report is fresh (not older than 5 minutes).
+    fn totals(&self) -> Call<Result<RoomCounts, DirectoryError>>;
+}
+
+/// Why a directory did not answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DirectoryError {
+    /// It could not be reached in time.
+    #[error("{0}")]
+    Unavailable(String),
+}

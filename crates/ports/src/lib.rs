@@ -1,0 +1,31 @@
+//! What the roles say to each other, and what they need of the world: traits and value types, nothing concrete.
+//!
+//! comet, logic and job are written against this crate only. Whether a call stays in the process, goes over gRPC,
+//! to Redis or to Kafka is decided where the roles are put together (the `goim` crate); `goim-adapters` has the
+//! concrete ends. There is no I/O here and no default that would hide one.
+//!
+//! | trait | who calls | who answers |
+//! |---|---|---|
+//! | [`LogicPort`] | comet | logic |
+//! | [`CometPort`], [`CometPool`] | job | comet |
+//! | [`PushLog`] | logic | the push log's writing end |
+//! | [`PushLogReader`] | job | the push log's reading end |
+//! | [`SessionDirectory`], [`RoomDirectory`] | logic | where sessions and room counts are kept |
+//! | [`NodeDirectory`] | comet, logic | where the nodes find each other |
+
+mod call;
+mod comet;
+mod directory;
+mod id;
+mod logic;
+mod node;
+mod push_log;
+
+pub use call::{BoxFuture, Call};
+pub use comet::{Broadcast, CometError, CometPool, CometPort, KeyPush, RoomPush};
+pub use directory::{DirectoryError, RoomCounts, RoomDirectory, SessionDirectory, SessionRecord};
+pub use goim_wire::{Operation, PacketBuf, Sequence, Version};
+pub use id::{Mid, RoomId, ServerId, SessionKey};
+pub use logic::{Accepted, ConnectError, ConnectRequest, LogicError, LogicPort, OnlineReport, SessionRef, Upstream};
+pub use node::{CometNode, NodeDirectory, NodeError};
+pub use push_log::{AcceptedAt, AppendError, LogEntry, LogPosition, PushLog, PushLogReader, PushRecord, PushTarget, ReadError};

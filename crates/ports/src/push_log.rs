@@ -1,0 +1,142 @@
+//! The push log: what logic has accepted and job has still to hand over, in order.
+
+use std::borrow::Cow;
+use std::num::NonZeroU32;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+
+use crate::{BoxFuture, Call, Operation, RoomId, ServerId, SessionKey};
+
+/// One accepted push: goim's Kafka record as a value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PushRecord {
+    /// Whom it is for.
+    pub target: PushTarget,
+    /// What the packet is; for keys and for everybody also what a session must have subscribed to.
+    pub operation: Operation,
+    /// The body of the packet.
+    pub body: Bytes,
+    /// When logic took it from the publisher.
+    pub accepted_at: AcceptedAt,
+}
+
+/// The receivers of a push.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PushTarget {
+    /// Sessions that one comet holds.
+    Keys {
+        /// The comet.
+        server: ServerId,
+        /// The sessions, never empty.
+        keys: Vec<SessionKey>,
+    },
+    /// All sessions of a room.
+    Room(RoomId),
+    /// Everybody.
+    All {
+        /// Sessions per second over all comets together; `None` is as fast as it goes.
+        speed: Option<NonZeroU32>,
+    },
+}
+
+impl PushRecord {
+    /// The text that decides a record's place among others: records with the same one stay in order. It is the key
+    /// of goim's Kafka record.
+    #[must_use]
+    pub fn partition_key(&self) -> Cow<'_, str> {
+        match &self.target {
+            PushTarget::Keys { keys, .. } => keys.first().map_or("", SessionKey::as_str).into(),
+            PushTarget::Room(room) => room.as_str().into(),
+            PushTarget::All { .. } => self.operation.to_string().into(),
+        }
+    }
+}
+
+/// When a push was accepted, in microseconds since 1970. Latency from acceptance to socket is counted from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AcceptedAt(pub u64);
+
+impl AcceptedAt {
+    /// This moment.
+    #[must_use]
+    pub fn now() -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self(u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
+    }
+
+    /// Time passed until `later`, zero when the clocks disagree.
+    #[must_use]
+    pub fn until(self, later: Self) -> Duration {
+        Duration::from_micros(later.0.saturating_sub(self.0))
+    }
+}
+
+/// The writing end.
+pub trait PushLog: Send + Sync {
+    /// Appends a record. `Ok` means that it is in the log and will be handed over. Waits (within a deadline) while the
+    /// log is full.
+    ///
+    /// Order: of two records with the same partition key, the one whose append was called first comes first.
+    fn append(&self, record: PushRecord) -> Call<Result<(), AppendError>>;
+}
+
+/// Why a record is not in the log.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AppendError {
+    /// Larger than a record may be. The text is the one that goim's users see.
+    #[error("kafka server: Message was too large, server rejected it to avoid allocation error.")]
+    TooLarge {
+        /// The record's size in bytes.
+        size: usize,
+        /// The largest allowed.
+        limit: usize,
+    },
+    /// The log is full and stayed full until the deadline: the receivers are slower than the publishers.
+    #[error("the push log is full; try again later")]
+    Full,
+    /// The log cannot be reached.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+/// Where a record is in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LogPosition {
+    /// The partition; records of different ones have no order among each other.
+    pub partition: i32,
+    /// The place in the partition, ascending.
+    pub offset: i64,
+}
+
+/// A record with its place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogEntry {
+    /// Where it is.
+    pub position: LogPosition,
+    /// What it is.
+    pub record: PushRecord,
+}
+
+/// The reading end. One reader reads each partition at a time.
+pub trait PushLogReader: Send {
+    /// The next records, at least one; waits until there are some. `None` when the log has been closed and is used up.
+    ///
+    /// # Errors
+    /// [`ReadError`]; the reader may be asked again, after a pause.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses no record.
+    fn read(&mut self) -> BoxFuture<'_, Result<Option<Vec<LogEntry>>, ReadError>>;
+
+    /// Says that this record, and all before it in its partition, were handed over: they need not be read again.
+    fn done(&mut self, position: LogPosition);
+}
+
+/// Why nothing could be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// The log cannot be reached.
+    #[error("push log not available: {0}")]
+    Unavailable(String),
+}

@@ -1,0 +1,3 @@
+//! Placeholder: RFC 6455 framing and handshake.
+#![no_std]
+extern crate alloc;

@@ -1,0 +1,69 @@
+//! goim's packet format, as bytes and values only.
+//!
+//! This crate owns the layout of a packet, the names of the operations, the bodies of the control packets and
+//! the incremental decoder. It does no I/O, reads no clock and never decodes a business body. `no_std` with
+//! `alloc` proves it.
+//!
+//! A packet on the wire, all integers big endian and signed:
+//!
+//! | offset | size | field | meaning |
+//! |---|---|---|---|
+//! | 0 | 4 | PacketLen | header and body, in bytes |
+//! | 4 | 2 | HeaderLen | always 16 |
+//! | 6 | 2 | Version | how the body is to be read |
+//! | 8 | 4 | Operation | what the packet is |
+//! | 12 | 4 | Sequence | the sender's mark, echoed in replies |
+//! | 16 | PacketLen - 16 | Body | |
+//!
+//! Map of the modules: [`header`] is the sixteen bytes, [`packet`] a header with its body, [`stream`] takes
+//! packets off a byte stream that is split and glued anyhow, [`control`] has the bodies of the control packets,
+//! [`batch`] the run of packets that operation 9 carries.
+//!
+//! Invariant: no input, however hostile, makes anything here panic, read past what was received, or allocate
+//! more than the limit that the caller gave.
+#![no_std]
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic, clippy::unwrap_used)]
+#![warn(clippy::pedantic)]
+#![allow(clippy::module_name_repetitions)]
+
+extern crate alloc;
+
+pub mod batch;
+pub mod control;
+pub mod header;
+pub mod packet;
+pub mod stream;
+
+pub use header::{HEADER_LEN, Header, Operation, Sequence, Version};
+pub use packet::{Packet, PacketBuf};
+pub use stream::StreamDecoder;
+
+/// Largest inbound body that goim accepts, in bytes, and the default here.
+pub const INBOUND_BODY_MAX: usize = 4096;
+
+/// Why bytes are not a packet. Every variant means: close the connection, there is no way back into step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// PacketLen is below 16. goim takes such packets on TCP as empty ones; no client sends them.
+    #[error("packet length {0} is shorter than its header")]
+    TooShort(i32),
+    /// The body is larger than the reader allows.
+    #[error("packet length {packet_len} exceeds the limit of {limit} bytes")]
+    TooLong {
+        /// PacketLen as announced, in bytes.
+        packet_len: i32,
+        /// Largest PacketLen allowed, in bytes.
+        limit: usize,
+    },
+    /// HeaderLen is not 16.
+    #[error("header length is {0}, not 16")]
+    BadHeaderLen(i16),
+    /// A message (WebSocket) ends before the packet that it announces.
+    #[error("packet of {packet_len} bytes announced in a message of {received}")]
+    Truncated {
+        /// PacketLen as announced, in bytes.
+        packet_len: i32,
+        /// Bytes that the message holds.
+        received: usize,
+    },
+}

@@ -1,0 +1,147 @@
+//! A header together with its body: borrowed ([`Packet`]) while it is being read, owned ([`PacketBuf`]) when it
+//! travels between roles.
+
+use alloc::vec::Vec;
+use bytes::{BufMut, Bytes, BytesMut};
+
+use crate::{DecodeError, HEADER_LEN, Header, Operation, Sequence, Version};
+
+/// One packet whose body is borrowed from the reader's buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Packet<'a> {
+    /// How the body is to be read.
+    pub version: Version,
+    /// What the packet is.
+    pub operation: Operation,
+    /// The sender's mark.
+    pub sequence: Sequence,
+    /// Everything behind the header.
+    pub body: &'a [u8],
+}
+
+impl<'a> Packet<'a> {
+    /// Reads the packet that a message (one WebSocket message) begins with. Bytes behind it are ignored, as in
+    /// goim.
+    ///
+    /// # Errors
+    /// [`DecodeError::Truncated`] when the message is shorter than the packet that it announces, and the errors of
+    /// [`check_length`].
+    pub fn from_message(message: &'a [u8], body_max: usize) -> Result<Self, DecodeError> {
+        let truncated = |packet_len| DecodeError::Truncated { packet_len, received: message.len() };
+        let Some((head, rest)) = message.split_first_chunk::<HEADER_LEN>() else {
+            return Err(truncated(0));
+        };
+        let header = Header::parse(head);
+        let body_len = check_length(&header, body_max)?;
+        let body = rest.get(..body_len).ok_or_else(|| truncated(header.packet_len))?;
+        Ok(Self::new(&header, body))
+    }
+
+    pub(crate) fn new(header: &Header, body: &'a [u8]) -> Self {
+        Self { version: header.version, operation: header.operation, sequence: header.sequence, body }
+    }
+
+    /// The header that belongs to this packet.
+    #[must_use]
+    pub fn header(&self) -> Header {
+        Header::new(self.version, self.operation, self.sequence, self.body.len())
+    }
+
+    /// Bytes that the packet takes on the wire.
+    #[must_use]
+    pub fn encoded_len(&self) -> usize {
+        HEADER_LEN.saturating_add(self.body.len())
+    }
+
+    /// Appends the packet to `out`.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.reserve(self.encoded_len());
+        out.extend_from_slice(&self.header().to_bytes());
+        out.extend_from_slice(self.body);
+    }
+
+    /// The packet with a body of its own.
+    #[must_use]
+    pub fn to_owned(&self) -> PacketBuf {
+        PacketBuf {
+            version: self.version,
+            operation: self.operation,
+            sequence: self.sequence,
+            body: Bytes::copy_from_slice(self.body),
+        }
+    }
+}
+
+/// One packet whose body is owned and shared by reference.
+///
+/// This is goim's `Proto` message: what comet hands to logic, and what job hands to comet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PacketBuf {
+    /// How the body is to be read.
+    pub version: Version,
+    /// What the packet is.
+    pub operation: Operation,
+    /// The sender's mark.
+    pub sequence: Sequence,
+    /// Everything behind the header.
+    pub body: Bytes,
+}
+
+impl PacketBuf {
+    /// A packet that answers nothing, as goim pushes it: version 1, sequence 0.
+    #[must_use]
+    pub fn push(operation: Operation, body: Bytes) -> Self {
+        Self { version: Version::GOIM, operation, sequence: Sequence::NONE, body }
+    }
+
+    /// The same packet, borrowed.
+    #[must_use]
+    pub fn as_packet(&self) -> Packet<'_> {
+        Packet {
+            version: self.version,
+            operation: self.operation,
+            sequence: self.sequence,
+            body: &self.body,
+        }
+    }
+
+    /// The packet as it stands on a byte stream.
+    ///
+    /// Operation 9 is the exception that goim makes: its body is a run of complete packets, which on a stream needs
+    /// no wrapping, so the body itself is returned, shared and not copied.
+    #[must_use]
+    pub fn to_stream_bytes(&self) -> Bytes {
+        if self.operation == Operation::RAW {
+            return self.body.clone();
+        }
+        self.to_message_bytes()
+    }
+
+    /// The packet as the payload of one message (WebSocket): header and body, whatever the operation.
+    #[must_use]
+    pub fn to_message_bytes(&self) -> Bytes {
+        let packet = self.as_packet();
+        let mut out = BytesMut::with_capacity(packet.encoded_len());
+        out.put_slice(&packet.header().to_bytes());
+        out.put_slice(packet.body);
+        out.freeze()
+    }
+}
+
+/// Checks what a header says of lengths and gives the length of the body in bytes.
+///
+/// # Errors
+/// [`DecodeError::TooLong`], [`DecodeError::BadHeaderLen`], [`DecodeError::TooShort`], in goim's order of checks.
+pub fn check_length(header: &Header, body_max: usize) -> Result<usize, DecodeError> {
+    let limit = body_max.saturating_add(HEADER_LEN);
+    let Ok(packet_len) = usize::try_from(header.packet_len) else {
+        return Err(DecodeError::TooShort(header.packet_len));
+    };
+    if packet_len > limit {
+        return Err(DecodeError::TooLong { packet_len: header.packet_len, limit });
+    }
+    if usize::try_from(header.header_len) != Ok(HEADER_LEN) {
+        return Err(DecodeError::BadHeaderLen(header.header_len));
+    }
+    packet_len.checked_sub(HEADER_LEN).ok_or(DecodeError::TooShort(header.packet_len))
+}
