@@ -1,0 +1,115 @@
+//! The server's side: reads the request, answers it. Header for header as goim does, with a bound on the size and
+//! with an answer where goim closes without a word.
+
+use alloc::format;
+use alloc::string::{String, ToString as _};
+use alloc::vec::Vec;
+
+use super::{HEADERS_MAX, HandshakeError, accept, bounded, first_header, has_upgrade, malformed};
+
+/// What a request for an upgrade says that matters later.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upgrade {
+    /// `Sec-WebSocket-Key`, for [`response`]. Neither its length nor its encoding was checked.
+    pub key: String,
+    /// The first `Cookie` header, or empty. Bytes that are not UTF-8 are replaced.
+    pub cookie: String,
+    /// The first `User-Agent` header, or empty. Bytes that are not UTF-8 are replaced.
+    pub user_agent: String,
+}
+
+/// Reads the request at the front of `bytes`.
+///
+/// `None` when it is not there in whole: call again with more. Else what it says, and how many bytes it takes; what
+/// lies behind belongs to the frames. `path` must be the request's target byte for byte: no query, no absolute form.
+/// `head_bytes_max` bounds the request in bytes.
+///
+/// # Errors
+/// See [`HandshakeError`]; the first that applies of: size and syntax, path, method, version, upgrade, connection,
+/// key.
+pub fn read_request(
+    bytes: &[u8],
+    path: &str,
+    head_bytes_max: usize,
+) -> Result<Option<(Upgrade, usize)>, HandshakeError> {
+    let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
+    let mut request = httparse::Request::new(&mut headers);
+    let status = request.parse(bounded(bytes, head_bytes_max));
+    let used = match status.map_err(|error| malformed(error, head_bytes_max))? {
+        httparse::Status::Complete(used) => used,
+        httparse::Status::Partial if bytes.len() >= head_bytes_max => {
+            return Err(HandshakeError::HeadTooLong(head_bytes_max));
+        }
+        httparse::Status::Partial => return Ok(None),
+    };
+    if request.path != Some(path) {
+        return Err(HandshakeError::WrongPath { expected: path.to_string() });
+    }
+    if request.method != Some("GET") {
+        return Err(HandshakeError::NotGet);
+    }
+    upgrade_of(request.headers).map(|upgrade| Some((upgrade, used)))
+}
+
+fn upgrade_of(headers: &[httparse::Header<'_>]) -> Result<Upgrade, HandshakeError> {
+    let value = |name| first_header(headers, name).unwrap_or_default();
+    if value("Sec-WebSocket-Version") != b"13" {
+        return Err(HandshakeError::WrongVersion);
+    }
+    if !value("Upgrade").eq_ignore_ascii_case(b"websocket") {
+        return Err(HandshakeError::NoUpgrade);
+    }
+    if !has_upgrade(value("Connection")) {
+        return Err(HandshakeError::NoConnectionUpgrade);
+    }
+    let key = core::str::from_utf8(value("Sec-WebSocket-Key")).unwrap_or_default();
+    if key.is_empty() {
+        return Err(HandshakeError::NoKey);
+    }
+    Ok(Upgrade {
+        key: key.to_string(),
+        cookie: String::from_utf8_lossy(value("Cookie")).into_owned(),
+        user_agent: String::from_utf8_lossy(value("User-Agent")).into_owned(),
+    })
+}
+
+/// The answer that makes the connection a WebSocket: goim's four lines in goim's order.
+#[must_use]
+pub fn response(key: &str) -> Vec<u8> {
+    let accept = accept(key);
+    format!(
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Accept: {accept}\r\n\r\n"
+    )
+    .into_bytes()
+}
+
+/// A complete answer that says what is wrong with a request and what would be right; to be sent before the
+/// connection is closed.
+#[must_use]
+pub fn refusal(error: &HandshakeError) -> Vec<u8> {
+    let (status, extra) = match error {
+        HandshakeError::HeadTooLong(_) => ("431 Request Header Fields Too Large", ""),
+        HandshakeError::WrongPath { .. } => ("404 Not Found", ""),
+        HandshakeError::NotGet => ("405 Method Not Allowed", "Allow: GET\r\n"),
+        HandshakeError::WrongVersion => {
+            ("426 Upgrade Required", "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n")
+        }
+        HandshakeError::NotHttp(_)
+        | HandshakeError::NoUpgrade
+        | HandshakeError::NoConnectionUpgrade
+        | HandshakeError::NoKey
+        | HandshakeError::Status(_)
+        | HandshakeError::WrongAccept
+        | HandshakeError::UnaskedExtension => ("400 Bad Request", ""),
+    };
+    // RFC 9110 wants the upgrade option named in Connection when Upgrade is sent.
+    let connection = if matches!(error, HandshakeError::WrongVersion) { "close, Upgrade" } else { "close" };
+    let body = format!("{error}\n");
+    format!(
+        "HTTP/1.1 {status}\r\n{extra}Connection: {connection}\r\nContent-Type: text/plain; charset=utf-8\r\n\
+         Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .into_bytes()
+}

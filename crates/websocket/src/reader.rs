@@ -1,0 +1,427 @@
+//! Events off a stream of frames, whatever the pieces in which it arrives.
+//!
+//! [`Reader`] keeps nothing between calls but an unfinished frame or message, if there is one: an idle connection
+//! costs one pointer, and a message that lies complete in the caller's buffer is unmasked there and never copied.
+//! It answers nothing by itself: pings and closes are events like messages.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::ops::Range;
+
+use crate::frame::{HEAD_MAX, Head, parse_head};
+use crate::{FrameError, Opcode, apply_mask, close};
+
+/// Largest step in which memory is reserved for a payload that is announced but not yet there, in bytes. A peer
+/// that announces much and sends little is given little.
+const RESERVE_STEP: usize = 64 * 1024;
+
+/// Who we are. A server reads masked frames and writes bare ones, a client the other way round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// We accepted the connection.
+    Server,
+    /// We opened the connection.
+    Client,
+}
+
+/// What a [`Reader`] accepts. Must stay the same for the life of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rules {
+    /// Who we are.
+    pub role: Role,
+    /// Accepts what goim accepts instead of what RFC 6455 demands.
+    ///
+    /// Text is not checked for UTF-8; masking is optional; a continuation may stand anywhere, and a new data frame
+    /// inside a fragmented message is joined to it; lengths need not be in their shortest form; control frames may
+    /// be long or without FIN, and each is an event of its own; close codes are not checked.
+    pub lenient: bool,
+    /// Largest payload of one frame, in bytes.
+    pub frame_bytes_max: usize,
+    /// Largest message, in bytes, over all of its fragments.
+    pub message_bytes_max: usize,
+}
+
+/// How the sender labelled a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// UTF-8, which was checked unless the rules are lenient.
+    Text,
+    /// Any bytes.
+    Binary,
+}
+
+/// What was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event<'a> {
+    /// A whole message, its fragments joined.
+    Message {
+        /// Text or binary.
+        kind: Kind,
+        /// The bytes, unmasked.
+        payload: &'a [u8],
+    },
+    /// To be answered by a pong with the same payload.
+    Ping(&'a [u8]),
+    /// Needs no answer.
+    Pong(&'a [u8]),
+    /// The other side sends nothing more; what follows must not be read.
+    Close {
+        /// Why, or `None` when the frame does not say.
+        code: Option<u16>,
+        /// More about it, for people. UTF-8, unless the rules are lenient.
+        reason: &'a [u8],
+    },
+}
+
+/// Takes events off a stream of frames.
+///
+/// Call [`Reader::next`] with the same buffer and position until it gives `None`; then the buffer is used up and
+/// may be reused for the next read.
+#[derive(Debug, Default)]
+pub struct Reader {
+    /// There only while a frame or a message is unfinished, or was finished by the last call.
+    unfinished: Option<Box<Unfinished>>,
+}
+
+/// A frame and a message in the making.
+#[derive(Debug, Default)]
+struct Unfinished {
+    /// The beginning of a head whose rest has not arrived.
+    head: [u8; HEAD_MAX],
+    head_len: usize,
+    /// The frame whose payload is being gathered, and how much of it is there.
+    frame: Option<(Head, usize)>,
+    /// Payload of the control frame that is being gathered.
+    control: Vec<u8>,
+    /// The message whose last fragment has not arrived.
+    message: Option<Kind>,
+    /// Payload of that message so far.
+    data: Vec<u8>,
+    /// How much of `data` is known to be UTF-8.
+    utf8_len: usize,
+    /// What the last call handed out from here; its memory goes back at the next.
+    handed_out: Option<Held>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Held {
+    Control,
+    Data,
+}
+
+/// Where the payload of a finished frame or message lies.
+enum Found {
+    Input(Range<usize>),
+    Held(Held),
+}
+
+/// What one step of reading came to.
+enum Step {
+    /// The input is used up.
+    Starved,
+    /// A fragment that does not end its message.
+    Silent,
+    /// An event of this kind.
+    Done(What, Found),
+}
+
+#[derive(Clone, Copy)]
+enum What {
+    Message(Kind),
+    Ping,
+    Pong,
+    Close,
+}
+
+impl Reader {
+    /// A reader that holds nothing.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { unfinished: None }
+    }
+
+    /// True when the stream may end here without cutting a frame or a message.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.unfinished.as_ref().is_none_or(|unfinished| unfinished.is_idle())
+    }
+
+    /// Bytes of heap that are kept for the unfinished frame and message; 0 when idle.
+    #[must_use]
+    pub fn heap_bytes(&self) -> usize {
+        self.unfinished.as_ref().map_or(0, |unfinished| {
+            let payloads = unfinished.control.capacity().saturating_add(unfinished.data.capacity());
+            size_of::<Unfinished>().saturating_add(payloads)
+        })
+    }
+
+    /// The next event of `input` from `*at` on, or `None` when the rest of `input` was used up.
+    ///
+    /// `*at` is moved past what was used. The payload borrows from `input`, where it was unmasked in place, when it
+    /// lies there complete, else from this reader. Limits are checked as soon as a frame's head is there, before
+    /// anything of its payload is kept.
+    ///
+    /// # Errors
+    /// See [`FrameError`]. After an error, as after [`Event::Close`], the reader must not be used again.
+    pub fn next<'a>(
+        &'a mut self,
+        rules: &Rules,
+        input: &'a mut [u8],
+        at: &mut usize,
+    ) -> Result<Option<Event<'a>>, FrameError> {
+        self.reclaim();
+        let (what, found) = loop {
+            match self.step(rules, input, at)? {
+                Step::Starved => return Ok(None),
+                Step::Silent => {}
+                Step::Done(what, found) => break (what, found),
+            }
+        };
+        let unfinished = self.unfinished.as_deref();
+        let payload = match found {
+            Found::Input(range) => input.get(range),
+            Found::Held(Held::Control) => unfinished.map(|unfinished| unfinished.control.as_slice()),
+            Found::Held(Held::Data) => unfinished.map(|unfinished| unfinished.data.as_slice()),
+        };
+        let payload = payload.unwrap_or_default();
+        Ok(Some(match what {
+            What::Message(kind) => Event::Message { kind, payload },
+            What::Ping => Event::Ping(payload),
+            What::Pong => Event::Pong(payload),
+            What::Close => {
+                let (code, reason) = close::parse(payload, rules.lenient)?;
+                Event::Close { code, reason }
+            }
+        }))
+    }
+
+    /// Gives back the memory of what the last call handed out: an idle connection owns no buffer.
+    fn reclaim(&mut self) {
+        let Some(unfinished) = &mut self.unfinished else { return };
+        match unfinished.handed_out.take() {
+            Some(Held::Control) => unfinished.control = Vec::new(),
+            Some(Held::Data) => unfinished.forget_message(),
+            None => {}
+        }
+        self.release();
+    }
+
+    fn release(&mut self) {
+        if self.unfinished.as_ref().is_some_and(|unfinished| unfinished.is_idle()) {
+            self.unfinished = None;
+        }
+    }
+
+    fn unfinished(&mut self) -> &mut Unfinished {
+        self.unfinished.get_or_insert_default()
+    }
+
+    /// Reads one frame, or as much of it as there is.
+    fn step(&mut self, rules: &Rules, input: &mut [u8], at: &mut usize) -> Result<Step, FrameError> {
+        if self.unfinished.as_ref().is_none_or(|unfinished| unfinished.frame.is_none()) {
+            let Some(head) = self.take_head(rules, input, at)? else { return Ok(Step::Starved) };
+            self.admit(rules, &head)?;
+            let end = at.saturating_add(head.payload_len);
+            if let Some(payload) = input.get_mut(*at..end) {
+                let range = *at..end;
+                *at = end;
+                unmask(payload, &head, 0);
+                return self.whole_frame(rules, &head, payload, range);
+            }
+            self.unfinished().frame = Some((head, 0));
+        }
+        self.gather(rules, input, at)
+    }
+
+    /// The next frame's head, or `None` when `input` ends inside it; what is there is then kept.
+    fn take_head(&mut self, rules: &Rules, input: &[u8], at: &mut usize) -> Result<Option<Head>, FrameError> {
+        let rest = input.get(*at..).unwrap_or_default();
+        let kept = self.unfinished.as_ref().map_or(0, |unfinished| unfinished.head_len);
+        if kept == 0 {
+            if let Some((head, used)) = parse_head(rest, rules)? {
+                *at = at.saturating_add(used);
+                return Ok(Some(head));
+            }
+            if rest.is_empty() {
+                return Ok(None);
+            }
+        }
+        let unfinished = self.unfinished();
+        let added = unfinished.add_to_head(rest);
+        let bytes = unfinished.head.get(..unfinished.head_len).unwrap_or_default();
+        let Some((head, used)) = parse_head(bytes, rules)? else {
+            *at = at.saturating_add(added);
+            return Ok(None);
+        };
+        // More than the head may have been added; only the head was used.
+        *at = at.saturating_add(used.saturating_sub(kept));
+        unfinished.head_len = 0;
+        self.release();
+        Ok(Some(head))
+    }
+
+    /// Checks a head against the message in the making, and the message against its limit.
+    fn admit(&self, rules: &Rules, head: &Head) -> Result<(), FrameError> {
+        if head.opcode.is_control() {
+            return Ok(());
+        }
+        let message = self.unfinished.as_ref().filter(|unfinished| unfinished.message.is_some());
+        if !rules.lenient {
+            match (head.opcode, message) {
+                (Opcode::Continuation, None) => return Err(FrameError::NothingToContinue),
+                (Opcode::Text | Opcode::Binary, Some(_)) => return Err(FrameError::MessageInterleaved),
+                _ => {}
+            }
+        }
+        let len = message.map_or(0, |unfinished| unfinished.data.len());
+        if len.saturating_add(head.payload_len) > rules.message_bytes_max {
+            return Err(FrameError::MessageTooLong { limit: rules.message_bytes_max });
+        }
+        Ok(())
+    }
+
+    /// A frame whose payload lies complete in the input, at `range`.
+    fn whole_frame(
+        &mut self,
+        rules: &Rules,
+        head: &Head,
+        payload: &[u8],
+        range: Range<usize>,
+    ) -> Result<Step, FrameError> {
+        let what = match head.opcode {
+            Opcode::Ping => What::Ping,
+            Opcode::Pong => What::Pong,
+            Opcode::Close => What::Close,
+            Opcode::Continuation | Opcode::Text | Opcode::Binary => {
+                let joins = self.unfinished.as_ref().is_some_and(|unfinished| unfinished.message.is_some());
+                if joins || !head.fin {
+                    let unfinished = self.unfinished();
+                    unfinished.begin(head.opcode);
+                    unfinished.add_data(rules, payload, payload.len())?;
+                    return unfinished.end_fragment(head.fin);
+                }
+                let kind = kind_of(head.opcode);
+                if kind == Kind::Text && !rules.lenient && core::str::from_utf8(payload).is_err() {
+                    return Err(FrameError::NotUtf8);
+                }
+                What::Message(kind)
+            }
+        };
+        Ok(Step::Done(what, Found::Input(range)))
+    }
+
+    /// Adds to the frame whose payload comes in pieces.
+    fn gather(&mut self, rules: &Rules, input: &mut [u8], at: &mut usize) -> Result<Step, FrameError> {
+        let unfinished = self.unfinished();
+        let Some((head, received)) = unfinished.frame else { return Ok(Step::Starved) };
+        let missing = head.payload_len.saturating_sub(received);
+        let start = (*at).min(input.len());
+        let end = start.saturating_add(missing).min(input.len());
+        let piece = input.get_mut(start..end).unwrap_or_default();
+        unmask(piece, &head, received);
+        *at = end;
+        let data = !head.opcode.is_control();
+        if data {
+            unfinished.begin(head.opcode);
+            unfinished.add_data(rules, piece, missing)?;
+        } else {
+            append(&mut unfinished.control, piece, missing, rules.frame_bytes_max);
+        }
+        if piece.len() < missing {
+            unfinished.frame = Some((head, received.saturating_add(piece.len())));
+            return Ok(Step::Starved);
+        }
+        unfinished.frame = None;
+        if data {
+            return unfinished.end_fragment(head.fin);
+        }
+        unfinished.handed_out = Some(Held::Control);
+        let what = match head.opcode {
+            Opcode::Ping => What::Ping,
+            Opcode::Close => What::Close,
+            _ => What::Pong,
+        };
+        Ok(Step::Done(what, Found::Held(Held::Control)))
+    }
+}
+
+impl Unfinished {
+    /// True when nothing is kept that a later frame needs.
+    fn is_idle(&self) -> bool {
+        let message = self.message.is_some() && self.handed_out != Some(Held::Data);
+        self.head_len == 0 && self.frame.is_none() && !message
+    }
+
+    /// Adds to the head from `rest` and says how many bytes.
+    fn add_to_head(&mut self, rest: &[u8]) -> usize {
+        let free = self.head.get_mut(self.head_len..).unwrap_or_default();
+        let added = free.len().min(rest.len());
+        for (to, from) in free.iter_mut().zip(rest) {
+            *to = *from;
+        }
+        self.head_len = self.head_len.saturating_add(added);
+        added
+    }
+
+    /// A data frame of `opcode` begins, or goes on; the first frame of a message gives its kind.
+    fn begin(&mut self, opcode: Opcode) {
+        self.message.get_or_insert(kind_of(opcode));
+    }
+
+    /// Adds a piece of the message. Text is checked as it comes, so that an error is not found out late.
+    fn add_data(&mut self, rules: &Rules, piece: &[u8], missing: usize) -> Result<(), FrameError> {
+        append(&mut self.data, piece, missing, rules.message_bytes_max);
+        if rules.lenient || self.message != Some(Kind::Text) {
+            self.utf8_len = self.data.len();
+            return Ok(());
+        }
+        let fresh = self.data.get(self.utf8_len..).unwrap_or_default();
+        let good = match core::str::from_utf8(fresh) {
+            Ok(text) => text.len(),
+            // Cut inside a character: its rest may be still to come.
+            Err(error) if error.error_len().is_none() => error.valid_up_to(),
+            Err(_) => return Err(FrameError::NotUtf8),
+        };
+        self.utf8_len = self.utf8_len.saturating_add(good);
+        Ok(())
+    }
+
+    /// A fragment is complete; the last one completes its message.
+    fn end_fragment(&mut self, fin: bool) -> Result<Step, FrameError> {
+        let (Some(kind), true) = (self.message, fin) else { return Ok(Step::Silent) };
+        if self.utf8_len < self.data.len() {
+            return Err(FrameError::NotUtf8);
+        }
+        self.handed_out = Some(Held::Data);
+        Ok(Step::Done(What::Message(kind), Found::Held(Held::Data)))
+    }
+
+    fn forget_message(&mut self) {
+        self.message = None;
+        self.data = Vec::new();
+        self.utf8_len = 0;
+    }
+}
+
+/// goim makes no difference between text and binary; a message that begins with a continuation counts as binary.
+fn kind_of(opcode: Opcode) -> Kind {
+    if opcode == Opcode::Text { Kind::Text } else { Kind::Binary }
+}
+
+fn unmask(payload: &mut [u8], head: &Head, offset: usize) {
+    if let Some(mask) = head.mask {
+        apply_mask(payload, mask, offset);
+    }
+}
+
+/// Appends `piece`, the first of `missing` bytes that are announced, to a buffer that will never hold more than
+/// `limit`.
+fn append(to: &mut Vec<u8>, piece: &[u8], missing: usize, limit: usize) {
+    if to.capacity().saturating_sub(to.len()) < piece.len() {
+        let announced = missing.min(RESERVE_STEP.max(piece.len()));
+        // At least doubled, so that a message in tiny fragments is not moved for each of them.
+        let doubled = to.len().min(limit.saturating_sub(to.len()));
+        to.reserve_exact(announced.max(doubled));
+    }
+    to.extend_from_slice(piece);
+}
