@@ -1,6 +1,8 @@
 //! The gateway: sockets, sessions, rooms, fan-out. No business, no storage.
 
 mod config;
+#[allow(dead_code, unused_imports)] // Until the shards use it.
+mod tls;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,0 +1,248 @@
+//! The certificate in use, and its exchange while the process runs.
+//!
+//! Owns the two files of the configuration and the rustls configuration made of them. Does not decide when to look
+//! again: the caller has the clock. A pair that cannot be used never replaces one that can.
+
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::SystemTime;
+
+use rustls::server::NoServerSessionStorage;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{InconsistentKeys, ServerConfig};
+use rustls_pki_types::pem::{self, PemObject};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+use super::validity::Validity;
+use crate::config::TlsConfig;
+
+/// Why a certificate and its key cannot be used. Names the file, and what would help.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CertificateError {
+    /// The file cannot be opened or read.
+    #[error("cannot read {}: {error}; check the path and that this user may read it", .file.display())]
+    Read {
+        /// Which file.
+        file: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// The file is not text with PEM sections, or one of them is broken.
+    #[error("{} is not valid PEM: {error}; copy it again, with its BEGIN and END lines", .file.display())]
+    Pem {
+        /// Which file.
+        file: PathBuf,
+        /// What the reader said.
+        error: pem::Error,
+    },
+    /// No section `CERTIFICATE` in the certificate file.
+    #[error("no certificate in {}: it must hold the chain in PEM, the server's own certificate first", .0.display())]
+    NoCertificate(PathBuf),
+    /// No key in the key file.
+    #[error("no private key in {}: it must hold one in PEM (PKCS#8, PKCS#1 or SEC1)", .0.display())]
+    NoKey(PathBuf),
+    /// The key is encrypted, and nobody is there to type its password.
+    #[error("the private key in {} is encrypted: decrypt it with `openssl pkey -in FILE -out FILE`", .0.display())]
+    EncryptedKey(PathBuf),
+    /// The key is of a kind, or a size, that cannot be used.
+    #[error("the private key in {} cannot be used: {error}; use ECDSA P-256 or P-384, Ed25519, or RSA of 2048 to 4096 bits", .file.display())]
+    BadKey {
+        /// Which file.
+        file: PathBuf,
+        /// What rustls said.
+        error: rustls::Error,
+    },
+    /// The first certificate cannot be read.
+    #[error("the first certificate in {} cannot be used: {error}", .file.display())]
+    BadCertificate {
+        /// Which file.
+        file: PathBuf,
+        /// What rustls said.
+        error: rustls::Error,
+    },
+    /// Certificate and key do not belong together.
+    #[error("the key in {} does not belong to the first certificate in {}: take the key that it was made with, and put the server's own certificate before those of its issuers", .key_file.display(), .cert_file.display())]
+    KeyMismatch {
+        /// The file of the chain.
+        cert_file: PathBuf,
+        /// The file of the key.
+        key_file: PathBuf,
+    },
+    /// rustls refused the protocol versions, or the system had no randomness.
+    #[error("cannot set up TLS: {0}")]
+    Setup(rustls::Error),
+}
+
+/// The certificate that new sessions get. Shared by all shards.
+pub(crate) struct CertificateStore {
+    cert_file: PathBuf,
+    key_file: PathBuf,
+    current: RwLock<Loaded>,
+}
+
+struct Loaded {
+    config: Arc<ServerConfig>,
+    stamps: Stamps,
+}
+
+impl CertificateStore {
+    /// Reads both files. A certificate that is not valid today is used all the same, with a warning in the log: the
+    /// clock may be wrong, and clients say better what they accept.
+    ///
+    /// # Errors
+    /// [`CertificateError`].
+    pub(crate) fn load(config: &TlsConfig) -> Result<Self, CertificateError> {
+        let loaded = Loaded::read(&config.cert_file, &config.key_file)?;
+        Ok(Self {
+            cert_file: config.cert_file.clone(),
+            key_file: config.key_file.clone(),
+            current: RwLock::new(loaded),
+        })
+    }
+
+    /// What a new session is made with. Sessions that run keep theirs.
+    pub(crate) fn server_config(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner).config)
+    }
+
+    /// Looks at both files and takes them if either has changed: other contents in place, another file by the same
+    /// name, or a symbolic link that leads elsewhere. True if new sessions get something new.
+    ///
+    /// Reads the disk: not for a shard's thread.
+    ///
+    /// # Errors
+    /// [`CertificateError`]; the old pair stays in use. Until the files are good, each call reads them again and says
+    /// the same: a pair that is exchanged one file after the other mends itself, and one that is bad is not forgotten.
+    pub(crate) fn reload_if_changed(&self) -> Result<bool, CertificateError> {
+        let stamps = Stamps::of(&self.cert_file, &self.key_file)?;
+        if self.current.read().unwrap_or_else(PoisonError::into_inner).stamps == stamps {
+            return Ok(false);
+        }
+        let loaded = Loaded::read(&self.cert_file, &self.key_file)?;
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = loaded;
+        Ok(true)
+    }
+}
+
+impl Loaded {
+    fn read(cert_file: &Path, key_file: &Path) -> Result<Self, CertificateError> {
+        // First the stamps: what changes while the files are read then counts as changed the next time.
+        let stamps = Stamps::of(cert_file, key_file)?;
+        let chain = read_chain(cert_file)?;
+        warn_unless_valid(cert_file, &chain, SystemTime::now());
+        let config = Arc::new(server_config(cert_file, key_file, chain)?);
+        Ok(Self { config, stamps })
+    }
+}
+
+/// What tells a file from another, or from itself before a change. Links are followed, so that the exchange of a link
+/// above the file, as Kubernetes does it, is seen as well.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Stamps([FileStamp; 2]);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct FileStamp {
+    device: u64,
+    inode: u64,
+    bytes: u64,
+    modified_seconds: i64,
+    modified_nanos: i64,
+}
+
+impl Stamps {
+    fn of(cert_file: &Path, key_file: &Path) -> Result<Self, CertificateError> {
+        Ok(Self([FileStamp::of(cert_file)?, FileStamp::of(key_file)?]))
+    }
+}
+
+impl FileStamp {
+    fn of(file: &Path) -> Result<Self, CertificateError> {
+        let metadata = std::fs::metadata(file)
+            .map_err(|error| CertificateError::Read { file: file.to_owned(), error })?;
+        Ok(Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            bytes: metadata.size(),
+            modified_seconds: metadata.mtime(),
+            modified_nanos: metadata.mtime_nsec(),
+        })
+    }
+}
+
+fn read(file: &Path) -> Result<Vec<u8>, CertificateError> {
+    std::fs::read(file).map_err(|error| CertificateError::Read { file: file.to_owned(), error })
+}
+
+fn read_chain(file: &Path) -> Result<Vec<CertificateDer<'static>>, CertificateError> {
+    let chain = CertificateDer::pem_slice_iter(&read(file)?)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| CertificateError::Pem { file: file.to_owned(), error })?;
+    if chain.is_empty() { Err(CertificateError::NoCertificate(file.to_owned())) } else { Ok(chain) }
+}
+
+fn read_key(file: &Path) -> Result<PrivateKeyDer<'static>, CertificateError> {
+    const ENCRYPTED: [&[u8]; 2] = [b"-----BEGIN ENCRYPTED PRIVATE KEY-----", b"Proc-Type: 4,ENCRYPTED"];
+    let text = read(file)?;
+    if ENCRYPTED.iter().any(|mark| text.windows(mark.len()).any(|window| window == *mark)) {
+        return Err(CertificateError::EncryptedKey(file.to_owned()));
+    }
+    PrivateKeyDer::from_pem_slice(&text).map_err(|error| match error {
+        pem::Error::NoItemsFound => CertificateError::NoKey(file.to_owned()),
+        error => CertificateError::Pem { file: file.to_owned(), error },
+    })
+}
+
+fn warn_unless_valid(file: &Path, chain: &[CertificateDer<'_>], now: SystemTime) {
+    let Some(validity) = chain.first().and_then(|own| Validity::of(own)) else { return };
+    let days =
+        |from: SystemTime, to: SystemTime| to.duration_since(from).map_or(0, |gap| gap.as_secs() / 86_400);
+    if now > validity.not_after {
+        let days = days(validity.not_after, now);
+        tracing::warn!(file = %file.display(), days, "certificate has expired: clients will refuse it; renew it");
+    } else if now < validity.not_before {
+        let days = days(now, validity.not_before);
+        tracing::warn!(file = %file.display(), days, "certificate is not valid yet: check it and the clock");
+    }
+}
+
+/// TLS 1.3 and 1.2 with this pair, and as little memory as possible:
+///
+/// - Sessions are resumed by tickets that the client keeps, so that a wave of reconnects costs no signatures, and
+///   nothing is stored here. Their keys are drawn anew with each certificate: a session begun under one certificate
+///   is not resumed under the next.
+/// - One ticket for each TLS 1.3 session instead of rustls's two: a client holds one connection at a time, and the
+///   ticket costs one record of about 200 bytes on the wire, nothing once it is sent.
+/// - No cache of sessions, no ALPN, no client certificates, no early data.
+fn server_config(
+    cert_file: &Path,
+    key_file: &Path,
+    chain: Vec<CertificateDer<'static>>,
+) -> Result<ServerConfig, CertificateError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let key = provider
+        .key_provider
+        .load_private_key(read_key(key_file)?)
+        .map_err(|error| CertificateError::BadKey { file: key_file.to_owned(), error })?;
+    let pair = CertifiedKey::new(chain, key);
+    match pair.keys_match() {
+        Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => {}
+        Err(rustls::Error::InconsistentKeys(_)) => {
+            return Err(CertificateError::KeyMismatch {
+                cert_file: cert_file.to_owned(),
+                key_file: key_file.to_owned(),
+            });
+        }
+        Err(error) => return Err(CertificateError::BadCertificate { file: cert_file.to_owned(), error }),
+    }
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+        .map_err(CertificateError::Setup)?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(pair)));
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.ticketer = rustls::crypto::ring::Ticketer::new().map_err(CertificateError::Setup)?;
+    config.send_tls13_tickets = 1;
+    Ok(config)
+}
