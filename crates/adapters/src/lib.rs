@@ -1,1 +1,15 @@
-//! Placeholder.
+//! The concrete ends of the ports: where sessions, room counts, nodes and the push log really live, and how a call
+//! leaves the process.
+//!
+//! The roles never name this crate; the `goim` binary puts an adapter behind each trait.
+//!
+//! - [`memory`]: everything in this process. What `goim serve` runs on.
+#![cfg_attr(
+    any(test, feature = "conformance"),
+    doc = "- [`conformance`]: what every adapter of a port must do, as functions that a test calls."
+)]
+
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
+pub mod memory;
+mod push_size;
