@@ -1,1 +1,12 @@
-//! Placeholder.
+//! goim as one process: configuration, composition of the roles over in-memory adapters, and the commands of the binary.
+//!
+//! Only this crate reads files, arguments and the environment, and only this crate names concrete adapters. The roles do
+//! not know that they share a process.
+//!
+//! To embed the server, or to test against it: fill a [`Config`], call [`serve::start`].
+
+mod check;
+mod config;
+pub mod settings;
+
+pub use config::{Config, HttpConfig, LogConfig, LogFormat, RpcConfig};

@@ -1,0 +1,242 @@
+//! Which good values do not go together. Everything here is decided before a port opens.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+use goim_comet::TlsConfig;
+
+use crate::Config;
+use crate::settings::{ConfigError, Fault};
+
+impl Config {
+    /// Says whether a process can run with this.
+    ///
+    /// # Errors
+    /// [`ConfigError::Faults`] with everything that is impossible, each with what to do.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let mut faults = Faults(Vec::new());
+        tls(self, &mut faults);
+        listeners(self, &mut faults);
+        limits(self, &mut faults);
+        if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log.level) {
+            faults.add(format!(
+                "log.level = {:?}: {error}; wants `info` or directives such as `info,goim_comet=debug`",
+                self.log.level
+            ));
+        }
+        if faults.0.is_empty() { Ok(()) } else { Err(ConfigError::Faults(faults.0)) }
+    }
+
+    /// Every address that is to be listened on, with the setting that says so.
+    pub(crate) fn listeners(&self) -> Vec<(&'static str, SocketAddr)> {
+        let listen = &self.comet.listen;
+        let tls_is_on = self.comet.tls.is_some();
+        let mut all = Vec::new();
+        let mut add = |key, addrs: &[SocketAddr]| all.extend(addrs.iter().map(|addr| (key, *addr)));
+        add("comet.listen.tcp", &listen.tcp);
+        add("comet.listen.websocket", &listen.websocket);
+        if tls_is_on {
+            add("comet.listen.tcp_tls", &listen.tcp_tls);
+            add("comet.listen.websocket_tls", &listen.websocket_tls);
+        }
+        add("http.listen", &[self.http.listen]);
+        add("rpc.comet", self.rpc.comet.as_slice());
+        add("rpc.logic", self.rpc.logic.as_slice());
+        all
+    }
+}
+
+struct Faults(Vec<Fault>);
+
+impl Faults {
+    fn add(&mut self, text: impl Into<String>) {
+        self.0.push(Fault::Combination(text.into()));
+    }
+
+    fn add_if(&mut self, wrong: bool, text: impl Into<String>) {
+        if wrong {
+            self.add(text);
+        }
+    }
+}
+
+fn tls(config: &Config, faults: &mut Faults) {
+    let listen = &config.comet.listen;
+    match &config.comet.tls {
+        Some(TlsConfig { cert_file, key_file, reload_interval }) => {
+            let (cert, key) = (!cert_file.as_os_str().is_empty(), !key_file.as_os_str().is_empty());
+            faults.add_if(
+                cert && !key,
+                "comet.tls.cert_file is set without comet.tls.key_file: name the key too",
+            );
+            faults.add_if(
+                key && !cert,
+                "comet.tls.key_file is set without comet.tls.cert_file: name the certificate too",
+            );
+            faults.add_if(
+                !cert && !key,
+                "comet.tls.reload_interval is set without a certificate: name comet.tls.cert_file and comet.tls.key_file, or leave it out",
+            );
+            readable("comet.tls.cert_file", cert_file, faults);
+            readable("comet.tls.key_file", key_file, faults);
+            positive("comet.tls.reload_interval", *reload_interval, faults);
+            faults.add_if(
+                listen.tcp_tls.is_empty() && listen.websocket_tls.is_empty(),
+                "a certificate is configured, but comet.listen.tcp_tls and comet.listen.websocket_tls are both empty: open one",
+            );
+        }
+        None => {
+            let needs = "needs comet.tls.cert_file and comet.tls.key_file";
+            faults.add_if(!listen.tcp_tls.is_empty(), format!("comet.listen.tcp_tls {needs}"));
+            // The default address stays closed without a certificate; one that somebody wrote is meant.
+            let usual = goim_comet::ListenConfig::default().websocket_tls;
+            let written = !listen.websocket_tls.is_empty() && listen.websocket_tls != usual;
+            faults.add_if(written, format!("comet.listen.websocket_tls {needs}"));
+        }
+    }
+}
+
+fn readable(key: &str, path: &Path, faults: &mut Faults) {
+    if path.as_os_str().is_empty() {
+        return;
+    }
+    if let Err(error) = std::fs::read(path) {
+        faults.add(format!("{key} = \"{}\" cannot be read: {error}", path.display()));
+    }
+}
+
+fn listeners(config: &Config, faults: &mut Faults) {
+    let all = config.listeners();
+    for (at, (key, addr)) in all.iter().enumerate() {
+        for (other_key, other) in all.iter().skip(at + 1) {
+            faults.add_if(
+                collide(*addr, *other),
+                format!("{key} and {other_key} both want {addr}: give one of them another port"),
+            );
+        }
+    }
+    let listen = &config.comet.listen;
+    faults.add_if(
+        listen.tcp.is_empty() && listen.websocket.is_empty() && config.comet.tls.is_none(),
+        "no client could connect: comet.listen.tcp and comet.listen.websocket are both empty and there is no certificate for TLS",
+    );
+    faults.add_if(
+        !listen.websocket_path.starts_with('/') || listen.websocket_path.contains(char::is_whitespace),
+        format!("comet.listen.websocket_path = {:?}: wants a path such as /sub", listen.websocket_path),
+    );
+    faults.add_if(listen.backlog < 1, "comet.listen.backlog: wants at least 1");
+}
+
+/// True when both cannot be listened on at once.
+fn collide(one: SocketAddr, other: SocketAddr) -> bool {
+    let everywhere = |ip: IpAddr| ip.is_unspecified();
+    let same_place = one.ip() == other.ip()
+        || one.is_ipv4() == other.is_ipv4() && (everywhere(one.ip()) || everywhere(other.ip()));
+    one.port() != 0 && one.port() == other.port() && same_place
+}
+
+fn limits(config: &Config, faults: &mut Faults) {
+    let comet = &config.comet;
+    let packet = comet.limits.body_bytes_max.saturating_add(goim_wire::HEADER_LEN);
+    faults.add_if(comet.limits.connections_max == 0, "comet.limits.connections_max: wants at least 1");
+    faults.add_if(
+        comet.limits.request_head_bytes_max < 256,
+        "comet.limits.request_head_bytes_max: wants at least 256 B, or no browser's upgrade request fits",
+    );
+    faults.add_if(
+        comet.send.queue_bytes_max < packet,
+        format!(
+            "comet.send.queue_bytes_max is smaller than one packet ({packet} B: comet.limits.body_bytes_max and the header): \
+             raise it"
+        ),
+    );
+    faults.add_if(comet.send.inbox_commands_max == 0, "comet.send.inbox_commands_max: wants at least 1");
+    faults.add_if(comet.send.paced_broadcasts_max == 0, "comet.send.paced_broadcasts_max: wants at least 1");
+    faults.add_if(comet.node.weight < 0, "comet.node.weight: wants 0 or more");
+    faults.add_if(config.push_log.records_max == 0, "push_log.records_max: wants at least 1");
+    faults.add_if(config.push_log.read_records_max == 0, "push_log.read_records_max: wants at least 1");
+    faults.add_if(
+        config.push_log.append_deadline >= config.logic.push.append_deadline,
+        "push_log.append_deadline: wants less than logic.push.append_deadline, so that a full log says so",
+    );
+    if let Err(error) = config.logic.validate() {
+        faults.add(error.to_string());
+    }
+    positive("comet.limits.handshake_timeout", comet.limits.handshake_timeout, faults);
+    positive("comet.report_interval", comet.report_interval, faults);
+}
+
+fn positive(key: &str, duration: Duration, faults: &mut Faults) {
+    faults.add_if(duration.is_zero(), format!("{key}: wants more than zero"));
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::settings::{Sources, load};
+
+    /// Sets these over the defaults and expects one fault with `expect` in it; none when it is empty.
+    fn check(set: &[&str], expect: &str) {
+        let sources =
+            Sources { set: set.iter().map(|text| (*text).to_owned()).collect(), ..Sources::default() };
+        let config = load(&sources).unwrap().config;
+        match config.check() {
+            Ok(()) => assert_eq!(expect, "", "{set:?} passed"),
+            Err(error) => {
+                let text = error.to_string();
+                assert!(!expect.is_empty() && text.contains(expect), "{set:?}: want {expect:?}, got {text}");
+                assert_eq!(text.lines().count(), 2, "{set:?}: more than one fault: {text}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_default_passes() {
+        check(&[], "");
+    }
+
+    #[test]
+    fn certificates() {
+        let here = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+        let (cert, key) = (format!("comet.tls.cert_file={here}"), format!("comet.tls.key_file={here}"));
+        check(&[&cert, &key], "");
+        check(&[&cert], "cert_file is set without comet.tls.key_file");
+        check(&[&key], "key_file is set without comet.tls.cert_file");
+        check(&["comet.tls.reload_interval=3s"], "without a certificate");
+        check(
+            &[&cert, "comet.tls.key_file=/nonexistent"],
+            "comet.tls.key_file = \"/nonexistent\" cannot be read",
+        );
+        check(&["comet.listen.tcp_tls=:3104"], "comet.listen.tcp_tls needs comet.tls.cert_file");
+        check(&["comet.listen.websocket_tls=:3104"], "comet.listen.websocket_tls needs");
+        check(&[&cert, &key, "comet.listen.websocket_tls="], "both empty");
+    }
+
+    #[test]
+    fn addresses() {
+        check(
+            &["comet.listen.websocket=:3101"],
+            "comet.listen.tcp and comet.listen.websocket both want 0.0.0.0:3101",
+        );
+        check(&["http.listen=127.0.0.1:3101"], "comet.listen.tcp and http.listen both want");
+        check(&["rpc.comet=127.0.0.1:3119"], "rpc.comet and rpc.logic both want 127.0.0.1:3119");
+        check(&["comet.listen.tcp=:0", "comet.listen.websocket=:0"], "");
+        check(&["comet.listen.tcp=10.0.0.1:3101,10.0.0.2:3101"], "");
+        check(&["comet.listen.tcp=", "comet.listen.websocket="], "no client could connect");
+        check(&["comet.listen.websocket_path=sub"], "wants a path such as /sub");
+        check(&["rpc.comet=none", "rpc.logic=none"], "");
+    }
+
+    #[test]
+    fn sizes_and_times() {
+        check(&["comet.send.queue_bytes_max=1 KiB"], "smaller than one packet (4112 B");
+        check(&["comet.limits.handshake_timeout=0s"], "handshake_timeout: wants more than zero");
+        check(&["comet.report_interval=0"], "report_interval: wants more than zero");
+        check(&["comet.send.inbox_commands_max=0"], "inbox_commands_max: wants at least 1");
+        check(&["logic.node.heartbeat=0s"], "logic.node.heartbeat");
+        check(&["logic.http.api_keys=short"], "logic.http.api_keys");
+        check(&["push_log.append_deadline=5s"], "push_log.append_deadline: wants less");
+        check(&["log.level=goim_comet=loud"], "log.level");
+        check(&["log.level=info,goim_comet=debug"], "");
+    }
+}

@@ -1,0 +1,126 @@
+//! The settings of comet, field by field.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use goim_comet::TlsConfig;
+
+use super::value::Value;
+use super::{Input, Setting, settings, value::show_duration};
+use crate::Config;
+
+pub(super) const SECTIONS: &[(&str, &str)] = &[
+    ("comet", "Comet: the connections of clients."),
+    ("comet.node", "Who this comet is in its cluster."),
+    (
+        "comet.listen",
+        "Where clients connect. Each is a list of addresses; an empty list closes that door. Port 0 takes a free one.",
+    ),
+    ("comet.tls", "Certificate and key, PEM files. Without them the TLS listeners stay closed."),
+    (
+        "comet.limits",
+        "What one client, and all together, may use. A client that breaks a limit is disconnected, and counted by reason.",
+    ),
+    ("comet.send", "How packets leave."),
+    ("comet.drain", "How sessions are told to go when the process is asked to stop (SIGTERM)."),
+];
+
+pub(super) fn settings() -> Vec<Setting> {
+    let mut table = settings! {
+        [comet.shards] = "4", "Threads that own connections. Not set: one per core.";
+        [comet.report_interval], "How often the comet reports its rooms and its load. Stretched by itself when a report takes more than a\nhundredth of it.";
+
+        [comet.node.server] = "comet-1", "Name of the comet, unique in its cluster: sessions are found by it. Not set: this machine's host name.";
+        [comet.node.region], "Region, for example \"sh\".";
+        [comet.node.zone], "Zone inside the region, for example \"sh001\".";
+        [comet.node.env], "Deployment environment, for example \"dev\".";
+        [comet.node.weight], "Share of new clients relative to other comets.";
+        [comet.node.offline], "True: takes no new clients by way of the node list.";
+        [comet.node.public_addrs], "Names or addresses, without port, under which clients reach this comet.";
+        [comet.node.rpc_addr] = "10.0.0.7:3109", "Where other processes reach this comet's gRPC service, for the node list. Not set: where it listens.";
+
+        [comet.listen.tcp], "Plain TCP.";
+        [comet.listen.tcp_tls], "TCP inside TLS; needs a certificate.";
+        [comet.listen.websocket], "WebSocket.";
+        [comet.listen.websocket_tls], "WebSocket inside TLS; the default opens only when a certificate is configured.";
+        [comet.listen.websocket_path], "The only request target that is upgraded to WebSocket.";
+        [comet.listen.websocket_lenient], "Accepts what goim accepts of old clients: text frames, unmasked frames, oversized control frames. False: strict\nRFC 6455.";
+        [comet.listen.backlog], "Connections waiting to be accepted, per listener and shard; the kernel's somaxconn caps it.";
+    };
+    table.extend(tls());
+    table.extend(settings! {
+        [comet.limits.connections_max], "Connections in all. The process's limit of open files caps it too.";
+        [comet.limits.connections_per_address_max] = "1000", "Connections from one address. Not set: no limit, since whole offices and carriers share one.";
+        [comet.limits.accepts_per_second_max] = "5000", "New connections a second and shard. Not set: as fast as they come.";
+        [comet.limits.handshake_timeout], "From accept to the end of authentication.";
+        size [comet.limits.request_head_bytes_max], "The WebSocket upgrade request.";
+        size [comet.limits.body_bytes_max], "Body of an inbound packet.";
+        [comet.limits.packets_per_second_max] = "50", "Inbound packets a second of one client, on average. Not set: no limit. One above it is read later, not refused.";
+        [comet.limits.packets_burst], "Inbound packets that may come at once before packets_per_second_max applies.";
+
+        size [comet.send.queue_bytes_max], "What waits for one session whose socket is full. Worst-case memory is this times the sessions that do not read; raise\nit to ride out longer stalls of mobile clients at that cost. An empty queue takes one packet of any size.";
+        [comet.send.slow_consumer], "What happens to a packet that finds the queue full, by operation or range; the first that holds it counts. Policies:\ndrop-newest, drop-oldest, close. For example [\"1000..1999 drop-oldest\", \"4 close\"].";
+        [comet.send.slow_consumer_default], "What happens to operations that slow_consumer does not name.";
+        size [comet.send.notsent_lowat_bytes], "What the kernel takes beyond what is on the wire (TCP_NOTSENT_LOWAT). Bounds the kernel's memory for a client that does\nnot read at about 130 KB instead of 4 MB.";
+        [comet.send.inbox_commands_max], "Commands that wait for one shard. Full, the caller waits.";
+        [comet.send.paced_broadcasts_max], "Broadcasts with a speed that may be under way at once.";
+
+        [comet.drain.sessions_per_second], "Sessions a second that are told to go.";
+        [comet.drain.deadline], "After this much time the rest is closed at once.";
+        [comet.drain.reconnect_delay_max], "What an extended client is told to wait at most before it comes back, drawn evenly.";
+    });
+    table
+}
+
+/// The three settings of one optional group. Until both files are named the group is there with empty paths, which
+/// `Config::check` tells from a complete one.
+fn tls() -> Vec<Setting> {
+    fn group(config: &mut Config) -> &mut TlsConfig {
+        config.comet.tls.get_or_insert_with(|| TlsConfig::new(PathBuf::new(), PathBuf::new()))
+    }
+    fn file(input: Input<'_>) -> Option<PathBuf> {
+        input.read::<Option<PathBuf>>().map(Option::unwrap_or_default)
+    }
+    vec![
+        Setting {
+            key: "comet.tls.cert_file",
+            doc: "Certificate chain, leaf first.",
+            example: "/etc/goim/tls.crt",
+            secret: false,
+            get: |config| config.comet.tls.as_ref().and_then(|tls| tls.cert_file.to_toml()),
+            set: |config, input| {
+                group(config).cert_file = file(input)?;
+                Some(())
+            },
+            wants: Option::<PathBuf>::wants,
+        },
+        Setting {
+            key: "comet.tls.key_file",
+            doc: "Private key: PKCS#8, PKCS#1 or SEC1.",
+            example: "/etc/goim/tls.key",
+            secret: false,
+            get: |config| config.comet.tls.as_ref().and_then(|tls| tls.key_file.to_toml()),
+            set: |config, input| {
+                group(config).key_file = file(input)?;
+                Some(())
+            },
+            wants: Option::<PathBuf>::wants,
+        },
+        Setting {
+            key: "comet.tls.reload_interval",
+            doc: "How often the files are looked at; a changed pair serves new connections.",
+            example: "",
+            secret: false,
+            get: |config| {
+                let fresh = TlsConfig::new(PathBuf::new(), PathBuf::new());
+                let interval = config.comet.tls.as_ref().unwrap_or(&fresh).reload_interval;
+                Some(toml::Value::String(show_duration(interval)))
+            },
+            set: |config, input| {
+                group(config).reload_interval = input.read()?;
+                Some(())
+            },
+            wants: Duration::wants,
+        },
+    ]
+}

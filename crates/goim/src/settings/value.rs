@@ -1,0 +1,569 @@
+//! How each type of setting is written: read from text and from TOML, shown as TOML, described when it is wrong.
+//!
+//! Text is the common form (environment, `--set`, strings in a file). Numbers and booleans are also taken bare from a
+//! file; durations and sizes never are, since a bare number does not say its unit.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use goim_comet::SlowConsumerPolicy;
+use goim_logic::ApiKey;
+use goim_ports::ServerId;
+
+use crate::config::LogFormat;
+
+/// What unsets an optional setting, as does an empty text.
+const NONE: &str = "none";
+
+/// What stands for a secret.
+pub(super) const REDACTED: &str = "<redacted>";
+
+/// A type that a setting can have. The error of both readers says what would be right.
+pub(crate) trait Value: Sized {
+    /// What a good value looks like, to follow "wants".
+    fn wants() -> String;
+
+    /// Reads the text form.
+    fn from_text(text: &str) -> Option<Self>;
+
+    /// Reads the form of a file.
+    fn from_toml(value: &toml::Value) -> Option<Self> {
+        value.as_str().and_then(Self::from_text)
+    }
+
+    /// The form of a file; `None` when the setting is not set.
+    fn to_toml(&self) -> Option<toml::Value>;
+}
+
+/// Types whose text is what `FromStr` reads and `Display` writes, and whose form in a file is that text.
+macro_rules! by_text {
+    ($($type:ty, $wants:expr;)*) => {$(
+        impl Value for $type {
+            fn wants() -> String {
+                $wants.to_owned()
+            }
+
+            fn from_text(text: &str) -> Option<Self> {
+                text.parse().ok()
+            }
+
+            fn to_toml(&self) -> Option<toml::Value> {
+                Some(toml::Value::String(self.to_string()))
+            }
+        }
+    )*};
+}
+
+/// Types that a file holds as a TOML integer.
+macro_rules! integer {
+    ($($type:ty, $wants:expr;)*) => {$(
+        impl Value for $type {
+            fn wants() -> String {
+                $wants.to_owned()
+            }
+
+            fn from_text(text: &str) -> Option<Self> {
+                text.replace('_', "").parse().ok()
+            }
+
+            fn from_toml(value: &toml::Value) -> Option<Self> {
+                value.as_integer().and_then(|number| Self::from_text(&number.to_string()))
+            }
+
+            fn to_toml(&self) -> Option<toml::Value> {
+                self.to_string().parse().ok().map(toml::Value::Integer)
+            }
+        }
+    )*};
+}
+
+by_text! {
+    String, "a text";
+    LogFormat, "`pretty` or `json`";
+}
+
+integer! {
+    u16, "a whole number from 0 to 65535";
+    u32, "a whole number from 0 to 4294967295";
+    u64, "a whole number from 0";
+    usize, "a whole number from 0";
+    i32, "a whole number from -2147483648 to 2147483647";
+    i64, "a whole number";
+    NonZeroU32, "a whole number from 1 to 4294967295";
+    NonZeroU64, "a whole number from 1";
+    NonZeroUsize, "a whole number from 1";
+}
+
+impl Value for bool {
+    fn wants() -> String {
+        "`true` or `false`".to_owned()
+    }
+
+    fn from_text(text: &str) -> Option<Self> {
+        text.parse().ok()
+    }
+
+    fn from_toml(value: &toml::Value) -> Option<Self> {
+        value.as_bool()
+    }
+
+    fn to_toml(&self) -> Option<toml::Value> {
+        Some(toml::Value::Boolean(*self))
+    }
+}
+
+/// Types that a file holds as a TOML float; a whole number is taken too.
+macro_rules! float {
+    ($($type:ty)*) => {$(
+        impl Value for $type {
+            fn wants() -> String {
+                "a number such as `1.6`".to_owned()
+            }
+
+            fn from_text(text: &str) -> Option<Self> {
+                text.parse().ok().filter(|number: &Self| number.is_finite())
+            }
+
+            fn from_toml(value: &toml::Value) -> Option<Self> {
+                match value {
+                    toml::Value::Float(number) => Self::from_text(&number.to_string()),
+                    toml::Value::Integer(number) => Self::from_text(&number.to_string()),
+                    _ => None,
+                }
+            }
+
+            fn to_toml(&self) -> Option<toml::Value> {
+                // By way of the shortest text: 1.8 as a 32-bit number is not 1.8 as a 64-bit one.
+                self.to_string().parse().ok().map(toml::Value::Float)
+            }
+        }
+    )*};
+}
+
+float! { f32 f64 }
+
+impl Value for Duration {
+    fn wants() -> String {
+        "a duration with its unit, such as `500ms`, `30s`, `4m` or `1h30m`".to_owned()
+    }
+
+    fn from_text(text: &str) -> Option<Self> {
+        parse_duration(text)
+    }
+
+    fn to_toml(&self) -> Option<toml::Value> {
+        Some(toml::Value::String(show_duration(*self)))
+    }
+}
+
+impl Value for SocketAddr {
+    fn wants() -> String {
+        "an address with its port, such as `127.0.0.1:3101`, `[::]:3101` or `:3101` for every IPv4 interface"
+            .to_owned()
+    }
+
+    fn from_text(text: &str) -> Option<Self> {
+        let (host, port) = text.rsplit_once(':')?;
+        match host {
+            "" => Some(Self::from((Ipv4Addr::UNSPECIFIED, port.parse().ok()?))),
+            "localhost" => Some(Self::from((Ipv4Addr::LOCALHOST, port.parse().ok()?))),
+            _ => text.parse().ok(),
+        }
+    }
+
+    fn to_toml(&self) -> Option<toml::Value> {
+        Some(toml::Value::String(self.to_string()))
+    }
+}
+
+impl Value for PathBuf {
+    fn wants() -> String {
+        "the path of a file".to_owned()
+    }
+
+    fn from_text(text: &str) -> Option<Self> {
+        (!text.is_empty()).then(|| Self::from(text))
+    }
+
+    fn to_toml(&self) -> Option<toml::Value> {
+        (!self.as_os_str().is_empty()).then(|| toml::Value::String(self.display().to_string()))
+    }
+}
+
+impl Value for ServerId {
+    fn wants() -> String {
+        "a name without blanks and commas, such as `comet-1`".to_owned()
+    }
+
+    fn from_text(text: &str) -> Option<Self> {
+        let good =
+            !text.is_empty() && !text.contains(|c: char| c.is_whitespace() || c.is_control() || c == ',');
+        good.then(|| Self::from(text))
+    }
+
+    fn to_toml(&self) -> Option<toml::Value> {
+        (!self.as_str().is_empty()).then(|| toml::Value::String(self.to_string()))
+    }
+}
+
+impl<T: Value> Value for Option<T> {
+    fn wants() -> String {
+        format!("{}, or `{NONE}`", T::wants())
+    }
+
+    fn from_text(text: &str) -> Option<Self> {
+        if text.is_empty() || text == NONE { Some(None) } else { T::from_text(text).map(Some) }
+    }
+
+    fn from_toml(value: &toml::Value) -> Option<Self> {
+        if value.as_str().is_some_and(|text| text == NONE) {
+            Some(None)
+        } else {
+            T::from_toml(value).map(Some)
+        }
+    }
+
+    fn to_toml(&self) -> Option<toml::Value> {
+        self.as_ref().and_then(T::to_toml)
+    }
+}
+
+impl<T: Value> Value for Vec<T> {
+    fn wants() -> String {
+        format!("a list (in text: separated by commas), each of it {}", T::wants())
+    }
+
+    fn from_text(text: &str) -> Option<Self> {
+        if text.trim_start().starts_with('[')
+            && let Ok(table) = toml::from_str::<toml::Table>(&format!("list = {text}"))
+        {
+            return table.get("list").and_then(Self::from_toml);
+        }
+        text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(T::from_text).collect()
+    }
+
+    fn from_toml(value: &toml::Value) -> Option<Self> {
+        value.as_array()?.iter().map(T::from_toml).collect()
+    }
+
+    fn to_toml(&self) -> Option<toml::Value> {
+        self.iter().map(T::to_toml).collect::<Option<Vec<_>>>().map(toml::Value::Array)
+    }
+}
+
+/// Regions and the like: names with lists of names.
+impl Value for BTreeMap<String, Vec<String>> {
+    fn wants() -> String {
+        "a table of lists, such as `{ sh = [\"Shanghai\"] }`".to_owned()
+    }
+
+    fn from_text(text: &str) -> Option<Self> {
+        let table = toml::from_str::<toml::Table>(&format!("table = {text}")).ok()?;
+        Self::from_toml(table.get("table")?)
+    }
+
+    fn from_toml(value: &toml::Value) -> Option<Self> {
+        value.as_table()?.iter().map(|(name, list)| Some((name.clone(), Vec::from_toml(list)?))).collect()
+    }
+
+    fn to_toml(&self) -> Option<toml::Value> {
+        let table =
+            self.iter().map(|(name, list)| Some((name.clone(), list.to_toml()?))).collect::<Option<_>>()?;
+        Some(toml::Value::Table(table))
+    }
+}
+
+/// Is read, and never shown.
+impl Value for ApiKey {
+    fn wants() -> String {
+        "a text of at least 16 bytes".to_owned()
+    }
+
+    fn from_text(text: &str) -> Option<Self> {
+        (!text.is_empty()).then(|| Self::from(text.to_owned()))
+    }
+
+    fn to_toml(&self) -> Option<toml::Value> {
+        Some(toml::Value::String(REDACTED.to_owned()))
+    }
+}
+
+impl Value for SlowConsumerPolicy {
+    fn wants() -> String {
+        "`drop-newest`, `drop-oldest` or `close`".to_owned()
+    }
+
+    fn from_text(text: &str) -> Option<Self> {
+        Some(match text {
+            "drop-newest" => Self::DropNewest,
+            "drop-oldest" => Self::DropOldest,
+            "close" => Self::Close,
+            _ => return None,
+        })
+    }
+
+    fn to_toml(&self) -> Option<toml::Value> {
+        let name = match self {
+            Self::DropNewest => "drop-newest",
+            Self::DropOldest => "drop-oldest",
+            Self::Close => "close",
+        };
+        Some(toml::Value::String(name.to_owned()))
+    }
+}
+
+/// Operations and what holds for them: `4 close`, `1000..1999 drop-oldest`.
+impl Value for (RangeInclusive<i32>, SlowConsumerPolicy) {
+    fn wants() -> String {
+        format!(
+            "an operation or a range of them and {}, such as `1000..1999 drop-oldest`",
+            SlowConsumerPolicy::wants()
+        )
+    }
+
+    fn from_text(text: &str) -> Option<Self> {
+        let (range, policy) = text.trim().split_once(' ')?;
+        let (first, last) = range.split_once("..").unwrap_or((range, range));
+        let range: RangeInclusive<i32> = first.parse().ok()?..=last.parse().ok()?;
+        (!range.is_empty()).then_some((range, SlowConsumerPolicy::from_text(policy.trim())?))
+    }
+
+    fn to_toml(&self) -> Option<toml::Value> {
+        let (first, last) = (self.0.start(), self.0.end());
+        let policy = self.1.to_toml()?;
+        let policy = policy.as_str()?;
+        Some(toml::Value::String(if first == last {
+            format!("{first} {policy}")
+        } else {
+            format!("{first}..{last} {policy}")
+        }))
+    }
+}
+
+/// A number of bytes in a setting: `64 KiB`. Only the table's readers know this type; configurations hold plain numbers
+/// whose name or documentation says "bytes".
+pub(crate) struct ByteSize(pub(crate) u64);
+
+const SIZE_UNITS: [(&str, u64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+
+impl Value for ByteSize {
+    fn wants() -> String {
+        "a size with its unit, such as `512 B`, `64 KiB`, `16 MiB` or `1 GiB`".to_owned()
+    }
+
+    fn from_text(text: &str) -> Option<Self> {
+        let (unit, factor) = SIZE_UNITS.iter().find(|(unit, _)| text.ends_with(unit))?;
+        let number: u64 = text.strip_suffix(unit)?.trim_end().replace('_', "").parse().ok()?;
+        number.checked_mul(*factor).map(Self)
+    }
+
+    fn to_toml(&self) -> Option<toml::Value> {
+        let (unit, factor) = SIZE_UNITS
+            .iter()
+            .find(|(_, factor)| self.0 >= *factor && self.0 % factor == 0)
+            .unwrap_or(&("B", 1));
+        Some(toml::Value::String(format!("{} {unit}", self.0 / factor)))
+    }
+}
+
+/// Nanoseconds in each unit, largest first.
+const DURATION_UNITS: [(&str, u128); 7] = [
+    ("h", 3_600_000_000_000),
+    ("m", 60_000_000_000),
+    ("s", 1_000_000_000),
+    ("ms", 1_000_000),
+    ("us", 1_000),
+    ("µs", 1_000),
+    ("ns", 1),
+];
+
+/// Go's syntax, as in goim's files: one or more decimal numbers, each with its unit; `0` alone needs none.
+fn parse_duration(text: &str) -> Option<Duration> {
+    if text == "0" {
+        return Some(Duration::ZERO);
+    }
+    let mut rest = text;
+    let mut nanos: u128 = 0;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
+        let (number, tail) = rest.split_at(digits);
+        let end = tail.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(tail.len());
+        let (unit, tail) = tail.split_at(end);
+        let (_, factor) = DURATION_UNITS.iter().find(|(name, _)| *name == unit)?;
+        nanos = nanos.checked_add(scaled(number, *factor)?)?;
+        rest = tail;
+    }
+    if text.is_empty() {
+        return None;
+    }
+    let seconds = u64::try_from(nanos / 1_000_000_000).ok()?;
+    Some(Duration::new(seconds, u32::try_from(nanos % 1_000_000_000).ok()?))
+}
+
+/// A decimal number times `factor`, exact; what is below one nanosecond is cut off.
+fn scaled(number: &str, factor: u128) -> Option<u128> {
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    if whole.is_empty() && fraction.is_empty() || whole.len() > 18 || fraction.len() > 18 {
+        return None;
+    }
+    let part = |digits: &str| if digits.is_empty() { Some(0) } else { digits.parse::<u128>().ok() };
+    let below = part(fraction)? * factor / 10_u128.pow(u32::try_from(fraction.len()).ok()?);
+    Some(part(whole)? * factor + below)
+}
+
+/// The shortest exact form with whole numbers: `1h30m`, `4m`, `1s500ms`.
+pub(crate) fn show_duration(duration: Duration) -> String {
+    let mut rest = duration.as_nanos();
+    let mut text = String::new();
+    for (unit, factor) in DURATION_UNITS.iter().filter(|(unit, _)| *unit != "µs") {
+        if rest >= *factor {
+            text.push_str(&format!("{}{unit}", rest / factor));
+            rest %= factor;
+        }
+    }
+    if text.is_empty() { "0s".to_owned() } else { text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check<T: Value>(text: &str, shown: Option<&str>) {
+        let got = T::from_text(text).and_then(|value| value.to_toml()).map(|value| value.to_string());
+        assert_eq!(got.as_deref(), shown, "{text:?} as {}", T::wants());
+        if let Some(shown) = shown {
+            // What is shown is read back from a file as the same.
+            let table: toml::Table = toml::from_str(&format!("v = {shown}")).unwrap();
+            let again =
+                T::from_toml(&table["v"]).and_then(|value| value.to_toml()).map(|value| value.to_string());
+            assert_eq!(again.as_deref(), Some(shown), "{shown} read back");
+        }
+    }
+
+    #[test]
+    fn durations() {
+        for (text, shown) in [
+            ("5s", Some(r#""5s""#)),
+            ("500ms", Some(r#""500ms""#)),
+            ("4m", Some(r#""4m""#)),
+            ("90s", Some(r#""1m30s""#)),
+            ("1h30m", Some(r#""1h30m""#)),
+            ("1.5s", Some(r#""1s500ms""#)),
+            (".5s", Some(r#""500ms""#)),
+            ("0", Some(r#""0s""#)),
+            ("0s", Some(r#""0s""#)),
+            ("3µs", Some(r#""3us""#)),
+            ("18446744073709551616s", None),
+            ("5", None),
+            ("", None),
+            ("s", None),
+            (".s", None),
+            ("-5s", None),
+            ("5 s", None),
+            ("5d", None),
+            ("1.2.3s", None),
+        ] {
+            check::<Duration>(text, shown);
+        }
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, shown) in [
+            ("64 KiB", Some(r#""64 KiB""#)),
+            ("64KiB", Some(r#""64 KiB""#)),
+            ("4096 B", Some(r#""4 KiB""#)),
+            ("1_000 B", Some(r#""1000 B""#)),
+            ("0 B", Some(r#""0 B""#)),
+            ("1024 MiB", Some(r#""1 GiB""#)),
+            ("64", None),
+            ("64 KB", None),
+            ("-1 B", None),
+            ("B", None),
+            ("99999999999 GiB", None),
+        ] {
+            check::<ByteSize>(text, shown);
+        }
+    }
+
+    #[test]
+    fn addresses() {
+        for (text, shown) in [
+            (":3101", Some(r#""0.0.0.0:3101""#)),
+            ("127.0.0.1:0", Some(r#""127.0.0.1:0""#)),
+            ("localhost:1", Some(r#""127.0.0.1:1""#)),
+            ("[::1]:3101", Some(r#""[::1]:3101""#)),
+            ("3101", None),
+            ("::1", None),
+            (":70000", None),
+            ("example.com:3101", None),
+        ] {
+            check::<SocketAddr>(text, shown);
+        }
+    }
+
+    #[test]
+    fn numbers_and_names() {
+        check::<NonZeroU32>("1_000", Some("1000"));
+        check::<NonZeroU32>("0", None);
+        check::<usize>("-1", None);
+        check::<i32>("-5", Some("-5"));
+        check::<bool>("true", Some("true"));
+        check::<bool>("yes", None);
+        check::<f64>("1.6", Some("1.6"));
+        check::<f64>("NaN", None);
+        check::<f32>("1.8", Some("1.8"));
+        check::<f32>("2", Some("2.0"));
+        check::<ServerId>("comet-1", Some(r#""comet-1""#));
+        check::<ServerId>("a b", None);
+        check::<LogFormat>("json", Some(r#""json""#));
+        check::<LogFormat>("yaml", None);
+        assert!(Option::<u32>::from_text("none").unwrap().is_none());
+        assert!(Option::<u32>::from_text("").unwrap().is_none());
+        assert!(Option::<u32>::from_text("no").is_none());
+    }
+
+    #[test]
+    fn lists() {
+        check::<Vec<SocketAddr>>(":1,:2", Some(r#"["0.0.0.0:1", "0.0.0.0:2"]"#));
+        check::<Vec<SocketAddr>>("", Some("[]"));
+        check::<Vec<SocketAddr>>(r#"[":1"]"#, Some(r#"["0.0.0.0:1"]"#));
+        check::<Vec<SocketAddr>>(":1;:2", None);
+        check::<Vec<String>>(r#"["a,b"]"#, Some(r#"["a,b"]"#));
+    }
+
+    #[test]
+    fn tables() {
+        check::<BTreeMap<String, Vec<String>>>(
+            r#"{ sh = ["a", "b"], bj = [""] }"#,
+            Some(r#"{ bj = [""], sh = ["a", "b"] }"#),
+        );
+        check::<BTreeMap<String, Vec<String>>>("{}", Some("{}"));
+        check::<BTreeMap<String, Vec<String>>>("sh", None);
+    }
+
+    #[test]
+    fn slow_consumer_ranges() {
+        check::<Vec<(RangeInclusive<i32>, SlowConsumerPolicy)>>(
+            "4 close, 1000..1999 drop-oldest",
+            Some(r#"["4 close", "1000..1999 drop-oldest"]"#),
+        );
+        check::<(RangeInclusive<i32>, SlowConsumerPolicy)>("2..1 close", None);
+        check::<(RangeInclusive<i32>, SlowConsumerPolicy)>("4", None);
+        check::<(RangeInclusive<i32>, SlowConsumerPolicy)>(
+            "-3..-1 drop-newest",
+            Some(r#""-3..-1 drop-newest""#),
+        );
+    }
+
+    #[test]
+    fn a_file_needs_units() {
+        assert!(Duration::from_toml(&toml::Value::Integer(5)).is_none());
+        assert!(ByteSize::from_toml(&toml::Value::Integer(5)).is_none());
+        assert!(u32::from_toml(&toml::Value::String("5".to_owned())).is_none());
+    }
+}
