@@ -182,7 +182,7 @@ impl TlsSession {
             append(out, guess, |room| traffic.encrypt(plain, room).map_err(Refusal::from))
         });
         written.map_err(|error| {
-            inner.send_queued(out);
+            send_queued(&mut inner.rustls, &mut inner.waiting, out);
             inner.fail(error)
         })
     }
@@ -291,11 +291,6 @@ impl Inner {
             }
         }
     }
-
-    /// Appends what rustls still wants to say after an error.
-    fn send_queued(&mut self, out: &mut Vec<u8>) {
-        send_queued(&mut self.rustls, &mut self.waiting, out);
-    }
 }
 
 fn check_waiting(bytes: usize) -> Result<(), TlsError> {
@@ -375,9 +370,15 @@ fn advance(
     }
 }
 
-/// After an error: appends the alert that rustls has ready. It comes before anything else that rustls would report.
+/// After an error: appends the alert that rustls has ready.
+///
+/// rustls gives what is queued before it looks at `buffer`. It must not look: it would meet the same error again, and
+/// try to send a second alert.
 fn send_queued(rustls: &mut UnbufferedServerConnection, buffer: &mut [u8], out: &mut Vec<u8>) {
-    while let Ok(ConnectionState::EncodeTlsData(mut data)) = rustls.process_tls_records(buffer).state {
+    while rustls.wants_write() {
+        let Ok(ConnectionState::EncodeTlsData(mut data)) = rustls.process_tls_records(buffer).state else {
+            return;
+        };
         if append(out, 0, |room| data.encode(room).map_err(Refusal::from)).is_err() {
             return;
         }
