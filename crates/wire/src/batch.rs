@@ -3,7 +3,6 @@
 use alloc::vec::Vec;
 use bytes::Bytes;
 
-use crate::stream::whole_packet;
 use crate::{DecodeError, Operation, Packet, PacketBuf};
 
 /// Builds a batch: packets one behind the other.
@@ -71,21 +70,9 @@ impl<'a> Iterator for Packets<'a> {
             return None;
         }
         // The batch is complete, so its own length is the only bound that is needed.
-        let body_max = self.rest.len();
-        let received = self.rest.len();
-        match whole_packet(self.rest, body_max) {
-            Ok(Some((packet, used))) => {
-                self.rest = self.rest.get(used..).unwrap_or_default();
-                Some(Ok(packet))
-            }
-            Ok(None) => {
-                self.rest = &[];
-                Some(Err(DecodeError::Truncated { packet_len: 0, received }))
-            }
-            Err(error) => {
-                self.rest = &[];
-                Some(Err(error))
-            }
-        }
+        let packet = Packet::from_message(self.rest, usize::MAX);
+        let used = packet.as_ref().map_or(self.rest.len(), Packet::encoded_len);
+        self.rest = self.rest.get(used..).unwrap_or_default();
+        Some(packet)
     }
 }

@@ -97,12 +97,7 @@ impl PacketBuf {
     /// The same packet, borrowed.
     #[must_use]
     pub fn as_packet(&self) -> Packet<'_> {
-        Packet {
-            version: self.version,
-            operation: self.operation,
-            sequence: self.sequence,
-            body: &self.body,
-        }
+        Packet { version: self.version, operation: self.operation, sequence: self.sequence, body: &self.body }
     }
 
     /// The packet as it stands on a byte stream.

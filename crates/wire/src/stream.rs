@@ -8,6 +8,10 @@ use alloc::vec::Vec;
 use crate::packet::check_length;
 use crate::{DecodeError, HEADER_LEN, Header, Packet};
 
+/// Bytes that are reserved at once for what is announced and not yet there. A peer that announces much and sends
+/// little is given little; beyond this, memory grows with what arrives.
+const RESERVE_MAX: usize = 64 * 1024;
+
 /// Takes packets off a stream.
 ///
 /// Call [`StreamDecoder::next`] with the same buffer and position until it gives `None`; then the buffer is used up
@@ -31,6 +35,12 @@ impl StreamDecoder {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.handed_out || self.partial.is_empty()
+    }
+
+    /// Bytes of heap that are kept for the partial packet; 0 when idle.
+    #[must_use]
+    pub fn heap_bytes(&self) -> usize {
+        self.partial.capacity()
     }
 
     /// The next packet of `input` from `*at` on, or `None` when the rest of `input` was used up.
@@ -89,7 +99,9 @@ impl StreamDecoder {
         let rest = input.get(*at..).unwrap_or_default();
         let taken = rest.get(..missing).unwrap_or(rest);
         if !taken.is_empty() {
-            self.partial.reserve_exact(missing);
+            if missing <= RESERVE_MAX {
+                self.partial.reserve_exact(missing);
+            }
             self.partial.extend_from_slice(taken);
             *at = at.saturating_add(taken.len());
         }
@@ -98,10 +110,7 @@ impl StreamDecoder {
 }
 
 /// The packet at the front of `bytes`, with the bytes that it takes, if it is there in whole.
-pub(crate) fn whole_packet(
-    bytes: &[u8],
-    body_max: usize,
-) -> Result<Option<(Packet<'_>, usize)>, DecodeError> {
+fn whole_packet(bytes: &[u8], body_max: usize) -> Result<Option<(Packet<'_>, usize)>, DecodeError> {
     let Some((head, rest)) = bytes.split_first_chunk::<HEADER_LEN>() else { return Ok(None) };
     let header = Header::parse(head);
     let body_len = check_length(&header, body_max)?;

@@ -1,0 +1,44 @@
+//! Reads the golden files of `testdata/wire`: JSON, and bytes as hex with repetition.
+
+use serde_json::Value;
+
+/// A golden file.
+pub(crate) fn load(name: &str) -> Value {
+    let path = format!("{}/../../testdata/wire/{name}", env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// The entries of a list. An empty one would test nothing, so it is an error.
+pub(crate) fn entries<'a>(file: &'a Value, list: &str) -> &'a [Value] {
+    let entries = file[list].as_array().unwrap_or_else(|| panic!("no list {list}"));
+    assert!(!entries.is_empty(), "{list} is empty");
+    entries
+}
+
+/// The bytes of a member: `0a(61)*3` is `0a616161`.
+pub(crate) fn hex(value: &Value) -> Vec<u8> {
+    let text = value.as_str().unwrap_or_else(|| panic!("no hex: {value}"));
+    let mut out = Vec::new();
+    let mut rest = text;
+    while let Some((plain, behind)) = rest.split_once('(') {
+        out.extend(digits(plain));
+        let (unit, behind) = behind.split_once(")*").unwrap_or_else(|| panic!("unclosed unit in {text}"));
+        let count_len = behind.find(|c: char| !c.is_ascii_digit()).unwrap_or(behind.len());
+        let (count, behind) = behind.split_at(count_len);
+        out.extend(digits(unit).repeat(count.parse().unwrap()));
+        rest = behind;
+    }
+    out.extend(digits(rest));
+    out
+}
+
+fn digits(text: &str) -> Vec<u8> {
+    assert!(text.len().is_multiple_of(2), "half a byte in {text}");
+    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+}
+
+/// A number, or what it is when absent.
+pub(crate) fn size_or(value: &Value, default: usize) -> usize {
+    value.as_u64().map_or(default, |size| size.try_into().unwrap())
+}

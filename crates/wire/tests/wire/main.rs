@@ -1,0 +1,10 @@
+//! Tests of the packet format: against the golden files of `testdata/wire`, and of what holds for any bytes.
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
+mod golden;
+mod golden_file;
+#[path = "../../../../fuzz/invariants/packet.rs"]
+mod packet;
+#[path = "../../../../fuzz/invariants/pieces.rs"]
+mod pieces;
+mod properties;
