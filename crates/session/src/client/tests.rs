@@ -1,0 +1,526 @@
+//! Both ends of a connection on a link that cuts and glues the bytes anyhow, in virtual time.
+
+use alloc::boxed::Box;
+use alloc::string::{String, ToString};
+use alloc::vec;
+use alloc::vec::Vec;
+
+use bytes::Bytes;
+use goim_wire::PacketBuf;
+use goim_wire::batch::BatchBuilder;
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    CloseReason, EncodedPush, Established, OutboxPool, QueueLimit, ServerRules, ServerSession,
+    SlowConsumerPolicy, Step,
+};
+
+const START: Moment = Moment(1_000);
+const TOKEN: &[u8] = br#"{"mid":1}"#;
+const LIMIT: QueueLimit = QueueLimit { bytes_max: usize::MAX, policy: SlowConsumerPolicy::Close };
+
+fn masks(seed: u64) -> Masks {
+    let mut state = seed | 1;
+    Box::new(move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state as u32).to_be_bytes()
+    })
+}
+
+fn opening(transport: Transport) -> Opening<'static> {
+    match transport {
+        Transport::Stream => Opening::Stream,
+        Transport::WebSocket => Opening::WebSocket { host: "h", path: "/sub", headers: &[("Cookie", "a=b")] },
+    }
+}
+
+/// What a client was told, owned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Told {
+    Authenticated(Vec<u8>),
+    Reply(Sequence, PacketBuf),
+    Failed(Sequence, Vec<u8>),
+    Online(i32),
+    Push(PacketBuf),
+    Unmatched(PacketBuf),
+    Disconnect(Option<u16>, Return),
+}
+
+/// Feeds one piece to the client, which must take all of it.
+fn feed(client: &mut ClientSession, now: Moment, piece: &[u8]) -> (Vec<Told>, Result<(), Ended>) {
+    let mut piece = piece.to_vec();
+    let (mut at, mut told) = (0, Vec::new());
+    loop {
+        told.push(match client.step(now, &mut piece, &mut at) {
+            Err(ended) => return (told, Err(ended)),
+            Ok(ClientStep::Idle) => break,
+            Ok(ClientStep::Handled) => continue,
+            Ok(ClientStep::Authenticated { reply }) => Told::Authenticated(reply.to_vec()),
+            Ok(ClientStep::Reply { request, packet }) => Told::Reply(request, packet.to_owned()),
+            Ok(ClientStep::Failed { request, error }) => Told::Failed(request, error.to_vec()),
+            Ok(ClientStep::Online { count }) => Told::Online(count),
+            Ok(ClientStep::Push(packet)) => Told::Push(packet.to_owned()),
+            Ok(ClientStep::Unmatched(packet)) => Told::Unmatched(packet.to_owned()),
+            Ok(ClientStep::Disconnect { code, advice, .. }) => Told::Disconnect(code, advice),
+        });
+    }
+    assert_eq!(at, piece.len(), "input left over");
+    (told, Ok(()))
+}
+
+/// A server that accepts every token, says that 7 are online and answers business packets with their body.
+struct Server {
+    rules: ServerRules,
+    pool: OutboxPool,
+    session: ServerSession,
+    token: Vec<u8>,
+    extended: bool,
+    rooms: Vec<Vec<u8>>,
+    heartbeats: usize,
+}
+
+impl Server {
+    fn new(transport: Transport) -> Self {
+        let websocket = websocket::Rules {
+            role: websocket::Role::Server,
+            lenient: false,
+            frame_bytes_max: 8192,
+            message_bytes_max: 8192,
+        };
+        let rules = ServerRules {
+            framing: FramingRules {
+                body_bytes_max: 4096,
+                head_bytes_max: 8192,
+                path: "/sub".to_string(),
+                websocket,
+            },
+            handshake_timeout: Duration::from_secs(5),
+            reply_bytes_max: usize::MAX,
+        };
+        let session = ServerSession::new(transport, &rules, START);
+        let pool = OutboxPool::new(1);
+        Self { rules, pool, session, token: Vec::new(), extended: false, rooms: Vec::new(), heartbeats: 0 }
+    }
+
+    fn feed(&mut self, now: Moment, piece: &[u8]) -> Result<(), CloseReason> {
+        let mut piece = piece.to_vec();
+        let mut at = 0;
+        loop {
+            match self.session.step(&self.rules, &mut self.pool, now, &mut piece, &mut at)? {
+                Step::Idle => break,
+                Step::Handled { .. } => {}
+                Step::Authenticate { token } => {
+                    self.token = token.to_vec();
+                    let established = Established {
+                        accepts: &[],
+                        heartbeat: Duration::from_secs(480),
+                        protover: self.extended.then_some(Version::GOIM),
+                        reply: if self.extended { br#"{"code":0}"# } else { b"" },
+                    };
+                    self.session.authenticated(&mut self.pool, now, &established);
+                }
+                Step::Heartbeat { version, sequence } => {
+                    self.heartbeats += 1;
+                    self.session.reply_heartbeat(&mut self.pool, version, sequence, 7);
+                }
+                Step::ChangeRoom { room } => self.rooms.push(room.to_vec()),
+                Step::Upstream { packet } => {
+                    let body = packet.body.to_vec();
+                    self.session.reply_upstream(&mut self.pool, &body);
+                }
+            }
+        }
+        assert_eq!(at, piece.len(), "input left over");
+        Ok(())
+    }
+
+    fn output(&mut self) -> Vec<u8> {
+        let bytes: Vec<u8> = self.session.outbox().pieces().flatten().copied().collect();
+        self.session.written(&mut self.pool, bytes.len());
+        bytes
+    }
+
+    fn push(&mut self, packet: &PacketBuf) {
+        self.session.push(&mut self.pool, &EncodedPush::new(packet), LIMIT);
+    }
+}
+
+/// Both ends. Bytes travel in pieces whose sizes come from `cuts`, over and over.
+struct Link {
+    client: ClientSession,
+    server: Server,
+    cuts: Vec<usize>,
+    next_cut: usize,
+    told: Vec<Told>,
+}
+
+impl Link {
+    fn new(transport: Transport, cuts: Vec<usize>) -> Self {
+        Self::with(transport, cuts, ClientRules::default())
+    }
+
+    fn with(transport: Transport, cuts: Vec<usize>, rules: ClientRules) -> Self {
+        let client = ClientSession::new(Arc::new(rules), opening(transport), TOKEN.to_vec(), masks(7), START);
+        Self { client, server: Server::new(transport), cuts, next_cut: 0, told: Vec::new() }
+    }
+
+    fn open(transport: Transport, cuts: Vec<usize>) -> Self {
+        let mut link = Self::new(transport, cuts);
+        link.run(START);
+        assert_eq!(link.take(), [Told::Authenticated(Vec::new())]);
+        link
+    }
+
+    fn cut<'a>(&mut self, bytes: &mut &'a [u8]) -> &'a [u8] {
+        let len = self.cuts[self.next_cut % self.cuts.len()].clamp(1, bytes.len());
+        self.next_cut += 1;
+        let (piece, rest) = bytes.split_at(len);
+        *bytes = rest;
+        piece
+    }
+
+    /// Carries bytes to and fro until none is left.
+    fn run(&mut self, now: Moment) {
+        loop {
+            let up = self.client.output().to_vec();
+            self.client.written(up.len());
+            let mut rest = up.as_slice();
+            while !rest.is_empty() {
+                let piece = self.cut(&mut rest);
+                self.server.feed(now, piece).unwrap();
+            }
+            let down = self.server.output();
+            let mut rest = down.as_slice();
+            while !rest.is_empty() {
+                let piece = self.cut(&mut rest);
+                let (told, result) = feed(&mut self.client, now, piece);
+                self.told.extend(told);
+                result.unwrap();
+            }
+            if up.is_empty() && down.is_empty() {
+                return;
+            }
+        }
+    }
+
+    fn take(&mut self) -> Vec<Told> {
+        core::mem::take(&mut self.told)
+    }
+}
+
+fn packet(operation: i32, sequence: Sequence, body: &[u8]) -> PacketBuf {
+    let (version, operation) = (Version::GOIM, Operation(operation));
+    PacketBuf { version, operation, sequence, body: Bytes::copy_from_slice(body) }
+}
+
+/// Something that happens on a connection.
+#[derive(Debug, Clone)]
+enum Action {
+    Request(i32, Vec<u8>),
+    Push(i32, Vec<u8>),
+    Batch(Vec<Vec<u8>>),
+    Carry,
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    let body = || prop::collection::vec(any::<u8>(), 0..300);
+    prop_oneof![
+        (prop::sample::select(vec![2, 4, 12, 14, 16, 1000, 1001]), body()).prop_map(|(op, body)| {
+            let listed = matches!(op, 14 | 16);
+            Action::Request(op, if listed { b"1000,1001".to_vec() } else { body })
+        }),
+        (1000..1010, body()).prop_map(|(op, body)| Action::Push(op, body)),
+        prop::collection::vec(body(), 0..5).prop_map(Action::Batch),
+        Just(Action::Carry),
+    ]
+}
+
+/// Does `action` on the link and says what the client must be told because of it, replies and pushes apart.
+fn act(link: &mut Link, action: Action, replies: &mut Vec<Told>, pushes: &mut Vec<Told>) {
+    match action {
+        Action::Carry => link.run(START),
+        Action::Request(op, body) => {
+            let Ok(request) = link.client.request(Version::GOIM, Operation(op), &body) else {
+                assert!(link.client.requests_len() == 64, "refused without a reason");
+                return;
+            };
+            let (op, body) = match op {
+                2 => (3, 7_i32.to_be_bytes().to_vec()),
+                12 | 14 | 16 => (op + 1, body),
+                _ => (op, body),
+            };
+            replies.push(Told::Reply(request, packet(op, request, &body)));
+        }
+        Action::Push(op, body) => {
+            let push = packet(op, Sequence::NONE, &body);
+            link.server.push(&push);
+            pushes.push(Told::Push(push));
+        }
+        Action::Batch(bodies) => {
+            let mut batch = BatchBuilder::new();
+            for body in &bodies {
+                let push = packet(1000, Sequence::NONE, body);
+                batch.push(push.as_packet());
+                pushes.push(Told::Push(push));
+            }
+            link.server.push(&batch.finish());
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_chunking_tells_the_same(
+        websocket: bool,
+        cuts in prop::collection::vec(1_usize..200, 1..20),
+        actions in prop::collection::vec(action(), 0..60),
+    ) {
+        let transport = if websocket { Transport::WebSocket } else { Transport::Stream };
+        let mut link = Link::open(transport, cuts);
+        prop_assert_eq!(link.server.token.as_slice(), TOKEN);
+        let (mut replies, mut pushes) = (Vec::new(), Vec::new());
+        for action in actions {
+            act(&mut link, action, &mut replies, &mut pushes);
+        }
+        link.run(START);
+        let (told_pushes, told_replies): (Vec<_>, Vec<_>) =
+            link.take().into_iter().partition(|told| matches!(told, Told::Push(_)));
+        prop_assert_eq!(told_replies, replies);
+        prop_assert_eq!(told_pushes, pushes);
+        prop_assert_eq!(link.client.requests_len(), 0);
+        prop_assert!(link.client.output().is_empty());
+    }
+
+    #[test]
+    fn no_input_makes_it_panic(
+        websocket: bool,
+        open: bool,
+        input in prop::collection::vec(any::<u8>(), 0..200),
+    ) {
+        let transport = if websocket { Transport::WebSocket } else { Transport::Stream };
+        let mut link = if open { Link::open(transport, vec![9]) } else { Link::new(transport, vec![9]) };
+        for piece in input.chunks(13) {
+            if feed(&mut link.client, START, piece).1.is_err() {
+                prop_assert_eq!(link.client.deadline(), Moment::NEVER);
+                break;
+            }
+        }
+    }
+}
+
+fn both(test: impl Fn(Transport)) {
+    test(Transport::Stream);
+    test(Transport::WebSocket);
+}
+
+#[test]
+fn heartbeats_are_sent_on_time_and_keep_both_ends_alive() {
+    both(|transport| {
+        let mut link = Link::open(transport, vec![3]);
+        let mut now = START;
+        for beat in 1..=5 {
+            assert_eq!(now.until(link.client.deadline()), Duration::from_secs(240));
+            now = link.client.deadline();
+            link.client.handle_timeout(Moment(now.0 - 1)).unwrap();
+            assert!(link.client.output().is_empty(), "too early");
+            link.client.handle_timeout(now).unwrap();
+            link.run(now);
+            assert_eq!(link.server.heartbeats, beat);
+            assert_eq!(link.take(), [Told::Online(7)]);
+            assert_eq!(link.server.session.expired(now.after(Duration::from_secs(240))), None);
+        }
+    });
+}
+
+#[test]
+fn a_silent_server_is_dead_after_the_timeout_and_not_before() {
+    let mut link = Link::open(Transport::Stream, vec![100]);
+    let sent = link.client.deadline();
+    link.client.handle_timeout(sent).unwrap();
+    let dead = sent.after(Duration::from_secs(15));
+    assert_eq!(link.client.deadline(), dead);
+    link.client.handle_timeout(Moment(dead.0 - 1)).unwrap();
+    assert_eq!(link.client.handle_timeout(dead), Err(Ended::HeartbeatLost));
+    assert_eq!(link.client.deadline(), Moment::NEVER);
+    assert_eq!(link.client.request(Version::GOIM, Operation(4), b""), Err(RequestError::NotOpen));
+}
+
+#[test]
+fn a_reply_behind_other_packets_and_a_driver_that_does_not_read_are_no_silence() {
+    let mut link = Link::open(Transport::Stream, vec![100]);
+    let sent = link.client.deadline();
+    link.client.handle_timeout(sent).unwrap();
+    let later = sent.after(Duration::from_secs(14));
+    link.server.push(&packet(1000, Sequence::NONE, b"x"));
+    let bytes = link.server.output();
+    feed(&mut link.client, later, &bytes).1.unwrap();
+    assert_eq!(link.client.deadline(), later.after(Duration::from_secs(15)));
+
+    link.client.set_reading(false, later);
+    let much_later = later.after(Duration::from_secs(200));
+    link.client.handle_timeout(much_later).unwrap();
+    link.client.set_reading(true, much_later);
+    link.client.handle_timeout(much_later).unwrap();
+    assert_eq!(link.client.deadline(), much_later.after(Duration::from_secs(15)));
+    link.run(much_later);
+    assert_eq!(link.take(), [Told::Online(7)]);
+}
+
+#[test]
+fn a_shorter_interval_brings_the_next_heartbeat_forward() {
+    let mut link = Link::open(Transport::Stream, vec![100]);
+    link.client.set_heartbeat_interval(Duration::from_secs(20), START);
+    assert_eq!(START.until(link.client.deadline()), Duration::from_secs(20));
+}
+
+#[test]
+fn without_an_auth_reply_the_handshake_ends_in_time() {
+    both(|transport| {
+        let mut link = Link::new(transport, vec![100]);
+        let deadline = link.client.deadline();
+        assert_eq!(START.until(deadline), Duration::from_secs(10));
+        assert_eq!(link.client.handle_timeout(deadline), Err(Ended::HandshakeTimeout));
+    });
+}
+
+#[test]
+fn the_token_waits_for_the_upgrade_and_is_not_in_debug_output() {
+    let link = Link::new(Transport::WebSocket, vec![100]);
+    let request = String::from_utf8(link.client.output().to_vec()).unwrap();
+    assert!(request.starts_with("GET /sub HTTP/1.1\r\n"), "{request}");
+    assert!(request.contains("Cookie: a=b\r\n"), "{request}");
+    assert!(request.ends_with("\r\n\r\n"), "{request}");
+    assert!(!alloc::format!("{:?}", link.client).contains("mid"));
+}
+
+#[test]
+fn a_refused_upgrade_ends_the_session() {
+    let mut link = Link::new(Transport::WebSocket, vec![100]);
+    let (_, result) = feed(&mut link.client, START, b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n");
+    assert!(matches!(result, Err(Ended::Framing(FramingError::Upgrade { .. }))), "{result:?}");
+}
+
+#[test]
+fn a_slow_upgrade_answer_with_frames_glued_on_loses_nothing() {
+    // Everything that the server says comes at once, behind the upgrade's answer.
+    let mut link = Link::new(Transport::WebSocket, vec![usize::MAX]);
+    link.run(START);
+    assert_eq!(link.take(), [Told::Authenticated(Vec::new())]);
+}
+
+#[test]
+fn requests_are_bounded_and_replies_find_them_in_any_order() {
+    let rules = ClientRules { requests_max: 3, ..ClientRules::default() };
+    let mut link = Link::with(Transport::Stream, vec![100], rules);
+    link.run(START);
+    link.take();
+    let mut request = |op| link.client.request(Version::GOIM, Operation(op), b"");
+    let (first, second, third) = (request(4).unwrap(), request(1000).unwrap(), request(12).unwrap());
+    assert_eq!(request(1000), Err(RequestError::TooMany { limit: 3 }));
+    assert!(!link.client.takes_requests());
+    let mut bytes = Vec::new();
+    let replies = [packet(13, third, b""), packet(25, second, b"{}"), packet(5, first, b"position")];
+    for reply in &replies {
+        reply.as_packet().encode(&mut bytes);
+    }
+    let (told, _) = feed(&mut link.client, START, &bytes);
+    let expect = [
+        Told::Reply(third, replies[0].clone()),
+        Told::Failed(second, b"{}".to_vec()),
+        Told::Reply(first, replies[2].clone()),
+    ];
+    assert_eq!(told, expect);
+    assert!(link.client.takes_requests());
+}
+
+#[test]
+fn what_belongs_to_nothing_is_told_and_not_an_error() {
+    let mut link = Link::open(Transport::Stream, vec![100]);
+    let check = |link: &mut Link, packet: PacketBuf, expect: fn(PacketBuf) -> Told| {
+        let bytes = packet.to_message_bytes();
+        assert_eq!(feed(&mut link.client, START, &bytes), (vec![expect(packet)], Ok(())));
+    };
+    check(&mut link, packet(13, Sequence(99), b"room"), Told::Unmatched);
+    check(&mut link, packet(8, Sequence(1), b""), Told::Unmatched);
+    check(&mut link, packet(25, Sequence(99), b"{}"), Told::Unmatched);
+    check(&mut link, packet(4, Sequence(99), b""), Told::Unmatched);
+    check(&mut link, packet(3, Sequence(1), b"odd length"), Told::Unmatched);
+    check(&mut link, packet(20, Sequence::NONE, b"notify"), Told::Push);
+    check(&mut link, packet(1000, Sequence(99), b"a push may have a mark"), Told::Push);
+    check(&mut link, packet(-7, Sequence::NONE, b""), Told::Push);
+}
+
+#[test]
+fn bodies_and_output_are_bounded() {
+    let mut link = Link::open(Transport::Stream, vec![100]);
+    let too_long = link.client.request(Version::GOIM, Operation(4), &[0; 4097]);
+    assert_eq!(too_long, Err(RequestError::BodyTooLong { len: 4097, limit: 4096 }));
+
+    let rules = ClientRules { output_bytes_max: 6000, ..ClientRules::default() };
+    let mut link = Link::with(Transport::Stream, vec![100], rules);
+    link.run(START);
+    link.client.request(Version::GOIM, Operation(4), &[0; 4096]).unwrap();
+    let full = link.client.request(Version::GOIM, Operation(4), &[0; 4096]);
+    assert_eq!(full, Err(RequestError::OutputFull { waiting: 4112 }));
+    link.client.written(3000);
+    link.client.request(Version::GOIM, Operation(4), &[0; 4096]).unwrap();
+    assert_eq!(link.client.output().len(), 4112 - 3000 + 4112);
+}
+
+#[test]
+fn a_length_out_of_bounds_ends_the_session_before_the_body_comes() {
+    let mut link = Link::open(Transport::Stream, vec![100]);
+    let huge = [0x7f, 0xff, 0xff, 0xff, 0, 16, 0, 1, 0, 0, 0, 9, 0, 0, 0, 0];
+    let (_, result) = feed(&mut link.client, START, &huge);
+    assert!(matches!(result, Err(Ended::Framing(FramingError::Packet(DecodeError::TooLong { .. })))));
+    assert_eq!(feed(&mut link.client, START, b"").1, Ok(()), "a session that is over only idles");
+}
+
+#[test]
+fn a_batch_with_garbage_inside_ends_the_session_after_its_good_packets() {
+    let mut link = Link::open(Transport::WebSocket, vec![100]);
+    let good = packet(1000, Sequence::NONE, b"good");
+    let mut body = good.to_message_bytes().to_vec();
+    body.extend_from_slice(b"no packet");
+    let batch = packet(9, Sequence::NONE, &body).to_message_bytes();
+    let mut bytes = Vec::new();
+    websocket::encode_frame(&mut bytes, Opcode::Binary, &batch, None);
+    let (told, result) = feed(&mut link.client, START, &bytes);
+    assert_eq!(told, [Told::Push(good)]);
+    assert!(matches!(result, Err(Ended::Framing(FramingError::Packet(_)))), "{result:?}");
+}
+
+#[test]
+fn an_extended_client_is_told_why_and_what_next() {
+    both(|transport| {
+        let mut link = Link::new(transport, vec![5]);
+        link.server.extended = true;
+        link.run(START);
+        assert_eq!(link.take(), [Told::Authenticated(br#"{"code":0}"#.to_vec())]);
+        let farewell = br#"{"code":3500,"reason":"superseded"}"#;
+        link.server.session.close(&mut link.server.pool, CloseReason::Superseded, farewell);
+        let bytes = link.server.output();
+        let (told, result) = feed(&mut link.client, START, &bytes);
+        assert_eq!(told, [Told::Disconnect(Some(3500), Return::Never)]);
+        let closed = if transport == Transport::WebSocket { Err(Ended::Closed) } else { Ok(()) };
+        assert_eq!(result, closed);
+    });
+}
+
+#[test]
+fn pings_are_answered_and_a_close_is_a_close_frame() {
+    let mut link = Link::open(Transport::WebSocket, vec![100]);
+    feed(&mut link.client, START, &[0x89, 2, b'h', b'i']).1.unwrap();
+    let pong = link.client.output().to_vec();
+    assert_eq!((pong[0], pong[1]), (0x8a, 0x82));
+    link.client.written(pong.len());
+    link.client.close();
+    let close = link.client.output().to_vec();
+    assert_eq!((close[0], close[1]), (0x88, 0x82));
+    link.client.close();
+    assert_eq!(link.client.output().len(), close.len(), "one close frame is enough");
+    assert_eq!(link.server.feed(START, &close), Err(CloseReason::PeerClosed));
+}
