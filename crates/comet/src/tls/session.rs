@@ -243,8 +243,7 @@ impl Inner {
         let peer_closed = if self.waiting.is_empty() {
             let pass = process(&mut self.rustls, cipher, plain, out)?;
             let rest = cipher.get(pass.used..).unwrap_or_default();
-            if !pass.peer_closed && !rest.is_empty() {
-                check_waiting(rest.len())?;
+            if !rest.is_empty() {
                 self.waiting = rest.to_vec();
             }
             pass.peer_closed
@@ -255,14 +254,13 @@ impl Inner {
             let pass = process(&mut self.rustls, &mut self.waiting, plain, out)?;
             self.waiting.drain(..pass.used);
             self.waiting.shrink_to_fit();
-            check_waiting(self.waiting.len())?;
             pass.peer_closed
         };
         if peer_closed {
             self.phase = Phase::PeerClosed;
             self.waiting = Vec::new();
         }
-        Ok(())
+        if self.waiting.len() > WAITING_BYTES_MAX { Err(TlsError::HandshakeTooLarge) } else { Ok(()) }
     }
 
     /// Brings rustls to the state in which it encrypts; whatever it wants to send before that goes out first.
@@ -291,10 +289,6 @@ impl Inner {
             }
         }
     }
-}
-
-fn check_waiting(bytes: usize) -> Result<(), TlsError> {
-    if bytes > WAITING_BYTES_MAX { Err(TlsError::HandshakeTooLarge) } else { Ok(()) }
 }
 
 /// What came of one pass over a buffer.

@@ -97,6 +97,7 @@ fn each_side_closes_on_its_own() {
         // What comes after the end is nobody's.
         pair.collect_from_client();
         pair.to_server.extend_from_slice(b"\x17\x03\x03\x00\x05hello and more");
+        pair.to_server.resize(pair.to_server.len() + 40_000, 7);
         assert_eq!(pair.settle(), TlsProgress { handshake_done: true, peer_closed: true });
         assert_eq!(pair.server_got, b"last words");
 
@@ -109,6 +110,28 @@ fn each_side_closes_on_its_own() {
         pair.settle();
         assert_eq!(pair.client_got, b"answer");
         assert!(pair.client_saw_close, "{version:?}");
+    }
+}
+
+#[test]
+fn a_client_may_say_all_at_once_and_leave() {
+    let authority = Authority::new();
+    // 0: in one read. Else in two, the first of which ends in the middle of a record.
+    for cut in [0, 3, 90, 150] {
+        let mut pair = Pair::new(&authority, VERSIONS[0], Chunks::All, Rng(10));
+        pair.collect_from_client();
+        pair.deliver_to_server().unwrap();
+        pair.deliver_to_client().unwrap();
+        // The end of the handshake, to which a ticket is the answer; data; the end of the session; junk.
+        pair.client_writes(&[1; 100]);
+        pair.client.send_close_notify();
+        pair.collect_from_client();
+        pair.to_server.resize(pair.to_server.len() + 40_000, 7);
+        let rest = pair.to_server.split_off(cut);
+        pair.deliver_to_server().unwrap();
+        pair.to_server = rest;
+        assert_eq!(pair.settle(), TlsProgress { handshake_done: true, peer_closed: true }, "{cut}");
+        assert_eq!(pair.server_got, [1; 100]);
     }
 }
 
