@@ -74,10 +74,6 @@ fn tls(config: &Config, faults: &mut Faults) {
                 key && !cert,
                 "comet.tls.key_file is set without comet.tls.cert_file: name the certificate too",
             );
-            faults.add_if(
-                !cert && !key,
-                "comet.tls.reload_interval is set without a certificate: name comet.tls.cert_file and comet.tls.key_file, or leave it out",
-            );
             readable("comet.tls.cert_file", cert_file, faults);
             readable("comet.tls.key_file", key_file, faults);
             positive("comet.tls.reload_interval", *reload_interval, faults);
@@ -137,7 +133,7 @@ fn collide(one: SocketAddr, other: SocketAddr) -> bool {
 }
 
 fn limits(config: &Config, faults: &mut Faults) {
-    let comet = &config.comet;
+    let (comet, job) = (&config.comet, &config.job);
     let packet = comet.limits.body_bytes_max.saturating_add(goim_wire::HEADER_LEN);
     faults.add_if(comet.limits.connections_max == 0, "comet.limits.connections_max: wants at least 1");
     faults.add_if(
@@ -160,6 +156,9 @@ fn limits(config: &Config, faults: &mut Faults) {
         config.push_log.append_deadline >= config.logic.push.append_deadline,
         "push_log.append_deadline: wants less than logic.push.append_deadline, so that a full log says so",
     );
+    faults.add_if(job.in_flight.bytes_max == 0, "job.in_flight.bytes_max: wants more than zero");
+    positive("job.comet.call_deadline", job.comet.call_deadline, faults);
+    positive("job.comet.probe_interval", job.comet.probe_interval, faults);
     if let Err(error) = config.logic.validate() {
         faults.add(error.to_string());
     }
@@ -202,7 +201,11 @@ mod tests {
         check(&[&cert, &key], "");
         check(&[&cert], "cert_file is set without comet.tls.key_file");
         check(&[&key], "key_file is set without comet.tls.cert_file");
-        check(&["comet.tls.reload_interval=3s"], "without a certificate");
+        check(&["comet.tls.reload_interval=3s"], "");
+        check(
+            &[&cert, &key, "comet.tls.reload_interval=0s"],
+            "comet.tls.reload_interval: wants more than zero",
+        );
         check(
             &[&cert, "comet.tls.key_file=/nonexistent"],
             "comet.tls.key_file = \"/nonexistent\" cannot be read",

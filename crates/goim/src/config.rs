@@ -9,13 +9,17 @@ use std::str::FromStr;
 
 use goim_adapters::memory::PushLogConfig;
 
+use crate::machine;
+
 /// What one process runs with.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Config {
     /// Sockets, sessions, fan-out. An empty `comet.node.server` stands for the machine's host name.
     pub comet: goim_comet::Config,
     /// Identity, directories, the push API.
     pub logic: goim_logic::Config,
+    /// Hand-over to comets.
+    pub job: goim_job::Config,
     /// The push log between logic and job. `record_bytes_max` is taken from `logic.push`.
     pub push_log: PushLogConfig,
     /// The HTTP listener.
@@ -60,6 +64,32 @@ pub enum LogFormat {
     Pretty,
     /// One JSON object a line, for collectors.
     Json,
+}
+
+impl Config {
+    /// Fills in what depends on the machine, and what follows from another setting.
+    pub(crate) fn complete(&mut self) {
+        if self.comet.node.server.as_str().is_empty() {
+            self.comet.node.server = machine::host_name().into();
+        }
+        self.push_log.record_bytes_max = self.logic.push.record_bytes_max;
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let mut comet = goim_comet::Config::default();
+        comet.node.server = "".into();
+        Self {
+            comet,
+            logic: goim_logic::Config::default(),
+            job: goim_job::Config::default(),
+            push_log: PushLogConfig::default(),
+            http: HttpConfig::default(),
+            rpc: RpcConfig::default(),
+            log: LogConfig::default(),
+        }
+    }
 }
 
 impl Default for HttpConfig {

@@ -5,8 +5,16 @@
 //!
 //! To embed the server, or to test against it: fill a [`Config`], call [`serve::start`].
 
+mod announcement;
 mod check;
+pub mod command;
 mod config;
+mod http_client;
+pub mod log;
+mod machine;
+mod operate;
+mod process_metrics;
+pub mod serve;
 pub mod settings;
 
 pub use config::{Config, HttpConfig, LogConfig, LogFormat, RpcConfig};

@@ -1,2 +1,7 @@
-//! The command line of goim.
-fn main() {}
+//! The `goim` binary: hands its arguments to the command they name.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    goim::command::run(std::env::args_os())
+}

@@ -28,7 +28,7 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
 pub(super) fn settings() -> Vec<Setting> {
     let mut table = settings! {
         [comet.shards] = "4", "Threads that own connections. Not set: one per core.";
-        [comet.report_interval], "How often the comet reports its rooms and its load. Stretched by itself when a report takes more than a\nhundredth of it.";
+        [comet.report_interval], "How often the comet reports its rooms and its load. Stretched by itself when a report takes more than a hundredth of it.";
 
         [comet.node.server] = "comet-1", "Name of the comet, unique in its cluster: sessions are found by it. Not set: this machine's host name.";
         [comet.node.region], "Region, for example \"sh\".";
@@ -44,7 +44,7 @@ pub(super) fn settings() -> Vec<Setting> {
         [comet.listen.websocket], "WebSocket.";
         [comet.listen.websocket_tls], "WebSocket inside TLS; the default opens only when a certificate is configured.";
         [comet.listen.websocket_path], "The only request target that is upgraded to WebSocket.";
-        [comet.listen.websocket_lenient], "Accepts what goim accepts of old clients: text frames, unmasked frames, oversized control frames. False: strict\nRFC 6455.";
+        [comet.listen.websocket_lenient], "Accepts what goim accepts of old clients: text frames, unmasked frames, oversized control frames. False: strict RFC 6455.";
         [comet.listen.backlog], "Connections waiting to be accepted, per listener and shard; the kernel's somaxconn caps it.";
     };
     table.extend(tls());
@@ -58,10 +58,10 @@ pub(super) fn settings() -> Vec<Setting> {
         [comet.limits.packets_per_second_max] = "50", "Inbound packets a second of one client, on average. Not set: no limit. One above it is read later, not refused.";
         [comet.limits.packets_burst], "Inbound packets that may come at once before packets_per_second_max applies.";
 
-        size [comet.send.queue_bytes_max], "What waits for one session whose socket is full. Worst-case memory is this times the sessions that do not read; raise\nit to ride out longer stalls of mobile clients at that cost. An empty queue takes one packet of any size.";
-        [comet.send.slow_consumer], "What happens to a packet that finds the queue full, by operation or range; the first that holds it counts. Policies:\ndrop-newest, drop-oldest, close. For example [\"1000..1999 drop-oldest\", \"4 close\"].";
+        size [comet.send.queue_bytes_max], "What waits for one session whose socket is full. Worst-case memory is this times the sessions that do not read; raise it to ride out longer stalls of mobile clients at that cost. An empty queue takes one packet of any size.";
+        [comet.send.slow_consumer], "What happens to a packet that finds the queue full, by operation or range; the first that holds it counts. Policies: drop-newest, drop-oldest, close. For example [\"1000..1999 drop-oldest\", \"4 close\"].";
         [comet.send.slow_consumer_default], "What happens to operations that slow_consumer does not name.";
-        size [comet.send.notsent_lowat_bytes], "What the kernel takes beyond what is on the wire (TCP_NOTSENT_LOWAT). Bounds the kernel's memory for a client that does\nnot read at about 130 KB instead of 4 MB.";
+        size [comet.send.notsent_lowat_bytes], "What the kernel takes beyond what is on the wire (TCP_NOTSENT_LOWAT). Bounds the kernel's memory for a client that does not read at about 130 KB instead of 4 MB.";
         [comet.send.inbox_commands_max], "Commands that wait for one shard. Full, the caller waits.";
         [comet.send.paced_broadcasts_max], "Broadcasts with a speed that may be under way at once.";
 

@@ -6,8 +6,8 @@ use super::load::{Loaded, Origin};
 use super::{SECTIONS, Setting, table};
 use crate::Config;
 
-/// Comment lines are wrapped by hand in the table; a longer one would not read well in a terminal.
-pub(crate) const WIDTH: usize = 120;
+/// Longest comment line, in characters: two windows fit side by side on a wide screen.
+const WIDTH: usize = 110;
 
 const HEAD: &str = "\
 # goim: every setting, with its default.
@@ -18,8 +18,9 @@ const HEAD: &str = "\
 #   3. the environment: comet.limits.handshake_timeout is GOIM_COMET_LIMITS_HANDSHAKE_TIMEOUT
 #   4. the command line: --set comet.limits.handshake_timeout=8s
 #
-# Durations have a unit (\"500ms\", \"30s\", \"4m\", \"1h30m\"), sizes too (\"64 KiB\"). A line that is commented out is a setting
-# without a default; what it shows is an example. \"none\" unsets an optional one. Unknown keys are refused.
+# Durations have a unit (\"500ms\", \"30s\", \"4m\", \"1h30m\"), sizes too (\"64 KiB\"). A line that is commented out is
+# a setting without a default; what it shows is an example. \"none\" unsets an optional one. Unknown keys are
+# refused.
 ";
 
 /// The default configuration with the documentation of every setting: what `goim config` prints.
@@ -29,9 +30,7 @@ pub fn document() -> String {
     let mut text = HEAD.to_owned();
     each_section(&mut text, |text, setting| {
         text.push('\n');
-        for line in setting.doc.lines() {
-            let _ = writeln!(text, "# {line}");
-        }
+        write_comment(text, setting.doc);
         write_value(text, setting, (setting.get)(&config), setting.example);
     });
     text
@@ -58,15 +57,27 @@ fn each_section(text: &mut String, mut row: impl FnMut(&mut String, &Setting)) {
         if section != open {
             text.push('\n');
             for (_, doc) in SECTIONS.iter().filter(|(key, _)| *key == section) {
-                for line in doc.lines() {
-                    let _ = writeln!(text, "# {line}");
-                }
+                write_comment(text, doc);
             }
             let _ = writeln!(text, "[{section}]");
             open = section;
         }
         row(text, setting);
     }
+}
+
+/// Lines of at most [`WIDTH`].
+fn write_comment(text: &mut String, doc: &str) {
+    let mut line = "#".to_owned();
+    for word in doc.split_whitespace() {
+        if line.chars().count() + 1 + word.chars().count() > WIDTH {
+            let _ = writeln!(text, "{line}");
+            line.truncate(1);
+        }
+        line.push(' ');
+        line.push_str(word);
+    }
+    let _ = writeln!(text, "{line}");
 }
 
 /// One line; commented out when there is no value.

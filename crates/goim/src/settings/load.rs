@@ -167,6 +167,12 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     for text in &sources.set {
         loader.pair(text);
     }
+    // A reload interval without files, as the printed defaults have it, is no TLS.
+    let config = &mut loader.loaded.config;
+    let _ = config
+        .comet
+        .tls
+        .take_if(|tls| tls.cert_file.as_os_str().is_empty() && tls.key_file.as_os_str().is_empty());
     if loader.faults.is_empty() { Ok(loader.loaded) } else { Err(ConfigError::Faults(loader.faults)) }
 }
 

@@ -8,6 +8,7 @@
 
 mod comet;
 mod document;
+mod job;
 mod load;
 mod logic;
 mod process;
@@ -19,7 +20,6 @@ use crate::Config;
 pub use document::{document, effective};
 pub use load::{ConfigError, Fault, Loaded, Origin, Sources, load};
 use value::Value;
-pub(crate) use value::show_duration;
 
 /// Prefix of environment variables that are settings.
 pub(crate) const ENVIRONMENT_PREFIX: &str = "GOIM_";
@@ -118,6 +118,7 @@ static TABLE: LazyLock<Vec<Setting>> = LazyLock::new(|| {
     let mut table = process::settings();
     table.extend(comet::settings());
     table.extend(logic::settings());
+    table.extend(job::settings());
     table
 });
 
@@ -129,7 +130,7 @@ pub fn table() -> &'static [Setting] {
 
 /// What stands above a group of settings.
 static SECTIONS: LazyLock<Vec<(&'static str, &'static str)>> =
-    LazyLock::new(|| [process::SECTIONS, comet::SECTIONS, logic::SECTIONS].concat());
+    LazyLock::new(|| [process::SECTIONS, comet::SECTIONS, logic::SECTIONS, job::SECTIONS].concat());
 
 /// The setting with this key.
 fn find(key: &str) -> Option<&'static Setting> {
@@ -150,3 +151,6 @@ fn nearest<'a>(wrong: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a 
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, name)| name)
 }
+
+#[cfg(test)]
+mod tests;

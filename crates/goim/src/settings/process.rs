@@ -24,7 +24,7 @@ pub(super) fn settings() -> Vec<Setting> {
         [rpc.logic] = "127.0.0.1:3119", "goim.logic.Logic, which comets call. \"none\" leaves it closed.";
 
         [push_log.records_max], "Records between their acceptance and their hand-over to comets.";
-        size [push_log.bytes_max], "The same in bytes, with 160 B for the housekeeping of each: what a burst may cost. An empty log takes one record of\nany size that logic.push.record_bytes_max allows.";
+        size [push_log.bytes_max], "The same in bytes, with 160 B for the housekeeping of each: what a burst may cost. An empty log takes one record of any size that logic.push.record_bytes_max allows.";
         [push_log.append_deadline], "How long a push waits for room before it is refused.";
         [push_log.waiting_max], "Pushes that may wait for room at once. One more is refused at once.";
         [push_log.read_records_max], "Records that one read of job gives at most.";

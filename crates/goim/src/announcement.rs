@@ -1,0 +1,164 @@
+//! What a process says when it is up: a few lines for people, the same and more for the log.
+
+use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use goim_logic::PushProtection;
+
+use crate::Config;
+use crate::serve::{Addrs, Running};
+
+/// Room, operation and ports of the examples.
+const ROOM: &str = "live://1000";
+const TCP_PORT: u16 = 3101;
+const HTTP_PORT: u16 = 3111;
+
+/// For standard output: where to connect, a push that works as it stands, the next step.
+pub(crate) fn text(config: &Config, running: &Running) -> String {
+    let addrs = running.addrs();
+    let program = std::env::args().next().unwrap_or_else(|| "goim".to_owned());
+    let mut text =
+        format!("goim {} is up: comet, logic and job in one process\n\n", env!("CARGO_PKG_VERSION"));
+    let mut line = |name: &str, value: &str| {
+        let _ = writeln!(text, "  {name:<10} {value}");
+    };
+    line("clients", &clients(config, addrs).join("  "));
+    line("push API", &format!("http://{}  {}", reachable(addrs.http), running.logic().push_protection()));
+    line("operation", &format!("http://{}/metrics  /healthz  /readyz", reachable(addrs.http)));
+    let rpc = |addr: Option<SocketAddr>| addr.map_or("closed".to_owned(), |addr| addr.to_string());
+    line("gRPC", &format!("comet {}  logic {}", rpc(addrs.comet_rpc), rpc(addrs.logic_rpc)));
+    line(
+        "identity",
+        "open: clients are believed what they say of themselves; for development and trusted networks",
+    );
+    let _ = write!(
+        text,
+        "\nConnect a client, in another terminal:\n  {program} connect{} --room {ROOM} --accepts 1000\n\n\
+         Push to it, in a third:\n  {}\n",
+        url_option(config, addrs),
+        curl(addrs.http, running.logic().push_protection()),
+    );
+    text
+}
+
+/// For the log: the same as fields, and what the bounded queues may take at worst.
+pub(crate) fn log(config: &Config, running: &Running) {
+    let addrs = running.addrs();
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        server = %running.server(),
+        tcp = ?addrs.tcp,
+        websocket = ?addrs.websocket,
+        tcp_tls = ?addrs.tcp_tls,
+        websocket_tls = ?addrs.websocket_tls,
+        http = %addrs.http,
+        comet_rpc = ?addrs.comet_rpc,
+        logic_rpc = ?addrs.logic_rpc,
+        push = %running.logic().push_protection(),
+        "up"
+    );
+    tracing::warn!("identity is open: clients are believed what they say of themselves");
+    let MemoryBound { push_log, in_flight, http_bodies, sessions } = memory_bound(config);
+    tracing::info!(
+        push_log,
+        job_in_flight = in_flight,
+        http_bodies,
+        session_queues_if_nobody_reads = sessions,
+        "worst-case memory of the bounded queues, in MiB"
+    );
+}
+
+/// Upper bounds in MiB.
+#[derive(Debug, PartialEq, Eq)]
+struct MemoryBound {
+    push_log: u64,
+    in_flight: u64,
+    http_bodies: u64,
+    sessions: u64,
+}
+
+fn memory_bound(config: &Config) -> MemoryBound {
+    let mib = |bytes: u64| bytes >> 20;
+    let product = |a: usize, b: usize| mib((a as u64).saturating_mul(b as u64));
+    let http = &config.logic.http;
+    let comet = &config.comet;
+    MemoryBound {
+        push_log: mib(config.push_log.bytes_max as u64),
+        in_flight: mib(config.job.in_flight.bytes_max as u64),
+        http_bodies: product(http.connections_max, http.body_bytes_max),
+        sessions: product(comet.limits.connections_max, comet.send.queue_bytes_max),
+    }
+}
+
+fn clients(config: &Config, addrs: &Addrs) -> Vec<String> {
+    let path = &config.comet.listen.websocket_path;
+    let urls = |scheme: &str, addrs: &[SocketAddr], path: &str| -> Vec<String> {
+        addrs.iter().map(|addr| format!("{scheme}://{}{path}", reachable(*addr))).collect()
+    };
+    [
+        urls("tcp", &addrs.tcp, ""),
+        urls("ws", &addrs.websocket, path),
+        urls("tls", &addrs.tcp_tls, ""),
+        urls("wss", &addrs.websocket_tls, path),
+    ]
+    .concat()
+}
+
+/// An address that this machine can connect to: "every interface" is none.
+fn reachable(addr: SocketAddr) -> SocketAddr {
+    let ip = match addr.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, addr.port())
+}
+
+/// Nothing where `goim connect` finds the server by itself.
+fn url_option(config: &Config, addrs: &Addrs) -> String {
+    match addrs.tcp.first() {
+        Some(addr) if reachable(*addr) == SocketAddr::from((Ipv4Addr::LOCALHOST, TCP_PORT)) => String::new(),
+        _ => clients(config, addrs).first().map(|url| format!(" --url {url}")).unwrap_or_default(),
+    }
+}
+
+/// A push to the example's room that works as it stands, given the key where one is needed.
+fn curl(http: SocketAddr, protection: PushProtection) -> String {
+    let key = match protection {
+        PushProtection::LoopbackOnly => "",
+        PushProtection::ApiKeys(_) => " -H \"Authorization: Bearer $GOIM_API_KEY\"",
+    };
+    let http = reachable(http);
+    format!("curl -d hello{key} 'http://{http}/goim/push/room?operation=1000&type=live&room=1000'")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_that_can_be_reached() {
+        let check =
+            |addr: &str, expect: &str| assert_eq!(reachable(addr.parse().unwrap()).to_string(), expect);
+        check("0.0.0.0:3101", "127.0.0.1:3101");
+        check("[::]:3101", "[::1]:3101");
+        check("10.0.0.1:3101", "10.0.0.1:3101");
+    }
+
+    #[test]
+    fn the_curl_names_the_key_where_one_is_needed() {
+        let http = SocketAddr::from((Ipv4Addr::UNSPECIFIED, HTTP_PORT));
+        assert_eq!(
+            curl(http, PushProtection::LoopbackOnly),
+            "curl -d hello 'http://127.0.0.1:3111/goim/push/room?operation=1000&type=live&room=1000'"
+        );
+        assert!(curl(http, PushProtection::ApiKeys(2)).contains("Bearer $GOIM_API_KEY"));
+    }
+
+    #[test]
+    fn memory_of_the_defaults() {
+        let bound = memory_bound(&Config::default());
+        assert_eq!((bound.push_log, bound.in_flight), (64, 256));
+        assert_eq!(bound.http_bodies, 40_000, "10,000 connections of 4 MiB");
+    }
+}

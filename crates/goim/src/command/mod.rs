@@ -1,0 +1,142 @@
+//! The commands of the binary.
+//!
+//! Each command is a module with its arguments and a `run`. What they share is here: how arguments are read, how a
+//! command ends, where its output goes.
+
+mod config;
+mod push;
+mod serve;
+
+use std::ffi::OsString;
+use std::fmt;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::settings::{ConfigError, Loaded, Sources, load};
+
+/// goim: holds very many long connections and pushes messages to them.
+#[derive(Debug, Parser)]
+#[command(name = "goim", version, max_term_width = 110, after_help = AFTER_HELP)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const AFTER_HELP: &str = "\
+Start here:
+  goim serve                                    the whole system in one process
+  goim connect --room live://1000               in another terminal: a client
+  goim push room live://1000 --body hello       in a third: a push to it
+
+Exit status: 0 done, 1 failed, 64 wrong arguments or configuration, 69 server not reached.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run comet, logic and job in this process
+    Serve(serve::Arguments),
+    /// Print, check or explain the configuration
+    Config(config::Arguments),
+    /// Push a message by way of the HTTP API
+    Push(push::Arguments),
+    /// Print the version
+    Version,
+}
+
+/// Runs the command that the arguments name and says how the process should end.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            // Help and version are what was asked for, the rest is a mistake.
+            return if error.use_stderr() { Failure::USAGE.into() } else { ExitCode::SUCCESS };
+        }
+    };
+    let result = match cli.command {
+        Command::Serve(arguments) => serve::run(&arguments),
+        Command::Config(arguments) => config::run(&arguments),
+        Command::Push(arguments) => push::run(&arguments),
+        Command::Version => print(&format!("goim {}\n", env!("CARGO_PKG_VERSION"))),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            let _ = writeln!(io::stderr(), "goim: {failure}");
+            failure.code.into()
+        }
+    }
+}
+
+/// Why a command did not do what it was told.
+#[derive(Debug)]
+struct Failure {
+    code: u8,
+    text: String,
+}
+
+impl Failure {
+    /// Wrong arguments or configuration: `EX_USAGE`.
+    const USAGE: u8 = 64;
+    /// Nobody answers: `EX_UNAVAILABLE`.
+    const UNAVAILABLE: u8 = 69;
+
+    fn new(text: impl Into<String>) -> Self {
+        Self { code: 1, text: text.into() }
+    }
+
+    fn usage(text: impl Into<String>) -> Self {
+        Self { code: Self::USAGE, text: text.into() }
+    }
+
+    fn unavailable(text: impl Into<String>) -> Self {
+        Self { code: Self::UNAVAILABLE, text: text.into() }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::usage(error.to_string())
+    }
+}
+
+/// Writes to standard output. A reader that has gone (`| head`) is no failure.
+fn print(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::new(format!("cannot write to standard output: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Where a command takes the configuration from.
+#[derive(Debug, Args)]
+struct SettingsArguments {
+    /// Take settings from this TOML file; `goim config` prints one with all of them
+    #[arg(long, value_name = "FILE", env = "GOIM_CONFIG")]
+    config: Option<PathBuf>,
+    /// Set one setting, over file and environment; may be given many times
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+impl SettingsArguments {
+    fn load(&self) -> Result<Loaded, ConfigError> {
+        let text = |value: OsString| value.to_string_lossy().into_owned();
+        load(&Sources {
+            file: self.config.clone(),
+            environment: std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect(),
+            set: self.set.clone(),
+        })
+    }
+}

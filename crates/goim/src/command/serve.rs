@@ -1,0 +1,118 @@
+//! `goim serve`: brings the system up, says so, and brings it down when asked.
+
+use clap::Args;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::{Failure, SettingsArguments, print};
+use crate::serve::{self, StartError};
+use crate::{Config, announcement, log, machine};
+
+/// Runs comet, logic and job in this process, with nothing else installed. Stops gently on SIGTERM and SIGINT, at once on
+/// the second one.
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    settings: SettingsArguments,
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  goim serve
+  goim serve --config goim.toml
+  goim serve --set comet.listen.tcp=:4101 --set log.format=json
+  GOIM_LOGIC_HTTP_API_KEYS=a-secret-of-16-bytes goim serve
+
+`goim config` prints all settings with their meaning.";
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let config = arguments.settings.load()?.config;
+    config.check()?;
+    log::start(&config.log);
+    open_files(&config);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("goim-runtime")
+        .build()
+        .map_err(|error| Failure::new(format!("cannot start the runtime: {error}")))?;
+    let result = runtime.block_on(serve_until_told(config));
+    // What hangs in a system call must not keep the process.
+    runtime.shutdown_background();
+    result
+}
+
+async fn serve_until_told(config: Config) -> Result<(), Failure> {
+    // Signals are caught before anything is up, so that none is lost.
+    let mut signals =
+        Signals::catch().map_err(|error| Failure::new(format!("cannot catch signals: {error}")))?;
+    let running = serve::start(config.clone()).await.map_err(Failure::from)?;
+    announcement::log(&config, &running);
+    print(&announcement::text(&config, &running))?;
+    let name = signals.stop().await;
+    tracing::info!(signal = name, "draining; a second signal stops at once");
+    tokio::select! {
+        () = running.drain() => tracing::info!("drained"),
+        name = signals.stop() => tracing::warn!(signal = name, "stopped at once, sessions are cut off"),
+    }
+    Ok(())
+}
+
+impl From<StartError> for Failure {
+    fn from(error: StartError) -> Self {
+        match error {
+            StartError::Config(error) => error.into(),
+            other => Self::new(other.to_string()),
+        }
+    }
+}
+
+/// Every connection is an open file.
+fn open_files(config: &Config) {
+    let limit = match machine::raise_open_files() {
+        Ok(limit) => limit,
+        Err(error) => {
+            tracing::warn!(%error, "the limit of open files cannot be raised");
+            return;
+        }
+    };
+    let shown = |limit: Option<u64>| limit.map_or("none".to_owned(), |limit| limit.to_string());
+    tracing::info!(before = shown(limit.before), now = shown(limit.now), "limit of open files");
+    let wanted = config.comet.limits.connections_max as u64;
+    if let Some(now) = limit.now.filter(|now| *now < wanted) {
+        tracing::warn!(
+            open_files = now,
+            connections_max = wanted,
+            "fewer open files are allowed than comet.limits.connections_max; raise the hard limit (ulimit -Hn, LimitNOFILE) \
+             or lower the setting"
+        );
+    }
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    fn catch() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// The next signal that asks to stop. SIGHUP does not: it is answered on the way.
+    async fn stop(&mut self) -> &'static str {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return "SIGTERM",
+                _ = self.interrupt.recv() => return "SIGINT",
+                _ = self.hang_up.recv() => {
+                    tracing::info!("SIGHUP: certificates are read again when their files change; nothing else to reload");
+                }
+            }
+        }
+    }
+}

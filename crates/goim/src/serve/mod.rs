@@ -1,0 +1,208 @@
+//! The whole system in one process: comet, logic and job over adapters in memory.
+//!
+//! This is composition and nothing else. The roles are the same as in a cluster; here the ports lead to each other
+//! inside the process.
+//!
+//! Everything is checked and bound before anything runs: a start either leads to a complete system or to an error and
+//! nothing left behind.
+
+mod bind;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use goim_adapters::memory::{
+    MemoryNodes, MemoryPushLog, MemoryRooms, MemorySessions, SharedComets, push_log,
+};
+use goim_comet::{Comet, ListenAddrs};
+use goim_job::Job;
+use goim_logic::Logic;
+use goim_ports::{LogicPort, ServerId};
+use prometheus_client::registry::Registry;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+pub use bind::StartError;
+
+use crate::operate::{self, Operation};
+use crate::{Config, process_metrics};
+
+/// Where a running system listens, with the ports that port 0 became.
+#[derive(Debug, Clone)]
+pub struct Addrs {
+    /// Clients over TCP.
+    pub tcp: Vec<SocketAddr>,
+    /// Clients over TCP inside TLS.
+    pub tcp_tls: Vec<SocketAddr>,
+    /// Clients over WebSocket.
+    pub websocket: Vec<SocketAddr>,
+    /// Clients over WebSocket inside TLS.
+    pub websocket_tls: Vec<SocketAddr>,
+    /// The HTTP API and the operator's pages.
+    pub http: SocketAddr,
+    /// gRPC of comet.
+    pub comet_rpc: Option<SocketAddr>,
+    /// gRPC of logic.
+    pub logic_rpc: Option<SocketAddr>,
+}
+
+/// A running system. Dropping it stops it at once; [`Running::drain`] stops it gently.
+pub struct Running {
+    addrs: Addrs,
+    server: ServerId,
+    comet: Arc<Comet>,
+    logic: Arc<Logic>,
+    log: Arc<MemoryPushLog>,
+    operation: Arc<Operation>,
+    stop_serving: watch::Sender<bool>,
+    serving: Vec<JoinHandle<()>>,
+    job: JoinHandle<()>,
+}
+
+/// Starts the whole system. Must be called inside a tokio runtime with more than one thread.
+///
+/// An empty `comet.node.server` becomes the machine's host name.
+///
+/// # Errors
+/// [`StartError`]: the configuration is impossible, or an address cannot be listened on. Nothing is left running.
+///
+/// # Cancel safety
+/// Dropping the future before it is done stops what was started.
+pub async fn start(mut config: Config) -> Result<Running, StartError> {
+    config.check()?;
+    config.complete();
+    let http = bind::listen("http.listen", config.http.listen).await?;
+    let comet_rpc = bind::listen_if("rpc.comet", config.rpc.comet).await?;
+    let logic_rpc = bind::listen_if("rpc.logic", config.rpc.logic).await?;
+    bind::probe_clients(&config)?;
+    let listening = comet_rpc.as_ref().map(|bound| bound.addr);
+    config.comet.node.rpc_addr = config.comet.node.rpc_addr.or(listening);
+
+    let (log, reader) = push_log(config.push_log.clone());
+    let nodes = Arc::new(MemoryNodes::new());
+    let sessions = Arc::new(MemorySessions::new());
+    let rooms = Arc::new(MemoryRooms::new());
+    let logic = Logic::new(
+        config.logic.clone(),
+        goim_logic::Dependencies { sessions, rooms, nodes: nodes.clone(), push_log: log.clone() },
+    );
+    let comet = Comet::start(
+        config.comet.clone(),
+        goim_comet::Dependencies {
+            logic: logic.clone() as Arc<dyn LogicPort>,
+            nodes,
+            runtime: Handle::current(),
+        },
+    )
+    .map_err(|error| bind::comet_error(error, &config))?;
+    let comet = Arc::new(comet);
+    let server = config.comet.node.server.clone();
+    let comets = Arc::new(SharedComets::new());
+    comets.insert(server.clone(), comet.port());
+    let job = Job::new(config.job.clone(), Box::new(reader), comets);
+
+    let mut registry = Registry::default();
+    comet.register_metrics(&mut registry);
+    logic.register_metrics(&mut registry);
+    job.register_metrics(registry.sub_registry_with_prefix("goim"));
+    process_metrics::register(&mut registry);
+    let operation = Arc::new(Operation::default());
+
+    let (stop_serving, stopping) = watch::channel(false);
+    let ListenAddrs { tcp, tcp_tls, websocket, websocket_tls } = comet.addrs().clone();
+    let addrs = Addrs {
+        tcp,
+        tcp_tls,
+        websocket,
+        websocket_tls,
+        http: http.addr,
+        comet_rpc: comet_rpc.as_ref().map(|bound| bound.addr),
+        logic_rpc: logic_rpc.as_ref().map(|bound| bound.addr),
+    };
+    let pages = operate::router(operation.clone());
+    let api = goim_logic::http::serve(logic.clone(), http.listener, pages, told(stopping.clone()));
+    let serving = vec![tokio::spawn(api)];
+    // Ends when the log does: what was accepted is handed over first.
+    let job = tokio::spawn(job.run(std::future::pending()));
+    operation.is_up(registry);
+    Ok(Running { addrs, server, comet, logic, log, operation, stop_serving, serving, job })
+}
+
+impl Running {
+    /// Where it listens.
+    #[must_use]
+    pub fn addrs(&self) -> &Addrs {
+        &self.addrs
+    }
+
+    /// The name of its comet.
+    #[must_use]
+    pub fn server(&self) -> &ServerId {
+        &self.server
+    }
+
+    /// Its comet.
+    #[must_use]
+    pub fn comet(&self) -> &Arc<Comet> {
+        &self.comet
+    }
+
+    /// Its logic, for example to add handlers of business packets.
+    #[must_use]
+    pub fn logic(&self) -> &Arc<Logic> {
+        &self.logic
+    }
+
+    /// The push log between logic and job, for its figures.
+    #[must_use]
+    pub fn push_log(&self) -> &Arc<MemoryPushLog> {
+        &self.log
+    }
+
+    /// Stops gently: `/readyz` says no, sessions are told to go at the configured pace, pushes are taken until the last has
+    /// gone, and what was accepted is handed over. Takes at most the sum of `comet.drain.deadline`,
+    /// `logic.http.shutdown_timeout` and `job.drain_deadline`.
+    ///
+    /// # Cancel safety
+    /// Dropping the future stops at once.
+    pub async fn drain(mut self) {
+        self.operation.is_draining();
+        self.comet.drain().await;
+        // A closed channel would tell them too.
+        let _ = self.stop_serving.send(true);
+        for task in &mut self.serving {
+            report("a server", task.await);
+        }
+        self.log.close();
+        report("job", (&mut self.job).await);
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.serving.iter().for_each(JoinHandle::abort);
+        self.job.abort();
+    }
+}
+
+impl std::fmt::Debug for Running {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Running")
+            .field("addrs", &self.addrs)
+            .field("server", &self.server)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Completes when `stopping` says so or its sender has gone.
+async fn told(mut stopping: watch::Receiver<bool>) {
+    let _ = stopping.wait_for(|stop| *stop).await;
+}
+
+/// A task that panicked is a bug of ours; the others are still brought down in order.
+fn report(name: &str, ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended {
+        tracing::error!(task = name, %error, "did not end in order");
+    }
+}
