@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use goim_ports::ServerId;
+use goim_session::SlowConsumerPolicy;
 
 /// Everything that a comet can be told.
 #[derive(Debug, Clone)]
@@ -109,7 +110,7 @@ pub struct LimitsConfig {
 /// How packets leave.
 #[derive(Debug, Clone)]
 pub struct SendConfig {
-    /// Bytes that wait for one session whose socket is full. Default 256 KiB. An empty queue takes one packet of any
+    /// Bytes that wait for one session whose socket is full. Default 1 MiB. An empty queue takes one packet of any
     /// size. Worst-case memory is this times the sessions that do not read.
     pub queue_bytes_max: usize,
     /// What happens to a packet that finds the queue full, by range of its operation; the first range that holds it
@@ -124,17 +125,6 @@ pub struct SendConfig {
     pub inbox_commands_max: usize,
     /// Broadcasts with a speed that may be under way at once. Default 64.
     pub paced_broadcasts_max: usize,
-}
-
-/// What happens to a packet whose receiver does not keep up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum SlowConsumerPolicy {
-    /// The new packet is dropped.
-    DropNewest,
-    /// Waiting packets are dropped, oldest first, until the new one fits. A packet that is partly written stays.
-    DropOldest,
-    /// The session is closed.
-    Close,
 }
 
 /// Stopping gently.
@@ -222,7 +212,7 @@ impl Default for LimitsConfig {
 impl Default for SendConfig {
     fn default() -> Self {
         Self {
-            queue_bytes_max: 256 * 1024,
+            queue_bytes_max: 1024 * 1024,
             slow_consumer: Vec::new(),
             slow_consumer_default: SlowConsumerPolicy::DropNewest,
             notsent_lowat_bytes: 16 * 1024,

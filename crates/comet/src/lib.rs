@@ -1,17 +1,55 @@
 //! The gateway: sockets, sessions, rooms, fan-out. No business, no storage.
+//!
+//! A comet is a number of shards, one thread each ([`Config::shards`]). A connection lives and dies on the shard that
+//! accepted it. What shards share is small and listed here: the index of keys, the census of rooms, the counts of
+//! addresses, the certificate. Everybody else reaches a shard by its inbox.
+//!
+//! ```text
+//! job --CometPort--> port --commands--> shard: poll, listeners, connections, rooms, timers --> sockets
+//!                                        |  ^
+//!                                        v  | answers
+//!                                     LogicPort
+//! ```
+//!
+//! Bytes become packets in `goim-session`; this crate never looks into a body.
 
+mod address_book;
 mod config;
-#[allow(dead_code, unused_imports)] // Until the shards use it.
+mod connection;
+mod inbox;
+mod key_index;
+mod listen;
+mod metrics;
+mod port;
+mod report;
+mod rooms;
+mod shard;
+mod stats;
+mod timers;
 mod tls;
+mod transport;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use goim_ports::{CometPort, LogicPort, NodeDirectory};
+use goim_ports::{CometPort, LogicPort, NodeDirectory, ServerId};
+use goim_session::{FramingRules, ServerRules};
+use tokio::sync::Semaphore;
 
-pub use config::{
-    Config, DrainConfig, LimitsConfig, ListenConfig, NodeConfig, SendConfig, SlowConsumerPolicy, TlsConfig,
-};
+pub use config::{Config, DrainConfig, LimitsConfig, ListenConfig, NodeConfig, SendConfig, TlsConfig};
+pub use goim_session::SlowConsumerPolicy;
+
+use inbox::{Notice, ShardHandle};
+use shard::{Shard, Shared};
+use stats::{Counter, ShardStats};
+
+/// Replies that may wait for one client before no more of its packets are taken, in bytes. Not a setting: large enough
+/// for any honest pipelining, small enough not to matter.
+const REPLY_BYTES_MAX: usize = 16 * 1024;
+/// How long a drain waits for logic's answers to the last farewells.
+const FAREWELLS_DEADLINE: Duration = Duration::from_secs(5);
 
 /// What a comet needs of others.
 pub struct Dependencies {
@@ -55,9 +93,22 @@ pub enum StartError {
     Shard(std::io::Error),
 }
 
-/// A running comet.
+/// Why a certificate was not taken over. The one before stays in use.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct ReloadError(String);
+
+/// A running comet. Dropped without [`Comet::drain`], its shards close everything at once and end.
 pub struct Comet {
     addrs: ListenAddrs,
+    shared: Arc<Shared>,
+    shards: Vec<ShardHandle>,
+    stats: Vec<Arc<ShardStats>>,
+    threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
+    nodes: Arc<dyn NodeDirectory>,
+    port: Arc<port::Port>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+    draining: AtomicBool,
 }
 
 impl Comet {
@@ -66,8 +117,52 @@ impl Comet {
     /// # Errors
     /// [`StartError`]; nothing is left running then.
     pub fn start(config: Config, needs: Dependencies) -> Result<Self, StartError> {
-        let _ = (config, needs);
-        Ok(Self { addrs: ListenAddrs::default() })
+        let count = config.shards.map_or_else(cores, std::num::NonZeroUsize::get);
+        let certificates = match &config.tls {
+            None => None,
+            Some(files) => {
+                let store = tls::CertificateStore::load(files);
+                Some(Arc::new(store.map_err(|error| StartError::Tls(error.to_string()))?))
+            }
+        };
+        let listening = listen::open(&config, count, certificates.is_some())?;
+        let shared = Arc::new(Shared {
+            server: config.node.server.clone(),
+            logic: needs.logic,
+            runtime: needs.runtime.clone(),
+            keys: key_index::KeyIndex::new(),
+            addresses: address_book::AddressBook::new(
+                config.limits.connections_max,
+                config.limits.connections_per_address_max,
+            ),
+            census: Arc::new(rooms::Census::new()),
+            certificates,
+            farewells: Arc::default(),
+            started: Instant::now(),
+            config,
+        });
+        let (shards, stats, threads) = start_shards(&shared, listening.shards)?;
+        let port = Arc::new(port::Port {
+            shared: shared.clone(),
+            shards: shards.clone(),
+            pacing: Arc::new(Semaphore::new(shared.config.send.paced_broadcasts_max)),
+            unknown_keys: Arc::new(Counter::default()),
+        });
+        let mut tasks = vec![needs.runtime.spawn(report::run(shared.clone(), needs.nodes.clone()))];
+        if shared.certificates.is_some() {
+            tasks.push(needs.runtime.spawn(watch_certificate(shared.clone())));
+        }
+        Ok(Self {
+            addrs: listening.addrs,
+            shared,
+            shards,
+            stats,
+            threads: Mutex::new(threads),
+            nodes: needs.nodes,
+            port,
+            tasks,
+            draining: AtomicBool::new(false),
+        })
     }
 
     /// Where it listens.
@@ -76,18 +171,153 @@ impl Comet {
         &self.addrs
     }
 
+    /// The comet's name.
+    #[must_use]
+    pub fn server(&self) -> &ServerId {
+        &self.shared.server
+    }
+
     /// The way for job.
     #[must_use]
     pub fn port(&self) -> Arc<dyn CometPort> {
-        unimplemented!("the shards are being built")
+        self.port.clone()
     }
 
-    /// Adds this comet's metrics to `registry`.
+    /// Adds this comet's metrics to `registry`. They are read when the registry is.
     pub fn register_metrics(&self, registry: &mut prometheus_client::registry::Registry) {
-        let _ = registry;
+        registry.register_collector(Box::new(metrics::CometCollector {
+            shared: self.shared.clone(),
+            shards: self.stats.clone(),
+            unknown_keys: self.port.unknown_keys.clone(),
+        }));
+    }
+
+    /// Looks at the certificate's files now, rather than at the next interval. True when a new pair is in use.
+    ///
+    /// # Errors
+    /// [`ReloadError`] when the new pair cannot be used.
+    pub fn reload_certificate(&self) -> Result<bool, ReloadError> {
+        let Some(store) = &self.shared.certificates else { return Ok(false) };
+        store.reload_if_changed().map_err(|error| ReloadError(error.to_string()))
+    }
+
+    /// Connections held at this moment, authenticated or not.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.shared.addresses.connections()
     }
 
     /// Leaves the node directory, stops accepting, tells sessions to go at the configured pace, and returns when the
     /// comet is empty or the deadline has passed. Sessions' records are gone then. Later calls return at once.
-    pub async fn drain(&self) {}
+    ///
+    /// # Cancel safety
+    /// Dropped while waiting, the drain goes on without anybody to see its end.
+    pub async fn drain(&self) {
+        if self.draining.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        self.tasks.iter().for_each(tokio::task::JoinHandle::abort);
+        if let Err(error) = self.nodes.withdraw(self.shared.server.clone()).await {
+            tracing::warn!(%error, "could not leave the node list; clients may still be sent here");
+        }
+        let drain = &self.shared.config.drain;
+        self.end_shards(drain.sessions_per_second, drain.deadline, drain.reconnect_delay_max);
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        let joined = tokio::task::spawn_blocking(move || {
+            threads.into_iter().for_each(|thread| drop(thread.join()));
+        });
+        // The threads log their own panics; there is nothing to add.
+        let _ = joined.await;
+        let until = Instant::now() + FAREWELLS_DEADLINE;
+        while self.shared.farewells.load(Ordering::SeqCst) > 0 && Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    fn end_shards(&self, pace: std::num::NonZeroU32, deadline: Duration, delay_max: Duration) {
+        for shard in &self.shards {
+            shard.notice(Notice::Drain { sessions_per_second: pace, deadline, delay_max });
+        }
+    }
+}
+
+impl Drop for Comet {
+    fn drop(&mut self) {
+        if !self.draining.load(Ordering::SeqCst) {
+            self.tasks.iter().for_each(tokio::task::JoinHandle::abort);
+            self.end_shards(std::num::NonZeroU32::MAX, Duration::ZERO, Duration::ZERO);
+        }
+    }
+}
+
+type Started = (Vec<ShardHandle>, Vec<Arc<ShardStats>>, Vec<std::thread::JoinHandle<()>>);
+
+/// Makes all inboxes first: every shard knows every other.
+fn start_shards(
+    shared: &Arc<Shared>,
+    listeners: Vec<Vec<(mio::net::TcpListener, transport::Kind)>>,
+) -> Result<Started, StartError> {
+    let (mut handles, mut all_stats, mut parts) = (Vec::new(), Vec::new(), Vec::new());
+    for listeners in listeners {
+        let poll = mio::Poll::new().map_err(StartError::Shard)?;
+        let waker = mio::Waker::new(poll.registry(), shard::WAKE).map_err(StartError::Shard)?;
+        let stats = Arc::new(ShardStats::default());
+        let commands_max = shared.config.send.inbox_commands_max;
+        let (handle, inbox) = inbox::inbox(waker, commands_max, stats.inbox_depth.clone());
+        handles.push(handle);
+        all_stats.push(stats.clone());
+        parts.push((poll, inbox, stats, listeners));
+    }
+    let mut shards = Vec::new();
+    for (index, (poll, inbox, stats, listeners)) in parts.into_iter().enumerate() {
+        let rules = listeners.iter().map(|_| Arc::new(rules(&shared.config))).collect();
+        let shard = Shard::new(index, shared.clone(), handles.clone(), stats, poll, inbox, listeners, rules);
+        shards.push(shard.map_err(StartError::Shard)?);
+    }
+    let mut threads = Vec::new();
+    for (index, shard) in shards.into_iter().enumerate() {
+        let builder = std::thread::Builder::new().name(format!("comet-{index}"));
+        let thread = builder.spawn(move || {
+            // A server that has lost a shard would look alive and answer nobody: better to fall and be started again.
+            let run = std::panic::AssertUnwindSafe(|| shard.run());
+            if std::panic::catch_unwind(run).is_err() {
+                tracing::error!(shard = index, "a shard has failed; the process ends");
+                std::process::abort();
+            }
+        });
+        threads.push(thread.map_err(StartError::Shard)?);
+    }
+    Ok((handles, all_stats, threads))
+}
+
+/// What sessions of this configuration check.
+fn rules(config: &Config) -> ServerRules {
+    // A message carries one packet; a lenient reader forgives bytes behind it, within goim's buffer of 8 KiB.
+    let message_bytes_max = (config.limits.body_bytes_max + goim_wire::HEADER_LEN).max(8 * 1024);
+    ServerRules {
+        framing: FramingRules {
+            body_bytes_max: config.limits.body_bytes_max,
+            head_bytes_max: config.limits.request_head_bytes_max,
+            path: config.listen.websocket_path.clone(),
+            websocket: goim_session::websocket_rules(config.listen.websocket_lenient, message_bytes_max),
+        },
+        handshake_timeout: config.limits.handshake_timeout,
+        reply_bytes_max: REPLY_BYTES_MAX,
+    }
+}
+
+async fn watch_certificate(shared: Arc<Shared>) {
+    let (Some(store), Some(files)) = (&shared.certificates, &shared.config.tls) else { return };
+    loop {
+        tokio::time::sleep(files.reload_interval).await;
+        match store.reload_if_changed() {
+            Ok(true) => tracing::info!("the certificate has changed; new connections get the new one"),
+            Ok(false) => {}
+            Err(error) => tracing::error!(%error, "the new certificate cannot be used; the old one stays"),
+        }
+    }
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get)
 }

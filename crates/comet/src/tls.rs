@@ -9,5 +9,9 @@ mod session;
 mod tests;
 mod validity;
 
-pub(crate) use certificate::{CertificateError, CertificateStore};
-pub(crate) use session::{TlsError, TlsProgress, TlsSession};
+#[cfg(test)]
+pub(crate) use certificate::CertificateError;
+pub(crate) use certificate::CertificateStore;
+pub(crate) use session::TlsSession;
+#[cfg(test)]
+pub(crate) use session::{TlsError, TlsProgress};

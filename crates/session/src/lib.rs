@@ -1,1 +1,38 @@
-//! Placeholder.
+//! One connection's state machine, for both ends: bytes and time go in, bytes, steps and a deadline come out.
+//!
+//! This crate owns what happens on one connection between the first byte and the last: the upgrade to WebSocket,
+//! authentication, heartbeats, rooms and subscriptions, business packets, the order of replies, what waits to be
+//! sent and what happens when it does not drain. It owns no socket, no clock and no other connection: which
+//! sessions share a room or a key is the driver's business. `no_std` with `alloc` proves the first half of that.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`framing`] | the only place that tells a byte stream from WebSocket |
+//! | [`outbox`] | what waits to be sent, bounded |
+//! | [`server`] | the server's end |
+//! | [`client`] | the client's end |
+//! | [`close`] | why connections end, as one table |
+//! | [`moment`] | time as a number |
+//!
+//! Invariants:
+//! - Replies leave in the order of their requests. While one waits for an answer of the business, no further packet
+//!   is taken from the input.
+//! - Whatever waits is bounded: replies by refusing to read on, pushes by the policy of their operation.
+//! - An idle session owns no heap besides its subscriptions beyond four.
+#![no_std]
+
+extern crate alloc;
+
+pub mod client;
+pub mod close;
+pub mod framing;
+pub mod moment;
+pub mod outbox;
+pub mod server;
+
+pub use client::{ClientRules, ClientSession, ClientStep, Ended, Opening};
+pub use close::{CloseReason, Return};
+pub use framing::{EncodedPush, FramingRules, Transport, websocket_rules};
+pub use moment::Moment;
+pub use outbox::{Admission, Outbox, OutboxPool, QueueLimit, SlowConsumerPolicy};
+pub use server::{Established, ServerRules, ServerSession, Step};

@@ -8,8 +8,7 @@ mod store;
 use rustls::{AlertDescription, HandshakeKind};
 
 use self::pair::{Authority, Chunks, Pair, Rng, VERSIONS, seed};
-use super::session::{Mistaken, WAITING_BYTES_MAX};
-use super::{TlsError, TlsProgress, TlsSession};
+use super::session::{Mistaken, TlsError, TlsProgress, TlsSession, WAITING_BYTES_MAX};
 
 /// Sends `bytes` each way in writes of random sizes and compares.
 fn exchange(pair: &mut Pair, bytes: usize) {

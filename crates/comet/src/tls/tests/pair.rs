@@ -10,7 +10,8 @@ use allocation_counter::AllocationInfo;
 use rustls::{AlertDescription, ClientConfig, ClientConnection, RootCertStore, SupportedProtocolVersion};
 
 use crate::config::TlsConfig;
-use crate::tls::{CertificateStore, TlsError, TlsProgress, TlsSession};
+use crate::tls::CertificateStore;
+use crate::tls::session::{TlsError, TlsProgress, TlsSession};
 
 pub(super) const VERSIONS: [&SupportedProtocolVersion; 2] =
     [&rustls::version::TLS13, &rustls::version::TLS12];

@@ -9,7 +9,7 @@ use rustls::{
 };
 
 use super::pair::{Authority, Chunks, Pair, Rng, VERSIONS};
-use crate::tls::{TlsError, TlsProgress, TlsSession};
+use crate::tls::session::{TlsError, TlsProgress, TlsSession};
 
 /// A server whose client's keys have been taken over.
 struct Crafted {

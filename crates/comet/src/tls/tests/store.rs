@@ -9,7 +9,8 @@ use rustls::{ClientConfig, HandshakeKind};
 
 use super::pair::{self, Chunks, Folder, Identity, Pair, Rng, VERSIONS};
 use crate::config::TlsConfig;
-use crate::tls::{CertificateError, CertificateStore, TlsError};
+use crate::tls::certificate::{CertificateError, CertificateStore};
+use crate::tls::session::TlsError;
 
 struct Files {
     folder: Folder,

@@ -1,0 +1,157 @@
+//! The way into a shard for everybody else.
+//!
+//! Two queues. *Commands* come from outside (job, by way of the port) and are bounded: a full queue makes the caller
+//! wait. *Notices* are answers to calls that the shard itself has started, and words between shards; there is at most
+//! one outstanding call per connection and at most one word per connection replaced, which bounds them without a limit
+//! of their own, and a shard must be able to leave one without waiting.
+
+use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc as std_mpsc};
+use std::time::Duration;
+
+use bytes::Bytes;
+use goim_ports::{Accepted, AcceptedAt, ConnectError, LogicError, Operation, RoomId};
+use goim_session::EncodedPush;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+
+use crate::connection::ConnectionId;
+
+/// Something to send, from outside.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// To these connections, if they subscribed.
+    Push {
+        targets: Vec<ConnectionId>,
+        operation: Operation,
+        push: EncodedPush,
+        accepted_at: Option<AcceptedAt>,
+    },
+    /// To all in the room.
+    Room { room: RoomId, operation: Operation, push: EncodedPush, accepted_at: Option<AcceptedAt> },
+    /// To all that subscribed.
+    Broadcast { operation: Operation, push: EncodedPush, pace: Option<Pace>, accepted_at: Option<AcceptedAt> },
+}
+
+/// A broadcast that is not to go out in one burst.
+#[derive(Debug)]
+pub(crate) struct Pace {
+    /// Sessions per second on this shard.
+    pub(crate) speed: NonZeroU32,
+    /// Held while the broadcast is under way; bounds how many there are.
+    pub(crate) _permit: Arc<OwnedSemaphorePermit>,
+}
+
+/// An answer, or a word of another shard.
+#[derive(Debug)]
+pub(crate) enum Notice {
+    /// Logic has decided about a token.
+    Connected { connection: ConnectionId, farewells: u64, result: Result<Accepted, ConnectError> },
+    /// The business has answered.
+    Replied { connection: ConnectionId, result: Result<Bytes, LogicError> },
+    /// Another connection has the key now.
+    Superseded(ConnectionId),
+    /// Logic may have forgotten this session: tell it again.
+    Confirm(ConnectionId),
+    /// Stop accepting; close everything at this pace and by this time; then end.
+    Drain { sessions_per_second: NonZeroU32, deadline: Duration, delay_max: Duration },
+}
+
+/// A shard, seen from outside.
+#[derive(Clone)]
+pub(crate) struct ShardHandle {
+    commands: mpsc::Sender<Command>,
+    notices: std_mpsc::Sender<Notice>,
+    alarm: Arc<Alarm>,
+}
+
+/// Wakes a shard out of its poll, at the price of a system call only when it sleeps.
+struct Alarm {
+    waker: mio::Waker,
+    asleep: AtomicBool,
+}
+
+/// The shard's end.
+pub(crate) struct Inbox {
+    commands: mpsc::Receiver<Command>,
+    notices: std_mpsc::Receiver<Notice>,
+    alarm: Arc<Alarm>,
+    depth: Arc<AtomicUsize>,
+    /// A notice that was found when the shard was about to sleep.
+    found: Option<Notice>,
+}
+
+/// The command queue is full, or the shard is gone; the command is handed back.
+pub(crate) type Refused = mpsc::error::TrySendError<Command>;
+
+/// Makes the two ends. `depth` is kept at the number of commands that wait.
+pub(crate) fn inbox(waker: mio::Waker, commands_max: usize, depth: Arc<AtomicUsize>) -> (ShardHandle, Inbox) {
+    let (commands_in, commands) = mpsc::channel(commands_max.max(1));
+    let (notices_in, notices) = std_mpsc::channel();
+    let alarm = Arc::new(Alarm { waker, asleep: AtomicBool::new(false) });
+    let handle = ShardHandle { commands: commands_in, notices: notices_in, alarm: alarm.clone() };
+    (handle, Inbox { commands, notices, alarm, depth, found: None })
+}
+
+impl ShardHandle {
+    /// Leaves a command if there is room.
+    pub(crate) fn try_command(&self, command: Command) -> Result<(), Refused> {
+        self.commands.try_send(command)?;
+        self.alarm.ring();
+        Ok(())
+    }
+
+    /// Leaves a command, waiting for room. False when the shard is gone.
+    ///
+    /// # Cancel safety
+    /// Dropped while waiting, nothing was left.
+    pub(crate) async fn command(&self, command: Command) -> bool {
+        let sent = self.commands.send(command).await.is_ok();
+        self.alarm.ring();
+        sent
+    }
+
+    /// Leaves a notice.
+    pub(crate) fn notice(&self, notice: Notice) {
+        // A shard that is gone has no connection that could miss it.
+        let _ = self.notices.send(notice);
+        self.alarm.ring();
+    }
+}
+
+impl Alarm {
+    fn ring(&self) {
+        if self.asleep.swap(false, Ordering::SeqCst) {
+            // Fails only when the poll is gone, and with it the shard.
+            let _ = self.waker.wake();
+        }
+    }
+}
+
+impl Inbox {
+    /// Says that the shard is about to poll. False when something has come in meanwhile: then it must not sleep.
+    pub(crate) fn fall_asleep(&mut self, pending: bool) -> bool {
+        self.alarm.asleep.store(true, Ordering::SeqCst);
+        if self.found.is_none() {
+            self.found = self.notices.try_recv().ok();
+        }
+        !pending && self.found.is_none() && self.commands.is_empty()
+    }
+
+    /// Says that the shard is awake: nobody needs to ring.
+    pub(crate) fn wake_up(&self) {
+        self.alarm.asleep.store(false, Ordering::SeqCst);
+    }
+
+    /// The next command, if there is one.
+    pub(crate) fn command(&mut self) -> Option<Command> {
+        let command = self.commands.try_recv().ok();
+        self.depth.store(self.commands.len(), Ordering::Relaxed);
+        command
+    }
+
+    /// The next notice, if there is one.
+    pub(crate) fn notice(&mut self) -> Option<Notice> {
+        self.found.take().or_else(|| self.notices.try_recv().ok())
+    }
+}

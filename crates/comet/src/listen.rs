@@ -1,0 +1,79 @@
+//! Opening the listeners: one socket per address and shard, spread by the kernel (SO_REUSEPORT).
+
+use std::net::SocketAddr;
+
+use goim_session::Transport;
+use mio::net::TcpListener;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::config::Config;
+use crate::transport::Kind;
+use crate::{ListenAddrs, StartError};
+
+/// The listeners of all shards.
+pub(crate) struct Listening {
+    /// By shard.
+    pub(crate) shards: Vec<Vec<(TcpListener, Kind)>>,
+    /// Where they listen, in the order of the configuration.
+    pub(crate) addrs: ListenAddrs,
+}
+
+/// Opens all listeners of the configuration for `shards` shards.
+pub(crate) fn open(config: &Config, shards: usize, tls: bool) -> Result<Listening, StartError> {
+    let mut open =
+        Listening { shards: (0..shards).map(|_| Vec::new()).collect(), addrs: ListenAddrs::default() };
+    let listen = &config.listen;
+    let groups = [
+        (Transport::Stream, false, &listen.tcp),
+        (Transport::Stream, true, &listen.tcp_tls),
+        (Transport::WebSocket, false, &listen.websocket),
+        (Transport::WebSocket, true, &listen.websocket_tls),
+    ];
+    for (transport, over_tls, addrs) in groups {
+        if over_tls && !tls {
+            continue;
+        }
+        for addr in addrs {
+            let bound = open.open_one(config, Kind { transport, tls: over_tls }, *addr)?;
+            let list = match (transport, over_tls) {
+                (Transport::Stream, false) => &mut open.addrs.tcp,
+                (Transport::Stream, true) => &mut open.addrs.tcp_tls,
+                (Transport::WebSocket, false) => &mut open.addrs.websocket,
+                (Transport::WebSocket, true) => &mut open.addrs.websocket_tls,
+            };
+            list.push(bound);
+        }
+    }
+    Ok(open)
+}
+
+impl Listening {
+    fn open_one(&mut self, config: &Config, kind: Kind, addr: SocketAddr) -> Result<SocketAddr, StartError> {
+        let failed = |error| StartError::Listen { addr, error };
+        // SO_REUSEPORT would let a second server share the port unseen: a bind without it finds out first.
+        let probe = bind(config, addr, false).map_err(failed)?;
+        let bound = probe.local_addr().map_err(failed)?.as_socket().unwrap_or(addr);
+        drop(probe);
+        for shard in &mut self.shards {
+            let socket = bind(config, bound, true).map_err(failed)?;
+            socket.listen(config.listen.backlog).map_err(failed)?;
+            shard.push((TcpListener::from_std(socket.into()), kind));
+        }
+        Ok(bound)
+    }
+}
+
+/// A socket with the options that accepted connections inherit.
+fn bind(config: &Config, addr: SocketAddr, shared: bool) -> std::io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(shared)?;
+    // Never delay: messages are gathered before they are written, so Nagle could only add its wait.
+    socket.set_tcp_nodelay(true)?;
+    if let Err(error) = socket.set_tcp_notsent_lowat(config.send.notsent_lowat_bytes) {
+        tracing::warn!(%error, "TCP_NOTSENT_LOWAT is not to be had; slow readers cost more kernel memory");
+    }
+    socket.bind(&addr.into())?;
+    Ok(socket)
+}

@@ -1,0 +1,139 @@
+//! The way for job: turns pushes into commands for the shards that hold the receivers.
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use goim_ports::{Broadcast, Call, CometError, CometPort, KeyPush, RoomId, RoomPush};
+use goim_session::EncodedPush;
+use tokio::sync::Semaphore;
+use tokio::sync::mpsc::error::TrySendError;
+
+use crate::connection::ConnectionId;
+use crate::inbox::{Command, Pace, ShardHandle};
+use crate::shard::Shared;
+use crate::stats::Counter;
+
+/// A comet's port.
+pub(crate) struct Port {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) shards: Vec<ShardHandle>,
+    /// One permit for each broadcast with a speed that may be under way.
+    pub(crate) pacing: Arc<Semaphore>,
+    /// Keys pushed to that this comet does not hold.
+    pub(crate) unknown_keys: Arc<Counter>,
+}
+
+type Handover = Call<Result<(), CometError>>;
+
+impl CometPort for Port {
+    fn push(&self, push: KeyPush) -> Handover {
+        let mut targets: Vec<Vec<ConnectionId>> = vec![Vec::new(); self.shards.len()];
+        for key in &push.keys {
+            match self.shared.keys.find(key) {
+                Some(location) => targets[usize::from(location.shard)].push(location.connection),
+                None => self.unknown_keys.add(1),
+            }
+        }
+        let encoded = EncodedPush::new(&push.packet);
+        let commands = targets.into_iter().enumerate().filter(|(_, targets)| !targets.is_empty());
+        self.hand_over(commands.map(|(shard, targets)| {
+            let (operation, accepted_at) = (push.operation, push.accepted_at);
+            (shard, Command::Push { targets, operation, push: encoded.clone(), accepted_at })
+        }))
+    }
+
+    fn broadcast(&self, broadcast: Broadcast) -> Handover {
+        let Some(speed) = broadcast.speed else {
+            let encoded = EncodedPush::new(&broadcast.packet);
+            let (operation, accepted_at) = (broadcast.operation, broadcast.accepted_at);
+            return self.hand_over((0..self.shards.len()).map(|shard| {
+                (shard, Command::Broadcast { operation, push: encoded.clone(), pace: None, accepted_at })
+            }));
+        };
+        match self.pacing.clone().try_acquire_owned() {
+            Ok(permit) => self.pace(&broadcast, speed, permit),
+            // All places are taken: the caller waits for one.
+            Err(_) => {
+                let port = Self {
+                    shared: self.shared.clone(),
+                    shards: self.shards.clone(),
+                    pacing: self.pacing.clone(),
+                    unknown_keys: self.unknown_keys.clone(),
+                };
+                Call::pending(async move {
+                    let permit = port.pacing.clone().acquire_owned().await.map_err(|_| gone())?;
+                    port.pace(&broadcast, speed, permit).await
+                })
+            }
+        }
+    }
+
+    fn push_room(&self, push: RoomPush) -> Handover {
+        let shards = self.shared.census.shards_of(&push.room);
+        if shards == 0 {
+            return Call::Ready(Ok(()));
+        }
+        let encoded = EncodedPush::new(&push.packet);
+        let operation = push.packet.operation;
+        let holders = (0..self.shards.len()).filter(|shard| shards & (1 << (shard % 64)) != 0);
+        self.hand_over(holders.map(|shard| {
+            let (room, accepted_at) = (push.room.clone(), push.accepted_at);
+            (shard, Command::Room { room, operation, push: encoded.clone(), accepted_at })
+        }))
+    }
+
+    fn rooms(&self) -> Call<Result<Vec<RoomId>, CometError>> {
+        Call::Ready(Ok(self.shared.census.here().into_keys().collect()))
+    }
+}
+
+impl Port {
+    /// Starts a broadcast on each shard, at a speed in proportion to nothing but their number: the kernel spreads
+    /// connections evenly.
+    fn pace(
+        &self,
+        broadcast: &Broadcast,
+        speed: NonZeroU32,
+        permit: tokio::sync::OwnedSemaphorePermit,
+    ) -> Handover {
+        let encoded = EncodedPush::new(&broadcast.packet);
+        let speed = crate::shard::share(speed, self.shards.len());
+        let permit = Arc::new(permit);
+        let (operation, accepted_at) = (broadcast.operation, broadcast.accepted_at);
+        self.hand_over((0..self.shards.len()).map(|shard| {
+            let pace = Some(Pace { speed, _permit: permit.clone() });
+            (shard, Command::Broadcast { operation, push: encoded.clone(), pace, accepted_at })
+        }))
+    }
+
+    /// Leaves the commands with their shards. As soon as one is full, the rest is left by a call that waits.
+    fn hand_over(&self, commands: impl Iterator<Item = (usize, Command)>) -> Handover {
+        let mut waiting = Vec::new();
+        for (shard, command) in commands {
+            if !waiting.is_empty() {
+                waiting.push((self.shards[shard].clone(), command));
+                continue;
+            }
+            match self.shards[shard].try_command(command) {
+                Ok(()) => {}
+                Err(TrySendError::Full(command)) => waiting.push((self.shards[shard].clone(), command)),
+                Err(TrySendError::Closed(_)) => return Call::Ready(Err(gone())),
+            }
+        }
+        if waiting.is_empty() {
+            return Call::Ready(Ok(()));
+        }
+        Call::pending(async move {
+            for (shard, command) in waiting {
+                if !shard.command(command).await {
+                    return Err(gone());
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+fn gone() -> CometError {
+    CometError::Unavailable("it has stopped".to_owned())
+}

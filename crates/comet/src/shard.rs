@@ -1,0 +1,333 @@
+//! One shard: a thread with its own poll, listeners, connections, rooms and timers.
+//!
+//! A turn of the loop takes what is ready (sockets, inbox, timers), stages bytes on the sessions touched, then flushes
+//! each of them once. Nothing here waits for a peer, for another shard or for logic.
+//!
+//! This file owns the loop and the state; what happens in it is in the files beside: [`accept`](self) lets connections
+//! in, `input` takes their bytes, `answers` deals with logic's, `fanout` sends, `ending` lets them go.
+
+mod accept;
+mod answers;
+mod ending;
+mod fanout;
+mod input;
+
+use std::io;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use goim_ports::{AcceptedAt, LogicPort, ServerId};
+use goim_session::{Moment, OutboxPool, QueueLimit, ServerRules};
+use mio::{Events, Poll, Token};
+use slab::Slab;
+
+use crate::address_book::AddressBook;
+use crate::config::Config;
+use crate::connection::{Connection, ConnectionId};
+use crate::inbox::{Inbox, ShardHandle};
+use crate::key_index::KeyIndex;
+use crate::rooms::Rooms;
+use crate::stats::ShardStats;
+use crate::timers::{Tick, TimerWheel};
+use crate::transport::{Kind, Scratch};
+
+use accept::Listener;
+use ending::Draining;
+use fanout::PacedBroadcast;
+
+/// The poll's token for the inbox. Listeners count down from here; connections count up from zero.
+pub(crate) const WAKE: Token = Token(usize::MAX);
+/// Readiness taken from the kernel in one turn.
+const EVENTS_MAX: usize = 1024;
+/// Commands taken in one turn, so that sockets are looked at between.
+const COMMANDS_PER_TURN: usize = 256;
+/// Queues kept for sessions that will need one.
+const POOLED_QUEUES: usize = 4096;
+/// Longest sleep: a broken timer must not stop a shard for good.
+const SLEEP_MAX: Duration = Duration::from_secs(1);
+
+/// What all shards of a comet share.
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) server: ServerId,
+    pub(crate) logic: Arc<dyn LogicPort>,
+    pub(crate) runtime: tokio::runtime::Handle,
+    pub(crate) keys: KeyIndex,
+    pub(crate) addresses: AddressBook,
+    pub(crate) census: Arc<crate::rooms::Census>,
+    pub(crate) certificates: Option<Arc<crate::tls::CertificateStore>>,
+    /// Farewells that logic has not answered yet.
+    pub(crate) farewells: Arc<std::sync::atomic::AtomicUsize>,
+    pub(crate) started: Instant,
+}
+
+/// What the limits of a push are: by the range of its operation.
+fn queue_limit(config: &Config, operation: goim_ports::Operation) -> QueueLimit {
+    let send = &config.send;
+    let special = send.slow_consumer.iter().find(|(range, _)| range.contains(&operation.0));
+    let policy = special.map_or(send.slow_consumer_default, |(_, policy)| *policy);
+    QueueLimit { bytes_max: send.queue_bytes_max, policy }
+}
+
+/// A shard.
+pub(crate) struct Shard {
+    index: usize,
+    shared: Arc<Shared>,
+    /// All shards, this one included.
+    peers: Vec<ShardHandle>,
+    stats: Arc<ShardStats>,
+    poll: Poll,
+    inbox: Inbox,
+    listeners: Vec<Listener>,
+    /// Kinds of connections, by listener; outlives the listeners.
+    kinds: Vec<Kind>,
+    /// Rules of sessions, by listener.
+    rules: Vec<Arc<ServerRules>>,
+    connections: Slab<Connection>,
+    rooms: Rooms,
+    timers: TimerWheel,
+    pool: OutboxPool,
+    scratch: Scratch,
+    gather: Vec<u8>,
+    /// Receivers of the message being sent.
+    receivers: Vec<u32>,
+    now: Moment,
+    generation: u32,
+    /// To be flushed at the end of the turn.
+    staged: Vec<u32>,
+    /// Input that goes on in the next turn.
+    resumed: Vec<u32>,
+    /// Messages whose latency is counted when the turn is flushed.
+    accepted: Vec<AcceptedAt>,
+    due: Vec<(ConnectionId, Tick)>,
+    paced: Vec<PacedBroadcast>,
+    accept_credit: f64,
+    accept_seen: Moment,
+    accept_paused_until: Option<Moment>,
+    draining: Option<Draining>,
+    seed: u64,
+}
+
+impl Shard {
+    #[expect(clippy::too_many_arguments, reason = "all of it is made by one caller, once")]
+    pub(crate) fn new(
+        index: usize,
+        shared: Arc<Shared>,
+        peers: Vec<ShardHandle>,
+        stats: Arc<ShardStats>,
+        poll: Poll,
+        inbox: Inbox,
+        listeners: Vec<(mio::net::TcpListener, Kind)>,
+        rules: Vec<Arc<ServerRules>>,
+    ) -> io::Result<Self> {
+        let kinds = listeners.iter().map(|(_, kind)| *kind).collect();
+        let listeners = accept::register(&poll, listeners)?;
+        let rooms = Rooms::new(index, peers.len(), shared.census.clone());
+        let seed = 0x9e37_79b9_7f4a_7c15 ^ (u64::from(std::process::id()) << 20) ^ index as u64;
+        Ok(Self {
+            index,
+            shared,
+            peers,
+            stats,
+            poll,
+            inbox,
+            listeners,
+            kinds,
+            rules,
+            connections: Slab::new(),
+            rooms,
+            timers: TimerWheel::new(),
+            pool: OutboxPool::new(POOLED_QUEUES),
+            scratch: Scratch::new(),
+            gather: Vec::new(),
+            receivers: Vec::new(),
+            now: Moment(0),
+            generation: 0,
+            staged: Vec::new(),
+            resumed: Vec::new(),
+            accepted: Vec::new(),
+            due: Vec::new(),
+            paced: Vec::new(),
+            accept_credit: 0.0,
+            accept_seen: Moment(0),
+            accept_paused_until: None,
+            draining: None,
+            seed,
+        })
+    }
+
+    /// Runs until a drain is complete.
+    pub(crate) fn run(mut self) {
+        let mut events = Events::with_capacity(EVENTS_MAX);
+        self.tell_time();
+        while !self.is_drained() {
+            let sleep = self.sleep_time();
+            let sleep = if self.inbox.fall_asleep(sleep.is_zero()) { sleep } else { Duration::ZERO };
+            let polled = self.poll.poll(&mut events, Some(sleep));
+            self.inbox.wake_up();
+            if let Err(error) = polled
+                && error.kind() != io::ErrorKind::Interrupted
+            {
+                tracing::error!(shard = self.index, %error, "poll failed; the shard goes on");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            let began = Instant::now();
+            self.tell_time();
+            self.turn(&events);
+            self.stats.turn.observe(began.elapsed());
+        }
+        tracing::debug!(shard = self.index, "shard has ended");
+    }
+
+    fn turn(&mut self, events: &Events) {
+        for resumed in std::mem::take(&mut self.resumed) {
+            if let Some(connection) = self.connections.get_mut(resumed as usize) {
+                connection.resumed = false;
+                self.take_input(resumed);
+            }
+        }
+        for event in events {
+            match event.token() {
+                WAKE => {}
+                token if self.is_listener(token) => self.listener_ready(token),
+                Token(slot) => self.socket_ready(slot as u32, event),
+            }
+        }
+        self.accept_all();
+        while let Some(notice) = self.inbox.notice() {
+            self.take_notice(notice);
+        }
+        for _ in 0..COMMANDS_PER_TURN {
+            let Some(command) = self.inbox.command() else { break };
+            self.take_command(command);
+        }
+        self.pace_broadcasts();
+        self.look_at_due();
+        self.drain_some();
+        self.flush_staged();
+        self.count_latency();
+    }
+
+    fn tell_time(&mut self) {
+        let elapsed = self.shared.started.elapsed();
+        self.now = Moment(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX));
+    }
+
+    /// How long the poll may sleep.
+    fn sleep_time(&self) -> Duration {
+        if !self.resumed.is_empty() || !self.staged.is_empty() || self.accepting_goes_on() {
+            return Duration::ZERO;
+        }
+        let timers = self.timers.wait(self.now).unwrap_or(SLEEP_MAX);
+        let pace =
+            if self.paced.is_empty() && self.draining.is_none() { SLEEP_MAX } else { fanout::PACE_TICK };
+        let accept = self.accept_paused_until.map_or(SLEEP_MAX, |until| self.now.until(until));
+        timers.min(pace).min(accept).min(SLEEP_MAX)
+    }
+
+    /// The connection, unless it has gone and its slot was given to another.
+    fn find(&self, id: ConnectionId) -> Option<u32> {
+        self.connections.get(id.slot as usize).filter(|found| found.id == id).map(|_| id.slot)
+    }
+
+    /// Looks at the connections whose tick has come.
+    fn look_at_due(&mut self) {
+        let mut due = std::mem::take(&mut self.due);
+        self.timers.turn(self.now, &mut due);
+        for (id, tick) in due.drain(..) {
+            let Some(slot) = self.find(id) else { continue };
+            let connection = &mut self.connections[slot as usize];
+            match connection.armed {
+                Some(armed) if armed == tick => connection.armed = None,
+                // Further away than one round of the wheel, and in this slot again.
+                Some(armed) if Tick::same_slot(armed, tick) && armed > tick => {
+                    self.timers.keep(id, armed);
+                    continue;
+                }
+                _ => continue,
+            }
+            self.look_at(slot);
+            self.arm(slot);
+        }
+        self.due = due;
+    }
+
+    /// Does what the deadlines of a connection ask for.
+    fn look_at(&mut self, slot: u32) {
+        let now = self.now;
+        let Some(connection) = self.connections.get_mut(slot as usize) else { return };
+        if let Some(closing) = connection.closing {
+            if now >= closing.until {
+                self.remove(slot);
+            }
+            return;
+        }
+        if let Some(reason) = connection.session.expired(now) {
+            self.close(slot, reason);
+            return;
+        }
+        if connection.throttled_until.is_some_and(|until| now >= until) {
+            connection.throttled_until = None;
+            self.take_input(slot);
+        }
+    }
+
+    /// Sees to it that the connection is looked at by its deadline.
+    fn arm(&mut self, slot: u32) {
+        let Some(connection) = self.connections.get_mut(slot as usize) else { return };
+        let deadline = connection.deadline();
+        if deadline == Moment::NEVER || connection.armed.is_some_and(|armed| armed <= Tick::at(deadline)) {
+            return;
+        }
+        connection.armed = Some(self.timers.arm(connection.id, deadline));
+    }
+
+    /// Flushes the session at the end of the turn.
+    fn stage(&mut self, slot: u32) {
+        let connection = &mut self.connections[slot as usize];
+        if !connection.staged {
+            connection.staged = true;
+            self.staged.push(slot);
+        }
+    }
+
+    fn flush_staged(&mut self) {
+        // Flushing can make room for replies, take input and so stage again; that waits for the next turn at most.
+        let mut staged = std::mem::take(&mut self.staged);
+        for slot in staged.drain(..) {
+            if let Some(connection) = self.connections.get_mut(slot as usize) {
+                connection.staged = false;
+                self.flush(slot);
+            }
+        }
+        if self.staged.is_empty() {
+            self.staged = staged;
+        }
+    }
+
+    fn count_latency(&mut self) {
+        if self.accepted.is_empty() {
+            return;
+        }
+        let now = AcceptedAt::now();
+        for accepted in self.accepted.drain(..) {
+            self.stats.push_latency.observe(accepted.until(now));
+        }
+    }
+
+    /// A number below `below`, or zero when that is zero. Not for secrets: spreads work over time.
+    fn random(&mut self, below: u64) -> u64 {
+        // xorshift64
+        self.seed ^= self.seed << 13;
+        self.seed ^= self.seed >> 7;
+        self.seed ^= self.seed << 17;
+        self.seed.checked_rem(below).unwrap_or(0)
+    }
+}
+
+/// A shard's part of something that is given per second for all of them; at least one.
+pub(crate) fn share(per_second: NonZeroU32, shards: usize) -> NonZeroU32 {
+    let shards = u32::try_from(shards).unwrap_or(u32::MAX).max(1);
+    NonZeroU32::new(per_second.get().div_ceil(shards)).unwrap_or(NonZeroU32::MIN)
+}

@@ -1,0 +1,187 @@
+//! Letting connections in. Whatever accept says, the loop goes on.
+
+use std::io;
+use std::net::SocketAddr;
+
+use goim_session::{Moment, ServerSession};
+use mio::net::{TcpListener, TcpStream};
+use mio::{Interest, Poll, Token};
+
+use super::{Shard, WAKE};
+use crate::connection::{Connection, ConnectionId};
+use crate::stats::ShardStats;
+use crate::transport::{Kind, Socket};
+
+/// Connections accepted from one listener in one turn, so that those held are not forgotten.
+const ACCEPTS_PER_TURN: usize = 256;
+/// Pause after an error that will not go away at once (no descriptors, no memory), unless a connection leaves before.
+const PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
+
+/// A listener of this shard.
+pub(super) struct Listener {
+    socket: TcpListener,
+    kind: Kind,
+    /// Connections may wait.
+    ready: bool,
+}
+
+/// Puts the listeners into the poll.
+pub(super) fn register(poll: &Poll, listeners: Vec<(TcpListener, Kind)>) -> io::Result<Vec<Listener>> {
+    let mut registered = Vec::new();
+    for (index, (mut socket, kind)) in listeners.into_iter().enumerate() {
+        poll.registry().register(&mut socket, token_of(index), Interest::READABLE)?;
+        registered.push(Listener { socket, kind, ready: false });
+    }
+    Ok(registered)
+}
+
+fn token_of(index: usize) -> Token {
+    Token(WAKE.0 - 1 - index)
+}
+
+impl Shard {
+    pub(super) fn is_listener(&self, token: Token) -> bool {
+        token.0 < WAKE.0 && WAKE.0 - 1 - token.0 < self.listeners.len()
+    }
+
+    pub(super) fn listener_ready(&mut self, token: Token) {
+        self.listeners[WAKE.0 - 1 - token.0].ready = true;
+    }
+
+    /// True when connections may wait and nothing keeps the shard from taking them.
+    pub(super) fn accepting_goes_on(&self) -> bool {
+        self.accept_paused_until.is_none_or(|until| until <= self.now)
+            && self.listeners.iter().any(|listener| listener.ready)
+    }
+
+    pub(super) fn accept_all(&mut self) {
+        if !self.accepting_goes_on() {
+            return;
+        }
+        self.accept_paused_until = None;
+        self.earn_accept_credit();
+        for index in 0..self.listeners.len() {
+            for _ in 0..ACCEPTS_PER_TURN {
+                if !self.listeners[index].ready || !self.accept_one(index) {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Accepts once. False when the shard should not go on at this moment.
+    fn accept_one(&mut self, index: usize) -> bool {
+        if !self.has_accept_credit() {
+            return false;
+        }
+        match self.listeners[index].socket.accept() {
+            Ok((stream, from)) => {
+                self.admit(index, stream, from);
+                true
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.listeners[index].ready = false;
+                false
+            }
+            Err(error) => {
+                self.stats.accept_errors.add(1);
+                let lasting = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
+                if error.raw_os_error().is_some_and(|code| lasting.contains(&code)) {
+                    tracing::warn!(shard = self.index, %error, "cannot accept; trying again shortly");
+                    self.accept_paused_until = Some(self.now.after(PAUSE));
+                    return false;
+                }
+                // The connection that was waiting has gone; the next one may be good.
+                tracing::debug!(shard = self.index, %error, "a connection was lost before it was accepted");
+                true
+            }
+        }
+    }
+
+    fn admit(&mut self, index: usize, stream: TcpStream, from: SocketAddr) {
+        let kind = self.listeners[index].kind;
+        self.stats.accepted[ShardStats::kind_index(kind)].add(1);
+        let remote = from.ip().to_canonical();
+        if let Err(reason) = self.shared.addresses.enter(remote) {
+            self.stats.closed(reason);
+            return;
+        }
+        let tls = self.shared.certificates.as_ref().filter(|_| kind.tls).map(|store| store.server_config());
+        let registered = Socket::new(stream, tls.as_ref()).and_then(|mut socket| {
+            let slot = self.connections.vacant_key();
+            let interest = Interest::READABLE | Interest::WRITABLE;
+            let registry = self.poll.registry();
+            registry.register(socket.stream(), Token(slot), interest).map_err(|error| error.to_string())?;
+            Ok((socket, slot as u32))
+        });
+        match registered {
+            Ok((socket, slot)) => self.hold(index, socket, slot, remote),
+            Err(error) => {
+                self.stats.accept_errors.add(1);
+                self.shared.addresses.leave(remote);
+                tracing::warn!(shard = self.index, %error, "an accepted connection could not be set up");
+            }
+        }
+    }
+
+    fn hold(&mut self, index: usize, socket: Socket, slot: u32, remote: std::net::IpAddr) {
+        let kind = self.listeners[index].kind;
+        self.generation = self.generation.wrapping_add(1);
+        let session = ServerSession::new(kind.transport, &self.rules[index], self.now);
+        self.connections.insert(Connection {
+            id: ConnectionId { slot, generation: self.generation },
+            socket,
+            session,
+            listener: index as u16,
+            remote,
+            identity: None,
+            membership: None,
+            unread: None,
+            armed: None,
+            touch_after: Moment::NEVER,
+            rate_credit: self.shared.config.limits.packets_burst.get().saturating_mul(1000),
+            rate_seen: self.now,
+            throttled_until: None,
+            closing: None,
+            readable: false,
+            half_closed: false,
+            writable: true,
+            staged: false,
+            resumed: false,
+        });
+        self.stats.connections[ShardStats::kind_index(kind)].up();
+        self.arm(slot);
+    }
+
+    /// The kind of listener that a connection came through.
+    pub(super) fn kind_of(&self, listener: u16) -> Kind {
+        self.kinds[usize::from(listener)]
+    }
+
+    /// Closes the listeners. Connections that wait in them are accepted first: they would be reset otherwise.
+    pub(super) fn stop_listening(&mut self) {
+        self.accept_all();
+        self.listeners.clear();
+    }
+
+    fn earn_accept_credit(&mut self) {
+        let Some(rate) = self.shared.config.limits.accepts_per_second_max else { return };
+        let rate = f64::from(rate.get());
+        let passed = self.accept_seen.until(self.now).as_secs_f64();
+        self.accept_seen = self.now;
+        // A tenth of a second's worth may come at once.
+        self.accept_credit = (self.accept_credit + passed * rate).min((rate / 10.0).max(1.0));
+    }
+
+    fn has_accept_credit(&mut self) -> bool {
+        let Some(rate) = self.shared.config.limits.accepts_per_second_max else { return true };
+        if self.accept_credit < 1.0 {
+            let wait = (1.0 - self.accept_credit) / f64::from(rate.get());
+            self.accept_paused_until =
+                Some(self.now.after(std::time::Duration::from_secs_f64(wait.max(0.001))));
+            return false;
+        }
+        self.accept_credit -= 1.0;
+        true
+    }
+}

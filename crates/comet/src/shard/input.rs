@@ -1,0 +1,202 @@
+//! Taking what clients send: bytes into the session, and what it asks for done.
+
+use bytes::Bytes;
+use goim_ports::{Operation, PacketBuf, Sequence, Version};
+use goim_session::{CloseReason, Step};
+use mio::event::Event;
+
+use super::Shard;
+use crate::transport::Received;
+
+/// Bytes taken from one connection in one turn, so that others have theirs.
+const INPUT_PER_TURN: usize = 256 * 1024;
+
+/// What a session asks for, free of the buffers that it was read from.
+enum Action {
+    Authenticate(Bytes),
+    Heartbeat(Version, Sequence),
+    ChangeRoom(String),
+    Upstream(PacketBuf),
+    Close(CloseReason),
+}
+
+impl Shard {
+    pub(super) fn socket_ready(&mut self, slot: u32, event: &Event) {
+        let Some(connection) = self.connections.get_mut(slot as usize) else { return };
+        if event.is_readable() || event.is_read_closed() || event.is_error() {
+            connection.readable = true;
+            connection.half_closed |= event.is_read_closed() || event.is_error();
+        }
+        if event.is_writable() && !connection.writable {
+            connection.writable = true;
+            self.stats.blocked.down();
+            self.flush(slot);
+        }
+        self.take_input(slot);
+    }
+
+    /// Takes input as long as there is some and the session wants it, within the turn's share.
+    pub(super) fn take_input(&mut self, slot: u32) {
+        let mut budget = INPUT_PER_TURN;
+        while let Some(connection) = self.connections.get_mut(slot as usize) {
+            if connection.closing.is_some() {
+                self.discard_input(slot);
+                return;
+            }
+            let rules = &self.rules[usize::from(connection.listener)];
+            if connection.throttled_until.is_some() || !connection.session.wants_input(rules) {
+                break;
+            }
+            if let Some(mut unread) = connection.unread.take() {
+                self.feed(slot, &mut unread);
+                continue;
+            }
+            if !connection.readable {
+                break;
+            }
+            if budget == 0 {
+                self.resume(slot);
+                break;
+            }
+            let mut scratch = std::mem::take(&mut self.scratch);
+            match connection.socket.read(&mut scratch, connection.half_closed) {
+                Received::Input { bytes, more } => {
+                    connection.readable = more;
+                    budget = budget.saturating_sub(bytes.len());
+                    self.feed(slot, bytes);
+                }
+                Received::Nothing { more } => connection.readable = more,
+                Received::End => self.close(slot, CloseReason::PeerClosed),
+                Received::Lost => self.close(slot, CloseReason::ConnectionLost),
+                Received::BadTls(error) => {
+                    tracing::debug!(remote = %connection.remote, error, "TLS failed");
+                    connection.socket.flush_alert();
+                    self.close(slot, CloseReason::BadTls);
+                }
+            }
+            self.scratch = scratch;
+        }
+        self.stage_if_needed(slot);
+    }
+
+    /// The connection's input goes on in the next turn.
+    pub(super) fn resume(&mut self, slot: u32) {
+        let connection = &mut self.connections[slot as usize];
+        if !connection.resumed {
+            connection.resumed = true;
+            self.resumed.push(slot);
+        }
+    }
+
+    fn stage_if_needed(&mut self, slot: u32) {
+        if let Some(connection) = self.connections.get(slot as usize)
+            && (!connection.session.outbox().is_empty() || connection.socket.holds_output())
+        {
+            self.stage(slot);
+        }
+    }
+
+    /// Gives bytes to the session until they are used up, or it wants no more: then the rest is kept.
+    fn feed(&mut self, slot: u32, bytes: &mut [u8]) {
+        let mut at = 0;
+        let Some(connection) = self.connections.get(slot as usize) else { return };
+        let rules = self.rules[usize::from(connection.listener)].clone();
+        let rules = rules.as_ref();
+        while let Some(connection) = self.connections.get_mut(slot as usize) {
+            if connection.closing.is_some() {
+                return;
+            }
+            if !connection.session.wants_input(rules) && !connection.session.outbox().is_empty() {
+                // Too many replies wait; what the socket takes now makes room.
+                self.flush(slot);
+            }
+            let Some(connection) = self.connections.get_mut(slot as usize) else { return };
+            if connection.closing.is_some() {
+                return;
+            }
+            let wanted = connection.session.wants_input(rules) && connection.throttled_until.is_none();
+            if !wanted {
+                let rest = &bytes[at..];
+                connection.unread = (!rest.is_empty()).then(|| Box::new(rest.to_vec()));
+                return;
+            }
+            let action = match connection.session.step(rules, &mut self.pool, self.now, bytes, &mut at) {
+                Ok(Step::Idle) => return,
+                Ok(Step::Handled { packet: None }) => continue,
+                Ok(Step::Handled { packet: Some((operation, body_len)) }) => {
+                    self.stats.packet_in(operation, body_len);
+                    self.charge(slot);
+                    continue;
+                }
+                Ok(Step::Authenticate { token }) => {
+                    self.stats.packet_in(Operation::AUTH, token.len());
+                    Action::Authenticate(Bytes::copy_from_slice(token))
+                }
+                Ok(Step::Heartbeat { version, sequence }) => {
+                    self.stats.packet_in(Operation::HEARTBEAT, 0);
+                    Action::Heartbeat(version, sequence)
+                }
+                Ok(Step::ChangeRoom { room }) => {
+                    self.stats.packet_in(Operation::CHANGE_ROOM, room.len());
+                    Action::ChangeRoom(String::from_utf8_lossy(room).into_owned())
+                }
+                Ok(Step::Upstream { packet }) => {
+                    self.stats.packet_in(packet.operation, packet.body.len());
+                    Action::Upstream(packet.to_owned())
+                }
+                Err(reason) => Action::Close(reason),
+            };
+            self.charge(slot);
+            self.act(slot, action);
+        }
+    }
+
+    fn act(&mut self, slot: u32, action: Action) {
+        match action {
+            Action::Authenticate(token) => self.authenticate(slot, token),
+            Action::Heartbeat(version, sequence) => self.heartbeat(slot, version, sequence),
+            Action::ChangeRoom(room) => self.change_room(slot, &room),
+            Action::Upstream(packet) => self.upstream(slot, packet),
+            Action::Close(reason) => self.close(slot, reason),
+        }
+    }
+
+    /// Charges a packet to the connection's rate. When that is used up, input waits until it is not.
+    fn charge(&mut self, slot: u32) {
+        let Some(rate) = self.shared.config.limits.packets_per_second_max else { return };
+        let Some(connection) = self.connections.get_mut(slot as usize) else { return };
+        let burst = u64::from(self.shared.config.limits.packets_burst.get()) * 1000;
+        let passed_ms = connection.rate_seen.until(self.now).as_millis() as u64;
+        let earned = passed_ms.saturating_mul(u64::from(rate.get()));
+        let credit = u64::from(connection.rate_credit).saturating_add(earned).min(burst);
+        connection.rate_seen = self.now;
+        connection.rate_credit = u32::try_from(credit.saturating_sub(1000)).unwrap_or(u32::MAX);
+        if connection.rate_credit < 1000 {
+            let wait_ms = u64::from(1000 - connection.rate_credit).div_ceil(u64::from(rate.get()));
+            connection.throttled_until =
+                Some(self.now.after(std::time::Duration::from_millis(wait_ms.max(1))));
+            self.arm(slot);
+        }
+    }
+
+    /// Reads and drops what a client sends after its session has ended, until it has seen the end.
+    fn discard_input(&mut self, slot: u32) {
+        let Some(connection) = self.connections.get_mut(slot as usize) else { return };
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let mut gone = false;
+        let mut budget = 4;
+        while connection.readable && budget > 0 && !gone {
+            budget -= 1;
+            match connection.socket.read(&mut scratch, connection.half_closed) {
+                Received::Input { more, .. } | Received::Nothing { more } => connection.readable = more,
+                Received::End | Received::Lost | Received::BadTls(_) => gone = true,
+            }
+        }
+        self.scratch = scratch;
+        if gone {
+            self.remove(slot);
+        } else if connection.readable {
+            self.resume(slot);
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! Sockets: the only place in comet that tells a plain connection from one inside TLS.
+//!
+//! Both give plain bytes and take plain bytes; whether packets lie in them bare or in WebSocket frames is the session's
+//! business. Nothing here blocks.
+
+use std::io::{self, IoSlice, Read as _, Write as _};
+use std::sync::Arc;
+
+use goim_session::{Outbox, Transport};
+use mio::net::TcpStream;
+use rustls::ServerConfig;
+
+use crate::tls::TlsSession;
+
+/// What a listener expects of its connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Kind {
+    pub(crate) transport: Transport,
+    pub(crate) tls: bool,
+}
+
+impl Kind {
+    /// The label of metrics and logs.
+    pub(crate) const fn label(self) -> &'static str {
+        match (self.transport, self.tls) {
+            (Transport::Stream, false) => "tcp",
+            (Transport::Stream, true) => "tls",
+            (Transport::WebSocket, false) => "ws",
+            (Transport::WebSocket, true) => "wss",
+        }
+    }
+}
+
+/// Bytes read at once, and gathered into one write at most.
+pub(crate) const SCRATCH_LEN: usize = 64 * 1024;
+/// Pieces in one gathered write. More wait for the next.
+const PIECES_MAX: usize = 64;
+/// Up to here pieces are copied together; beyond, the kernel gathers them. A copy of this size costs less than the
+/// bookkeeping of many pieces.
+const COPY_MAX: usize = 16 * 1024;
+/// Plain bytes encrypted at once: one TLS record.
+const RECORD_LEN: usize = 16 * 1024;
+
+/// A shard's buffers for input, shared by all its connections.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    input: Vec<u8>,
+    plain: Vec<u8>,
+}
+
+impl Scratch {
+    pub(crate) fn new() -> Self {
+        Self { input: vec![0; SCRATCH_LEN], plain: Vec::new() }
+    }
+}
+
+/// A connection's socket.
+pub(crate) struct Socket {
+    stream: TcpStream,
+    tls: Option<Box<Tls>>,
+}
+
+struct Tls {
+    session: TlsSession,
+    /// Encrypted bytes that the kernel has not taken.
+    cipher: Vec<u8>,
+}
+
+/// What a read has brought.
+pub(crate) enum Received<'a> {
+    /// Bytes for the session. `more`: the kernel may hold more.
+    Input { bytes: &'a mut [u8], more: bool },
+    /// Nothing for the session, but go on (a part of a TLS record, a handshake message).
+    Nothing { more: bool },
+    /// The peer has ended its stream.
+    End,
+    /// The connection broke.
+    Lost,
+    /// What came was not TLS. An alert may wait to be sent.
+    BadTls(String),
+}
+
+/// What a write has done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Sent {
+    /// Bytes of the outbox that are out of it.
+    pub(crate) taken: usize,
+    /// The kernel takes no more for now.
+    pub(crate) full: bool,
+}
+
+impl Socket {
+    pub(crate) fn new(stream: TcpStream, tls: Option<&Arc<ServerConfig>>) -> Result<Self, String> {
+        let tls = match tls {
+            None => None,
+            Some(config) => {
+                let session = TlsSession::new(config).map_err(|error| error.to_string())?;
+                Some(Box::new(Tls { session, cipher: Vec::new() }))
+            }
+        };
+        Ok(Self { stream, tls })
+    }
+
+    pub(crate) fn stream(&mut self) -> &mut TcpStream {
+        &mut self.stream
+    }
+
+    /// True when bytes wait here that are not in the outbox any more.
+    pub(crate) fn holds_output(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| !tls.cipher.is_empty())
+    }
+
+    /// Reads once. `to_the_end`: a short read must not be taken for an empty socket, since the peer has closed.
+    pub(crate) fn read<'a>(&mut self, scratch: &'a mut Scratch, to_the_end: bool) -> Received<'a> {
+        let len = loop {
+            match self.stream.read(&mut scratch.input) {
+                Ok(0) => return Received::End,
+                Ok(len) => break len,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Received::Nothing { more: false };
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return Received::Lost,
+            }
+        };
+        let more = to_the_end || len == SCRATCH_LEN;
+        let Some(tls) = self.tls.as_mut() else {
+            return Received::Input { bytes: &mut scratch.input[..len], more };
+        };
+        scratch.plain.clear();
+        match tls.session.read(&mut scratch.input[..len], &mut scratch.plain, &mut tls.cipher) {
+            Err(error) => Received::BadTls(error.to_string()),
+            Ok(progress) if progress.peer_closed && scratch.plain.is_empty() => Received::End,
+            Ok(_) if scratch.plain.is_empty() => Received::Nothing { more },
+            Ok(_) => Received::Input { bytes: &mut scratch.plain, more },
+        }
+    }
+
+    /// Writes what waits in the outbox, as much as the kernel takes at once.
+    pub(crate) fn write(&mut self, outbox: &Outbox, gather: &mut Vec<u8>) -> io::Result<Sent> {
+        match self.tls.as_mut() {
+            None => write_plain(&mut self.stream, outbox, gather),
+            Some(tls) => write_tls(&mut self.stream, tls, outbox, gather),
+        }
+    }
+
+    /// Ends our side of the stream: the peer sees the end after what was written.
+    pub(crate) fn end(&mut self) {
+        if let Some(tls) = self.tls.as_mut() {
+            tls.session.close(&mut tls.cipher);
+            // Best effort: a peer that does not read does not need to be told.
+            let _ = self.stream.write(&tls.cipher);
+            tls.cipher = Vec::new();
+        }
+        let _ = self.stream.shutdown(std::net::Shutdown::Write);
+    }
+
+    /// Sends an alert that waits, if the kernel takes it.
+    pub(crate) fn flush_alert(&mut self) {
+        if let Some(tls) = self.tls.as_mut() {
+            let _ = self.stream.write(&tls.cipher);
+            tls.cipher = Vec::new();
+        }
+    }
+}
+
+fn write_plain(stream: &mut TcpStream, outbox: &Outbox, gather: &mut Vec<u8>) -> io::Result<Sent> {
+    let offered;
+    let result = {
+        let mut pieces = outbox.pieces();
+        let (Some(first), second) = (pieces.next(), pieces.next()) else {
+            return Ok(Sent { taken: 0, full: false });
+        };
+        if second.is_none() {
+            offered = first.len();
+            retry(|| stream.write(first))
+        } else if outbox.len() <= COPY_MAX {
+            gather.clear();
+            outbox.pieces().for_each(|piece| gather.extend_from_slice(piece));
+            offered = gather.len();
+            retry(|| stream.write(gather))
+        } else {
+            let slices: smallvec::SmallVec<[IoSlice<'_>; PIECES_MAX]> =
+                outbox.pieces().take(PIECES_MAX).map(IoSlice::new).collect();
+            offered = slices.iter().map(|slice| slice.len()).sum();
+            retry(|| stream.write_vectored(&slices))
+        }
+    };
+    sent(result, offered)
+}
+
+/// Encrypts the next record and writes it. Only a record that the kernel did not take whole is kept, so that a
+/// connection holds one record at most beside its outbox.
+fn write_tls(
+    stream: &mut TcpStream,
+    tls: &mut Tls,
+    outbox: &Outbox,
+    gather: &mut Vec<u8>,
+) -> io::Result<Sent> {
+    let mut taken = 0;
+    if tls.cipher.is_empty() && !outbox.is_empty() {
+        if !tls.session.is_established() {
+            return Ok(Sent { taken: 0, full: true });
+        }
+        gather.clear();
+        for piece in outbox.pieces() {
+            let room = RECORD_LEN - gather.len();
+            gather.extend_from_slice(&piece[..piece.len().min(room)]);
+            if gather.len() == RECORD_LEN {
+                break;
+            }
+        }
+        tls.session.write(gather, &mut tls.cipher).map_err(io::Error::other)?;
+        taken = gather.len();
+    }
+    if tls.cipher.is_empty() {
+        return Ok(Sent { taken, full: false });
+    }
+    let result = sent(retry(|| stream.write(&tls.cipher)), tls.cipher.len())?;
+    if result.taken == tls.cipher.len() {
+        tls.cipher = Vec::new();
+    } else {
+        tls.cipher.drain(..result.taken);
+    }
+    Ok(Sent { taken, full: result.full })
+}
+
+fn sent(result: io::Result<usize>, offered: usize) -> io::Result<Sent> {
+    match result {
+        Ok(0) if offered > 0 => Err(io::ErrorKind::WriteZero.into()),
+        Ok(taken) => Ok(Sent { taken, full: taken < offered }),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Sent { taken: 0, full: true }),
+        Err(error) => Err(error),
+    }
+}
+
+fn retry(mut write: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+    loop {
+        match write() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! Packets inside their transport: the only place that tells a byte stream from WebSocket.
+//!
+//! TLS is below this, and the socket is below that: neither is known here. A connection over WebSocket begins as an
+//! HTTP request; the upgrade is part of the framing, so that the state machines above see packets only.
+
+use alloc::boxed::Box;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use bytes::Bytes;
+use goim_websocket::{self as websocket, Event, FrameError, Opcode, handshake};
+use goim_wire::{DecodeError, Operation, Packet, PacketBuf, StreamDecoder};
+
+/// How packets are carried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Transport {
+    /// Packets one behind the other on a byte stream.
+    Stream,
+    /// One packet per WebSocket message.
+    WebSocket,
+}
+
+/// What the framing checks, the same for all connections of a listener.
+#[derive(Debug, Clone)]
+pub struct FramingRules {
+    /// Largest inbound body in bytes.
+    pub body_bytes_max: usize,
+    /// The upgrade request or its answer, in bytes.
+    pub head_bytes_max: usize,
+    /// The only request target that is upgraded.
+    pub path: String,
+    /// Rules of the frames.
+    pub websocket: websocket::Rules,
+}
+
+/// The rules of frames at the server's end: strict, or with goim's leniencies. No frame or message is larger than
+/// `message_bytes_max`.
+#[must_use]
+pub fn websocket_rules(lenient: bool, message_bytes_max: usize) -> websocket::Rules {
+    websocket::Rules {
+        role: websocket::Role::Server,
+        lenient,
+        frame_bytes_max: message_bytes_max,
+        message_bytes_max,
+    }
+}
+
+/// What came in.
+#[derive(Debug)]
+pub(crate) enum Incoming<'a> {
+    Packet(Packet<'a>),
+    /// The upgrade is made. At the server: the answer to the request, and the request's first cookie. At the client
+    /// both are empty.
+    Upgraded {
+        response: Vec<u8>,
+        cookie: String,
+    },
+    Ping(&'a [u8]),
+    /// Nothing that anybody must know of.
+    Nothing,
+    /// The peer has sent a close frame.
+    Closed,
+}
+
+/// Why the bytes that came in cannot be understood.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FramingError {
+    /// Not a packet.
+    #[error("bad packet: {0}")]
+    Packet(#[from] DecodeError),
+    /// Not a WebSocket frame, or one that breaks the rules.
+    #[error("bad frame: {0}")]
+    Frame(#[from] FrameError),
+    /// Not the upgrade to WebSocket that was expected; `answer` may be sent before closing.
+    #[error("bad upgrade: {reason}")]
+    Upgrade {
+        /// What is wrong.
+        reason: String,
+        /// A complete HTTP response that says so.
+        answer: Vec<u8>,
+    },
+}
+
+/// One connection's framing, for either end.
+#[derive(Debug)]
+pub(crate) enum Framing {
+    Stream(StreamDecoder),
+    /// Waiting for the upgrade request; holds what has come of it.
+    Upgrading(Box<Vec<u8>>),
+    /// Waiting for the answer to the upgrade request.
+    Answering(Box<Answer>),
+    WebSocket(websocket::Reader),
+}
+
+/// The answer to an upgrade request while it comes in.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    /// The key that the request was sent with.
+    key: String,
+    /// What has come so far.
+    head: Vec<u8>,
+}
+
+impl Framing {
+    pub(crate) fn server(transport: Transport) -> Self {
+        match transport {
+            Transport::Stream => Self::Stream(StreamDecoder::new()),
+            Transport::WebSocket => Self::Upgrading(Box::default()),
+        }
+    }
+
+    /// The client's end: with the key of the upgrade request that was sent, or of a byte stream.
+    pub(crate) fn client(upgrade_key: Option<String>) -> Self {
+        match upgrade_key {
+            None => Self::Stream(StreamDecoder::new()),
+            Some(key) => Self::Answering(Box::new(Answer { key, head: Vec::new() })),
+        }
+    }
+
+    pub(crate) fn transport(&self) -> Transport {
+        match self {
+            Self::Stream(_) => Transport::Stream,
+            Self::Upgrading(_) | Self::Answering(_) | Self::WebSocket(_) => Transport::WebSocket,
+        }
+    }
+
+    /// The next thing in `input` from `*at` on, or `None` when `input` is used up.
+    pub(crate) fn next<'a>(
+        &'a mut self,
+        rules: &FramingRules,
+        input: &'a mut [u8],
+        at: &mut usize,
+    ) -> Result<Option<Incoming<'a>>, FramingError> {
+        if let Self::Upgrading(head) = self {
+            let Some((upgrade, used)) = read_upgrade(head, rules, input, at)? else { return Ok(None) };
+            *at = at.saturating_add(used);
+            *self = Self::WebSocket(websocket::Reader::new());
+            let response = handshake::response(&upgrade.key);
+            return Ok(Some(Incoming::Upgraded { response, cookie: upgrade.cookie }));
+        }
+        if let Self::Answering(answer) = self {
+            let Some(used) = read_answer(answer, rules, input, at)? else { return Ok(None) };
+            *at = at.saturating_add(used);
+            *self = Self::WebSocket(websocket::Reader::new());
+            return Ok(Some(Incoming::Upgraded { response: Vec::new(), cookie: String::new() }));
+        }
+        match self {
+            Self::Stream(decoder) => {
+                let packet = decoder.next(input, at, rules.body_bytes_max)?;
+                Ok(packet.map(Incoming::Packet))
+            }
+            Self::WebSocket(reader) => match reader.next(&rules.websocket, input, at)? {
+                None => Ok(None),
+                Some(event) => frame(event, rules.body_bytes_max).map(Some),
+            },
+            Self::Upgrading(_) | Self::Answering(_) => Ok(None),
+        }
+    }
+}
+
+impl Transport {
+    /// Appends a packet that only this peer gets. `mask` is for the client's end of a WebSocket.
+    pub(crate) fn encode(self, packet: Packet<'_>, mask: Option<[u8; 4]>, out: &mut Vec<u8>) {
+        match self {
+            // A run of packets needs no wrapping on a stream.
+            Self::Stream if packet.operation == Operation::RAW => out.extend_from_slice(packet.body),
+            Self::Stream => packet.encode(out),
+            Self::WebSocket => {
+                let mut payload = Vec::with_capacity(packet.encoded_len());
+                packet.encode(&mut payload);
+                websocket::encode_frame(out, Opcode::Binary, &payload, mask);
+            }
+        }
+    }
+}
+
+/// Waits for the whole request head. Gives the upgrade and how many bytes of `input` from `*at` on belong to it.
+fn read_upgrade(
+    head: &mut Vec<u8>,
+    rules: &FramingRules,
+    input: &[u8],
+    at: &mut usize,
+) -> Result<Option<(handshake::Upgrade, usize)>, FramingError> {
+    let rest = input.get(*at..).unwrap_or_default();
+    let before = head.len();
+    // What lies complete in the caller's buffer is not copied.
+    let result = if before == 0 {
+        handshake::read_request(rest, &rules.path, rules.head_bytes_max)
+    } else {
+        head.extend_from_slice(rest);
+        handshake::read_request(head, &rules.path, rules.head_bytes_max)
+    };
+    match result {
+        Ok(Some((upgrade, consumed))) => Ok(Some((upgrade, consumed.saturating_sub(before)))),
+        Ok(None) => {
+            if before == 0 {
+                head.extend_from_slice(rest);
+            }
+            *at = input.len();
+            Ok(None)
+        }
+        Err(error) => Err(FramingError::Upgrade {
+            reason: alloc::string::ToString::to_string(&error),
+            answer: handshake::refusal(&error),
+        }),
+    }
+}
+
+/// Waits for the whole answer to the upgrade request. Gives how many bytes of `input` from `*at` on belong to it.
+fn read_answer(
+    answer: &mut Answer,
+    rules: &FramingRules,
+    input: &[u8],
+    at: &mut usize,
+) -> Result<Option<usize>, FramingError> {
+    let before = answer.head.len();
+    answer.head.extend_from_slice(input.get(*at..).unwrap_or_default());
+    match handshake::read_response(&answer.head, &answer.key, rules.head_bytes_max) {
+        Ok(Some(consumed)) => Ok(Some(consumed.saturating_sub(before))),
+        Ok(None) => {
+            *at = input.len();
+            Ok(None)
+        }
+        Err(error) => Err(FramingError::Upgrade {
+            reason: alloc::string::ToString::to_string(&error),
+            answer: Vec::new(),
+        }),
+    }
+}
+
+fn frame(event: Event<'_>, body_bytes_max: usize) -> Result<Incoming<'_>, FramingError> {
+    Ok(match event {
+        Event::Message { payload, .. } => Incoming::Packet(Packet::from_message(payload, body_bytes_max)?),
+        Event::Ping(payload) => Incoming::Ping(payload),
+        Event::Pong(_) => Incoming::Nothing,
+        Event::Close { .. } => Incoming::Closed,
+    })
+}
+
+/// A packet for many, encoded once for each transport and shared by its receivers.
+#[derive(Debug, Clone)]
+pub struct EncodedPush {
+    stream: Bytes,
+    websocket: Bytes,
+}
+
+impl EncodedPush {
+    /// Encodes `packet` for both transports.
+    #[must_use]
+    pub fn new(packet: &PacketBuf) -> Self {
+        let payload_len = packet.as_packet().encoded_len();
+        let head = websocket::frame_head(Opcode::Binary, payload_len, None);
+        let mut message = Vec::with_capacity(head.as_slice().len().saturating_add(payload_len));
+        message.extend_from_slice(head.as_slice());
+        packet.as_packet().encode(&mut message);
+        Self { stream: packet.to_stream_bytes(), websocket: Bytes::from(message) }
+    }
+
+    /// The bytes for one transport.
+    #[must_use]
+    pub fn bytes(&self, transport: Transport) -> &Bytes {
+        match transport {
+            Transport::Stream => &self.stream,
+            Transport::WebSocket => &self.websocket,
+        }
+    }
+}

@@ -1,0 +1,368 @@
+//! The server's end of a connection.
+//!
+//! The driver feeds bytes ([`ServerSession::step`]), does what a [`Step`] asks for, and writes what the outbox holds.
+//! Answers that need others (authentication, the business, the online count) are put in by the driver; until the
+//! answer to the first two is there, no further packet is taken, which keeps replies in order without a queue.
+//!
+//! What goim does and this keeps: packets before authentication are dropped without a word; every packet after it has
+//! exactly one reply, with its version and sequence; nothing but operation 2 keeps a session alive; a violation closes
+//! without a packet.
+
+use alloc::string::String;
+use core::time::Duration;
+
+use goim_websocket::{self as websocket, Opcode};
+use goim_wire::{Operation, Packet, Sequence, Version, control};
+use smallvec::SmallVec;
+
+use crate::framing::{EncodedPush, Framing, FramingError, FramingRules, Incoming, Transport};
+use crate::outbox::{Admission, Outbox, OutboxPool, QueueLimit};
+use crate::{CloseReason, Moment};
+
+/// What all sessions of a listener have in common.
+#[derive(Debug, Clone)]
+pub struct ServerRules {
+    /// What the framing checks.
+    pub framing: FramingRules,
+    /// From the first moment to the end of authentication.
+    pub handshake_timeout: Duration,
+    /// Bytes of replies that may wait before no more input is taken.
+    pub reply_bytes_max: usize,
+}
+
+/// What the driver has to do.
+#[derive(Debug)]
+pub enum Step<'a> {
+    /// The input is used up.
+    Idle,
+    /// Something was dealt with inside; call again.
+    Handled {
+        /// What it was, with the length of its body, when it was a packet.
+        packet: Option<(Operation, usize)>,
+    },
+    /// Somebody presents a token: find out, then call [`ServerSession::authenticated`] or close.
+    Authenticate {
+        /// Body of the auth packet.
+        token: &'a [u8],
+    },
+    /// The session is alive; call [`ServerSession::reply_heartbeat`] with the online count of its room.
+    Heartbeat {
+        /// To be handed back.
+        version: Version,
+        /// To be handed back.
+        sequence: Sequence,
+    },
+    /// The session moves to this room, or out of its room when the name is empty. The reply is queued already.
+    ChangeRoom {
+        /// The room's name as it came.
+        room: &'a [u8],
+    },
+    /// A packet for the business; call [`ServerSession::reply_upstream`] with its answer.
+    Upstream {
+        /// The packet.
+        packet: Packet<'a>,
+    },
+}
+
+/// What authentication has found out about a session.
+#[derive(Debug, Clone)]
+pub struct Established<'a> {
+    /// Operations that the session wants pushed.
+    pub accepts: &'a [Operation],
+    /// The session ends when this much time passes without a heartbeat.
+    pub heartbeat: Duration,
+    /// The packet version that an extended client reads; `None` for a goim client.
+    pub protover: Option<Version>,
+    /// Body of the auth reply: empty for goim clients.
+    pub reply: &'a [u8],
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// No acceptable packet yet.
+    Unauthenticated,
+    /// The token is with logic.
+    Authenticating {
+        version: Version,
+        sequence: Sequence,
+    },
+    Open,
+    /// A packet is with the business.
+    AwaitingReply {
+        version: Version,
+        operation: Operation,
+        sequence: Sequence,
+    },
+    /// Nothing is read any more; what waits may still be sent.
+    Closed,
+}
+
+/// One connection, seen from the server.
+#[derive(Debug)]
+pub struct ServerSession {
+    framing: Framing,
+    phase: Phase,
+    outbox: Outbox,
+    deadline: Moment,
+    heartbeat: Duration,
+    accepts: SmallVec<[Operation; 4]>,
+    protover: Option<Version>,
+    cookie: Option<alloc::boxed::Box<str>>,
+}
+
+impl ServerSession {
+    /// A connection that has just been accepted.
+    #[must_use]
+    pub fn new(transport: Transport, rules: &ServerRules, now: Moment) -> Self {
+        Self {
+            framing: Framing::server(transport),
+            phase: Phase::Unauthenticated,
+            outbox: Outbox::new(),
+            deadline: now.after(rules.handshake_timeout),
+            heartbeat: Duration::ZERO,
+            accepts: SmallVec::new(),
+            protover: None,
+            cookie: None,
+        }
+    }
+
+    // --- getters
+
+    /// How packets are carried.
+    #[must_use]
+    pub fn transport(&self) -> Transport {
+        self.framing.transport()
+    }
+
+    /// True between authentication and the end.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        matches!(self.phase, Phase::Open | Phase::AwaitingReply { .. })
+    }
+
+    /// True when the client has said that it knows more than goim.
+    #[must_use]
+    pub fn is_extended(&self) -> bool {
+        self.protover.is_some()
+    }
+
+    /// True when input would be taken: no answer is outstanding and the replies that wait are few.
+    #[must_use]
+    pub fn wants_input(&self, rules: &ServerRules) -> bool {
+        matches!(self.phase, Phase::Unauthenticated | Phase::Open)
+            && self.outbox.reply_bytes() <= rules.reply_bytes_max
+    }
+
+    /// When [`ServerSession::expired`] is to be asked.
+    #[must_use]
+    pub fn deadline(&self) -> Moment {
+        self.deadline
+    }
+
+    /// The reason to close, when the deadline has passed.
+    #[must_use]
+    pub fn expired(&self, now: Moment) -> Option<CloseReason> {
+        if now < self.deadline {
+            return None;
+        }
+        Some(if self.is_open() { CloseReason::HeartbeatTimeout } else { CloseReason::HandshakeTimeout })
+    }
+
+    /// The first cookie of the upgrade request, once: it is not needed after authentication.
+    pub fn take_cookie(&mut self) -> String {
+        self.cookie.take().map(String::from).unwrap_or_default()
+    }
+
+    /// True when the session wants pushes of this operation.
+    #[must_use]
+    pub fn accepts(&self, operation: Operation) -> bool {
+        self.accepts.contains(&operation)
+    }
+
+    /// What waits to be sent.
+    #[must_use]
+    pub fn outbox(&self) -> &Outbox {
+        &self.outbox
+    }
+
+    // --- input
+
+    /// Takes the next thing off `input` from `*at` on and says what is to be done. Call again until [`Step::Idle`],
+    /// as long as [`ServerSession::wants_input`]; input that is left over then must be kept and offered again.
+    ///
+    /// # Errors
+    /// The reason to close. What waits in the outbox (a pong, an answer to a bad upgrade) may be sent before.
+    pub fn step<'a>(
+        &'a mut self,
+        rules: &ServerRules,
+        pool: &mut OutboxPool,
+        now: Moment,
+        input: &'a mut [u8],
+        at: &mut usize,
+    ) -> Result<Step<'a>, CloseReason> {
+        if !self.wants_input(rules) {
+            return Ok(Step::Idle);
+        }
+        let transport = self.framing.transport();
+        let incoming = match self.framing.next(&rules.framing, input, at) {
+            Ok(incoming) => incoming,
+            Err(error) => return Err(refuse(&mut self.outbox, pool, error)),
+        };
+        let packet = match incoming {
+            None => return Ok(Step::Idle),
+            Some(Incoming::Packet(packet)) => packet,
+            Some(Incoming::Nothing) => return Ok(Step::Handled { packet: None }),
+            Some(Incoming::Upgraded { response, cookie }) => {
+                self.cookie = (!cookie.is_empty()).then(|| cookie.into_boxed_str());
+                self.outbox.reply(pool, |out| out.extend_from_slice(&response));
+                return Ok(Step::Handled { packet: None });
+            }
+            Some(Incoming::Ping(payload)) => {
+                self.outbox.reply(pool, |out| websocket::encode_frame(out, Opcode::Pong, payload, None));
+                return Ok(Step::Handled { packet: None });
+            }
+            Some(Incoming::Closed) => {
+                let payload = websocket::close_payload(1000, "");
+                self.outbox.reply(pool, |out| websocket::encode_frame(out, Opcode::Close, &payload, None));
+                return Err(CloseReason::PeerClosed);
+            }
+        };
+        let Packet { version, operation, sequence, body } = packet;
+        let handled = Step::Handled { packet: Some((operation, body.len())) };
+        if self.phase == Phase::Unauthenticated {
+            if operation != Operation::AUTH {
+                return Ok(handled);
+            }
+            self.phase = Phase::Authenticating { version, sequence };
+            return Ok(Step::Authenticate { token: body });
+        }
+        let mut echo = |operation| {
+            let packet = Packet { version, operation, sequence, body };
+            self.outbox.reply(pool, |out| transport.encode(packet, None, out));
+        };
+        match operation {
+            Operation::HEARTBEAT => {
+                self.deadline = now.after(self.heartbeat);
+                Ok(Step::Heartbeat { version, sequence })
+            }
+            Operation::CHANGE_ROOM => {
+                echo(Operation::CHANGE_ROOM_REPLY);
+                Ok(Step::ChangeRoom { room: body })
+            }
+            Operation::SUBSCRIBE => {
+                echo(Operation::SUBSCRIBE_REPLY);
+                subscribe(&mut self.accepts, &control::parse_operations(body).unwrap_or_default());
+                Ok(handled)
+            }
+            Operation::UNSUBSCRIBE => {
+                echo(Operation::UNSUBSCRIBE_REPLY);
+                let gone = control::parse_operations(body).unwrap_or_default();
+                self.accepts.retain(|operation| !gone.contains(operation));
+                Ok(handled)
+            }
+            _ => {
+                self.phase = Phase::AwaitingReply { version, operation, sequence };
+                Ok(Step::Upstream { packet })
+            }
+        }
+    }
+
+    // --- answers of others
+
+    /// The token was good: queues the auth reply and opens the session.
+    pub fn authenticated(&mut self, pool: &mut OutboxPool, now: Moment, established: &Established<'_>) {
+        let Phase::Authenticating { version, sequence } = self.phase else { return };
+        self.phase = Phase::Open;
+        self.heartbeat = established.heartbeat;
+        self.deadline = now.after(established.heartbeat);
+        self.protover = established.protover;
+        subscribe(&mut self.accepts, established.accepts);
+        self.reply(pool, version, Operation::AUTH_REPLY, sequence, established.reply);
+    }
+
+    /// Queues the reply to a heartbeat.
+    pub fn reply_heartbeat(
+        &mut self,
+        pool: &mut OutboxPool,
+        version: Version,
+        sequence: Sequence,
+        online: u32,
+    ) {
+        self.reply(pool, version, Operation::HEARTBEAT_REPLY, sequence, &control::online_count(online));
+    }
+
+    /// Queues the answer of the business to the packet that waits for it, and takes input again.
+    pub fn reply_upstream(&mut self, pool: &mut OutboxPool, body: &[u8]) {
+        let Phase::AwaitingReply { version, operation, sequence } = self.phase else { return };
+        self.phase = Phase::Open;
+        self.reply(pool, version, operation, sequence, body);
+    }
+
+    fn reply(
+        &mut self,
+        pool: &mut OutboxPool,
+        version: Version,
+        operation: Operation,
+        sequence: Sequence,
+        body: &[u8],
+    ) {
+        let transport = self.transport();
+        let packet = Packet { version, operation, sequence, body };
+        self.outbox.reply(pool, |out| transport.encode(packet, None, out));
+    }
+
+    // --- output
+
+    /// Queues a push. The caller has looked at the subscription where that matters.
+    pub fn push(&mut self, pool: &mut OutboxPool, push: &EncodedPush, limit: QueueLimit) -> Admission {
+        if !self.is_open() {
+            return Admission::DroppedNewest;
+        }
+        self.outbox.push(pool, push.bytes(self.transport()), limit)
+    }
+
+    /// Takes `len` bytes off the front of the outbox: they are written.
+    pub fn written(&mut self, pool: &mut OutboxPool, len: usize) {
+        self.outbox.advance(pool, len);
+    }
+
+    /// Ends the session: nothing is read or pushed any more. An extended client is told why, and where to go; a goim
+    /// client sees the end of the connection only, as in goim.
+    pub fn close(&mut self, pool: &mut OutboxPool, reason: CloseReason, farewell: &[u8]) {
+        let told = self.is_open() && self.is_extended() && reason != CloseReason::PeerClosed;
+        if told {
+            self.reply(pool, Version::GOIM, Operation::DISCONNECT, Sequence::NONE, farewell);
+            if self.transport() == Transport::WebSocket {
+                let payload = websocket::close_payload(1001, reason.label());
+                self.outbox.reply(pool, |out| websocket::encode_frame(out, Opcode::Close, &payload, None));
+            }
+        }
+        self.phase = Phase::Closed;
+        self.deadline = Moment::NEVER;
+    }
+
+    /// Gives the memory of what still waits back to the pool.
+    pub fn discard(&mut self, pool: &mut OutboxPool) {
+        self.outbox.clear(pool);
+    }
+}
+
+fn subscribe(accepts: &mut SmallVec<[Operation; 4]>, wanted: &[Operation]) {
+    for operation in wanted {
+        if !accepts.contains(operation) {
+            accepts.push(*operation);
+        }
+    }
+}
+
+/// Queues what may be said about input that was not understood, and gives the reason to close.
+fn refuse(outbox: &mut Outbox, pool: &mut OutboxPool, error: FramingError) -> CloseReason {
+    match error {
+        FramingError::Packet(_) => CloseReason::BadPacket,
+        FramingError::Frame(_) => CloseReason::BadFrame,
+        FramingError::Upgrade { answer, .. } => {
+            outbox.reply(pool, |out| out.extend_from_slice(&answer));
+            CloseReason::BadUpgrade
+        }
+    }
+}
