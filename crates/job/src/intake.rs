@@ -1,0 +1,321 @@
+//! The loop: reads records, spreads them over the lanes, and tells the log what is done.
+//!
+//! It waits in three places only: for something to do, for room in a full lane, and at the end for the lanes. In each of
+//! them it goes on telling the log what is done.
+
+use std::future::Future;
+use std::num::NonZeroU32;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use goim_ports::{
+    Broadcast, CometPool, KeyPush, LogEntry, Operation, PacketBuf, PushLogReader, PushTarget, ReadError,
+    ServerId, SessionKey,
+};
+use goim_wire::batch::BatchBuilder;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::config::Config;
+use crate::in_flight::{InFlight, Share};
+use crate::lane::Request;
+use crate::lanes::{Assignment, Held, Lanes};
+use crate::metrics::{Metrics, Outcome};
+use crate::rooms::{Batch, Message, Rooms};
+
+/// How often comets that have gone are looked for.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Pause after the first failed read; doubled with each further one up to [`READ_PAUSE_MAX`].
+const READ_PAUSE_MIN: Duration = Duration::from_millis(100);
+const READ_PAUSE_MAX: Duration = Duration::from_secs(3);
+
+/// The reading side of a job.
+pub(crate) struct Intake {
+    drain_deadline: Duration,
+    reader: Box<dyn PushLogReader>,
+    pool: Arc<dyn CometPool>,
+    rooms: Rooms,
+    lanes: Lanes,
+    in_flight: Arc<InFlight>,
+    metrics: Arc<Metrics>,
+    next_sweep: Instant,
+    /// Since when reading fails: not before then, and the pause that led to it.
+    read_pause: Option<(Instant, Duration)>,
+}
+
+enum Event {
+    Read(Vec<LogEntry>),
+    ReadFailed(ReadError),
+    /// Something is finished, or due by the clock.
+    Housekeeping,
+    /// Shut down, or the log is used up.
+    End,
+}
+
+impl Intake {
+    pub(crate) fn new(
+        config: Config,
+        reader: Box<dyn PushLogReader>,
+        pool: Arc<dyn CometPool>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            drain_deadline: config.drain_deadline,
+            reader,
+            rooms: Rooms::new(config.room),
+            lanes: Lanes::new(config.comet, Arc::clone(&pool), Arc::clone(&metrics)),
+            in_flight: Arc::new(InFlight::new(config.in_flight)),
+            pool,
+            metrics,
+            next_sweep: Instant::now(),
+            read_pause: None,
+        }
+    }
+
+    pub(crate) async fn run(mut self, shutdown: impl Future<Output = ()> + Send) {
+        self.next_sweep = Instant::now() + SWEEP_INTERVAL;
+        let mut shutdown = pin!(shutdown);
+        loop {
+            match self.next_event(shutdown.as_mut()).await {
+                Event::Read(entries) => self.take(entries).await,
+                Event::ReadFailed(error) => self.read_failed(&error),
+                Event::Housekeeping => {}
+                Event::End => break,
+            }
+            self.housekeeping().await;
+        }
+        let (records, _) = self.in_flight.load();
+        tracing::info!(records, "job stops reading and hands over what it has");
+        let drained = timeout(self.drain_deadline, self.drain()).await;
+        if drained.is_err() {
+            let (records, _) = self.in_flight.load();
+            tracing::warn!(records, "job stops with records that were not handed over");
+        }
+    }
+
+    async fn next_event(&mut self, shutdown: Pin<&mut (impl Future<Output = ()> + Send)>) -> Event {
+        let now = Instant::now();
+        let due = self.rooms.next_due().map_or(self.next_sweep, |due| due.min(self.next_sweep));
+        let paused = self.read_pause.map(|(until, _)| until).filter(|until| *until > now);
+        let may_read = paused.is_none() && self.in_flight.has_room();
+        tokio::select! {
+            biased;
+            () = shutdown => Event::End,
+            // Before reading, so that a log that always has more does not keep gathered messages waiting.
+            () = sleep_until(paused.map_or(due, |until| until.min(due))) => Event::Housekeeping,
+            read = self.reader.read(), if may_read => match read {
+                Ok(Some(entries)) => Event::Read(entries),
+                Ok(None) => Event::End,
+                Err(error) => Event::ReadFailed(error),
+            },
+            () = self.in_flight.changed() => Event::Housekeeping,
+        }
+    }
+
+    fn read_failed(&mut self, error: &ReadError) {
+        self.metrics.read_errors.inc();
+        let pause = self.read_pause.map_or(READ_PAUSE_MIN, |(_, pause)| READ_PAUSE_MAX.min(pause * 2));
+        if self.read_pause.is_none() {
+            tracing::warn!(%error, "the push log cannot be read; trying again");
+        }
+        self.read_pause = Some((Instant::now() + pause, pause));
+    }
+
+    async fn take(&mut self, entries: Vec<LogEntry>) {
+        if self.read_pause.take().is_some() {
+            tracing::info!("the push log can be read again");
+        }
+        for entry in entries {
+            self.metrics.read(&entry.record.target);
+            let assignments = self.spread(entry);
+            self.assign(assignments).await;
+        }
+        let mut batches = Vec::new();
+        self.rooms.take_woken(Instant::now(), &mut batches);
+        self.assign_batches(batches).await;
+    }
+
+    /// What has to be done from time to time, cheap when there is nothing to do.
+    async fn housekeeping(&mut self) {
+        self.report_done();
+        let now = Instant::now();
+        let mut batches = Vec::new();
+        self.rooms.take_due(now, &mut batches);
+        self.assign_batches(batches).await;
+        if now >= self.next_sweep {
+            self.lanes.forget_gone();
+            self.next_sweep = now + SWEEP_INTERVAL;
+        }
+    }
+
+    /// The calls that a record leads to now; messages for rooms may wait for others.
+    fn spread(&mut self, entry: LogEntry) -> Vec<Assignment> {
+        let LogEntry { position, record } = entry;
+        let ticket = self.in_flight.enter(position, &record);
+        let (operation, body, accepted_at) = (record.operation, record.body, record.accepted_at);
+        match record.target {
+            PushTarget::Room(room) => {
+                let mut batches = Vec::new();
+                let message = Message { operation, body, accepted_at, ticket };
+                self.rooms.add(&room, message, Instant::now(), &mut batches);
+                batches.into_iter().flat_map(|batch| self.spread_batch(batch)).collect()
+            }
+            PushTarget::Keys { server, keys } => {
+                let share = Share::new(&self.in_flight, vec![ticket]);
+                let push = KeyPush {
+                    keys: Vec::new(),
+                    operation,
+                    packet: raw(operation, body),
+                    accepted_at: Some(accepted_at),
+                };
+                self.spread_keys(&server, keys, &push, &share)
+            }
+            PushTarget::All { speed } => {
+                let share = Share::new(&self.in_flight, vec![ticket]);
+                let packet = raw(operation, body);
+                let to_all = Broadcast { operation, packet, accepted_at: Some(accepted_at), speed };
+                self.spread_broadcast(&to_all, &share)
+            }
+        }
+    }
+
+    fn spread_keys(
+        &self,
+        server: &ServerId,
+        keys: Vec<SessionKey>,
+        push: &KeyPush,
+        share: &Share,
+    ) -> Vec<Assignment> {
+        if self.pool.get(server).is_none() {
+            self.metrics.handed_over(Outcome::NoComet);
+            tracing::debug!(%server, "push for a comet that is not known");
+            return Vec::new();
+        }
+        let parts = self.lanes.split(keys).into_iter();
+        let part = parts.map(|(lane, keys)| {
+            let request = Request::Keys(KeyPush { keys, ..push.clone() });
+            Assignment { server: server.clone(), lane, request, share: share.clone() }
+        });
+        part.collect()
+    }
+
+    fn spread_broadcast(&self, broadcast: &Broadcast, share: &Share) -> Vec<Assignment> {
+        let comets = self.pool.all();
+        if comets.is_empty() {
+            self.metrics.handed_over(Outcome::NoComet);
+        }
+        let speed = broadcast.speed.map(|speed| share_of_speed(speed, comets.len()));
+        let part = comets.into_iter().map(|(server, _)| {
+            let request = Request::All(Broadcast { speed, ..broadcast.clone() });
+            Assignment { server, lane: self.lanes.broadcast_lane(), request, share: share.clone() }
+        });
+        part.collect()
+    }
+
+    fn spread_batch(&self, batch: Batch) -> Vec<Assignment> {
+        self.metrics.room_batch_messages.observe(batch.tickets.len() as f64);
+        let share = Share::new(&self.in_flight, batch.tickets);
+        let comets = self.pool.all();
+        if comets.is_empty() {
+            self.metrics.handed_over(Outcome::NoComet);
+        }
+        let lane = self.lanes.lane_of(batch.push.room.as_str());
+        let part = comets.into_iter().map(|(server, _)| {
+            let request = Request::Room(batch.push.clone());
+            Assignment { server, lane, request, share: share.clone() }
+        });
+        part.collect()
+    }
+
+    async fn assign_batches(&mut self, batches: Vec<Batch>) {
+        for batch in batches {
+            let assignments = self.spread_batch(batch);
+            self.assign(assignments).await;
+        }
+    }
+
+    /// Puts calls into their lanes: first where there is room, so that a full lane of one comet does not keep the message
+    /// from the others.
+    async fn assign(&mut self, assignments: Vec<Assignment>) {
+        let held: Vec<Held> =
+            assignments.into_iter().filter_map(|assignment| self.lanes.assign(assignment)).collect();
+        for held in held {
+            self.metrics.held_back.inc();
+            self.wait_for_room(held).await;
+        }
+    }
+
+    async fn wait_for_room(&mut self, held: Held) {
+        let mut room = pin!(held.lane.reserve());
+        loop {
+            tokio::select! {
+                room = &mut room => {
+                    // An error means that the lane's worker has panicked; the message is given up with the lane.
+                    if let Ok(room) = room {
+                        room.send(held.work);
+                    }
+                    return;
+                }
+                () = self.in_flight.changed() => self.report_done(),
+            }
+        }
+    }
+
+    fn report_done(&mut self) {
+        for position in self.in_flight.take_done() {
+            self.reader.done(position);
+        }
+        let (records, bytes) = self.in_flight.load();
+        self.metrics.in_flight_records.set(i64::try_from(records).unwrap_or(i64::MAX));
+        self.metrics.in_flight_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    async fn drain(&mut self) {
+        let mut batches = Vec::new();
+        self.rooms.take_all(&mut batches);
+        self.assign_batches(batches).await;
+        loop {
+            tokio::select! {
+                () = self.lanes.finish() => break,
+                () = self.in_flight.changed() => self.report_done(),
+            }
+        }
+        self.report_done();
+    }
+}
+
+/// One message as comets want it: a packet inside a batch.
+fn raw(operation: Operation, body: Bytes) -> PacketBuf {
+    let mut batch = BatchBuilder::new();
+    batch.push(PacketBuf::push(operation, body).as_packet());
+    batch.finish()
+}
+
+/// The share of one comet in a speed over all: at least one, since none would mean as fast as it goes.
+fn share_of_speed(speed: NonZeroU32, comets: usize) -> NonZeroU32 {
+    let comets = u32::try_from(comets).unwrap_or(u32::MAX).max(1);
+    NonZeroU32::new(speed.get() / comets).unwrap_or(NonZeroU32::MIN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn speed_is_shared_and_never_lost() {
+        for (speed, comets, share) in [(100, 2, 50), (100, 3, 33), (1, 2, 1), (7, 1, 7), (5, 0, 5)] {
+            let speed = NonZeroU32::new(speed).expect("not zero");
+            assert_eq!(share_of_speed(speed, comets).get(), share, "{speed} over {comets}");
+        }
+    }
+
+    #[test]
+    fn a_message_is_a_packet_in_a_batch() {
+        // Row 68 of goim's conformance table.
+        let packet = raw(Operation(1000), Bytes::from_static(b"hello"));
+        assert_eq!((packet.version.0, packet.operation, packet.sequence.0), (1, Operation::RAW, 0));
+        assert_eq!(packet.body[..], *b"\0\0\0\x15\0\x10\0\x01\0\0\x03\xe8\0\0\0\0hello");
+    }
+}

@@ -1,0 +1,192 @@
+//! One lane: the worker that makes one call to its comet after the other, and what a failure means.
+//!
+//! A comet that cannot be reached, or does not answer in time, is asked again a few times. When that fails too it is
+//! *down* for all its lanes: what is for it is given up at once, until it answers a probe. The probe asks for something
+//! harmless, so that no message has to be risked, and no lane to be blocked, to find out.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use goim_ports::{Broadcast, Call, CometError, CometPool, CometPort, KeyPush, RoomPush, ServerId};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::config::CometConfig;
+use crate::in_flight::{Level, Share};
+use crate::metrics::{Metrics, Outcome};
+
+/// What a comet is asked.
+#[derive(Debug)]
+pub(crate) enum Request {
+    Keys(KeyPush),
+    Room(RoomPush),
+    All(Broadcast),
+}
+
+/// A call that waits in a lane.
+pub(crate) struct Work {
+    pub(crate) request: Request,
+    /// Dropped when the call is over.
+    pub(crate) share: Share,
+    /// The same.
+    pub(crate) open: OpenCall,
+}
+
+/// One comet, as its lanes share it.
+pub(crate) struct Comet {
+    pub(crate) server: ServerId,
+    pub(crate) pool: Arc<dyn CometPool>,
+    pub(crate) config: CometConfig,
+    pub(crate) metrics: Arc<Metrics>,
+    /// Calls that wait in its lanes or are under way.
+    pub(crate) calls: Level,
+    down: AtomicBool,
+    /// Calls given up since it went down.
+    lost: AtomicU64,
+}
+
+impl Comet {
+    pub(crate) fn new(
+        server: ServerId,
+        pool: Arc<dyn CometPool>,
+        config: CometConfig,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
+        let (calls, down, lost) = Default::default();
+        Arc::new(Self { server, pool, config, metrics, calls, down, lost })
+    }
+
+    /// Works until the lane's queue is closed and empty.
+    pub(crate) async fn work(self: Arc<Self>, mut queue: mpsc::Receiver<Work>) {
+        while let Some(work) = queue.recv().await {
+            let Work { request, share, open } = work;
+            let outcome = self.hand_over(&request).await;
+            self.metrics.handed_over(outcome);
+            drop(open);
+            drop(share);
+        }
+    }
+
+    async fn hand_over(self: &Arc<Self>, request: &Request) -> Outcome {
+        let started = Instant::now();
+        let mut retries = self.config.retries_max;
+        loop {
+            let Some(comet) = self.pool.get(&self.server) else { return Outcome::NoComet };
+            if self.is_down() {
+                self.lost.fetch_add(1, Ordering::Relaxed);
+                return Outcome::Undeliverable;
+            }
+            match self.call(&*comet, request).await {
+                Ok(()) => return Outcome::Delivered,
+                Err(CometError::Invalid(reason)) => {
+                    tracing::debug!(server = %self.server, reason, "comet refused a push");
+                    return Outcome::Refused;
+                }
+                Err(error @ CometError::Busy { .. }) => {
+                    if started.elapsed() >= self.config.busy_patience {
+                        tracing::warn!(server = %self.server, %error, "broadcast given up");
+                        return Outcome::Undeliverable;
+                    }
+                }
+                Err(error @ (CometError::Unavailable(_) | CometError::Timeout)) => {
+                    if retries == 0 {
+                        self.goes_down(&error);
+                        return Outcome::Undeliverable;
+                    }
+                    retries -= 1;
+                    self.metrics.retries.inc();
+                }
+            }
+            sleep(self.config.retry_pause).await;
+        }
+    }
+
+    async fn call(&self, comet: &dyn CometPort, request: &Request) -> Result<(), CometError> {
+        let call = match request {
+            Request::Keys(push) => comet.push(push.clone()),
+            Request::Room(push) => comet.push_room(push.clone()),
+            Request::All(broadcast) => comet.broadcast(broadcast.clone()),
+        };
+        match call {
+            Call::Ready(answer) => answer,
+            Call::Pending(answer) => {
+                let started = Instant::now();
+                let answer = timeout(self.config.call_deadline, answer).await;
+                self.metrics.call_seconds.observe(started.elapsed().as_secs_f64());
+                answer.unwrap_or(Err(CometError::Timeout))
+            }
+        }
+    }
+
+    fn is_down(&self) -> bool {
+        self.down.load(Ordering::Relaxed)
+    }
+
+    fn goes_down(self: &Arc<Self>, error: &CometError) {
+        self.lost.fetch_add(1, Ordering::Relaxed);
+        if self.down.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        self.metrics.comets_down.inc();
+        tracing::warn!(server = %self.server, %error, "comet is given up until it answers; what is for it is lost");
+        tokio::spawn(probe(Arc::downgrade(self), self.config.probe_interval));
+    }
+
+    fn comes_back(&self) {
+        let lost = self.lost.swap(0, Ordering::Relaxed);
+        self.down.store(false, Ordering::Relaxed);
+        self.metrics.comets_down.dec();
+        tracing::info!(server = %self.server, lost, "comet is no longer given up");
+    }
+
+    /// True when the comet answers, whatever it says, or is no longer a concern.
+    async fn answers(&self) -> bool {
+        let Some(comet) = self.pool.get(&self.server) else { return true };
+        let answer = match comet.rooms() {
+            Call::Ready(answer) => answer,
+            Call::Pending(answer) => {
+                timeout(self.config.call_deadline, answer).await.unwrap_or(Err(CometError::Timeout))
+            }
+        };
+        !matches!(answer, Err(CometError::Unavailable(_) | CometError::Timeout))
+    }
+}
+
+/// Asks a comet that is down whether it is back, as long as somebody has lanes to it.
+async fn probe(comet: Weak<Comet>, interval: Duration) {
+    loop {
+        sleep(interval).await;
+        let Some(comet) = comet.upgrade() else { return };
+        if comet.answers().await {
+            comet.comes_back();
+            return;
+        }
+    }
+}
+
+/// Counts a call as open until it is dropped, in whatever way the worker ends.
+pub(crate) struct OpenCall(Arc<Comet>);
+
+impl OpenCall {
+    pub(crate) fn new(comet: &Arc<Comet>) -> Self {
+        comet.calls.raise();
+        comet.metrics.lane_calls.inc();
+        Self(Arc::clone(comet))
+    }
+}
+
+impl Drop for OpenCall {
+    fn drop(&mut self) {
+        self.0.calls.lower();
+        self.0.metrics.lane_calls.dec();
+    }
+}
+
+impl Drop for Comet {
+    fn drop(&mut self) {
+        if self.is_down() {
+            self.metrics.comets_down.dec();
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! The lanes of all comets: which one a call goes to, when they are made and when they are forgotten.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+
+use goim_ports::{CometPool, ServerId, SessionKey};
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::task::JoinSet;
+
+use crate::config::CometConfig;
+use crate::in_flight::Share;
+use crate::lane::{Comet, OpenCall, Request, Work};
+use crate::metrics::Metrics;
+
+/// One lane of each comet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LaneId(usize);
+
+/// A call with the lane that it is for.
+#[derive(Debug)]
+pub(crate) struct Assignment {
+    pub(crate) server: ServerId,
+    pub(crate) lane: LaneId,
+    pub(crate) request: Request,
+    pub(crate) share: Share,
+}
+
+/// A call whose lane is full, with the lane.
+pub(crate) struct Held {
+    pub(crate) lane: mpsc::Sender<Work>,
+    pub(crate) work: Work,
+}
+
+/// The lanes of all comets that had something to get.
+pub(crate) struct Lanes {
+    config: CometConfig,
+    pool: Arc<dyn CometPool>,
+    metrics: Arc<Metrics>,
+    hasher: RandomState,
+    comets: HashMap<ServerId, CometLanes>,
+    workers: JoinSet<()>,
+}
+
+struct CometLanes {
+    comet: Arc<Comet>,
+    /// One for each part of the keys and rooms, and at the end the one for broadcasts.
+    queues: Vec<mpsc::Sender<Work>>,
+}
+
+impl Lanes {
+    pub(crate) fn new(config: CometConfig, pool: Arc<dyn CometPool>, metrics: Arc<Metrics>) -> Self {
+        let (hasher, comets, workers) = Default::default();
+        Self { config, pool, metrics, hasher, comets, workers }
+    }
+
+    /// The lane of everything that has this name: a key, a room.
+    pub(crate) fn lane_of(&self, name: &str) -> LaneId {
+        LaneId((self.hasher.hash_one(name) >> 32) as usize % self.config.lanes.get())
+    }
+
+    /// The lane of broadcasts.
+    pub(crate) fn broadcast_lane(&self) -> LaneId {
+        LaneId(self.config.lanes.get())
+    }
+
+    /// The keys, sorted by lane; those of one lane stay in order.
+    pub(crate) fn split(&self, keys: Vec<SessionKey>) -> Vec<(LaneId, Vec<SessionKey>)> {
+        if let [only] = keys.as_slice() {
+            return vec![(self.lane_of(only.as_str()), keys)];
+        }
+        let mut parts: Vec<(LaneId, Vec<SessionKey>)> = Vec::new();
+        for key in keys {
+            let lane = self.lane_of(key.as_str());
+            match parts.iter_mut().find(|(of, _)| *of == lane) {
+                Some((_, keys)) => keys.push(key),
+                None => parts.push((lane, vec![key])),
+            }
+        }
+        parts
+    }
+
+    /// Puts a call into its lane; gives it back when the lane is full.
+    pub(crate) fn assign(&mut self, assignment: Assignment) -> Option<Held> {
+        let Assignment { server, lane, request, share } = assignment;
+        let lanes = self.lanes_to(server);
+        let queue = &lanes.queues[lane.0];
+        let work = Work { request, share, open: OpenCall::new(&lanes.comet) };
+        match queue.try_send(work) {
+            Ok(()) => None,
+            Err(TrySendError::Full(work) | TrySendError::Closed(work)) => {
+                Some(Held { lane: queue.clone(), work })
+            }
+        }
+    }
+
+    fn lanes_to(&mut self, server: ServerId) -> &CometLanes {
+        // A lane closes only when its worker has panicked: a bug in a port. The others go on with new lanes.
+        let broken = |lanes: &CometLanes| lanes.queues.iter().any(mpsc::Sender::is_closed);
+        if self.comets.get(&server).is_some_and(broken) {
+            self.comets.remove(&server);
+            self.metrics.worker_panics.inc();
+            tracing::error!(%server, "the worker of a lane has panicked; the comet gets new lanes");
+        }
+        self.comets.entry(server).or_insert_with_key(|server| {
+            let (config, metrics) = (self.config.clone(), Arc::clone(&self.metrics));
+            let comet = Comet::new(server.clone(), Arc::clone(&self.pool), config, metrics);
+            let queues = (0..=self.config.lanes.get()).map(|_| {
+                let (queue, calls) = mpsc::channel(self.config.lane_calls_max.get());
+                self.workers.spawn(Arc::clone(&comet).work(calls));
+                queue
+            });
+            CometLanes { queues: queues.collect(), comet }
+        })
+    }
+
+    /// Forgets comets that have left the pool and for which nothing waits. Not earlier: a comet that comes back gets the
+    /// same lanes, so that its order is kept.
+    pub(crate) fn forget_gone(&mut self) {
+        while self.workers.try_join_next().is_some() {}
+        self.comets.retain(|server, lanes| !lanes.comet.calls.is_zero() || self.pool.get(server).is_some());
+    }
+
+    /// Takes no more calls and waits until all workers have worked theirs off.
+    pub(crate) async fn finish(&mut self) {
+        self.comets.clear();
+        while self.workers.join_next().await.is_some() {}
+    }
+}

@@ -1,0 +1,178 @@
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use goim_ports::{LogPosition, PushRecord, PushTarget};
+use goim_wire::batch;
+
+use super::*;
+use crate::config::InFlightConfig;
+use crate::in_flight::InFlight;
+
+struct Check {
+    rooms: Rooms,
+    in_flight: Arc<InFlight>,
+    start: Instant,
+    offset: i64,
+}
+
+impl Check {
+    fn new(config: RoomConfig) -> Self {
+        let in_flight = Arc::new(InFlight::new(InFlightConfig::default()));
+        Self { rooms: Rooms::new(config), in_flight, start: Instant::now(), offset: 0 }
+    }
+
+    fn at(&self, ms: u64) -> Instant {
+        self.start + Duration::from_millis(ms)
+    }
+
+    /// Adds a message and says what left at once.
+    fn add(&mut self, ms: u64, room: &str, body: &str) -> Vec<String> {
+        let (position, body) =
+            (LogPosition { partition: 0, offset: self.offset }, Bytes::from(body.to_owned()));
+        let record = PushRecord {
+            target: PushTarget::Room(room.into()),
+            operation: Operation(1000),
+            body: body.clone(),
+            accepted_at: AcceptedAt(self.offset.cast_unsigned()),
+        };
+        let ticket = self.in_flight.enter(position, &record);
+        self.offset += 1;
+        let message = Message { operation: record.operation, body, accepted_at: record.accepted_at, ticket };
+        let (now, mut out) = (self.at(ms), Vec::new());
+        self.rooms.add(&room.into(), message, now, &mut out);
+        show(out)
+    }
+
+    fn woken(&mut self, ms: u64) -> Vec<String> {
+        let (now, mut out) = (self.at(ms), Vec::new());
+        self.rooms.take_woken(now, &mut out);
+        show(out)
+    }
+
+    fn due(&mut self, ms: u64) -> Vec<String> {
+        let (now, mut out) = (self.at(ms), Vec::new());
+        self.rooms.take_due(now, &mut out);
+        show(out)
+    }
+}
+
+/// `room: body body …` for each batch.
+fn show(batches: Vec<Batch>) -> Vec<String> {
+    let show = |batch: Batch| {
+        assert_eq!(batch.push.packet.operation, Operation::RAW);
+        let bodies: Vec<_> = batch::packets(&batch.push.packet.body)
+            .map(|packet| String::from_utf8(packet.expect("whole").body.to_vec()).expect("text"))
+            .collect();
+        assert_eq!(bodies.len(), batch.tickets.len());
+        format!("{}: {}", batch.push.room, bodies.join(" "))
+    };
+    batches.into_iter().map(show).collect()
+}
+
+const NOTHING: [&str; 0] = [];
+
+#[test]
+fn a_lone_message_leaves_at_once_and_the_room_is_forgotten() {
+    let mut check = Check::new(RoomConfig::default());
+    assert_eq!(check.add(0, "r", "a"), NOTHING);
+    assert_eq!(check.woken(0), ["r: a"]);
+    assert_eq!(check.rooms.next_due(), Some(check.at(10)));
+    assert_eq!(check.due(9), NOTHING);
+    assert_eq!(check.rooms.rooms.len(), 1);
+    assert_eq!(check.due(10), NOTHING);
+    assert!(check.rooms.rooms.is_empty() && check.rooms.ends.is_empty());
+    assert_eq!(check.add(11, "r", "b"), NOTHING);
+    assert_eq!(check.woken(11), ["r: b"]);
+}
+
+#[test]
+fn what_is_read_together_leaves_together() {
+    let mut check = Check::new(RoomConfig::default());
+    for (room, body) in [("r", "1"), ("s", "x"), ("r", "2"), ("r", "3")] {
+        assert_eq!(check.add(0, room, body), NOTHING);
+    }
+    assert_eq!(check.woken(0), ["r: 1 2 3", "s: x"]);
+}
+
+#[test]
+fn a_busy_room_gathers_until_its_interval_ends() {
+    let mut check = Check::new(RoomConfig::default());
+    check.add(0, "r", "1");
+    assert_eq!(check.woken(0), ["r: 1"]);
+    for (ms, body) in [(1, "2"), (5, "3"), (9, "4")] {
+        assert_eq!(check.add(ms, "r", body), NOTHING);
+        assert_eq!(check.woken(ms), NOTHING);
+    }
+    assert_eq!(check.due(10), ["r: 2 3 4"]);
+    assert_eq!(check.add(12, "r", "5"), NOTHING);
+    assert_eq!(check.due(19), NOTHING);
+    assert_eq!(check.due(20), ["r: 5"]);
+}
+
+#[test]
+fn a_full_batch_does_not_wait_and_begins_a_new_interval() {
+    let mut check = Check::new(RoomConfig {
+        batch_messages_max: NonZeroUsize::new(3).expect("not zero"),
+        ..RoomConfig::default()
+    });
+    check.add(0, "r", "1");
+    check.woken(0);
+    check.add(2, "r", "2");
+    check.add(3, "r", "3");
+    assert_eq!(check.add(4, "r", "4"), ["r: 2 3 4"]);
+    assert_eq!(check.add(5, "r", "5"), NOTHING);
+    assert_eq!(check.due(10), NOTHING, "the interval of the first batch counts no more");
+    assert_eq!(check.due(14), ["r: 5"]);
+}
+
+#[test]
+fn a_quiet_room_may_fill_a_batch_within_one_read() {
+    let mut check = Check::new(RoomConfig {
+        batch_messages_max: NonZeroUsize::new(2).expect("not zero"),
+        ..RoomConfig::default()
+    });
+    assert_eq!(check.add(0, "r", "1"), NOTHING);
+    assert_eq!(check.add(0, "r", "2"), ["r: 1 2"]);
+    assert_eq!(check.add(0, "r", "3"), NOTHING);
+    assert_eq!(check.woken(0), NOTHING, "it is busy by now");
+    assert_eq!(check.due(10), ["r: 3"]);
+}
+
+#[test]
+fn bytes_are_bounded() {
+    let mut check = Check::new(RoomConfig { batch_bytes_max: 2 * (HEADER_LEN + 2), ..RoomConfig::default() });
+    check.add(0, "r", "aa");
+    assert_eq!(check.add(0, "r", "bb"), ["r: aa bb"], "exactly full");
+    check.add(1, "r", "cc");
+    assert_eq!(check.add(2, "r", "ddd"), ["r: cc"], "the next one would be too much");
+    assert_eq!(check.add(3, "r", &"e".repeat(50)), ["r: ddd".to_owned(), format!("r: {}", "e".repeat(50))]);
+    assert_eq!(check.due(100), NOTHING);
+}
+
+#[test]
+fn the_oldest_acceptance_counts() {
+    let mut check = Check::new(RoomConfig::default());
+    check.offset = 7;
+    check.add(0, "r", "1");
+    check.offset = 5;
+    check.add(0, "r", "2");
+    let mut out = Vec::new();
+    check.rooms.take_woken(check.start, &mut out);
+    assert_eq!(out[0].push.accepted_at, Some(AcceptedAt(5)));
+}
+
+#[test]
+fn the_end_takes_everything() {
+    let mut check = Check::new(RoomConfig::default());
+    check.add(0, "r", "1");
+    check.woken(0);
+    check.add(1, "r", "2");
+    check.add(1, "s", "x");
+    let mut out = Vec::new();
+    check.rooms.take_all(&mut out);
+    let mut left = show(out);
+    left.sort();
+    assert_eq!(left, ["r: 2", "s: x"]);
+    assert_eq!(check.rooms.next_due(), None);
+}
