@@ -1,0 +1,320 @@
+//! What an operator can set of logic, with the reasons for the defaults.
+//!
+//! Nothing here is read from files or the environment: the binary composes this from its own configuration.
+//! The defaults are the values of goim's example file. Sizes are bytes.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+/// Everything that logic can be told.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// What clients are told of the comets.
+    pub node: NodeInfoConfig,
+    /// How clients are told to come back after a loss.
+    pub backoff: Backoff,
+    /// Regions with the provinces that belong to them. Default none. goim never finds out a client's province, so
+    /// that only a region with the province `""` is ever a client's.
+    pub regions: BTreeMap<String, Vec<String>>,
+    /// What is pushed.
+    pub push: PushConfig,
+    /// The HTTP API.
+    pub http: HttpConfig,
+    /// How long a directory may take to answer. Default 3 s, below comet's handshake timeout. goim waits for ever.
+    pub directory_deadline: Duration,
+}
+
+/// What clients are told of the comets.
+#[derive(Debug, Clone)]
+pub struct NodeInfoConfig {
+    /// Where clients go when no comet is known. Default `conn.goim.io`.
+    pub default_domain: String,
+    /// Appended to a comet's name to make its domain. Default `.goim.io`.
+    pub host_domain: String,
+    /// Port of the comets' TCP listener. Default 3101.
+    pub tcp_port: u16,
+    /// Port of the comets' WebSocket listener. Default 3102.
+    pub ws_port: u16,
+    /// Port of the comets' WebSocket listener inside TLS. Default 3103.
+    pub wss_port: u16,
+    /// How often a client should send a heartbeat. Default 4 min. Clients are told whole seconds.
+    pub heartbeat: Duration,
+    /// How many heartbeats may be missing before a session is ended. Default 2: a session ends after 8 min of
+    /// silence.
+    pub heartbeat_max: u32,
+    /// A comet in the client's own region counts this many times its weight. Default 1.6.
+    pub region_weight: f64,
+}
+
+/// How clients are told to come back after a loss: after `base_delay`, then `factor` times longer each time up to
+/// `max_delay`, each wait changed at random by up to `jitter` of itself.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Backoff {
+    /// Longest wait, in seconds. Default 300.
+    pub max_delay: i32,
+    /// First wait, in seconds. Default 3.
+    pub base_delay: i32,
+    /// Growth from one wait to the next. Default 1.8.
+    pub factor: f32,
+    /// Share of a wait that is left to chance, 0 to 1. Default 0.3.
+    pub jitter: f32,
+}
+
+/// What is pushed.
+#[derive(Debug, Clone)]
+pub struct PushConfig {
+    /// Largest record, counted as goim's Kafka client counts: 26, the record's key, and goim's message around the
+    /// body. Default 1,000,000, as in goim, so that a record fits into any Kafka that goim's did.
+    pub record_bytes_max: usize,
+    /// How long the push log may take for one record. Default 5 s. The push then fails, and may or may not be in the
+    /// log.
+    pub append_deadline: Duration,
+}
+
+/// The HTTP API.
+#[derive(Debug, Clone)]
+pub struct HttpConfig {
+    /// Largest request body. Default 4 MiB, well above `record_bytes_max`, so that goim's users see goim's error for
+    /// a message that is a little too large.
+    pub body_bytes_max: usize,
+    /// Largest request head: request line and headers. Default 128 KiB. A request target ends at 65,534 bytes
+    /// whatever this says.
+    pub head_bytes_max: usize,
+    /// Most headers in a request. Default 100.
+    pub headers_max: usize,
+    /// Keys of which a push request must present one. Default none: pushes are then taken from this machine only.
+    pub api_keys: Vec<ApiKey>,
+    /// Requests a second that one client address may make, on average; as many may come at once. An IPv6 client is
+    /// its /64 network. `None` (default): no limit.
+    pub requests_per_second_max: Option<NonZeroU32>,
+    /// From the first byte of a request's head to its last. Default 10 s.
+    pub header_timeout: Duration,
+    /// How long a connection may be silent between two requests. Default 5 min. goim never closes one.
+    pub idle_timeout: Duration,
+    /// From the end of a request's head to its answer. Default 30 s.
+    pub request_timeout: Duration,
+    /// Connections held at once. Default 10,000. More wait to be accepted.
+    pub connections_max: usize,
+    /// How long requests under way may take to end when the server stops. Default 10 s.
+    pub shutdown_timeout: Duration,
+}
+
+/// A secret that lets its holder push. Never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ApiKey(String);
+
+impl ApiKey {
+    /// True when `presented` is this key. Takes the same time wherever they differ.
+    pub(crate) fn matches(&self, presented: &[u8]) -> bool {
+        let own = self.0.as_bytes();
+        let differing = own.iter().zip(presented).fold(0, |sum, (a, b)| sum | (a ^ b));
+        own.len() == presented.len() && std::hint::black_box(differing) == 0
+    }
+}
+
+impl From<String> for ApiKey {
+    fn from(key: String) -> Self {
+        Self(key)
+    }
+}
+
+impl fmt::Debug for ApiKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ApiKey(..)")
+    }
+}
+
+/// A setting that logic cannot work with.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("{key} is {value}, {expected}")]
+pub struct ConfigError {
+    /// The setting, with the path that it has in the configuration file.
+    pub key: &'static str,
+    /// What was given.
+    pub value: String,
+    /// What would be right.
+    pub expected: &'static str,
+}
+
+/// Shortest API key that is taken, in bytes: below it, guessing over the network is realistic.
+const API_KEY_BYTES_MIN: usize = 16;
+
+impl Config {
+    /// Checks the settings against each other and against what they mean.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the first setting that is wrong.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let above_zero = "must be above zero";
+        let node = &self.node;
+        let http = &self.http;
+        refuse(node.heartbeat.is_zero(), "logic.node.heartbeat", &node.heartbeat, above_zero)?;
+        refuse(node.heartbeat_max == 0, "logic.node.heartbeat_max", &0, above_zero)?;
+        let gain = node.region_weight;
+        refuse(!(gain.is_finite() && gain > 0.0), "logic.node.region_weight", &gain, above_zero)?;
+        let Backoff { max_delay, base_delay, factor, jitter } = self.backoff;
+        refuse(base_delay < 1, "logic.backoff.base_delay", &base_delay, "must be at least 1 s")?;
+        refuse(
+            max_delay < base_delay,
+            "logic.backoff.max_delay",
+            &max_delay,
+            "must not be below logic.backoff.base_delay",
+        )?;
+        refuse(
+            !(factor.is_finite() && factor >= 1.0),
+            "logic.backoff.factor",
+            &factor,
+            "must be at least 1",
+        )?;
+        refuse(!(0.0..=1.0).contains(&jitter), "logic.backoff.jitter", &jitter, "must be from 0 to 1")?;
+        refuse(
+            self.push.record_bytes_max < 1024,
+            "logic.push.record_bytes_max",
+            &self.push.record_bytes_max,
+            "must be at least 1024 bytes",
+        )?;
+        refuse(
+            http.body_bytes_max < self.push.record_bytes_max,
+            "logic.http.body_bytes_max",
+            &http.body_bytes_max,
+            "must not be below logic.push.record_bytes_max",
+        )?;
+        refuse(
+            http.head_bytes_max < 8192,
+            "logic.http.head_bytes_max",
+            &http.head_bytes_max,
+            "must be at least 8192 bytes",
+        )?;
+        refuse(http.headers_max < 16, "logic.http.headers_max", &http.headers_max, "must be at least 16")?;
+        refuse(http.connections_max == 0, "logic.http.connections_max", &0, above_zero)?;
+        refuse(
+            http.api_keys.iter().any(|key| key.0.len() < API_KEY_BYTES_MIN),
+            "logic.http.api_keys",
+            &"not shown",
+            "each key must have at least 16 bytes",
+        )?;
+        for (key, value) in [
+            ("logic.push.append_deadline", self.push.append_deadline),
+            ("logic.directory_deadline", self.directory_deadline),
+            ("logic.http.header_timeout", http.header_timeout),
+            ("logic.http.idle_timeout", http.idle_timeout),
+            ("logic.http.request_timeout", http.request_timeout),
+        ] {
+            refuse(value.is_zero(), key, &value, above_zero)?;
+        }
+        Ok(())
+    }
+}
+
+fn refuse(
+    wrong: bool,
+    key: &'static str,
+    value: &dyn fmt::Debug,
+    expected: &'static str,
+) -> Result<(), ConfigError> {
+    if wrong { Err(ConfigError { key, value: format!("{value:?}"), expected }) } else { Ok(()) }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            node: NodeInfoConfig::default(),
+            backoff: Backoff::default(),
+            regions: BTreeMap::new(),
+            push: PushConfig::default(),
+            http: HttpConfig::default(),
+            directory_deadline: Duration::from_secs(3),
+        }
+    }
+}
+
+impl Default for NodeInfoConfig {
+    fn default() -> Self {
+        Self {
+            default_domain: "conn.goim.io".to_owned(),
+            host_domain: ".goim.io".to_owned(),
+            tcp_port: 3101,
+            ws_port: 3102,
+            wss_port: 3103,
+            heartbeat: Duration::from_secs(4 * 60),
+            heartbeat_max: 2,
+            region_weight: 1.6,
+        }
+    }
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self { max_delay: 300, base_delay: 3, factor: 1.8, jitter: 0.3 }
+    }
+}
+
+impl Default for PushConfig {
+    fn default() -> Self {
+        Self { record_bytes_max: 1_000_000, append_deadline: Duration::from_secs(5) }
+    }
+}
+
+impl Default for HttpConfig {
+    fn default() -> Self {
+        Self {
+            body_bytes_max: 4 * 1024 * 1024,
+            head_bytes_max: 128 * 1024,
+            headers_max: 100,
+            api_keys: Vec::new(),
+            requests_per_second_max: None,
+            header_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(5 * 60),
+            request_timeout: Duration::from_secs(30),
+            connections_max: 10_000,
+            shutdown_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_valid() {
+        assert_eq!(Config::default().validate(), Ok(()));
+    }
+
+    #[test]
+    fn a_wrong_setting_is_named() {
+        let check = |change: fn(&mut Config), key: &str| {
+            let mut config = Config::default();
+            change(&mut config);
+            let error = config.validate().expect_err(key);
+            assert_eq!(error.key, key);
+            assert!(error.to_string().starts_with(key), "{error}");
+        };
+        check(|c| c.node.heartbeat = Duration::ZERO, "logic.node.heartbeat");
+        check(|c| c.node.heartbeat_max = 0, "logic.node.heartbeat_max");
+        check(|c| c.node.region_weight = f64::NAN, "logic.node.region_weight");
+        check(|c| c.backoff.base_delay = 0, "logic.backoff.base_delay");
+        check(|c| c.backoff.max_delay = 2, "logic.backoff.max_delay");
+        check(|c| c.backoff.factor = 0.5, "logic.backoff.factor");
+        check(|c| c.backoff.jitter = 1.3, "logic.backoff.jitter");
+        check(|c| c.push.record_bytes_max = 10, "logic.push.record_bytes_max");
+        check(|c| c.http.body_bytes_max = 999_999, "logic.http.body_bytes_max");
+        check(|c| c.http.head_bytes_max = 1, "logic.http.head_bytes_max");
+        check(|c| c.http.headers_max = 1, "logic.http.headers_max");
+        check(|c| c.http.connections_max = 0, "logic.http.connections_max");
+        check(|c| c.http.api_keys = vec![ApiKey::from("short".to_owned())], "logic.http.api_keys");
+        check(|c| c.http.request_timeout = Duration::ZERO, "logic.http.request_timeout");
+    }
+
+    #[test]
+    fn an_api_key_matches_itself_only_and_is_not_shown() {
+        let key = ApiKey::from("correct horse battery".to_owned());
+        assert!(key.matches(b"correct horse battery"));
+        for other in ["", "correct horse batter", "correct horse batteryx", "Correct horse battery"] {
+            assert!(!key.matches(other.as_bytes()), "{other}");
+        }
+        assert!(!format!("{key:?}").contains("horse"));
+    }
+}

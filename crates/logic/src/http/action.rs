@@ -1,0 +1,192 @@
+//! What each route does, once its parameters are read.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::http::Response;
+use goim_ports::{AppendError, CometNode, Mid, Operation, RoomId, SessionKey};
+
+use super::query::Values;
+use super::table::Action;
+use super::{json, openapi, reply};
+use crate::{Logic, NodesReply, PushError};
+
+/// What a client is told to wait when the push log is full.
+const FULL_WAIT: Duration = Duration::from_secs(1);
+
+/// The text of Go's protobuf library for a room that is no text.
+const NOT_UTF8: &str = "string field contains invalid UTF-8";
+
+/// Does the work of a route. `body` is empty for routes that take none.
+pub(super) async fn act(logic: &Logic, action: Action, values: &Values<'_>, body: Bytes) -> Response<Body> {
+    match action {
+        Action::PushKeys => push_keys(logic, values, body).await,
+        Action::PushMids => push_mids(logic, values, body).await,
+        Action::PushRoom => push_room(logic, values, body).await,
+        Action::PushAll => push_all(logic, values, body).await,
+        Action::OnlineTop => online_top(logic, values).await,
+        Action::OnlineRoom => online_room(logic, values).await,
+        Action::OnlineTotal => online_total(logic),
+        Action::NodesWeighted => nodes_weighted(logic, values),
+        Action::NodesInstances => nodes_instances(logic),
+        Action::OpenApi => reply::document(openapi::document()),
+    }
+}
+
+async fn push_keys(logic: &Logic, values: &Values<'_>, body: Bytes) -> Response<Body> {
+    let given = values.texts("keys");
+    // No session has an empty key or one that is no text, but a push that names only such ones is a push.
+    let keys: Vec<SessionKey> = given
+        .iter()
+        .filter(|key| !key.is_empty())
+        .filter_map(|key| std::str::from_utf8(key).ok().map(SessionKey::from))
+        .collect();
+    if keys.is_empty() && !given.is_empty() {
+        return reply::ok();
+    }
+    match logic.push_keys(operation(values), keys, body).await {
+        Err(error) if !is_full(&error) => reply::failure(reply::BAD_REQUEST, ""),
+        pushed => pushed_reply(pushed),
+    }
+}
+
+async fn push_mids(logic: &Logic, values: &Values<'_>, body: Bytes) -> Response<Body> {
+    let mids = values.numbers("mids").iter().copied().map(Mid).collect();
+    pushed_reply(logic.push_mids(operation(values), mids, body).await)
+}
+
+async fn push_room(logic: &Logic, values: &Values<'_>, body: Bytes) -> Response<Body> {
+    let id = [values.text("type"), b"://", values.text("room")].concat();
+    let Ok(id) = String::from_utf8(id) else {
+        return reply::failure(reply::SERVER_ERROR, NOT_UTF8);
+    };
+    pushed_reply(logic.push_room(operation(values), RoomId::from(id), body).await)
+}
+
+async fn push_all(logic: &Logic, values: &Values<'_>, body: Bytes) -> Response<Body> {
+    let speed = u32::try_from(values.number32("speed")).ok().and_then(NonZeroU32::new);
+    pushed_reply(logic.push_all(operation(values), speed, body).await)
+}
+
+fn operation(values: &Values<'_>) -> Operation {
+    Operation(values.number32("operation"))
+}
+
+fn is_full(error: &PushError) -> bool {
+    matches!(error, PushError::Append(AppendError::Full))
+}
+
+fn pushed_reply(pushed: Result<(), PushError>) -> Response<Body> {
+    match pushed {
+        Ok(()) => reply::ok(),
+        Err(error) if is_full(&error) => reply::too_many(&error.to_string(), FULL_WAIT),
+        Err(error) => reply::failure(reply::SERVER_ERROR, &error.to_string()),
+    }
+}
+
+async fn online_top(logic: &Logic, values: &Values<'_>) -> Response<Body> {
+    let limit = values.number("limit");
+    if limit < 0 {
+        return reply::bad_parameter(&format!("limit must not be negative: {limit}"));
+    }
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let rooms = match std::str::from_utf8(values.text("type")) {
+        Ok(kind) => logic.online_top(kind, limit).await,
+        Err(_) => Vec::new(),
+    };
+    reply::data(|out| {
+        json::array(out, rooms, |out, room| {
+            let mut object = json::Object::open(out);
+            object.text("room_id", &room.room);
+            object.number("count", room.count);
+            object.close();
+        });
+    })
+}
+
+async fn online_room(logic: &Logic, values: &Values<'_>) -> Response<Body> {
+    let counts = logic.room_counts().await;
+    let kind = values.text("type");
+    let count_of = |room: &[u8]| {
+        let id = String::from_utf8([kind, b"://", room].concat()).ok()?;
+        counts.get(id.as_str()).copied()
+    };
+    let rooms: BTreeMap<&Cow<'_, [u8]>, u32> =
+        values.texts("rooms").iter().map(|room| (room, count_of(room).unwrap_or(0))).collect();
+    reply::data(|out| {
+        let mut object = json::Object::open(out);
+        for (room, count) in rooms {
+            json::number(object.member(room), count);
+        }
+        object.close();
+    })
+}
+
+fn online_total(logic: &Logic) -> Response<Body> {
+    let total = logic.online_total();
+    reply::data(|out| {
+        let mut object = json::Object::open(out);
+        object.number("conn_count", total.connections);
+        object.number("ip_count", total.addresses);
+        object.close();
+    })
+}
+
+fn nodes_weighted(logic: &Logic, values: &Values<'_>) -> Response<Body> {
+    let platform = String::from_utf8_lossy(values.text("platform"));
+    let nodes = logic.weighted_nodes(&platform);
+    reply::data(|out| write_nodes(out, &nodes))
+}
+
+fn write_nodes(out: &mut Vec<u8>, nodes: &NodesReply) {
+    let mut object = json::Object::open(out);
+    object.some_text("domain", &nodes.domain);
+    object.some_number("tcp_port", nodes.tcp_port.into());
+    object.some_number("ws_port", nodes.ws_port.into());
+    object.some_number("wss_port", nodes.wss_port.into());
+    object.some_number("heartbeat", nodes.heartbeat);
+    json::array(object.member(b"nodes"), &nodes.nodes, |out, node| json::string(out, node.as_bytes()));
+    let mut backoff = json::Object::open(object.member(b"backoff"));
+    backoff.some_number("max_delay", nodes.backoff.max_delay);
+    backoff.some_number("base_delay", nodes.backoff.base_delay);
+    backoff.some_float("factor", nodes.backoff.factor);
+    backoff.some_float("jitter", nodes.backoff.jitter);
+    backoff.close();
+    object.some_number("heartbeat_max", nodes.heartbeat_max);
+    object.close();
+}
+
+fn nodes_instances(logic: &Logic) -> Response<Body> {
+    let comets = logic.instances();
+    reply::data(|out| {
+        if comets.is_empty() {
+            out.extend_from_slice(b"null");
+        } else {
+            json::array(out, &comets, write_instance);
+        }
+    })
+}
+
+/// An instance as bilibili/discovery has it, its metadata sorted.
+fn write_instance(out: &mut Vec<u8>, comet: &CometNode) {
+    let mut object = json::Object::open(out);
+    object.text("region", &comet.region);
+    object.text("zone", &comet.zone);
+    object.text("env", &comet.env);
+    object.text("appid", "goim.comet");
+    object.text("hostname", comet.server.as_str());
+    json::array(object.member(b"addrs"), &comet.rpc_addrs, |out, addr| json::string(out, addr.as_bytes()));
+    object.text("version", "");
+    object.number("latest_timestamp", comet.latest_timestamp);
+    let mut metadata = json::Object::open(object.member(b"metadata"));
+    metadata.text("addrs", &comet.public_addrs.join(","));
+    metadata.text("conn_count", &comet.connections.to_string());
+    metadata.text("ip_count", &comet.addresses.to_string());
+    metadata.text("offline", if comet.offline { "true" } else { "false" });
+    metadata.text("weight", &comet.weight.to_string());
+    metadata.close();
+    object.close();
+}

@@ -1,0 +1,101 @@
+//! The body of a request: how much of it is read, and what becomes of one that nobody wants.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+
+use axum::body::{Bytes, HttpBody};
+use bytes::{Buf, BytesMut};
+
+/// A body up to this size is copied out of the read buffer, which it would otherwise keep alive for as long as the
+/// message is on its way.
+const COPY_BYTES_MAX: usize = 16 * 1024;
+
+/// Why a body was not read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum BodyError {
+    /// It is, or would become, larger than the limit.
+    TooLarge,
+    /// It ended early, or its chunks make no sense.
+    Broken,
+}
+
+/// All of a body, at most `limit` bytes. Of one that announces more nothing is read.
+pub(super) async fn read<B>(body: &mut B, limit: usize) -> Result<Bytes, BodyError>
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+{
+    let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+    if announced > limit {
+        return Err(BodyError::TooLarge);
+    }
+    let mut first = Bytes::new();
+    let mut all = BytesMut::new();
+    while let Some(data) = next_data(body).await? {
+        if all.len() + first.len() + data.len() > limit {
+            return Err(BodyError::TooLarge);
+        }
+        if all.is_empty() && first.is_empty() {
+            first = data;
+            continue;
+        }
+        if all.is_empty() {
+            all.reserve(announced.max(first.len() + data.len()));
+            all.extend_from_slice(&std::mem::take(&mut first));
+        }
+        all.extend_from_slice(&data);
+    }
+    Ok(match all.is_empty() {
+        false => all.freeze(),
+        true if first.len() <= COPY_BYTES_MAX => Bytes::copy_from_slice(&first),
+        true => first,
+    })
+}
+
+/// Takes up to `limit` bytes of a body that nobody wants: a client that is still sending would otherwise see its
+/// connection reset instead of the answer.
+pub(super) async fn discard<B>(body: &mut B, limit: usize)
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+{
+    let mut left = limit;
+    while let Ok(Some(data)) = next_data(body).await {
+        match left.checked_sub(data.remaining()) {
+            Some(rest) => left = rest,
+            None => return,
+        }
+    }
+}
+
+/// The next piece of data; trailers are passed over.
+async fn next_data<B>(body: &mut B) -> Result<Option<Bytes>, BodyError>
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+{
+    loop {
+        match poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await {
+            None => return Ok(None),
+            Some(Err(_)) => return Err(BodyError::Broken),
+            Some(Ok(frame)) => {
+                if let Ok(data) = frame.into_data() {
+                    return Ok(Some(data));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::body::Body;
+
+    #[tokio::test]
+    async fn the_limit_is_the_last_size_that_is_read() {
+        for (size, limit, expected) in
+            [(0, 0, Ok(0)), (5, 5, Ok(5)), (6, 5, Err(BodyError::TooLarge)), (100_000, 100_000, Ok(100_000))]
+        {
+            let mut body = Body::from(vec![7_u8; size]);
+            assert_eq!(read(&mut body, limit).await.map(|bytes| bytes.len()), expected, "{size} of {limit}");
+        }
+    }
+}

@@ -1,0 +1,297 @@
+//! Sockets: accepting them, how many there may be, how long they may be silent, and how they end.
+//!
+//! Three clocks guard a connection. While a request's head is coming, `header_timeout` counts from its first byte (from
+//! the start, on a new connection); while a request is worked on, `request_timeout` counts (in `dispatch`); between
+//! two requests `idle_timeout` does. One timer per connection serves the first and the last: it looks at the clock
+//! twice per `header_timeout`, so that a connection may live half a `header_timeout` longer than it should.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{ConnectInfo, Request};
+use axum::http::Response;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
+use tower_service::Service as _;
+
+use super::dispatch::Api;
+use super::with_api;
+use crate::HttpConfig;
+
+/// Pause after an accept that failed for want of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What all connections share.
+struct Server {
+    api: Arc<Api>,
+    /// Everything that is not below `/goim/`: the caller's routes, and the API behind them.
+    other: Router,
+    http1: http1::Builder,
+}
+
+/// What the server wants of its connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Serving,
+    /// No request after the one under way.
+    Draining,
+    /// Now.
+    Ending,
+}
+
+pub(super) async fn serve(
+    api: Arc<Api>,
+    listener: TcpListener,
+    extra: Router,
+    shutdown: impl Future<Output = ()>,
+) {
+    let config = api.logic.config.http.clone();
+    let mut http1 = http1::Builder::new();
+    http1
+        // A client may close its sending half behind its request and still wants the answer.
+        .half_close(true)
+        .title_case_headers(true)
+        .max_headers(config.headers_max)
+        .max_header_size(config.head_bytes_max);
+    let server = Arc::new(Server { other: with_api(extra, Arc::clone(&api)), api, http1 });
+    let connections = u32::try_from(config.connections_max).unwrap_or(u32::MAX);
+    let slots = Arc::new(Semaphore::new(connections as usize));
+    let (stage, stages) = watch::channel(Stage::Serving);
+
+    let mut shutdown = pin!(shutdown);
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = shutdown.as_mut() => break,
+            accepted = accept(&listener, &slots) => accepted,
+        };
+        let Some((slot, stream, peer)) = accepted else { break };
+        let connection = Connection::new(stream, peer, Arc::clone(&server), stages.clone());
+        tokio::spawn(async move {
+            connection.serve().await;
+            drop(slot);
+        });
+    }
+    drop(listener);
+    stage.send_replace(Stage::Draining);
+    if tokio::time::timeout(config.shutdown_timeout, slots.acquire_many(connections)).await.is_err() {
+        tracing::warn!(timeout = ?config.shutdown_timeout, "HTTP requests are cut off");
+    }
+    stage.send_replace(Stage::Ending);
+}
+
+/// The next connection, once there is a slot for it. A failure concerns one connection or passes; the listener goes on.
+async fn accept(
+    listener: &TcpListener,
+    slots: &Arc<Semaphore>,
+) -> Option<(tokio::sync::OwnedSemaphorePermit, TcpStream, SocketAddr)> {
+    // The semaphore is never closed.
+    let slot = Arc::clone(slots).acquire_owned().await.ok()?;
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => return Some((slot, stream, peer)),
+            Err(error) if is_of_one_connection(&error) => {}
+            Err(error) => {
+                tracing::error!(%error, "HTTP connections cannot be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+fn is_of_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}
+
+struct Connection {
+    stream: TcpStream,
+    peer: SocketAddr,
+    server: Arc<Server>,
+    stages: watch::Receiver<Stage>,
+}
+
+impl Connection {
+    fn new(stream: TcpStream, peer: SocketAddr, server: Arc<Server>, stages: watch::Receiver<Stage>) -> Self {
+        Self { stream, peer, server, stages }
+    }
+
+    async fn serve(self) {
+        let Self { stream, peer, server, mut stages } = self;
+        // Without it an answer may wait for an acknowledgement; a socket that cannot is served all the same.
+        let _ = stream.set_nodelay(true);
+        let clock = Arc::new(Clock::new());
+        let io = TokioIo::new(Watched { stream, clock: Arc::clone(&clock) });
+        let service = service_fn(|request| {
+            clock.set(Phase::Answering);
+            let answer = server.answer(peer, request);
+            let clock = &clock;
+            async move {
+                let response = answer.await;
+                clock.set(Phase::Idle);
+                Ok::<_, std::convert::Infallible>(response)
+            }
+        });
+        let mut connection = pin!(server.http1.serve_connection(io, service));
+        let config = &server.api.logic.config.http;
+        let look_every = config.header_timeout / 2;
+        let mut look = pin!(tokio::time::sleep(look_every));
+        loop {
+            tokio::select! {
+                biased;
+                ended = connection.as_mut() => {
+                    if let Err(error) = ended {
+                        tracing::debug!(%peer, %error, "HTTP connection ended");
+                    }
+                    return;
+                }
+                () = look.as_mut() => {
+                    if clock.has_run_out(config) {
+                        tracing::debug!(%peer, phase = ?clock.get().0, "HTTP connection was silent too long");
+                        return;
+                    }
+                    look.as_mut().reset(Instant::now() + look_every);
+                }
+                changed = stages.changed() => {
+                    if changed.is_err() || *stages.borrow_and_update() == Stage::Ending {
+                        return;
+                    }
+                    connection.as_mut().graceful_shutdown();
+                }
+            }
+        }
+    }
+}
+
+impl Server {
+    async fn answer(&self, peer: SocketAddr, mut request: Request<Incoming>) -> Response<Body> {
+        if request.uri().path().starts_with("/goim/") {
+            return self.api.answer(Some(peer.ip()), request).await;
+        }
+        request.extensions_mut().insert(ConnectInfo(peer));
+        let Ok(response) = self.other.clone().call(request).await;
+        response
+    }
+}
+
+/// What a connection is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Between two requests.
+    Idle,
+    /// A head has begun and is not complete.
+    Head,
+    /// A request is being worked on.
+    Answering,
+}
+
+/// Since when a connection has been doing what. Written and read by the connection's own task only; atomic because
+/// the task moves between threads.
+struct Clock {
+    start: Instant,
+    /// Milliseconds since `start`, times four, plus the phase.
+    state: AtomicU64,
+}
+
+impl Clock {
+    /// A new connection has to begin at once.
+    fn new() -> Self {
+        Self { start: Instant::now(), state: AtomicU64::new(Phase::Head as u64) }
+    }
+
+    fn set(&self, phase: Phase) {
+        let millis = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX >> 2);
+        self.state.store(millis << 2 | phase as u64, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> (Phase, Instant) {
+        let state = self.state.load(Ordering::Relaxed);
+        let phase = match state & 3 {
+            0 => Phase::Idle,
+            1 => Phase::Head,
+            _ => Phase::Answering,
+        };
+        (phase, self.start + Duration::from_millis(state >> 2))
+    }
+
+    fn has_run_out(&self, config: &HttpConfig) -> bool {
+        let (phase, since) = self.get();
+        match phase {
+            Phase::Idle => since.elapsed() >= config.idle_timeout,
+            Phase::Head => since.elapsed() >= config.header_timeout,
+            Phase::Answering => false,
+        }
+    }
+
+    /// Bytes have come in.
+    fn received(&self) {
+        if self.get().0 == Phase::Idle {
+            self.set(Phase::Head);
+        }
+    }
+}
+
+/// A socket that tells the clock of what comes in.
+struct Watched {
+    stream: TcpStream,
+    clock: Arc<Clock>,
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let poll = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if buffer.filled().len() > before {
+            self.clock.received();
+        }
+        poll
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}

@@ -1,0 +1,296 @@
+//! The description of the API for machines, made of the table of routes.
+
+use std::sync::LazyLock;
+
+use axum::body::Bytes;
+use serde_json::{Map, Value, json};
+
+use super::table::{Action, Kind, Param, Route, Verb};
+
+static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| Bytes::from(build().to_string()));
+
+/// The document, as it is served.
+pub(super) fn document() -> Bytes {
+    DOCUMENT.clone()
+}
+
+fn build() -> Value {
+    let mut paths = Map::new();
+    for route in Route::ALL {
+        let method = if route.verb == Verb::Get { "get" } else { "post" };
+        let mut methods = Map::new();
+        methods.insert(method.to_owned(), operation(route));
+        paths.insert(route.path.to_owned(), Value::Object(methods));
+    }
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "goim",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": "Pushes messages to sessions, members, rooms or everybody, and tells clients where to \
+                connect. Parameters are read from the query string only, lists are repeated parameters. An answer \
+                is right when its `code` is 0; success means that the message is accepted, not that it is delivered.",
+            "license": { "name": "MIT", "identifier": "MIT" },
+        },
+        "paths": paths,
+        "components": {
+            "schemas": schemas(),
+            "securitySchemes": {
+                "bearer": { "type": "http", "scheme": "bearer", "description": "One of logic.http.api_keys." },
+                "apiKey": {
+                    "type": "apiKey",
+                    "in": "header",
+                    "name": "X-API-Key",
+                    "description": "One of logic.http.api_keys.",
+                },
+            },
+        },
+    })
+}
+
+fn operation(route: &Route) -> Value {
+    let mut operation = json!({
+        "operationId": operation_id(route.path),
+        "summary": route.summary,
+        "description": route.description,
+        "tags": [tag(route)],
+        "parameters": route.params.iter().map(parameter).collect::<Vec<_>>(),
+        "responses": responses(route),
+    });
+    if route.is_push() {
+        operation["security"] = json!([{ "bearer": [] }, { "apiKey": [] }, {}]);
+        operation["requestBody"] = json!({
+            "description": "The body of the packet, any bytes, of any content type; may be empty.",
+            "required": false,
+            "content": { "application/octet-stream": {} },
+        });
+    }
+    operation
+}
+
+/// `/goim/push/keys` is `pushKeys`.
+fn operation_id(path: &str) -> String {
+    let path = path.trim_start_matches("/goim").trim_end_matches(".json");
+    let mut id = String::new();
+    for word in path.split('/').filter(|word| !word.is_empty()) {
+        let mut letters = word.chars();
+        match letters.next() {
+            Some(first) if !id.is_empty() => id.extend(first.to_uppercase()),
+            first => id.extend(first),
+        }
+        id.extend(letters);
+    }
+    id
+}
+
+fn tag(route: &Route) -> &'static str {
+    match route.action {
+        Action::PushKeys | Action::PushMids | Action::PushRoom | Action::PushAll => "push",
+        Action::OnlineTop | Action::OnlineRoom | Action::OnlineTotal => "online",
+        Action::NodesWeighted | Action::NodesInstances => "nodes",
+        Action::OpenApi => "description",
+    }
+}
+
+fn parameter(param: &Param) -> Value {
+    json!({
+        "name": param.name,
+        "in": "query",
+        "required": param.required,
+        "description": param.description,
+        "schema": schema_of(param.kind),
+        // Lists are repeated: keys=a&keys=b.
+        "style": "form",
+        "explode": true,
+    })
+}
+
+fn schema_of(kind: Kind) -> Value {
+    match kind {
+        Kind::I32 => json!({ "type": "integer", "format": "int32" }),
+        Kind::I64 => json!({ "type": "integer", "format": "int64" }),
+        Kind::Text => json!({ "type": "string" }),
+        Kind::TextList => json!({ "type": "array", "items": schema_of(Kind::Text) }),
+        Kind::I64List => json!({ "type": "array", "items": schema_of(Kind::I64) }),
+    }
+}
+
+fn responses(route: &Route) -> Value {
+    let mut responses = Map::new();
+    let mut add = |status: &str, description: &str, content_type: &str, schema: Value| {
+        let content = json!({ content_type: { "schema": schema } });
+        responses.insert(status.to_owned(), json!({ "description": description, "content": content }));
+    };
+    let envelope = || json!({ "$ref": "#/components/schemas/Envelope" });
+    let json_type = "application/json";
+    let success = match data_schema(route.action) {
+        _ if route.action == Action::OpenApi => json!({ "type": "object" }),
+        None => envelope(),
+        Some(data) => json!({
+            "allOf": [envelope(), { "type": "object", "properties": { "data": data }, "required": ["data"] }],
+        }),
+    };
+    add(
+        "200",
+        "Done when the code is 0. Otherwise -400 or -500 and, where goim has one, a text.",
+        json_type,
+        success,
+    );
+    if !route.params.is_empty() {
+        add(
+            "400",
+            "A parameter is missing or wrong; the text names it. The body is JSON.",
+            "text/plain",
+            envelope(),
+        );
+    }
+    if route.is_push() {
+        add("401", "API keys are configured and none of them was presented.", json_type, envelope());
+        add(
+            "403",
+            "No API key is configured and the request is not from this machine.",
+            json_type,
+            envelope(),
+        );
+        add("408", "The body did not arrive in time.", json_type, envelope());
+        add(
+            "413",
+            "The body is larger than the server takes; the text names the limit.",
+            json_type,
+            envelope(),
+        );
+        add("503", "Not done in time. The message may be pushed in part.", json_type, envelope());
+    }
+    add("429", "Too many requests, or the push log is full. See Retry-After.", json_type, envelope());
+    Value::Object(responses)
+}
+
+/// What the envelope holds.
+fn data_schema(action: Action) -> Option<Value> {
+    let reference = |name: &str| json!({ "$ref": format!("#/components/schemas/{name}") });
+    Some(match action {
+        Action::PushKeys | Action::PushMids | Action::PushRoom | Action::PushAll | Action::OpenApi => {
+            return None;
+        }
+        Action::OnlineTop => json!({ "type": "array", "items": reference("RoomOnline") }),
+        Action::OnlineRoom => json!({
+            "type": "object",
+            "description": "Sessions by room.",
+            "additionalProperties": { "type": "integer", "format": "int32" },
+        }),
+        Action::OnlineTotal => reference("OnlineTotal"),
+        Action::NodesWeighted => reference("Nodes"),
+        Action::NodesInstances => json!({ "type": ["array", "null"], "items": reference("Instance") }),
+    })
+}
+
+fn schemas() -> Value {
+    let text = || json!({ "type": "string" });
+    let texts = || json!({ "type": "array", "items": { "type": "string" } });
+    let integer = || json!({ "type": "integer", "format": "int32" });
+    let long = || json!({ "type": "integer", "format": "int64" });
+    let float = || json!({ "type": "number", "format": "float" });
+    json!({
+        "Envelope": {
+            "type": "object",
+            "properties": { "code": integer(), "message": text() },
+            "required": ["code", "message"],
+        },
+        "RoomOnline": {
+            "type": "object",
+            "properties": { "room_id": text(), "count": integer() },
+            "required": ["room_id", "count"],
+        },
+        "OnlineTotal": {
+            "type": "object",
+            "properties": { "conn_count": long(), "ip_count": long() },
+            "required": ["conn_count", "ip_count"],
+        },
+        "Backoff": {
+            "type": "object",
+            "description": "Seconds, and factors without a unit.",
+            "properties": {
+                "max_delay": integer(), "base_delay": integer(), "factor": float(), "jitter": float(),
+            },
+        },
+        "Nodes": {
+            "type": "object",
+            "properties": {
+                "domain": text(),
+                "tcp_port": integer(),
+                "ws_port": integer(),
+                "wss_port": integer(),
+                "heartbeat": { "type": "integer", "format": "int32", "description": "Seconds." },
+                "nodes": texts(),
+                "backoff": { "$ref": "#/components/schemas/Backoff" },
+                "heartbeat_max": integer(),
+            },
+            "required": ["nodes", "backoff"],
+        },
+        "Instance": {
+            "type": "object",
+            "properties": {
+                "region": text(),
+                "zone": text(),
+                "env": text(),
+                "appid": text(),
+                "hostname": text(),
+                "addrs": texts(),
+                "version": text(),
+                "latest_timestamp": long(),
+                "metadata": { "type": "object", "additionalProperties": text() },
+            },
+            "required": ["hostname", "addrs", "metadata"],
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_document_has_every_route_with_every_parameter() {
+        let document: Value = serde_json::from_slice(&document()).unwrap();
+        assert_eq!(document["openapi"], "3.1.0");
+        assert_eq!(document["paths"].as_object().unwrap().len(), Route::ALL.len());
+        let mut ids = std::collections::BTreeSet::new();
+        for route in Route::ALL {
+            let method = if route.verb == Verb::Get { "get" } else { "post" };
+            let operation = &document["paths"][route.path][method];
+            assert!(ids.insert(operation["operationId"].as_str().unwrap().to_owned()), "{}", route.path);
+            let parameters = operation["parameters"].as_array().unwrap();
+            assert_eq!(parameters.len(), route.params.len(), "{}", route.path);
+            for (param, described) in route.params.iter().zip(parameters) {
+                assert_eq!(described["name"], param.name);
+                assert_eq!(described["required"], param.required);
+                assert!(!described["description"].as_str().unwrap().is_empty());
+            }
+            assert_eq!(operation["security"].is_array(), route.is_push(), "{}", route.path);
+            assert_eq!(operation["requestBody"].is_object(), route.is_push(), "{}", route.path);
+        }
+        assert!(ids.contains("pushKeys") && ids.contains("openapi"), "{ids:?}");
+    }
+
+    #[test]
+    fn every_reference_leads_somewhere() {
+        fn walk<'v>(value: &'v Value, found: &mut Vec<&'v str>) {
+            match value {
+                Value::Object(members) => {
+                    found.extend(members.get("$ref").and_then(Value::as_str));
+                    members.values().for_each(|member| walk(member, found));
+                }
+                Value::Array(elements) => elements.iter().for_each(|element| walk(element, found)),
+                _ => {}
+            }
+        }
+        let document = build();
+        let mut references = Vec::new();
+        walk(&document, &mut references);
+        assert!(references.len() > 10);
+        for reference in references {
+            let pointer = reference.strip_prefix('#').unwrap();
+            assert!(document.pointer(pointer).is_some(), "{reference}");
+        }
+    }
+}

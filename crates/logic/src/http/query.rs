@@ -1,0 +1,328 @@
+//! The query string, read as Go and goim's HTTP library read it.
+//!
+//! Pairs with a bad escape or a semicolon are dropped and the rest counts. Names are case-sensitive. Of a number or a
+//! text that is given several times the first counts; a list is given once for each element. An empty number is 0.
+//! Values are bytes: an escape can make any.
+
+use std::borrow::Cow;
+
+use super::table::{Kind, PARAMS_MAX, Param};
+
+/// The parameters of one request, checked.
+#[derive(Debug)]
+pub(super) struct Values<'q> {
+    params: &'static [Param],
+    values: [Value<'q>; PARAMS_MAX],
+}
+
+#[derive(Debug, Default, PartialEq)]
+enum Value<'q> {
+    #[default]
+    Absent,
+    Text(Cow<'q, [u8]>),
+    Texts(Vec<Cow<'q, [u8]>>),
+    Number(i64),
+    Numbers(Vec<i64>),
+}
+
+impl<'q> Values<'q> {
+    /// Reads `query` for the parameters of a route.
+    ///
+    /// # Errors
+    /// goim's text for the first number that is none, or else for all parameters that are missing.
+    pub(super) fn parse(params: &'static [Param], query: Option<&'q str>) -> Result<Self, String> {
+        let mut values: [Value<'q>; PARAMS_MAX] = Default::default();
+        for (name, text) in pairs(query.unwrap_or_default()) {
+            let place = params.iter().zip(&mut values).find(|(param, _)| param.name.as_bytes() == &*name);
+            if let Some((param, value)) = place {
+                value.add(param.kind, text);
+            }
+        }
+        for (param, value) in params.iter().zip(&mut values) {
+            value.convert(param.kind)?;
+        }
+        let missing: Vec<String> = params
+            .iter()
+            .zip(&values)
+            .filter(|(param, value)| param.required && value.is_missing())
+            .map(|(Param { field, .. }, _)| {
+                format!("Key: '{field}' Error:Field validation for '{field}' failed on the 'required' tag")
+            })
+            .collect();
+        if missing.is_empty() { Ok(Self { params, values }) } else { Err(missing.join("\n")) }
+    }
+
+    /// A number; 0 when it is absent.
+    pub(super) fn number(&self, name: &str) -> i64 {
+        if let Value::Number(number) = self.get(name) { *number } else { 0 }
+    }
+
+    /// A number that the table says has 32 bits; 0 when it is absent.
+    pub(super) fn number32(&self, name: &str) -> i32 {
+        i32::try_from(self.number(name)).unwrap_or_default()
+    }
+
+    /// A text; empty when it is absent.
+    pub(super) fn text(&self, name: &str) -> &[u8] {
+        if let Value::Text(text) = self.get(name) { text } else { &[] }
+    }
+
+    /// A list of texts.
+    pub(super) fn texts(&self, name: &str) -> &[Cow<'q, [u8]>] {
+        if let Value::Texts(texts) = self.get(name) { texts } else { &[] }
+    }
+
+    /// A list of numbers.
+    pub(super) fn numbers(&self, name: &str) -> &[i64] {
+        if let Value::Numbers(numbers) = self.get(name) { numbers } else { &[] }
+    }
+
+    fn get(&self, name: &str) -> &Value<'q> {
+        let found = self.params.iter().zip(&self.values).find(|(param, _)| param.name == name);
+        debug_assert!(found.is_some(), "{name} is not in the table");
+        found.map_or(&Value::Absent, |(_, value)| value)
+    }
+}
+
+impl<'q> Value<'q> {
+    fn add(&mut self, kind: Kind, text: Cow<'q, [u8]>) {
+        match (kind, self) {
+            (Kind::TextList | Kind::I64List, Self::Texts(texts)) => texts.push(text),
+            (Kind::TextList | Kind::I64List, value) => *value = Self::Texts(vec![text]),
+            (_, value @ Self::Absent) => *value = Self::Text(text),
+            _ => {}
+        }
+    }
+
+    fn convert(&mut self, kind: Kind) -> Result<(), String> {
+        match (kind, &*self) {
+            (Kind::I32, Self::Text(text)) => *self = Self::Number(parse_number(text, 32)?),
+            (Kind::I64, Self::Text(text)) => *self = Self::Number(parse_number(text, 64)?),
+            (Kind::I64List, Self::Texts(texts)) => {
+                let numbers: Result<_, _> = texts.iter().map(|text| parse_number(text, 64)).collect();
+                *self = Self::Numbers(numbers?);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// What goim's "required" refuses.
+    fn is_missing(&self) -> bool {
+        match self {
+            Self::Absent | Self::Number(0) => true,
+            Self::Text(text) => text.is_empty(),
+            Self::Number(_) | Self::Texts(_) | Self::Numbers(_) => false,
+        }
+    }
+}
+
+/// The pairs of a query string, in order, decoded.
+fn pairs(query: &str) -> impl Iterator<Item = (Cow<'_, [u8]>, Cow<'_, [u8]>)> {
+    query.split('&').filter(|pair| !pair.is_empty() && !pair.contains(';')).filter_map(|pair| {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        Some((unescape(name, true)?, unescape(value, true)?))
+    })
+}
+
+/// Resolves `%XX`, and `+` as a blank when `plus` says so. `None` when an escape is not one.
+pub(super) fn unescape(text: &str, plus: bool) -> Option<Cow<'_, [u8]>> {
+    let bytes = text.as_bytes();
+    if !bytes.iter().any(|byte| *byte == b'%' || plus && *byte == b'+') {
+        return Some(Cow::Borrowed(bytes));
+    }
+    let mut decoded = Vec::with_capacity(bytes.len());
+    let mut rest = bytes.iter().copied();
+    while let Some(byte) = rest.next() {
+        decoded.push(match byte {
+            b'%' => hex(rest.next()?)? << 4 | hex(rest.next()?)?,
+            b'+' if plus => b' ',
+            other => other,
+        });
+    }
+    Some(Cow::Owned(decoded))
+}
+
+fn hex(digit: u8) -> Option<u8> {
+    char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
+}
+
+/// Go's `strconv.ParseInt` in base 10, for `bits` of 32 or 64, with its error texts. Nothing at all is 0.
+///
+/// Go looks at digits from the left and stops at the first that makes the number too large, so that a letter behind
+/// it is not noticed; so does this.
+fn parse_number(text: &[u8], bits: u32) -> Result<i64, String> {
+    if text.is_empty() {
+        return Ok(0);
+    }
+    let error = |reason: &str| Err(format!("strconv.ParseInt: parsing {}: {reason}", go_quote(text)));
+    let (negative, digits) = match text {
+        [b'-', rest @ ..] => (true, rest),
+        [b'+', rest @ ..] => (false, rest),
+        all => (false, all),
+    };
+    if digits.is_empty() {
+        return error("invalid syntax");
+    }
+    let unsigned_max = u64::MAX >> (64 - bits);
+    let mut magnitude: u64 = 0;
+    for digit in digits {
+        if !digit.is_ascii_digit() {
+            return error("invalid syntax");
+        }
+        let next = magnitude.checked_mul(10).and_then(|tens| tens.checked_add(u64::from(digit - b'0')));
+        match next.filter(|next| *next <= unsigned_max) {
+            Some(next) => magnitude = next,
+            None => return error("value out of range"),
+        }
+    }
+    let value = if negative { -i128::from(magnitude) } else { i128::from(magnitude) };
+    let limit = 1_i128 << (bits - 1);
+    match i64::try_from(value) {
+        Ok(number) if (-limit..limit).contains(&value) => Ok(number),
+        _ => error("value out of range"),
+    }
+}
+
+/// Go's `strconv.Quote`: what cannot be printed is escaped, bytes that are not UTF-8 as `\xNN`.
+fn go_quote(text: &[u8]) -> String {
+    use std::fmt::Write as _;
+    let mut quoted = String::from("\"");
+    for chunk in text.utf8_chunks() {
+        for character in chunk.valid().chars() {
+            let escape = match character {
+                '"' => "\\\"",
+                '\\' => "\\\\",
+                '\u{7}' => "\\a",
+                '\u{8}' => "\\b",
+                '\u{c}' => "\\f",
+                '\n' => "\\n",
+                '\r' => "\\r",
+                '\t' => "\\t",
+                '\u{b}' => "\\v",
+                printable if is_printable(printable) => {
+                    quoted.push(printable);
+                    continue;
+                }
+                _ => "",
+            };
+            quoted.push_str(escape);
+            // Writing to a String cannot fail.
+            let _ = match u32::from(character) {
+                _ if !escape.is_empty() => Ok(()),
+                code @ (0..=0x1f | 0x7f) => write!(quoted, "\\x{code:02x}"),
+                code @ 0..=0xffff => write!(quoted, "\\u{code:04x}"),
+                code => write!(quoted, "\\U{code:08x}"),
+            };
+        }
+        for byte in chunk.invalid() {
+            let _ = write!(quoted, "\\x{byte:02x}");
+        }
+    }
+    quoted.push('"');
+    quoted
+}
+
+/// Letters, marks, numbers, punctuation, symbols, and the blank: what Go prints, and `str::escape_debug` too when the
+/// character is not the first one.
+fn is_printable(character: char) -> bool {
+    if character.is_ascii() {
+        return matches!(character, ' '..='~');
+    }
+    let mut text = String::from("a");
+    text.push(character);
+    text.escape_debug().eq(text.chars())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::table::Route;
+
+    fn params(path: &str) -> &'static [Param] {
+        Route::ALL.iter().find(|route| route.path == path).map_or(&[], |route| route.params)
+    }
+
+    #[test]
+    fn row_97_pairs_as_go_reads_them() {
+        let check = |query: &str, operation: i64, keys: &[&str]| {
+            let values = Values::parse(params("/goim/push/keys"), Some(query)).unwrap();
+            assert_eq!(values.number("operation"), operation, "{query}");
+            let got: Vec<_> = values.texts("keys").iter().map(|key| String::from_utf8_lossy(key)).collect();
+            assert_eq!(got, keys, "{query}");
+        };
+        check("operation=1000&operation=2&keys=k", 1000, &["k"]);
+        check("operation=%2B1000&keys=k", 1000, &["k"]);
+        check("operation=&keys=k", 0, &["k"]);
+        check("&keys=k&", 0, &["k"]);
+        check("operation=-5&keys=k&keys=l&keys=k", -5, &["k", "l", "k"]);
+        check("operation=01000&keys=a,b", 1000, &["a,b"]);
+        check("operation=1000&x=%zz&y=a;b&keys=k", 1000, &["k"]);
+        check("Operation=1000&operation[]=1&keys=k", 0, &["k"]);
+        check("operation=1&keys=a%zz&keys=b%2", 1, &[]);
+        check("operation=1&keys", 1, &[""]);
+        check("operation=1&keys=a=b&k%65ys=c+d%20e", 1, &["a=b", "c d e"]);
+    }
+
+    #[test]
+    fn rows_53_and_54_numbers() {
+        let check = |text: &str, bits: u32, expected: Result<i64, &str>| {
+            let expected = expected.map_err(|reason| format!("strconv.ParseInt: parsing {reason}"));
+            assert_eq!(parse_number(text.as_bytes(), bits), expected, "{text}");
+        };
+        check("", 32, Ok(0));
+        check("-0", 32, Ok(0));
+        check("2147483647", 32, Ok(2_147_483_647));
+        check("-2147483648", 32, Ok(-2_147_483_648));
+        check("9223372036854775807", 64, Ok(i64::MAX));
+        check("-9223372036854775808", 64, Ok(i64::MIN));
+        check("abc", 32, Err(r#""abc": invalid syntax"#));
+        check(" 1", 32, Err(r#"" 1": invalid syntax"#));
+        check("0x10", 32, Err(r#""0x10": invalid syntax"#));
+        check("1_0", 32, Err(r#""1_0": invalid syntax"#));
+        check("-", 32, Err(r#""-": invalid syntax"#));
+        check("++1", 32, Err(r#""++1": invalid syntax"#));
+        check("2147483648", 32, Err(r#""2147483648": value out of range"#));
+        check("-2147483649", 32, Err(r#""-2147483649": value out of range"#));
+        check("9223372036854775808", 64, Err(r#""9223372036854775808": value out of range"#));
+        check("99999999999999999999x", 64, Err(r#""99999999999999999999x": value out of range"#));
+        check("4294967296x", 32, Err(r#""4294967296x": value out of range"#));
+        check("4294967295x", 32, Err(r#""4294967295x": invalid syntax"#));
+    }
+
+    #[test]
+    fn quoted_as_go_quotes() {
+        let check = |text: &[u8], expected: &str| assert_eq!(go_quote(text), expected, "{text:?}");
+        check(b"a\"b\\c'", r#""a\"b\\c'""#);
+        check(b"\x07\x08\x0c\n\r\t\x0b\x00\x1b\x7f", r#""\a\b\f\n\r\t\v\x00\x1b\x7f""#);
+        check("房间é 🎉".as_bytes(), "\"房间é 🎉\"");
+        check("e\u{301}".as_bytes(), "\"e\u{301}\"");
+        check("\u{a0}\u{200b}\u{2028}\u{feff}\u{e000}".as_bytes(), r#""\u00a0\u200b\u2028\ufeff\ue000""#);
+        check("\u{10ffff}".as_bytes(), r#""\U0010ffff""#);
+        check(b"\xff\xe4\xbd", r#""\xff\xe4\xbd""#);
+    }
+
+    #[test]
+    fn rows_51_and_52_missing_parameters_in_order() {
+        let missing = |path, query: &str| Values::parse(params(path), Some(query)).map(drop);
+        let text = |fields: &[&str]| {
+            let line = |field: &&str| {
+                format!("Key: '{field}' Error:Field validation for '{field}' failed on the 'required' tag")
+            };
+            Err(fields.iter().map(line).collect::<Vec<_>>().join("\n"))
+        };
+        assert_eq!(missing("/goim/push/room", ""), text(&["Op", "Type", "Room"]));
+        assert_eq!(missing("/goim/push/room", "operation=1&type=a;room=b"), text(&["Type", "Room"]));
+        assert_eq!(missing("/goim/push/room", "operation=0&type=t&room=r"), text(&["Op"]));
+        assert_eq!(missing("/goim/push/room", "operation=1&type=&room=r"), text(&["Type"]));
+        assert_eq!(missing("/goim/online/room", "type=a"), text(&["Rooms"]));
+        assert_eq!(missing("/goim/online/room", "type=a&rooms="), Ok(()));
+        assert_eq!(missing("/goim/push/mids", ""), Ok(()));
+        // A plus sign is a blank.
+        let error = missing("/goim/push/keys", "operation=+1000").unwrap_err();
+        assert_eq!(error, "strconv.ParseInt: parsing \" 1000\": invalid syntax");
+        // A number that is none comes before what is missing.
+        let error = missing("/goim/online/top", "limit=x").unwrap_err();
+        assert!(error.starts_with("strconv"), "{error}");
+    }
+}

@@ -1,0 +1,270 @@
+//! The routes. This table drives dispatch, the reading of parameters and the OpenAPI document, so that the three
+//! cannot say different things.
+
+use axum::http::Method;
+
+/// A route with all that is known of it.
+#[derive(Debug)]
+pub(crate) struct Route {
+    pub(crate) verb: Verb,
+    pub(crate) path: &'static str,
+    pub(super) action: Action,
+    /// In goim's order: errors are reported in it.
+    pub(super) params: &'static [Param],
+    pub(super) summary: &'static str,
+    pub(super) description: &'static str,
+}
+
+/// How a route is asked for. Any other method does not find it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verb {
+    Get,
+    Post,
+}
+
+/// What a route does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Action {
+    PushKeys,
+    PushMids,
+    PushRoom,
+    PushAll,
+    OnlineTop,
+    OnlineRoom,
+    OnlineTotal,
+    NodesWeighted,
+    NodesInstances,
+    OpenApi,
+}
+
+/// A parameter in the query string.
+#[derive(Debug)]
+pub(super) struct Param {
+    pub(super) name: &'static str,
+    /// The name under which goim's error texts have it.
+    pub(super) field: &'static str,
+    pub(super) kind: Kind,
+    /// A number must then not be 0, a text not empty, a list not absent.
+    pub(super) required: bool,
+    pub(super) description: &'static str,
+}
+
+/// What a parameter's value is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    I32,
+    I64,
+    Text,
+    /// Given once for each element.
+    TextList,
+    /// Given once for each element.
+    I64List,
+}
+
+/// Most parameters that a route has.
+pub(super) const PARAMS_MAX: usize = 3;
+
+const OPERATION: Param = Param {
+    name: "operation",
+    field: "Op",
+    kind: Kind::I32,
+    required: false,
+    description: "Operation of the packet. A session gets it only when it subscribed to this operation.",
+};
+
+const REQUIRED_OPERATION: Param = Param { required: true, ..OPERATION };
+
+const ROOM_TYPE: Param = Param {
+    name: "type",
+    field: "Type",
+    kind: Kind::Text,
+    required: true,
+    description: "The part of the room's id before `://`.",
+};
+
+impl Route {
+    /// Every route.
+    pub(crate) const ALL: &'static [Self] = &[
+        Self {
+            verb: Verb::Post,
+            path: "/goim/push/keys",
+            action: Action::PushKeys,
+            params: &[
+                OPERATION,
+                Param {
+                    name: "keys",
+                    field: "Keys",
+                    kind: Kind::TextList,
+                    required: false,
+                    description: "Keys of the sessions. Without any the answer's code is -400.",
+                },
+            ],
+            summary: "Push to sessions",
+            description: "A key that is given twice gets the message twice. Keys without a session are passed over. \
+                          Every failure has the code -400 and no text.",
+        },
+        Self {
+            verb: Verb::Post,
+            path: "/goim/push/mids",
+            action: Action::PushMids,
+            params: &[
+                OPERATION,
+                Param {
+                    name: "mids",
+                    field: "Mids",
+                    kind: Kind::I64List,
+                    required: false,
+                    description: "The members. Zero and below are passed over.",
+                },
+            ],
+            summary: "Push to all sessions of members",
+            description: "Each session gets the message once, however often its member is given.",
+        },
+        Self {
+            verb: Verb::Post,
+            path: "/goim/push/room",
+            action: Action::PushRoom,
+            params: &[
+                Param {
+                    description: "Operation of the packet. All sessions in the room get it, subscribed or not.",
+                    ..REQUIRED_OPERATION
+                },
+                ROOM_TYPE,
+                Param {
+                    name: "room",
+                    field: "Room",
+                    kind: Kind::Text,
+                    required: true,
+                    description: "The part of the room's id after `://`.",
+                },
+            ],
+            summary: "Push to a room",
+            description: "All sessions that are in the room `type://room` when the message reaches them get it.",
+        },
+        Self {
+            verb: Verb::Post,
+            path: "/goim/push/all",
+            action: Action::PushAll,
+            params: &[
+                REQUIRED_OPERATION,
+                Param {
+                    name: "speed",
+                    field: "Speed",
+                    kind: Kind::I32,
+                    required: false,
+                    description: "Sessions per second over all comets; 0 and below are as fast as it goes.",
+                },
+            ],
+            summary: "Push to everybody",
+            description: "All sessions that subscribed to the operation get the message.",
+        },
+        Self {
+            verb: Verb::Get,
+            path: "/goim/online/top",
+            action: Action::OnlineTop,
+            params: &[
+                ROOM_TYPE,
+                Param {
+                    name: "limit",
+                    field: "Limit",
+                    kind: Kind::I64,
+                    required: true,
+                    description: "Most rooms to answer; not negative.",
+                },
+            ],
+            summary: "The largest rooms of a type",
+            description: "By count, largest first; rooms of one size by name.",
+        },
+        Self {
+            verb: Verb::Get,
+            path: "/goim/online/room",
+            action: Action::OnlineRoom,
+            params: &[
+                ROOM_TYPE,
+                Param {
+                    name: "rooms",
+                    field: "Rooms",
+                    kind: Kind::TextList,
+                    required: true,
+                    description: "The parts of the rooms' ids after `://`.",
+                },
+            ],
+            summary: "Sessions in rooms",
+            description: "A room that nobody is in has 0.",
+        },
+        Self {
+            verb: Verb::Get,
+            path: "/goim/online/total",
+            action: Action::OnlineTotal,
+            params: &[],
+            summary: "Connections over all comets",
+            description: "Comets that are offline are not counted.",
+        },
+        Self {
+            verb: Verb::Get,
+            path: "/goim/nodes/weighted",
+            action: Action::NodesWeighted,
+            params: &[Param {
+                name: "platform",
+                field: "Platform",
+                kind: Kind::Text,
+                required: false,
+                description: "`web` gets host names; every other one the comets' public addresses.",
+            }],
+            summary: "Where a client should connect",
+            description: "At most five comets, the best first, with ports, heartbeat and back-off. Members that are \
+                          zero or empty are left out.",
+        },
+        Self {
+            verb: Verb::Get,
+            path: "/goim/nodes/instances",
+            action: Action::NodesInstances,
+            params: &[],
+            summary: "The comets that take clients",
+            description: "`null` while there are none.",
+        },
+        Self {
+            verb: Verb::Get,
+            path: "/openapi.json",
+            action: Action::OpenApi,
+            params: &[],
+            summary: "This document",
+            description: "The description of this API, OpenAPI 3.1.",
+        },
+    ];
+
+    /// The row of the route with this method and path.
+    pub(super) fn find(method: &Method, path: &str) -> Option<usize> {
+        Self::ALL.iter().position(|route| route.path == path && route.verb.is(method))
+    }
+
+    /// True for a route that sends messages, and hence is not open to everybody.
+    pub(super) fn is_push(&self) -> bool {
+        self.verb == Verb::Post
+    }
+}
+
+impl Verb {
+    fn is(self, method: &Method) -> bool {
+        match self {
+            Self::Get => method == Method::GET,
+            Self::Post => method == Method::POST,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_consistent() {
+        for (index, route) in Route::ALL.iter().enumerate() {
+            assert!(route.params.len() <= PARAMS_MAX, "{}", route.path);
+            assert!(route.path.starts_with('/') && !route.path.ends_with('/'), "{}", route.path);
+            let method = if route.verb == Verb::Get { Method::GET } else { Method::POST };
+            assert_eq!(Route::find(&method, route.path), Some(index), "{} is there twice", route.path);
+            assert_eq!(Route::find(&Method::HEAD, route.path), None);
+        }
+    }
+}

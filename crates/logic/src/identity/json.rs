@@ -1,0 +1,433 @@
+//! JSON as Go's `encoding/json` reads it, token by token.
+//!
+//! goim's clients have grown up against Go's reader, and serde_json differs from it where it hurts: `-0` is a float
+//! there, a lone surrogate and a byte that is not UTF-8 are errors. Here the first is the integer 0 and the others
+//! become U+FFFD, byte by byte. What is not JSON is refused by both.
+//!
+//! Nothing here calls itself: the depth of a document costs a stack of bits, not the thread's stack.
+
+/// Why a document is not taken. The text says what and where, never what stands there.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum JsonError {
+    /// Not JSON, or more than one document.
+    #[error("not JSON at byte {0}")]
+    Syntax(usize),
+    /// JSON of another kind than the member needs.
+    #[error("{expected} expected at byte {at}")]
+    Kind {
+        /// What the member needs.
+        expected: &'static str,
+        /// Where the value begins.
+        at: usize,
+    },
+}
+
+/// What a value begins like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Null,
+    Bool,
+    Number,
+    String,
+    Array,
+    Object,
+}
+
+/// Deepest nesting, as in Go.
+const DEPTH_MAX: usize = 10_000;
+
+/// Takes a document apart from the front.
+pub(super) struct Scanner<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Scanner<'a> {
+    pub(super) fn new(bytes: &'a [u8]) -> Self {
+        Self { bytes, at: 0 }
+    }
+
+    /// Bytes taken so far.
+    pub(super) fn position(&self) -> usize {
+        self.at
+    }
+
+    /// What the next value is. Takes nothing but white space.
+    pub(super) fn kind(&mut self) -> Result<Kind, JsonError> {
+        self.skip_space();
+        match self.peek() {
+            Some(b'n') => Ok(Kind::Null),
+            Some(b't' | b'f') => Ok(Kind::Bool),
+            Some(b'-' | b'0'..=b'9') => Ok(Kind::Number),
+            Some(b'"') => Ok(Kind::String),
+            Some(b'[') => Ok(Kind::Array),
+            Some(b'{') => Ok(Kind::Object),
+            _ => Err(self.syntax()),
+        }
+    }
+
+    /// Takes the value when it is `null`; the answer says whether it was.
+    pub(super) fn null(&mut self) -> Result<bool, JsonError> {
+        let null = self.kind()? == Kind::Null;
+        if null {
+            self.literal(b"null")?;
+        }
+        Ok(null)
+    }
+
+    /// An integer. A fraction or an exponent is none, even when it makes no difference.
+    pub(super) fn integer(&mut self) -> Result<i64, JsonError> {
+        self.expect_kind(Kind::Number, "an integer")?;
+        let start = self.at;
+        self.number()?;
+        let text = std::str::from_utf8(self.bytes.get(start..self.at).unwrap_or_default());
+        let integer = text.ok().and_then(|text| text.parse().ok());
+        integer.ok_or(JsonError::Kind { expected: "an integer", at: start })
+    }
+
+    /// A string, its escapes resolved.
+    pub(super) fn string(&mut self) -> Result<String, JsonError> {
+        self.expect_kind(Kind::String, "a string")?;
+        self.at += 1;
+        let mut text = String::new();
+        loop {
+            let start = self.at;
+            while matches!(self.peek(), Some(byte) if byte >= 0x20 && byte != b'"' && byte != b'\\') {
+                self.at += 1;
+            }
+            push_lossy(&mut text, self.bytes.get(start..self.at).unwrap_or_default());
+            match self.peek() {
+                Some(b'"') => {
+                    self.at += 1;
+                    return Ok(text);
+                }
+                Some(b'\\') => text.push(self.escape()?),
+                // A control character, or the end.
+                _ => return Err(self.syntax()),
+            }
+        }
+    }
+
+    /// Goes through the elements of an array or the members of an object: `open` first, then again and again until
+    /// it says that there are no more. The caller takes what stands between.
+    pub(super) fn open(&mut self, kind: Kind, expected: &'static str) -> Result<bool, JsonError> {
+        self.expect_kind(kind, expected)?;
+        self.at += 1;
+        self.skip_space();
+        let empty = self.peek() == Some(closing(kind));
+        if empty {
+            self.at += 1;
+        }
+        Ok(!empty)
+    }
+
+    /// True when another element or member follows.
+    pub(super) fn another(&mut self, kind: Kind) -> Result<bool, JsonError> {
+        self.skip_space();
+        let more = match self.peek() {
+            Some(b',') => true,
+            Some(byte) if byte == closing(kind) => false,
+            _ => return Err(self.syntax()),
+        };
+        self.at += 1;
+        Ok(more)
+    }
+
+    /// The name of a member and its colon.
+    pub(super) fn name(&mut self) -> Result<String, JsonError> {
+        self.skip_space();
+        if self.peek() != Some(b'"') {
+            return Err(self.syntax());
+        }
+        let name = self.string()?;
+        self.skip_space();
+        if self.peek() != Some(b':') {
+            return Err(self.syntax());
+        }
+        self.at += 1;
+        Ok(name)
+    }
+
+    /// Takes a value of any kind, checking that it is JSON.
+    pub(super) fn skip(&mut self) -> Result<(), JsonError> {
+        let mut inside: Vec<Kind> = Vec::new();
+        loop {
+            let kind = self.kind()?;
+            let entered = match kind {
+                Kind::Array | Kind::Object => self.open(kind, "")?,
+                _ => {
+                    self.scalar(kind)?;
+                    false
+                }
+            };
+            if entered {
+                if inside.len() == DEPTH_MAX {
+                    return Err(self.syntax());
+                }
+                inside.push(kind);
+            } else {
+                // Leave what ends here.
+                loop {
+                    let Some(&outer) = inside.last() else { return Ok(()) };
+                    if self.another(outer)? {
+                        break;
+                    }
+                    inside.pop();
+                }
+            }
+            if inside.last() == Some(&Kind::Object) {
+                self.name()?;
+            }
+        }
+    }
+
+    /// Makes sure that nothing but white space is left.
+    pub(super) fn end(&mut self) -> Result<(), JsonError> {
+        self.skip_space();
+        if self.at == self.bytes.len() { Ok(()) } else { Err(self.syntax()) }
+    }
+
+    fn scalar(&mut self, kind: Kind) -> Result<(), JsonError> {
+        match kind {
+            Kind::Null => self.literal(b"null"),
+            Kind::Bool if self.peek() == Some(b't') => self.literal(b"true"),
+            Kind::Bool => self.literal(b"false"),
+            Kind::Number => self.number(),
+            Kind::String | Kind::Array | Kind::Object => self.string().map(drop),
+        }
+    }
+
+    fn literal(&mut self, word: &[u8]) -> Result<(), JsonError> {
+        let rest = self.bytes.get(self.at..).unwrap_or_default();
+        if !rest.starts_with(word) {
+            return Err(self.syntax());
+        }
+        self.at += word.len();
+        Ok(())
+    }
+
+    fn number(&mut self) -> Result<(), JsonError> {
+        if self.peek() == Some(b'-') {
+            self.at += 1;
+        }
+        if self.peek() == Some(b'0') {
+            self.at += 1;
+        } else {
+            self.digits()?;
+        }
+        if self.peek() == Some(b'.') {
+            self.at += 1;
+            self.digits()?;
+        }
+        if matches!(self.peek(), Some(b'e' | b'E')) {
+            self.at += 1;
+            if matches!(self.peek(), Some(b'+' | b'-')) {
+                self.at += 1;
+            }
+            self.digits()?;
+        }
+        Ok(())
+    }
+
+    /// At least one digit.
+    fn digits(&mut self) -> Result<(), JsonError> {
+        let start = self.at;
+        while matches!(self.peek(), Some(b'0'..=b'9')) {
+            self.at += 1;
+        }
+        if self.at == start { Err(self.syntax()) } else { Ok(()) }
+    }
+
+    /// The character that an escape stands for.
+    fn escape(&mut self) -> Result<char, JsonError> {
+        self.at += 1;
+        let simple = match self.peek() {
+            Some(byte @ (b'"' | b'\\' | b'/')) => char::from(byte),
+            Some(b'b') => '\u{8}',
+            Some(b'f') => '\u{c}',
+            Some(b'n') => '\n',
+            Some(b'r') => '\r',
+            Some(b't') => '\t',
+            Some(b'u') => return self.unicode_escape(),
+            _ => return Err(self.syntax()),
+        };
+        self.at += 1;
+        Ok(simple)
+    }
+
+    /// `uXXXX`, together with the escape behind it when the two are a surrogate pair. A surrogate that stands alone
+    /// becomes U+FFFD and takes nothing with it.
+    fn unicode_escape(&mut self) -> Result<char, JsonError> {
+        let first = self.hex4(self.at + 1).ok_or_else(|| self.syntax())?;
+        self.at += 5;
+        if let Some(character) = char::from_u32(first) {
+            return Ok(character);
+        }
+        let rest = self.bytes.get(self.at..).unwrap_or_default();
+        let second = if rest.starts_with(b"\\u") { self.hex4(self.at + 2) } else { None };
+        match (first, second) {
+            (0xd800..=0xdbff, Some(low @ 0xdc00..=0xdfff)) => {
+                self.at += 6;
+                let pair = 0x1_0000 + ((first - 0xd800) << 10) + (low - 0xdc00);
+                Ok(char::from_u32(pair).unwrap_or(char::REPLACEMENT_CHARACTER))
+            }
+            _ => Ok(char::REPLACEMENT_CHARACTER),
+        }
+    }
+
+    fn hex4(&self, at: usize) -> Option<u32> {
+        let digits = self.bytes.get(at..at + 4)?;
+        digits.iter().try_fold(0, |sum, digit| Some(sum * 16 + char::from(*digit).to_digit(16)?))
+    }
+
+    fn expect_kind(&mut self, kind: Kind, expected: &'static str) -> Result<(), JsonError> {
+        if self.kind()? == kind { Ok(()) } else { Err(JsonError::Kind { expected, at: self.at }) }
+    }
+
+    fn skip_space(&mut self) {
+        while matches!(self.peek(), Some(b' ' | b'\t' | b'\r' | b'\n')) {
+            self.at += 1;
+        }
+    }
+
+    fn peek(&self) -> Option<u8> {
+        self.bytes.get(self.at).copied()
+    }
+
+    fn syntax(&self) -> JsonError {
+        JsonError::Syntax(self.at)
+    }
+}
+
+fn closing(kind: Kind) -> u8 {
+    if kind == Kind::Array { b']' } else { b'}' }
+}
+
+/// Appends `bytes` to `text`; each byte that does not belong to UTF-8 becomes U+FFFD, as in Go.
+fn push_lossy(text: &mut String, bytes: &[u8]) {
+    for chunk in bytes.utf8_chunks() {
+        text.push_str(chunk.valid());
+        text.extend(chunk.invalid().iter().map(|_| char::REPLACEMENT_CHARACTER));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn skip(document: &[u8]) -> Result<(), JsonError> {
+        let mut scanner = Scanner::new(document);
+        scanner.skip()?;
+        scanner.end()
+    }
+
+    #[test]
+    fn any_value_is_skipped() {
+        for document in [
+            "0",
+            "-0",
+            "1.5e-3",
+            "1E+9",
+            "true",
+            "false",
+            "null",
+            "\"\"",
+            "[]",
+            "{}",
+            " [ ] ",
+            "[[],{}]",
+            r#"{"a":[1,{"b":[]},"x"],"c":{}}"#,
+            r#"{"a":{"b":{"c":[{}]}},"d":0}"#,
+            r#""\u0000\ud800""#,
+        ] {
+            assert_eq!(skip(document.as_bytes()), Ok(()), "{document}");
+        }
+        assert_eq!(skip(b"\"\xff\""), Ok(()));
+        assert_eq!(skip("[".repeat(5000).as_bytes()), Err(JsonError::Syntax(5000)));
+    }
+
+    #[test]
+    fn what_is_not_json_is_refused() {
+        for document in [
+            "",
+            " ",
+            "nul",
+            "nulll",
+            "tru",
+            "01",
+            "-",
+            "1.",
+            ".5",
+            "1e",
+            "+1",
+            "[1,]",
+            "[,1]",
+            "[1",
+            "{",
+            "{\"a\"}",
+            "{\"a\":}",
+            "{\"a\":1,}",
+            "{a:1}",
+            "{\"a\":1]",
+            "[1}",
+            "\"",
+            "\"\\x\"",
+            "\"\\u12\"",
+            "\"\n\"",
+            "1 2",
+            "\u{feff}1",
+            "\u{b}1",
+            "NaN",
+            "'a'",
+            "{1:2}",
+            "[1 2]",
+            "\"\\'\"",
+        ] {
+            assert!(skip(document.as_bytes()).is_err(), "{document:?}");
+        }
+    }
+
+    #[test]
+    fn depth_has_an_end() {
+        let nested = |depth: usize| ["[".repeat(depth), "]".repeat(depth)].concat();
+        assert_eq!(skip(nested(DEPTH_MAX).as_bytes()), Ok(()));
+        assert!(skip(nested(DEPTH_MAX + 2).as_bytes()).is_err());
+    }
+
+    #[test]
+    fn strings_are_read_as_go_reads_them() {
+        let check = |document: &[u8], expected: &str| {
+            assert_eq!(Scanner::new(document).string().as_deref(), Ok(expected), "{document:?}");
+        };
+        check(br#""a\"\\\/\b\f\n\r\tz""#, "a\"\\/\u{8}\u{c}\n\r\tz");
+        check(br#""\u0041\u00e9\uFFFF""#, "A\u{e9}\u{ffff}");
+        check(br#""\ud83d\ude00""#, "\u{1f600}");
+        check(br#""\ud83d""#, "\u{fffd}");
+        check(br#""\ude00\ud83d""#, "\u{fffd}\u{fffd}");
+        check(br#""\ud83dx""#, "\u{fffd}x");
+        check(br#""\ud83d\u0041""#, "\u{fffd}A");
+        check(br#""\ud83d\ud83d\ude00""#, "\u{fffd}\u{1f600}");
+        check(b"\"a\xffb\"", "a\u{fffd}b");
+        check(b"\"\xe4\xbdx\"", "\u{fffd}\u{fffd}x");
+        check(b"\"\xed\xa0\x80\"", "\u{fffd}\u{fffd}\u{fffd}");
+        check("\"\u{7f}ключ\"".as_bytes(), "\u{7f}ключ");
+    }
+
+    #[test]
+    fn integers_are_integers() {
+        for (document, expected) in [
+            ("0", Some(0)),
+            ("-0", Some(0)),
+            ("-5", Some(-5)),
+            ("9223372036854775807", Some(i64::MAX)),
+            ("-9223372036854775808", Some(i64::MIN)),
+            ("9223372036854775808", None),
+            ("1.0", None),
+            ("1e3", None),
+            ("\"1\"", None),
+            ("true", None),
+        ] {
+            assert_eq!(Scanner::new(document.as_bytes()).integer().ok(), expected, "{document}");
+        }
+    }
+}

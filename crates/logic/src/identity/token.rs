@@ -1,0 +1,181 @@
+//! The members of goim's token, by Go's rules for them.
+
+use goim_ports::Operation;
+
+use super::json::{JsonError, Kind, Scanner};
+
+/// What a client says of itself in the body of its auth packet.
+#[derive(Default, PartialEq, Eq)]
+pub(super) struct Token {
+    pub(super) mid: i64,
+    pub(super) key: String,
+    pub(super) room_id: String,
+    pub(super) accepts: Vec<Operation>,
+    pub(super) protover: Option<i64>,
+}
+
+impl Token {
+    /// Reads a token. The document `null` is an empty one.
+    pub(super) fn parse(document: &[u8]) -> Result<Self, JsonError> {
+        let mut scanner = Scanner::new(document);
+        let mut token = Self::default();
+        if !scanner.null()? {
+            let mut more = scanner.open(Kind::Object, "an object")?;
+            while more {
+                let name = scanner.name()?;
+                token.member(&name, &mut scanner)?;
+                more = scanner.another(Kind::Object)?;
+            }
+        }
+        scanner.end()?;
+        Ok(token)
+    }
+
+    /// Takes one member. The last of several with one name counts; `null` leaves what was there, but empties a list.
+    fn member(&mut self, name: &str, scanner: &mut Scanner<'_>) -> Result<(), JsonError> {
+        if same_name(name, "mid") {
+            integer(scanner, &mut self.mid)
+        } else if same_name(name, "key") {
+            string(scanner, &mut self.key)
+        } else if same_name(name, "room_id") {
+            string(scanner, &mut self.room_id)
+        } else if same_name(name, "platform") {
+            string(scanner, &mut String::new())
+        } else if same_name(name, "accepts") {
+            operations(scanner, &mut self.accepts)
+        } else if same_name(name, "protover") {
+            if !scanner.null()? {
+                self.protover = Some(scanner.integer()?);
+            }
+            Ok(())
+        } else {
+            scanner.skip()
+        }
+    }
+}
+
+fn integer(scanner: &mut Scanner<'_>, member: &mut i64) -> Result<(), JsonError> {
+    if !scanner.null()? {
+        *member = scanner.integer()?;
+    }
+    Ok(())
+}
+
+fn string(scanner: &mut Scanner<'_>, member: &mut String) -> Result<(), JsonError> {
+    if !scanner.null()? {
+        *member = scanner.string()?;
+    }
+    Ok(())
+}
+
+/// Go decodes into the list that is there: a `null` element leaves the one in its place, or makes a zero.
+fn operations(scanner: &mut Scanner<'_>, member: &mut Vec<Operation>) -> Result<(), JsonError> {
+    if scanner.null()? {
+        member.clear();
+        return Ok(());
+    }
+    let mut length = 0;
+    let mut more = scanner.open(Kind::Array, "an array of integers")?;
+    while more {
+        if length == member.len() {
+            member.push(Operation(0));
+        }
+        if !scanner.null()? {
+            let at = scanner.position();
+            let outside = JsonError::Kind { expected: "an integer of 32 bits", at };
+            let value = i32::try_from(scanner.integer()?).map_err(|_| outside)?;
+            if let Some(place) = member.get_mut(length) {
+                *place = Operation(value);
+            }
+        }
+        length += 1;
+        more = scanner.another(Kind::Array)?;
+    }
+    member.truncate(length);
+    Ok(())
+}
+
+/// True when Go takes `name` for the member `wanted` (lower case): letter case does not count, and two characters
+/// beyond ASCII fold to ASCII letters.
+fn same_name(name: &str, wanted: &str) -> bool {
+    let folded = |character| match character {
+        'ſ' => 's',
+        '\u{212a}' => 'k',
+        other => other.to_ascii_lowercase(),
+    };
+    name.chars().map(folded).eq(wanted.chars())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn row_5_what_goim_refuses() {
+        for document in [
+            "not json",
+            "",
+            r#"{"mid":"1"}"#,
+            "1,game",
+            "[]",
+            r#""a""#,
+            "1",
+            "true",
+            "{} x",
+            r#"{"mid":1.0}"#,
+            r#"{"mid":1e3}"#,
+            r#"{"mid":9223372036854775808}"#,
+            r#"{"accepts":[2147483648]}"#,
+            r#"{"accepts":"1"}"#,
+            r#"{"accepts":{}}"#,
+            r#"{"accepts":[1.5]}"#,
+            r#"{"key":1}"#,
+            r#"{"key":[]}"#,
+            r#"{"platform":1}"#,
+            r#"{"room_id":true}"#,
+            r#"{"mid":{}}"#,
+            "\u{feff}{}",
+            "{\"key\":\"a\nb\"}",
+            r#"{"x":}"#,
+        ] {
+            assert!(Token::parse(document.as_bytes()).is_err(), "{document}");
+        }
+    }
+
+    #[test]
+    fn row_7_names_in_any_case_and_unknown_ones() {
+        let check = |document: &str, mid: i64, key: &str, room_id: &str, accepts: &[i32]| {
+            let token =
+                Token::parse(document.as_bytes()).unwrap_or_else(|error| panic!("{document}: {error}"));
+            assert_eq!(
+                (token.mid, token.key.as_str(), token.room_id.as_str()),
+                (mid, key, room_id),
+                "{document}"
+            );
+            assert_eq!(
+                token.accepts,
+                accepts.iter().copied().map(Operation).collect::<Vec<_>>(),
+                "{document}"
+            );
+        };
+        check(r#"{"MID":5,"Room_ID":"live://1","x":1}"#, 5, "", "live://1", &[]);
+        check("null", 0, "", "", &[]);
+        check(" {\t} \r\n", 0, "", "", &[]);
+        check(r#"{"mid":5,"MID":6}"#, 6, "", "", &[]);
+        check(r#"{"mid":5,"mid":null}"#, 5, "", "", &[]);
+        check(r#"{"mid":-0}"#, 0, "", "", &[]);
+        check(r#"{"mid":-3,"key":"a\u0062"}"#, -3, "ab", "", &[]);
+        check("{\"\u{212a}ey\":\"x\",\"acceptſ\":[1]}", 0, "x", "", &[1]);
+        check(r#"{"accepts":[1,2,3],"accepts":[4]}"#, 0, "", "", &[4]);
+        check(r#"{"accepts":[7,8],"accepts":[null,9,null]}"#, 0, "", "", &[7, 9, 0]);
+        check(r#"{"accepts":[1],"accepts":null}"#, 0, "", "", &[]);
+        check(r#"{"accepts":[]}"#, 0, "", "", &[]);
+        check(r#"{"mid":1,"y":[{"mid":2}],"z":{"key":"no"}}"#, 1, "", "", &[]);
+    }
+
+    #[test]
+    fn row_107_any_text_is_a_key() {
+        let token = Token::parse(r#"{"key":"ключ /?&%"}"#.as_bytes()).unwrap_or_default();
+        assert_eq!(token.key, "ключ /?&%");
+    }
+}

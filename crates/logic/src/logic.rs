@@ -1,0 +1,124 @@
+//! The role itself: what it is made of and what it holds between requests.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use goim_ports::{NodeDirectory, PushLog, RoomCounts, RoomDirectory, SessionDirectory};
+use prometheus_client::registry::Registry;
+
+use crate::balancer::Balancer;
+use crate::config::{Config, NodeInfoConfig};
+use crate::handler::Handlers;
+use crate::identity::{Identify, Open};
+use crate::metrics::Metrics;
+
+/// What logic needs of the world.
+#[derive(Clone)]
+pub struct Dependencies {
+    /// Which comet holds which session.
+    pub sessions: Arc<dyn SessionDirectory>,
+    /// How many sessions each room has.
+    pub rooms: Arc<dyn RoomDirectory>,
+    /// Which comets there are.
+    pub nodes: Arc<dyn NodeDirectory>,
+    /// Where accepted pushes go.
+    pub push_log: Arc<dyn PushLog>,
+}
+
+impl fmt::Debug for Dependencies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Dependencies").finish_non_exhaustive()
+    }
+}
+
+/// The role `logic`. Shared by comet's calls and by the HTTP API.
+pub struct Logic {
+    pub(crate) config: Config,
+    pub(crate) sessions: Arc<dyn SessionDirectory>,
+    pub(crate) rooms: Arc<dyn RoomDirectory>,
+    pub(crate) nodes: Arc<dyn NodeDirectory>,
+    pub(crate) push_log: Arc<dyn PushLog>,
+    pub(crate) identity: Box<dyn Identify>,
+    pub(crate) handlers: Handlers,
+    pub(crate) balancer: Balancer,
+    /// The counts that the room directory answered last. They are served while it does not answer.
+    pub(crate) counts: ArcSwap<<RoomCounts as std::ops::Deref>::Target>,
+    pub(crate) metrics: Metrics,
+}
+
+/// Who may push over HTTP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PushProtection {
+    /// Whoever presents one of this many keys.
+    ApiKeys(usize),
+    /// Whoever is on this machine: no key is configured.
+    LoopbackOnly,
+}
+
+impl fmt::Display for PushProtection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ApiKeys(1) => f.write_str("pushes need the API key"),
+            Self::ApiKeys(count) => write!(f, "pushes need one of {count} API keys"),
+            Self::LoopbackOnly => {
+                f.write_str("pushes are taken from this machine only (logic.http.api_keys is not set)")
+            }
+        }
+    }
+}
+
+impl Logic {
+    /// Puts logic together. Starts no task and opens nothing.
+    ///
+    /// `config` should have passed [`Config::validate`].
+    #[must_use]
+    pub fn new(config: Config, dependencies: Dependencies) -> Arc<Self> {
+        let Dependencies { sessions, rooms, nodes, push_log } = dependencies;
+        let identity = Box::new(Open { heartbeat: session_heartbeat(&config.node) });
+        Arc::new(Self {
+            sessions,
+            rooms,
+            nodes,
+            push_log,
+            identity,
+            handlers: Handlers::default(),
+            balancer: Balancer::default(),
+            counts: ArcSwap::default(),
+            metrics: Metrics::default(),
+            config,
+        })
+    }
+
+    /// Adds logic's metrics to `registry`.
+    pub fn register_metrics(&self, registry: &mut Registry) {
+        self.metrics.register(registry);
+    }
+
+    /// The handlers of upstream packets, to add to.
+    #[must_use]
+    pub fn handlers(&self) -> &Handlers {
+        &self.handlers
+    }
+
+    /// Who may push over HTTP, for the start-up message.
+    #[must_use]
+    pub fn push_protection(&self) -> PushProtection {
+        match self.config.http.api_keys.len() {
+            0 => PushProtection::LoopbackOnly,
+            count => PushProtection::ApiKeys(count),
+        }
+    }
+}
+
+impl fmt::Debug for Logic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Logic").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+/// A session ends after this much silence: all the heartbeats that may be missing, one after the other.
+fn session_heartbeat(node: &NodeInfoConfig) -> Duration {
+    node.heartbeat.saturating_mul(node.heartbeat_max)
+}

@@ -1,0 +1,238 @@
+//! What logic counts. Everything is created at the start: counting is an addition, never a look-up.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::http::Route;
+
+/// The metrics of one logic.
+pub(crate) struct Metrics {
+    pub(crate) connects: Connects,
+    pub(crate) upstream: UpstreamPackets,
+    pub(crate) pushes: Pushes,
+    pub(crate) requests: Requests,
+    /// Time that the push log takes for a record.
+    pub(crate) append_seconds: Histogram,
+    /// Times that old room counts were served since the directory did not answer.
+    pub(crate) stale_counts: Counter,
+}
+
+/// Sessions asked for, by result.
+#[derive(Clone)]
+pub(crate) struct Connects {
+    family: Family<ResultLabel, Counter>,
+    pub(crate) accepted: Counter,
+    pub(crate) refused: Counter,
+    pub(crate) unavailable: Counter,
+}
+
+/// Packets from clients, by whether a handler took them.
+pub(crate) struct UpstreamPackets {
+    family: Family<ResultLabel, Counter>,
+    pub(crate) handled: Counter,
+    pub(crate) unhandled: Counter,
+}
+
+/// Whom a push is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PushKind {
+    Keys,
+    Mids,
+    Room,
+    All,
+}
+
+/// What became of a push.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PushResult {
+    Accepted,
+    Invalid,
+    TooLarge,
+    Full,
+    Unavailable,
+}
+
+const PUSH_KINDS: [(PushKind, &str); 4] =
+    [(PushKind::Keys, "keys"), (PushKind::Mids, "mids"), (PushKind::Room, "room"), (PushKind::All, "all")];
+
+const PUSH_RESULTS: [(PushResult, &str); 5] = [
+    (PushResult::Accepted, "accepted"),
+    (PushResult::Invalid, "invalid"),
+    (PushResult::TooLarge, "too_large"),
+    (PushResult::Full, "full"),
+    (PushResult::Unavailable, "unavailable"),
+];
+
+/// Pushes, by kind and result.
+pub(crate) struct Pushes {
+    family: Family<PushLabels, Counter>,
+    counters: [[Counter; PUSH_RESULTS.len()]; PUSH_KINDS.len()],
+}
+
+/// Status classes of HTTP answers, `1xx` to `5xx`.
+const STATUS_CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+
+/// HTTP requests, by route and status class.
+pub(crate) struct Requests {
+    family: Family<RequestLabels, Counter>,
+    /// One row for each route, and a last one for requests that have none.
+    counters: Vec<[Counter; STATUS_CLASSES.len()]>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabel {
+    result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PushLabels {
+    kind: &'static str,
+    result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    route: &'static str,
+    status: &'static str,
+}
+
+impl Pushes {
+    pub(crate) fn count(&self, kind: PushKind, result: PushResult) {
+        self.counters[kind as usize][result as usize].inc();
+    }
+}
+
+impl Requests {
+    /// Counts an answer; `route` is the row in the table of routes, `None` for what has none.
+    pub(crate) fn count(&self, route: Option<usize>, status: u16) {
+        let row = route.unwrap_or(Route::ALL.len());
+        let class = usize::from(status / 100).saturating_sub(1);
+        if let Some(counter) = self.counters.get(row).and_then(|row| row.get(class)) {
+            counter.inc();
+        }
+    }
+}
+
+impl Metrics {
+    pub(crate) fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "goim_logic_connects",
+            "Sessions asked for, by result",
+            self.connects.family.clone(),
+        );
+        registry.register(
+            "goim_logic_upstream_packets",
+            "Packets from clients, by whether a handler took them",
+            self.upstream.family.clone(),
+        );
+        registry.register(
+            "goim_logic_pushes",
+            "Push requests, by kind and result",
+            self.pushes.family.clone(),
+        );
+        registry.register(
+            "goim_logic_http_requests",
+            "HTTP requests, by route and status class",
+            self.requests.family.clone(),
+        );
+        registry.register_with_unit(
+            "goim_logic_append",
+            "Time that the push log took for a record",
+            Unit::Seconds,
+            self.append_seconds.clone(),
+        );
+        registry.register(
+            "goim_logic_stale_room_counts",
+            "Times that old room counts were served since the room directory did not answer",
+            self.stale_counts.clone(),
+        );
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            connects: Connects::default(),
+            upstream: UpstreamPackets::default(),
+            pushes: Pushes::default(),
+            requests: Requests::default(),
+            // 10 µs in memory to 20 s in a cluster that suffers.
+            append_seconds: Histogram::new(exponential_buckets(0.000_01, 3.0, 14)),
+            stale_counts: Counter::default(),
+        }
+    }
+}
+
+impl Default for Connects {
+    fn default() -> Self {
+        let family = Family::<ResultLabel, Counter>::default();
+        let of = |result| family.get_or_create_owned(&ResultLabel { result });
+        Self { accepted: of("accepted"), refused: of("refused"), unavailable: of("unavailable"), family }
+    }
+}
+
+impl Default for UpstreamPackets {
+    fn default() -> Self {
+        let family = Family::<ResultLabel, Counter>::default();
+        let of = |result| family.get_or_create_owned(&ResultLabel { result });
+        Self { handled: of("handled"), unhandled: of("unhandled"), family }
+    }
+}
+
+impl Default for Pushes {
+    fn default() -> Self {
+        let family = Family::<PushLabels, Counter>::default();
+        let of = |kind, result| family.get_or_create_owned(&PushLabels { kind, result });
+        let counters = PUSH_KINDS.map(|(_, kind)| PUSH_RESULTS.map(|(_, result)| of(kind, result)));
+        Self { family, counters }
+    }
+}
+
+impl Default for Requests {
+    fn default() -> Self {
+        let family = Family::<RequestLabels, Counter>::default();
+        let of =
+            |route| STATUS_CLASSES.map(|status| family.get_or_create_owned(&RequestLabels { route, status }));
+        let mut counters: Vec<_> = Route::ALL.iter().map(|route| of(route.path)).collect();
+        counters.push(of("other"));
+        Self { family, counters }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_push_is_counted_under_its_own_labels() {
+        let metrics = Metrics::default();
+        for (kind_index, (kind, kind_label)) in PUSH_KINDS.into_iter().enumerate() {
+            for (result_index, (result, result_label)) in PUSH_RESULTS.into_iter().enumerate() {
+                assert_eq!((kind as usize, result as usize), (kind_index, result_index));
+                metrics.pushes.count(kind, result);
+                let labels = PushLabels { kind: kind_label, result: result_label };
+                assert_eq!(metrics.pushes.family.get_or_create(&labels).get(), 1, "{labels:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_registered_can_be_read() {
+        let metrics = Metrics::default();
+        let mut registry = Registry::default();
+        metrics.register(&mut registry);
+        metrics.requests.count(Some(0), 200);
+        metrics.requests.count(None, 404);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        let first = Route::ALL[0].path;
+        assert!(
+            text.contains(&format!(r#"goim_logic_http_requests_total{{route="{first}",status="2xx"}} 1"#))
+        );
+        assert!(text.contains(r#"goim_logic_http_requests_total{route="other",status="4xx"} 1"#), "{text}");
+        assert!(text.contains("goim_logic_append_seconds_bucket"), "{text}");
+    }
+}

@@ -1,0 +1,78 @@
+//! How many are online: in a room, in the largest rooms, in all.
+
+use std::cmp::Reverse;
+use std::sync::Arc;
+
+use goim_ports::RoomCounts;
+
+use crate::Logic;
+use crate::deadline::within;
+use crate::port::directory_late;
+
+/// A room with its count.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RoomOnline {
+    /// The room's id without `type://`.
+    pub room: String,
+    /// Sessions in it.
+    pub count: u32,
+}
+
+/// Connections over all comets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct OnlineTotal {
+    /// Connections.
+    pub connections: u64,
+    /// Distinct client addresses on each comet, added up.
+    pub addresses: u64,
+}
+
+impl Logic {
+    /// The largest rooms of a type, by count and then by name, at most `limit`.
+    pub async fn online_top(&self, kind: &str, limit: usize) -> Vec<RoomOnline> {
+        let counts = self.room_counts().await;
+        let prefix = [kind, "://"].concat();
+        let mut rooms: Vec<(Reverse<u32>, &str)> = counts
+            .iter()
+            .filter_map(|(id, count)| Some((Reverse(*count), id.as_str().strip_prefix(&prefix)?)))
+            .collect();
+        if limit < rooms.len() {
+            if limit > 0 {
+                rooms.select_nth_unstable(limit - 1);
+            }
+            rooms.truncate(limit);
+        }
+        rooms.sort_unstable();
+        rooms.into_iter().map(|(Reverse(count), room)| RoomOnline { room: room.to_owned(), count }).collect()
+    }
+
+    /// How many sessions each room has, over all comets. When the directory does not answer, what it said last.
+    pub async fn room_counts(&self) -> RoomCounts {
+        let totals = within(self.config.directory_deadline, self.rooms.totals(), directory_late).await;
+        match totals {
+            Ok(totals) => {
+                if !Arc::ptr_eq(&totals, &self.counts.load()) {
+                    self.counts.store(Arc::clone(&totals));
+                }
+                totals
+            }
+            Err(error) => {
+                self.metrics.stale_counts.inc();
+                tracing::debug!(%error, "room counts are the last known ones");
+                self.counts.load_full()
+            }
+        }
+    }
+
+    /// Connections of all comets that take clients.
+    #[must_use]
+    pub fn online_total(&self) -> OnlineTotal {
+        let comets = self.nodes.comets();
+        comets.iter().filter(|comet| !comet.offline).fold(OnlineTotal::default(), |total, comet| {
+            OnlineTotal {
+                connections: total.connections.saturating_add(comet.connections),
+                addresses: total.addresses.saturating_add(comet.addresses),
+            }
+        })
+    }
+}

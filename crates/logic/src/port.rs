@@ -1,0 +1,100 @@
+//! What comet asks: [`LogicPort`] over the directories and the handlers.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use goim_ports::{
+    Accepted, Call, ConnectError, ConnectRequest, DirectoryError, LogicError, LogicPort, OnlineReport,
+    RoomCounts, ServerId, SessionRef, Upstream,
+};
+
+use crate::Logic;
+use crate::deadline::{then, within};
+
+impl LogicPort for Logic {
+    fn connect(&self, request: ConnectRequest) -> Call<Result<Accepted, ConnectError>> {
+        let identified = within(self.config.directory_deadline, self.identity.identify(&request), || {
+            ConnectError::Unavailable("identity did not answer in time".to_owned())
+        });
+        let server = request.server;
+        let sessions = Arc::clone(&self.sessions);
+        let deadline = self.config.directory_deadline;
+        let metrics = self.metrics.connects.clone();
+        let entered = then(identified, move |accepted| {
+            let accepted = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => return Call::Ready(Err(error)),
+            };
+            let added = sessions.add(session_of(&accepted, server));
+            within(deadline, added, directory_late).map(|added| match added {
+                Ok(()) => Ok(accepted),
+                Err(DirectoryError::Unavailable(reason)) => Err(ConnectError::Unavailable(reason)),
+            })
+        });
+        entered.map(move |result| {
+            match &result {
+                Ok(_) => metrics.accepted.inc(),
+                Err(ConnectError::Refused(_)) => metrics.refused.inc(),
+                Err(ConnectError::Unavailable(_)) => metrics.unavailable.inc(),
+            };
+            result
+        })
+    }
+
+    fn disconnect(&self, session: SessionRef) -> Call<Result<bool, LogicError>> {
+        self.ask(self.sessions.remove(session))
+    }
+
+    fn heartbeat(&self, session: SessionRef) -> Call<Result<(), LogicError>> {
+        self.ask(self.sessions.touch(session))
+    }
+
+    fn renew_online(&self, report: OnlineReport) -> Call<Result<RoomCounts, LogicError>> {
+        let reported = self.ask(self.rooms.report(report.server, report.rooms));
+        let rooms = Arc::clone(&self.rooms);
+        let deadline = self.config.directory_deadline;
+        then(reported, move |reported| match reported {
+            Ok(()) => {
+                within(deadline, rooms.totals(), directory_late).map(|totals| totals.map_err(unavailable))
+            }
+            Err(error) => Call::Ready(Err(error)),
+        })
+    }
+
+    fn receive(&self, upstream: Upstream) -> Call<Result<Bytes, LogicError>> {
+        let operation = upstream.packet.operation;
+        if let Some(handler) = self.handlers.find(operation) {
+            self.metrics.upstream.handled.inc();
+            return handler.handle(upstream);
+        }
+        self.metrics.upstream.unhandled.inc();
+        tracing::debug!(
+            mid = upstream.mid.0,
+            key = upstream.key.as_str(),
+            operation = operation.0,
+            body_bytes = upstream.packet.body.len(),
+            "packet of an operation that nobody handles"
+        );
+        Call::Ready(Ok(Bytes::new()))
+    }
+}
+
+impl Logic {
+    /// A directory's answer within its deadline.
+    fn ask<T: Send + 'static>(&self, call: Call<Result<T, DirectoryError>>) -> Call<Result<T, LogicError>> {
+        within(self.config.directory_deadline, call, directory_late).map(|answer| answer.map_err(unavailable))
+    }
+}
+
+fn session_of(accepted: &Accepted, server: ServerId) -> SessionRef {
+    SessionRef { mid: accepted.mid, key: accepted.key.clone(), server }
+}
+
+pub(crate) fn directory_late() -> DirectoryError {
+    DirectoryError::Unavailable("the directory did not answer in time".to_owned())
+}
+
+fn unavailable(error: DirectoryError) -> LogicError {
+    let DirectoryError::Unavailable(reason) = error;
+    LogicError::Unavailable(reason)
+}

@@ -1,0 +1,205 @@
+//! From a push request to records in the push log.
+//!
+//! A push to keys or members becomes one record for each comet that holds receivers; a push to a room or to all is
+//! one record. The first record that the log does not take ends the push, as in goim: what went before it is pushed.
+
+use std::num::NonZeroU32;
+use std::time::Instant;
+
+use bytes::Bytes;
+use goim_ports::{
+    AcceptedAt, AppendError, DirectoryError, Mid, Operation, PushRecord, PushTarget, RoomId, ServerId,
+    SessionKey,
+};
+
+use crate::deadline::within;
+use crate::metrics::{PushKind, PushResult};
+use crate::port::directory_late;
+use crate::{Logic, record};
+
+/// Why a push, or a part of it, was not accepted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PushError {
+    /// A push to keys names none. goim's text is empty too.
+    #[error("a push to keys must name at least one key")]
+    NoKeys,
+    /// The receivers could not be found out.
+    #[error("{0}")]
+    Directory(DirectoryError),
+    /// The push log did not take a record.
+    #[error("{0}")]
+    Append(AppendError),
+}
+
+impl Logic {
+    /// Pushes to sessions. A key that is named twice gets it twice, one that has no session nothing.
+    ///
+    /// # Errors
+    /// [`PushError`]; receivers on other comets may have been pushed to.
+    ///
+    /// # Cancel safety
+    /// Dropping the future may leave a part of the receivers without the message.
+    pub async fn push_keys(
+        &self,
+        operation: Operation,
+        keys: Vec<SessionKey>,
+        body: Bytes,
+    ) -> Result<(), PushError> {
+        let pushed = self.try_push_keys(operation, keys, body).await;
+        self.count_push(PushKind::Keys, pushed)
+    }
+
+    /// Pushes to all sessions of members, once each, however often a member is named.
+    ///
+    /// # Errors
+    /// [`PushError`]; receivers on other comets may have been pushed to.
+    ///
+    /// # Cancel safety
+    /// As [`Logic::push_keys`].
+    pub async fn push_mids(
+        &self,
+        operation: Operation,
+        mids: Vec<Mid>,
+        body: Bytes,
+    ) -> Result<(), PushError> {
+        let pushed = self.try_push_mids(operation, mids, body).await;
+        self.count_push(PushKind::Mids, pushed)
+    }
+
+    /// Pushes to a room, whether or not anybody is in it.
+    ///
+    /// # Errors
+    /// [`PushError::Append`].
+    pub async fn push_room(&self, operation: Operation, room: RoomId, body: Bytes) -> Result<(), PushError> {
+        let pushed = self.append(PushTarget::Room(room), operation, body).await;
+        self.count_push(PushKind::Room, pushed)
+    }
+
+    /// Pushes to everybody who subscribed to `operation`, to `speed` sessions a second over all comets together;
+    /// `None` is as fast as it goes.
+    ///
+    /// # Errors
+    /// [`PushError::Append`].
+    pub async fn push_all(
+        &self,
+        operation: Operation,
+        speed: Option<NonZeroU32>,
+        body: Bytes,
+    ) -> Result<(), PushError> {
+        let pushed = self.append(PushTarget::All { speed }, operation, body).await;
+        self.count_push(PushKind::All, pushed)
+    }
+
+    async fn try_push_keys(
+        &self,
+        operation: Operation,
+        keys: Vec<SessionKey>,
+        body: Bytes,
+    ) -> Result<(), PushError> {
+        if keys.is_empty() {
+            return Err(PushError::NoKeys);
+        }
+        let servers = self.sessions.servers_of(keys.clone());
+        let servers = within(self.config.directory_deadline, servers, directory_late).await;
+        let servers = servers.map_err(PushError::Directory)?;
+        let found = keys.into_iter().zip(servers).filter_map(|(key, server)| Some((server?, key)));
+        self.append_by_server(group(found), operation, body).await
+    }
+
+    async fn try_push_mids(
+        &self,
+        operation: Operation,
+        mids: Vec<Mid>,
+        body: Bytes,
+    ) -> Result<(), PushError> {
+        // Nobody in particular has no sessions that could be found by member.
+        let mut mids: Vec<Mid> = mids.into_iter().filter(|mid| !mid.is_anonymous()).collect();
+        mids.sort_unstable();
+        mids.dedup();
+        if mids.is_empty() {
+            return Ok(());
+        }
+        let sessions = self.sessions.sessions_of(mids);
+        let sessions = within(self.config.directory_deadline, sessions, directory_late).await;
+        let sessions = sessions.map_err(PushError::Directory)?;
+        let found = sessions.into_iter().map(|session| (session.server, session.key));
+        self.append_by_server(group(found), operation, body).await
+    }
+
+    async fn append_by_server(
+        &self,
+        groups: Vec<(ServerId, Vec<SessionKey>)>,
+        operation: Operation,
+        body: Bytes,
+    ) -> Result<(), PushError> {
+        for (server, keys) in groups {
+            self.append(PushTarget::Keys { server, keys }, operation, body.clone()).await?;
+        }
+        Ok(())
+    }
+
+    async fn append(&self, target: PushTarget, operation: Operation, body: Bytes) -> Result<(), PushError> {
+        let record = PushRecord { target, operation, body, accepted_at: AcceptedAt::now() };
+        let size = record::size(&record);
+        let limit = self.config.push.record_bytes_max;
+        if size > limit {
+            return Err(PushError::Append(AppendError::TooLarge { size, limit }));
+        }
+        let started = Instant::now();
+        let appended =
+            within(self.config.push.append_deadline, self.push_log.append(record), append_late).await;
+        self.metrics.append_seconds.observe(started.elapsed().as_secs_f64());
+        appended.map_err(PushError::Append)
+    }
+
+    /// Counts a push, and says in the log when something that logic depends on has failed.
+    fn count_push(&self, kind: PushKind, pushed: Result<(), PushError>) -> Result<(), PushError> {
+        let result = match &pushed {
+            Ok(()) => PushResult::Accepted,
+            Err(PushError::NoKeys) => PushResult::Invalid,
+            Err(PushError::Append(AppendError::TooLarge { .. })) => PushResult::TooLarge,
+            Err(PushError::Append(AppendError::Full)) => PushResult::Full,
+            Err(error @ (PushError::Append(AppendError::Unavailable(_)) | PushError::Directory(_))) => {
+                tracing::warn!(?kind, %error, "push failed");
+                PushResult::Unavailable
+            }
+        };
+        self.metrics.pushes.count(kind, result);
+        pushed
+    }
+}
+
+fn append_late() -> AppendError {
+    AppendError::Unavailable(
+        "the push log did not answer in time; the push may or may not be in it".to_owned(),
+    )
+}
+
+/// Keys by comet; comets in the order of their first key, keys in theirs.
+fn group(found: impl Iterator<Item = (ServerId, SessionKey)>) -> Vec<(ServerId, Vec<SessionKey>)> {
+    let mut groups: Vec<(ServerId, Vec<SessionKey>)> = Vec::new();
+    for (server, key) in found {
+        match groups.iter_mut().find(|(known, _)| *known == server) {
+            Some((_, keys)) => keys.push(key),
+            None => groups.push((server, vec![key])),
+        }
+    }
+    groups
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_grouped_by_comet_in_order() {
+        let found = [("a", "1"), ("b", "2"), ("a", "3"), ("a", "1"), ("b", "4")];
+        let groups =
+            group(found.iter().map(|(server, key)| (ServerId::from(*server), SessionKey::from(*key))));
+        let groups: Vec<(&str, Vec<&str>)> = groups
+            .iter()
+            .map(|(server, keys)| (server.as_str(), keys.iter().map(SessionKey::as_str).collect()))
+            .collect();
+        assert_eq!(groups, [("a", vec!["1", "3", "1"]), ("b", vec!["2", "4"])]);
+    }
+}

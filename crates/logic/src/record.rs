@@ -1,0 +1,88 @@
+//! How large a record is in goim's Kafka, whatever log it really goes to.
+//!
+//! The limit is goim's: a push that Kafka would refuse is refused here with the same words, so that a message does not
+//! fail on the day on which an embedded server becomes a cluster.
+
+use goim_ports::{PushRecord, PushTarget, ServerId, SessionKey};
+
+/// What goim's Kafka client counts around key and value.
+const KAFKA_OVERHEAD_BYTES: usize = 26;
+
+/// The size that is held against the limit, in bytes.
+pub(crate) fn size(record: &PushRecord) -> usize {
+    KAFKA_OVERHEAD_BYTES + record.partition_key().len() + message_len(record)
+}
+
+/// Length of goim's `PushMsg`. Fields that have their default take no room.
+fn message_len(record: &PushRecord) -> usize {
+    const TYPE: usize = 2;
+    let text = |text: &str| if text.is_empty() { 0 } else { bytes_len(text.len()) };
+    let target = match &record.target {
+        PushTarget::Keys { server, keys } => {
+            let keys: usize = keys.iter().map(SessionKey::as_str).map(|key| bytes_len(key.len())).sum();
+            text(ServerId::as_str(server)) + keys
+        }
+        PushTarget::Room(room) => TYPE + text(room.as_str()),
+        PushTarget::All { speed } => TYPE + speed.map_or(0, |speed| 1 + varint_len(u64::from(speed.get()))),
+    };
+    let operation = match record.operation.0 {
+        0 => 0,
+        // Negative numbers are sent as if they had 64 bits.
+        number => 1 + varint_len(i64::from(number).cast_unsigned()),
+    };
+    let body = if record.body.is_empty() { 0 } else { bytes_len(record.body.len()) };
+    target + operation + body
+}
+
+/// A field of bytes: tag, length, bytes.
+fn bytes_len(len: usize) -> usize {
+    1 + varint_len(len as u64) + len
+}
+
+fn varint_len(value: u64) -> usize {
+    let bits = 64 - (value | 1).leading_zeros() as usize;
+    bits.div_ceil(7)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use goim_ports::{AcceptedAt, Operation, RoomId};
+
+    fn record(target: PushTarget, operation: i32, body: &'static [u8]) -> PushRecord {
+        PushRecord {
+            target,
+            operation: Operation(operation),
+            body: Bytes::from_static(body),
+            accepted_at: AcceptedAt(0),
+        }
+    }
+
+    /// The values are those of the conformance table, as hex without blanks.
+    #[test]
+    fn rows_65_to_67_the_length_of_captured_messages() {
+        let check =
+            |record: PushRecord, hex: &str| assert_eq!(message_len(&record), hex.len() / 2, "{record:?}");
+        check(
+            record(PushTarget::Room(RoomId::from("live://1000")), 1000, b"hello"),
+            "080110e8072a0b6c6976653a2f2f313030303a0568656c6c6f",
+        );
+        let keys = vec![SessionKey::from("k1"), SessionKey::from("k2")];
+        check(
+            record(PushTarget::Keys { server: ServerId::from("comet01"), keys }, 1000, b"hello"),
+            "10e8072207636f6d6574303132026b3132026b323a0568656c6c6f",
+        );
+        let speed = std::num::NonZeroU32::new(64);
+        check(record(PushTarget::All { speed }, 1000, b"hello"), "080210e80718403a0568656c6c6f");
+        check(record(PushTarget::All { speed: None }, -7, b""), "080210f9ffffffffffffffff01");
+        check(record(PushTarget::All { speed: None }, 0, b""), "0802");
+    }
+
+    #[test]
+    fn varints_grow_every_seven_bits() {
+        for (value, length) in [(0, 1), (127, 1), (128, 2), (16_383, 2), (16_384, 3), (u64::MAX, 10)] {
+            assert_eq!(varint_len(value), length, "{value}");
+        }
+    }
+}
