@@ -64,6 +64,8 @@ struct Tls {
     session: TlsSession,
     /// Encrypted bytes that the kernel has not taken.
     cipher: Vec<u8>,
+    /// The peer has said that nothing more will come, though its TCP stream may stay open.
+    ended: bool,
 }
 
 /// What a read has brought.
@@ -95,7 +97,7 @@ impl Socket {
             None => None,
             Some(config) => {
                 let session = TlsSession::new(config).map_err(|error| error.to_string())?;
-                Some(Box::new(Tls { session, cipher: Vec::new() }))
+                Some(Box::new(Tls { session, cipher: Vec::new(), ended: false }))
             }
         };
         Ok(Self { stream, tls })
@@ -112,6 +114,9 @@ impl Socket {
 
     /// Reads once. `to_the_end`: a short read must not be taken for an empty socket, since the peer has closed.
     pub(crate) fn read<'a>(&mut self, scratch: &'a mut Scratch, to_the_end: bool) -> Received<'a> {
+        if self.tls.as_ref().is_some_and(|tls| tls.ended) {
+            return Received::End;
+        }
         let len = loop {
             match self.stream.read(&mut scratch.input) {
                 Ok(0) => return Received::End,
@@ -130,9 +135,15 @@ impl Socket {
         scratch.plain.clear();
         match tls.session.read(&mut scratch.input[..len], &mut scratch.plain, &mut tls.cipher) {
             Err(error) => Received::BadTls(error.to_string()),
-            Ok(progress) if progress.peer_closed && scratch.plain.is_empty() => Received::End,
-            Ok(_) if scratch.plain.is_empty() => Received::Nothing { more },
-            Ok(_) => Received::Input { bytes: &mut scratch.plain, more },
+            Ok(progress) => {
+                tls.ended = progress.peer_closed;
+                // The end itself is told by the next read, after what came before it.
+                let more = more || tls.ended;
+                match scratch.plain.is_empty() {
+                    true => Received::Nothing { more },
+                    false => Received::Input { bytes: &mut scratch.plain, more },
+                }
+            }
         }
     }
 
