@@ -16,7 +16,7 @@ pub(crate) fn entries<'a>(file: &'a Value, list: &str) -> &'a [Value] {
     entries
 }
 
-/// The bytes of a member: `0a(61)*3` is `0a616161`.
+/// The bytes of a member: `0a(61)*3 0b` is `0a6161610b`.
 pub(crate) fn hex(value: &Value) -> Vec<u8> {
     let text = value.as_str().unwrap_or_else(|| panic!("no hex: {value}"));
     let mut out = Vec::new();
@@ -24,8 +24,7 @@ pub(crate) fn hex(value: &Value) -> Vec<u8> {
     while let Some((plain, behind)) = rest.split_once('(') {
         out.extend(digits(plain));
         let (unit, behind) = behind.split_once(")*").unwrap_or_else(|| panic!("unclosed unit in {text}"));
-        let count_len = behind.find(|c: char| !c.is_ascii_digit()).unwrap_or(behind.len());
-        let (count, behind) = behind.split_at(count_len);
+        let (count, behind) = behind.split_once(' ').unwrap_or((behind, ""));
         out.extend(digits(unit).repeat(count.parse().unwrap()));
         rest = behind;
     }
