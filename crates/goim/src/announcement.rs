@@ -5,13 +5,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use goim_logic::PushProtection;
 
-use crate::Config;
 use crate::serve::{Addrs, Running};
+use crate::{Config, machine};
 
-/// Room, operation and ports of the examples.
+/// The room of the examples, and the port where `goim connect` looks by itself.
 const ROOM: &str = "live://1000";
 const TCP_PORT: u16 = 3101;
-const HTTP_PORT: u16 = 3111;
 
 /// For standard output: where to connect, a push that works as it stands, the next step.
 pub(crate) fn text(config: &Config, running: &Running) -> String {
@@ -58,7 +57,8 @@ pub(crate) fn log(config: &Config, running: &Running) {
         "up"
     );
     tracing::warn!("identity is open: clients are believed what they say of themselves");
-    let MemoryBound { push_log, in_flight, http_bodies, sessions } = memory_bound(config);
+    let MemoryBound { push_log, in_flight, http_bodies, sessions } =
+        memory_bound(config, machine::open_files_max());
     tracing::info!(
         push_log,
         job_in_flight = in_flight,
@@ -77,16 +77,18 @@ struct MemoryBound {
     sessions: u64,
 }
 
-fn memory_bound(config: &Config) -> MemoryBound {
+fn memory_bound(config: &Config, open_files_max: Option<u64>) -> MemoryBound {
     let mib = |bytes: u64| bytes >> 20;
     let product = |a: usize, b: usize| mib((a as u64).saturating_mul(b as u64));
     let http = &config.logic.http;
     let comet = &config.comet;
+    // Every session is an open file.
+    let sessions = open_files_max.map_or(usize::MAX, |max| usize::try_from(max).unwrap_or(usize::MAX));
     MemoryBound {
         push_log: mib(config.push_log.bytes_max as u64),
         in_flight: mib(config.job.in_flight.bytes_max as u64),
         http_bodies: product(http.connections_max, http.body_bytes_max),
-        sessions: product(comet.limits.connections_max, comet.send.queue_bytes_max),
+        sessions: product(comet.limits.connections_max.min(sessions), comet.send.queue_bytes_max),
     }
 }
 
@@ -147,7 +149,7 @@ mod tests {
 
     #[test]
     fn the_curl_names_the_key_where_one_is_needed() {
-        let http = SocketAddr::from((Ipv4Addr::UNSPECIFIED, HTTP_PORT));
+        let http = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 3111));
         assert_eq!(
             curl(http, PushProtection::LoopbackOnly),
             "curl -d hello 'http://127.0.0.1:3111/goim/push/room?operation=1000&type=live&room=1000'"
@@ -157,8 +159,10 @@ mod tests {
 
     #[test]
     fn memory_of_the_defaults() {
-        let bound = memory_bound(&Config::default());
+        let bound = memory_bound(&Config::default(), Some(20_000));
         assert_eq!((bound.push_log, bound.in_flight), (64, 256));
+        let queue = Config::default().comet.send.queue_bytes_max as u64;
+        assert_eq!(bound.sessions, (20_000 * queue) >> 20, "no more sessions than open files");
         assert_eq!(bound.http_bodies, 40_000, "10,000 connections of 4 MiB");
     }
 }

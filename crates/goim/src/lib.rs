@@ -14,6 +14,7 @@ pub mod log;
 mod machine;
 mod operate;
 mod process_metrics;
+mod push_log_metrics;
 pub mod serve;
 pub mod settings;
 

@@ -4,7 +4,7 @@ use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{Failure, SettingsArguments, print};
-use crate::serve::{self, StartError};
+use crate::serve::{self, Running, StartError};
 use crate::{Config, announcement, log, machine};
 
 /// Runs comet, logic and job in this process, with nothing else installed. Stops gently on SIGTERM and SIGINT, at once on
@@ -48,19 +48,30 @@ async fn serve_until_told(config: Config) -> Result<(), Failure> {
     let running = serve::start(config.clone()).await.map_err(Failure::from)?;
     announcement::log(&config, &running);
     print(&announcement::text(&config, &running))?;
-    let name = signals.stop().await;
+    let name = signals.stop(|| reload(&running)).await;
     tracing::info!(signal = name, "draining; a second signal stops at once");
     tokio::select! {
         () = running.drain() => tracing::info!("drained"),
-        name = signals.stop() => tracing::warn!(signal = name, "stopped at once, sessions are cut off"),
+        name = signals.stop(|| ()) => tracing::warn!(signal = name, "stopped at once, sessions are cut off"),
     }
     Ok(())
+}
+
+fn reload(running: &Running) {
+    match running.reload_certificate() {
+        Ok(true) => tracing::info!("SIGHUP: the new certificate is in use"),
+        Ok(false) => tracing::info!("SIGHUP: no new certificate"),
+        Err(error) => {
+            tracing::error!(%error, "SIGHUP: the new certificate cannot be used, the one before stays")
+        }
+    }
 }
 
 impl From<StartError> for Failure {
     fn from(error: StartError) -> Self {
         match error {
             StartError::Config(error) => error.into(),
+            StartError::Comet(goim_comet::StartError::Tls(_)) => Self::usage(error.to_string()),
             other => Self::new(other.to_string()),
         }
     }
@@ -103,15 +114,13 @@ impl Signals {
         })
     }
 
-    /// The next signal that asks to stop. SIGHUP does not: it is answered on the way.
-    async fn stop(&mut self) -> &'static str {
+    /// The next signal that asks to stop. On SIGHUP, which does not, `reload` is called.
+    async fn stop(&mut self, reload: impl Fn()) -> &'static str {
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => return "SIGTERM",
                 _ = self.interrupt.recv() => return "SIGINT",
-                _ = self.hang_up.recv() => {
-                    tracing::info!("SIGHUP: certificates are read again when their files change; nothing else to reload");
-                }
+                _ = self.hang_up.recv() => reload(),
             }
         }
     }

@@ -26,7 +26,7 @@ use tokio::task::JoinHandle;
 pub use bind::StartError;
 
 use crate::operate::{self, Operation};
-use crate::{Config, process_metrics};
+use crate::{Config, process_metrics, push_log_metrics};
 
 /// Where a running system listens, with the ports that port 0 became.
 #[derive(Debug, Clone)]
@@ -103,9 +103,10 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
     let job = Job::new(config.job.clone(), Box::new(reader), comets);
 
     let mut registry = Registry::default();
-    comet.register_metrics(&mut registry);
+    comet.register_metrics(registry.sub_registry_with_prefix("goim_comet"));
     logic.register_metrics(&mut registry);
     job.register_metrics(registry.sub_registry_with_prefix("goim"));
+    push_log_metrics::register(&mut registry, log.clone());
     process_metrics::register(&mut registry);
     let operation = Arc::new(Operation::default());
 
@@ -121,8 +122,12 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
         logic_rpc: logic_rpc.as_ref().map(|bound| bound.addr),
     };
     let pages = operate::router(operation.clone());
-    let api = goim_logic::http::serve(logic.clone(), http.listener, pages, told(stopping.clone()));
-    let serving = vec![tokio::spawn(api)];
+    let api = goim_logic::http::serve(logic.clone(), http.listener, pages, told(stopping));
+    let serving = vec![tokio::spawn(async move {
+        if let Err(error) = api.await {
+            tracing::error!(%error, "the HTTP API has ended");
+        }
+    })];
     // Ends when the log does: what was accepted is handed over first.
     let job = tokio::spawn(job.run(std::future::pending()));
     operation.is_up(registry);
@@ -158,6 +163,14 @@ impl Running {
     #[must_use]
     pub fn push_log(&self) -> &Arc<MemoryPushLog> {
         &self.log
+    }
+
+    /// Looks at the certificate's files now, rather than at the next interval; answers whether a new pair is in use.
+    ///
+    /// # Errors
+    /// What is wrong with the new pair. The one before stays in use.
+    pub fn reload_certificate(&self) -> Result<bool, goim_comet::ReloadError> {
+        self.comet.reload_certificate()
     }
 
     /// Stops gently: `/readyz` says no, sessions are told to go at the configured pace, pushes are taken until the last has

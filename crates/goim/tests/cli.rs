@@ -1,0 +1,284 @@
+//! The binary as a user has it: its arguments, its exit status, what it says, and how it comes and goes.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// The binary without the environment's own settings.
+fn goim(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_goim"));
+    command.args(arguments);
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("GOIM_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+fn run(arguments: &[&str]) -> Output {
+    goim(arguments).stdin(Stdio::null()).output().unwrap()
+}
+
+#[track_caller]
+fn check_refused(arguments: &[&str], status: i32, says: &[&str]) {
+    let output = run(arguments);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(status), "{arguments:?}: {errors}");
+    for part in says {
+        assert!(errors.contains(part), "{arguments:?}: {part:?} is not in {errors}");
+    }
+    assert!(output.stdout.is_empty(), "{arguments:?} wrote to standard output");
+}
+
+/// Free ports for everything.
+const FREE_PORTS: [&str; 10] = [
+    "--set",
+    "comet.listen.tcp=127.0.0.1:0",
+    "--set",
+    "comet.listen.websocket=127.0.0.1:0",
+    "--set",
+    "http.listen=127.0.0.1:0",
+    "--set",
+    "rpc.comet=127.0.0.1:0",
+    "--set",
+    "rpc.logic=127.0.0.1:0",
+];
+
+/// A `goim serve` that has said that it is up. Killed when the test fails.
+struct Serving {
+    child: Child,
+    said: String,
+}
+
+impl Serving {
+    fn start(more: &[&str], environment: &[(&str, &str)]) -> Self {
+        let arguments = [&["serve"], FREE_PORTS.as_slice(), more].concat();
+        let mut command = goim(&arguments);
+        command.envs(environment.iter().copied()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut said = String::new();
+        let mut out = BufReader::new(child.stdout.take().unwrap());
+        // The curl is the last line.
+        while !said.contains("curl") {
+            let mut line = String::new();
+            if out.read_line(&mut line).unwrap() == 0 {
+                let mut errors = String::new();
+                child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
+                panic!("goim serve has ended: {said}{errors}");
+            }
+            said.push_str(&line);
+        }
+        Self { child, said }
+    }
+
+    /// `http://127.0.0.1:PORT` of the push API.
+    fn api(&self) -> &str {
+        let line = self.said.lines().find(|line| line.contains("push API")).unwrap();
+        line.split_whitespace().find(|word| word.starts_with("http://")).unwrap()
+    }
+
+    /// The status and the body that a GET gets.
+    fn get(&self, path: &str) -> (u16, String) {
+        let authority = self.api().trim_start_matches("http://");
+        let mut stream = std::net::TcpStream::connect(authority).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
+        let body = answer.split_once("\r\n\r\n").unwrap().1.to_owned();
+        (status, body)
+    }
+
+    fn signal(&self, name: &str) {
+        let sent =
+            Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+    }
+
+    /// Exit status and log after it has ended by itself.
+    fn ended(mut self) -> (Option<i32>, String) {
+        let until = Instant::now() + Duration::from_secs(60);
+        while self.child.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < until, "goim serve goes on");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let mut log = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+        (self.child.wait().unwrap().code(), log)
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn wrong_arguments_end_with_64() {
+    check_refused(&["fly"], 64, &["unrecognized subcommand 'fly'"]);
+    check_refused(&["serve", "--port", "1"], 64, &["unexpected argument '--port'"]);
+    check_refused(&[], 64, &["Usage: goim"]);
+    check_refused(&["push", "room", "live"], 64, &["wants type://room"]);
+    check_refused(
+        &["push", "room", "live://1", "--body", "x", "--server", "localhost"],
+        64,
+        &["http://host:port"],
+    );
+    check_refused(&["push", "room", "live://1", "--file", "/nonexistent"], 64, &["/nonexistent"]);
+}
+
+#[test]
+fn wrong_configuration_is_refused_before_a_port_opens() {
+    check_refused(
+        &["serve", "--set", "comet.limits.handshake_timout=8s"],
+        64,
+        &[
+            "unknown setting `comet.limits.handshake_timout`",
+            "did you mean `comet.limits.handshake_timeout`?",
+        ],
+    );
+    check_refused(
+        &["serve", "--set", "comet.listen.tcp=3101"],
+        64,
+        &["comet.listen.tcp = \"3101\"", "wants a list"],
+    );
+    check_refused(
+        &["serve", "--config", "/nonexistent.toml"],
+        64,
+        &["cannot read the configuration file /nonexistent.toml"],
+    );
+    check_refused(
+        &["serve", "--set", "comet.listen.tcp_tls=:0", "--set", "comet.limits.handshake_timeout=0s"],
+        64,
+        &["comet.listen.tcp_tls needs comet.tls.cert_file", "handshake_timeout: wants more than zero"],
+    );
+}
+
+#[test]
+fn the_environment_is_read_and_checked() {
+    let output = goim(&["config", "--effective"]).env("GOIM_COMET_SHARDS", "3").output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("# from the environment, GOIM_COMET_SHARDS\nshards = 3\n"), "{text}");
+    let output = goim(&["config", "--check"]).env("GOIM_COMET_SHARD", "3").output().unwrap();
+    assert_eq!(output.status.code(), Some(64));
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        errors.contains("unknown environment variable `GOIM_COMET_SHARD`; did you mean `GOIM_COMET_SHARDS`?"),
+        "{errors}"
+    );
+}
+
+#[test]
+fn the_printed_configuration_passes_the_check() {
+    let path = std::env::temp_dir().join(format!("goim-cli-{}.toml", std::process::id()));
+    std::fs::write(&path, run(&["config"]).stdout).unwrap();
+    let output = run(&["config", "--check", "--config", path.to_str().unwrap()]);
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.stdout, b"the configuration is good\n");
+}
+
+#[test]
+fn help_and_version_are_no_mistakes() {
+    for arguments in
+        [&["--help"][..], &["--version"], &["version"], &["serve", "--help"], &["push", "room", "--help"]]
+    {
+        let output = run(arguments);
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}");
+        assert!(!output.stdout.is_empty(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_taken_port_is_named_with_its_setting_and_a_remedy() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = taken.local_addr().unwrap();
+    for setting in ["comet.listen.tcp", "comet.listen.websocket", "http.listen", "rpc.comet", "rpc.logic"] {
+        let pair = format!("{setting}={addr}");
+        let arguments = [&["serve"], FREE_PORTS.as_slice(), &["--set", &pair]].concat();
+        let says =
+            [format!("cannot listen on {addr} ({setting})"), format!("choose another with --set {setting}=")];
+        let says: Vec<&str> = says.iter().map(String::as_str).collect();
+        check_refused(&arguments, 1, &says);
+    }
+}
+
+#[test]
+fn serves_answers_and_drains() {
+    let serving = Serving::start(&[], &[]);
+    assert!(serving.said.contains("this machine only"), "{}", serving.said);
+    assert_eq!(serving.get("/healthz"), (200, "ok\n".to_owned()));
+    assert_eq!(serving.get("/readyz"), (200, "ready\n".to_owned()));
+    let (status, metrics) = serving.get("/metrics");
+    assert_eq!(status, 200);
+    for name in [
+        "goim_comet_",
+        "goim_logic_",
+        "goim_job_",
+        "goim_push_log_records 0",
+        "process_open_fds",
+        "goim_build_info",
+    ] {
+        assert!(metrics.contains(name), "{name} is not in {metrics}");
+    }
+    assert!(metrics.ends_with("# EOF\n"), "{metrics}");
+    let pushed = run(&["push", "room", "live://1000", "--body", "hello", "--server", serving.api()]);
+    assert_eq!(pushed.status.code(), Some(0), "{}", String::from_utf8_lossy(&pushed.stderr));
+    serving.signal("HUP");
+    serving.signal("TERM");
+    let (status, log) = serving.ended();
+    assert_eq!(status, Some(0), "{log}");
+    assert!(
+        log.contains("worst-case memory") && log.contains("identity is open") && log.contains("drained"),
+        "{log}"
+    );
+}
+
+#[test]
+fn the_curl_that_is_shown_works() {
+    let serving = Serving::start(&[], &[]);
+    let curl = serving.said.lines().find(|line| line.trim_start().starts_with("curl")).unwrap();
+    // Where there is no curl the line cannot be tried; the request itself is, by the other tests.
+    if Command::new("curl").arg("--version").stdout(Stdio::null()).status().is_err() {
+        return;
+    }
+    let output = Command::new("sh").args(["-c", curl]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), r#"{"code":0,"message":""}"#, "{curl}");
+}
+
+#[test]
+fn keys_open_the_push_api_and_are_not_logged() {
+    let key = "a-key-of-sixteen-bytes-and-more";
+    let serving = Serving::start(&["--set", "log.format=json"], &[("GOIM_LOGIC_HTTP_API_KEYS", key)]);
+    assert!(serving.said.contains("$GOIM_API_KEY"), "{}", serving.said);
+    let push =
+        |more: &[&str]| run(&[&["push", "all", "--body", "hello", "--server", serving.api()], more].concat());
+    let refused = push(&[]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("API key"), "{refused:?}");
+    let accepted = push(&["--api-key", key]);
+    assert_eq!(accepted.status.code(), Some(0), "{accepted:?}");
+    let said = serving.said.clone();
+    serving.signal("INT");
+    let (status, log) = serving.ended();
+    assert_eq!(status, Some(0), "{log}");
+    assert!(!log.contains(key) && !said.contains(key), "{log}");
+    for line in log.lines() {
+        assert!(serde_json::from_str::<serde_json::Value>(line).is_ok(), "no JSON: {line}");
+    }
+}
+
+#[test]
+fn nobody_there_is_69() {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let server = format!("http://{free}");
+    check_refused(
+        &["push", "room", "live://1", "--body", "x", "--server", &server],
+        69,
+        &[&server, "goim serve"],
+    );
+}
