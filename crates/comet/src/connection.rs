@@ -28,7 +28,7 @@ pub(crate) struct Connection {
     pub(crate) identity: Option<Identity>,
     pub(crate) membership: Option<Membership>,
     /// Input that was read and not taken yet, while an answer of others is outstanding.
-    pub(crate) unread: Option<Box<Vec<u8>>>,
+    pub(crate) unread: Option<Box<[u8]>>,
     /// The tick of its entry on the timer wheel.
     pub(crate) armed: Option<Tick>,
     /// When the directory is to be told again that the session lives.

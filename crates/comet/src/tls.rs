@@ -9,9 +9,5 @@ mod session;
 mod tests;
 mod validity;
 
-#[cfg(test)]
-pub(crate) use certificate::CertificateError;
 pub(crate) use certificate::CertificateStore;
 pub(crate) use session::TlsSession;
-#[cfg(test)]
-pub(crate) use session::{TlsError, TlsProgress};

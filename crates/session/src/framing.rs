@@ -86,7 +86,7 @@ pub enum FramingError {
 pub(crate) enum Framing {
     Stream(StreamDecoder),
     /// Waiting for the upgrade request; holds what has come of it.
-    Upgrading(Box<Vec<u8>>),
+    Upgrading(Vec<u8>),
     /// Waiting for the answer to the upgrade request.
     Answering(Box<Answer>),
     WebSocket(websocket::Reader),
@@ -105,7 +105,7 @@ impl Framing {
     pub(crate) fn server(transport: Transport) -> Self {
         match transport {
             Transport::Stream => Self::Stream(StreamDecoder::new()),
-            Transport::WebSocket => Self::Upgrading(Box::default()),
+            Transport::WebSocket => Self::Upgrading(Vec::new()),
         }
     }
 
@@ -166,9 +166,13 @@ impl Transport {
             Self::Stream if packet.operation == Operation::RAW => out.extend_from_slice(packet.body),
             Self::Stream => packet.encode(out),
             Self::WebSocket => {
-                let mut payload = Vec::with_capacity(packet.encoded_len());
-                packet.encode(&mut payload);
-                websocket::encode_frame(out, Opcode::Binary, &payload, mask);
+                let head = websocket::frame_head(Opcode::Binary, packet.encoded_len(), mask);
+                out.extend_from_slice(head.as_slice());
+                let from = out.len();
+                packet.encode(out);
+                if let (Some(mask), Some(payload)) = (mask, out.get_mut(from..)) {
+                    websocket::apply_mask(payload, mask, 0);
+                }
             }
         }
     }

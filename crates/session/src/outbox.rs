@@ -77,6 +77,7 @@ impl Chunk {
 /// Queues that are not in use, kept for the next session that needs one.
 #[derive(Debug)]
 pub struct OutboxPool {
+    #[expect(clippy::vec_box, reason = "queues change hands as pointers")]
     free: Vec<Box<Queue>>,
     keep_max: usize,
 }

@@ -206,7 +206,7 @@ impl ServerSession {
         let transport = self.framing.transport();
         let incoming = match self.framing.next(&rules.framing, input, at) {
             Ok(incoming) => incoming,
-            Err(error) => return Err(refuse(&mut self.outbox, pool, error)),
+            Err(error) => return Err(refuse(&mut self.outbox, pool, rules, error)),
         };
         let packet = match incoming {
             None => return Ok(Step::Idle),
@@ -355,11 +355,23 @@ fn subscribe(accepts: &mut SmallVec<[Operation; 4]>, wanted: &[Operation]) {
     }
 }
 
-/// Queues what may be said about input that was not understood, and gives the reason to close.
-fn refuse(outbox: &mut Outbox, pool: &mut OutboxPool, error: FramingError) -> CloseReason {
+/// Queues what may be said about input that was not understood, and gives the reason to close. A lenient listener says
+/// nothing about frames, as goim; a strict one says goodbye with the code of the fault, as RFC 6455 asks.
+fn refuse(
+    outbox: &mut Outbox,
+    pool: &mut OutboxPool,
+    rules: &ServerRules,
+    error: FramingError,
+) -> CloseReason {
     match error {
         FramingError::Packet(_) => CloseReason::BadPacket,
-        FramingError::Frame(_) => CloseReason::BadFrame,
+        FramingError::Frame(error) => {
+            if !rules.framing.websocket.lenient {
+                let payload = websocket::close_payload(error.close_code(), "");
+                outbox.reply(pool, |out| websocket::encode_frame(out, Opcode::Close, &payload, None));
+            }
+            CloseReason::BadFrame
+        }
         FramingError::Upgrade { answer, .. } => {
             outbox.reply(pool, |out| out.extend_from_slice(&answer));
             CloseReason::BadUpgrade

@@ -51,7 +51,7 @@ impl Driver {
     /// Over a stream and authenticated, with operations 1000 and 1001 accepted and a heartbeat of 8 minutes.
     fn open() -> Self {
         let mut driver = Self::new(Transport::Stream);
-        driver.feed(&packet(7, 1, b"token")).unwrap();
+        driver.feed(&packet(7, 1, b"token")).expect("a good packet");
         assert_eq!(driver.output(), packet(8, 1, b""));
         driver.asked.clear();
         driver

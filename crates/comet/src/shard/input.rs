@@ -117,7 +117,7 @@ impl Shard {
             let wanted = connection.session.wants_input(rules) && connection.throttled_until.is_none();
             if !wanted {
                 let rest = &bytes[at..];
-                connection.unread = (!rest.is_empty()).then(|| Box::new(rest.to_vec()));
+                connection.unread = (!rest.is_empty()).then(|| rest.into());
                 return;
             }
             let action = match connection.session.step(rules, &mut self.pool, self.now, bytes, &mut at) {
