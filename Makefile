@@ -1,0 +1,32 @@
+# goim: what people type. `make help` lists it.
+.DEFAULT_GOAL := help
+.PHONY: help run test check bench config toolchain
+
+# Arguments for the server, for example: make run ARGS="--set comet.listen.tcp=:4101"
+ARGS ?=
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
+
+run: toolchain  ## build the release binary, start the whole system in one process
+	cargo build --release --package goim
+	@exec ./target/release/goim serve $(ARGS)
+
+test: toolchain  ## get what the tests need, then run all of them
+	@scripts/test.sh
+
+check: toolchain  ## format, lints and documentation, warnings denied
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked
+
+bench: toolchain  ## build the load generator and say how to use it
+	cargo build --release --package goim
+	@./target/release/goim bench --help
+
+config: toolchain  ## write docs/goim.toml anew from the code
+	cargo run --quiet --package goim -- config > target/goim.toml
+	cp target/goim.toml docs/goim.toml
+
+toolchain:
+	@scripts/toolchain.sh

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Gets everything that the tests need, then runs all tests of the workspace. The last line is the sum: N passed, N failed.
+#
+# usage: test.sh [ARGUMENTS FOR cargo test]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+scripts/toolchain.sh
+
+echo "fetching the crates that Cargo.lock names"
+cargo fetch --locked --quiet
+
+# 18,000 and more sockets are opened by some tests; every one is an open file.
+ulimit -n "$(ulimit -Hn)" || true
+
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+status=0
+cargo test --workspace --locked --no-fail-fast "$@" 2>&1 | tee "$log" || status=$?
+
+# A binary that does not compile, or dies, has no result line; cargo's status knows.
+awk '/^test result:/ { passed += $4; failed += $6 } END { print passed + 0 " passed, " failed + 0 " failed" }' "$log"
+exit "$status"
