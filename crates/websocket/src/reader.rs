@@ -4,16 +4,14 @@
 //! costs one pointer, and a message that lies complete in the caller's buffer is unmasked there and never copied.
 //! It answers nothing by itself: pings and closes are events like messages.
 
+mod unfinished;
+
 use alloc::boxed::Box;
-use alloc::vec::Vec;
 use core::ops::Range;
 
-use crate::frame::{HEAD_MAX, Head, parse_head};
+use crate::frame::{Head, parse_head};
 use crate::{FrameError, Opcode, apply_mask, close};
-
-/// Largest step in which memory is reserved for a payload that is announced but not yet there, in bytes. A peer
-/// that announces much and sends little is given little.
-const RESERVE_STEP: usize = 64 * 1024;
+use unfinished::{Held, Unfinished, kind_of};
 
 /// Who we are. A server reads masked frames and writes bare ones, a client the other way round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,32 +81,6 @@ pub struct Reader {
     unfinished: Option<Box<Unfinished>>,
 }
 
-/// A frame and a message in the making.
-#[derive(Debug, Default)]
-struct Unfinished {
-    /// The beginning of a head whose rest has not arrived.
-    head: [u8; HEAD_MAX],
-    head_len: usize,
-    /// The frame whose payload is being gathered, and how much of it is there.
-    frame: Option<(Head, usize)>,
-    /// Payload of the control frame that is being gathered.
-    control: Vec<u8>,
-    /// The message whose last fragment has not arrived.
-    message: Option<Kind>,
-    /// Payload of that message so far.
-    data: Vec<u8>,
-    /// How much of `data` is known to be UTF-8.
-    utf8_len: usize,
-    /// What the last call handed out from here; its memory goes back at the next.
-    handed_out: Option<Held>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Held {
-    Control,
-    Data,
-}
-
 /// Where the payload of a finished frame or message lies.
 enum Found {
     Input(Range<usize>),
@@ -123,6 +95,13 @@ enum Step {
     Silent,
     /// An event of this kind.
     Done(What, Found),
+}
+
+impl Step {
+    /// What the end of a fragment comes to; `kind` when it ends its message.
+    fn of_fragment(kind: Option<Kind>) -> Self {
+        kind.map_or(Self::Silent, |kind| Self::Done(What::Message(kind), Found::Held(Held::Data)))
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -149,10 +128,7 @@ impl Reader {
     /// Bytes of heap that are kept for the unfinished frame and message; 0 when idle.
     #[must_use]
     pub fn heap_bytes(&self) -> usize {
-        self.unfinished.as_ref().map_or(0, |unfinished| {
-            let payloads = unfinished.control.capacity().saturating_add(unfinished.data.capacity());
-            size_of::<Unfinished>().saturating_add(payloads)
-        })
+        self.unfinished.as_ref().map_or(0, |unfinished| unfinished.heap_bytes())
     }
 
     /// The next event of `input` from `*at` on, or `None` when the rest of `input` was used up.
@@ -197,13 +173,10 @@ impl Reader {
 
     /// Gives back the memory of what the last call handed out: an idle connection owns no buffer.
     fn reclaim(&mut self) {
-        let Some(unfinished) = &mut self.unfinished else { return };
-        match unfinished.handed_out.take() {
-            Some(Held::Control) => unfinished.control = Vec::new(),
-            Some(Held::Data) => unfinished.forget_message(),
-            None => {}
+        if let Some(unfinished) = &mut self.unfinished {
+            unfinished.reclaim();
+            self.release();
         }
-        self.release();
     }
 
     fn release(&mut self) {
@@ -298,7 +271,7 @@ impl Reader {
                     let unfinished = self.unfinished();
                     unfinished.begin(head.opcode);
                     unfinished.add_data(rules, payload, payload.len())?;
-                    return unfinished.end_fragment(head.fin);
+                    return Ok(Step::of_fragment(unfinished.end_fragment(head.fin)?));
                 }
                 let kind = kind_of(head.opcode);
                 if kind == Kind::Text && !rules.lenient && core::str::from_utf8(payload).is_err() {
@@ -325,7 +298,7 @@ impl Reader {
             unfinished.begin(head.opcode);
             unfinished.add_data(rules, piece, missing)?;
         } else {
-            append(&mut unfinished.control, piece, missing, rules.frame_bytes_max);
+            unfinished.add_control(rules, piece, missing);
         }
         if piece.len() < missing {
             unfinished.frame = Some((head, received.saturating_add(piece.len())));
@@ -333,7 +306,7 @@ impl Reader {
         }
         unfinished.frame = None;
         if data {
-            return unfinished.end_fragment(head.fin);
+            return Ok(Step::of_fragment(unfinished.end_fragment(head.fin)?));
         }
         unfinished.handed_out = Some(Held::Control);
         let what = match head.opcode {
@@ -345,83 +318,8 @@ impl Reader {
     }
 }
 
-impl Unfinished {
-    /// True when nothing is kept that a later frame needs.
-    fn is_idle(&self) -> bool {
-        let message = self.message.is_some() && self.handed_out != Some(Held::Data);
-        self.head_len == 0 && self.frame.is_none() && !message
-    }
-
-    /// Adds to the head from `rest` and says how many bytes.
-    fn add_to_head(&mut self, rest: &[u8]) -> usize {
-        let free = self.head.get_mut(self.head_len..).unwrap_or_default();
-        let added = free.len().min(rest.len());
-        for (to, from) in free.iter_mut().zip(rest) {
-            *to = *from;
-        }
-        self.head_len = self.head_len.saturating_add(added);
-        added
-    }
-
-    /// A data frame of `opcode` begins, or goes on; the first frame of a message gives its kind.
-    fn begin(&mut self, opcode: Opcode) {
-        self.message.get_or_insert(kind_of(opcode));
-    }
-
-    /// Adds a piece of the message. Text is checked as it comes, so that an error is not found out late.
-    fn add_data(&mut self, rules: &Rules, piece: &[u8], missing: usize) -> Result<(), FrameError> {
-        append(&mut self.data, piece, missing, rules.message_bytes_max);
-        if rules.lenient || self.message != Some(Kind::Text) {
-            self.utf8_len = self.data.len();
-            return Ok(());
-        }
-        let fresh = self.data.get(self.utf8_len..).unwrap_or_default();
-        let good = match core::str::from_utf8(fresh) {
-            Ok(text) => text.len(),
-            // Cut inside a character: its rest may be still to come.
-            Err(error) if error.error_len().is_none() => error.valid_up_to(),
-            Err(_) => return Err(FrameError::NotUtf8),
-        };
-        self.utf8_len = self.utf8_len.saturating_add(good);
-        Ok(())
-    }
-
-    /// A fragment is complete; the last one completes its message.
-    fn end_fragment(&mut self, fin: bool) -> Result<Step, FrameError> {
-        let (Some(kind), true) = (self.message, fin) else { return Ok(Step::Silent) };
-        if self.utf8_len < self.data.len() {
-            return Err(FrameError::NotUtf8);
-        }
-        self.handed_out = Some(Held::Data);
-        Ok(Step::Done(What::Message(kind), Found::Held(Held::Data)))
-    }
-
-    fn forget_message(&mut self) {
-        self.message = None;
-        self.data = Vec::new();
-        self.utf8_len = 0;
-    }
-}
-
-/// goim makes no difference between text and binary; a message that begins with a continuation counts as binary.
-fn kind_of(opcode: Opcode) -> Kind {
-    if opcode == Opcode::Text { Kind::Text } else { Kind::Binary }
-}
-
 fn unmask(payload: &mut [u8], head: &Head, offset: usize) {
     if let Some(mask) = head.mask {
         apply_mask(payload, mask, offset);
     }
-}
-
-/// Appends `piece`, the first of `missing` bytes that are announced, to a buffer that will never hold more than
-/// `limit`.
-fn append(to: &mut Vec<u8>, piece: &[u8], missing: usize, limit: usize) {
-    if to.capacity().saturating_sub(to.len()) < piece.len() {
-        let announced = missing.min(RESERVE_STEP.max(piece.len()));
-        // At least doubled, so that a message in tiny fragments is not moved for each of them.
-        let doubled = to.len().min(limit.saturating_sub(to.len()));
-        to.reserve_exact(announced.max(doubled));
-    }
-    to.extend_from_slice(piece);
 }
