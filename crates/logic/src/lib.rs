@@ -16,6 +16,7 @@
 //! Invariant: tokens, cookies and API keys are never in a log, a metric or an error.
 
 mod balancer;
+mod complaint;
 mod config;
 mod deadline;
 mod handler;

@@ -9,6 +9,7 @@ use goim_ports::{NodeDirectory, PushLog, RoomCounts, RoomDirectory, SessionDirec
 use prometheus_client::registry::Registry;
 
 use crate::balancer::Balancer;
+use crate::complaint::Complaint;
 use crate::config::{Config, NodeInfoConfig};
 use crate::handler::Handlers;
 use crate::identity::{Identify, Open};
@@ -46,6 +47,8 @@ pub struct Logic {
     /// The counts that the room directory answered last. They are served while it does not answer.
     pub(crate) counts: ArcSwap<<RoomCounts as std::ops::Deref>::Target>,
     pub(crate) metrics: Metrics,
+    /// When it was last said that pushes fail.
+    pub(crate) pushes_failing: Complaint,
 }
 
 /// Who may push over HTTP.
@@ -87,6 +90,7 @@ impl Logic {
             balancer: Balancer::default(),
             counts: ArcSwap::default(),
             metrics: Metrics::default(),
+            pushes_failing: Complaint::default(),
             config,
         })
     }

@@ -3,6 +3,7 @@
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
@@ -14,6 +15,8 @@ pub(crate) struct Metrics {
     pub(crate) upstream: UpstreamPackets,
     pub(crate) pushes: Pushes,
     pub(crate) requests: Requests,
+    /// HTTP connections that are open.
+    pub(crate) connections: Gauge,
     /// Time that the push log takes for a record.
     pub(crate) append_seconds: Histogram,
     /// Times that old room counts were served since the directory did not answer.
@@ -138,6 +141,11 @@ impl Metrics {
             "HTTP requests, by route and status class",
             self.requests.family.clone(),
         );
+        registry.register(
+            "goim_logic_http_connections",
+            "HTTP connections that are open",
+            self.connections.clone(),
+        );
         registry.register_with_unit(
             "goim_logic_append",
             "Time that the push log took for a record",
@@ -162,6 +170,7 @@ impl Default for Metrics {
             // 10 µs in memory to 20 s in a cluster that suffers.
             append_seconds: Histogram::new(exponential_buckets(0.000_01, 3.0, 14)),
             stale_counts: Counter::default(),
+            connections: Gauge::default(),
         }
     }
 }

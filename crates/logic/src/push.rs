@@ -152,7 +152,7 @@ impl Logic {
         appended.map_err(PushError::Append)
     }
 
-    /// Counts a push, and says in the log when something that logic depends on has failed.
+    /// Counts a push, and says in the log, at most once a second, when something that logic depends on has failed.
     fn count_push(&self, kind: PushKind, pushed: Result<(), PushError>) -> Result<(), PushError> {
         let result = match &pushed {
             Ok(()) => PushResult::Accepted,
@@ -160,7 +160,9 @@ impl Logic {
             Err(PushError::Append(AppendError::TooLarge { .. })) => PushResult::TooLarge,
             Err(PushError::Append(AppendError::Full)) => PushResult::Full,
             Err(error @ (PushError::Append(AppendError::Unavailable(_)) | PushError::Directory(_))) => {
-                tracing::warn!(?kind, %error, "push failed");
+                if let Some(unsaid) = self.pushes_failing.say(Instant::now()) {
+                    tracing::warn!(?kind, %error, unsaid, "push failed");
+                }
                 PushResult::Unavailable
             }
         };

@@ -81,8 +81,11 @@ pub(super) async fn serve(
         };
         let Some((slot, stream, peer)) = accepted else { break };
         let connection = Connection::new(stream, peer, Arc::clone(&server), stages.clone());
+        let open = server.api.logic.metrics.connections.clone();
         tokio::spawn(async move {
+            open.inc();
             connection.serve().await;
+            open.dec();
             drop(slot);
         });
     }

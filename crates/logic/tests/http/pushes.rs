@@ -1,0 +1,177 @@
+//! What a push request leaves in the push log.
+
+use std::time::Duration;
+
+use goim_ports::AppendError;
+
+use crate::world::{Fault, Server, flat};
+
+const OK: (u16, &str) = (200, r#"{"code":0,"message":""}"#);
+
+/// Sends a push and compares what is in the log then: target, operation, body.
+async fn check(server: &Server, target: &str, body: &[u8], expected: &[(&str, i32)]) {
+    assert_eq!(server.post(target, body).await.said(), OK, "{target}");
+    let records: Vec<_> = server.world.take_log().iter().map(flat).collect();
+    let expected: Vec<_> = expected
+        .iter()
+        .map(|(target, operation)| ((*target).to_owned(), *operation, body.to_vec()))
+        .collect();
+    assert_eq!(records, expected, "{target}");
+}
+
+#[tokio::test]
+async fn rows_57_and_90_keys_in_order_grouped_by_comet() {
+    let server = Server::start().await;
+    for (key, comet) in [("a", "one"), ("b", "two"), ("c", "one"), ("ключ /?&%", "two")] {
+        server.world.enter(0, key, comet);
+    }
+    let to = "/goim/push/keys?operation=1000";
+    check(&server, &format!("{to}&keys=a"), b"hello", &[("one: a", 1000)]).await;
+    check(
+        &server,
+        &format!("{to}&keys=b&keys=a&keys=unknown&keys=c"),
+        b"x",
+        &[("two: b", 1000), ("one: a c", 1000)],
+    )
+    .await;
+    check(&server, &format!("{to}&keys=a&keys=a"), b"", &[("one: a a", 1000)]).await;
+    check(&server, &format!("{to}&keys=a,b"), b"x", &[]).await;
+    check(&server, &format!("{to}&keys=unknown"), b"x", &[]).await;
+    check(&server, &format!("{to}&keys=&keys=%ff"), b"x", &[]).await;
+    check(
+        &server,
+        &format!("{to}&keys=%D0%BA%D0%BB%D1%8E%D1%87+/?%26%25"),
+        b"x",
+        &[("two: ключ /?&%", 1000)],
+    )
+    .await;
+    check(&server, "/goim/push/keys?operation=-5&keys=a", b"x", &[("one: a", -5)]).await;
+    check(&server, "/goim/push/keys?Operation=7&keys=a", b"x", &[("one: a", 0)]).await;
+    check(&server, "/goim/push/keys?operation=1000&operation=2&keys=a", b"x", &[("one: a", 1000)]).await;
+}
+
+#[tokio::test]
+async fn row_88_members_get_it_once_a_session() {
+    let server = Server::start().await;
+    for (mid, key, comet) in
+        [(5, "a", "one"), (5, "b", "two"), (5, "c", "one"), (6, "d", "one"), (0, "e", "one")]
+    {
+        server.world.enter(mid, key, comet);
+    }
+    let five = [("one: a c", 1000), ("two: b", 1000)];
+    check(&server, "/goim/push/mids?operation=1000&mids=5", b"x", &five).await;
+    check(&server, "/goim/push/mids?operation=1000&mids=5&mids=5&mids=999", b"x", &five).await;
+    // Row 109: one record for all sessions on one comet.
+    check(
+        &server,
+        "/goim/push/mids?operation=1000&mids=6&mids=5",
+        b"x",
+        &[("one: a c d", 1000), ("two: b", 1000)],
+    )
+    .await;
+    // Row 107: nobody in particular is nobody.
+    let asked = server.world.state().asked;
+    check(&server, "/goim/push/mids?operation=1000&mids=0&mids=-3&mids=", b"x", &[]).await;
+    assert_eq!(server.world.state().asked, asked);
+}
+
+#[tokio::test]
+async fn rows_91_92_94_and_106_rooms_and_everybody() {
+    let server = Server::start().await;
+    let all_bytes: Vec<u8> = (0..=255).collect();
+    let room = |kind: &str, room: &str| format!("/goim/push/room?operation=1000&type={kind}&room={room}");
+    check(&server, &room("live", "1000"), &all_bytes, &[("room live://1000", 1000)]).await;
+    check(&server, &room("live", "1000"), b"", &[("room live://1000", 1000)]).await;
+    let chinese = room("%E7%9B%B4%E6%92%AD", "%E6%88%BF%E9%97%B4%E4%B8%80");
+    check(&server, &chinese, b"x", &[("room 直播://房间一", 1000)]).await;
+    check(&server, &room("a", "b/c?d=e%23f"), b"x", &[("room a://b/c?d=e#f", 1000)]).await;
+    check(&server, &room("live", "+x+"), b"x", &[("room live:// x ", 1000)]).await;
+    let long = "r".repeat(1990);
+    check(&server, &room("live", &long), b"x", &[(&format!("room live://{long}"), 1000)]).await;
+    for (speed, expected) in
+        [("", "all 0"), ("&speed=", "all 0"), ("&speed=-1", "all 0"), ("&speed=1000000", "all 1000000")]
+    {
+        check(&server, &format!("/goim/push/all?operation=1000{speed}"), b"x", &[(expected, 1000)]).await;
+    }
+    let response = server.post(&room("live", "%ff"), b"x").await;
+    assert_eq!(response.said(), (200, r#"{"code":-500,"message":"string field contains invalid UTF-8"}"#));
+}
+
+#[tokio::test]
+async fn row_58_the_largest_record_and_one_byte_more() {
+    let server = Server::start().await;
+    let target = "/goim/push/room?operation=1000&type=live&room=1000";
+    // 26, the key of 11, type 2, operation 3, room 13, body 1 + 3 + its length.
+    let largest = 1_000_000 - (26 + 11 + 2 + 3 + 13 + 4);
+    assert_eq!(server.post(target, &vec![7; largest]).await.said(), OK);
+    assert_eq!(server.world.take_log()[0].body.len(), largest);
+    let too_large = "kafka server: Message was too large, server rejected it to avoid allocation error.";
+    let expected = format!(r#"{{"code":-500,"message":"{too_large}"}}"#);
+    assert_eq!(server.post(target, &vec![7; largest + 1]).await.said(), (200, expected.as_str()));
+    assert!(server.world.take_log().is_empty());
+}
+
+#[tokio::test]
+async fn a_full_log_says_when_to_come_back() {
+    let server = Server::start().await;
+    server.world.enter(5, "a", "one");
+    server.world.state().append_error = Some(AppendError::Full);
+    for target in [
+        "/goim/push/keys?operation=1&keys=a",
+        "/goim/push/mids?operation=1&mids=5",
+        "/goim/push/room?operation=1&type=a&room=b",
+        "/goim/push/all?operation=1",
+    ] {
+        let response = server.post(target, b"x").await;
+        let expected = r#"{"code":-429,"message":"the push log is full; try again later"}"#;
+        assert_eq!(response.said(), (429, expected), "{target}");
+        assert_eq!(response.header("retry-after"), Some("1"), "{target}");
+        assert_eq!(response.header("content-type"), Some("application/json; charset=utf-8"));
+    }
+}
+
+#[tokio::test]
+async fn the_first_failure_ends_a_push() {
+    let server = Server::start().await;
+    for (key, comet) in [("a", "one"), ("b", "two"), ("c", "three")] {
+        server.world.enter(5, key, comet);
+    }
+    {
+        let mut state = server.world.state();
+        state.append_error = Some(AppendError::Unavailable("gone".to_owned()));
+        state.appends_left = 1;
+    }
+    let response = server.post("/goim/push/keys?operation=1&keys=a&keys=b&keys=c", b"x").await;
+    assert_eq!(response.said(), (200, r#"{"code":-400,"message":""}"#));
+    let records: Vec<_> = server.world.take_log().iter().map(|record| flat(record).0).collect();
+    assert_eq!(records, ["one: a"]);
+}
+
+#[tokio::test]
+async fn what_hangs_is_given_up() {
+    let server = Server::with(|config| {
+        config.push.append_deadline = Duration::from_millis(20);
+        config.directory_deadline = Duration::from_millis(20);
+    })
+    .await;
+    server.world.state().append_hangs = true;
+    let response = server.post("/goim/push/all?operation=1", b"x").await;
+    assert!(
+        response.body.starts_with(r#"{"code":-500,"message":"the push log did not answer"#),
+        "{response:?}"
+    );
+    server.world.state().directory_fault = Fault::Hangs;
+    let response = server.post("/goim/push/mids?operation=1&mids=5", b"x").await;
+    assert_eq!(response.said(), (200, r#"{"code":-500,"message":"the directory did not answer in time"}"#));
+    let response = server.post("/goim/push/keys?operation=1&keys=a", b"x").await;
+    assert_eq!(response.said(), (200, r#"{"code":-400,"message":""}"#));
+}
+
+#[tokio::test]
+async fn an_answer_that_takes_time_is_as_good() {
+    let server = Server::start().await;
+    server.world.enter(5, "a", "one");
+    server.world.state().directory_fault = Fault::Slow;
+    check(&server, "/goim/push/keys?operation=1&keys=a", b"x", &[("one: a", 1)]).await;
+    check(&server, "/goim/push/mids?operation=1&mids=5", b"x", &[("one: a", 1)]).await;
+}

@@ -1,0 +1,269 @@
+//! Everything behind logic, in memory, to be looked into and to be broken.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use axum::Router;
+use goim_logic::{Config, Dependencies, Logic};
+use goim_ports::{
+    AppendError, Call, CometNode, DirectoryError, Mid, NodeDirectory, NodeError, PushLog, PushRecord,
+    PushTarget, RoomCounts, RoomDirectory, RoomId, ServerId, SessionDirectory, SessionKey, SessionRecord,
+    SessionRef,
+};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use crate::client::{Connection, Response};
+
+/// What logic depends on.
+#[derive(Default)]
+pub(crate) struct World {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+pub(crate) struct State {
+    pub(crate) sessions: BTreeMap<String, SessionRef>,
+    pub(crate) touched: Vec<SessionRef>,
+    pub(crate) rooms: RoomCounts,
+    pub(crate) comets: Arc<Vec<CometNode>>,
+    pub(crate) log: Vec<PushRecord>,
+    /// How often the session directory was asked.
+    pub(crate) asked: usize,
+    pub(crate) directory_fault: Fault,
+    pub(crate) append_error: Option<AppendError>,
+    /// Records that the log still takes before `append_error` begins.
+    pub(crate) appends_left: usize,
+    pub(crate) append_hangs: bool,
+}
+
+/// How the directories fail.
+#[derive(Default, Clone)]
+pub(crate) enum Fault {
+    #[default]
+    None,
+    Error(String),
+    Panic,
+    Hangs,
+    /// The answer is right but not there at once.
+    Slow,
+}
+
+impl World {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    pub(crate) fn dependencies(self: &Arc<Self>) -> Dependencies {
+        Dependencies {
+            sessions: Arc::clone(self) as _,
+            rooms: Arc::clone(self) as _,
+            nodes: Arc::clone(self) as _,
+            push_log: Arc::clone(self) as _,
+        }
+    }
+
+    pub(crate) fn enter(&self, mid: i64, key: &str, server: &str) {
+        let session =
+            SessionRef { mid: Mid(mid), key: SessionKey::from(key), server: ServerId::from(server) };
+        self.state().sessions.insert(key.to_owned(), session);
+    }
+
+    pub(crate) fn set_rooms(&self, rooms: &[(&str, u32)]) {
+        self.state().rooms = Arc::new(rooms.iter().map(|(id, count)| (RoomId::from(*id), *count)).collect());
+    }
+
+    pub(crate) fn set_comets(&self, comets: Vec<CometNode>) {
+        self.state().comets = Arc::new(comets);
+    }
+
+    /// Takes what was appended since the last call.
+    pub(crate) fn take_log(&self) -> Vec<PushRecord> {
+        std::mem::take(&mut self.state().log)
+    }
+
+    fn answer<T: Send + 'static>(
+        &self,
+        answer: impl FnOnce(&mut State) -> T,
+    ) -> Call<Result<T, DirectoryError>> {
+        let mut state = self.state();
+        match state.directory_fault.clone() {
+            Fault::None => Call::Ready(Ok(answer(&mut state))),
+            Fault::Error(text) => Call::Ready(Err(DirectoryError::Unavailable(text))),
+            Fault::Panic => panic!("the test wants it"),
+            Fault::Hangs => Call::pending(std::future::pending()),
+            Fault::Slow => {
+                let answer = answer(&mut state);
+                Call::pending(async move {
+                    tokio::task::yield_now().await;
+                    Ok(answer)
+                })
+            }
+        }
+    }
+}
+
+impl SessionDirectory for World {
+    fn add(&self, session: SessionRef) -> Call<Result<(), DirectoryError>> {
+        self.answer(|state| drop(state.sessions.insert(session.key.to_string(), session)))
+    }
+
+    fn remove(&self, session: SessionRef) -> Call<Result<bool, DirectoryError>> {
+        self.answer(|state| {
+            let held =
+                state.sessions.get(session.key.as_str()).is_some_and(|held| held.server == session.server);
+            if held {
+                state.sessions.remove(session.key.as_str());
+            }
+            held
+        })
+    }
+
+    fn touch(&self, session: SessionRef) -> Call<Result<(), DirectoryError>> {
+        self.answer(|state| state.touched.push(session))
+    }
+
+    fn servers_of(&self, keys: Vec<SessionKey>) -> Call<Result<Vec<Option<ServerId>>, DirectoryError>> {
+        self.answer(|state| {
+            state.asked += 1;
+            let server = |key: &SessionKey| state.sessions.get(key.as_str()).map(|held| held.server.clone());
+            keys.iter().map(server).collect()
+        })
+    }
+
+    fn sessions_of(&self, mids: Vec<Mid>) -> Call<Result<Vec<SessionRecord>, DirectoryError>> {
+        self.answer(|state| {
+            state.asked += 1;
+            let of_mids = state.sessions.values().filter(|held| mids.contains(&held.mid));
+            of_mids.map(|held| SessionRecord { key: held.key.clone(), server: held.server.clone() }).collect()
+        })
+    }
+}
+
+impl RoomDirectory for World {
+    fn report(&self, _: ServerId, rooms: RoomCounts) -> Call<Result<(), DirectoryError>> {
+        self.answer(|state| state.rooms = rooms)
+    }
+
+    fn totals(&self) -> Call<Result<RoomCounts, DirectoryError>> {
+        self.answer(|state| Arc::clone(&state.rooms))
+    }
+}
+
+impl NodeDirectory for World {
+    fn announce(&self, _: CometNode) -> Call<Result<(), NodeError>> {
+        Call::Ready(Ok(()))
+    }
+
+    fn withdraw(&self, _: ServerId) -> Call<Result<(), NodeError>> {
+        Call::Ready(Ok(()))
+    }
+
+    fn comets(&self) -> Arc<Vec<CometNode>> {
+        Arc::clone(&self.state().comets)
+    }
+}
+
+impl PushLog for World {
+    fn append(&self, record: PushRecord) -> Call<Result<(), AppendError>> {
+        let mut state = self.state();
+        if state.append_hangs {
+            return Call::pending(std::future::pending());
+        }
+        match state.append_error.clone() {
+            Some(error) if state.appends_left == 0 => Call::Ready(Err(error)),
+            error => {
+                state.appends_left -= usize::from(error.is_some());
+                state.log.push(record);
+                Call::Ready(Ok(()))
+            }
+        }
+    }
+}
+
+/// A comet as goim's processes had it: host `h1` with the public address 127.0.0.1.
+pub(crate) fn comet(server: &str, connections: u64) -> CometNode {
+    CometNode {
+        server: ServerId::from(server),
+        region: "sh".to_owned(),
+        zone: "sh001".to_owned(),
+        env: "dev".to_owned(),
+        rpc_addrs: vec!["grpc://:3109".to_owned()],
+        public_addrs: vec!["127.0.0.1".to_owned()],
+        weight: 10,
+        offline: false,
+        connections,
+        addresses: 1,
+        latest_timestamp: 1_795_449_284_025_630_708,
+    }
+}
+
+/// A record without its time, for comparing.
+pub(crate) fn flat(record: &PushRecord) -> (String, i32, Vec<u8>) {
+    let target = match &record.target {
+        PushTarget::Keys { server, keys } => {
+            format!("{server}: {}", keys.iter().map(SessionKey::as_str).collect::<Vec<_>>().join(" "))
+        }
+        PushTarget::Room(room) => format!("room {room}"),
+        PushTarget::All { speed } => format!("all {}", speed.map_or(0, NonZeroU32::get)),
+    };
+    (target, record.operation.0, record.body.to_vec())
+}
+
+/// logic behind a listener on loopback.
+pub(crate) struct Server {
+    pub(crate) world: Arc<World>,
+    pub(crate) logic: Arc<Logic>,
+    pub(crate) addr: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+    served: JoinHandle<std::io::Result<()>>,
+}
+
+impl Server {
+    pub(crate) async fn start() -> Self {
+        Self::with(|_| ()).await
+    }
+
+    pub(crate) async fn with(change: impl FnOnce(&mut Config)) -> Self {
+        Self::with_extra(change, Router::new()).await
+    }
+
+    pub(crate) async fn with_extra(change: impl FnOnce(&mut Config), extra: Router) -> Self {
+        let mut config = Config::default();
+        change(&mut config);
+        let world = Arc::new(World::default());
+        let logic = Logic::new(config, world.dependencies());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let served = tokio::spawn(goim_logic::http::serve(Arc::clone(&logic), listener, extra, async {
+            let _ = stopped.await;
+        }));
+        Self { world, logic, addr, stop: Some(stop), served }
+    }
+
+    pub(crate) async fn connect(&self) -> Connection {
+        Connection::open(self.addr).await
+    }
+
+    pub(crate) async fn get(&self, target: &str) -> Response {
+        self.connect().await.request("GET", target, &[], b"").await
+    }
+
+    pub(crate) async fn post(&self, target: &str, body: &[u8]) -> Response {
+        self.connect().await.request("POST", target, &[], body).await
+    }
+
+    /// Asks the server to stop.
+    pub(crate) fn stop(&mut self) {
+        drop(self.stop.take());
+    }
+
+    /// Waits until it has.
+    pub(crate) async fn stopped(self) {
+        self.served.await.unwrap().unwrap();
+    }
+}
