@@ -1,0 +1,263 @@
+//! Who the client says it is: the body of the auth packet, and where a fresh one comes from.
+
+use std::error::Error;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use goim_wire::{Operation, Version};
+use serde_json::{Map, Value};
+
+/// Bytes that must not appear in logs. `Debug` shows their number only.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(Bytes);
+
+impl Token {
+    /// Keeps `bytes` out of logs.
+    pub fn new(bytes: impl Into<Bytes>) -> Self {
+        Self(bytes.into())
+    }
+
+    pub(crate) fn expose(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Token({} bytes)", self.0.len())
+    }
+}
+
+impl<T: Into<Bytes>> From<T> for Token {
+    fn from(bytes: T) -> Self {
+        Self::new(bytes)
+    }
+}
+
+/// goim's token: a JSON object that says who connects and what is wanted.
+///
+/// ```
+/// use goim_client::Identity;
+///
+/// let identity = Identity::new(123).key("phone-1").room("live://1000").platform("android").accepts([1000, 1001]);
+/// # let _ = identity;
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The member; zero or less is anonymous.
+    pub mid: i64,
+    /// Name of this session, by which pushes find it. A second session of the same name replaces the first. Default:
+    /// the server draws one.
+    pub key: Option<String>,
+    /// The first room, as `type://room`. Default: none.
+    pub room_id: Option<String>,
+    /// Where the client runs. Default: not said.
+    pub platform: Option<String>,
+    /// Operations that are wanted from pushes to keys, members and all. Default: none.
+    pub accepts: Vec<Operation>,
+    /// The highest packet version that the application reads. Default 1. Its presence makes the server tell why it
+    /// ends a session; `None` makes this a client that knows nothing beyond goim.
+    pub protover: Option<Version>,
+    /// A credential, when the server checks one. Default: none.
+    pub token: Option<Token>,
+}
+
+impl Identity {
+    /// The member `mid`, everything else default.
+    #[must_use]
+    pub fn new(mid: i64) -> Self {
+        Self {
+            mid,
+            key: None,
+            room_id: None,
+            platform: None,
+            accepts: Vec::new(),
+            protover: Some(Version::GOIM),
+            token: None,
+        }
+    }
+
+    /// Names the session.
+    #[must_use]
+    pub fn key(mut self, key: impl Into<String>) -> Self {
+        self.key = Some(key.into());
+        self
+    }
+
+    /// Sets the first room, as `type://room`.
+    #[must_use]
+    pub fn room(mut self, room: impl Into<String>) -> Self {
+        self.room_id = Some(room.into());
+        self
+    }
+
+    /// Says where the client runs.
+    #[must_use]
+    pub fn platform(mut self, platform: impl Into<String>) -> Self {
+        self.platform = Some(platform.into());
+        self
+    }
+
+    /// Sets the operations that are wanted.
+    #[must_use]
+    pub fn accepts(mut self, operations: impl IntoIterator<Item = i32>) -> Self {
+        self.accepts = operations.into_iter().map(Operation).collect();
+        self
+    }
+
+    /// Adds a credential.
+    #[must_use]
+    pub fn token(mut self, token: impl Into<Token>) -> Self {
+        self.token = Some(token.into());
+        self
+    }
+
+    /// The JSON text, members in goim's order.
+    pub(crate) fn to_json(&self) -> Vec<u8> {
+        let mut members = Map::new();
+        members.insert("mid".to_owned(), self.mid.into());
+        for (name, text) in [("key", &self.key), ("room_id", &self.room_id), ("platform", &self.platform)] {
+            if let Some(text) = text {
+                members.insert(name.to_owned(), text.as_str().into());
+            }
+        }
+        let accepts: Vec<Value> = self.accepts.iter().map(|operation| operation.0.into()).collect();
+        members.insert("accepts".to_owned(), accepts.into());
+        if let Some(protover) = self.protover {
+            members.insert("protover".to_owned(), protover.0.into());
+        }
+        if let Some(token) = &self.token {
+            members.insert("token".to_owned(), String::from_utf8_lossy(token.expose()).into());
+        }
+        Value::Object(members).to_string().into_bytes()
+    }
+}
+
+/// Body of the auth packet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AuthBody {
+    /// goim's JSON object. Room and subscriptions of the application are written into it at every connection, so
+    /// that nothing is missed in between.
+    Identity(Identity),
+    /// Any bytes, sent as they are. Room and subscriptions that the application has changed are restored behind it.
+    Raw(Token),
+}
+
+impl From<Identity> for AuthBody {
+    fn from(identity: Identity) -> Self {
+        Self::Identity(identity)
+    }
+}
+
+impl From<Token> for AuthBody {
+    fn from(token: Token) -> Self {
+        Self::Raw(token)
+    }
+}
+
+/// Why a [`TokenProvider`] is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TokenReason {
+    /// This is the first connection.
+    First,
+    /// The server does not take the last one any more, or closed while it was being checked.
+    Refresh,
+}
+
+/// What a provider fails with.
+pub type ProviderError = Box<dyn Error + Send + Sync>;
+
+type ProviderFuture = Pin<Box<dyn Future<Output = Result<AuthBody, ProviderError>> + Send>>;
+
+/// Asks the application for a body of the auth packet, for example at its own HTTPS service.
+///
+/// ```
+/// use goim_client::{Auth, Identity, TokenProvider};
+///
+/// let provider = TokenProvider::new(|_why| async {
+///     let credential = "fetched over HTTPS";
+///     Ok(Identity::new(1).token(credential).into())
+/// });
+/// let auth = Auth::Provider(provider);
+/// # let _ = auth;
+/// ```
+#[derive(Clone)]
+pub struct TokenProvider(Arc<dyn Fn(TokenReason) -> ProviderFuture + Send + Sync>);
+
+impl TokenProvider {
+    /// Asks `provide` before the first connection and whenever a new token is needed. The future may be dropped
+    /// before it is ready, when the client is closed.
+    pub fn new<F, R>(provide: F) -> Self
+    where
+        F: Fn(TokenReason) -> R + Send + Sync + 'static,
+        R: Future<Output = Result<AuthBody, ProviderError>> + Send + 'static,
+    {
+        Self(Arc::new(move |why| Box::pin(provide(why))))
+    }
+
+    pub(crate) async fn provide(&self, why: TokenReason) -> Result<AuthBody, ProviderError> {
+        (self.0)(why).await
+    }
+}
+
+impl fmt::Debug for TokenProvider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TokenProvider")
+    }
+}
+
+/// How the client authenticates.
+#[derive(Debug, Clone)]
+pub enum Auth {
+    /// The same at every connection. When the server asks for a new token there is none, and the client stops.
+    Fixed(AuthBody),
+    /// Asked for when needed.
+    Provider(TokenProvider),
+}
+
+impl From<Identity> for Auth {
+    fn from(identity: Identity) -> Self {
+        Self::Fixed(identity.into())
+    }
+}
+
+impl From<Token> for Auth {
+    fn from(token: Token) -> Self {
+        Self::Fixed(token.into())
+    }
+}
+
+impl From<TokenProvider> for Auth {
+    fn from(provider: TokenProvider) -> Self {
+        Self::Provider(provider)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_token_is_goims_json() {
+        let check = |identity: &Identity, expect: &str| {
+            assert_eq!(String::from_utf8(identity.to_json()).unwrap(), expect);
+        };
+        let mut identity = Identity::new(7);
+        check(&identity, r#"{"mid":7,"accepts":[],"protover":1}"#);
+        identity.protover = None;
+        let identity = identity.key("k").room("live://1").platform("web").accepts([1000, -1]).token("t\"");
+        let expect =
+            r#"{"mid":7,"key":"k","room_id":"live://1","platform":"web","accepts":[1000,-1],"token":"t\""}"#;
+        check(&identity, expect);
+    }
+
+    #[test]
+    fn credentials_do_not_appear_in_debug_output() {
+        let identity = Identity::new(7).token("secret");
+        assert!(!format!("{identity:?}").contains("secret"));
+        assert!(!format!("{:?}", Auth::from(Token::new("secret"))).contains("secret"));
+    }
+}

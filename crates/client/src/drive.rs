@@ -1,0 +1,269 @@
+//! One connection from authentication to its end: requests out, replies and pushes in.
+
+use std::collections::HashMap;
+use std::io;
+use std::time::Duration;
+
+use bytes::Bytes;
+use goim_session::ClientStep;
+use goim_session::client::RequestError;
+use goim_wire::{Operation, Sequence, Version, control};
+use tokio::sync::mpsc::OwnedPermit;
+use tokio::time::Instant;
+
+use crate::connection::{Connection, Exchange, Link};
+use crate::desk::{Answer, Call, Command, Desk, Failure, Offered, Wish};
+use crate::event::{DisconnectReason, Notice};
+use crate::wanted::Change;
+use crate::{Event, ServerError};
+
+/// How long a connection that cannot be written to is still read: the reason may be on its way.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// How long a close may take.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// A request that waits for its reply.
+struct Waiting {
+    /// Where it begins in the stream of everything written.
+    begins: u64,
+    /// `None`: the client itself has asked.
+    answer: Option<Answer>,
+    /// What to take back when the server refuses; `None` for requests of the application.
+    change: Option<Change>,
+}
+
+/// A connection at work.
+struct Drive<'a> {
+    link: &'a mut Link,
+    desk: &'a mut Desk,
+    waiting: HashMap<Sequence, Waiting>,
+    /// An event for which there was no room; nothing is read until there is.
+    parked: Option<Event>,
+    /// A command for which the session had no room.
+    held: Option<Command>,
+    notice: Option<Notice>,
+    /// The socket takes nothing more, and since when.
+    broken: Option<(io::Error, Instant)>,
+}
+
+/// Serves the connection until it ends. `None`: the application wants nothing more.
+pub(crate) async fn drive(connection: &mut Connection, desk: &mut Desk) -> Option<DisconnectReason> {
+    let connected =
+        Event::Connected { endpoint: connection.endpoint.clone(), reply: connection.reply.clone() };
+    let catch_up = desk.wanted.catch_up(&connection.applied);
+    let mut drive = Drive {
+        link: &mut connection.link,
+        desk,
+        waiting: HashMap::new(),
+        parked: Some(connected),
+        held: None,
+        notice: None,
+        broken: None,
+    };
+    drive.restore(catch_up);
+    let reason = drive.run().await;
+    if reason.is_none() {
+        drive.link.close(GOODBYE).await;
+    }
+    let parked = drive.finish();
+    if reason.is_some()
+        && let Some(event) = parked
+        && !desk.tell(event).await
+    {
+        return None;
+    }
+    reason
+}
+
+impl Drive<'_> {
+    async fn run(&mut self) -> Option<DisconnectReason> {
+        loop {
+            if let Err(reason) = self.take_input() {
+                return Some(reason);
+            }
+            if let Some(command) = self.held.take() {
+                self.obey(command);
+            }
+            let reading = self.parked.is_none();
+            self.link.session.set_reading(reading, self.link.clock.now());
+            let writing = self.broken.is_none();
+            let commands = self.held.is_none() && writing && self.link.session.takes_requests();
+            let deadline = match &self.broken {
+                Some((_, since)) => *since + LAST_WORDS,
+                None => self.link.clock.instant(self.link.session.deadline()),
+            };
+            tokio::select! {
+                exchange = self.link.exchange(reading, writing) => match exchange {
+                    Exchange::Read(Ok(0)) => return Some(self.reason(DisconnectReason::Closed)),
+                    Exchange::Read(Ok(_)) | Exchange::Wrote(Ok(())) => {}
+                    Exchange::Read(Err(error)) => return Some(self.reason(DisconnectReason::Io(error))),
+                    Exchange::Wrote(Err(error)) => self.broken = Some((error, Instant::now())),
+                },
+                call = self.desk.next(commands, !reading) => match call {
+                    Call::Command(command) => self.obey(command),
+                    Call::Room(permit) => self.unpark(permit),
+                    Call::Stop => return None,
+                },
+                () = tokio::time::sleep_until(deadline) => {
+                    if let Some((error, _)) = self.broken.take() {
+                        return Some(self.reason(DisconnectReason::Io(error)));
+                    }
+                    if let Err(ended) = self.link.session.handle_timeout(self.link.clock.now()) {
+                        return Some(self.reason(ended.into()));
+                    }
+                }
+            }
+        }
+    }
+
+    /// What the server has said counts for more than how the socket ended.
+    fn reason(&mut self, otherwise: DisconnectReason) -> DisconnectReason {
+        match (self.notice.take(), self.broken.take()) {
+            (Some(notice), _) => DisconnectReason::Notice(notice),
+            (None, Some((error, _))) => DisconnectReason::Io(error),
+            (None, None) => otherwise,
+        }
+    }
+
+    /// Deals with what was read, until it is used up or the application has no room for more.
+    fn take_input(&mut self) -> Result<(), DisconnectReason> {
+        while self.parked.is_none() {
+            let event = match self.link.step() {
+                Err(ended) => return Err(self.reason(ended.into())),
+                Ok(ClientStep::Idle) => break,
+                Ok(ClientStep::Handled | ClientStep::Authenticated { .. }) => continue,
+                Ok(ClientStep::Push(packet)) => {
+                    self.desk.shared.counters.pushes.add_one();
+                    Event::Push(packet.to_owned())
+                }
+                Ok(ClientStep::Online { count }) => Event::Online(u32::try_from(count).unwrap_or(0)),
+                Ok(ClientStep::Reply { request, packet }) => {
+                    let body = Bytes::copy_from_slice(packet.body);
+                    self.answer(request, Ok(body));
+                    continue;
+                }
+                Ok(ClientStep::Failed { request, error }) => {
+                    let error = ServerError::from_json(error);
+                    self.answer(request, Err(Failure::Refused(error)));
+                    continue;
+                }
+                Ok(ClientStep::Unmatched(packet)) => {
+                    let (operation, sequence) = (packet.operation, packet.sequence.0);
+                    tracing::debug!(%operation, sequence, "reply to no request");
+                    self.desk.shared.counters.replies_late.add_one();
+                    continue;
+                }
+                Ok(ClientStep::Disconnect { body, .. }) => {
+                    self.notice = Some(Notice::from_json(body));
+                    continue;
+                }
+            };
+            if let Offered::Full(event) = self.desk.offer(event) {
+                self.desk.shared.counters.pauses.add_one();
+                self.parked = Some(event);
+            }
+        }
+        Ok(())
+    }
+
+    /// There is room for the event that waits, or nobody left to take it.
+    fn unpark(&mut self, permit: Option<OwnedPermit<Event>>) {
+        match (self.parked.take(), permit) {
+            (Some(event), Some(permit)) => {
+                permit.send(event);
+            }
+            (Some(_), None) => self.desk.shared.counters.events_discarded.add_one(),
+            (None, _) => {}
+        }
+    }
+
+    fn answer(&mut self, request: Sequence, result: Result<Bytes, Failure>) {
+        let Some(waiting) = self.waiting.remove(&request) else { return };
+        if let (Err(_), Some(change)) = (&result, &waiting.change) {
+            self.desk.wanted.take_back(change);
+        }
+        if let Some(answer) = waiting.answer
+            && answer.send(result).is_err()
+        {
+            self.desk.shared.counters.replies_late.add_one();
+        }
+    }
+
+    /// Passes a command on to the session, or holds it until there is room.
+    fn obey(&mut self, command: Command) {
+        if command.answer.is_closed() {
+            // Whoever asked has gone before anything was sent.
+            return;
+        }
+        let mut after = self.desk.wanted.clone();
+        let (version, operation, body) = match &command.wish {
+            Wish::Request { version, operation, body } => (*version, *operation, body.clone()),
+            Wish::Room(room) => {
+                after.room = Some(room.clone());
+                (Version::GOIM, Operation::CHANGE_ROOM, room.clone().unwrap_or_default().into())
+            }
+            Wish::Operations { operations, .. } if !after.has_room_for(operations) => {
+                let _ = command.answer.send(Err(Failure::TooManyChanges));
+                return;
+            }
+            Wish::Operations { operations, wanted } => {
+                after.set(operations, *wanted);
+                let operation = if *wanted { Operation::SUBSCRIBE } else { Operation::UNSUBSCRIBE };
+                (Version::GOIM, operation, control::format_operations(operations).into())
+            }
+        };
+        let begins = self.link.output_end();
+        match self.link.session.request(version, operation, &body) {
+            Ok(request) => {
+                let change = match command.wish {
+                    Wish::Request { .. } => None,
+                    Wish::Room(_) | Wish::Operations { .. } => {
+                        let before = std::mem::replace(&mut self.desk.wanted, after.clone());
+                        Some(Change { before, after })
+                    }
+                };
+                self.waiting.insert(request, Waiting { begins, answer: Some(command.answer), change });
+            }
+            Err(RequestError::BodyTooLong { len, limit }) => {
+                let _ = command.answer.send(Err(Failure::TooLong { len, limit }));
+            }
+            Err(_) => self.held = Some(command),
+        }
+    }
+
+    /// Asks a new connection for what its token did not say.
+    fn restore(&mut self, requests: Vec<(Operation, Vec<u8>)>) {
+        for (operation, body) in requests {
+            // Few and small: a new connection has room for them.
+            match self.link.session.request(Version::GOIM, operation, &body) {
+                Ok(request) => {
+                    let waiting = Waiting { begins: self.link.output_end(), answer: None, change: None };
+                    self.waiting.insert(request, waiting);
+                }
+                Err(error) => tracing::debug!(%error, %operation, "not restored"),
+            }
+        }
+    }
+
+    /// Answers all that still waits, and gives the event for which there was no room.
+    fn finish(self) -> Option<Event> {
+        for waiting in self.waiting.into_values() {
+            let Some(answer) = waiting.answer else { continue };
+            let result = match waiting.change {
+                // The wish is kept, and goes into the next connection.
+                Some(_) => Ok(Bytes::new()),
+                None => {
+                    self.desk.shared.counters.requests_cut.add_one();
+                    let may_have_arrived = self.link.has_written_beyond(waiting.begins);
+                    Err(Failure::Disconnected { may_have_arrived })
+                }
+            };
+            let _ = answer.send(result);
+        }
+        if let Some(command) = self.held {
+            self.desk.refuse(command);
+        }
+        self.parked
+    }
+}
