@@ -4,6 +4,7 @@
 //! The roles never name this crate; the `goim` binary puts an adapter behind each trait.
 //!
 //! - [`memory`]: everything in this process. What `goim serve` runs on.
+//! - [`grpc`]: goim's services, to be called by other nodes, and the same services of other nodes behind our ports.
 #![cfg_attr(
     any(test, feature = "conformance"),
     doc = "- [`conformance`]: what every adapter of a port must do, as functions that a test calls."
@@ -11,5 +12,6 @@
 
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
+pub mod grpc;
 pub mod memory;
 mod push_size;

@@ -1,0 +1,87 @@
+//! A comet on another machine, as job sees it.
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use goim_ports::{Broadcast, Call, CometError, CometPort, KeyPush, RoomId, RoomPush};
+use tonic::transport::Channel;
+
+use super::address::AddressError;
+use super::channel::{ClientConfig, Connection, REPLY_BYTES_MAX};
+use super::convert::{micros_of, proto_of};
+use super::proto::comet::comet_client::CometClient;
+use super::proto::comet::{BroadcastReq, BroadcastRoomReq, PushMsgReq, RoomsReq};
+use super::status;
+
+/// A comet behind its RPC address. One connection; every call has a deadline.
+#[derive(Debug, Clone)]
+pub struct GrpcComet {
+    connection: Arc<Connection>,
+}
+
+impl GrpcComet {
+    /// The comet at `address`, for example `grpc://10.0.0.1:3109`. Connects with the first call.
+    ///
+    /// # Errors
+    /// [`AddressError`] when the address makes no sense. Whether somebody is there shows with the first call.
+    pub fn new(address: &str, config: ClientConfig) -> Result<Self, AddressError> {
+        Ok(Self { connection: Arc::new(Connection::new(address, config)?) })
+    }
+
+    fn call<T, U, F>(
+        &self,
+        call: impl FnOnce(CometClient<Channel>) -> F + Send + 'static,
+        answer: impl FnOnce(T) -> U + Send + 'static,
+    ) -> Call<Result<U, CometError>>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<tonic::Response<T>, tonic::Status>> + Send + 'static,
+    {
+        let connection = Arc::clone(&self.connection);
+        Call::pending(async move {
+            let reply = connection
+                .call(|channel| call(CometClient::new(channel).max_decoding_message_size(REPLY_BYTES_MAX)))
+                .await;
+            reply.map(answer).map_err(|error| status::to_comet(&error))
+        })
+    }
+}
+
+impl CometPort for GrpcComet {
+    fn push(&self, push: KeyPush) -> Call<Result<(), CometError>> {
+        let request = PushMsgReq {
+            keys: push.keys.iter().map(ToString::to_string).collect(),
+            proto: Some(proto_of(push.packet)),
+            proto_op: push.operation.0,
+            accepted_at: micros_of(push.accepted_at),
+        };
+        self.call(async move |mut comet| comet.push_msg(request).await, drop)
+    }
+
+    fn broadcast(&self, broadcast: Broadcast) -> Call<Result<(), CometError>> {
+        let speed = broadcast.speed.map_or(0, NonZeroU32::get);
+        let request = BroadcastReq {
+            proto_op: broadcast.operation.0,
+            proto: Some(proto_of(broadcast.packet)),
+            speed: i32::try_from(speed).unwrap_or(i32::MAX),
+            accepted_at: micros_of(broadcast.accepted_at),
+        };
+        self.call(async move |mut comet| comet.broadcast(request).await, drop)
+    }
+
+    fn push_room(&self, push: RoomPush) -> Call<Result<(), CometError>> {
+        let request = BroadcastRoomReq {
+            room_id: push.room.to_string(),
+            proto: Some(proto_of(push.packet)),
+            accepted_at: micros_of(push.accepted_at),
+        };
+        self.call(async move |mut comet| comet.broadcast_room(request).await, drop)
+    }
+
+    fn rooms(&self) -> Call<Result<Vec<RoomId>, CometError>> {
+        self.call(
+            async |mut comet| comet.rooms(RoomsReq {}).await,
+            |reply| reply.rooms.into_keys().map(RoomId::from).collect(),
+        )
+    }
+}

@@ -1,0 +1,84 @@
+//! goim's service `goim.comet.Comet` in front of a comet.
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use goim_ports::{Broadcast, CometError, CometPort, KeyPush, Operation, RoomPush, SessionKey};
+use tonic::service::Routes;
+use tonic::{Request, Response, Status};
+
+use super::convert::{accepted_at_of, packet_of};
+use super::proto::comet::comet_server::{Comet, CometServer};
+use super::proto::comet::{
+    BroadcastReply, BroadcastReq, BroadcastRoomReply, BroadcastRoomReq, PushMsgReply, PushMsgReq, RoomsReply,
+    RoomsReq,
+};
+use super::server::accepting;
+use super::status;
+
+struct CometService(Arc<dyn CometPort>);
+
+/// The service, to be given to [`super::serve`].
+///
+/// What is sent is the packet of the request, with its version, operation and sequence: a back end may call directly.
+#[must_use]
+pub fn comet_service(comet: Arc<dyn CometPort>) -> Routes {
+    Routes::new(accepting!(CometServer::new(CometService(comet))))
+}
+
+fn reply<T>(answer: Result<(), CometError>, reply: T) -> Result<Response<T>, Status> {
+    answer.map(|()| Response::new(reply)).map_err(|error| status::from_comet(&error))
+}
+
+#[tonic::async_trait]
+impl Comet for CometService {
+    async fn push_msg(&self, request: Request<PushMsgReq>) -> Result<Response<PushMsgReply>, Status> {
+        let request = request.into_inner();
+        let (Some(proto), false) = (request.proto, request.keys.is_empty()) else {
+            return Err(Status::unknown(status::PUSH_ARGUMENTS));
+        };
+        let push = KeyPush {
+            keys: request.keys.into_iter().map(SessionKey::from).collect(),
+            operation: Operation(request.proto_op),
+            packet: packet_of(proto),
+            accepted_at: accepted_at_of(request.accepted_at),
+        };
+        reply(self.0.push(push).await, PushMsgReply {})
+    }
+
+    async fn broadcast(&self, request: Request<BroadcastReq>) -> Result<Response<BroadcastReply>, Status> {
+        let request = request.into_inner();
+        let Some(proto) = request.proto else {
+            return Err(Status::unknown(status::BROADCAST_ARGUMENTS));
+        };
+        let broadcast = Broadcast {
+            operation: Operation(request.proto_op),
+            packet: packet_of(proto),
+            accepted_at: accepted_at_of(request.accepted_at),
+            speed: u32::try_from(request.speed).ok().and_then(NonZeroU32::new),
+        };
+        reply(self.0.broadcast(broadcast).await, BroadcastReply {})
+    }
+
+    async fn broadcast_room(
+        &self,
+        request: Request<BroadcastRoomReq>,
+    ) -> Result<Response<BroadcastRoomReply>, Status> {
+        let request = request.into_inner();
+        let (Some(proto), false) = (request.proto, request.room_id.is_empty()) else {
+            return Err(Status::unknown(status::ROOM_ARGUMENTS));
+        };
+        let push = RoomPush {
+            room: request.room_id.into(),
+            packet: packet_of(proto),
+            accepted_at: accepted_at_of(request.accepted_at),
+        };
+        reply(self.0.push_room(push).await, BroadcastRoomReply {})
+    }
+
+    async fn rooms(&self, _: Request<RoomsReq>) -> Result<Response<RoomsReply>, Status> {
+        let rooms = self.0.rooms().await.map_err(|error| status::from_comet(&error))?;
+        let rooms = rooms.into_iter().map(|room| (room.to_string(), true)).collect();
+        Ok(Response::new(RoomsReply { rooms }))
+    }
+}

@@ -1,0 +1,114 @@
+//! A logic on another machine, as comet sees it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use goim_ports::{
+    Accepted, Call, ConnectError, ConnectRequest, LogicError, LogicPort, Mid, OnlineReport, Operation,
+    RoomCounts, RoomId, SessionRef, Upstream, Version,
+};
+use tonic::codec::CompressionEncoding;
+use tonic::transport::Channel;
+use tonic::{Response, Status};
+
+use super::address::AddressError;
+use super::channel::{ClientConfig, Connection, REPLY_BYTES_MAX};
+use super::convert::{counts_of, map_of, proto_of};
+use super::proto::logic::logic_client::LogicClient;
+use super::proto::logic::{ConnectReply, ConnectReq, DisconnectReq, HeartbeatReq, OnlineReq, ReceiveReq};
+use super::status;
+
+/// A logic behind its RPC address. One connection; every call has a deadline.
+#[derive(Debug, Clone)]
+pub struct GrpcLogic {
+    connection: Arc<Connection>,
+}
+
+impl GrpcLogic {
+    /// The logic at `address`, for example `grpc://10.0.0.2:3119`. Connects with the first call.
+    ///
+    /// # Errors
+    /// [`AddressError`] when the address makes no sense. Whether somebody is there shows with the first call.
+    pub fn new(address: &str, config: ClientConfig) -> Result<Self, AddressError> {
+        Ok(Self { connection: Arc::new(Connection::new(address, config)?) })
+    }
+
+    fn call<T, U, E, F>(
+        &self,
+        call: impl FnOnce(LogicClient<Channel>) -> F + Send + 'static,
+        answer: impl FnOnce(T) -> U + Send + 'static,
+        error: fn(&Status) -> E,
+    ) -> Call<Result<U, E>>
+    where
+        T: Send + 'static,
+        E: 'static,
+        F: Future<Output = Result<Response<T>, Status>> + Send + 'static,
+    {
+        let connection = Arc::clone(&self.connection);
+        Call::pending(async move {
+            let reply = connection
+                .call(|channel| call(LogicClient::new(channel).max_decoding_message_size(REPLY_BYTES_MAX)))
+                .await;
+            reply.map(answer).map_err(|status| error(&status))
+        })
+    }
+}
+
+fn accepted(reply: ConnectReply) -> Accepted {
+    let room = (!reply.room_id.is_empty()).then(|| RoomId::from(reply.room_id));
+    Accepted {
+        mid: Mid(reply.mid),
+        key: reply.key.into(),
+        room,
+        accepts: reply.accepts.into_iter().map(Operation).collect(),
+        heartbeat: Duration::from_nanos(u64::try_from(reply.heartbeat).unwrap_or(0)),
+        protover: reply.protover.map(|version| Version(i16::try_from(version).unwrap_or(i16::MAX))),
+    }
+}
+
+impl LogicPort for GrpcLogic {
+    fn connect(&self, request: ConnectRequest) -> Call<Result<Accepted, ConnectError>> {
+        let request = ConnectReq {
+            server: request.server.to_string(),
+            cookie: request.cookie,
+            token: request.token,
+            remote: request.remote.to_string(),
+        };
+        self.call(async move |mut logic| logic.connect(request).await, accepted, status::to_connect)
+    }
+
+    fn disconnect(&self, session: SessionRef) -> Call<Result<bool, LogicError>> {
+        let (mid, key, server) = (session.mid.0, session.key.to_string(), session.server.to_string());
+        let request = DisconnectReq { mid, key, server };
+        self.call(async move |mut logic| logic.disconnect(request).await, |reply| reply.has, status::to_logic)
+    }
+
+    fn heartbeat(&self, session: SessionRef) -> Call<Result<(), LogicError>> {
+        let (mid, key, server) = (session.mid.0, session.key.to_string(), session.server.to_string());
+        let request = HeartbeatReq { mid, key, server };
+        self.call(async move |mut logic| logic.heartbeat(request).await, drop, status::to_logic)
+    }
+
+    /// Compressed, as goim does it: the only call that may be large.
+    fn renew_online(&self, report: OnlineReport) -> Call<Result<RoomCounts, LogicError>> {
+        let request = OnlineReq { server: report.server.to_string(), room_count: map_of(&report.rooms) };
+        self.call(
+            async move |logic| {
+                let gzip = CompressionEncoding::Gzip;
+                logic.send_compressed(gzip).accept_compressed(gzip).renew_online(request).await
+            },
+            |reply| counts_of(reply.all_room_count),
+            status::to_logic,
+        )
+    }
+
+    fn receive(&self, upstream: Upstream) -> Call<Result<Bytes, LogicError>> {
+        let request = ReceiveReq {
+            mid: upstream.mid.0,
+            proto: Some(proto_of(upstream.packet)),
+            key: upstream.key.to_string(),
+        };
+        self.call(async move |mut logic| logic.receive(request).await, |reply| reply.body, status::to_logic)
+    }
+}

@@ -1,0 +1,89 @@
+//! goim's service `goim.logic.Logic` in front of logic.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use goim_ports::{ConnectRequest, LogicPort, Mid, OnlineReport, SessionRef, Upstream};
+use tonic::service::Routes;
+use tonic::{Request, Response, Status};
+
+use super::convert::{counts_of, map_of, packet_of};
+use super::proto::logic::logic_server::{Logic, LogicServer};
+use super::proto::logic::{
+    ConnectReply, ConnectReq, DisconnectReply, DisconnectReq, HeartbeatReply, HeartbeatReq, NodesReply,
+    NodesReq, OnlineReply, OnlineReq, ReceiveReply, ReceiveReq,
+};
+use super::server::accepting;
+use super::status;
+
+/// Answers which comets a client should go to: by platform and by the client's address.
+pub type NodesFn = Arc<dyn Fn(&str, &str) -> NodesReply + Send + Sync>;
+
+struct LogicService {
+    logic: Arc<dyn LogicPort>,
+    nodes: NodesFn,
+}
+
+/// The service, to be given to [`super::serve`].
+///
+/// A Go comet does not say where a client comes from; its clients have the address `0.0.0.0`.
+#[must_use]
+pub fn logic_service(logic: Arc<dyn LogicPort>, nodes: NodesFn) -> Routes {
+    Routes::new(accepting!(LogicServer::new(LogicService { logic, nodes })))
+}
+
+#[tonic::async_trait]
+impl Logic for LogicService {
+    async fn connect(&self, request: Request<ConnectReq>) -> Result<Response<ConnectReply>, Status> {
+        let request = request.into_inner();
+        let request = ConnectRequest {
+            server: request.server.into(),
+            cookie: request.cookie,
+            token: request.token,
+            remote: request.remote.parse().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+        };
+        let accepted = self.logic.connect(request).await.map_err(status::from_connect)?;
+        Ok(Response::new(ConnectReply {
+            mid: accepted.mid.0,
+            key: accepted.key.to_string(),
+            room_id: accepted.room.map(|room| room.to_string()).unwrap_or_default(),
+            accepts: accepted.accepts.into_iter().map(|operation| operation.0).collect(),
+            heartbeat: i64::try_from(accepted.heartbeat.as_nanos()).unwrap_or(i64::MAX),
+            protover: accepted.protover.map(|version| i32::from(version.0)),
+        }))
+    }
+
+    async fn disconnect(&self, request: Request<DisconnectReq>) -> Result<Response<DisconnectReply>, Status> {
+        let DisconnectReq { mid, key, server } = request.into_inner();
+        let session = SessionRef { mid: Mid(mid), key: key.into(), server: server.into() };
+        let has = self.logic.disconnect(session).await.map_err(status::from_logic)?;
+        Ok(Response::new(DisconnectReply { has }))
+    }
+
+    async fn heartbeat(&self, request: Request<HeartbeatReq>) -> Result<Response<HeartbeatReply>, Status> {
+        let HeartbeatReq { mid, key, server } = request.into_inner();
+        let session = SessionRef { mid: Mid(mid), key: key.into(), server: server.into() };
+        self.logic.heartbeat(session).await.map_err(status::from_logic)?;
+        Ok(Response::new(HeartbeatReply {}))
+    }
+
+    async fn renew_online(&self, request: Request<OnlineReq>) -> Result<Response<OnlineReply>, Status> {
+        let OnlineReq { server, room_count } = request.into_inner();
+        let report = OnlineReport { server: server.into(), rooms: counts_of(room_count) };
+        let totals = self.logic.renew_online(report).await.map_err(status::from_logic)?;
+        Ok(Response::new(OnlineReply { all_room_count: map_of(&totals) }))
+    }
+
+    async fn receive(&self, request: Request<ReceiveReq>) -> Result<Response<ReceiveReply>, Status> {
+        let ReceiveReq { mid, proto, key } = request.into_inner();
+        let packet = packet_of(proto.unwrap_or_default());
+        let upstream = Upstream { mid: Mid(mid), key: key.into(), packet };
+        let body = self.logic.receive(upstream).await.map_err(status::from_logic)?;
+        Ok(Response::new(ReceiveReply { body }))
+    }
+
+    async fn nodes(&self, request: Request<NodesReq>) -> Result<Response<NodesReply>, Status> {
+        let NodesReq { platform, client_ip } = request.into_inner();
+        Ok(Response::new((self.nodes)(&platform, &client_ip)))
+    }
+}

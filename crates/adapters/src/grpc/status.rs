@@ -1,0 +1,127 @@
+//! Errors of the ports as statuses, and back.
+//!
+//! goim has one status for everything, UNKNOWN, and its texts are part of the contract. Our header [`KIND`] says what
+//! kind of error it is; a status without it comes from a Go process.
+
+use std::error::Error;
+
+use goim_ports::{CometError, ConnectError, LogicError};
+use tonic::metadata::{AsciiMetadataValue, MetadataMap, MetadataValue};
+use tonic::{Code, Status};
+
+/// Header that tells errors apart.
+const KIND: &str = "goim-error";
+/// Header with the limit that a [`BUSY`] comet has reached.
+const LIMIT: &str = "goim-limit";
+
+const UNAVAILABLE: &str = "unavailable";
+const TIMEOUT: &str = "timeout";
+const BUSY: &str = "busy";
+
+/// goim's texts for requests that make no sense. The third has two blanks.
+pub(super) const PUSH_ARGUMENTS: &str = "rpc pushmsg arg error";
+pub(super) const BROADCAST_ARGUMENTS: &str = "rpc broadcast arg error";
+pub(super) const ROOM_ARGUMENTS: &str = "rpc broadcast  room arg error";
+/// What a Go comet says when a session did not keep up: it has dropped the message for it and for the keys behind it.
+const SESSION_FULL: &str = "signal channel full, msg dropped";
+
+fn of_kind(kind: &'static str, text: String) -> Status {
+    let mut headers = MetadataMap::new();
+    headers.insert(KIND, MetadataValue::from_static(kind));
+    Status::with_metadata(Code::Unknown, text, headers)
+}
+
+fn kind_of(status: &Status) -> Option<&str> {
+    status.metadata().get(KIND)?.to_str().ok()
+}
+
+/// True when the other side has answered, as opposed to the connection having failed.
+fn is_answer(status: &Status) -> bool {
+    status.code() == Code::Unknown && status.source().is_none()
+}
+
+pub(super) fn from_comet(error: &CometError) -> Status {
+    let text = error.to_string();
+    match error {
+        CometError::Invalid(text) => Status::unknown(*text),
+        CometError::Unavailable(_) => of_kind(UNAVAILABLE, text),
+        CometError::Timeout => of_kind(TIMEOUT, text),
+        CometError::Busy { limit } => {
+            let mut status = of_kind(BUSY, text);
+            if let Ok(limit) = AsciiMetadataValue::try_from(limit.to_string()) {
+                status.metadata_mut().insert(LIMIT, limit);
+            }
+            status
+        }
+    }
+}
+
+pub(super) fn to_comet(status: &Status) -> CometError {
+    match status.code() {
+        Code::Unknown if is_answer(status) => comet_answer(status),
+        Code::DeadlineExceeded => CometError::Timeout,
+        Code::Unimplemented => CometError::Invalid("the comet does not know the call"),
+        Code::ResourceExhausted => CometError::Invalid("the message is larger than the comet takes"),
+        _ => CometError::Unavailable(text_of(status)),
+    }
+}
+
+fn comet_answer(status: &Status) -> CometError {
+    match kind_of(status) {
+        Some(UNAVAILABLE) => CometError::Unavailable(status.message().to_owned()),
+        Some(TIMEOUT) => CometError::Timeout,
+        Some(BUSY) => {
+            let limit = status.metadata().get(LIMIT).and_then(|limit| limit.to_str().ok()?.parse().ok());
+            CometError::Busy { limit: limit.unwrap_or_default() }
+        }
+        _ => {
+            let known = [PUSH_ARGUMENTS, BROADCAST_ARGUMENTS, ROOM_ARGUMENTS, SESSION_FULL];
+            let text = known.into_iter().find(|text| *text == status.message());
+            CometError::Invalid(text.unwrap_or("the comet has refused the call"))
+        }
+    }
+}
+
+pub(super) fn from_connect(error: ConnectError) -> Status {
+    match error {
+        ConnectError::Refused(text) => Status::unknown(text),
+        ConnectError::Unavailable(text) => of_kind(UNAVAILABLE, text),
+    }
+}
+
+pub(super) fn to_connect(status: &Status) -> ConnectError {
+    if is_answer(status) && kind_of(status) != Some(UNAVAILABLE) {
+        ConnectError::Refused(status.message().to_owned())
+    } else {
+        ConnectError::Unavailable(text_of(status))
+    }
+}
+
+pub(super) fn from_logic(error: LogicError) -> Status {
+    match error {
+        LogicError::Failed(text) => Status::unknown(text),
+        LogicError::Unavailable(text) => of_kind(UNAVAILABLE, text),
+    }
+}
+
+pub(super) fn to_logic(status: &Status) -> LogicError {
+    if is_answer(status) && kind_of(status) != Some(UNAVAILABLE) {
+        LogicError::Failed(status.message().to_owned())
+    } else {
+        LogicError::Unavailable(text_of(status))
+    }
+}
+
+/// The text of an answer; for a failed connection with its cause, which is what an operator needs.
+fn text_of(status: &Status) -> String {
+    let mut text = status.message().to_owned();
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}

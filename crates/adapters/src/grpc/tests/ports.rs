@@ -1,0 +1,140 @@
+//! A port behind the wire must be the same as the port itself: same calls, same answers.
+
+use std::collections::HashMap;
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use goim_ports::{
+    Accepted, AcceptedAt, Broadcast, CometError, CometPort, ConnectError, ConnectRequest, KeyPush, LogicError,
+    LogicPort, Mid, OnlineReport, Operation, PacketBuf, RoomPush, Sequence, SessionRef, Upstream, Version,
+};
+
+use super::*;
+
+fn packet() -> PacketBuf {
+    PacketBuf {
+        version: Version(-1),
+        operation: Operation(i32::MIN),
+        sequence: Sequence(-5),
+        body: Bytes::from_static(b"\0\xff body"),
+    }
+}
+
+type CometAnswer = Result<(), CometError>;
+
+async fn ask_comet(port: &dyn CometPort) -> Vec<CometAnswer> {
+    let accepted_at = Some(AcceptedAt(1_700_000_000_000_001));
+    let (operation, packet) = (Operation(1000), packet());
+    let keys = vec!["k1".into(), "ключ".into(), "k1".into()];
+    let push = KeyPush { keys, operation, packet: packet.clone(), accepted_at };
+    let room = RoomPush { room: "直播://房间一".into(), packet: packet.clone(), accepted_at };
+    let all = Broadcast { operation, packet, accepted_at, speed: NonZeroU32::new(64) };
+    let unpaced = Broadcast { speed: None, accepted_at: None, ..all.clone() };
+    vec![
+        port.push(push).await,
+        port.push_room(room).await,
+        port.broadcast(all).await,
+        port.broadcast(unpaced).await,
+        port.rooms().await.map(drop),
+    ]
+}
+
+#[tokio::test]
+async fn a_comet_is_the_same_over_the_wire() {
+    let comet = Arc::new(FakeComet::default());
+    let served = Served::comet(&comet).await;
+    let remote = GrpcComet::new(&format!("grpc://{}", served.address), ClientConfig::default()).unwrap();
+    let answers = [
+        Ok(()),
+        Err(CometError::Busy { limit: 64 }),
+        Err(CometError::Timeout),
+        Err(CometError::Unavailable("gone".to_owned())),
+        Err(CometError::Invalid("rpc broadcast  room arg error")),
+    ];
+    for turn in 0..answers.len() {
+        let answers = answers.iter().cycle().skip(turn).take(answers.len()).cloned();
+        comet.answers.lock().unwrap().extend(answers.clone());
+        let direct = ask_comet(&*comet).await;
+        let direct_calls = comet.take_calls();
+        comet.answers.lock().unwrap().extend(answers);
+        let over_the_wire = ask_comet(&remote).await;
+        assert_eq!(comet.take_calls(), direct_calls);
+        // The text of an error is handed on in the words of the one who says it.
+        let normal = |answer: &CometAnswer| match answer {
+            Err(CometError::Unavailable(text)) => format!("unavailable {}", text.contains("gone")),
+            other => format!("{other:?}"),
+        };
+        assert_eq!(over_the_wire.iter().map(normal).collect::<Vec<_>>(), direct.iter().map(normal).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test]
+async fn rooms_come_over_the_wire() {
+    let comet = Arc::new(FakeComet::default());
+    *comet.rooms.lock().unwrap() = vec!["live://1".into(), "no scheme".into()];
+    let served = Served::comet(&comet).await;
+    let remote = GrpcComet::new(&served.address, ClientConfig::default()).unwrap();
+    let mut rooms = remote.rooms().await.unwrap();
+    rooms.sort();
+    assert_eq!(rooms, ["live://1".into(), "no scheme".into()]);
+}
+
+async fn ask_logic(port: &dyn LogicPort) -> Vec<String> {
+    let session = SessionRef { mid: Mid(-7), key: "k".into(), server: "comet01".into() };
+    let connect = ConnectRequest {
+        server: "comet01".into(),
+        cookie: "a=b; c=д".to_owned(),
+        token: Bytes::from_static(b"{\"mid\":1}\xff"),
+        remote: "2001:db8::1".parse().unwrap(),
+    };
+    let rooms = Arc::new(HashMap::from([("live://1".into(), 3), ("直播://房间一".into(), 1)]));
+    let report = OnlineReport { server: "comet01".into(), rooms };
+    let upstream = Upstream { mid: Mid(5), key: "k".into(), packet: packet() };
+    let mut totals: Vec<_> = match port.renew_online(report).await {
+        Ok(totals) => totals.iter().map(|(room, count)| format!("{room} {count}")).collect(),
+        Err(error) => vec![format!("{error:?}")],
+    };
+    totals.sort();
+    vec![
+        format!("{:?}", port.connect(connect).await),
+        format!("{:?}", port.disconnect(session.clone()).await),
+        format!("{:?}", port.heartbeat(session).await),
+        format!("{totals:?}"),
+        format!("{:?}", port.receive(upstream).await),
+    ]
+}
+
+#[tokio::test]
+async fn logic_is_the_same_over_the_wire() {
+    let logic = Arc::new(FakeLogic::default());
+    let served = Served::logic(&logic).await;
+    let remote = GrpcLogic::new(&format!("grpc://{}", served.address), ClientConfig::default()).unwrap();
+    *logic.totals.lock().unwrap() = Arc::new(HashMap::from([("live://1".into(), 43), ("other".into(), u32::MAX / 2)]));
+    *logic.body.lock().unwrap() = Bytes::from_static(b"reply");
+    let accepted = Accepted {
+        mid: Mid(i64::MIN),
+        key: "k1".into(),
+        room: None,
+        accepts: vec![Operation(-1), Operation(i32::MAX)],
+        heartbeat: Duration::from_nanos(480_000_000_001),
+        protover: Some(Version(3)),
+    };
+    let goim = Accepted { protover: None, room: Some("live://1".into()), heartbeat: Duration::ZERO, ..accepted.clone() };
+    let answers = [
+        (Ok(accepted), None),
+        (Ok(goim), None),
+        (Err(ConnectError::Refused("no: <ü>".to_owned())), Some(LogicError::Failed("said no".to_owned()))),
+        (
+            Err(ConnectError::Unavailable("redis".to_owned())),
+            Some(LogicError::Unavailable("dial tcp: refused".to_owned())),
+        ),
+    ];
+    for (accepted, error) in answers {
+        *logic.accepted.lock().unwrap() = Some(accepted);
+        *logic.error.lock().unwrap() = error;
+        let direct = ask_logic(&*logic).await;
+        let direct_calls = logic.take_calls();
+        assert_eq!(ask_logic(&remote).await, direct);
+        assert_eq!(logic.take_calls(), direct_calls);
+    }
+}
