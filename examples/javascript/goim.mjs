@@ -1,0 +1,4 @@
+// goim.js as a module.
+import "./goim.js";
+
+export const { Client, Operation, encode, decode, backoffDelay } = globalThis.Goim;
