@@ -50,6 +50,11 @@ impl Connection {
         self.response(method).await
     }
 
+    /// Says that nothing more will be sent.
+    pub(crate) async fn finish(&mut self) {
+        self.stream.shutdown().await.unwrap();
+    }
+
     /// The next answer; `method` says whether it has a body.
     pub(crate) async fn response(&mut self, method: &str) -> Response {
         loop {

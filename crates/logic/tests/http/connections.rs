@@ -1,9 +1,11 @@
 //! HTTP/1.1 itself: what goim's clients do with a connection, and how long they may.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::routing::get;
+use tokio::sync::Notify;
 
 use crate::client::request;
 use crate::world::{Server, flat};
@@ -71,6 +73,21 @@ async fn row_95_connection_close_and_http_1_0_end_the_connection() {
     connection.send(b"GET /goim/online/total HTTP/1.0\r\nConnection: keep-alive\r\n\r\n").await;
     assert_eq!(connection.response("GET").await.header("connection"), Some("keep-alive"));
     assert_eq!(connection.request("GET", TOTAL, &[], b"").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_client_that_has_said_all_it_had_to_say_gets_its_answer() {
+    let server = Server::start().await;
+    let gate = Arc::new(Notify::new());
+    server.world.state().append_gate = Some(Arc::clone(&gate));
+    let mut connection = server.connect().await;
+    connection.send(&push(b"x")).await;
+    connection.finish().await;
+    // The server should take its time to see the end; nothing here depends on how long that is.
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    gate.notify_one();
+    assert_eq!(connection.response("POST").await.status, 200);
+    assert!(connection.is_closed().await);
 }
 
 #[tokio::test]

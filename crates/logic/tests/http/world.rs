@@ -13,7 +13,7 @@ use goim_ports::{
     SessionRef,
 };
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::client::{Connection, Response};
@@ -31,13 +31,15 @@ pub(crate) struct State {
     pub(crate) rooms: RoomCounts,
     pub(crate) comets: Arc<Vec<CometNode>>,
     pub(crate) log: Vec<PushRecord>,
-    /// How often the session directory was asked.
-    pub(crate) asked: usize,
+    /// The members whose sessions were asked for, one list for each time.
+    pub(crate) asked_mids: Vec<Vec<Mid>>,
     pub(crate) directory_fault: Fault,
     pub(crate) append_error: Option<AppendError>,
     /// Records that the log still takes before `append_error` begins.
     pub(crate) appends_left: usize,
     pub(crate) append_hangs: bool,
+    /// Appends wait until they are told to go on.
+    pub(crate) append_gate: Option<Arc<Notify>>,
 }
 
 /// How the directories fail.
@@ -128,7 +130,6 @@ impl SessionDirectory for World {
 
     fn servers_of(&self, keys: Vec<SessionKey>) -> Call<Result<Vec<Option<ServerId>>, DirectoryError>> {
         self.answer(|state| {
-            state.asked += 1;
             let server = |key: &SessionKey| state.sessions.get(key.as_str()).map(|held| held.server.clone());
             keys.iter().map(server).collect()
         })
@@ -136,9 +137,12 @@ impl SessionDirectory for World {
 
     fn sessions_of(&self, mids: Vec<Mid>) -> Call<Result<Vec<SessionRecord>, DirectoryError>> {
         self.answer(|state| {
-            state.asked += 1;
             let of_mids = state.sessions.values().filter(|held| mids.contains(&held.mid));
-            of_mids.map(|held| SessionRecord { key: held.key.clone(), server: held.server.clone() }).collect()
+            let record =
+                |held: &SessionRef| SessionRecord { key: held.key.clone(), server: held.server.clone() };
+            let records = of_mids.map(record).collect();
+            state.asked_mids.push(mids);
+            records
         })
     }
 }
@@ -172,6 +176,13 @@ impl PushLog for World {
         let mut state = self.state();
         if state.append_hangs {
             return Call::pending(std::future::pending());
+        }
+        if let Some(gate) = state.append_gate.clone() {
+            state.log.push(record);
+            return Call::pending(async move {
+                gate.notified().await;
+                Ok(())
+            });
         }
         match state.append_error.clone() {
             Some(error) if state.appends_left == 0 => Call::Ready(Err(error)),
