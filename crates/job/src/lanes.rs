@@ -84,26 +84,25 @@ impl Lanes {
     /// Puts a call into its lane; gives it back when the lane is full.
     pub(crate) fn assign(&mut self, assignment: Assignment) -> Option<Held> {
         let Assignment { server, lane, request, share } = assignment;
-        let lanes = self.lanes_to(server);
+        let lanes = self.lanes_to(&server);
         let queue = &lanes.queues[lane.0];
         let work = Work { request, share, open: OpenCall::new(&lanes.comet) };
         match queue.try_send(work) {
             Ok(()) => None,
-            Err(TrySendError::Full(work) | TrySendError::Closed(work)) => {
-                Some(Held { lane: queue.clone(), work })
+            Err(TrySendError::Full(work)) => Some(Held { lane: queue.clone(), work }),
+            Err(TrySendError::Closed(work)) => {
+                // A worker ends early only by a panic: a bug in a port. The comet goes on with new lanes.
+                self.metrics.worker_panics.inc();
+                tracing::error!(%server, "the worker of a lane has panicked; the comet gets new lanes");
+                self.comets.remove(&server);
+                let Work { request, share, .. } = work;
+                self.assign(Assignment { server, lane, request, share })
             }
         }
     }
 
-    fn lanes_to(&mut self, server: ServerId) -> &CometLanes {
-        // A lane closes only when its worker has panicked: a bug in a port. The others go on with new lanes.
-        let broken = |lanes: &CometLanes| lanes.queues.iter().any(mpsc::Sender::is_closed);
-        if self.comets.get(&server).is_some_and(broken) {
-            self.comets.remove(&server);
-            self.metrics.worker_panics.inc();
-            tracing::error!(%server, "the worker of a lane has panicked; the comet gets new lanes");
-        }
-        self.comets.entry(server).or_insert_with_key(|server| {
+    fn lanes_to(&mut self, server: &ServerId) -> &CometLanes {
+        self.comets.entry(server.clone()).or_insert_with_key(|server| {
             let (config, metrics) = (self.config.clone(), Arc::clone(&self.metrics));
             let comet = Comet::new(server.clone(), Arc::clone(&self.pool), config, metrics);
             let queues = (0..=self.config.lanes.get()).map(|_| {

@@ -1,6 +1,6 @@
 //! goim's gRPC services, on both ends.
 //!
-//! The servers put a port behind the wire ([`comet_service`], [`logic_service`], [`serve`]); the clients put the wire behind
+//! The servers put a port behind the wire ([`comet_service()`], [`logic_service()`], [`serve`]); the clients put the wire behind
 //! a port ([`GrpcComet`], [`GrpcLogic`]). The contracts are in `api/`: goim's packages, paths and numbers, so each end
 //! works with a Go process on the other. What goim lacks travels in fields from number 16 up, which Go skips; without
 //! them everything works as in goim.

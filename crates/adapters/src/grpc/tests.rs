@@ -63,7 +63,8 @@ impl Served {
 async fn raw(channel: Channel, path: &str, message: Bytes, gzip: bool) -> Result<Bytes, Status> {
     let mut client = Grpc::new(channel).max_encoding_message_size(usize::MAX);
     if gzip {
-        client = client.send_compressed(CompressionEncoding::Gzip).accept_compressed(CompressionEncoding::Gzip);
+        client =
+            client.send_compressed(CompressionEncoding::Gzip).accept_compressed(CompressionEncoding::Gzip);
     }
     client.ready().await.map_err(|error| Status::from_error(error.into()))?;
     let path: PathAndQuery = path.parse().unwrap();

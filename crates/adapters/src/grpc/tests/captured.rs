@@ -25,7 +25,8 @@ fn captured() -> Vec<Captured> {
     let message = |call: &Value, side: &str| {
         let unpacked = call[format!("{side}_message_hex")].as_str().map(hex);
         // Without gzip the message stands behind the five bytes of its prefix.
-        unpacked.unwrap_or_else(|| hex(call[format!("{side}_data_hex")].as_str().unwrap()).split_off_or_empty(5))
+        unpacked
+            .unwrap_or_else(|| hex(call[format!("{side}_data_hex")].as_str().unwrap()).split_off_or_empty(5))
     };
     let trailer = |call: &Value, name: &str| {
         let pairs = call["trailers"].as_array().cloned().unwrap_or_default();
@@ -75,17 +76,32 @@ fn every_captured_message_is_understood_and_written_in_the_same_way() {
     assert!(calls.len() > 60);
     for Captured { path, request, reply, .. } in &calls {
         match path.rsplit('/').next().unwrap() {
-            "Connect" => (check::<logic::ConnectReq>(path, request), check::<logic::ConnectReply>(path, reply)),
-            "Disconnect" => (check::<logic::DisconnectReq>(path, request), check::<logic::DisconnectReply>(path, reply)),
-            "Heartbeat" => (check::<logic::HeartbeatReq>(path, request), check::<logic::HeartbeatReply>(path, reply)),
-            "RenewOnline" => (check::<logic::OnlineReq>(path, request), check::<logic::OnlineReply>(path, reply)),
-            "Receive" => (check::<logic::ReceiveReq>(path, request), check::<logic::ReceiveReply>(path, reply)),
-            "Nodes" => (check::<logic::NodesReq>(path, request), check::<logic::NodesReply>(path, reply)),
-            "PushMsg" => (check::<comet::PushMsgReq>(path, request), check::<comet::PushMsgReply>(path, reply)),
-            "Broadcast" => (check::<comet::BroadcastReq>(path, request), check::<comet::BroadcastReply>(path, reply)),
-            "BroadcastRoom" => {
-                (check::<comet::BroadcastRoomReq>(path, request), check::<comet::BroadcastRoomReply>(path, reply))
+            "Connect" => {
+                (check::<logic::ConnectReq>(path, request), check::<logic::ConnectReply>(path, reply))
             }
+            "Disconnect" => {
+                (check::<logic::DisconnectReq>(path, request), check::<logic::DisconnectReply>(path, reply))
+            }
+            "Heartbeat" => {
+                (check::<logic::HeartbeatReq>(path, request), check::<logic::HeartbeatReply>(path, reply))
+            }
+            "RenewOnline" => {
+                (check::<logic::OnlineReq>(path, request), check::<logic::OnlineReply>(path, reply))
+            }
+            "Receive" => {
+                (check::<logic::ReceiveReq>(path, request), check::<logic::ReceiveReply>(path, reply))
+            }
+            "Nodes" => (check::<logic::NodesReq>(path, request), check::<logic::NodesReply>(path, reply)),
+            "PushMsg" => {
+                (check::<comet::PushMsgReq>(path, request), check::<comet::PushMsgReply>(path, reply))
+            }
+            "Broadcast" => {
+                (check::<comet::BroadcastReq>(path, request), check::<comet::BroadcastReply>(path, reply))
+            }
+            "BroadcastRoom" => (
+                check::<comet::BroadcastRoomReq>(path, request),
+                check::<comet::BroadcastRoomReply>(path, reply),
+            ),
             "Rooms" => (check::<comet::RoomsReq>(path, request), check::<comet::RoomsReply>(path, reply)),
             other => panic!("unknown call {other}"),
         };
@@ -109,7 +125,12 @@ async fn a_comet_answers_captured_calls_as_goim_does() {
             0 => assert_eq!(answer.unwrap(), call.reply, "{}", call.path),
             status => {
                 let error = answer.unwrap_err();
-                assert_eq!((error.code() as i32, error.message()), (status, call.text.as_str()), "{}", call.path);
+                assert_eq!(
+                    (error.code() as i32, error.message()),
+                    (status, call.text.as_str()),
+                    "{}",
+                    call.path
+                );
                 errors += 1;
             }
         }
@@ -124,7 +145,10 @@ async fn a_comet_gets_what_the_request_says() {
     let served = Served::comet(&comet).await;
     let calls = [
         ("PushMsg", "0a026b31121b080110092215000000150010000100 0003e80000000068656c6c6f18e807"),
-        ("BroadcastRoom", "0a0b6c6976653a2f2f31303030121b080110092215000000150010000100 0003e80000000068656c6c6f"),
+        (
+            "BroadcastRoom",
+            "0a0b6c6976653a2f2f31303030121b080110092215000000150010000100 0003e80000000068656c6c6f",
+        ),
         ("PushMsg", "0a066e6f626f64790a0c6b2d3231383134382d313033120f080710d209186322066469726563741805"),
         ("Broadcast", "0805120f080710d209186322066469726563741807"),
         ("Broadcast", "0805120f080710d2091863220664697265637418ffffffffffffffffff01"),
@@ -187,7 +211,8 @@ async fn row_76_a_gzipped_report_is_taken() {
     let logic = Arc::new(FakeLogic::default());
     *logic.totals.lock().unwrap() = Arc::new(HashMap::from([("live://1000".into(), 3)]));
     let served = Served::logic(&logic).await;
-    let (path, report) = ("/goim.logic.Logic/RenewOnline", hex("0a07636f6d65743031120f0a0b6c6976653a2f2f313030301003"));
+    let (path, report) =
+        ("/goim.logic.Logic/RenewOnline", hex("0a07636f6d65743031120f0a0b6c6976653a2f2f313030301003"));
     for gzip in [true, false] {
         let reply = raw(served.channel(), path, report.clone(), gzip).await.unwrap();
         assert_eq!(reply, hex("0a0f0a0b6c6976653a2f2f313030301003"));
@@ -209,7 +234,8 @@ async fn row_118_a_message_over_the_limit_is_refused() {
     let served = Served::comet(&comet).await;
     let push = |len: usize| {
         let proto = proto::protocol::Proto { body: vec![0; len].into(), ..Default::default() };
-        let request = comet::PushMsgReq { keys: vec!["k".to_owned()], proto: Some(proto), ..Default::default() };
+        let request =
+            comet::PushMsgReq { keys: vec!["k".to_owned()], proto: Some(proto), ..Default::default() };
         Bytes::from(request.encode_to_vec())
     };
     let head = push(4 << 20).len() - (4 << 20);

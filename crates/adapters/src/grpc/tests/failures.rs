@@ -5,6 +5,9 @@ use std::time::{Duration, Instant};
 
 use goim_ports::{CometError, CometPort, KeyPush, Operation, PacketBuf};
 
+use tokio::net::TcpStream;
+use tonic::codegen::http;
+
 use super::*;
 
 fn push() -> KeyPush {
@@ -23,7 +26,8 @@ async fn a_comet_that_is_gone_is_unavailable_and_found_again_when_it_is_back() {
         served.stop().await;
         let error = remote.push(push()).await.unwrap_err();
         assert!(matches!(error, CometError::Unavailable(_)), "{error:?}");
-        served = Served::at(&address, comet_service(Arc::clone(&comet) as Arc<_>), ServerConfig::default()).await;
+        served =
+            Served::at(&address, comet_service(Arc::clone(&comet) as Arc<_>), ServerConfig::default()).await;
     }
     remote.push(push()).await.unwrap();
 }
@@ -49,8 +53,11 @@ async fn a_comet_that_does_not_answer_is_given_a_deadline() {
 async fn a_dead_connection_is_replaced() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    let config =
-        ClientConfig { call_deadline: Duration::from_millis(50), unanswered_max: 2, ..ClientConfig::default() };
+    let config = ClientConfig {
+        call_deadline: Duration::from_millis(50),
+        unanswered_max: 2,
+        ..ClientConfig::default()
+    };
     let remote = GrpcComet::new(&address, config).unwrap();
     let silent = tokio::spawn(async move {
         let first = listener.accept().await.unwrap();
@@ -62,13 +69,51 @@ async fn a_dead_connection_is_replaced() {
     }
     let (_first, listener) = silent.await.unwrap();
     let comet: Arc<FakeComet> = Arc::default();
-    let serving =
-        serve(listener, ServerConfig::default(), comet_service(comet as Arc<_>), std::future::pending::<()>());
+    let serving = serve(
+        listener,
+        ServerConfig::default(),
+        comet_service(comet as Arc<_>),
+        std::future::pending::<()>(),
+    );
     tokio::spawn(serving);
     let start = Instant::now();
     while remote.push(push()).await.is_err() {
         assert!(start.elapsed() < Duration::from_secs(10));
     }
+}
+
+/// goim's clients ping every ten seconds, also without a call under way. A server that counts pings hangs up after four.
+#[tokio::test]
+async fn a_client_may_ping_as_often_as_it_likes() {
+    let comet = Arc::new(FakeComet::default());
+    let served = Served::comet(&comet).await;
+    let socket = TcpStream::connect(&served.address).await.unwrap();
+    let (mut client, mut connection) = h2::client::handshake(socket).await.unwrap();
+    let mut pings = connection.ping_pong().unwrap();
+    let connection = tokio::spawn(connection);
+    for _ in 0..100 {
+        pings.ping(h2::Ping::opaque()).await.unwrap();
+    }
+    // The requests of a Go client, header by header; the message is the one of row 68.
+    for _ in 0..2 {
+        let request = http::Request::post(format!("http://{}/goim.comet.Comet/PushMsg", served.address))
+            .header("content-type", "application/grpc")
+            .header("user-agent", "grpc-go/1.22.3")
+            .header("te", "trailers");
+        let (reply, mut body) = client.send_request(request.body(()).unwrap(), false).unwrap();
+        let message = "0a026b31121b08011009221500000015001000010000 03e80000000068656c6c6f18e807";
+        body.send_data(hex(&format!("0000000024{message}")), true).unwrap();
+        let mut reply = reply.await.unwrap();
+        assert_eq!(reply.status(), http::StatusCode::OK);
+        assert_eq!(reply.headers()["content-type"], "application/grpc");
+        assert!(reply.headers().get("grpc-encoding").is_none(), "goim's job cannot read a compressed reply");
+        assert_eq!(reply.body_mut().data().await.unwrap().unwrap(), hex("0000000000"));
+        let trailers = reply.body_mut().trailers().await.unwrap().unwrap();
+        assert_eq!(trailers["grpc-status"], "0");
+        pings.ping(h2::Ping::opaque()).await.unwrap();
+    }
+    assert_eq!(comet.take_calls().len(), 2);
+    assert!(!connection.is_finished());
 }
 
 #[tokio::test]

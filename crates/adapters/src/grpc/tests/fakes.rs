@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::sync::Mutex;
 
 use goim_ports::{
-    Accepted, Broadcast, Call, CometError, CometPort, ConnectError, ConnectRequest, KeyPush, LogicError, LogicPort,
-    OnlineReport, RoomCounts, RoomId, RoomPush, SessionRef, Upstream,
+    Accepted, Broadcast, Call, CometError, CometPort, ConnectError, ConnectRequest, KeyPush, LogicError,
+    LogicPort, OnlineReport, RoomCounts, RoomId, RoomPush, SessionRef, Upstream,
 };
 
 use super::*;

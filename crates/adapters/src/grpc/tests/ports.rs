@@ -5,8 +5,9 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use goim_ports::{
-    Accepted, AcceptedAt, Broadcast, CometError, CometPort, ConnectError, ConnectRequest, KeyPush, LogicError,
-    LogicPort, Mid, OnlineReport, Operation, PacketBuf, RoomPush, Sequence, SessionRef, Upstream, Version,
+    Accepted, AcceptedAt, Broadcast, CometError, CometPort, ConnectError, ConnectRequest, KeyPush,
+    LogicError, LogicPort, Mid, OnlineReport, Operation, PacketBuf, RoomPush, Sequence, SessionRef, Upstream,
+    Version,
 };
 
 use super::*;
@@ -64,7 +65,10 @@ async fn a_comet_is_the_same_over_the_wire() {
             Err(CometError::Unavailable(text)) => format!("unavailable {}", text.contains("gone")),
             other => format!("{other:?}"),
         };
-        assert_eq!(over_the_wire.iter().map(normal).collect::<Vec<_>>(), direct.iter().map(normal).collect::<Vec<_>>());
+        assert_eq!(
+            over_the_wire.iter().map(normal).collect::<Vec<_>>(),
+            direct.iter().map(normal).collect::<Vec<_>>()
+        );
     }
 }
 
@@ -109,7 +113,8 @@ async fn logic_is_the_same_over_the_wire() {
     let logic = Arc::new(FakeLogic::default());
     let served = Served::logic(&logic).await;
     let remote = GrpcLogic::new(&format!("grpc://{}", served.address), ClientConfig::default()).unwrap();
-    *logic.totals.lock().unwrap() = Arc::new(HashMap::from([("live://1".into(), 43), ("other".into(), u32::MAX / 2)]));
+    *logic.totals.lock().unwrap() =
+        Arc::new(HashMap::from([("live://1".into(), 43), ("other".into(), u32::MAX / 2)]));
     *logic.body.lock().unwrap() = Bytes::from_static(b"reply");
     let accepted = Accepted {
         mid: Mid(i64::MIN),
@@ -119,7 +124,12 @@ async fn logic_is_the_same_over_the_wire() {
         heartbeat: Duration::from_nanos(480_000_000_001),
         protover: Some(Version(3)),
     };
-    let goim = Accepted { protover: None, room: Some("live://1".into()), heartbeat: Duration::ZERO, ..accepted.clone() };
+    let goim = Accepted {
+        protover: None,
+        room: Some("live://1".into()),
+        heartbeat: Duration::ZERO,
+        ..accepted.clone()
+    };
     let answers = [
         (Ok(accepted), None),
         (Ok(goim), None),
