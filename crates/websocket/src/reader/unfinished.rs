@@ -104,11 +104,8 @@ impl Unfinished {
     pub(super) fn reclaim(&mut self) {
         match self.handed_out.take() {
             Some(Held::Control) => self.control = Vec::new(),
-            Some(Held::Data) => {
-                self.message = None;
-                self.data = Vec::new();
-                self.utf8_len = 0;
-            }
+            // A message is handed out when its last frame is whole, so nothing else is in the making.
+            Some(Held::Data) => *self = Self::default(),
             None => {}
         }
     }

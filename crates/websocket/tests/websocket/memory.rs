@@ -74,6 +74,20 @@ fn memory_goes_back_after_a_message() {
     }
 }
 
+/// An event that was put together from pieces is no longer unfinished, even before the next call.
+#[test]
+fn what_was_handed_out_is_finished() {
+    for opcode in [Opcode::Binary, Opcode::Ping] {
+        let bytes = frame(opcode, b"payload");
+        let (first, second) = bytes.split_at(9);
+        let mut reader = Reader::new();
+        assert_eq!(reader.next(&RULES, &mut first.to_vec(), &mut 0), Ok(None));
+        assert!(!reader.is_empty());
+        assert!(reader.next(&RULES, &mut second.to_vec(), &mut 0).unwrap().is_some());
+        assert!(reader.is_empty(), "{opcode:?}");
+    }
+}
+
 /// Who announces much and sends little is given little.
 #[test]
 fn an_announced_length_alone_reserves_no_memory() {

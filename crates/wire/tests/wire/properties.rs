@@ -140,6 +140,7 @@ fn complete_packets_are_not_copied() {
     let mut at = 0;
     let packet = decoder.next(second, &mut at, 4096).unwrap().expect("a packet");
     assert!(!bytes.as_ptr_range().contains(&packet.body.as_ptr()));
+    assert!(decoder.is_empty(), "a packet that was handed out counts as unfinished");
     assert_eq!(decoder.next(second, &mut at, 4096), Ok(None));
     assert_eq!(decoder.heap_bytes(), 0, "the memory of a packet that was handed out is kept");
 }
