@@ -1,1 +1,50 @@
-//! Placeholder.
+//! The load generator behind `goim bench`: many clients of goim's protocol against any server that speaks it, ours
+//! or goim's own, with every message accounted for.
+//!
+//! This crate owns the clients, the counting and the report. It knows no role of the server and shares no state with
+//! one: it sees sockets, the HTTP API, and what `/proc` says of a process.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`cli`] | the command line |
+//! | `hold`, `reference` | the subcommands: what is measured, beside what, how often |
+//! | `load`, `scenario`, `outcome` | options that they share; what is done in which order; what comes out |
+//! | `fleet`, `control` | worker processes, and what is said to them |
+//! | `worker` | one worker: a single-threaded loop over many connections |
+//! | `message`, `tracker`, `ledger` | numbered messages; lost, doubled and reordered ones found exactly |
+//! | `publisher`, `http` | how messages get in |
+//! | `bare` | the bare send loop that results are compared with |
+//! | `server`, `machine` | a server started by us, what it uses, and what the machine is |
+//! | `latency`, `summary`, `table`, `progress` | distributions, figures over several runs, and how they are shown |
+//!
+//! Invariants:
+//! - A delivery counts when the client has checked all of its bytes, not when something has arrived.
+//! - A latency is measured from the moment at which the message was due, so that a publisher that falls behind does not
+//!   hide what its delay did (no coordinated omission).
+//! - Server and reference are measured by the same clients, the same messages and the same reading of `/proc`.
+
+mod bare;
+pub mod cli;
+mod clock;
+mod control;
+mod error;
+mod fleet;
+mod hold;
+mod http;
+mod latency;
+mod ledger;
+mod load;
+mod machine;
+mod message;
+mod outcome;
+mod progress;
+mod publisher;
+mod reference;
+mod scenario;
+mod server;
+mod summary;
+mod table;
+mod tracker;
+mod worker;
+
+pub use error::BenchError;

@@ -1,0 +1,184 @@
+//! The little HTTP that a publisher needs: requests one after the other on one kept connection.
+
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use crate::error::BenchError;
+
+/// How long an answer may take.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(40);
+
+/// Longest answer that is read, in bytes. The push API's are below 200.
+const ANSWER_BYTES_MAX: usize = 256 * 1024;
+
+/// A connection to an HTTP API.
+#[derive(Debug)]
+pub(crate) struct Api {
+    authority: String,
+    /// A header that every request has, for example the key; ends with CRLF.
+    header: String,
+    stream: TcpStream,
+    answer: Vec<u8>,
+}
+
+/// What the API said.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Api {
+    /// Connects to `http://host:port`.
+    ///
+    /// # Errors
+    /// [`BenchError::Usage`] for another kind of address, [`BenchError::Unreachable`].
+    pub(crate) fn connect(url: &str, api_key: Option<&str>) -> Result<Self, BenchError> {
+        let authority = authority(url)?;
+        let header = match api_key {
+            Some(key) if key.contains(['\r', '\n']) => {
+                return Err(BenchError::Usage("the API key has a line break in it".into()));
+            }
+            Some(key) => format!("Authorization: Bearer {key}\r\n"),
+            None => String::new(),
+        };
+        let unreachable = |error: io::Error| BenchError::Unreachable {
+            what: "the HTTP API",
+            at: url.to_owned(),
+            reason: error.to_string(),
+        };
+        let stream = TcpStream::connect(&authority).map_err(unreachable)?;
+        stream.set_nodelay(true).map_err(unreachable)?;
+        stream.set_read_timeout(Some(ANSWER_DEADLINE)).map_err(unreachable)?;
+        Ok(Self { authority, header, stream, answer: Vec::new() })
+    }
+
+    /// One request and its answer.
+    ///
+    /// # Errors
+    /// [`BenchError::Failed`] when the connection breaks or what comes is no HTTP.
+    pub(crate) fn post(&mut self, path: &str, body: &[u8]) -> Result<Answer, BenchError> {
+        let failed = |error| BenchError::failed("no answer from the HTTP API", error);
+        let Self { authority, header, .. } = self;
+        let len = body.len();
+        let mut request =
+            format!("POST {path} HTTP/1.1\r\nHost: {authority}\r\n{header}Content-Length: {len}\r\n\r\n")
+                .into_bytes();
+        request.extend_from_slice(body);
+        self.stream.write_all(&request).map_err(failed)?;
+        self.answer.clear();
+        loop {
+            if let Some(answer) =
+                read_answer(&self.answer).map_err(|error| failed(io::Error::other(error)))?
+            {
+                return Ok(answer);
+            }
+            let mut piece = [0; 4096];
+            match self.stream.read(&mut piece) {
+                Ok(0) => return Err(failed(io::ErrorKind::UnexpectedEof.into())),
+                Ok(len) => self.answer.extend_from_slice(piece.get(..len).unwrap_or_default()),
+                Err(error) => return Err(failed(error)),
+            }
+        }
+    }
+}
+
+/// `host:port` of `http://host:port`.
+fn authority(url: &str) -> Result<String, BenchError> {
+    let rest = url.strip_prefix("http://").map(|rest| rest.strip_suffix('/').unwrap_or(rest));
+    match rest {
+        Some(rest) if !rest.is_empty() && !rest.contains(['/', '?', '#', '@']) => Ok(rest.to_owned()),
+        _ => Err(BenchError::Usage(format!("{url:?} is no HTTP API: wants http://host:port"))),
+    }
+}
+
+/// The answer in `bytes`, when it is there in whole.
+fn read_answer(bytes: &[u8]) -> Result<Option<Answer>, String> {
+    let mut headers = [httparse::EMPTY_HEADER; 64];
+    let mut response = httparse::Response::new(&mut headers);
+    let head = match response.parse(bytes).map_err(|error| format!("what came is no HTTP: {error}"))? {
+        httparse::Status::Complete(head) => head,
+        httparse::Status::Partial if bytes.len() > ANSWER_BYTES_MAX => {
+            return Err("a head without end".into());
+        }
+        httparse::Status::Partial => return Ok(None),
+    };
+    let length = response.headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length"));
+    let length =
+        length.and_then(|header| std::str::from_utf8(header.value).ok()?.trim().parse::<usize>().ok());
+    let Some(length) = length.filter(|length| *length <= ANSWER_BYTES_MAX) else {
+        return Err("an answer without a sensible Content-Length".into());
+    };
+    let body = bytes.get(head..head.saturating_add(length));
+    Ok(body.map(|body| Answer { status: response.code.unwrap_or_default(), body: body.to_vec() }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    #[test]
+    fn addresses() {
+        assert_eq!(authority("http://127.0.0.1:3111/").unwrap(), "127.0.0.1:3111");
+        assert_eq!(authority("http://[::1]:1").unwrap(), "[::1]:1");
+        for wrong in ["https://a:1", "a:1", "http://", "http://a/b", "http://u@a:1"] {
+            assert_eq!(authority(wrong).unwrap_err().exit_status(), 64, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn answers_come_in_any_pieces() {
+        let text = b"HTTP/1.1 200 OK\r\ncontent-LENGTH: 5\r\n\r\nhello";
+        for cut in 0..text.len() {
+            assert_eq!(read_answer(&text[..cut]), Ok(None), "{cut}");
+        }
+        let answer = Answer { status: 200, body: b"hello".to_vec() };
+        assert_eq!(read_answer(text), Ok(Some(answer)));
+        assert!(read_answer(b"HTTP/1.1 200 OK\r\n\r\n").is_err());
+        assert!(read_answer(b"hello\r\n\r\n").is_err());
+    }
+
+    #[test]
+    fn two_requests_on_one_connection() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut seen = Vec::new();
+            for _ in 0..2 {
+                let mut request = Vec::new();
+                while !request.ends_with(b"body") {
+                    let mut byte = [0];
+                    stream.read_exact(&mut byte).unwrap();
+                    request.push(byte[0]);
+                }
+                stream.write_all(b"HTTP/1.1 400 Bad\r\nContent-Length: 2\r\n\r\nno").unwrap();
+                seen.push(String::from_utf8(request).unwrap());
+            }
+            seen
+        });
+        let mut api = Api::connect(&url, Some("secret")).unwrap();
+        for path in ["/one", "/two"] {
+            assert_eq!(api.post(path, b"body").unwrap(), Answer { status: 400, body: b"no".to_vec() });
+        }
+        let seen = server.join().unwrap();
+        assert!(seen[0].starts_with("POST /one HTTP/1.1\r\nHost: 127.0.0.1:"), "{seen:?}");
+        assert!(
+            seen[1].contains("\r\nAuthorization: Bearer secret\r\nContent-Length: 4\r\n\r\n"),
+            "{seen:?}"
+        );
+    }
+
+    #[test]
+    fn nobody_there() {
+        let url = {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            format!("http://{}", listener.local_addr().unwrap())
+        };
+        let error = Api::connect(&url, None).unwrap_err();
+        assert_eq!(error.exit_status(), 69, "{error}");
+        assert!(error.to_string().contains(&url), "{error}");
+    }
+}

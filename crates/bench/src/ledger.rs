@@ -1,0 +1,213 @@
+//! What a worker has received, over all of its clients: one account for each stream.
+
+use goim_wire::{Operation, Packet, Sequence, Version};
+
+use crate::control::{Strays, StreamReport};
+use crate::latency::Latency;
+use crate::message::Message;
+use crate::tracker::{Arrival, Tracker};
+
+/// The accounts of one worker.
+#[derive(Debug)]
+pub(crate) struct Ledger {
+    run: u32,
+    operation: Operation,
+    streams: Vec<Account>,
+    strays: Strays,
+    /// The last body that was checked: a broadcast brings the same bytes thousands of times, and comparing is
+    /// cheaper than checking.
+    recent: (Vec<u8>, Option<Message>),
+}
+
+#[derive(Debug, Default)]
+struct Account {
+    delivered: u64,
+    doubled: u64,
+    reordered: u64,
+    latency: Latency,
+    last_ns: Vec<u64>,
+}
+
+impl Ledger {
+    pub(crate) fn new(run: u32, streams: u32, operation: Operation) -> Self {
+        let streams = (0..streams).map(|_| Account::default()).collect();
+        Self { run, operation, streams, strays: Strays::default(), recent: (Vec::new(), None) }
+    }
+
+    /// Trackers for one more client.
+    pub(crate) fn trackers(&self) -> Box<[Tracker]> {
+        self.streams.iter().map(|_| Tracker::default()).collect()
+    }
+
+    /// Enters a push that the client with these trackers has received.
+    pub(crate) fn enter(&mut self, trackers: &mut [Tracker], push: Packet<'_>, now_ns: u64) {
+        let labels = (push.operation, push.version, push.sequence);
+        if labels != (self.operation, Version::GOIM, Sequence::NONE) {
+            self.strays.mislabelled += 1;
+            return;
+        }
+        let Some(message) = self.check(push.body) else {
+            self.strays.damaged += 1;
+            return;
+        };
+        let stream = usize::try_from(message.stream).unwrap_or(usize::MAX);
+        let (Some(account), Some(tracker)) = (self.streams.get_mut(stream), trackers.get_mut(stream)) else {
+            self.strays.foreign += 1;
+            return;
+        };
+        if message.run != self.run {
+            self.strays.foreign += 1;
+            return;
+        }
+        match tracker.arrive(message.number) {
+            Arrival::New => account.delivered(&message, now_ns),
+            Arrival::Late => {
+                account.reordered += 1;
+                account.delivered(&message, now_ns);
+            }
+            Arrival::Double => account.doubled += 1,
+        }
+    }
+
+    fn check(&mut self, body: &[u8]) -> Option<Message> {
+        if self.recent.0 != body {
+            self.recent.0.clear();
+            self.recent.0.extend_from_slice(body);
+            self.recent.1 = Message::decode(body).ok();
+        }
+        self.recent.1
+    }
+
+    /// Messages received for the first time, by stream.
+    pub(crate) fn delivered(&self) -> impl Iterator<Item = u64> {
+        self.streams.iter().map(|account| account.delivered)
+    }
+
+    /// What came and was no message of this run.
+    pub(crate) fn strays(&self) -> &Strays {
+        &self.strays
+    }
+
+    /// The accounts, given all clients' trackers and how many messages of each stream were published.
+    pub(crate) fn reports<'a>(
+        &self,
+        clients: impl Iterator<Item = &'a [Tracker]>,
+        published: &[u32],
+    ) -> Vec<StreamReport> {
+        let mut lost = vec![0_u64; self.streams.len()];
+        for trackers in clients {
+            for ((lost, tracker), published) in lost.iter_mut().zip(trackers).zip(published) {
+                *lost += tracker.missing(*published);
+            }
+        }
+        self.streams.iter().zip(lost).map(|(account, lost)| account.report(lost)).collect()
+    }
+}
+
+impl Account {
+    fn delivered(&mut self, message: &Message, now_ns: u64) {
+        self.delivered += 1;
+        self.latency.record(message.due_ns, now_ns);
+        let number = usize::try_from(message.number).unwrap_or(usize::MAX);
+        // The message is sound, so its number is one that was published; that bounds the list.
+        if self.last_ns.len() <= number {
+            self.last_ns.resize(number.saturating_add(1), 0);
+        }
+        if let Some(last) = self.last_ns.get_mut(number) {
+            *last = now_ns;
+        }
+    }
+
+    fn report(&self, lost: u64) -> StreamReport {
+        StreamReport {
+            delivered: self.delivered,
+            lost,
+            doubled: self.doubled,
+            reordered: self.reordered,
+            latency: self.latency.samples(),
+            last_ns: self.last_ns.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RUN: u32 = 9;
+    const OPERATION: Operation = Operation(1000);
+
+    fn body(stream: u32, number: u32) -> Vec<u8> {
+        Message { run: RUN, stream, number, due_ns: 1_000 }.encode(64)
+    }
+
+    fn push(body: &[u8]) -> Packet<'_> {
+        Packet { version: Version::GOIM, operation: OPERATION, sequence: Sequence::NONE, body }
+    }
+
+    /// Two clients; each gets its list of (stream, number). Gives (delivered, lost, doubled, reordered) of both streams
+    /// when three messages of the first and one of the second were published.
+    fn check(first: &[(u32, u32)], second: &[(u32, u32)], expect: [(u64, u64, u64, u64); 2]) {
+        let mut ledger = Ledger::new(RUN, 2, OPERATION);
+        let mut clients = [ledger.trackers(), ledger.trackers()];
+        for (trackers, list) in clients.iter_mut().zip([first, second]) {
+            for (stream, number) in list {
+                ledger.enter(trackers, push(&body(*stream, *number)), 2_000_000);
+            }
+        }
+        let reports = ledger.reports(clients.iter().map(|trackers| &trackers[..]), &[3, 1]);
+        let got: Vec<_> = reports.iter().map(|r| (r.delivered, r.lost, r.doubled, r.reordered)).collect();
+        assert_eq!(got, expect, "{first:?} {second:?}");
+        assert_eq!(*ledger.strays(), Strays::default());
+    }
+
+    #[test]
+    fn a_lost_a_doubled_and_a_reordered_message_are_found() {
+        let all = [(0, 0), (1, 0), (0, 1), (0, 2)];
+        check(&all, &all, [(6, 0, 0, 0), (2, 0, 0, 0)]);
+        check(&all, &[(0, 0), (0, 2), (1, 0)], [(5, 1, 0, 0), (2, 0, 0, 0)]);
+        check(&all, &[(0, 0), (0, 1)], [(5, 1, 0, 0), (1, 1, 0, 0)]);
+        check(&all, &[(0, 0), (0, 1), (0, 1), (0, 2), (1, 0), (1, 0)], [(6, 0, 1, 0), (2, 0, 1, 0)]);
+        check(&all, &[(0, 0), (0, 2), (0, 1), (1, 0)], [(6, 0, 0, 1), (2, 0, 0, 0)]);
+        check(&all, &[], [(3, 3, 0, 0), (1, 1, 0, 0)]);
+    }
+
+    #[test]
+    fn strays_are_sorted() {
+        let check = |packet: Packet<'_>, expect: Strays| {
+            let mut ledger = Ledger::new(RUN, 2, OPERATION);
+            let mut trackers = ledger.trackers();
+            ledger.enter(&mut trackers, packet, 1);
+            assert_eq!(*ledger.strays(), expect, "{packet:?}");
+            assert_eq!(ledger.delivered().sum::<u64>(), 0);
+        };
+        let (damaged, foreign, mislabelled) = (
+            Strays { damaged: 1, ..Strays::default() },
+            Strays { foreign: 1, ..Strays::default() },
+            Strays { mislabelled: 1, ..Strays::default() },
+        );
+        let sound = body(0, 0);
+        let mut changed = sound.clone();
+        changed[40] ^= 1;
+        check(push(&changed), damaged.clone());
+        check(push(&sound[..63]), damaged.clone());
+        check(push(b""), damaged);
+        check(push(&Message { run: RUN + 1, stream: 0, number: 0, due_ns: 0 }.encode(64)), foreign.clone());
+        check(push(&body(2, 0)), foreign);
+        check(Packet { operation: Operation(1001), ..push(&sound) }, mislabelled.clone());
+        check(Packet { sequence: Sequence(1), ..push(&sound) }, mislabelled.clone());
+        check(Packet { version: Version(2), ..push(&sound) }, mislabelled);
+    }
+
+    #[test]
+    fn the_last_receiver_is_kept_for_each_number() {
+        let mut ledger = Ledger::new(RUN, 1, OPERATION);
+        let mut clients = [ledger.trackers(), ledger.trackers()];
+        for (client, number, at) in [(0, 0, 5), (0, 2, 6), (1, 0, 9), (1, 2, 10)] {
+            ledger.enter(&mut clients[client], push(&body(0, number)), at);
+        }
+        let reports = ledger.reports(clients.iter().map(|trackers| &trackers[..]), &[3]);
+        assert_eq!(reports[0].last_ns, [9, 0, 10]);
+        assert_eq!(reports[0].lost, 2);
+    }
+}

@@ -1,0 +1,127 @@
+//! The machine that a benchmark runs on: its facts for the report, its limits, its processors.
+
+use std::fs;
+use std::io;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use serde::Serialize;
+
+use crate::error::BenchError;
+
+/// What a reader of the figures must know of the machine. Its name is left out on purpose.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Facts {
+    pub(crate) processors: usize,
+    pub(crate) processor: String,
+    pub(crate) memory_bytes: u64,
+    pub(crate) kernel: String,
+    pub(crate) open_files_max: u64,
+    pub(crate) congestion_control: String,
+}
+
+/// What this machine is.
+pub(crate) fn facts() -> Facts {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    let cpuinfo = read("/proc/cpuinfo");
+    let meminfo = read("/proc/meminfo");
+    Facts {
+        processors: std::thread::available_parallelism().map_or(1, usize::from),
+        processor: field(&cpuinfo, "model name").unwrap_or("unknown").to_owned(),
+        memory_bytes: field(&meminfo, "MemTotal").and_then(kibibytes).unwrap_or_default(),
+        kernel: read("/proc/sys/kernel/osrelease"),
+        open_files_max: open_files_max(),
+        congestion_control: read("/proc/sys/net/ipv4/tcp_congestion_control"),
+    }
+}
+
+/// The value of the first line `name : value`.
+pub(crate) fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    text.lines().find_map(|line| {
+        let (key, value) = line.split_once(':')?;
+        (key.trim() == name).then_some(value.trim())
+    })
+}
+
+/// The bytes of a value like `123 kB`.
+pub(crate) fn kibibytes(value: &str) -> Option<u64> {
+    value.strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// Open files that a process started here may have: the hard limit, which our own processes raise themselves to.
+pub(crate) fn open_files_max() -> u64 {
+    getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX)
+}
+
+/// Raises this process's limit of open files as far as it goes.
+///
+/// # Errors
+/// What the system said.
+pub(crate) fn raise_open_files() -> Result<(), BenchError> {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current == maximum {
+        return Ok(());
+    }
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    raised.map_err(|error| BenchError::failed("cannot raise the limit of open files", error))
+}
+
+/// Open files that another process may have.
+pub(crate) fn open_files_of(pid: u32) -> Option<u64> {
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).ok()?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+/// Ports that the system gives to outgoing connections, for each source address.
+pub(crate) fn outgoing_ports() -> u32 {
+    let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let mut bounds = range.split_whitespace().map_while(|bound| bound.parse::<u32>().ok());
+    match (bounds.next(), bounds.next()) {
+        (Some(first), Some(last)) if last >= first => last - first + 1,
+        _ => 28_232,
+    }
+}
+
+/// Runs `start` with this thread, and therefore what it starts, bound to these processors; empty binds nothing.
+///
+/// # Errors
+/// When the system refuses, and those of `start`.
+pub(crate) fn on_processors<T>(
+    processors: &[usize],
+    start: impl FnOnce() -> io::Result<T>,
+) -> Result<T, BenchError> {
+    let refused = |error| BenchError::failed("cannot bind to the processors that were named", error);
+    if processors.is_empty() {
+        return Ok(start()?);
+    }
+    let before = sched_getaffinity(None).map_err(refused)?;
+    let mut wanted = CpuSet::new();
+    processors.iter().filter(|at| **at < CpuSet::MAX_CPU).for_each(|at| wanted.set(*at));
+    sched_setaffinity(None, &wanted).map_err(refused)?;
+    let started = start();
+    sched_setaffinity(None, &before).map_err(refused)?;
+    Ok(started?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_proc() {
+        let text = "MemTotal:       24633216 kB\nRss:   \t  12 kB\nmodel name\t: Some CPU @ 2 GHz\n";
+        assert_eq!(field(text, "MemTotal").and_then(kibibytes), Some(24_633_216 * 1024));
+        assert_eq!(field(text, "Rss").and_then(kibibytes), Some(12 * 1024));
+        assert_eq!(field(text, "model name"), Some("Some CPU @ 2 GHz"));
+        assert_eq!(field(text, "Pss"), None);
+        assert_eq!(kibibytes("12 MB"), None);
+    }
+
+    #[test]
+    fn this_machine_has_facts() {
+        let facts = facts();
+        assert!(facts.processors >= 1 && facts.memory_bytes > 0 && !facts.kernel.is_empty(), "{facts:?}");
+        assert_eq!(open_files_of(std::process::id()).is_some(), std::path::Path::new("/proc/self").exists());
+    }
+}

@@ -1,0 +1,126 @@
+//! A numbered message: what is published, and how a receiver knows that it has exactly that.
+//!
+//! Body of a message, integers big endian:
+//!
+//! | bytes | what |
+//! |---|---|
+//! | 4 | the run: messages of other runs and of strangers are told apart |
+//! | 4 | the stream inside the run |
+//! | 4 | the number: 0, 1, 2, ... in each stream |
+//! | 4 | bytes in the body |
+//! | 8 | when it was due, in nanoseconds of the machine's monotonic clock |
+//! | 8 | FNV-1a over everything else |
+//! | rest | filler that depends on the number |
+
+/// Bytes in the smallest message.
+pub(crate) const SIZE_MIN: usize = 32;
+
+const CHECKED: usize = 24;
+
+/// What a message says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Message {
+    pub(crate) run: u32,
+    pub(crate) stream: u32,
+    pub(crate) number: u32,
+    /// When it was due. See [`crate::clock::now_ns`].
+    pub(crate) due_ns: u64,
+}
+
+/// Why a body is not a message of this benchmark.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Damage {
+    /// Shorter or longer than it says.
+    Length,
+    /// The bytes are not those that were sent.
+    Content,
+}
+
+impl Message {
+    /// The body of `size` bytes, at least [`SIZE_MIN`].
+    pub(crate) fn encode(&self, size: usize) -> Vec<u8> {
+        let size = size.max(SIZE_MIN);
+        let mut body = Vec::with_capacity(size);
+        body.extend_from_slice(&self.run.to_be_bytes());
+        body.extend_from_slice(&self.stream.to_be_bytes());
+        body.extend_from_slice(&self.number.to_be_bytes());
+        body.extend_from_slice(&u32::try_from(size).unwrap_or(u32::MAX).to_be_bytes());
+        body.extend_from_slice(&self.due_ns.to_be_bytes());
+        let filler = (SIZE_MIN..size).map(|at| filler(self.number, at));
+        let filler: Vec<u8> = filler.collect();
+        let check = fnv(fnv(FNV_START, &body), &filler);
+        body.extend_from_slice(&check.to_be_bytes());
+        body.extend_from_slice(&filler);
+        body
+    }
+
+    /// Reads a body and checks all of it.
+    pub(crate) fn decode(body: &[u8]) -> Result<Self, Damage> {
+        let (head, rest) = body.split_at_checked(CHECKED).ok_or(Damage::Length)?;
+        let (check, filler) = rest.split_first_chunk::<8>().ok_or(Damage::Length)?;
+        let (run, head_rest) = take_u32(head).ok_or(Damage::Length)?;
+        let (stream, head_rest) = take_u32(head_rest).ok_or(Damage::Length)?;
+        let (number, head_rest) = take_u32(head_rest).ok_or(Damage::Length)?;
+        let (size, due) = take_u32(head_rest).ok_or(Damage::Length)?;
+        if usize::try_from(size) != Ok(body.len()) {
+            return Err(Damage::Length);
+        }
+        if fnv(fnv(FNV_START, head), filler) != u64::from_be_bytes(*check) {
+            return Err(Damage::Content);
+        }
+        let due_ns = due.first_chunk::<8>().map(|due| u64::from_be_bytes(*due)).ok_or(Damage::Length)?;
+        Ok(Self { run, stream, number, due_ns })
+    }
+}
+
+fn take_u32(bytes: &[u8]) -> Option<(u32, &[u8])> {
+    let (number, rest) = bytes.split_first_chunk::<4>()?;
+    Some((u32::from_be_bytes(*number), rest))
+}
+
+fn filler(number: u32, at: usize) -> u8 {
+    let at = u32::try_from(at).unwrap_or_default();
+    // Taking the low byte is the point: a pattern that differs from message to message.
+    number.wrapping_mul(31).wrapping_add(at).to_be_bytes()[3]
+}
+
+const FNV_START: u64 = 0xcbf2_9ce4_8422_2325;
+
+fn fnv(start: u64, bytes: &[u8]) -> u64 {
+    bytes.iter().fold(start, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const MESSAGE: Message = Message { run: 7, stream: 1, number: 300, due_ns: 123_456_789_012 };
+
+    #[test]
+    fn sizes() {
+        for (asked, len) in [(0, SIZE_MIN), (SIZE_MIN, SIZE_MIN), (64, 64), (1024, 1024)] {
+            let body = MESSAGE.encode(asked);
+            assert_eq!((body.len(), Message::decode(&body)), (len, Ok(MESSAGE)), "{asked}");
+        }
+    }
+
+    #[test]
+    fn a_cut_or_a_longer_body_is_damaged() {
+        let body = MESSAGE.encode(64);
+        for len in 0..body.len() {
+            assert_eq!(Message::decode(&body[..len]), Err(Damage::Length), "{len}");
+        }
+        assert_eq!(Message::decode(&[&body[..], b"x"].concat()), Err(Damage::Length));
+        assert_eq!(Message::decode(b"hello"), Err(Damage::Length));
+    }
+
+    proptest! {
+        #[test]
+        fn any_changed_byte_is_found(at in 0_usize..64, flip in 1_u8..=255) {
+            let mut body = MESSAGE.encode(64);
+            body[at] ^= flip;
+            prop_assert!(Message::decode(&body).is_err());
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! The result as text: what was done, the figures, what was lost.
+
+use std::fmt::Write as _;
+
+use crate::load::Asked;
+use crate::machine::Facts;
+use crate::outcome::{Outcome, Stream};
+use crate::summary::{Row, Spread, Unit};
+
+/// The whole report. `what` is the name of what was measured.
+pub(crate) fn report(
+    what: &str,
+    facts: &Facts,
+    asked: &Asked,
+    runs: &[(Outcome, Option<Outcome>)],
+    rows: &[Row],
+) -> String {
+    let mut text = String::new();
+    head(&mut text, what, facts, asked, runs.len());
+    figures(&mut text, what, rows);
+    text.push('\n');
+    for (index, (outcome, reference)) in runs.iter().enumerate() {
+        account(&mut text, &format!("run {}", index + 1), outcome);
+        // What the reference loses says that the machine or this program is at its end.
+        if let Some(reference) = reference.as_ref().filter(|reference| !reference.faults().is_empty()) {
+            account(&mut text, &format!("run {}, reference", index + 1), reference);
+        }
+    }
+    text
+}
+
+fn head(text: &mut String, what: &str, facts: &Facts, asked: &Asked, runs: usize) {
+    let Asked { connections, workers, heartbeat_ms, messages, rate, broadcasts, size, .. } = asked;
+    let connections = number(f64::from(*connections));
+    let seconds = std::time::Duration::from_millis(u64::try_from(*heartbeat_ms).unwrap_or(u64::MAX));
+    let memory = number(crate::outcome::float(facts.memory_bytes) / 1_073_741_824.0);
+    let _ = writeln!(
+        text,
+        "{what}: {connections} connections from {workers} processes, a heartbeat every {seconds:?}, {messages} messages of \
+         {size} B to the room at {rate}/s, {broadcasts} broadcasts; runs: {runs}\n\
+         machine: {} x {}, {memory} GiB, Linux {}, congestion control {}, {} open files a process\n",
+        facts.processors, facts.processor, facts.kernel, facts.congestion_control, facts.open_files_max
+    );
+}
+
+/// One line for each figure: of the server, of the reference, and their ratio.
+fn figures(text: &mut String, what: &str, rows: &[Row]) {
+    let compared = rows.iter().any(|row| row.ratio.is_some());
+    let _ = write!(text, "{:<36} {:>10} {:<22}", "", what, "");
+    let _ = writeln!(
+        text,
+        "{}",
+        if compared { format!("{:>10} {:>8}", "reference", "ratio") } else { String::new() }
+    );
+    for row in rows {
+        let unit = unit(row.unit);
+        let value = number(row.server.median);
+        let _ = write!(text, "{:<36} {value:>10} {:<22}", row.name, format!("{unit}{}", range(&row.server)));
+        if let (Some(reference), Some(ratio)) = (&row.reference, &row.ratio) {
+            let (reference, median) = (number(reference.median), number(ratio.median));
+            let _ = write!(text, "{reference:>10} {median:>8}{}", range(ratio));
+        }
+        let end = text.trim_end().len();
+        text.truncate(end);
+        text.push('\n');
+    }
+}
+
+/// The range of several runs; nothing for one.
+fn range(spread: &Spread) -> String {
+    if spread.min.total_cmp(&spread.max).is_eq() {
+        return String::new();
+    }
+    format!(" [{}..{}]", number(spread.min), number(spread.max))
+}
+
+/// What of one run arrived and what did not.
+fn account(text: &mut String, name: &str, run: &Outcome) {
+    let _ = writeln!(
+        text,
+        "{name}: {}, {}; {}",
+        stream("room", &run.room),
+        stream("broadcast", &run.all),
+        beats(run)
+    );
+    let faults = run.faults();
+    if faults.is_empty() {
+        let _ = writeln!(text, "  nothing lost, nothing doubled, everything in order");
+    }
+    for fault in faults {
+        let _ = writeln!(text, "  WRONG: {fault}");
+    }
+}
+
+fn stream(name: &str, stream: &Stream) -> String {
+    let count = |count: u64| number(crate::outcome::float(count));
+    format!("{name} {} of {} deliveries", count(stream.delivered), count(stream.expected))
+}
+
+fn beats(run: &Outcome) -> String {
+    let count = |count: u64| number(crate::outcome::float(count));
+    format!("{} of {} heartbeats answered", count(run.heartbeats.answered), count(run.heartbeats.sent))
+}
+
+const fn unit(unit: Unit) -> &'static str {
+    match unit {
+        Unit::PerSecond => "/s",
+        Unit::Microseconds => "us",
+        Unit::Milliseconds => "ms",
+        Unit::Bytes => "B",
+        Unit::Mebibytes => "MiB",
+        Unit::Percent => "% of a core",
+    }
+}
+
+/// A number with three significant digits at least, and with commas where it is long.
+pub(crate) fn number(value: f64) -> String {
+    let digits = if value.abs() >= 100.0 {
+        0
+    } else if value.abs() >= 10.0 || value == 0.0 {
+        1
+    } else {
+        2
+    };
+    let plain = format!("{value:.digits$}");
+    let (whole, fraction) = plain.split_once('.').unwrap_or((&plain, ""));
+    let mut out = String::new();
+    for (at, digit) in whole.chars().enumerate() {
+        let rest = whole.len() - at;
+        if at > 0 && rest.is_multiple_of(3) && !out.ends_with('-') {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    if fraction.bytes().any(|digit| digit != b'0') {
+        out.push('.');
+        out.push_str(fraction);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers() {
+        let check = |value: f64, expect: &str| assert_eq!(number(value), expect);
+        check(0.0, "0");
+        check(1.0, "1");
+        check(0.256, "0.26");
+        check(9.87, "9.87");
+        check(12.34, "12.3");
+        check(123.4, "123");
+        check(18_000.0, "18,000");
+        check(1_234_567.8, "1,234,568");
+        check(-1234.0, "-1,234");
+    }
+
+    #[test]
+    fn a_row_has_its_ratio_behind_it() {
+        let spread = |median, min, max| Spread { median, min, max };
+        let row = |reference, ratio| Row {
+            name: "server CPU per delivery",
+            unit: Unit::Microseconds,
+            server: spread(6.0, 5.0, 7.0),
+            reference,
+            ratio,
+        };
+        let check = |row: Row, expect: &[&str]| {
+            let mut text = String::new();
+            figures(&mut text, "goim", &[row]);
+            let line = text.lines().nth(1).unwrap();
+            assert_eq!(line.split_whitespace().collect::<Vec<_>>(), expect, "{text}");
+        };
+        let words = ["server", "CPU", "per", "delivery", "6", "us", "[5..7]", "4", "1.50", "[1.40..1.60]"];
+        check(row(Some(spread(4.0, 4.0, 4.0)), Some(spread(1.5, 1.4, 1.6))), &words);
+        check(row(None, None), &words[..7]);
+    }
+}

@@ -1,0 +1,206 @@
+//! One client: a socket, the protocol's state machine, and what it has received.
+
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use goim_session::{ClientRules, ClientSession, ClientStep, Moment, Opening};
+use goim_wire::{Operation, Sequence, Version, control};
+use mio::net::TcpStream;
+use mio::{Interest, Registry, Token};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::crowd::Accounts;
+use crate::clock::now_ns;
+use crate::control::{Carrier, Target};
+use crate::tracker::Tracker;
+
+/// One client, from its first step of connecting to its end.
+pub(super) struct Client {
+    stream: TcpStream,
+    session: ClientSession,
+    pub(super) trackers: Box<[Tracker]>,
+    pub(super) phase: Phase,
+    began_ns: u64,
+    beat: Option<Beat>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// The system is connecting.
+    Connecting,
+    /// Upgrade or token is outstanding.
+    Opening,
+    Open,
+}
+
+/// A heartbeat that is not answered yet.
+struct Beat {
+    request: Sequence,
+    due_ns: u64,
+}
+
+/// What a client needs to begin with.
+pub(super) struct Beginning<'a> {
+    pub(super) target: &'a Target,
+    pub(super) source: Option<IpAddr>,
+    pub(super) rules: Arc<ClientRules>,
+    pub(super) token: Vec<u8>,
+    pub(super) trackers: Box<[Tracker]>,
+    pub(super) number: u32,
+    pub(super) now: Moment,
+}
+
+impl Client {
+    /// Begins to connect.
+    pub(super) fn begin(beginning: Beginning<'_>, registry: &Registry, token: Token) -> io::Result<Self> {
+        let Beginning { target, source, rules, token: body, trackers, number, now } = beginning;
+        let mut stream = connect(target.addr, source)?;
+        registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
+        let opening = match target.carrier {
+            Carrier::Tcp => Opening::Stream,
+            Carrier::WebSocket => Opening::WebSocket { host: &target.host, path: &target.path, headers: &[] },
+        };
+        let session = ClientSession::new(rules, opening, body, masks(number), now);
+        let (phase, began_ns) = (Phase::Connecting, now_ns());
+        Ok(Self { stream, session, trackers, phase, began_ns, beat: None })
+    }
+
+    /// The socket can be written: connected, or room again.
+    pub(super) fn writable(&mut self) -> Result<(), String> {
+        if self.phase == Phase::Connecting {
+            if let Some(error) = self.stream.take_error().map_err(said)? {
+                return Err(said(error));
+            }
+            match self.stream.peer_addr() {
+                Ok(_) => self.phase = Phase::Opening,
+                Err(error) if error.kind() == io::ErrorKind::NotConnected => return Ok(()),
+                Err(error) => return Err(said(error)),
+            }
+        }
+        self.flush()
+    }
+
+    /// Reads all there is. `to_the_end` when the other side has closed and the last bytes are to be taken.
+    pub(super) fn readable(
+        &mut self,
+        accounts: &mut Accounts,
+        buffer: &mut [u8],
+        to_the_end: bool,
+    ) -> Result<(), String> {
+        loop {
+            let len = match self.stream.read(buffer) {
+                Ok(0) => return Err("closed by the server".into()),
+                Ok(len) => len,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(said(error)),
+            };
+            let full = len == buffer.len();
+            self.take(accounts, buffer.get_mut(..len).unwrap_or_default())?;
+            if !self.session.output().is_empty() {
+                self.flush()?;
+            }
+            // A short read has emptied the socket; what comes later is a new event.
+            if !full && !to_the_end {
+                return Ok(());
+            }
+        }
+    }
+
+    fn take(&mut self, accounts: &mut Accounts, input: &mut [u8]) -> Result<(), String> {
+        let now_ns = now_ns();
+        let now = accounts.moment(now_ns);
+        let mut at = 0;
+        loop {
+            match self.session.step(now, input, &mut at).map_err(|ended| ended.to_string())? {
+                ClientStep::Idle => return Ok(()),
+                ClientStep::Handled => {}
+                ClientStep::Push(packet) => accounts.ledger.enter(&mut self.trackers, packet, now_ns),
+                ClientStep::Authenticated { .. } => {
+                    self.phase = Phase::Open;
+                    accounts.opened(self.began_ns, now_ns);
+                }
+                ClientStep::Reply { request, packet } => {
+                    if let Some(beat) = self.beat.take_if(|beat| beat.request == request) {
+                        accounts.beat_answered(beat.due_ns, now_ns, control::parse_online_count(packet.body));
+                    }
+                }
+                ClientStep::Disconnect { body, .. } => {
+                    return Err(format!("told to go: {}", String::from_utf8_lossy(body)));
+                }
+                ClientStep::Failed { .. } | ClientStep::Online { .. } | ClientStep::Unmatched(_) => {
+                    accounts.unasked();
+                }
+            }
+        }
+    }
+
+    /// Sends the heartbeat that was due. False when the last one is still unanswered: then none is sent.
+    pub(super) fn beat(&mut self, due_ns: u64) -> Result<bool, String> {
+        if self.beat.is_some() {
+            return Ok(false);
+        }
+        let request = self.session.request(Version::GOIM, Operation::HEARTBEAT, &[]);
+        let request = request.map_err(|error| format!("cannot send a heartbeat: {error}"))?;
+        self.beat = Some(Beat { request, due_ns });
+        self.flush()?;
+        Ok(true)
+    }
+
+    /// Gives up when the server is too slow with the upgrade or the answer to the token.
+    pub(super) fn check_time(&mut self, now: Moment) -> Result<(), String> {
+        self.session.handle_timeout(now).map_err(|ended| ended.to_string())
+    }
+
+    /// Says good-bye, as far as that goes without waiting.
+    pub(super) fn close(&mut self) {
+        self.session.close();
+        // The connection is closed either way.
+        let _ = self.flush();
+    }
+
+    fn flush(&mut self) -> Result<(), String> {
+        while self.phase != Phase::Connecting && !self.session.output().is_empty() {
+            match self.stream.write(self.session.output()) {
+                Ok(len) => self.session.written(len),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(said(error)),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn said(error: io::Error) -> String {
+    error.to_string()
+}
+
+fn connect(addr: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    socket.set_tcp_nodelay(true)?;
+    if let Some(source) = source {
+        socket.bind(&SocketAddr::new(source, 0).into())?;
+    }
+    match socket.connect(&addr.into()) {
+        Err(error) if error.raw_os_error() != Some(IN_PROGRESS) => return Err(error),
+        _ => {}
+    }
+    Ok(TcpStream::from_std(socket.into()))
+}
+
+/// What `connect` says of a socket that does not wait.
+const IN_PROGRESS: i32 = rustix::io::Errno::INPROGRESS.raw_os_error();
+
+/// Masks that differ from client to client. Nobody here has to be kept from foreseeing them.
+fn masks(number: u32) -> Box<dyn FnMut() -> [u8; 4] + Send> {
+    let mut state = u64::from(number).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    Box::new(move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        let [a, b, c, d, ..] = state.to_be_bytes();
+        [a, b, c, d]
+    })
+}

@@ -1,0 +1,87 @@
+//! The whole way with real processes: workers, the bare send loop, the account, the report.
+//!
+//! Workers are this program again (see [`goim_bench::cli::BenchCommand`]), so that it has a `main` of its own instead of
+//! the test harness: with `bench` as first argument it is `goim bench`, else it runs the tests.
+
+use std::path::Path;
+use std::process::{Command, ExitCode, Output};
+
+use clap::{Parser, Subcommand};
+use goim_bench::cli::BenchCommand;
+use serde_json::Value;
+
+#[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    command: Role,
+}
+
+#[derive(Subcommand)]
+enum Role {
+    Bench(BenchCommand),
+}
+
+fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some("bench") {
+        let Cli { command: Role::Bench(command) } = Cli::parse();
+        return command.run().unwrap_or_else(|error| {
+            eprintln!("{error}");
+            error.exit_status().into()
+        });
+    }
+    the_reference_accounts_for_every_delivery();
+    nobody_at_the_door();
+    ExitCode::SUCCESS
+}
+
+fn bench(arguments: &str) -> Output {
+    let mut command = Command::new(std::env::current_exe().expect("this program"));
+    command.arg("bench").args(arguments.split_whitespace()).output().expect("this program runs")
+}
+
+fn the_reference_accounts_for_every_delivery() {
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("reference-{}.json", std::process::id()));
+    let output = bench(&format!(
+        "reference --connections 200 --workers 3 --heartbeat 200ms --quiet 1s --settle 200ms --messages 10 --rate 50 \
+         --broadcasts 4 --size 100 --json {}",
+        file.display()
+    ));
+    let text = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}\n{errors}");
+    assert!(text.contains("nothing lost"), "{text}");
+    assert!(errors.contains("connect: 200 in"), "{errors}");
+
+    let json: Value = serde_json::from_slice(&std::fs::read(&file).expect("the file")).expect("JSON");
+    let run = &json["runs"][0]["server"];
+    let number = |path: &str| {
+        let value = run.pointer(path).unwrap_or_else(|| panic!("{path} in {run}"));
+        value.as_f64().unwrap_or_else(|| panic!("{path} is {value}"))
+    };
+    for (path, expect) in [
+        ("/room/expected", 2_000.0),
+        ("/room/delivered", 2_000.0),
+        ("/room/latency/samples", 2_000.0),
+        ("/room/last_receiver/samples", 10.0),
+        ("/all/delivered", 800.0),
+        ("/all/lost", 0.0),
+        ("/connect/latency/samples", 200.0),
+        ("/heartbeats/wrong_count", 0.0),
+    ] {
+        assert_eq!(number(path), expect, "{path}");
+    }
+    // Five a second each, for a second at least.
+    assert!(number("/quiet/heartbeats") > 500.0, "{run}");
+    assert_eq!(number("/heartbeats/sent"), number("/heartbeats/answered"));
+    assert!(number("/memory/idle/rss_bytes") > 0.0);
+    std::fs::remove_file(&file).expect("the file is ours");
+}
+
+fn nobody_at_the_door() {
+    // Port 1 is nobody's; a bench that began would say so much later, and otherwise.
+    let output = bench("hold --tcp 127.0.0.1:1 --ws none --connections 2");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(69), "{errors}");
+    assert!(errors.contains("cannot reach the TCP door at 127.0.0.1:1"), "{errors}");
+    assert!(output.stdout.is_empty());
+}
