@@ -135,6 +135,8 @@ impl Intake {
         let mut batches = Vec::new();
         self.rooms.take_woken(Instant::now(), &mut batches);
         self.assign_batches(batches).await;
+        // A log that always has more must not keep the thread from the lanes.
+        tokio::task::yield_now().await;
     }
 
     /// What has to be done from time to time, cheap when there is nothing to do.

@@ -290,4 +290,45 @@ mod tests {
         sessions.sessions_of_member(Mid(1), &mut found);
         assert!(std::ptr::eq(found[0].key.as_str(), newer.key.as_str()));
     }
+
+    /// Threads enter and remove sessions of the same few keys; when all are still, both maps must say the same.
+    #[test]
+    fn the_two_maps_agree_whatever_threads_do() {
+        const KEYS: u64 = 16;
+        const MIDS: i64 = 5;
+        let sessions = MemorySessions::new();
+        std::thread::scope(|scope| {
+            for seed in 1..=8_u64 {
+                let sessions = &sessions;
+                scope.spawn(move || {
+                    let mut dice = seed;
+                    for _ in 0..20_000 {
+                        dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                        let mid = i64::try_from((dice >> 40) % MIDS.unsigned_abs()).unwrap();
+                        let session = session(mid, &format!("k{}", (dice >> 33) % KEYS));
+                        match (dice >> 50) % 3 {
+                            0 => sessions.enter(session),
+                            1 => drop(sessions.leave(&session)),
+                            _ => sessions.sessions_of_member(Mid(mid), &mut Vec::new()),
+                        }
+                    }
+                });
+            }
+        });
+        let mut by_key: Vec<_> = (0..KEYS)
+            .map(|n| SessionKey::from(format!("k{n}")))
+            .filter_map(|key| Some((lock(sessions.stripe_of_key(&key)).get(&key)?.mid, key)))
+            .filter(|(mid, _)| !mid.is_anonymous())
+            .collect();
+        let mut by_mid = Vec::new();
+        for (mid, keys) in sessions.by_mid.iter().flat_map(|stripe| std::mem::take(&mut *lock(stripe))) {
+            match keys {
+                Keys::One(key) => by_mid.push((mid, key)),
+                Keys::Many(keys) => by_mid.extend(keys.into_iter().map(|key| (mid, key))),
+            }
+        }
+        by_key.sort();
+        by_mid.sort();
+        assert_eq!(by_key, by_mid);
+    }
 }
