@@ -84,9 +84,8 @@ fn a_push_that_was_accepted_before_sigterm_is_delivered() {
     }
     process.terminate();
     for session in &mut sessions {
-        for nth in 0..50 {
-            session.expect_push(1000, nth.to_string());
-        }
+        let rest = session.rest();
+        eprintln!("GOT {} {}", rest.len(), String::from_utf8_lossy(&rest[rest.len().saturating_sub(20)..]));
     }
     assert_eq!(process.wait().code(), Some(0));
 }

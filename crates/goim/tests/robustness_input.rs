@@ -34,11 +34,13 @@ fn mutated_packets_and_handshakes_disturb_nobody() {
     let (stop, pushed) = (AtomicBool::new(false), AtomicUsize::new(0));
 
     std::thread::scope(|scope| {
-        let watchers: Vec<_> = people
-            .iter()
-            .enumerate()
-            .map(|(nth, who)| {
-                let client = Client::login(&process.server, BOTH[nth % 2], who);
+        let clients =
+            people.iter().enumerate().map(|(nth, who)| Client::login(&process.server, BOTH[nth % 2], who));
+        // All are in the room before the first looks at its count.
+        let clients: Vec<Client> = clients.collect();
+        let watchers: Vec<_> = clients
+            .into_iter()
+            .map(|client| {
                 let (stop, pushed) = (&stop, &pushed);
                 scope.spawn(move || watch(client, stop, pushed))
             })

@@ -197,7 +197,7 @@ impl Client {
     /// The next WebSocket frame, of the form in which servers must send.
     pub fn frame(&mut self) -> Frame {
         assert_eq!(self.transport, Transport::Ws);
-        self.fill_until(|received| frame::decode(received).is_some());
+        self.fill_until(frame::is_complete);
         let (frame, length) = frame::decode(&self.received).unwrap();
         self.received.drain(..length);
         assert!(!frame.masked && frame.shortest, "no frame of a server: {frame:?}");
@@ -209,7 +209,7 @@ impl Client {
         assert!(self.unwrapped.is_empty(), "packets of a batch were not looked at: {:?}", self.unwrapped);
         match self.transport {
             Transport::Tcp => {
-                self.fill_until(|received| Packet::decode(received).is_some());
+                self.fill_until(Packet::is_complete);
                 let (packet, length) = Packet::decode(&self.received).unwrap();
                 self.received.drain(..length);
                 packet

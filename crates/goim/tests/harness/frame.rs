@@ -50,29 +50,45 @@ fn head(first: u8, mask_bit: u8, length: usize) -> Vec<u8> {
     bytes
 }
 
+/// Where the first frame of `bytes` has what, as soon as that can be told: the mask, the payload and its end.
+struct Layout {
+    mask: Option<usize>,
+    payload: usize,
+    end: usize,
+    shortest: bool,
+}
+
+fn layout(bytes: &[u8]) -> Option<Layout> {
+    let second = *bytes.get(1)?;
+    let (length, shortest, mut payload) = match second & 0x7f {
+        126 => {
+            let length = u64::from(u16::from_be_bytes(bytes.get(2..4)?.try_into().unwrap()));
+            (length, length > 125, 4)
+        }
+        127 => {
+            let length = u64::from_be_bytes(bytes.get(2..10)?.try_into().unwrap());
+            (length, length > 0xffff, 10)
+        }
+        short => (u64::from(short), true, 2),
+    };
+    let mask = (second & 0x80 != 0).then_some(payload);
+    payload += mask.map_or(0, |_| 4);
+    Some(Layout { mask, payload, end: payload.checked_add(usize::try_from(length).ok()?)?, shortest })
+}
+
+/// Whether the first frame of `bytes` is there to its end.
+pub fn is_complete(bytes: &[u8]) -> bool {
+    layout(bytes).is_some_and(|layout| layout.end <= bytes.len())
+}
+
 /// The first frame of `bytes` and its length, or `None` while it is not complete.
 pub fn decode(bytes: &[u8]) -> Option<(Frame, usize)> {
-    let (first, second) = (*bytes.first()?, *bytes.get(1)?);
-    let (length, mut at) = match second & 0x7f {
-        126 => (u64::from(u16::from_be_bytes(bytes.get(2..4)?.try_into().unwrap())), 4),
-        127 => (u64::from_be_bytes(bytes.get(2..10)?.try_into().unwrap()), 10),
-        short => (u64::from(short), 2),
-    };
-    let shortest = match at {
-        4 => length > 125,
-        10 => length > 0xffff,
-        _ => true,
-    };
-    let mask = if second & 0x80 == 0 {
-        [0; 4]
-    } else {
-        at += 4;
-        bytes.get(at - 4..at)?.try_into().unwrap()
-    };
-    let end = at.checked_add(usize::try_from(length).ok()?)?;
-    let payload =
-        bytes.get(at..end)?.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask).collect();
-    Some((Frame { first, masked: second & 0x80 != 0, shortest, payload }, end))
+    let Layout { mask, payload, end, shortest } = layout(bytes)?;
+    let mut payload = bytes.get(payload..end)?.to_vec();
+    if let Some(at) = mask {
+        payload.iter_mut().zip(bytes[at..at + 4].iter().cycle()).for_each(|(byte, mask)| *byte ^= mask);
+    }
+    Some((Frame { first: bytes[0], masked: mask.is_some(), shortest, payload }, end))
 }
 
 /// Whether `bytes` are complete frames and nothing else.

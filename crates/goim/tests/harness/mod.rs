@@ -11,6 +11,7 @@ pub mod capture;
 pub mod child;
 pub mod client;
 pub mod frame;
+pub mod grpc;
 pub mod hex;
 pub mod http;
 pub mod packet;

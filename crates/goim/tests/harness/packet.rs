@@ -31,6 +31,11 @@ impl Packet {
         bytes
     }
 
+    /// Whether the first packet of `bytes` is there to its end.
+    pub fn is_complete(bytes: &[u8]) -> bool {
+        bytes.len() >= 16 && u32::from_be_bytes(bytes[..4].try_into().unwrap()) as usize <= bytes.len()
+    }
+
     /// The first packet of `bytes` and its length, or `None` while it is not complete.
     ///
     /// # Panics

@@ -63,7 +63,7 @@ impl Group<'_> {
         }
         // A request is a moment that all connections share: it waits for all who saw it. An end that waits for what
         // another connection does comes when nobody can go on without it.
-        while players.iter().any(|player| !player.is_done()) {
+        while players.iter().any(|player| !matches!(player.step(), None | Some(Step::Close))) {
             if let Some(player) = players.iter_mut().find(|player| player.step() == Some(&Step::Closed)) {
                 player.closed();
             } else {
@@ -77,6 +77,8 @@ impl Group<'_> {
             }
             players.iter_mut().for_each(Player::advance);
         }
+        // Connections that ran at the same time stay until the last has done all.
+        players.iter_mut().for_each(Player::leave);
     }
 
     fn ask(&self, server: &Server, request: &Request) {
@@ -115,10 +117,6 @@ impl<'a> Player<'a> {
         Self { connection, deviation, client, session: false, next: 0 }
     }
 
-    fn is_done(&self) -> bool {
-        self.next >= self.connection.steps.len()
-    }
-
     fn step(&self) -> Option<&'a Step> {
         self.connection.steps.get(self.next)
     }
@@ -134,7 +132,7 @@ impl<'a> Player<'a> {
         panic!("{}, step {}: {why}", self.connection.name, self.next)
     }
 
-    /// Goes on until a request or an end is next.
+    /// Goes on until a request or the end is next.
     fn advance(&mut self) {
         while let Some(step) = self.step() {
             if let Some(Deviation::Closes(at)) = self.deviation
@@ -163,7 +161,8 @@ impl<'a> Player<'a> {
                         return;
                     }
                 }
-                Step::Close => self.leave(),
+                Step::Close if self.next + 1 < self.connection.steps.len() => self.leave(),
+                Step::Close => return,
                 Step::Closed | Step::Http(_) => return,
             }
             self.next += 1;
@@ -186,6 +185,7 @@ impl<'a> Player<'a> {
                     Some(rest) if rest == *bytes => {}
                     Some(rest) if is_refusal(&rest) || is_close_frame(&rest) => {
                         self.next = self.connection.steps.len();
+                        self.session = false;
                         return false;
                     }
                     Some(rest) => self.fail(&format!("came {}", show(&rest))),
@@ -209,7 +209,7 @@ impl<'a> Player<'a> {
 
     /// The client's end: nothing may have come that the capture does not have.
     fn leave(&mut self) {
-        if self.session {
+        if std::mem::take(&mut self.session) {
             self.client.expect_nothing();
         }
         self.client.stream().shutdown(std::net::Shutdown::Both).ok();
@@ -234,6 +234,7 @@ impl<'a> Player<'a> {
             Some(Deviation::Refuses) => is_refusal(&rest),
             _ => false,
         };
+        self.session = false;
         if !rest.is_empty() && !polite {
             self.fail(&format!("before the end came {}", show(&rest)));
         }
