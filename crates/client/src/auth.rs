@@ -61,7 +61,7 @@ pub struct Identity {
     /// The highest packet version that the application reads. Default 1. Its presence makes the server tell why it
     /// ends a session; `None` makes this a client that knows nothing beyond goim.
     pub protover: Option<Version>,
-    /// A credential, when the server checks one. Default: none.
+    /// A credential, when the server checks one; text, for it stands in JSON. Default: none.
     pub token: Option<Token>,
 }
 

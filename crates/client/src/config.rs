@@ -1,5 +1,6 @@
 //! What an application decides about its connection, with the reasons for the defaults.
 
+use std::fmt;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
@@ -45,6 +46,29 @@ pub enum TlsRoots {
     Pem(Vec<u8>),
 }
 
+/// Header lines of HTTP. Their values may be credentials: `Debug` shows the names only.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Headers(Vec<(String, String)>);
+
+impl Headers {
+    /// Adds a line.
+    #[must_use]
+    pub fn with(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.0.push((name.into(), value.into()));
+        self
+    }
+
+    pub(crate) fn as_pairs(&self) -> Vec<(&str, &str)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect()
+    }
+}
+
+impl fmt::Debug for Headers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|(name, _)| name)).finish()
+    }
+}
+
 /// Everything that a client can be told. Begin with [`ClientConfig::new`].
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -67,7 +91,7 @@ pub struct ClientConfig {
     /// Certificates that are trusted by `tls` and `wss` endpoints. Default: the system's.
     pub tls_roots: TlsRoots,
     /// Header lines for the upgrade request of `ws` and `wss` endpoints, for example a cookie. Default none.
-    pub websocket_headers: Vec<(String, String)>,
+    pub websocket_headers: Headers,
     /// Largest inbound body in bytes. Default 64 MiB, see [`ClientRules::BODY_BYTES_MAX`].
     pub inbound_body_bytes_max: usize,
     /// Largest outbound body in bytes, the token included. Default 4096: goim's server ends a connection over more.
@@ -93,7 +117,7 @@ impl ClientConfig {
             request_timeout: Duration::from_secs(10),
             backoff: None,
             tls_roots: TlsRoots::default(),
-            websocket_headers: Vec::new(),
+            websocket_headers: Headers::default(),
             inbound_body_bytes_max: ClientRules::BODY_BYTES_MAX,
             outbound_body_bytes_max: rules.request_body_bytes_max,
             requests_max: NonZeroUsize::new(rules.requests_max).unwrap_or(NonZeroUsize::MIN),

@@ -127,9 +127,7 @@ impl Dialer {
         let mut chance = Chance::default();
         let masks = Box::new(move || chance.mask());
         let authority = endpoint.authority();
-        let headers = &self.config.websocket_headers;
-        let headers: Vec<(&str, &str)> =
-            headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        let headers = self.config.websocket_headers.as_pairs();
         let opening = if endpoint.scheme().is_websocket() {
             Opening::WebSocket { host: &authority, path: endpoint.path(), headers: &headers }
         } else {
@@ -159,9 +157,19 @@ impl Dialer {
     }
 }
 
+/// True for what a socket says when the other side has closed it: TLS without a goodbye, or with bytes that were not
+/// read yet.
+pub(crate) fn closes(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), UnexpectedEof | ConnectionReset | ConnectionAborted | BrokenPipe)
+}
+
 /// Writes and reads until the token is accepted.
 async fn authenticate(link: &mut Link, endpoint: &Endpoint) -> Result<AuthReply, ConnectError> {
-    let to_error = |source| ConnectError::Io { endpoint: endpoint.clone(), source };
+    let to_error = |source: io::Error| match closes(&source) {
+        true => ConnectError::ClosedDuringAuth { endpoint: endpoint.clone() },
+        false => ConnectError::Io { endpoint: endpoint.clone(), source },
+    };
     let refused =
         |code, reason, advice| ConnectError::Refused { endpoint: endpoint.clone(), code, reason, advice };
     loop {

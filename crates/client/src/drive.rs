@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use crate::connection::{Connection, Exchange, Link};
 use crate::desk::{Answer, Call, Command, Desk, Failure, Offered, Wish};
+use crate::dial::closes;
 use crate::event::{DisconnectReason, Notice};
 use crate::wanted::Change;
 use crate::{Event, ServerError};
@@ -97,6 +98,9 @@ impl Drive<'_> {
                 exchange = self.link.exchange(reading, writing) => match exchange {
                     Exchange::Read(Ok(0)) => return Some(self.reason(DisconnectReason::Closed)),
                     Exchange::Read(Ok(_)) | Exchange::Wrote(Ok(())) => {}
+                    Exchange::Read(Err(error)) if closes(&error) => {
+                        return Some(self.reason(DisconnectReason::Closed));
+                    }
                     Exchange::Read(Err(error)) => return Some(self.reason(DisconnectReason::Io(error))),
                     Exchange::Wrote(Err(error)) => self.broken = Some((error, Instant::now())),
                 },

@@ -73,7 +73,7 @@ mod wanted;
 pub use auth::{Auth, AuthBody, Identity, ProviderError, Token, TokenProvider, TokenReason};
 pub use backoff::Backoff;
 pub use client::Client;
-pub use config::{ClientConfig, ConfigError, Target, TlsRoots};
+pub use config::{ClientConfig, ConfigError, Headers, Target, TlsRoots};
 pub use endpoint::{Endpoint, EndpointError, Scheme};
 pub use error::{ConnectError, HeartbeatError, RoomError, SendError, ServerError, SubscribeError};
 pub use event::{AuthReply, DisconnectReason, Event, Events, Notice};

@@ -1,0 +1,304 @@
+//! A server for the tests: the server's end of the state machine over tokio, with a certificate of its own.
+//!
+//! It says that 7 are online, answers operation 1000 with its body and operation 1001 not at all, and does with each
+//! connection what the test orders.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use goim_client::{Endpoint, Operation, PacketBuf, Scheme, Version};
+use goim_session::framing::websocket_rules;
+use goim_session::{
+    CloseReason, EncodedPush, Established, FramingRules, Moment, OutboxPool, QueueLimit, ServerRules,
+    ServerSession, SlowConsumerPolicy, Step, Transport,
+};
+use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_rustls::TlsAcceptor;
+
+/// Long enough for a busy machine; only a failing test waits so long.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+pub(crate) const ONLINE: u32 = 7;
+
+/// What a test wants of a connection.
+pub(crate) enum Order {
+    Push(PacketBuf),
+    Close(CloseReason, String),
+    /// The socket is closed without a word.
+    Cut,
+    /// Nothing is read, answered or closed any more.
+    Freeze,
+}
+
+/// What a client has done.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Seen {
+    Heartbeat,
+    Room(String),
+    /// Operation, sequence and body of a business packet.
+    Upstream(i32, i32, Vec<u8>),
+    Gone,
+}
+
+/// One connection, from the test's side.
+pub(crate) struct Peer {
+    /// Body of the auth packet.
+    pub(crate) token: Vec<u8>,
+    orders: mpsc::UnboundedSender<Order>,
+    seen: mpsc::UnboundedReceiver<Seen>,
+}
+
+impl Peer {
+    pub(crate) fn order(&self, order: Order) {
+        let _ = self.orders.send(order);
+    }
+
+    pub(crate) fn push(&self, operation: i32, sequence: i32, body: &[u8]) {
+        let body = bytes::Bytes::copy_from_slice(body);
+        let (version, operation) = (Version::GOIM, Operation(operation));
+        let sequence = goim_client::Sequence(sequence);
+        self.order(Order::Push(PacketBuf { version, operation, sequence, body }));
+    }
+
+    pub(crate) fn close(&self, reason: CloseReason, more: &str) {
+        let notice = format!(r#"{{"code":{},"reason":"{}"{more}}}"#, reason.code(), reason.label());
+        self.order(Order::Close(reason, notice));
+    }
+
+    pub(crate) fn token(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.token).unwrap()
+    }
+
+    pub(crate) async fn seen(&mut self) -> Seen {
+        let seen = tokio::time::timeout(PATIENCE, self.seen.recv()).await;
+        seen.expect("nothing seen in time").unwrap_or(Seen::Gone)
+    }
+}
+
+pub(crate) struct Server {
+    pub(crate) endpoint: Endpoint,
+    /// The certificate that vouches for this server.
+    pub(crate) roots: Vec<u8>,
+    peers: mpsc::UnboundedReceiver<Peer>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Server {
+    pub(crate) async fn start(scheme: Scheme) -> Self {
+        Self::start_on(scheme, 0).await
+    }
+
+    /// On a port that was free a moment ago.
+    pub(crate) async fn start_on(scheme: Scheme, port: u16) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (acceptor, roots) = certificate();
+        let (announce, peers) = mpsc::unbounded_channel();
+        let task = tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let (acceptor, announce) = (acceptor.clone(), announce.clone());
+                tokio::spawn(async move {
+                    if !scheme.is_tls() {
+                        serve(Box::new(stream), scheme, announce).await;
+                    } else if let Ok(stream) = acceptor.accept(stream).await {
+                        serve(Box::new(stream), scheme, announce).await;
+                    }
+                });
+            }
+        });
+        let endpoint = Endpoint::new(scheme, "127.0.0.1", port).unwrap();
+        Self { endpoint, roots, peers, task }
+    }
+
+    /// The next connection that has presented its token.
+    pub(crate) async fn peer(&mut self) -> Peer {
+        let peer = tokio::time::timeout(PATIENCE, self.peers.recv()).await;
+        peer.expect("no connection in time").unwrap()
+    }
+
+    /// True when a connection has come that no [`Server::peer`] has taken.
+    pub(crate) fn has_peer(&mut self) -> bool {
+        !self.peers.is_empty()
+    }
+}
+
+fn certificate() -> (TlsAcceptor, Vec<u8>) {
+    let signed = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(signed.signing_key.serialize_der()));
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![signed.cert.der().clone()], key)
+        .unwrap();
+    (TlsAcceptor::from(Arc::new(config)), signed.cert.pem().into_bytes())
+}
+
+trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Socket for T {}
+
+struct Connection {
+    rules: ServerRules,
+    pool: OutboxPool,
+    session: ServerSession,
+    began: Instant,
+    reader: ReadHalf<Box<dyn Socket>>,
+    writer: WriteHalf<Box<dyn Socket>>,
+    announce: Option<mpsc::UnboundedSender<Peer>>,
+    orders: mpsc::UnboundedReceiver<Order>,
+    /// Taken when the peer is announced.
+    order_sender: Option<mpsc::UnboundedSender<Order>>,
+    seen: Option<mpsc::UnboundedSender<Seen>>,
+}
+
+async fn serve(socket: Box<dyn Socket>, scheme: Scheme, announce: mpsc::UnboundedSender<Peer>) {
+    let transport = if scheme.is_websocket() { Transport::WebSocket } else { Transport::Stream };
+    let rules = ServerRules {
+        framing: FramingRules {
+            body_bytes_max: 4096,
+            head_bytes_max: 8192,
+            path: "/sub".to_owned(),
+            websocket: websocket_rules(false, 8192),
+        },
+        handshake_timeout: PATIENCE,
+        reply_bytes_max: 1 << 20,
+    };
+    let session = ServerSession::new(transport, &rules, Moment(0));
+    let (reader, writer) = tokio::io::split(socket);
+    let (order_sender, orders) = mpsc::unbounded_channel();
+    let mut connection = Connection {
+        rules,
+        pool: OutboxPool::new(1),
+        session,
+        began: Instant::now(),
+        reader,
+        writer,
+        announce: Some(announce),
+        orders,
+        order_sender: Some(order_sender),
+        seen: None,
+    };
+    connection.run().await;
+    connection.tell(Seen::Gone);
+}
+
+impl Connection {
+    async fn run(&mut self) {
+        let (mut input, mut filled, mut at) = (vec![0; 4096], 0, 0);
+        loop {
+            if self.take(&mut input[..filled], &mut at).is_err() {
+                let _ = self.flush().await;
+                return;
+            }
+            if self.flush().await.is_err() {
+                return;
+            }
+            let reads = at == filled && self.session.wants_input(&self.rules);
+            tokio::select! {
+                read = self.reader.read(&mut input), if reads => match read {
+                    Ok(len) if len > 0 => (filled, at) = (len, 0),
+                    _ => return,
+                },
+                Some(order) = self.orders.recv() => match order {
+                    Order::Push(packet) => self.push(&packet),
+                    Order::Cut => return,
+                    Order::Freeze => std::future::pending().await,
+                    Order::Close(reason, notice) => {
+                        self.session.close(&mut self.pool, reason, notice.as_bytes());
+                        let _ = self.flush().await;
+                        return;
+                    }
+                },
+            }
+        }
+    }
+
+    fn tell(&self, seen: Seen) {
+        if let Some(sender) = &self.seen {
+            let _ = sender.send(seen);
+        }
+    }
+
+    fn push(&mut self, packet: &PacketBuf) {
+        let limit = QueueLimit { bytes_max: usize::MAX, policy: SlowConsumerPolicy::Close };
+        self.session.push(&mut self.pool, &EncodedPush::new(packet), limit);
+    }
+
+    async fn flush(&mut self) -> std::io::Result<()> {
+        let bytes: Vec<u8> = self.session.outbox().pieces().flatten().copied().collect();
+        self.session.written(&mut self.pool, bytes.len());
+        self.writer.write_all(&bytes).await?;
+        self.writer.flush().await
+    }
+
+    fn take(&mut self, input: &mut [u8], at: &mut usize) -> Result<(), CloseReason> {
+        loop {
+            let now = Moment(self.began.elapsed().as_millis() as u64);
+            let mut answer = None;
+            match self.session.step(&self.rules, &mut self.pool, now, input, at)? {
+                Step::Idle => return Ok(()),
+                Step::Handled { .. } => {}
+                Step::Authenticate { token } => {
+                    let token = token.to_vec();
+                    self.authenticate(token, now)?;
+                }
+                Step::Heartbeat { version, sequence } => {
+                    self.session.reply_heartbeat(&mut self.pool, version, sequence, ONLINE);
+                    self.tell(Seen::Heartbeat);
+                }
+                Step::ChangeRoom { room } => {
+                    let room = String::from_utf8(room.to_vec()).unwrap();
+                    self.tell(Seen::Room(room));
+                }
+                Step::Upstream { packet } => {
+                    let (operation, body) = (packet.operation.0, packet.body.to_vec());
+                    answer = (operation != 1001).then(|| body.clone());
+                    let sequence = packet.sequence.0;
+                    self.tell(Seen::Upstream(operation, sequence, body));
+                }
+            }
+            if let Some(body) = answer {
+                self.session.reply_upstream(&mut self.pool, &body);
+            }
+        }
+    }
+
+    /// Accepts every token but `bad`. A client that says `protover` is an extended one.
+    fn authenticate(&mut self, token: Vec<u8>, now: Moment) -> Result<(), CloseReason> {
+        let json: serde_json::Value = serde_json::from_slice(&token).unwrap_or_default();
+        let refused = token == b"bad";
+        let (seen_sender, seen) = mpsc::unbounded_channel();
+        self.seen = Some(seen_sender);
+        if let (Some(announce), Some(orders)) = (self.announce.take(), self.order_sender.take()) {
+            let _ = announce.send(Peer { token, orders, seen });
+        }
+        if refused {
+            return Err(CloseReason::AuthRefused);
+        }
+        let extended = json["protover"].is_number();
+        let accepts: Vec<Operation> = json["accepts"]
+            .as_array()
+            .map(|list| list.iter().map(|op| Operation(op.as_i64().unwrap() as i32)).collect())
+            .unwrap_or_default();
+        let established = Established {
+            accepts: &accepts,
+            heartbeat: Duration::from_secs(480),
+            protover: extended.then_some(Version::GOIM),
+            reply: if extended { br#"{"code":0,"mid":7,"heartbeat":480}"# } else { b"" },
+        };
+        self.session.authenticated(&mut self.pool, now, &established);
+        Ok(())
+    }
+}
