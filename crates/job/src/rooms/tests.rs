@@ -1,3 +1,5 @@
+//! Rooms on a made-up clock.
+
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,3 +1,5 @@
+//! The push log: its bounds, its order and its end.
+
 use super::*;
 use crate::conformance::{self, record_for_key};
 
