@@ -3,8 +3,8 @@
 use goim_websocket::{FrameError, Kind, Opcode, Role, Rules, encode_frame, frame_head, handshake};
 use serde_json::{Value, json};
 
-use crate::golden_file::{entries, hex, load, size_or};
-use crate::invariants::{End, Seen, read};
+use crate::golden_file::{captured, entries, hex, load, size_or};
+use crate::invariants::{End, Seen, read, write};
 
 fn seen(value: &Value) -> Seen {
     if let Some(kind) = value["message"].as_str() {
@@ -196,4 +196,22 @@ fn a_refusal_says_what_would_be_right() {
     let old = refusal(b"GET /sub HTTP/1.1\r\nSec-WebSocket-Version: 8\r\n\r\n");
     assert!(old.contains("\r\nSec-WebSocket-Version: 13\r\n"), "{old}");
     assert!(refusal(b"PUT /sub HTTP/1.1\r\n\r\n").contains("\r\nAllow: GET\r\n"));
+}
+
+#[test]
+fn what_goim_sent_is_read_and_written_the_same() {
+    let rules =
+        Rules { role: Role::Client, lenient: false, frame_bytes_max: 1 << 20, message_bytes_max: 1 << 20 };
+    let mut events_seen = 0;
+    for (name, bytes) in captured("ws") {
+        let (events, end) = read(&bytes, &[bytes.len()], &rules);
+        assert_eq!(end, End::Used { whole: true }, "{name}");
+        let mut written = Vec::new();
+        for event in &events {
+            write(&mut written, event, None);
+        }
+        assert_eq!(written, bytes, "{name}");
+        events_seen += events.len();
+    }
+    assert!(events_seen > 100, "only {events_seen} events were captured");
 }

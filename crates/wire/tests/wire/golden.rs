@@ -1,6 +1,6 @@
 //! The packets of `testdata/wire`, laid out by hand from goim's protocol, against reader and writer.
 
-use crate::golden_file::{entries, hex, load, size_or};
+use crate::golden_file::{captured, entries, hex, load, size_or};
 use goim_wire::{
     DecodeError, INBOUND_BODY_MAX, Operation, Packet, PacketBuf, Sequence, StreamDecoder, Version, batch,
     control,
@@ -186,4 +186,20 @@ fn every_operation_of_goim_is_among_the_golden_packets() {
             "no packet of operation {operation}"
         );
     }
+}
+
+#[test]
+fn what_goim_sent_is_read_and_written_the_same() {
+    let mut packets_seen = 0;
+    for (name, bytes) in captured("tcp") {
+        let (packets, end) = read(&bytes, bytes.len().max(1), usize::MAX);
+        assert_eq!(end, Ok(0), "{name}");
+        let mut written = Vec::new();
+        for packet in &packets {
+            packet.as_packet().encode(&mut written);
+        }
+        assert_eq!(written, bytes, "{name}");
+        packets_seen += packets.len();
+    }
+    assert!(packets_seen > 100, "only {packets_seen} packets were captured");
 }

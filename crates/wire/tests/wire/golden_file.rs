@@ -2,9 +2,37 @@
 
 use serde_json::Value;
 
-/// A golden file.
+/// A golden file of `testdata/wire`.
 pub(crate) fn load(name: &str) -> Value {
-    let path = format!("{}/../../testdata/wire/{name}", env!("CARGO_MANIFEST_DIR"));
+    load_from("wire", name)
+}
+
+/// What running goim processes sent in each captured connection of one transport (`tcp` or `ws`): name and bytes.
+///
+/// Those files put no blank behind a count, so `(70)*125821` may be read in several ways; connections with such
+/// a text are left out.
+pub(crate) fn captured(transport: &str) -> Vec<(String, Vec<u8>)> {
+    let file = load_from("goim-v2", "frames.json");
+    let mut connections = Vec::new();
+    for entry in file.as_array().expect("a list of connections") {
+        let received = entry["receive"].as_array().expect("a list of reads");
+        let clear = received.iter().all(|read| {
+            let count = read.as_str().and_then(|text| text.split_once(")*")).map(|(_, count)| count);
+            count.is_none_or(|count| count.len() < 8 && count.bytes().all(|digit| digit.is_ascii_digit()))
+        });
+        if entry["transport"] == transport && clear {
+            let bytes: Vec<u8> = received.iter().flat_map(hex).collect();
+            // Handshakes that were tried by hand are entries too.
+            if !bytes.starts_with(b"HTTP/") {
+                connections.push((entry["name"].to_string(), bytes));
+            }
+        }
+    }
+    connections
+}
+
+fn load_from(folder: &str, name: &str) -> Value {
+    let path = format!("{}/../../testdata/{folder}/{name}", env!("CARGO_MANIFEST_DIR"));
     let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
