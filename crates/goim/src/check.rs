@@ -162,6 +162,11 @@ fn limits(config: &Config, faults: &mut Faults) {
     if let Err(error) = config.logic.validate() {
         faults.add(error.to_string());
     }
+    let grpc = &config.rpc.server;
+    faults.add_if(grpc.calls_max == 0, "rpc.server.calls_max: wants at least 1");
+    positive("rpc.server.keepalive_interval", grpc.keepalive_interval, faults);
+    positive("rpc.server.keepalive_timeout", grpc.keepalive_timeout, faults);
+    positive("rpc.server.connection_age_max", grpc.connection_age_max.unwrap_or(Duration::MAX), faults);
     positive("comet.limits.handshake_timeout", comet.limits.handshake_timeout, faults);
     positive("comet.report_interval", comet.report_interval, faults);
 }

@@ -45,6 +45,8 @@ pub struct RpcConfig {
     pub comet: Option<SocketAddr>,
     /// `goim.logic.Logic`, which comets call. Default `127.0.0.1:3119`; `None` leaves it closed.
     pub logic: Option<SocketAddr>,
+    /// How connections of other nodes are kept.
+    pub server: goim_adapters::grpc::ServerConfig,
 }
 
 /// The log on standard error.
@@ -101,7 +103,7 @@ impl Default for HttpConfig {
 impl Default for RpcConfig {
     fn default() -> Self {
         let local = |port| Some(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
-        Self { comet: local(3109), logic: local(3119) }
+        Self { comet: local(3109), logic: local(3119), server: goim_adapters::grpc::ServerConfig::default() }
     }
 }
 

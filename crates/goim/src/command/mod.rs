@@ -4,6 +4,7 @@
 //! command ends, where its output goes.
 
 mod config;
+mod connect;
 mod push;
 mod serve;
 
@@ -39,6 +40,8 @@ enum Command {
     Serve(serve::Arguments),
     /// Print, check or explain the configuration
     Config(config::Arguments),
+    /// Be a client in the terminal
+    Connect(connect::Arguments),
     /// Push a message by way of the HTTP API
     Push(push::Arguments),
     /// Print the version
@@ -58,6 +61,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let result = match cli.command {
         Command::Serve(arguments) => serve::run(&arguments),
         Command::Config(arguments) => config::run(&arguments),
+        Command::Connect(arguments) => connect::run(&arguments),
         Command::Push(arguments) => push::run(&arguments),
         Command::Version => print(&format!("goim {}\n", env!("CARGO_PKG_VERSION"))),
     };

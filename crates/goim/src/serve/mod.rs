@@ -7,6 +7,7 @@
 //! nothing left behind.
 
 mod bind;
+mod rpc;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -103,7 +104,7 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
     let job = Job::new(config.job.clone(), Box::new(reader), comets);
 
     let mut registry = Registry::default();
-    comet.register_metrics(registry.sub_registry_with_prefix("goim_comet"));
+    comet.register_metrics(&mut registry);
     logic.register_metrics(&mut registry);
     job.register_metrics(registry.sub_registry_with_prefix("goim"));
     push_log_metrics::register(&mut registry, log.clone());
@@ -122,12 +123,27 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
         logic_rpc: logic_rpc.as_ref().map(|bound| bound.addr),
     };
     let pages = operate::router(operation.clone());
-    let api = goim_logic::http::serve(logic.clone(), http.listener, pages, told(stopping));
-    let serving = vec![tokio::spawn(async move {
+    let api = goim_logic::http::serve(logic.clone(), http.listener, pages, told(stopping.clone()));
+    let mut serving = vec![tokio::spawn(async move {
         if let Err(error) = api.await {
             tracing::error!(%error, "the HTTP API has ended");
         }
     })];
+    let grpc = &config.rpc.server;
+    if let Some(bound) = comet_rpc {
+        let services = goim_adapters::grpc::comet_service(comet.port());
+        serving.push(tokio::spawn(rpc::serve(
+            "comet",
+            bound,
+            grpc.clone(),
+            services,
+            told(stopping.clone()),
+        )));
+    }
+    if let Some(bound) = logic_rpc {
+        let services = goim_adapters::grpc::logic_service(logic.clone(), rpc::nodes(logic.clone()));
+        serving.push(tokio::spawn(rpc::serve("logic", bound, grpc.clone(), services, told(stopping))));
+    }
     // Ends when the log does: what was accepted is handed over first.
     let job = tokio::spawn(job.run(std::future::pending()));
     operation.is_up(registry);

@@ -12,6 +12,7 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
         "rpc",
         "goim's gRPC services. They know no passwords: open them beyond this machine only inside a network that you trust.",
     ),
+    ("rpc.server", "How connections of other nodes are kept; the defaults are goim's."),
     ("push_log", "The push log inside this process: what logic has accepted and job has still to hand over."),
     ("log", "The log on standard error."),
 ];
@@ -22,6 +23,12 @@ pub(super) fn settings() -> Vec<Setting> {
 
         [rpc.comet] = "127.0.0.1:3109", "goim.comet.Comet, which job calls. \"none\" leaves it closed.";
         [rpc.logic] = "127.0.0.1:3119", "goim.logic.Logic, which comets call. \"none\" leaves it closed.";
+
+        [rpc.server.keepalive_interval], "A connection on which nothing has come for this long is pinged.";
+        [rpc.server.keepalive_timeout], "A connection that leaves a ping without answer for this long is closed.";
+        [rpc.server.connection_age_max], "A connection that is older is told to go, so that clients spread over new nodes. \"none\": never.";
+        [rpc.server.grace], "How long calls may go on after that, and when the server stops.";
+        [rpc.server.calls_max], "Calls under way on one connection. More wait at the client.";
 
         [push_log.records_max], "Records between their acceptance and their hand-over to comets.";
         size [push_log.bytes_max], "The same in bytes, with 160 B for the housekeeping of each: what a burst may cost. An empty log takes one record of any size that logic.push.record_bytes_max allows.";

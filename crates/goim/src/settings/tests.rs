@@ -148,10 +148,7 @@ fn a_row_changes_its_own_field_and_no_other() {
                 "drop-newest" => "close".to_owned(),
                 text if text.ends_with(" B") || text.ends_with("iB") => "12345 B".to_owned(),
                 text if text.contains(':') => "127.0.0.1:9".to_owned(),
-                text if text.ends_with('s') && text.starts_with(|c: char| c.is_ascii_digit()) => {
-                    "77s".to_owned()
-                }
-                text if text.ends_with('m') && text.starts_with(|c: char| c.is_ascii_digit()) => {
+                text if text.ends_with(['s', 'm', 'h']) && text.starts_with(|c: char| c.is_ascii_digit()) => {
                     "77s".to_owned()
                 }
                 text => format!("{text}x"),
