@@ -17,7 +17,7 @@ const CONNECTIONS: usize = 400;
 
 #[test]
 fn more_connections_than_descriptors_are_survived() {
-    let mut process = Process::start_with(&Settings::new().handshake_timeout("60s"), Some(DESCRIPTORS));
+    let mut process = Process::start_with(&Settings::new().handshake_timeout("60s"), DESCRIPTORS);
     let who = BOTH.map(|_| Who::new());
     let mut sessions = [0, 1].map(|nth| Client::login(&process.server, BOTH[nth], &who[nth]));
     // The kernel completes connections that the server has not accepted; some may be refused as well.

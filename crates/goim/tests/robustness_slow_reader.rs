@@ -71,6 +71,7 @@ fn run(process: &Process, silent: usize) -> Outcome {
         .collect();
     let before = process.memory();
     let start = Instant::now();
+    publish_to_each(process.server.addrs.http, op, &quiet, start);
     let received: Vec<AtomicUsize> = readers.iter().map(|_| AtomicUsize::new(0)).collect();
     let slowest = std::thread::scope(|scope| {
         let reading: Vec<_> = readers
@@ -81,7 +82,6 @@ fn run(process: &Process, silent: usize) -> Outcome {
         publish(process.server.addrs.http, op, start, &received);
         reading.into_iter().map(|reader| reader.join().expect("a complete reader")).max().unwrap()
     });
-    publish_to_each(process.server.addrs.http, op, &quiet, start);
     let grown = process.memory().saturating_sub(before);
     for client in silent {
         check_late_reader(client, op);
@@ -110,7 +110,12 @@ fn publish(addr: SocketAddr, op: i32, start: Instant, received: &[AtomicUsize]) 
             assert!(asked.elapsed() < DEADLINE, "a reader has stopped at push {nth}");
             std::thread::sleep(Duration::from_micros(200));
         }
-        let answer = http.request("POST", &format!("/goim/push/all?operation={op}"), &[], &body(nth, start));
+        let answer = http.request(
+            "POST",
+            &format!("/goim/push/all?operation={op}"),
+            &[],
+            &body(OWN_PUSHES + nth, start),
+        );
         assert_eq!(answer.text(), r#"{"code":0,"message":""}"#);
     }
 }
@@ -120,7 +125,7 @@ fn publish_to_each(addr: SocketAddr, op: i32, quiet: &[Who], start: Instant) {
     for nth in 0..OWN_PUSHES {
         for who in quiet {
             let target = format!("/goim/push/keys?operation={op}&keys={}", who.key);
-            let answer = http.request("POST", &target, &[], &body(PUSHES + nth, start));
+            let answer = http.request("POST", &target, &[], &body(nth, start));
             assert_eq!(answer.text(), r#"{"code":0,"message":""}"#);
         }
     }
@@ -131,7 +136,7 @@ fn read(mut client: Client, op: i32, start: Instant, received: &AtomicUsize) -> 
     let mut slowest = Duration::ZERO;
     for nth in 0..PUSHES {
         let push = client.pushed();
-        assert_eq!((push.op, number_of(&push), push.body.len()), (op, nth, BODY));
+        assert_eq!((push.op, number_of(&push), push.body.len()), (op, OWN_PUSHES + nth, BODY));
         received.store(nth + 1, Ordering::Release);
         let sent = Duration::from_micros(u64::from_be_bytes(push.body[8..16].try_into().unwrap()));
         slowest = slowest.max(start.elapsed().saturating_sub(sent));

@@ -197,6 +197,9 @@ pub fn packets(bytes: &[u8], frames: bool) -> Vec<Packet> {
     let (mut rest, mut packets) = (bytes, Vec::new());
     while let Some((frame, length)) = frame::decode(rest) {
         rest = &rest[length..];
+        if frame.first != frame::BINARY {
+            continue;
+        }
         for packet in Packet::decode_all(&frame.payload) {
             if packet.op == 9 {
                 packets.extend(Packet::decode_all(&packet.body))

@@ -1,7 +1,7 @@
 //! goim in a process of its own: what it costs, and how it ends.
 
-use std::io::{BufRead, BufReader};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -16,26 +16,19 @@ pub struct Process {
     pub server: Server,
 }
 
-/// Ports that were free a moment ago.
-fn free_addrs<const N: usize>() -> [SocketAddr; N] {
-    let listeners = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
-    listeners.map(|listener| listener.local_addr().unwrap())
-}
-
 impl Process {
-    /// Starts `goim serve` and waits until it is ready.
+    /// Starts `goim serve` on free ports and waits until it is ready.
     pub fn start(settings: &Settings) -> Self {
-        Self::start_with(settings, None)
+        Self::launch(settings, None).expect("a server on free ports")
     }
 
     /// The same with a limit of open descriptors.
-    pub fn start_with(settings: &Settings, descriptors: Option<u32>) -> Self {
-        let [tcp, websocket, http, comet_rpc, logic_rpc] = free_addrs();
-        Self::start_at(settings, descriptors, Addrs { tcp, websocket, http, comet_rpc, logic_rpc })
+    pub fn start_with(settings: &Settings, descriptors: u32) -> Self {
+        Self::launch(settings, Some(descriptors)).expect("a server on free ports")
     }
 
-    /// The same at given addresses, to start a server again where it was.
-    pub fn start_at(settings: &Settings, descriptors: Option<u32>, addrs: Addrs) -> Self {
+    /// Starts a server where one was before.
+    pub fn start_again(settings: &Settings, addrs: Addrs) -> Self {
         let settings = settings
             .clone()
             .set("comet.listen.tcp", &addrs.tcp.to_string())
@@ -43,6 +36,19 @@ impl Process {
             .set("http.listen", &addrs.http.to_string())
             .set("rpc.comet", &addrs.comet_rpc.to_string())
             .set("rpc.logic", &addrs.logic_rpc.to_string());
+        let started = Instant::now();
+        loop {
+            // Meanwhile a connection that somebody made may have got one of the ports.
+            match Self::launch(&settings, None) {
+                Some(process) => return process,
+                None => assert!(started.elapsed() < DEADLINE, "the ports are taken"),
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// `None` when the server ended instead of starting.
+    fn launch(settings: &Settings, descriptors: Option<u32>) -> Option<Self> {
         let binary = env!("CARGO_BIN_EXE_goim");
         let mut command = match descriptors {
             None => Command::new(binary),
@@ -64,21 +70,17 @@ impl Process {
         }
         let mut child =
             command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
-        // What it says is passed on to the test's own output, line by line.
         let (stdout, stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
-        std::thread::spawn(move || {
-            BufReader::new(stdout).lines().map_while(Result::ok).for_each(|line| eprintln!("out: {line}"))
-        });
-        std::thread::spawn(move || {
-            BufReader::new(stderr).lines().map_while(Result::ok).for_each(|line| eprintln!("err: {line}"))
-        });
-        let mut process = Self { child, server: Server::at(addrs) };
-        eventually("the server is ready", || {
-            assert!(process.child.try_wait().unwrap().is_none(), "the server ended while starting");
-            TcpStream::connect(process.server.addrs.http).is_ok()
-                && process.server.get("/readyz").status == 200
-        });
-        process
+        std::thread::spawn(|| pass_on("err", stderr));
+        let mut stdout = BufReader::new(stdout);
+        let Some(addrs) = read_addrs(&mut stdout) else {
+            child.wait().unwrap();
+            return None;
+        };
+        std::thread::spawn(|| pass_on("out", stdout));
+        let process = Self { child, server: Server::at(addrs) };
+        eventually("the server is ready", || process.server.get("/readyz").status == 200);
+        Some(process)
     }
 
     /// The process.
@@ -145,4 +147,32 @@ impl Drop for Process {
         self.child.kill().ok();
         self.child.wait().ok();
     }
+}
+
+/// Where a server says that it listens: what it prints when it is up.
+fn read_addrs(stdout: &mut impl BufRead) -> Option<Addrs> {
+    let mut said = String::new();
+    while !said.contains("gRPC ") {
+        if stdout.read_line(&mut said).expect("text") == 0 {
+            return None;
+        }
+    }
+    let after = |label: &str| -> SocketAddr {
+        // The last: the names of the roles stand in the greeting as well.
+        let rest = said.rsplit_once(label).unwrap_or_else(|| panic!("{label} in {said}")).1.trim_start();
+        let end = rest.find(|c: char| c.is_whitespace() || c == '/').unwrap_or(rest.len());
+        rest[..end].parse().unwrap_or_else(|error| panic!("{error} behind {label} in {said}"))
+    };
+    Some(Addrs {
+        tcp: after("tcp://"),
+        websocket: after("ws://"),
+        http: after("http://"),
+        comet_rpc: after(" comet "),
+        logic_rpc: after(" logic "),
+    })
+}
+
+/// What a server says goes to the test's own output, line by line.
+fn pass_on(label: &str, lines: impl Read) {
+    BufReader::new(lines).lines().map_while(Result::ok).for_each(|line| eprintln!("{label}: {line}"));
 }
