@@ -1,6 +1,8 @@
 //! The invariants of the architecture, held by a test: who may depend on whom, what does no I/O, who knows adapters and
 //! transports, and how files look.
 
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -1,5 +1,7 @@
 //! The binary as a user has it: its arguments, its exit status, what it says, and how it comes and goes.
 
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::process::{Child, Command, Output, Stdio};

@@ -44,6 +44,8 @@ enum Command {
     Connect(connect::Arguments),
     /// Push a message by way of the HTTP API
     Push(push::Arguments),
+    /// Measure a server that speaks goim's protocol
+    Bench(goim_bench::cli::BenchCommand),
     /// Print the version
     Version,
 }
@@ -63,6 +65,10 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Config(arguments) => config::run(&arguments),
         Command::Connect(arguments) => connect::run(&arguments),
         Command::Push(arguments) => push::run(&arguments),
+        Command::Bench(bench) => match bench.run() {
+            Ok(status) => return status,
+            Err(error) => Err(Failure { code: error.exit_status(), text: error.to_string() }),
+        },
         Command::Version => print(&format!("goim {}\n", env!("CARGO_PKG_VERSION"))),
     };
     match result {

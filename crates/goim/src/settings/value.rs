@@ -364,7 +364,7 @@ impl Value for ByteSize {
     fn to_toml(&self) -> Option<toml::Value> {
         let (unit, factor) = SIZE_UNITS
             .iter()
-            .find(|(_, factor)| self.0 >= *factor && self.0 % factor == 0)
+            .find(|(_, factor)| self.0 >= *factor && self.0.is_multiple_of(*factor))
             .unwrap_or(&("B", 1));
         Some(toml::Value::String(format!("{} {unit}", self.0 / factor)))
     }
