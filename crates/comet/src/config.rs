@@ -110,8 +110,8 @@ pub struct LimitsConfig {
 /// How packets leave.
 #[derive(Debug, Clone)]
 pub struct SendConfig {
-    /// Bytes that wait for one session whose socket is full. Default 1 MiB. An empty queue takes one packet of any
-    /// size. Worst-case memory is this times the sessions that do not read.
+    /// Bytes that wait for one session whose socket is full. Default 1 MiB. The packet at the front does
+    /// not count, whatever its size. Worst-case memory is this times the sessions that do not read.
     pub queue_bytes_max: usize,
     /// What happens to a packet that finds the queue full, by range of its operation; the first range that holds it
     /// counts. Default none.

@@ -27,7 +27,7 @@ pub enum SlowConsumerPolicy {
 /// How much may wait, and what happens beyond it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QueueLimit {
-    /// Bytes of pushes. A queue without pushes takes one of any size.
+    /// Bytes of pushes, the one at the front not counted: that one may have any size.
     pub bytes_max: usize,
     /// What happens to a push beyond it.
     pub policy: SlowConsumerPolicy,
@@ -57,6 +57,19 @@ struct Queue {
     written: usize,
     push_bytes: usize,
     reply_bytes: usize,
+}
+
+impl Queue {
+    /// The push at the front is on its way and does not count, whatever its size: a large message must not make the
+    /// small ones behind it look like a slow reader's.
+    fn has_room(&self, len: usize, bytes_max: usize) -> bool {
+        let front = match self.chunks.front() {
+            Some(Chunk::Push(bytes)) => bytes.len().saturating_sub(self.written),
+            _ => 0,
+        };
+        let waiting = self.push_bytes.saturating_sub(front);
+        self.push_bytes == 0 || waiting.saturating_add(len) <= bytes_max
+    }
 }
 
 #[derive(Debug)]
@@ -129,8 +142,7 @@ impl Outbox {
     /// True when a push of `len` bytes can wait without breaking the limit.
     #[must_use]
     pub fn has_room(&self, len: usize, bytes_max: usize) -> bool {
-        let waiting = self.0.as_ref().map_or(0, |queue| queue.push_bytes);
-        waiting == 0 || waiting.saturating_add(len) <= bytes_max
+        self.0.as_ref().is_none_or(|queue| queue.has_room(len, bytes_max))
     }
 
     /// Adds bytes that answer the client, written by `write`.
@@ -169,19 +181,16 @@ impl Outbox {
     }
 
     /// Drops waiting pushes, oldest first, until `len` more bytes fit. Replies and a partly written push stay; when
-    /// the new push cannot fit beside the latter, nothing older is given up for it.
+    /// the new push cannot fit behind the latter, nothing older is given up for it.
     fn drop_oldest(&mut self, len: usize, bytes_max: usize) -> Admission {
         let Some(queue) = self.0.as_mut() else { return Admission::Queued };
-        let pinned = match queue.chunks.front() {
-            Some(Chunk::Push(bytes)) if queue.written > 0 => bytes.len().saturating_sub(queue.written),
-            _ => 0,
-        };
-        if pinned > 0 && pinned.saturating_add(len) > bytes_max {
+        let pinned = queue.written > 0 && matches!(queue.chunks.front(), Some(Chunk::Push(_)));
+        if pinned && len > bytes_max {
             return Admission::DroppedNewest;
         }
         let mut dropped = 0_usize;
         let mut index = usize::from(queue.written > 0);
-        while queue.push_bytes > 0 && queue.push_bytes.saturating_add(len) > bytes_max {
+        while !queue.has_room(len, bytes_max) {
             match queue.chunks.get(index) {
                 Some(Chunk::Push(bytes)) => {
                     queue.push_bytes = queue.push_bytes.saturating_sub(bytes.len());
@@ -287,9 +296,9 @@ mod tests {
         for (policy, expected, len) in cases {
             let mut pool = OutboxPool::new(1);
             let mut outbox = Outbox::new();
-            assert_eq!(outbox.push(&mut pool, &four, limit(9, policy)), Admission::Queued);
-            assert_eq!(outbox.push(&mut pool, &four, limit(9, policy)), Admission::Queued);
-            assert_eq!(outbox.push(&mut pool, &four, limit(9, policy)), expected, "{policy:?}");
+            assert_eq!(outbox.push(&mut pool, &four, limit(7, policy)), Admission::Queued);
+            assert_eq!(outbox.push(&mut pool, &four, limit(7, policy)), Admission::Queued);
+            assert_eq!(outbox.push(&mut pool, &four, limit(7, policy)), expected, "{policy:?}");
             assert_eq!(outbox.len(), len);
         }
     }
@@ -307,7 +316,7 @@ mod tests {
     fn a_partly_written_push_is_never_dropped() {
         let mut pool = OutboxPool::new(1);
         let mut outbox = Outbox::new();
-        let oldest = limit(8, SlowConsumerPolicy::DropOldest);
+        let oldest = limit(7, SlowConsumerPolicy::DropOldest);
         outbox.push(&mut pool, &Bytes::from_static(b"aaaa"), oldest);
         outbox.advance(&mut pool, 1);
         outbox.push(&mut pool, &Bytes::from_static(b"bbbb"), oldest);
