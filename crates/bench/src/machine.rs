@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -46,6 +47,32 @@ pub(crate) fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
 /// The bytes of a value like `123 kB`.
 pub(crate) fn kibibytes(value: &str) -> Option<u64> {
     value.strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// Time of all processors together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Processors {
+    /// Spent on anything.
+    pub(crate) busy: Duration,
+    /// Passed.
+    pub(crate) all: Duration,
+}
+
+/// How much time the processors have spent and had since the machine started; zero where that is not told.
+pub(crate) fn processors() -> Processors {
+    let text = fs::read_to_string("/proc/stat").unwrap_or_default();
+    text.lines().next().and_then(sum_processors).unwrap_or_default()
+}
+
+/// Reads the first line of `/proc/stat`: user, nice, system, idle, iowait, irq, softirq, steal.
+fn sum_processors(line: &str) -> Option<Processors> {
+    let times: Vec<u64> =
+        line.strip_prefix("cpu ")?.split_whitespace().take(8).map_while(|time| time.parse().ok()).collect();
+    let all: u64 = times.iter().sum();
+    let idle = times.get(3)?.checked_add(*times.get(4)?)?;
+    let tick = rustix::param::clock_ticks_per_second().max(1);
+    let time = |ticks: u64| Duration::from_micros(ticks.saturating_mul(1_000_000) / tick);
+    Some(Processors { busy: time(all.checked_sub(idle)?), all: time(all) })
 }
 
 /// Open files that a process started here may have: the hard limit, which our own processes raise themselves to.
@@ -116,6 +143,15 @@ mod tests {
         assert_eq!(field(text, "model name"), Some("Some CPU @ 2 GHz"));
         assert_eq!(field(text, "Pss"), None);
         assert_eq!(kibibytes("12 MB"), None);
+    }
+
+    #[test]
+    fn time_of_all_processors() {
+        let tick = Duration::from_secs(1) / u32::try_from(rustix::param::clock_ticks_per_second()).unwrap();
+        let line = "cpu  10 2 30 400 50 6 7 8 900 900";
+        assert_eq!(sum_processors(line), Some(Processors { busy: tick * 63, all: tick * 513 }));
+        assert_eq!(sum_processors("cpu0 1 2 3"), None);
+        assert!(processors().all > processors().busy);
     }
 
     #[test]

@@ -20,6 +20,8 @@ pub(crate) struct Outcome {
     pub(crate) all: Stream,
     /// The server's memory, when its process could be looked at.
     pub(crate) memory: Option<Memory>,
+    /// Share of the machine's processors that went to other processes meanwhile: what else disturbed the run.
+    pub(crate) others_share: Option<f64>,
     pub(crate) strays: Stray,
     /// Clients that ended before they were told to, by reason.
     pub(crate) ended: BTreeMap<String, u32>,
@@ -299,6 +301,7 @@ mod tests {
             room: stream.clone(),
             all: stream,
             memory: None,
+            others_share: None,
             strays: Stray::default(),
             ended: BTreeMap::new(),
         };

@@ -8,6 +8,7 @@ use crate::control::{Command, Target};
 use crate::error::BenchError;
 use crate::fleet::{Fleet, Overall};
 use crate::load::Load;
+use crate::machine::{Processors, processors};
 use crate::message::Message;
 use crate::outcome::{Connect, Memory, Outcome, Published, Quiet, Sum, each, float};
 use crate::progress::Progress;
@@ -51,7 +52,9 @@ pub(crate) fn run(load: &Load, subject: Subject<'_>, progress: &Progress) -> Res
     let quiet = course.quiet()?;
     let room = course.room()?;
     let all = course.broadcasts()?;
-    course.pause("settle", MEMORY_SETTLES)?;
+    if subject.pid.is_some() {
+        course.pause("settle", MEMORY_SETTLES)?;
+    }
     let after_traffic = course.snapshot();
     course.finish([&room, &all], connect, quiet, [before, idle, after_traffic])
 }
@@ -73,6 +76,7 @@ struct Snapshot {
     at: Instant,
     server: Option<Usage>,
     client_cpu: Duration,
+    machine: Processors,
     beats_answered: u64,
 }
 
@@ -82,6 +86,7 @@ impl Snapshot {
             at: Instant::now(),
             server: pid.and_then(usage),
             client_cpu: Duration::from_nanos(overall.cpu_ns),
+            machine: processors(),
             beats_answered: overall.beats_answered,
         }
     }
@@ -90,6 +95,16 @@ impl Snapshot {
         let (now, then) = (self.server?, before.server?);
         let own = now.cpu_us.saturating_sub(then.cpu_us);
         Some(Duration::from_micros(own + now.softirq_us.saturating_sub(then.softirq_us)))
+    }
+
+    /// Share of the machine's processors that went to processes which have no part in this.
+    fn others_since(&self, before: &Self) -> Option<f64> {
+        let ours = self.server_cpu_since(before)? + self.client_cpu_since(before);
+        let (busy, all) = (
+            self.machine.busy.checked_sub(before.machine.busy)?,
+            self.machine.all.checked_sub(before.machine.all)?,
+        );
+        Some(busy.saturating_sub(ours).as_secs_f64() / all.as_secs_f64().max(1e-9))
     }
 
     fn client_cpu_since(&self, before: &Self) -> Duration {
@@ -270,9 +285,12 @@ impl Course<'_> {
         let ended = self.fleet.overall().reasons;
         self.progress.phase("leave", 0);
         self.fleet.close();
-        std::thread::sleep(MEMORY_SETTLES);
-        let after_leaving = self.pid.and_then(usage);
+        let after_leaving = self.pid.and_then(|pid| {
+            std::thread::sleep(MEMORY_SETTLES);
+            usage(pid)
+        });
         self.progress.over();
+        let others = after_traffic.others_since(&before);
         let memory = (before.server, idle.server, after_traffic.server, after_leaving);
         let memory = match memory {
             (Some(before), Some(idle), Some(after_traffic), Some(after_leaving)) => {
@@ -289,6 +307,7 @@ impl Course<'_> {
             all: sum.stream(1, clients, all),
             heartbeats: sum.beats,
             memory,
+            others_share: others,
             strays: sum.strays,
             ended,
         })

@@ -97,7 +97,11 @@ fn figures(run: &Outcome) -> Vec<Figure> {
     list.add("authenticated connections", Unit::PerSecond, run.connect.per_second);
     list.add_if("server CPU per connection", Unit::Microseconds, run.connect.server_cpu_us_each);
     list.times(["connect p50", "connect p99", ""], &run.connect.latency);
-    list.add_if("server CPU for heartbeats", Unit::Percent, run.quiet.server_core_share.map(|x| x * 100.0));
+    list.add_if(
+        "server CPU for heartbeats, of a core",
+        Unit::Percent,
+        run.quiet.server_core_share.map(|x| x * 100.0),
+    );
     list.add_if("server CPU per heartbeat", Unit::Microseconds, run.quiet.server_cpu_us_each);
     list.times(["heartbeat p50", "heartbeat p99", ""], &run.heartbeats.latency);
     list.add_if("room: server CPU per delivery", Unit::Microseconds, run.room.server_cpu_us_each);
@@ -108,6 +112,7 @@ fn figures(run: &Outcome) -> Vec<Figure> {
     list.times(names, &run.all.latency);
     list.times(["broadcast: last receiver p50", "", ""], &run.all.last_receiver);
     list.add("broadcast: client CPU per delivery", Unit::Microseconds, run.all.client_cpu_us_each);
+    list.add_if("other processes, of all processors", Unit::Percent, run.others_share.map(|x| x * 100.0));
     memory(run, &mut list);
     list.0
 }

@@ -17,7 +17,7 @@ pub(crate) fn report(
 ) -> String {
     let mut text = String::new();
     head(&mut text, what, facts, asked, runs.len());
-    figures(&mut text, what, rows);
+    figures(&mut text, rows);
     text.push('\n');
     for (index, (outcome, reference)) in runs.iter().enumerate() {
         account(&mut text, &format!("run {}", index + 1), outcome);
@@ -44,9 +44,9 @@ fn head(text: &mut String, what: &str, facts: &Facts, asked: &Asked, runs: usize
 }
 
 /// One line for each figure: of the server, of the reference, and their ratio.
-fn figures(text: &mut String, what: &str, rows: &[Row]) {
+fn figures(text: &mut String, rows: &[Row]) {
     let compared = rows.iter().any(|row| row.ratio.is_some());
-    let _ = write!(text, "{:<36} {:>10} {:<22}", "", what, "");
+    let _ = write!(text, "{:<36} {:>10} {:<26}", "", "measured", "");
     let _ = writeln!(
         text,
         "{}",
@@ -55,7 +55,7 @@ fn figures(text: &mut String, what: &str, rows: &[Row]) {
     for row in rows {
         let unit = unit(row.unit);
         let value = number(row.server.median);
-        let _ = write!(text, "{:<36} {value:>10} {:<22}", row.name, format!("{unit}{}", range(&row.server)));
+        let _ = write!(text, "{:<36} {value:>10} {:<26}", row.name, format!("{unit}{}", range(&row.server)));
         if let (Some(reference), Some(ratio)) = (&row.reference, &row.ratio) {
             let (reference, median) = (number(reference.median), number(ratio.median));
             let _ = write!(text, "{reference:>10} {median:>8}{}", range(ratio));
@@ -109,7 +109,7 @@ const fn unit(unit: Unit) -> &'static str {
         Unit::Milliseconds => "ms",
         Unit::Bytes => "B",
         Unit::Mebibytes => "MiB",
-        Unit::Percent => "% of a core",
+        Unit::Percent => "%",
     }
 }
 
@@ -169,7 +169,7 @@ mod tests {
         };
         let check = |row: Row, expect: &[&str]| {
             let mut text = String::new();
-            figures(&mut text, "goim", &[row]);
+            figures(&mut text, &[row]);
             let line = text.lines().nth(1).unwrap();
             assert_eq!(line.split_whitespace().collect::<Vec<_>>(), expect, "{text}");
         };

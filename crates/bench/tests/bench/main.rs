@@ -3,10 +3,13 @@
 //! Workers are this program again (see [`goim_bench::cli::BenchCommand`]), so that it has a `main` of its own instead of
 //! the test harness: with `bench` as first argument it is `goim bench`, else it runs the tests.
 
+mod faulty;
+
 use std::path::Path;
 use std::process::{Command, ExitCode, Output};
 
 use clap::{Parser, Subcommand};
+use faulty::{Fault, Faulty};
 use goim_bench::cli::BenchCommand;
 use serde_json::Value;
 
@@ -30,7 +33,9 @@ fn main() -> ExitCode {
         });
     }
     the_reference_accounts_for_every_delivery();
+    what_a_server_does_wrong_is_found();
     nobody_at_the_door();
+    a_refused_push_is_told();
     ExitCode::SUCCESS
 }
 
@@ -42,7 +47,7 @@ fn bench(arguments: &str) -> Output {
 fn the_reference_accounts_for_every_delivery() {
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("reference-{}.json", std::process::id()));
     let output = bench(&format!(
-        "reference --connections 200 --workers 3 --heartbeat 200ms --quiet 1s --settle 200ms --messages 10 --rate 50 \
+        "reference --connections 200 --workers 3 --heartbeat 2s --quiet 3s --settle 200ms --messages 10 --rate 50 \
          --broadcasts 4 --size 100 --json {}",
         file.display()
     ));
@@ -70,8 +75,8 @@ fn the_reference_accounts_for_every_delivery() {
     ] {
         assert_eq!(number(path), expect, "{path}");
     }
-    // Five a second each, for a second at least.
-    assert!(number("/quiet/heartbeats") > 500.0, "{run}");
+    // One every two seconds each, for three seconds.
+    assert!(number("/quiet/heartbeats") > 200.0, "{run}");
     assert_eq!(number("/heartbeats/sent"), number("/heartbeats/answered"));
     assert!(number("/memory/idle/rss_bytes") > 0.0);
     std::fs::remove_file(&file).expect("the file is ours");
@@ -84,4 +89,44 @@ fn nobody_at_the_door() {
     assert_eq!(output.status.code(), Some(69), "{errors}");
     assert!(errors.contains("cannot reach the TCP door at 127.0.0.1:1"), "{errors}");
     assert!(output.stdout.is_empty());
+}
+
+/// Ten clients, five messages to the room, three to all, against a server that treats one client wrong.
+fn what_a_server_does_wrong_is_found() {
+    let check = |fault: Option<Fault>, expect: &str| {
+        let server = Faulty::start(fault);
+        let output = bench(&format!(
+            "hold --tcp {} --ws none --http {} --connections 10 --heartbeat 60s --quiet 300ms --settle 100ms \
+             --messages 5 --rate 50 --broadcasts 3 --patience 300ms --no-reference",
+            server.tcp, server.http
+        ));
+        let text = String::from_utf8_lossy(&output.stdout);
+        let found: Vec<_> = text.lines().filter_map(|line| line.trim().strip_prefix("WRONG: ")).collect();
+        assert_eq!(
+            found.join(", "),
+            expect,
+            "{fault:?}: {text}\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        assert_eq!(output.status.code(), Some(i32::from(fault.is_some())), "{fault:?}");
+    };
+    check(None, "");
+    check(Some(Fault::Lose), "1 deliveries to the room lost");
+    check(Some(Fault::Double), "1 deliveries to the room doubled");
+    check(Some(Fault::Swap), "1 deliveries to the room out of order");
+    check(Some(Fault::Damage), "1 deliveries to the room lost, 1 packets damaged");
+    // The third message to the room is the first that does not come; three to all follow.
+    let gone = "3 deliveries to the room lost, 3 deliveries to all lost, 1 clients ended while open: closed by the server";
+    check(Some(Fault::Close), gone);
+}
+
+fn a_refused_push_is_told() {
+    let server = Faulty::start(Some(Fault::Refuse));
+    let output = bench(&format!(
+        "hold --tcp {} --ws none --http {} --connections 2 --quiet 0s --settle 0s --no-reference",
+        server.tcp, server.http
+    ));
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    assert!(errors.contains("the push was refused: status 401") && errors.contains("--api-key"), "{errors}");
 }
