@@ -2,12 +2,16 @@
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::BenchError;
 
 /// How long an answer may take.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(40);
+
+/// A connection that was silent for this long is not used again: the server may be about to close it, and a push that
+/// meets that could not be told from one that was taken.
+const SILENCE_MAX: Duration = Duration::from_secs(2);
 
 /// Longest answer that is read, in bytes. The push API's are below 200.
 const ANSWER_BYTES_MAX: usize = 256 * 1024;
@@ -19,6 +23,7 @@ pub(crate) struct Api {
     /// A header that every request has, for example the key; ends with CRLF.
     header: String,
     stream: TcpStream,
+    used_at: Instant,
     answer: Vec<u8>,
 }
 
@@ -43,15 +48,8 @@ impl Api {
             Some(key) => format!("Authorization: Bearer {key}\r\n"),
             None => String::new(),
         };
-        let unreachable = |error: io::Error| BenchError::Unreachable {
-            what: "the HTTP API",
-            at: url.to_owned(),
-            reason: error.to_string(),
-        };
-        let stream = TcpStream::connect(&authority).map_err(unreachable)?;
-        stream.set_nodelay(true).map_err(unreachable)?;
-        stream.set_read_timeout(Some(ANSWER_DEADLINE)).map_err(unreachable)?;
-        Ok(Self { authority, header, stream, answer: Vec::new() })
+        let stream = open(&authority)?;
+        Ok(Self { authority, header, stream, used_at: Instant::now(), answer: Vec::new() })
     }
 
     /// One request and its answer.
@@ -60,6 +58,9 @@ impl Api {
     /// [`BenchError::Failed`] when the connection breaks or what comes is no HTTP.
     pub(crate) fn post(&mut self, path: &str, body: &[u8]) -> Result<Answer, BenchError> {
         let failed = |error| BenchError::failed("no answer from the HTTP API", error);
+        if self.used_at.elapsed() > SILENCE_MAX {
+            self.stream = open(&self.authority)?;
+        }
         let Self { authority, header, .. } = self;
         let len = body.len();
         let mut request =
@@ -72,6 +73,7 @@ impl Api {
             if let Some(answer) =
                 read_answer(&self.answer).map_err(|error| failed(io::Error::other(error)))?
             {
+                self.used_at = Instant::now();
                 return Ok(answer);
             }
             let mut piece = [0; 4096];
@@ -82,6 +84,18 @@ impl Api {
             }
         }
     }
+}
+
+fn open(authority: &str) -> Result<TcpStream, BenchError> {
+    let unreachable = |error: io::Error| BenchError::Unreachable {
+        what: "the HTTP API",
+        at: authority.to_owned(),
+        reason: error.to_string(),
+    };
+    let stream = TcpStream::connect(authority).map_err(unreachable)?;
+    stream.set_nodelay(true).map_err(unreachable)?;
+    stream.set_read_timeout(Some(ANSWER_DEADLINE)).map_err(unreachable)?;
+    Ok(stream)
 }
 
 /// `host:port` of `http://host:port`.
@@ -173,12 +187,9 @@ mod tests {
 
     #[test]
     fn nobody_there() {
-        let url = {
-            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-            format!("http://{}", listener.local_addr().unwrap())
-        };
-        let error = Api::connect(&url, None).unwrap_err();
+        let addr = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let error = Api::connect(&format!("http://{addr}"), None).unwrap_err();
         assert_eq!(error.exit_status(), 69, "{error}");
-        assert!(error.to_string().contains(&url), "{error}");
+        assert!(error.to_string().contains(&addr), "{error}");
     }
 }
