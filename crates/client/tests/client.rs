@@ -128,6 +128,32 @@ async fn many_requests_at_once_each_get_their_own_reply() {
 }
 
 #[tokio::test]
+async fn requests_wait_for_a_server_that_does_not_read_and_none_is_lost() {
+    let mut server = Server::start(Scheme::Wss).await;
+    let mut config = config(&server, identity());
+    config.requests_max = 4000.try_into().unwrap();
+    let (client, _events) = Client::connect(config).await.unwrap();
+    let peer = server.peer().await;
+    peer.order(Order::Freeze);
+    // 16 MB: more than the system takes on the way.
+    let tasks: Vec<_> = (0..4000_u32)
+        .map(|number| {
+            let client = client.clone();
+            tokio::spawn(async move {
+                let body = [&number.to_be_bytes()[..], &[b'.'; 4000]].concat();
+                assert_eq!(client.send(Operation(1000), body.clone()).await.unwrap(), body);
+            })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(tasks.iter().all(|task| !task.is_finished()));
+    peer.order(Order::Thaw);
+    for task in tasks {
+        task.await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn after_a_cut_the_client_returns_to_the_room_and_subscriptions_it_has_now() {
     let mut server = Server::start(Scheme::Tcp).await;
     let (client, mut events) = Client::connect(config(&server, identity())).await.unwrap();

@@ -29,8 +29,9 @@ pub(crate) enum Order {
     Close(CloseReason, String),
     /// The socket is closed without a word.
     Cut,
-    /// Nothing is read, answered or closed any more.
+    /// Nothing is read, answered or closed any more, until it thaws.
     Freeze,
+    Thaw,
 }
 
 /// What a client has done.
@@ -214,7 +215,10 @@ impl Connection {
                 Some(order) = self.orders.recv() => match order {
                     Order::Push(packet) => self.push(&packet),
                     Order::Cut => return,
-                    Order::Freeze => std::future::pending().await,
+                    Order::Freeze => {
+                        while !matches!(self.orders.recv().await, Some(Order::Thaw) | None) {}
+                    }
+                    Order::Thaw => {}
                     Order::Close(reason, notice) => {
                         self.session.close(&mut self.pool, reason, notice.as_bytes());
                         let _ = self.flush().await;
