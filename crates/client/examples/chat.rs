@@ -32,7 +32,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
                 ("/leave", _) => client.leave_room().await?,
                 ("/room", room) => client.change_room(room).await?,
                 ("/online", _) => say(&format!("{} online", client.heartbeat().await?))?,
-                _ => drop(client.send(MESSAGE, line).await?),
+                _ => match client.send(MESSAGE, line).await {
+                    Ok(_) => {}
+                    Err(error) => say(&format!("not sent: {error}"))?,
+                },
             }
         }
         client.close().await;
