@@ -34,6 +34,8 @@ fn mutated_packets_and_handshakes_disturb_nobody() {
     let (stop, pushed) = (AtomicBool::new(false), AtomicUsize::new(0));
 
     std::thread::scope(|scope| {
+        // Also when an assertion below ends this scope: it waits for its threads.
+        let stopping = StopOnDrop(&stop);
         let clients =
             people.iter().enumerate().map(|(nth, who)| Client::login(&process.server, BOTH[nth % 2], who));
         // All are in the room before the first looks at its count.
@@ -45,7 +47,9 @@ fn mutated_packets_and_handshakes_disturb_nobody() {
                 scope.spawn(move || watch(client, stop, pushed))
             })
             .collect();
-        let http = Http::connect(process.server.addrs.http);
+        let mut http = Http::connect(process.server.addrs.http);
+        // Answered: the server has this connection among its descriptors too.
+        assert_eq!(http.request("GET", "/readyz", &[], b"").status, 200);
         scope.spawn(|| publish(http, &people, &room, &stop, &pushed));
 
         let before = process.descriptors();
@@ -58,7 +62,7 @@ fn mutated_packets_and_handshakes_disturb_nobody() {
         eprintln!("descriptors {before} -> {after}, memory {} -> {} KiB", warm / 1024, memory / 1024);
         assert!(memory < warm + GROWTH_MAX, "memory grew from {warm} to {memory} bytes");
 
-        stop.store(true, Ordering::SeqCst);
+        drop(stopping);
         for watcher in watchers {
             let slowest = watcher.join().expect("a client that was not disturbed");
             assert!(slowest < REPLY_MAX, "a heartbeat waited {slowest:?}");
@@ -68,6 +72,14 @@ fn mutated_packets_and_handshakes_disturb_nobody() {
     assert!(pushed.load(Ordering::SeqCst) > 50, "pushes went on all the time");
     Client::login(&process.server, Transport::Tcp, &Who::new()).expect_nothing();
     Client::login(&process.server, Transport::Ws, &Who::new()).expect_nothing();
+}
+
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
 }
 
 /// A good client: heartbeats all the time, and every push in order. Gives the longest wait for an answer.
