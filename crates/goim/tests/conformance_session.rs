@@ -346,7 +346,7 @@ fn row_117_a_client_that_sends_and_never_reads_is_held_up_and_answered_later() {
             client.expect(&Packet::new(3, 1, [0; 4]));
         }
         // The last one may have gone in part only.
-        if sent % unit > 0 {
+        if !sent.is_multiple_of(unit) {
             let heartbeat = Packet::new(2, 1, "").encode();
             let whole = match transport {
                 Transport::Tcp => heartbeat,
