@@ -37,8 +37,10 @@ pub(crate) struct Plan {
     pub(crate) targets: Vec<Target>,
     /// Addresses to connect from; empty leaves that to the system.
     pub(crate) sources: Vec<IpAddr>,
-    /// Clients on one source address.
+    /// Clients on one source address; fewer than there are ports.
     pub(crate) clients_per_source: u32,
+    /// Ports to connect from: the first, and how many.
+    pub(crate) ports: (u16, u16),
     /// The first of this worker's clients.
     pub(crate) first: u32,
     /// How many it has.
@@ -177,6 +179,7 @@ mod tests {
             targets: vec![target],
             sources: vec!["127.0.0.2".parse().unwrap()],
             clients_per_source: 10,
+            ports: (32_768, 28_231),
             first: 3,
             count: 4,
             in_flight_max: 5,

@@ -109,6 +109,7 @@ impl Load {
             targets,
             sources,
             clients_per_source,
+            ports: outgoing_ports(),
             first: 0,
             count: self.connections,
             in_flight_max: (IN_FLIGHT / self.workers()?).max(1),
@@ -123,8 +124,8 @@ impl Load {
             let count = u32::try_from(self.source.len()).unwrap_or(u32::MAX);
             return (self.source.clone(), self.connections.div_ceil(count));
         }
-        // Half of the ports: the last ones of a range take the system long to find.
-        let each = (outgoing_ports() / 2).max(1);
+        // Half of the ports: some may be taken by others.
+        let each = u32::from(outgoing_ports().1 / 2).max(1);
         let loopback = targets.iter().all(|target| target.addr.is_ipv4() && target.addr.ip().is_loopback());
         if !loopback {
             return (Vec::new(), each);
@@ -243,7 +244,7 @@ mod tests {
         let load = load("--connections 100000").unwrap();
         let plan = load.plan(7, vec![target("127.0.0.1:1")]).unwrap();
         let room = u64::try_from(plan.sources.len()).unwrap() * u64::from(plan.clients_per_source);
-        assert!(room >= 100_000 && plan.clients_per_source < outgoing_ports(), "{plan:?}");
+        assert!(room >= 100_000 && plan.clients_per_source < u32::from(outgoing_ports().1), "{plan:?}");
         assert_eq!(plan.sources[0], IpAddr::from([127, 0, 0, 2]));
         assert_eq!(plan.room, "bench://00000007");
         assert_eq!(load.plan(7, vec![target("10.0.0.1:1")]).unwrap().sources, Vec::<IpAddr>::new());

@@ -100,13 +100,13 @@ pub(crate) fn open_files_of(pid: u32) -> Option<u64> {
     line.split_whitespace().next()?.parse().ok()
 }
 
-/// Ports that the system gives to outgoing connections, for each source address.
-pub(crate) fn outgoing_ports() -> u32 {
+/// Ports that the system gives to outgoing connections, for each source address: the first, and how many.
+pub(crate) fn outgoing_ports() -> (u16, u16) {
     let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
-    let mut bounds = range.split_whitespace().map_while(|bound| bound.parse::<u32>().ok());
+    let mut bounds = range.split_whitespace().map_while(|bound| bound.parse::<u16>().ok());
     match (bounds.next(), bounds.next()) {
-        (Some(first), Some(last)) if last >= first => last - first + 1,
-        _ => 28_232,
+        (Some(first), Some(last)) if last > first => (first, last - first),
+        _ => (32_768, 28_231),
     }
 }
 

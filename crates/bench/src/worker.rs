@@ -5,6 +5,7 @@
 
 mod beats;
 mod client;
+mod connecting;
 mod crowd;
 
 use std::io::{self, BufRead, Write};

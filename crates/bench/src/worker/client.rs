@@ -1,18 +1,16 @@
 //! One client: a socket, the protocol's state machine, and what it has received.
 
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 
-use goim_session::{ClientRules, ClientSession, ClientStep, Moment, Opening};
+use goim_session::{ClientSession, ClientStep, Moment, Opening};
 use goim_wire::{Operation, Sequence, Version, control};
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
-use socket2::{Domain, Protocol, Socket, Type};
 
+use super::connecting::{Beginning, connect};
 use super::crowd::Accounts;
 use crate::clock::now_ns;
-use crate::control::{Carrier, Target};
+use crate::control::Carrier;
 use crate::tracker::Tracker;
 
 /// One client, from its first step of connecting to its end.
@@ -38,17 +36,6 @@ pub(super) enum Phase {
 struct Beat {
     request: Sequence,
     due_ns: u64,
-}
-
-/// What a client needs to begin with.
-pub(super) struct Beginning<'a> {
-    pub(super) target: &'a Target,
-    pub(super) source: Option<IpAddr>,
-    pub(super) rules: Arc<ClientRules>,
-    pub(super) token: Vec<u8>,
-    pub(super) trackers: Box<[Tracker]>,
-    pub(super) number: u32,
-    pub(super) now: Moment,
 }
 
 impl Client {
@@ -176,22 +163,6 @@ impl Client {
 fn said(error: io::Error) -> String {
     error.to_string()
 }
-
-fn connect(addr: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpStream> {
-    let socket = Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
-    socket.set_tcp_nodelay(true)?;
-    if let Some(source) = source {
-        socket.bind(&SocketAddr::new(source, 0).into())?;
-    }
-    match socket.connect(&addr.into()) {
-        Err(error) if error.raw_os_error() != Some(IN_PROGRESS) => return Err(error),
-        _ => {}
-    }
-    Ok(TcpStream::from_std(socket.into()))
-}
-
-/// What `connect` says of a socket that does not wait.
-const IN_PROGRESS: i32 = rustix::io::Errno::INPROGRESS.raw_os_error();
 
 /// Masks that differ from client to client. Nobody here has to be kept from foreseeing them.
 fn masks(number: u32) -> Box<dyn FnMut() -> [u8; 4] + Send> {

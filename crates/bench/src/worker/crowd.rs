@@ -10,7 +10,8 @@ use mio::event::Event;
 use mio::{Registry, Token};
 
 use super::beats::Beats;
-use super::client::{Beginning, Client, Phase};
+use super::client::{Client, Phase};
+use super::connecting::{Beginning, Source};
 use crate::clock::now_ns;
 use crate::control::{BeatReport, Plan, Progress, Report};
 use crate::latency::Latency;
@@ -295,10 +296,15 @@ fn pick<T>(list: &[T], number: u32) -> &T {
     &list[at]
 }
 
-/// Where client `number` connects from: sources are filled one after the other.
-fn source(plan: &Plan, number: u32) -> Option<std::net::IpAddr> {
-    let at = usize::try_from(number / plan.clients_per_source.max(1)).ok()?;
-    plan.sources.get(at % plan.sources.len().max(1)).copied()
+/// Where client `number` connects from: sources are filled one after the other. `None` leaves it to the system.
+fn source(plan: &Plan, number: u32) -> Option<Source> {
+    let each = plan.clients_per_source.max(1);
+    let at = usize::try_from(number / each).ok()?;
+    let addr = *plan.sources.get(at % plan.sources.len().max(1))?;
+    let (first, count) = plan.ports;
+    // Runs begin at different ports, since those of the last run are still in TIME_WAIT.
+    let place = plan.run.wrapping_add(number % each) % u32::from(count.max(1));
+    Some(Source { addr, first, count, place: u16::try_from(place).unwrap_or_default() })
 }
 
 /// What client `number` says of itself: a key of 36 bytes, a member, the room, three subscriptions.
