@@ -2,12 +2,11 @@
 
 use std::net::SocketAddr;
 
-use goim_session::Transport;
 use mio::net::TcpListener;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::config::Config;
-use crate::transport::Kind;
+use crate::transport::{KINDS, Kind};
 use crate::{ListenAddrs, StartError};
 
 /// The listeners of all shards.
@@ -22,26 +21,10 @@ pub(crate) struct Listening {
 pub(crate) fn open(config: &Config, shards: usize, tls: bool) -> Result<Listening, StartError> {
     let mut open =
         Listening { shards: (0..shards).map(|_| Vec::new()).collect(), addrs: ListenAddrs::default() };
-    let listen = &config.listen;
-    let groups = [
-        (Transport::Stream, false, &listen.tcp),
-        (Transport::Stream, true, &listen.tcp_tls),
-        (Transport::WebSocket, false, &listen.websocket),
-        (Transport::WebSocket, true, &listen.websocket_tls),
-    ];
-    for (transport, over_tls, addrs) in groups {
-        if over_tls && !tls {
-            continue;
-        }
-        for addr in addrs {
-            let bound = open.open_one(config, Kind { transport, tls: over_tls }, *addr)?;
-            let list = match (transport, over_tls) {
-                (Transport::Stream, false) => &mut open.addrs.tcp,
-                (Transport::Stream, true) => &mut open.addrs.tcp_tls,
-                (Transport::WebSocket, false) => &mut open.addrs.websocket,
-                (Transport::WebSocket, true) => &mut open.addrs.websocket_tls,
-            };
-            list.push(bound);
+    for kind in KINDS.into_iter().filter(|kind| tls || !kind.tls) {
+        for addr in kind.configured(&config.listen) {
+            let bound = open.open_one(config, kind, *addr)?;
+            kind.open(&mut open.addrs).push(bound);
         }
     }
     Ok(open)

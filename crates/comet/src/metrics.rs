@@ -9,7 +9,8 @@ use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 
 use crate::shard::Shared;
-use crate::stats::{BOUNDS_US, Counter, DROPS, Histogram, KINDS, RANGES, ShardStats};
+use crate::stats::{BOUNDS_US, Counter, DROPS, Histogram, RANGES, ShardStats};
+use crate::transport::KINDS;
 
 /// Reads all shards of a comet.
 pub(crate) struct CometCollector {

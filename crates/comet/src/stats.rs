@@ -8,8 +8,7 @@ use std::time::Duration;
 use goim_ports::Operation;
 use goim_session::CloseReason;
 
-use crate::transport::Kind;
-use goim_session::Transport;
+use crate::transport::{KINDS, Kind};
 
 /// Ranges of operations that are counted apart.
 pub(crate) const RANGES: [&str; 4] = ["control", "message", "business", "other"];
@@ -23,14 +22,6 @@ pub(crate) fn range_of(operation: Operation) -> usize {
         _ => 3,
     }
 }
-
-/// The kinds of connections, in the order of their counters.
-pub(crate) const KINDS: [Kind; 4] = [
-    Kind { transport: Transport::Stream, tls: false },
-    Kind { transport: Transport::Stream, tls: true },
-    Kind { transport: Transport::WebSocket, tls: false },
-    Kind { transport: Transport::WebSocket, tls: true },
-];
 
 /// Why a push did not go to a session that it was for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

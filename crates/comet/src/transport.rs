@@ -4,12 +4,15 @@
 //! business. Nothing here blocks.
 
 use std::io::{self, IoSlice, Read as _, Write as _};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use goim_session::{Outbox, Transport};
 use mio::net::TcpStream;
 use rustls::ServerConfig;
 
+use crate::ListenAddrs;
+use crate::config::ListenConfig;
 use crate::tls::TlsSession;
 
 /// What a listener expects of its connections.
@@ -19,7 +22,35 @@ pub(crate) struct Kind {
     pub(crate) tls: bool,
 }
 
+/// The kinds of connections. Counters by kind are in this order.
+pub(crate) const KINDS: [Kind; 4] = [
+    Kind { transport: Transport::Stream, tls: false },
+    Kind { transport: Transport::Stream, tls: true },
+    Kind { transport: Transport::WebSocket, tls: false },
+    Kind { transport: Transport::WebSocket, tls: true },
+];
+
 impl Kind {
+    /// Where connections of this kind are to be accepted.
+    pub(crate) fn configured(self, listen: &ListenConfig) -> &[SocketAddr] {
+        match (self.transport, self.tls) {
+            (Transport::Stream, false) => &listen.tcp,
+            (Transport::Stream, true) => &listen.tcp_tls,
+            (Transport::WebSocket, false) => &listen.websocket,
+            (Transport::WebSocket, true) => &listen.websocket_tls,
+        }
+    }
+
+    /// Where they are.
+    pub(crate) fn open(self, addrs: &mut ListenAddrs) -> &mut Vec<SocketAddr> {
+        match (self.transport, self.tls) {
+            (Transport::Stream, false) => &mut addrs.tcp,
+            (Transport::Stream, true) => &mut addrs.tcp_tls,
+            (Transport::WebSocket, false) => &mut addrs.websocket,
+            (Transport::WebSocket, true) => &mut addrs.websocket_tls,
+        }
+    }
+
     /// The label of metrics and logs.
     pub(crate) const fn label(self) -> &'static str {
         match (self.transport, self.tls) {

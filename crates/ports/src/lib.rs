@@ -26,6 +26,10 @@ pub use comet::{Broadcast, CometError, CometPool, CometPort, KeyPush, RoomPush};
 pub use directory::{DirectoryError, RoomCounts, RoomDirectory, SessionDirectory, SessionRecord};
 pub use goim_wire::{Operation, PacketBuf, Sequence, Version};
 pub use id::{Mid, RoomId, ServerId, SessionKey};
-pub use logic::{Accepted, ConnectError, ConnectRequest, LogicError, LogicPort, OnlineReport, SessionRef, Upstream};
+pub use logic::{
+    Accepted, ConnectError, ConnectRequest, LogicError, LogicPort, OnlineReport, SessionRef, Upstream,
+};
 pub use node::{CometNode, NodeDirectory, NodeError};
-pub use push_log::{AcceptedAt, AppendError, LogEntry, LogPosition, PushLog, PushLogReader, PushRecord, PushTarget, ReadError};
+pub use push_log::{
+    AcceptedAt, AppendError, LogEntry, LogPosition, PushLog, PushLogReader, PushRecord, PushTarget, ReadError,
+};

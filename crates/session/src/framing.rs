@@ -7,6 +7,7 @@ use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use crate::CloseReason;
 use bytes::Bytes;
 use goim_websocket::{self as websocket, Event, FrameError, Opcode, handshake};
 use goim_wire::{DecodeError, Operation, Packet, PacketBuf, StreamDecoder};
@@ -79,6 +80,31 @@ pub enum FramingError {
         /// A complete HTTP response that says so.
         answer: Vec<u8>,
     },
+}
+
+impl FramingError {
+    /// What may be said before the connection ends. A lenient listener says nothing about frames, as goim; a strict one
+    /// names the fault by its code, as RFC 6455 asks.
+    pub(crate) fn last_words(self, rules: &FramingRules) -> Vec<u8> {
+        let mut out = Vec::new();
+        match self {
+            Self::Frame(error) if !rules.websocket.lenient => {
+                Transport::WebSocket.close_frame(error.close_code(), "", &mut out);
+            }
+            Self::Packet(_) | Self::Frame(_) => {}
+            Self::Upgrade { answer, .. } => out = answer,
+        }
+        out
+    }
+
+    /// Why the connection ends.
+    pub(crate) fn reason(&self) -> CloseReason {
+        match self {
+            Self::Packet(_) => CloseReason::BadPacket,
+            Self::Frame(_) => CloseReason::BadFrame,
+            Self::Upgrade { .. } => CloseReason::BadUpgrade,
+        }
+    }
 }
 
 /// One connection's framing, for either end.
@@ -158,7 +184,34 @@ impl Framing {
     }
 }
 
+/// Close codes of RFC 6455 that the server uses.
+const NORMAL: u16 = 1000;
+const GOING_AWAY: u16 = 1001;
+
 impl Transport {
+    /// Appends the answer to a ping.
+    pub(crate) fn pong(self, payload: &[u8], out: &mut Vec<u8>) {
+        if self == Self::WebSocket {
+            websocket::encode_frame(out, Opcode::Pong, payload, None);
+        }
+    }
+
+    /// Appends the answer to the peer's own close frame.
+    pub(crate) fn goodbye(self, out: &mut Vec<u8>) {
+        self.close_frame(NORMAL, "", out);
+    }
+
+    /// Appends the word that the server ends the connection, where the transport has one.
+    pub(crate) fn going_away(self, reason: &str, out: &mut Vec<u8>) {
+        self.close_frame(GOING_AWAY, reason, out);
+    }
+
+    fn close_frame(self, code: u16, reason: &str, out: &mut Vec<u8>) {
+        if self == Self::WebSocket {
+            websocket::encode_frame(out, Opcode::Close, &websocket::close_payload(code, reason), None);
+        }
+    }
+
     /// Appends a packet that only this peer gets. `mask` is for the client's end of a WebSocket.
     pub(crate) fn encode(self, packet: Packet<'_>, mask: Option<[u8; 4]>, out: &mut Vec<u8>) {
         match self {

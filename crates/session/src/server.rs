@@ -11,11 +11,10 @@
 use alloc::string::String;
 use core::time::Duration;
 
-use goim_websocket::{self as websocket, Opcode};
 use goim_wire::{Operation, Packet, Sequence, Version, control};
 use smallvec::SmallVec;
 
-use crate::framing::{EncodedPush, Framing, FramingError, FramingRules, Incoming, Transport};
+use crate::framing::{EncodedPush, Framing, FramingRules, Incoming, Transport};
 use crate::outbox::{Admission, Outbox, OutboxPool, QueueLimit};
 use crate::{CloseReason, Moment};
 
@@ -206,7 +205,11 @@ impl ServerSession {
         let transport = self.framing.transport();
         let incoming = match self.framing.next(&rules.framing, input, at) {
             Ok(incoming) => incoming,
-            Err(error) => return Err(refuse(&mut self.outbox, pool, rules, error)),
+            Err(error) => {
+                let reason = error.reason();
+                self.outbox.reply(pool, |out| out.extend(error.last_words(&rules.framing)));
+                return Err(reason);
+            }
         };
         let packet = match incoming {
             None => return Ok(Step::Idle),
@@ -218,12 +221,11 @@ impl ServerSession {
                 return Ok(Step::Handled { packet: None });
             }
             Some(Incoming::Ping(payload)) => {
-                self.outbox.reply(pool, |out| websocket::encode_frame(out, Opcode::Pong, payload, None));
+                self.outbox.reply(pool, |out| transport.pong(payload, out));
                 return Ok(Step::Handled { packet: None });
             }
             Some(Incoming::Closed) => {
-                let payload = websocket::close_payload(1000, "");
-                self.outbox.reply(pool, |out| websocket::encode_frame(out, Opcode::Close, &payload, None));
+                self.outbox.reply(pool, |out| transport.goodbye(out));
                 return Err(CloseReason::PeerClosed);
             }
         };
@@ -332,10 +334,8 @@ impl ServerSession {
         let told = self.is_open() && self.is_extended() && reason != CloseReason::PeerClosed;
         if told {
             self.reply(pool, Version::GOIM, Operation::DISCONNECT, Sequence::NONE, farewell);
-            if self.transport() == Transport::WebSocket {
-                let payload = websocket::close_payload(1001, reason.label());
-                self.outbox.reply(pool, |out| websocket::encode_frame(out, Opcode::Close, &payload, None));
-            }
+            let transport = self.transport();
+            self.outbox.reply(pool, |out| transport.going_away(reason.label(), out));
         }
         self.phase = Phase::Closed;
         self.deadline = Moment::NEVER;
@@ -351,30 +351,6 @@ fn subscribe(accepts: &mut SmallVec<[Operation; 4]>, wanted: &[Operation]) {
     for operation in wanted {
         if !accepts.contains(operation) {
             accepts.push(*operation);
-        }
-    }
-}
-
-/// Queues what may be said about input that was not understood, and gives the reason to close. A lenient listener says
-/// nothing about frames, as goim; a strict one says goodbye with the code of the fault, as RFC 6455 asks.
-fn refuse(
-    outbox: &mut Outbox,
-    pool: &mut OutboxPool,
-    rules: &ServerRules,
-    error: FramingError,
-) -> CloseReason {
-    match error {
-        FramingError::Packet(_) => CloseReason::BadPacket,
-        FramingError::Frame(error) => {
-            if !rules.framing.websocket.lenient {
-                let payload = websocket::close_payload(error.close_code(), "");
-                outbox.reply(pool, |out| websocket::encode_frame(out, Opcode::Close, &payload, None));
-            }
-            CloseReason::BadFrame
-        }
-        FramingError::Upgrade { answer, .. } => {
-            outbox.reply(pool, |out| out.extend_from_slice(&answer));
-            CloseReason::BadUpgrade
         }
     }
 }

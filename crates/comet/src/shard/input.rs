@@ -66,7 +66,10 @@ impl Shard {
                     self.feed(slot, bytes);
                 }
                 Received::Nothing { more } => connection.readable = more,
-                Received::End => self.close(slot, CloseReason::PeerClosed),
+                Received::End => {
+                    connection.half_closed = true;
+                    self.close(slot, CloseReason::PeerClosed);
+                }
                 Received::Lost => self.close(slot, CloseReason::ConnectionLost),
                 Received::BadTls(error) => {
                     tracing::debug!(remote = %connection.remote, error, "TLS failed");

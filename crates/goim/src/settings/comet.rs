@@ -58,7 +58,7 @@ pub(super) fn settings() -> Vec<Setting> {
         [comet.limits.packets_per_second_max] = "50", "Inbound packets a second of one client, on average. Not set: no limit. One above it is read later, not refused.";
         [comet.limits.packets_burst], "Inbound packets that may come at once before packets_per_second_max applies.";
 
-        size [comet.send.queue_bytes_max], "What waits for one session whose socket is full. Worst-case memory is this times the sessions that do not read; raise it to ride out longer stalls of mobile clients at that cost. An empty queue takes one packet of any size.";
+        size [comet.send.queue_bytes_max], "What waits for one session whose socket is full. Worst-case memory is this times the sessions that do not read; raise it to ride out longer stalls of mobile clients at that cost. The packet at the front does not count, whatever its size.";
         [comet.send.slow_consumer], "What happens to a packet that finds the queue full, by operation or range; the first that holds it counts. Policies: drop-newest, drop-oldest, close. For example [\"1000..1999 drop-oldest\", \"4 close\"].";
         [comet.send.slow_consumer_default], "What happens to operations that slow_consumer does not name.";
         size [comet.send.notsent_lowat_bytes], "What the kernel takes beyond what is on the wire (TCP_NOTSENT_LOWAT). Bounds the kernel's memory for a client that does not read at about 130 KB instead of 4 MB.";
