@@ -105,6 +105,7 @@ pub(crate) struct Shard {
     accept_credit: f64,
     accept_seen: Moment,
     accept_paused_until: Option<Moment>,
+    accept_silent_until: Moment,
     draining: Option<Draining>,
     seed: u64,
 }
@@ -152,6 +153,7 @@ impl Shard {
             accept_credit: 0.0,
             accept_seen: Moment(0),
             accept_paused_until: None,
+            accept_silent_until: Moment(0),
             draining: None,
             seed,
         })

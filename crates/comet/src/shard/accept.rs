@@ -17,6 +17,9 @@ const ACCEPTS_PER_TURN: usize = 256;
 /// Pause after an error that will not go away at once (no descriptors, no memory), unless a connection leaves before.
 const PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
 
+/// How often a lasting error is worth a line in the log; the counter has each.
+const SILENCE: std::time::Duration = std::time::Duration::from_secs(10);
+
 /// A listener of this shard.
 pub(super) struct Listener {
     socket: TcpListener,
@@ -87,7 +90,10 @@ impl Shard {
                 self.stats.accept_errors.add(1);
                 let lasting = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
                 if error.raw_os_error().is_some_and(|code| lasting.contains(&code)) {
-                    tracing::warn!(shard = self.index, %error, "cannot accept; trying again shortly");
+                    if self.now >= self.accept_silent_until {
+                        self.accept_silent_until = self.now.after(SILENCE);
+                        tracing::warn!(shard = self.index, %error, "cannot accept; it goes on trying");
+                    }
                     self.accept_paused_until = Some(self.now.after(PAUSE));
                     return false;
                 }

@@ -124,7 +124,7 @@ impl Shard {
         self.paced.clear();
         self.draining = Some(Draining {
             sessions_per_second: f64::from(share(per_second, self.peers.len()).get()),
-            credit: 1.0,
+            credit: 0.0,
             seen: self.now,
             until: self.now.after(deadline),
             delay_max,

@@ -11,6 +11,7 @@ mod rpc;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use goim_adapters::memory::{
     MemoryNodes, MemoryPushLog, MemoryRooms, MemorySessions, SharedComets, push_log,
@@ -47,6 +48,9 @@ pub struct Addrs {
     /// gRPC of logic.
     pub logic_rpc: Option<SocketAddr>,
 }
+
+/// How long a drain waits at most for the push log to be empty before the first session is told to go.
+const HANDOVER_WAIT: Duration = Duration::from_secs(1);
 
 /// A running system. Dropping it stops it at once; [`Running::drain`] stops it gently.
 pub struct Running {
@@ -197,6 +201,7 @@ impl Running {
     /// Dropping the future stops at once.
     pub async fn drain(mut self) {
         self.operation.is_draining();
+        self.hand_over_accepted().await;
         self.comet.drain().await;
         // A closed channel would tell them too.
         let _ = self.stop_serving.send(true);
@@ -205,6 +210,17 @@ impl Running {
         }
         self.log.close();
         report("job", (&mut self.job).await);
+    }
+}
+
+impl Running {
+    /// Waits until the push log is empty, so that nobody is told to go while something that was accepted is on its way
+    /// to him. Under a stream of pushes it never is; then the wait ends after [`HANDOVER_WAIT`].
+    async fn hand_over_accepted(&self) {
+        let until = Instant::now() + HANDOVER_WAIT;
+        while self.log.stats().records > 0 && Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 }
 
