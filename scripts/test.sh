@@ -5,6 +5,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/toolchain.sh
+# One test runs the client of README, which is Python and needs nothing but its standard library.
+command -v python3 > /dev/null || { echo "test.sh: install python3 (Debian: apt-get install python3)" >&2; exit 1; }
 
 echo "fetching the crates that Cargo.lock names"
 cargo fetch --locked --quiet

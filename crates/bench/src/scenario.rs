@@ -167,7 +167,7 @@ impl Course<'_> {
         self.progress.phase("heartbeats", 0);
         let progress = self.progress;
         self.fleet.hear(Instant::now() + self.load.quiet, |all| {
-            progress.at(all.beats_answered);
+            progress.at(all.beats_answered.saturating_sub(before.beats_answered));
             false
         })?;
         let after = self.snapshot();

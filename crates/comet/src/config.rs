@@ -192,6 +192,14 @@ impl TlsConfig {
     pub fn new(cert_file: PathBuf, key_file: PathBuf) -> Self {
         Self { cert_file, key_file, reload_interval: Duration::from_secs(30) }
     }
+
+    /// Reads both files and tries them as a pair, as a start does.
+    ///
+    /// # Errors
+    /// What is wrong, with the file that it is about.
+    pub fn check(&self) -> Result<(), String> {
+        crate::tls::CertificateStore::load(self).map(drop).map_err(|error| error.to_string())
+    }
 }
 
 impl Default for LimitsConfig {

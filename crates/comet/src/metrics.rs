@@ -127,7 +127,7 @@ impl CometCollector {
         let mut family = out.encode_descriptor(&name, help, None, MetricType::Histogram)?;
         for (index, shard) in self.shards.iter().enumerate() {
             let (counts, sum_us) = pick(shard).read();
-            let bounds = BOUNDS_US.iter().map(|us| *us as f64 / 1e6).chain([f64::MAX]);
+            let bounds = BOUNDS_US.iter().map(|us| *us as f64 / 1e6).chain([f64::INFINITY]);
             let buckets: Vec<(f64, u64)> = bounds.zip(counts.iter().copied()).collect();
             let labels = [("shard", index.to_string())];
             let mut row = family.encode_family(&labels)?;

@@ -64,7 +64,8 @@ impl Faults {
 fn tls(config: &Config, faults: &mut Faults) {
     let listen = &config.comet.listen;
     match &config.comet.tls {
-        Some(TlsConfig { cert_file, key_file, reload_interval }) => {
+        Some(pair) => {
+            let TlsConfig { cert_file, key_file, reload_interval } = pair;
             let (cert, key) = (!cert_file.as_os_str().is_empty(), !key_file.as_os_str().is_empty());
             faults.add_if(
                 cert && !key,
@@ -74,8 +75,11 @@ fn tls(config: &Config, faults: &mut Faults) {
                 key && !cert,
                 "comet.tls.key_file is set without comet.tls.cert_file: name the certificate too",
             );
-            readable("comet.tls.cert_file", cert_file, faults);
-            readable("comet.tls.key_file", key_file, faults);
+            let both = readable("comet.tls.cert_file", cert_file, faults)
+                & readable("comet.tls.key_file", key_file, faults);
+            if both && let Err(error) = pair.check() {
+                faults.add(format!("comet.tls: {error}"));
+            }
             positive("comet.tls.reload_interval", *reload_interval, faults);
             faults.add_if(
                 listen.tcp_tls.is_empty() && listen.websocket_tls.is_empty(),
@@ -93,13 +97,16 @@ fn tls(config: &Config, faults: &mut Faults) {
     }
 }
 
-fn readable(key: &str, path: &Path, faults: &mut Faults) {
+/// True when the file is named and can be read.
+fn readable(key: &str, path: &Path, faults: &mut Faults) -> bool {
     if path.as_os_str().is_empty() {
-        return;
+        return false;
     }
-    if let Err(error) = std::fs::read(path) {
+    let result = std::fs::read(path);
+    if let Err(error) = &result {
         faults.add(format!("{key} = \"{}\" cannot be read: {error}", path.display()));
     }
+    result.is_ok()
 }
 
 fn listeners(config: &Config, faults: &mut Faults) {
@@ -201,8 +208,17 @@ mod tests {
 
     #[test]
     fn certificates() {
-        let here = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
-        let (cert, key) = (format!("comet.tls.cert_file={here}"), format!("comet.tls.key_file={here}"));
+        let folder = std::env::temp_dir().join(format!("goim-check-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let file = |name: &str, text: String| {
+            std::fs::write(folder.join(name), text).unwrap();
+            folder.join(name).display().to_string()
+        };
+        let cert = format!("comet.tls.cert_file={}", file("cert.pem", made.cert.pem()));
+        let key = format!("comet.tls.key_file={}", file("key.pem", made.signing_key.serialize_pem()));
+        let junk = format!("comet.tls.key_file={}", file("junk.pem", "no key".to_owned()));
+        check(&[&cert, &junk], "junk.pem");
         check(&[&cert, &key], "");
         check(&[&cert], "cert_file is set without comet.tls.key_file");
         check(&[&key], "key_file is set without comet.tls.cert_file");
@@ -218,6 +234,7 @@ mod tests {
         check(&["comet.listen.tcp_tls=:3104"], "comet.listen.tcp_tls needs comet.tls.cert_file");
         check(&["comet.listen.websocket_tls=:3104"], "comet.listen.websocket_tls needs");
         check(&[&cert, &key, "comet.listen.websocket_tls="], "both empty");
+        std::fs::remove_dir_all(&folder).unwrap();
     }
 
     #[test]

@@ -293,11 +293,13 @@ impl ServerSession {
         self.reply(pool, version, Operation::HEARTBEAT_REPLY, sequence, &control::online_count(online));
     }
 
-    /// Queues the answer of the business to the packet that waits for it, and takes input again.
-    pub fn reply_upstream(&mut self, pool: &mut OutboxPool, body: &[u8]) {
-        let Phase::AwaitingReply { version, operation, sequence } = self.phase else { return };
+    /// Queues the answer of the business to the packet that waits for it, and takes input again. Gives the operation
+    /// that was answered.
+    pub fn reply_upstream(&mut self, pool: &mut OutboxPool, body: &[u8]) -> Option<Operation> {
+        let Phase::AwaitingReply { version, operation, sequence } = self.phase else { return None };
         self.phase = Phase::Open;
         self.reply(pool, version, operation, sequence, body);
+        Some(operation)
     }
 
     fn reply(

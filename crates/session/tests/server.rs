@@ -218,7 +218,7 @@ fn while_an_answer_is_outstanding_nothing_more_is_taken() {
     driver.feed(&[packet(1000, 1, b"a"), packet(2, 2, b"")].concat()).unwrap();
     assert_eq!(driver.asked, [Asked::Upstream(1000, b"a".into())]);
     assert!(!driver.session.wants_input(&driver.rules));
-    driver.session.reply_upstream(&mut driver.pool, b"answer");
+    assert_eq!(driver.session.reply_upstream(&mut driver.pool, b"answer"), Some(Operation(1000)));
     driver.feed(b"").unwrap();
     assert_eq!(driver.output(), [packet(1000, 1, b"answer"), count(2, 1)].concat());
 }

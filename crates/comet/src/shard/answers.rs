@@ -220,8 +220,9 @@ impl Shard {
             Bytes::new()
         });
         let connection = &mut self.connections[slot as usize];
-        connection.session.reply_upstream(&mut self.pool, &body);
-        self.stats.packets_out(goim_ports::Operation::SEND, 1, goim_wire::HEADER_LEN + body.len());
+        if let Some(operation) = connection.session.reply_upstream(&mut self.pool, &body) {
+            self.stats.packets_out(operation, 1, goim_wire::HEADER_LEN + body.len());
+        }
         self.stage(slot);
     }
 }

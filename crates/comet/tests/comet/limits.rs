@@ -188,3 +188,10 @@ fn a_room_message_goes_to_the_room_whatever_the_subscription() {
     outside.send(2, 1, b"");
     assert_eq!(outside.read().operation, 3, "nothing else came");
 }
+
+#[test]
+fn histograms_end_without_bound_as_prometheus_wants() {
+    let server = start(|_| {});
+    let text = server.metrics();
+    assert!(text.contains("goim_comet_push_latency_seconds_bucket{le=\"+Inf\",shard=\"0\"}"), "{text}");
+}

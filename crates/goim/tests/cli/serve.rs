@@ -160,7 +160,7 @@ fn a_broken_certificate_is_refused_with_64() {
     check_refused(
         &[&arguments[..], &["--set", "comet.listen.websocket_tls=127.0.0.1:0"]].concat(),
         64,
-        &["TLS"],
+        &["comet.tls", "key"],
     );
 }
 

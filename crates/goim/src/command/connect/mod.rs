@@ -112,6 +112,9 @@ async fn talk(config: ClientConfig, arguments: &Arguments) -> Result<(), Failure
     let (client, events) = Client::connect(config).await.map_err(|error| match error {
         ConnectError::Config(_) | ConnectError::TokenTooLong { .. } => Failure::usage(error.to_string()),
         ConnectError::Refused { .. } => Failure::new(error.to_string()),
+        error if error.to_string().contains("certificate") => {
+            Failure::unavailable(format!("{error}; --ca names the authority to trust"))
+        }
         _ => Failure::unavailable(format!("{error}; is `goim serve` running there?")),
     })?;
     let stays = arguments.stay || arguments.count.is_some();
