@@ -112,7 +112,9 @@ fn figures(run: &Outcome) -> Vec<Figure> {
     list.times(names, &run.all.latency);
     list.times(["broadcast: last receiver p50", "", ""], &run.all.last_receiver);
     list.add("broadcast: client CPU per delivery", Unit::Microseconds, run.all.client_cpu_us_each);
-    list.add_if("other processes, of all processors", Unit::Percent, run.others_share.map(|x| x * 100.0));
+    if let Some(share) = run.others_share {
+        list.alone("other processes, of all processors", Unit::Percent, share * 100.0);
+    }
     memory(run, &mut list);
     list.0
 }
@@ -120,9 +122,7 @@ fn figures(run: &Outcome) -> Vec<Figure> {
 /// The reference keeps nothing for its clients, so that its memory is no measure.
 fn memory(run: &Outcome, list: &mut List) {
     let Some(memory) = &run.memory else { return };
-    let mut add = |name, unit, value| {
-        list.0.push(Figure { name, unit, value, comparable: false });
-    };
+    let mut add = |name, unit, value| list.alone(name, unit, value);
     let mebibytes = |usage: &Usage| crate::outcome::float(usage.rss_bytes) / 1_048_576.0;
     let rss = memory.per_client(run.clients, |usage| usage.rss_bytes);
     add("RSS per idle connection", Unit::Bytes, rss);
@@ -138,6 +138,11 @@ struct List(Vec<Figure>);
 impl List {
     fn add(&mut self, name: &'static str, unit: Unit, value: f64) {
         self.0.push(Figure { name, unit, value, comparable: true });
+    }
+
+    /// A figure that is no measure beside the reference's.
+    fn alone(&mut self, name: &'static str, unit: Unit, value: f64) {
+        self.0.push(Figure { name, unit, value, comparable: false });
     }
 
     fn add_if(&mut self, name: &'static str, unit: Unit, value: Option<f64>) {
