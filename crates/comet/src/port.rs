@@ -3,8 +3,9 @@
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use goim_ports::{Broadcast, Call, CometError, CometPort, KeyPush, RoomId, RoomPush};
+use goim_ports::{Broadcast, Call, CometError, CometPort, KeyPush, Operation, PacketBuf, RoomId, RoomPush};
 use goim_session::EncodedPush;
+use goim_wire::batch;
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc::error::TrySendError;
 
@@ -74,7 +75,7 @@ impl CometPort for Port {
             return Call::Ready(Ok(()));
         }
         let encoded = EncodedPush::new(&push.packet);
-        let operation = push.packet.operation;
+        let operation = carried(&push.packet);
         let holders = (0..self.shards.len()).filter(|shard| shards & (1 << (shard % 64)) != 0);
         self.hand_over(holders.map(|shard| {
             let (room, accepted_at) = (push.room.clone(), push.accepted_at);
@@ -132,6 +133,15 @@ impl Port {
             Ok(())
         })
     }
+}
+
+/// The operation that a packet is about: of a batch, that of its first packet. Policies and counters go by it.
+fn carried(packet: &PacketBuf) -> Operation {
+    if packet.operation != Operation::RAW {
+        return packet.operation;
+    }
+    let first = batch::packets(&packet.body).next();
+    first.and_then(Result::ok).map_or(Operation::RAW, |first| first.operation)
 }
 
 fn gone() -> CometError {

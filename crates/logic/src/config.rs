@@ -89,7 +89,8 @@ pub struct HttpConfig {
     /// Requests a second that one client address may make, on average; as many may come at once. An IPv6 client is
     /// its /64 network. `None` (default): no limit.
     pub requests_per_second_max: Option<NonZeroU32>,
-    /// From the first byte of a request's head to its last. Default 10 s.
+    /// Until a request's head is there: from the start of a new connection, then from the first byte of each further
+    /// head. Default 10 s.
     pub header_timeout: Duration,
     /// How long a connection may be silent between two requests. Default 5 min. goim never closes one.
     pub idle_timeout: Duration,

@@ -170,9 +170,13 @@ impl Server {
     }
 
     pub fn push_room(&self, room: &str, body: &[u8]) {
+        self.push_room_packet(room, 1000, body);
+    }
+
+    pub fn push_room_packet(&self, room: &str, operation: i32, body: &[u8]) {
         let push = goim_ports::RoomPush {
             room: room.into(),
-            packet: goim_ports::PacketBuf::push(Operation(1000), Bytes::copy_from_slice(body)),
+            packet: goim_ports::PacketBuf::push(Operation(operation), Bytes::copy_from_slice(body)),
             accepted_at: None,
         };
         let call = self.comet.port().push_room(push);

@@ -88,8 +88,10 @@ fn open_files(config: &Config) {
     };
     let shown = |limit: Option<u64>| limit.map_or("none".to_owned(), |limit| limit.to_string());
     tracing::info!(before = shown(limit.before), now = shown(limit.now), "limit of open files");
-    let wanted = config.comet.limits.connections_max as u64;
-    if let Some(now) = limit.now.filter(|now| *now < wanted) {
+    // The default is no wish of anybody's: then the line above says enough.
+    let usual = goim_comet::LimitsConfig::default().connections_max;
+    let wanted = config.comet.limits.connections_max;
+    if let Some(now) = limit.now.filter(|now| wanted != usual && *now < wanted as u64) {
         tracing::warn!(
             open_files = now,
             connections_max = wanted,

@@ -41,7 +41,7 @@ pub(super) fn settings() -> Vec<Setting> {
         [logic.http.headers_max], "Most headers in a request.";
         secret [logic.http.api_keys], "Keys of which a push request must present one, each at least 16 bytes. None: pushes are taken from this machine only. Better in the environment than in a file: GOIM_LOGIC_HTTP_API_KEYS.";
         [logic.http.requests_per_second_max] = "1000", "Requests a second that one client address may make, on average; as many may come at once. An IPv6 client is its /64 network. Not set: no limit.";
-        [logic.http.header_timeout], "From the first byte of a request's head to its last.";
+        [logic.http.header_timeout], "Until a request's head is there: from the start of a new connection, then from the first byte of each further head.";
         [logic.http.idle_timeout], "How long a connection may be silent between two requests.";
         [logic.http.request_timeout], "From the end of a request's head to its answer.";
         [logic.http.connections_max], "Connections held at once. More wait to be accepted.";
