@@ -98,11 +98,24 @@ fn parameter(param: &Param) -> Value {
         "in": "query",
         "required": param.required,
         "description": param.description,
-        "schema": schema_of(param.kind),
+        "schema": schema_of_param(param),
         // Lists are repeated: keys=a&keys=b.
         "style": "form",
         "explode": true,
     })
+}
+
+/// As goim means it, a required number is one that is not zero, and a required text one that is not empty. The only
+/// required 64-bit number is how many rooms are wanted.
+fn schema_of_param(param: &Param) -> Value {
+    let mut schema = schema_of(param.kind);
+    match (param.required, param.kind) {
+        (true, Kind::I32) => schema["not"] = json!({ "const": 0 }),
+        (true, Kind::I64) => schema["minimum"] = json!(1),
+        (true, Kind::Text) => schema["minLength"] = json!(1),
+        _ => {}
+    }
+    schema
 }
 
 fn schema_of(kind: Kind) -> Value {
