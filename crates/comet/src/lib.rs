@@ -11,7 +11,8 @@
 //!                                     LogicPort
 //! ```
 //!
-//! Bytes become packets in `goim-session`; this crate never looks into a body.
+//! Bytes become packets in `goim-session`. Of a body this crate reads nothing, except that a batch (operation 9) goes by
+//! the operation of its first packet.
 
 mod address_book;
 mod config;
@@ -275,6 +276,14 @@ fn start_shards(
         shards.push(shard.map_err(StartError::Shard)?);
     }
     let mut threads = Vec::new();
+    // A thread that cannot be made takes back those that were.
+    let undo = |error| {
+        let (sessions_per_second, deadline) = (std::num::NonZeroU32::MAX, Duration::ZERO);
+        for handle in &handles {
+            handle.notice(Notice::Drain { sessions_per_second, deadline, delay_max: Duration::ZERO });
+        }
+        StartError::Shard(error)
+    };
     for (index, shard) in shards.into_iter().enumerate() {
         let builder = std::thread::Builder::new().name(format!("comet-{index}"));
         let thread = builder.spawn(move || {
@@ -285,7 +294,7 @@ fn start_shards(
                 std::process::abort();
             }
         });
-        threads.push(thread.map_err(StartError::Shard)?);
+        threads.push(thread.map_err(undo)?);
     }
     Ok((handles, all_stats, threads))
 }

@@ -3,7 +3,7 @@
 //! A turn of the loop takes what is ready (sockets, inbox, timers), stages bytes on the sessions touched, then flushes
 //! each of them once. Nothing here waits for a peer, for another shard or for logic.
 //!
-//! This file owns the loop and the state; what happens in it is in the files beside: [`accept`](self) lets connections
+//! This file owns the loop and the state; what happens in it is in the files beside: `accept` lets connections
 //! in, `input` takes their bytes, `answers` deals with logic's, `fanout` sends, `ending` lets them go.
 
 mod accept;

@@ -35,4 +35,4 @@ pub use close::{CloseReason, Return};
 pub use framing::{EncodedPush, FramingRules, Transport, websocket_rules};
 pub use moment::Moment;
 pub use outbox::{Admission, Outbox, OutboxPool, QueueLimit, SlowConsumerPolicy};
-pub use server::{Established, ServerRules, ServerSession, Step};
+pub use server::{Established, SUBSCRIPTIONS_MAX, ServerRules, ServerSession, Step};

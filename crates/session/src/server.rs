@@ -18,6 +18,9 @@ use crate::framing::{EncodedPush, Framing, FramingRules, Incoming, Transport};
 use crate::outbox::{Admission, Outbox, OutboxPool, QueueLimit};
 use crate::{CloseReason, Moment};
 
+/// Operations that one session may subscribe to. Twice as many as one packet of the default size can name; 16 KiB.
+pub const SUBSCRIPTIONS_MAX: usize = 4096;
+
 /// What all sessions of a listener have in common.
 #[derive(Debug, Clone)]
 pub struct ServerRules {
@@ -104,6 +107,7 @@ pub struct ServerSession {
     outbox: Outbox,
     deadline: Moment,
     heartbeat: Duration,
+    /// Sorted.
     accepts: SmallVec<[Operation; 4]>,
     protover: Option<Version>,
     cookie: Option<alloc::boxed::Box<str>>,
@@ -175,7 +179,7 @@ impl ServerSession {
     /// True when the session wants pushes of this operation.
     #[must_use]
     pub fn accepts(&self, operation: Operation) -> bool {
-        self.accepts.contains(&operation)
+        self.accepts.binary_search(&operation).is_ok()
     }
 
     /// What waits to be sent.
@@ -258,8 +262,9 @@ impl ServerSession {
             }
             Operation::UNSUBSCRIBE => {
                 echo(Operation::UNSUBSCRIBE_REPLY);
-                let gone = control::parse_operations(body).unwrap_or_default();
-                self.accepts.retain(|operation| !gone.contains(operation));
+                let mut gone = control::parse_operations(body).unwrap_or_default();
+                gone.sort_unstable();
+                self.accepts.retain(|operation| gone.binary_search(operation).is_err());
                 Ok(handled)
             }
             _ => {
@@ -349,10 +354,15 @@ impl ServerSession {
     }
 }
 
+/// Adds operations, sorted, so that one client's list costs nobody a walk over it. Beyond [`SUBSCRIPTIONS_MAX`] the rest
+/// is left out.
 fn subscribe(accepts: &mut SmallVec<[Operation; 4]>, wanted: &[Operation]) {
     for operation in wanted {
-        if !accepts.contains(operation) {
-            accepts.push(*operation);
+        if accepts.len() >= SUBSCRIPTIONS_MAX {
+            return;
+        }
+        if let Err(place) = accepts.binary_search(operation) {
+            accepts.insert(place, *operation);
         }
     }
 }

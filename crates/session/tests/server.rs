@@ -283,6 +283,22 @@ fn subscriptions_are_a_set() {
 }
 
 #[test]
+fn subscriptions_without_end_cost_a_bounded_list() {
+    let mut driver = Driver::open();
+    for first in (2000..20_000).step_by(500) {
+        let list: Vec<String> = (first..first + 500).map(|operation: i32| operation.to_string()).collect();
+        driver.feed(&packet(14, 1, list.join(",").as_bytes())).unwrap();
+        assert!(!driver.output().is_empty(), "the request is answered all the same");
+    }
+    let taken = (0..20_000).filter(|operation| driver.session.accepts(Operation(*operation))).count();
+    assert_eq!(taken, goim_session::SUBSCRIPTIONS_MAX);
+    assert!(driver.session.accepts(Operation(1000)), "what was there first stays");
+    driver.feed(&packet(16, 1, b"1000,1001")).unwrap();
+    driver.feed(&packet(14, 1, b"77")).unwrap();
+    assert!(driver.session.accepts(Operation(77)), "there is room again");
+}
+
+#[test]
 fn a_push_is_bare_on_a_stream_and_wrapped_on_websocket() {
     let inner = packet(1000, 0, b"hello");
     let push = EncodedPush::new(&PacketBuf::push(Operation::RAW, Bytes::from(inner.clone())));
