@@ -123,6 +123,10 @@ pub struct SendConfig {
     pub notsent_lowat_bytes: u32,
     /// Commands that wait for one shard. Default 1024. Full, the caller waits.
     pub inbox_commands_max: usize,
+    /// Sends to sessions that commands of one shard lead to, counted until they are flushed. Default 20,000: some tenth
+    /// of a second of work, which is what a message may wait here. A command for more receivers waits until nothing else
+    /// does. Full, the caller waits.
+    pub inbox_sends_max: NonZeroU32,
     /// Broadcasts with a speed that may be under way at once. Default 64.
     pub paced_broadcasts_max: usize,
 }
@@ -225,6 +229,7 @@ impl Default for SendConfig {
             slow_consumer_default: SlowConsumerPolicy::DropNewest,
             notsent_lowat_bytes: 16 * 1024,
             inbox_commands_max: 1024,
+            inbox_sends_max: NonZeroU32::MIN.saturating_add(19_999),
             paced_broadcasts_max: 64,
         }
     }

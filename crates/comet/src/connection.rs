@@ -1,6 +1,8 @@
 //! One connection as its shard holds it: socket, session, memberships. No behaviour beyond its own fields.
+//!
+//! There may be a million of these, nearly all of them idle: what few connections have at a time is in [`Rare`].
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use goim_ports::{Mid, SessionKey};
 use goim_session::{Moment, ServerSession};
@@ -18,38 +20,50 @@ pub(crate) struct ConnectionId {
 
 /// A connection.
 pub(crate) struct Connection {
-    pub(crate) id: ConnectionId,
     pub(crate) socket: Socket,
     pub(crate) session: ServerSession,
-    /// Which listener it came through.
-    pub(crate) listener: u16,
-    pub(crate) remote: IpAddr,
+    pub(crate) generation: u32,
+    /// The tick of its entry on the timer wheel.
+    pub(crate) armed: Option<Tick>,
     /// Who it is, once that is known.
     pub(crate) identity: Option<Identity>,
     pub(crate) membership: Option<Membership>,
-    /// Input that was read and not taken yet, while an answer of others is outstanding.
-    pub(crate) unread: Option<Box<[u8]>>,
-    /// The tick of its entry on the timer wheel.
-    pub(crate) armed: Option<Tick>,
     /// When the directory is to be told again that the session lives.
     pub(crate) touch_after: Moment,
-    /// Packets that may come before the rate applies, in thousandths.
-    pub(crate) rate_credit: u32,
-    pub(crate) rate_seen: Moment,
-    /// The rate is used up until then.
-    pub(crate) throttled_until: Option<Moment>,
-    /// The session is over; the socket is kept until the peer has seen the end, at most this long.
-    pub(crate) closing: Option<Closing>,
+    rare: Option<Box<Rare>>,
+    /// In the form of IPv6, without the byte that tells the families apart.
+    remote: Ipv6Addr,
+    /// Which listener it came through.
+    pub(crate) listener: u16,
     /// The kernel may hold input.
     pub(crate) readable: bool,
     /// The peer has ended its stream, or it broke: reads must go to the end.
     pub(crate) half_closed: bool,
     /// The kernel takes output.
     pub(crate) writable: bool,
+    /// In the ring of those that have something to send.
+    pub(crate) in_ring: bool,
     /// In the list of those to be flushed at the end of the turn.
-    pub(crate) staged: bool,
+    pub(crate) urgent: bool,
     /// In the list of those whose input goes on in the next turn.
     pub(crate) resumed: bool,
+}
+
+/// What few connections have at a time.
+#[derive(Default)]
+struct Rare {
+    unread: Option<Box<[u8]>>,
+    throttled_until: Option<Moment>,
+    closing: Option<Closing>,
+    rate: Option<Rate>,
+}
+
+/// What a client may still send under a limit of packets.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rate {
+    /// Packets that may come before the rate applies, in thousandths.
+    pub(crate) credit: u32,
+    pub(crate) seen: Moment,
 }
 
 /// Who a session is.
@@ -58,7 +72,7 @@ pub(crate) struct Identity {
     pub(crate) mid: Mid,
 }
 
-/// The end of a connection under way.
+/// The end of a connection under way: the session is over; the socket is kept until the peer has seen the end.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Closing {
     /// Then the socket is closed whatever is left.
@@ -68,12 +82,121 @@ pub(crate) struct Closing {
 }
 
 impl Connection {
+    /// A connection that was just accepted; it may be written to.
+    pub(crate) fn new(
+        socket: Socket,
+        session: ServerSession,
+        generation: u32,
+        listener: u16,
+        remote: IpAddr,
+    ) -> Self {
+        let remote = match remote {
+            IpAddr::V4(address) => address.to_ipv6_mapped(),
+            IpAddr::V6(address) => address,
+        };
+        Self {
+            socket,
+            session,
+            generation,
+            armed: None,
+            identity: None,
+            membership: None,
+            touch_after: Moment::NEVER,
+            rare: None,
+            remote,
+            listener,
+            readable: false,
+            half_closed: false,
+            writable: true,
+            in_ring: false,
+            urgent: false,
+            resumed: false,
+        }
+    }
+
+    /// The client's address.
+    pub(crate) fn remote(&self) -> IpAddr {
+        self.remote.to_canonical()
+    }
+
     /// When the connection must be looked at, whatever happens until then.
     pub(crate) fn deadline(&self) -> Moment {
-        if let Some(closing) = self.closing {
-            return closing.until;
+        let session = self.session.deadline();
+        let Some(rare) = &self.rare else { return session };
+        match rare.closing {
+            Some(closing) => closing.until,
+            None => session.min(rare.throttled_until.unwrap_or(Moment::NEVER)),
         }
-        let throttle = self.throttled_until.unwrap_or(Moment::NEVER);
-        self.session.deadline().min(throttle)
+    }
+
+    /// The end of the connection, when it is under way.
+    pub(crate) fn closing(&self) -> Option<Closing> {
+        self.rare.as_ref().and_then(|rare| rare.closing)
+    }
+
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing().is_some()
+    }
+
+    pub(crate) fn set_closing(&mut self, closing: Closing) {
+        self.rare.get_or_insert_default().closing = Some(closing);
+    }
+
+    /// Input that was read and not taken yet, while an answer of others is outstanding.
+    pub(crate) fn has_unread(&self) -> bool {
+        self.rare.as_ref().is_some_and(|rare| rare.unread.is_some())
+    }
+
+    pub(crate) fn take_unread(&mut self) -> Option<Box<[u8]>> {
+        let unread = self.rare.as_mut()?.unread.take();
+        self.tidy();
+        unread
+    }
+
+    /// Keeps input for later; nothing when it is empty.
+    pub(crate) fn keep_unread(&mut self, input: &[u8]) {
+        if !input.is_empty() {
+            self.rare.get_or_insert_default().unread = Some(input.into());
+        }
+    }
+
+    /// The rate of packets is used up until then.
+    pub(crate) fn throttled_until(&self) -> Option<Moment> {
+        self.rare.as_ref().and_then(|rare| rare.throttled_until)
+    }
+
+    pub(crate) fn throttle(&mut self, until: Moment) {
+        self.rare.get_or_insert_default().throttled_until = Some(until);
+    }
+
+    pub(crate) fn unthrottle(&mut self) {
+        if let Some(rare) = &mut self.rare {
+            rare.throttled_until = None;
+        }
+        self.tidy();
+    }
+
+    /// What the client may still send; `full` for one that has sent nothing yet.
+    pub(crate) fn rate(&mut self, full: Rate) -> &mut Rate {
+        self.rare.get_or_insert_default().rate.get_or_insert(full)
+    }
+
+    /// Gives the box back when nothing is in it.
+    fn tidy(&mut self) {
+        let Some(rare) = &self.rare else { return };
+        let Rare { unread, throttled_until, closing, rate } = &**rare;
+        if unread.is_none() && throttled_until.is_none() && closing.is_none() && rate.is_none() {
+            self.rare = None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_is_small() {
+        assert!(size_of::<Option<Connection>>() <= 216, "{}", size_of::<Option<Connection>>());
     }
 }

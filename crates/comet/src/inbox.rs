@@ -1,7 +1,9 @@
 //! The way into a shard for everybody else.
 //!
-//! Two queues. *Commands* come from outside (job, by way of the port) and are bounded: a full queue makes the caller
-//! wait. *Notices* are answers to calls that the shard itself has started, and words between shards; there is at most
+//! Two queues. *Commands* come from outside (job, by way of the port) and are bounded twice, by their number and by the
+//! sends that they lead to: a message to a room of ten thousand is as much work as ten thousand messages to one. What a
+//! command takes of the second bound it holds until it is flushed, not only until the shard has taken it, so that the
+//! bound is one of time. A full queue makes the caller wait. *Notices* are answers to calls that the shard itself has started, and words between shards; there is at most
 //! one outstanding call per connection and at most one word per connection replaced, which bounds them without a limit
 //! of their own, and a shard must be able to leave one without waiting.
 
@@ -13,7 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use goim_ports::{Accepted, AcceptedAt, ConnectError, LogicError, Operation, RoomId};
 use goim_session::EncodedPush;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::connection::ConnectionId;
 
@@ -57,10 +59,23 @@ pub(crate) enum Notice {
     Drain { sessions_per_second: NonZeroU32, deadline: Duration, delay_max: Duration },
 }
 
+/// What a command takes of the sends that may wait; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Sends(#[expect(dead_code, reason = "held to be dropped")] OwnedSemaphorePermit);
+
+/// A command on its way, or staged.
+#[derive(Debug)]
+pub(crate) struct Queued {
+    pub(crate) command: Command,
+    pub(crate) sends: Sends,
+}
+
 /// A shard, seen from outside.
 #[derive(Clone)]
 pub(crate) struct ShardHandle {
-    commands: mpsc::Sender<Command>,
+    commands: mpsc::Sender<Queued>,
+    sends: Arc<Semaphore>,
+    sends_max: u32,
     notices: std_mpsc::Sender<Notice>,
     alarm: Arc<Alarm>,
 }
@@ -73,40 +88,78 @@ struct Alarm {
 
 /// The shard's end.
 pub(crate) struct Inbox {
-    commands: mpsc::Receiver<Command>,
+    commands: mpsc::Receiver<Queued>,
     notices: std_mpsc::Receiver<Notice>,
     alarm: Arc<Alarm>,
     depth: Arc<AtomicUsize>,
+    sends: Arc<Semaphore>,
     /// A notice that was found when the shard was about to sleep.
     found: Option<Notice>,
 }
 
-/// The command queue is full, or the shard is gone; the command is handed back.
-pub(crate) type Refused = mpsc::error::TrySendError<Command>;
+/// Why a command was not left.
+#[derive(Debug)]
+pub(crate) enum Refused {
+    /// The inbox is full; the command is handed back.
+    Full(Command),
+    /// The shard is gone.
+    Gone,
+}
+
+/// How much may wait for a shard.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct InboxBounds {
+    pub(crate) commands_max: usize,
+    /// Sends that commands may lead to, waiting and staged. One command may take all of them, and then stands alone.
+    pub(crate) sends_max: u32,
+}
 
 /// Makes the two ends. `depth` is kept at the number of commands that wait.
-pub(crate) fn inbox(waker: mio::Waker, commands_max: usize, depth: Arc<AtomicUsize>) -> (ShardHandle, Inbox) {
-    let (commands_in, commands) = mpsc::channel(commands_max.max(1));
+pub(crate) fn inbox(waker: mio::Waker, bounds: InboxBounds, depth: Arc<AtomicUsize>) -> (ShardHandle, Inbox) {
+    let (commands_in, commands) = mpsc::channel(bounds.commands_max.max(1));
+    let sends_max = bounds.sends_max.max(1);
+    let sends = Arc::new(Semaphore::new(sends_max as usize));
     let (notices_in, notices) = std_mpsc::channel();
     let alarm = Arc::new(Alarm { waker, asleep: AtomicBool::new(false) });
-    let handle = ShardHandle { commands: commands_in, notices: notices_in, alarm: alarm.clone() };
-    (handle, Inbox { commands, notices, alarm, depth, found: None })
+    let inbox_sends = sends.clone();
+    let handle =
+        ShardHandle { commands: commands_in, sends, sends_max, notices: notices_in, alarm: alarm.clone() };
+    (handle, Inbox { commands, notices, alarm, depth, sends: inbox_sends, found: None })
 }
 
 impl ShardHandle {
-    /// Leaves a command if there is room.
-    pub(crate) fn try_command(&self, command: Command) -> Result<(), Refused> {
-        self.commands.try_send(command)?;
-        self.alarm.ring();
-        Ok(())
+    /// Leaves a command if there is room. `sends`: to how many sessions it goes, as far as is known.
+    pub(crate) fn try_command(&self, command: Command, sends: usize) -> Result<(), Refused> {
+        let Ok(permit) = self.sends.clone().try_acquire_many_owned(self.permits(sends)) else {
+            return Err(Refused::Full(command));
+        };
+        match self.commands.try_send(Queued { command, sends: Sends(permit) }) {
+            Ok(()) => {
+                self.alarm.ring();
+                Ok(())
+            }
+            Err(mpsc::error::TrySendError::Full(queued)) => Err(Refused::Full(queued.command)),
+            Err(mpsc::error::TrySendError::Closed(_)) => Err(Refused::Gone),
+        }
+    }
+
+    fn permits(&self, sends: usize) -> u32 {
+        u32::try_from(sends).unwrap_or(u32::MAX).clamp(1, self.sends_max)
+    }
+
+    /// Sends that wait, in commands and staged.
+    pub(crate) fn sends_waiting(&self) -> u64 {
+        (self.sends_max as usize).saturating_sub(self.sends.available_permits()) as u64
     }
 
     /// Leaves a command, waiting for room. False when the shard is gone.
     ///
     /// # Cancel safety
     /// Dropped while waiting, nothing was left.
-    pub(crate) async fn command(&self, command: Command) -> bool {
-        let sent = self.commands.send(command).await.is_ok();
+    pub(crate) async fn command(&self, command: Command, sends: usize) -> bool {
+        let permit = self.sends.clone().acquire_many_owned(self.permits(sends)).await;
+        let Ok(permit) = permit else { return false };
+        let sent = self.commands.send(Queued { command, sends: Sends(permit) }).await.is_ok();
         self.alarm.ring();
         sent
     }
@@ -144,7 +197,7 @@ impl Inbox {
     }
 
     /// The next command, if there is one.
-    pub(crate) fn command(&mut self) -> Option<Command> {
+    pub(crate) fn command(&mut self) -> Option<Queued> {
         let command = self.commands.try_recv().ok();
         self.depth.store(self.commands.len(), Ordering::Relaxed);
         command
@@ -153,5 +206,12 @@ impl Inbox {
     /// The next notice, if there is one.
     pub(crate) fn notice(&mut self) -> Option<Notice> {
         self.found.take().or_else(|| self.notices.try_recv().ok())
+    }
+}
+
+impl Drop for Inbox {
+    fn drop(&mut self) {
+        // Who waits for room would wait for ever otherwise.
+        self.sends.close();
     }
 }

@@ -17,6 +17,7 @@
 mod address_book;
 mod config;
 mod connection;
+mod connections;
 mod inbox;
 mod key_index;
 mod listen;
@@ -44,7 +45,7 @@ pub use goim_session::SlowConsumerPolicy;
 
 use inbox::{Notice, ShardHandle};
 use shard::{Shard, Shared};
-use stats::{Counter, ShardStats};
+use stats::{ShardStats, SharedCounter};
 
 /// Replies that may wait for one client before no more of its packets are taken, in bytes. Not a setting: large enough
 /// for any honest pipelining, small enough not to matter.
@@ -147,7 +148,7 @@ impl Comet {
             shared: shared.clone(),
             shards: shards.clone(),
             pacing: Arc::new(Semaphore::new(shared.config.send.paced_broadcasts_max)),
-            unknown_keys: Arc::new(Counter::default()),
+            unknown_keys: Arc::new(SharedCounter::default()),
         });
         let mut tasks = vec![needs.runtime.spawn(report::run(shared.clone(), needs.nodes.clone()))];
         if shared.certificates.is_some() {
@@ -189,6 +190,7 @@ impl Comet {
         registry.register_collector(Box::new(metrics::CometCollector {
             shared: self.shared.clone(),
             shards: self.stats.clone(),
+            handles: self.shards.clone(),
             unknown_keys: self.port.unknown_keys.clone(),
         }));
     }
@@ -263,8 +265,11 @@ fn start_shards(
         let poll = mio::Poll::new().map_err(StartError::Shard)?;
         let waker = mio::Waker::new(poll.registry(), shard::WAKE).map_err(StartError::Shard)?;
         let stats = Arc::new(ShardStats::default());
-        let commands_max = shared.config.send.inbox_commands_max;
-        let (handle, inbox) = inbox::inbox(waker, commands_max, stats.inbox_depth.clone());
+        let bounds = inbox::InboxBounds {
+            commands_max: shared.config.send.inbox_commands_max,
+            sends_max: shared.config.send.inbox_sends_max.get(),
+        };
+        let (handle, inbox) = inbox::inbox(waker, bounds, stats.inbox_depth.clone());
         handles.push(handle);
         all_stats.push(stats.clone());
         parts.push((poll, inbox, stats, listeners));

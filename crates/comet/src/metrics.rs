@@ -8,15 +8,17 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 
+use crate::inbox::ShardHandle;
 use crate::shard::Shared;
-use crate::stats::{BOUNDS_US, Counter, DROPS, Histogram, RANGES, ShardStats};
+use crate::stats::{BOUNDS_US, DROPS, Histogram, RANGES, ShardStats, SharedCounter};
 use crate::transport::KINDS;
 
 /// Reads all shards of a comet.
 pub(crate) struct CometCollector {
     pub(crate) shared: Arc<Shared>,
     pub(crate) shards: Vec<Arc<ShardStats>>,
-    pub(crate) unknown_keys: Arc<Counter>,
+    pub(crate) handles: Vec<ShardHandle>,
+    pub(crate) unknown_keys: Arc<SharedCounter>,
 }
 
 impl std::fmt::Debug for CometCollector {
@@ -102,7 +104,11 @@ impl CometCollector {
         let paced = self.by_shard(|shard| shard.paced_broadcasts.get());
         gauges(out, "paced_broadcasts", "Broadcasts with a speed under way", &paced)?;
         let depth = self.by_shard(|shard| shard.inbox_depth.load(Ordering::Relaxed) as u64);
-        gauges(out, "inbox_commands", "Commands that wait for a shard", &depth)
+        gauges(out, "inbox_commands", "Commands that wait for a shard", &depth)?;
+        let sends = self.handles.iter().enumerate();
+        let sends: Vec<_> =
+            sends.map(|(index, shard)| (vec![("shard", index.to_string())], shard.sends_waiting())).collect();
+        gauges(out, "sends_waiting", "Sends that commands will lead to, waiting and staged", &sends)
     }
 
     fn by_shard(&self, read: impl Fn(&ShardStats) -> u64) -> Vec<(Label<'static>, u64)> {

@@ -7,12 +7,12 @@ use goim_ports::{Broadcast, Call, CometError, CometPort, KeyPush, Operation, Pac
 use goim_session::EncodedPush;
 use goim_wire::batch;
 use tokio::sync::Semaphore;
-use tokio::sync::mpsc::error::TrySendError;
 
 use crate::connection::ConnectionId;
-use crate::inbox::{Command, Pace, ShardHandle};
+use crate::inbox::{Command, Pace, Refused, ShardHandle};
+use crate::rooms::Holders;
 use crate::shard::Shared;
-use crate::stats::Counter;
+use crate::stats::SharedCounter;
 
 /// A comet's port.
 pub(crate) struct Port {
@@ -21,7 +21,7 @@ pub(crate) struct Port {
     /// One permit for each broadcast with a speed that may be under way.
     pub(crate) pacing: Arc<Semaphore>,
     /// Keys pushed to that this comet does not hold.
-    pub(crate) unknown_keys: Arc<Counter>,
+    pub(crate) unknown_keys: Arc<SharedCounter>,
 }
 
 type Handover = Call<Result<(), CometError>>;
@@ -39,7 +39,12 @@ impl CometPort for Port {
         let commands = targets.into_iter().enumerate().filter(|(_, targets)| !targets.is_empty());
         self.hand_over(commands.map(|(shard, targets)| {
             let (operation, accepted_at) = (push.operation, push.accepted_at);
-            (shard, Command::Push { targets, operation, push: encoded.clone(), accepted_at })
+            let sends = targets.len();
+            (
+                shard,
+                sends,
+                Command::Push { targets, operation, push: encoded.for_another_thread(), accepted_at },
+            )
         }))
     }
 
@@ -47,8 +52,10 @@ impl CometPort for Port {
         let Some(speed) = broadcast.speed else {
             let encoded = EncodedPush::new(&broadcast.packet);
             let (operation, accepted_at) = (broadcast.operation, broadcast.accepted_at);
+            let sends = self.shared.addresses.connections() / self.shards.len().max(1);
             return self.hand_over((0..self.shards.len()).map(|shard| {
-                (shard, Command::Broadcast { operation, push: encoded.clone(), pace: None, accepted_at })
+                let push = encoded.for_another_thread();
+                (shard, sends, Command::Broadcast { operation, push, pace: None, accepted_at })
             }));
         };
         match self.pacing.clone().try_acquire_owned() {
@@ -70,16 +77,18 @@ impl CometPort for Port {
     }
 
     fn push_room(&self, push: RoomPush) -> Handover {
-        let shards = self.shared.census.shards_of(&push.room);
+        let Holders { shards, here } = self.shared.census.holders(&push.room);
         if shards == 0 {
             return Call::Ready(Ok(()));
         }
+        // The kernel spreads connections evenly.
+        let sends = here as usize / (shards.count_ones() as usize).min(self.shards.len()).max(1);
         let encoded = EncodedPush::new(&push.packet);
         let operation = carried(&push.packet);
         let holders = (0..self.shards.len()).filter(|shard| shards & (1 << (shard % 64)) != 0);
         self.hand_over(holders.map(|shard| {
             let (room, accepted_at) = (push.room.clone(), push.accepted_at);
-            (shard, Command::Room { room, operation, push: encoded.clone(), accepted_at })
+            (shard, sends, Command::Room { room, operation, push: encoded.for_another_thread(), accepted_at })
         }))
     }
 
@@ -103,30 +112,32 @@ impl Port {
         let (operation, accepted_at) = (broadcast.operation, broadcast.accepted_at);
         self.hand_over((0..self.shards.len()).map(|shard| {
             let pace = Some(Pace { speed, _permit: permit.clone() });
-            (shard, Command::Broadcast { operation, push: encoded.clone(), pace, accepted_at })
+            // What it sends at a time is bounded by its speed.
+            let push = encoded.for_another_thread();
+            (shard, 1, Command::Broadcast { operation, push, pace, accepted_at })
         }))
     }
 
     /// Leaves the commands with their shards. As soon as one is full, the rest is left by a call that waits.
-    fn hand_over(&self, commands: impl Iterator<Item = (usize, Command)>) -> Handover {
+    fn hand_over(&self, commands: impl Iterator<Item = (usize, usize, Command)>) -> Handover {
         let mut waiting = Vec::new();
-        for (shard, command) in commands {
+        for (shard, sends, command) in commands {
             if !waiting.is_empty() {
-                waiting.push((self.shards[shard].clone(), command));
+                waiting.push((self.shards[shard].clone(), sends, command));
                 continue;
             }
-            match self.shards[shard].try_command(command) {
+            match self.shards[shard].try_command(command, sends) {
                 Ok(()) => {}
-                Err(TrySendError::Full(command)) => waiting.push((self.shards[shard].clone(), command)),
-                Err(TrySendError::Closed(_)) => return Call::Ready(Err(gone())),
+                Err(Refused::Full(command)) => waiting.push((self.shards[shard].clone(), sends, command)),
+                Err(Refused::Gone) => return Call::Ready(Err(gone())),
             }
         }
         if waiting.is_empty() {
             return Call::Ready(Ok(()));
         }
         Call::pending(async move {
-            for (shard, command) in waiting {
-                if !shard.command(command).await {
+            for (shard, sends, command) in waiting {
+                if !shard.command(command, sends).await {
                     return Err(gone());
                 }
             }

@@ -5,91 +5,129 @@
 //! to those only. It is locked when a shard opens or closes a room, not when sessions join or leave.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
+use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use goim_ports::{RoomCounts, RoomId};
+use hashbrown::HashTable;
 use slab::Slab;
+use smallvec::SmallVec;
 
 /// Locks of the census. Rooms are spread over them by their name.
 const STRIPES: usize = 64;
+/// Tables below this many places keep them.
+const SHRINK_ABOVE: usize = 256;
 
-/// How many sessions a room has.
-#[derive(Debug, Default)]
-pub(crate) struct RoomCounter {
+/// A room as all shards of this comet share it. Its name is here and nowhere else: there may be a million rooms of one.
+#[derive(Debug)]
+pub(crate) struct SharedRoom {
+    id: RoomId,
     here: AtomicU32,
     elsewhere: AtomicU32,
     /// Bit `n % 64` is set while shard `n` has members.
     shards: AtomicU64,
 }
 
-impl RoomCounter {
+impl SharedRoom {
+    fn new(id: RoomId) -> Self {
+        Self { id, here: AtomicU32::new(0), elsewhere: AtomicU32::new(0), shards: AtomicU64::new(0) }
+    }
+
     /// Sessions in the room over the whole cluster, as far as is known.
     pub(crate) fn online(&self) -> u32 {
         self.here.load(Ordering::Relaxed).saturating_add(self.elsewhere.load(Ordering::Relaxed))
     }
 }
 
+/// Who has members of a room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Holders {
+    /// The shards that may have some, as bits modulo 64; zero when nobody has.
+    pub(crate) shards: u64,
+    /// Members on this comet.
+    pub(crate) here: u32,
+}
+
+type Stripe = HashTable<Arc<SharedRoom>>;
+
 /// All rooms of this comet.
 pub(crate) struct Census {
-    stripes: Vec<Mutex<HashMap<RoomId, Arc<RoomCounter>>>>,
-    hasher: std::hash::RandomState,
+    stripes: Box<[Mutex<Stripe>]>,
+    hasher: RandomState,
 }
 
 impl Census {
     pub(crate) fn new() -> Self {
-        Self {
-            stripes: (0..STRIPES).map(|_| Mutex::default()).collect(),
-            hasher: std::hash::RandomState::new(),
-        }
+        Self { stripes: (0..STRIPES).map(|_| Mutex::default()).collect(), hasher: RandomState::new() }
     }
 
-    fn stripe(&self, room: &RoomId) -> std::sync::MutexGuard<'_, HashMap<RoomId, Arc<RoomCounter>>> {
-        use std::hash::BuildHasher as _;
-        let index = self.hasher.hash_one(room) as usize % STRIPES;
+    fn hash(&self, room: &str) -> u64 {
+        self.hasher.hash_one(room)
+    }
+
+    /// Takes the stripe from other bits of the hash than the table takes its place from.
+    fn stripe(&self, hash: u64) -> MutexGuard<'_, Stripe> {
+        let index = (hash >> 40) as usize % STRIPES;
         self.stripes[index].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Shard `shard` opens the room.
-    fn open(&self, room: &RoomId, shard: usize) -> Arc<RoomCounter> {
-        let mut rooms = self.stripe(room);
-        let counter = rooms.entry(room.clone()).or_default();
-        counter.shards.fetch_or(1 << (shard % 64), Ordering::AcqRel);
-        counter.clone()
+    fn open(&self, room: RoomId, hash: u64, shard: usize) -> Arc<SharedRoom> {
+        let mut rooms = self.stripe(hash);
+        let rehash = |room: &Arc<SharedRoom>| self.hash(room.id.as_str());
+        let entry = rooms.entry(hash, |known| known.id == room, rehash);
+        let shared = entry.or_insert_with(|| Arc::new(SharedRoom::new(room))).get().clone();
+        shared.shards.fetch_or(1 << (shard % 64), Ordering::AcqRel);
+        shared
     }
 
-    /// Shard `shard` has no members left.
-    fn close(&self, room: &RoomId, shard: usize, shards: usize) {
-        let mut rooms = self.stripe(room);
-        let Some(counter) = rooms.get(room) else { return };
+    /// Shard `shard` has no members left, and gives its reference back.
+    fn close(&self, room: Arc<SharedRoom>, hash: u64, shard: usize, shards: usize) {
+        let mut rooms = self.stripe(hash);
         if shards <= 64 {
-            counter.shards.fetch_and(!(1 << (shard % 64)), Ordering::AcqRel);
+            room.shards.fetch_and(!(1 << (shard % 64)), Ordering::AcqRel);
         }
-        // The map and the shard that is leaving hold one reference each.
-        if Arc::strong_count(counter) <= 2 {
-            rooms.remove(room);
-            if rooms.capacity() > 64 && rooms.len() < rooms.capacity() / 4 {
-                rooms.shrink_to_fit();
-            }
+        // The table and the shard that is leaving hold one reference each.
+        if Arc::strong_count(&room) > 2 {
+            // Inside the lock, so that the last to leave counts right.
+            drop(room);
+            return;
+        }
+        if let Ok(entry) = rooms.find_entry(hash, |known| Arc::ptr_eq(known, &room)) {
+            entry.remove();
+        }
+        if rooms.capacity() > SHRINK_ABOVE && rooms.len() < rooms.capacity() / 4 {
+            let room_for = rooms.len() * 2;
+            rooms.shrink_to(room_for, |room| self.hash(room.id.as_str()));
         }
     }
 
-    /// The shards that may have members of the room, as bits modulo 64; zero when nobody has.
-    pub(crate) fn shards_of(&self, room: &RoomId) -> u64 {
-        self.stripe(room).get(room).map_or(0, |counter| counter.shards.load(Ordering::Acquire))
+    /// Who has members of the room.
+    pub(crate) fn holders(&self, room: &RoomId) -> Holders {
+        let hash = self.hash(room.as_str());
+        let rooms = self.stripe(hash);
+        rooms.find(hash, |known| known.id == *room).map_or_else(Holders::default, |room| Holders {
+            shards: room.shards.load(Ordering::Acquire),
+            here: room.here.load(Ordering::Relaxed),
+        })
+    }
+
+    fn each_stripe(&self) -> impl Iterator<Item = MutexGuard<'_, Stripe>> {
+        self.stripes.iter().map(|stripe| stripe.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Rooms with sessions.
     pub(crate) fn len(&self) -> usize {
-        self.stripes.iter().map(|stripe| stripe.lock().unwrap_or_else(PoisonError::into_inner).len()).sum()
+        self.each_stripe().map(|stripe| stripe.len()).sum()
     }
 
     /// Every room with the sessions that it has here.
     pub(crate) fn here(&self) -> HashMap<RoomId, u32> {
         let mut all = HashMap::new();
-        for stripe in &self.stripes {
-            let rooms = stripe.lock().unwrap_or_else(PoisonError::into_inner);
-            let counted = rooms.iter().map(|(room, counter)| (room, counter.here.load(Ordering::Relaxed)));
+        for rooms in self.each_stripe() {
+            let counted = rooms.iter().map(|room| (&room.id, room.here.load(Ordering::Relaxed)));
             all.extend(counted.filter(|(_, count)| *count > 0).map(|(room, count)| (room.clone(), count)));
         }
         all
@@ -97,12 +135,11 @@ impl Census {
 
     /// Takes over what the cluster has said: `totals` includes what this comet had `reported`.
     pub(crate) fn learn(&self, totals: &RoomCounts, reported: &RoomCounts) {
-        for stripe in &self.stripes {
-            let rooms = stripe.lock().unwrap_or_else(PoisonError::into_inner);
-            for (room, counter) in rooms.iter() {
-                let total = totals.get(room).copied().unwrap_or(0);
-                let own = reported.get(room).copied().unwrap_or(0);
-                counter.elsewhere.store(total.saturating_sub(own), Ordering::Relaxed);
+        for rooms in self.each_stripe() {
+            for room in rooms.iter() {
+                let total = totals.get(&room.id).copied().unwrap_or(0);
+                let own = reported.get(&room.id).copied().unwrap_or(0);
+                room.elsewhere.store(total.saturating_sub(own), Ordering::Relaxed);
             }
         }
     }
@@ -111,14 +148,25 @@ impl Census {
 /// A session's place in a room of its shard.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Membership {
-    room: u32,
+    /// One above the index of the room, so that no membership takes no room.
+    room: NonZeroU32,
     position: u32,
 }
 
+impl Membership {
+    fn new(room: u32, position: u32) -> Self {
+        Self { room: NonZeroU32::MIN.saturating_add(room), position }
+    }
+
+    fn room(self) -> usize {
+        self.room.get() as usize - 1
+    }
+}
+
 struct Room {
-    id: RoomId,
-    members: Vec<u32>,
-    counter: Arc<RoomCounter>,
+    shared: Arc<SharedRoom>,
+    /// Slots of connections; a room of few has them here.
+    members: SmallVec<[u32; 4]>,
 }
 
 /// The rooms that have members on this shard. Members are slots of connections.
@@ -126,73 +174,89 @@ pub(crate) struct Rooms {
     shard: usize,
     shards: usize,
     census: Arc<Census>,
-    by_id: HashMap<RoomId, u32>,
+    /// Indexes into `rooms`, by the room's name.
+    by_id: HashTable<u32>,
     rooms: Slab<Room>,
 }
 
 impl Rooms {
     pub(crate) fn new(shard: usize, shards: usize, census: Arc<Census>) -> Self {
-        Self { shard, shards, census, by_id: HashMap::new(), rooms: Slab::new() }
+        Self { shard, shards, census, by_id: HashTable::new(), rooms: Slab::new() }
+    }
+
+    fn index_of(&self, hash: u64, room: &str) -> Option<u32> {
+        let same = |index: &u32| self.rooms[*index as usize].shared.id.as_str() == room;
+        self.by_id.find(hash, same).copied()
     }
 
     /// The members of a room.
     pub(crate) fn members(&self, room: &RoomId) -> &[u32] {
-        self.by_id
-            .get(room)
-            .and_then(|index| self.rooms.get(*index as usize))
-            .map_or(&[], |room| &room.members)
+        let index = self.index_of(self.census.hash(room.as_str()), room.as_str());
+        index.map_or(&[], |index| &self.rooms[index as usize].members)
     }
 
     /// True when the membership is in the room of this name.
     pub(crate) fn is_in(&self, membership: Membership, room: &str) -> bool {
-        self.rooms.get(membership.room as usize).is_some_and(|entry| entry.id.as_str() == room)
+        self.rooms.get(membership.room()).is_some_and(|entry| entry.shared.id.as_str() == room)
     }
 
     /// Sessions in the room over the whole cluster.
     pub(crate) fn online(&self, membership: Membership) -> u32 {
-        self.rooms.get(membership.room as usize).map_or(0, |room| room.counter.online())
+        self.rooms.get(membership.room()).map_or(0, |room| room.shared.online())
     }
 
     /// Adds a connection at the end of the room's list.
     pub(crate) fn join(&mut self, id: RoomId, slot: u32) -> Membership {
-        let index = match self.by_id.get(&id) {
-            Some(index) => *index,
-            None => {
-                let counter = self.census.open(&id, self.shard);
-                let index = self.rooms.insert(Room { id: id.clone(), members: Vec::new(), counter }) as u32;
-                self.by_id.insert(id, index);
-                index
-            }
-        };
+        let hash = self.census.hash(id.as_str());
+        let index = self.index_of(hash, id.as_str()).unwrap_or_else(|| self.open(id, hash));
         let room = &mut self.rooms[index as usize];
-        room.counter.here.fetch_add(1, Ordering::Relaxed);
+        room.shared.here.fetch_add(1, Ordering::Relaxed);
         room.members.push(slot);
-        Membership { room: index, position: room.members.len() as u32 - 1 }
+        Membership::new(index, room.members.len() as u32 - 1)
+    }
+
+    fn open(&mut self, id: RoomId, hash: u64) -> u32 {
+        let shared = self.census.open(id, hash, self.shard);
+        let index = self.rooms.insert(Room { shared, members: SmallVec::new() }) as u32;
+        let (rooms, census) = (&self.rooms, &self.census);
+        let rehash = |index: &u32| census.hash(rooms[*index as usize].shared.id.as_str());
+        self.by_id.insert_unique(hash, index, rehash);
+        index
     }
 
     /// Takes a connection out. Gives the slot of the member that now stands in its place, whose membership the caller
     /// must set to the same position.
     pub(crate) fn leave(&mut self, membership: Membership) -> Option<(u32, Membership)> {
-        let room = self.rooms.get_mut(membership.room as usize)?;
+        let room = self.rooms.get_mut(membership.room())?;
         let position = membership.position as usize;
         room.members.swap_remove(position);
-        room.counter.here.fetch_sub(1, Ordering::Relaxed);
+        room.shared.here.fetch_sub(1, Ordering::Relaxed);
         let moved = room.members.get(position).map(|slot| (*slot, membership));
         if room.members.is_empty() {
-            let room = self.rooms.remove(membership.room as usize);
-            self.by_id.remove(&room.id);
-            self.census.close(&room.id, self.shard, self.shards);
-            self.shrink();
+            self.close(membership.room());
         } else if room.members.capacity() > 64 && room.members.len() < room.members.capacity() / 4 {
-            room.members.shrink_to(room.members.len() * 2);
+            let keep = room.members.len() * 2;
+            let members = std::mem::replace(&mut room.members, SmallVec::with_capacity(keep));
+            room.members.extend_from_slice(&members);
         }
         moved
     }
 
+    fn close(&mut self, index: usize) {
+        let room = self.rooms.remove(index);
+        let hash = self.census.hash(room.shared.id.as_str());
+        if let Ok(entry) = self.by_id.find_entry(hash, |known| *known as usize == index) {
+            entry.remove();
+        }
+        self.census.close(room.shared, hash, self.shard, self.shards);
+        self.shrink();
+    }
+
     /// Gives memory back when most rooms have gone.
     fn shrink(&mut self) {
-        if self.by_id.capacity() > 256 && self.by_id.len() < self.by_id.capacity() / 4 {
-            self.by_id.shrink_to_fit();
+        if self.by_id.capacity() > SHRINK_ABOVE && self.by_id.len() < self.by_id.capacity() / 4 {
+            let (rooms, census, keep) = (&self.rooms, &self.census, self.by_id.len() * 2);
+            self.by_id.shrink_to(keep, |index| census.hash(rooms[*index as usize].shared.id.as_str()));
             self.rooms.shrink_to_fit();
         }
     }
@@ -226,6 +290,6 @@ mod tests {
             }
         }
         assert!(census.here().is_empty());
-        assert_eq!(census.shards_of(&id), 0);
+        assert_eq!(census.holders(&id), Holders::default());
     }
 }

@@ -12,19 +12,20 @@ mod ending;
 mod fanout;
 mod input;
 
+use std::collections::VecDeque;
 use std::io;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use goim_ports::{AcceptedAt, LogicPort, ServerId};
+use goim_ports::{LogicPort, ServerId};
 use goim_session::{Moment, OutboxPool, QueueLimit, ServerRules};
 use mio::{Events, Poll, Token};
-use slab::Slab;
 
 use crate::address_book::AddressBook;
 use crate::config::Config;
-use crate::connection::{Connection, ConnectionId};
+use crate::connection::ConnectionId;
+use crate::connections::Connections;
 use crate::inbox::{Inbox, ShardHandle};
 use crate::key_index::KeyIndex;
 use crate::rooms::Rooms;
@@ -34,7 +35,7 @@ use crate::transport::{Kind, Scratch};
 
 use accept::Listener;
 use ending::Draining;
-use fanout::PacedBroadcast;
+use fanout::{PacedBroadcast, Work};
 
 /// The poll's token for the inbox. Listeners count down from here; connections count up from zero.
 pub(crate) const WAKE: Token = Token(usize::MAX);
@@ -42,8 +43,13 @@ pub(crate) const WAKE: Token = Token(usize::MAX);
 const EVENTS_MAX: usize = 1024;
 /// Commands taken in one turn, so that sockets are looked at between.
 const COMMANDS_PER_TURN: usize = 256;
+/// Sessions of the ring that are flushed in one turn: some two milliseconds of work, after which sockets and inbox are
+/// looked at again.
+const RING_FLUSHES_PER_TURN: usize = 256;
 /// Queues kept for sessions that will need one.
-const POOLED_QUEUES: usize = 4096;
+const POOLED_QUEUES: usize = 1024;
+/// Without anything to send for this long, a shard gives back the memory that traffic took.
+const QUIET: Duration = Duration::from_secs(1);
 /// Longest sleep: a broken timer must not stop a shard for good.
 const SLEEP_MAX: Duration = Duration::from_secs(1);
 
@@ -84,7 +90,7 @@ pub(crate) struct Shard {
     kinds: Vec<Kind>,
     /// Rules of sessions, by listener.
     rules: Vec<Arc<ServerRules>>,
-    connections: Slab<Connection>,
+    connections: Connections,
     rooms: Rooms,
     timers: TimerWheel,
     pool: OutboxPool,
@@ -94,12 +100,21 @@ pub(crate) struct Shard {
     receivers: Vec<u32>,
     now: Moment,
     generation: u32,
-    /// To be flushed at the end of the turn.
-    staged: Vec<u32>,
+    /// To be flushed at the end of the turn: answers, and pushes to few.
+    urgent: Vec<u32>,
+    /// Sessions that have something to send, in the order in which they are flushed, some in each turn. One that gets
+    /// more keeps its place, so that under load many messages share one write, and none waits longer than a round.
+    ring: VecDeque<u32>,
+    /// Sessions that have ever left the ring.
+    ring_left: u64,
+    /// Commands that are staged and not yet flushed, oldest first.
+    works: VecDeque<Work>,
+    /// The same of those that are flushed in this turn.
+    works_of_turn: Vec<Work>,
     /// Input that goes on in the next turn.
     resumed: Vec<u32>,
-    /// Messages whose latency is counted when the turn is flushed.
-    accepted: Vec<AcceptedAt>,
+    /// Something was staged since memory was given back; when for the last time.
+    traffic_seen: Option<Moment>,
     due: Vec<(ConnectionId, Tick)>,
     paced: Vec<PacedBroadcast>,
     accept_credit: f64,
@@ -136,7 +151,7 @@ impl Shard {
             listeners,
             kinds,
             rules,
-            connections: Slab::new(),
+            connections: Connections::default(),
             rooms,
             timers: TimerWheel::new(),
             pool: OutboxPool::new(POOLED_QUEUES),
@@ -145,9 +160,13 @@ impl Shard {
             receivers: Vec::new(),
             now: Moment(0),
             generation: 0,
-            staged: Vec::new(),
+            urgent: Vec::new(),
+            ring: VecDeque::new(),
+            ring_left: 0,
+            works: VecDeque::new(),
+            works_of_turn: Vec::new(),
             resumed: Vec::new(),
-            accepted: Vec::new(),
+            traffic_seen: None,
             due: Vec::new(),
             paced: Vec::new(),
             accept_credit: 0.0,
@@ -184,7 +203,7 @@ impl Shard {
 
     fn turn(&mut self, events: &Events) {
         for resumed in std::mem::take(&mut self.resumed) {
-            if let Some(connection) = self.connections.get_mut(resumed as usize) {
+            if let Some(connection) = self.connections.get_mut(resumed) {
                 connection.resumed = false;
                 self.take_input(resumed);
             }
@@ -207,8 +226,10 @@ impl Shard {
         self.pace_broadcasts();
         self.look_at_due();
         self.drain_some();
-        self.flush_staged();
-        self.count_latency();
+        self.flush_urgent();
+        self.flush_ring();
+        self.end_works();
+        self.look_for_quiet();
     }
 
     fn tell_time(&mut self) {
@@ -218,19 +239,24 @@ impl Shard {
 
     /// How long the poll may sleep.
     fn sleep_time(&self) -> Duration {
-        if !self.resumed.is_empty() || !self.staged.is_empty() || self.accepting_goes_on() {
+        if !self.resumed.is_empty()
+            || !self.urgent.is_empty()
+            || !self.ring.is_empty()
+            || self.accepting_goes_on()
+        {
             return Duration::ZERO;
         }
         let timers = self.timers.wait(self.now).unwrap_or(SLEEP_MAX);
         let pace =
             if self.paced.is_empty() && self.draining.is_none() { SLEEP_MAX } else { fanout::PACE_TICK };
         let accept = self.accept_paused_until.map_or(SLEEP_MAX, |until| self.now.until(until));
-        timers.min(pace).min(accept).min(SLEEP_MAX)
+        let quiet = self.traffic_seen.map_or(SLEEP_MAX, |seen| self.now.until(seen.after(QUIET)));
+        timers.min(pace).min(accept).min(quiet).min(SLEEP_MAX)
     }
 
     /// The connection, unless it has gone and its slot was given to another.
     fn find(&self, id: ConnectionId) -> Option<u32> {
-        self.connections.get(id.slot as usize).filter(|found| found.id == id).map(|_| id.slot)
+        self.connections.get(id.slot).filter(|found| found.generation == id.generation).map(|_| id.slot)
     }
 
     /// Looks at the connections whose tick has come.
@@ -239,7 +265,7 @@ impl Shard {
         self.timers.turn(self.now, &mut due);
         for (id, tick) in due.drain(..) {
             let Some(slot) = self.find(id) else { continue };
-            let connection = &mut self.connections[slot as usize];
+            let connection = &mut self.connections[slot];
             match connection.armed {
                 Some(armed) if armed == tick => connection.armed = None,
                 // Further away than one round of the wheel, and in this slot again.
@@ -258,8 +284,8 @@ impl Shard {
     /// Does what the deadlines of a connection ask for.
     fn look_at(&mut self, slot: u32) {
         let now = self.now;
-        let Some(connection) = self.connections.get_mut(slot as usize) else { return };
-        if let Some(closing) = connection.closing {
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        if let Some(closing) = connection.closing() {
             if now >= closing.until {
                 self.remove(slot);
             }
@@ -269,52 +295,85 @@ impl Shard {
             self.close(slot, reason);
             return;
         }
-        if connection.throttled_until.is_some_and(|until| now >= until) {
-            connection.throttled_until = None;
+        if connection.throttled_until().is_some_and(|until| now >= until) {
+            connection.unthrottle();
             self.take_input(slot);
         }
     }
 
     /// Sees to it that the connection is looked at by its deadline.
     fn arm(&mut self, slot: u32) {
-        let Some(connection) = self.connections.get_mut(slot as usize) else { return };
+        let Some(connection) = self.connections.get_mut(slot) else { return };
         let deadline = connection.deadline();
         if deadline == Moment::NEVER || connection.armed.is_some_and(|armed| armed <= Tick::at(deadline)) {
             return;
         }
-        connection.armed = Some(self.timers.arm(connection.id, deadline));
+        let id = ConnectionId { slot, generation: connection.generation };
+        connection.armed = Some(self.timers.arm(id, deadline));
     }
 
     /// Flushes the session at the end of the turn.
     fn stage(&mut self, slot: u32) {
-        let connection = &mut self.connections[slot as usize];
-        if !connection.staged {
-            connection.staged = true;
-            self.staged.push(slot);
+        let connection = &mut self.connections[slot];
+        if !connection.urgent {
+            connection.urgent = true;
+            self.urgent.push(slot);
         }
     }
 
-    fn flush_staged(&mut self) {
+    /// Flushes the session when its turn comes in the ring.
+    fn stage_in_ring(&mut self, slot: u32) {
+        let connection = &mut self.connections[slot];
+        if !connection.in_ring {
+            connection.in_ring = true;
+            self.ring.push_back(slot);
+        }
+    }
+
+    fn flush_urgent(&mut self) {
+        if self.urgent.is_empty() {
+            return;
+        }
         // Flushing can make room for replies, take input and so stage again; that waits for the next turn at most.
-        let mut staged = std::mem::take(&mut self.staged);
-        for slot in staged.drain(..) {
-            if let Some(connection) = self.connections.get_mut(slot as usize) {
-                connection.staged = false;
+        let mut urgent = std::mem::take(&mut self.urgent);
+        for slot in urgent.drain(..) {
+            if let Some(connection) = self.connections.get_mut(slot) {
+                connection.urgent = false;
                 self.flush(slot);
             }
         }
-        if self.staged.is_empty() {
-            self.staged = staged;
+        if self.urgent.is_empty() {
+            self.urgent = urgent;
         }
     }
 
-    fn count_latency(&mut self) {
-        if self.accepted.is_empty() {
+    fn flush_ring(&mut self) {
+        for _ in 0..RING_FLUSHES_PER_TURN {
+            let Some(slot) = self.ring.pop_front() else { return };
+            self.ring_left += 1;
+            if let Some(connection) = self.connections.get_mut(slot) {
+                connection.in_ring = false;
+                self.flush(slot);
+            }
+        }
+    }
+
+    /// Gives back what traffic took when there has been none for a while: an idle session must not cost more because
+    /// messages have passed.
+    fn look_for_quiet(&mut self) {
+        if !self.ring.is_empty() || !self.urgent.is_empty() {
             return;
         }
-        let now = AcceptedAt::now();
-        for accepted in self.accepted.drain(..) {
-            self.stats.push_latency.observe(accepted.until(now));
+        if self.traffic_seen.is_some_and(|seen| self.now >= seen.after(QUIET)) {
+            self.traffic_seen = None;
+            self.pool.release();
+            self.urgent = Vec::new();
+            self.ring = VecDeque::new();
+            self.works = VecDeque::new();
+            self.resumed.shrink_to_fit();
+            self.receivers = Vec::new();
+            self.gather = Vec::new();
+            self.due.shrink_to_fit();
         }
     }
 

@@ -1,4 +1,4 @@
-//! What a shard counts. Written by the shard alone, read by whoever asks for metrics; plain relaxed atomics, so that
+//! What a shard counts. Written by the shard alone, read by whoever asks for metrics: relaxed loads and stores, so that
 //! counting costs an add.
 
 use std::sync::Arc;
@@ -57,8 +57,8 @@ impl Histogram {
     pub(crate) fn observe(&self, time: Duration) {
         let us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         let index = BOUNDS_US.partition_point(|bound| *bound < us);
-        self.buckets[index].fetch_add(1, Ordering::Relaxed);
-        self.sum_us.fetch_add(us, Ordering::Relaxed);
+        raise(&self.buckets[index], 1);
+        raise(&self.sum_us, us);
     }
 
     /// Counts per bucket, the last one without bound, and the sum in microseconds.
@@ -68,11 +68,11 @@ impl Histogram {
     }
 }
 
-/// One counter.
+/// A counter that any thread may raise.
 #[derive(Debug, Default)]
-pub(crate) struct Counter(AtomicU64);
+pub(crate) struct SharedCounter(AtomicU64);
 
-impl Counter {
+impl SharedCounter {
     pub(crate) fn add(&self, amount: usize) {
         self.0.fetch_add(amount as u64, Ordering::Relaxed);
     }
@@ -82,7 +82,23 @@ impl Counter {
     }
 }
 
-/// A number that goes up and down.
+/// A counter that one thread raises, its shard's: a load and a store, where an atomic addition would cost a locked
+/// instruction for every packet.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn add(&self, amount: usize) {
+        let value = self.0.load(Ordering::Relaxed).wrapping_add(amount as u64);
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A number that one thread, its shard's, moves up and down.
 #[derive(Debug, Default)]
 pub(crate) struct Gauge(AtomicU64);
 
@@ -92,16 +108,20 @@ impl Gauge {
     }
 
     pub(crate) fn up(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.0.store(self.get().wrapping_add(1), Ordering::Relaxed);
     }
 
     pub(crate) fn down(&self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.store(self.get().wrapping_sub(1), Ordering::Relaxed);
     }
 
     pub(crate) fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
+}
+
+fn raise(number: &AtomicU64, amount: u64) {
+    number.store(number.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
 }
 
 /// Everything that one shard counts.

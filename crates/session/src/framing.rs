@@ -5,6 +5,7 @@
 
 use alloc::boxed::Box;
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use crate::CloseReason;
@@ -112,7 +113,8 @@ impl FramingError {
 pub(crate) enum Framing {
     Stream(StreamDecoder),
     /// Waiting for the upgrade request; holds what has come of it.
-    Upgrading(Vec<u8>),
+    #[expect(clippy::box_collection, reason = "keeps what every connection carries at two words")]
+    Upgrading(Box<Vec<u8>>),
     /// Waiting for the answer to the upgrade request.
     Answering(Box<Answer>),
     WebSocket(websocket::Reader),
@@ -131,7 +133,7 @@ impl Framing {
     pub(crate) fn server(transport: Transport) -> Self {
         match transport {
             Transport::Stream => Self::Stream(StreamDecoder::new()),
-            Transport::WebSocket => Self::Upgrading(Vec::new()),
+            Transport::WebSocket => Self::Upgrading(Box::default()),
         }
     }
 
@@ -297,8 +299,9 @@ fn frame(event: Event<'_>, body_bytes_max: usize) -> Result<Incoming<'_>, Framin
 /// A packet for many, encoded once for each transport and shared by its receivers.
 #[derive(Debug, Clone)]
 pub struct EncodedPush {
-    stream: Bytes,
-    websocket: Bytes,
+    // Pointers to shared bytes, since a queue entry of a pointer's size is what a receiver costs.
+    stream: Arc<Bytes>,
+    websocket: Arc<Bytes>,
 }
 
 impl EncodedPush {
@@ -310,12 +313,32 @@ impl EncodedPush {
         let mut message = Vec::with_capacity(head.as_slice().len().saturating_add(payload_len));
         message.extend_from_slice(head.as_slice());
         packet.as_packet().encode(&mut message);
-        Self { stream: packet.to_stream_bytes(), websocket: Bytes::from(message) }
+        Self { stream: Arc::new(packet.to_stream_bytes()), websocket: Arc::new(Bytes::from(message)) }
+    }
+
+    /// The same bytes under reference counts of their own: for another thread, so that two threads with thousands of
+    /// receivers each do not pass one counter to and fro.
+    #[must_use]
+    pub fn for_another_thread(&self) -> Self {
+        let apart = |bytes: &Arc<Bytes>| Arc::new(Bytes::clone(bytes));
+        Self { stream: apart(&self.stream), websocket: apart(&self.websocket) }
+    }
+
+    /// How many bytes that is for one transport.
+    #[must_use]
+    pub fn len(&self, transport: Transport) -> usize {
+        self.bytes(transport).len()
+    }
+
+    /// True when there is nothing to send: a run of no packets.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.stream.is_empty()
     }
 
     /// The bytes for one transport.
     #[must_use]
-    pub fn bytes(&self, transport: Transport) -> &Bytes {
+    pub fn bytes(&self, transport: Transport) -> &Arc<Bytes> {
         match transport {
             Transport::Stream => &self.stream,
             Transport::WebSocket => &self.websocket,

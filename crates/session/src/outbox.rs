@@ -4,11 +4,12 @@
 //! kept by not reading on ([`Outbox::reply_bytes`]). *Pushes* come from others and are shared by all their receivers:
 //! they are counted against a limit, and a policy says what happens to one that does not fit.
 //!
-//! An empty outbox is one null pointer. Queues come from a pool that the driver keeps, so that sending to thousands of
-//! sessions one after the other allocates nothing.
+//! An empty outbox owns nothing. A push that finds it empty, which is nearly every push to a room, costs one reference
+//! and no memory, however many sessions get it. Queues for what is more come from a pool that the driver keeps.
 
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use bytes::Bytes;
@@ -48,7 +49,16 @@ pub enum Admission {
 
 /// The bytes that wait on one connection. Replies and pushes keep the order in which they were put in.
 #[derive(Debug, Default)]
-pub struct Outbox(Option<Box<Queue>>);
+pub struct Outbox(State);
+
+#[derive(Debug, Default)]
+enum State {
+    #[default]
+    Empty,
+    /// One push, nothing of it written.
+    One(Arc<Bytes>),
+    Many(Box<Queue>),
+}
 
 #[derive(Debug, Default)]
 struct Queue {
@@ -57,7 +67,12 @@ struct Queue {
     written: usize,
     push_bytes: usize,
     reply_bytes: usize,
+    /// Memory of a reply that was written, for the next one.
+    spare: Vec<u8>,
 }
+
+/// A queue keeps the memory of replies up to this size; what is larger was an exception.
+const SPARE_BYTES_MAX: usize = 256;
 
 impl Queue {
     /// The push at the front is on its way and does not count, whatever its size: a large message must not make the
@@ -70,12 +85,32 @@ impl Queue {
         let waiting = self.push_bytes.saturating_sub(front);
         self.push_bytes == 0 || waiting.saturating_add(len) <= bytes_max
     }
+
+    fn push(&mut self, bytes: Arc<Bytes>) {
+        self.push_bytes = self.push_bytes.saturating_add(bytes.len());
+        self.chunks.push_back(Chunk::Push(bytes));
+    }
+
+    /// The chunk at the front is written.
+    fn pop(&mut self) {
+        self.written = 0;
+        if let Some(Chunk::Reply(mut bytes)) = self.chunks.pop_front()
+            && bytes.capacity() <= SPARE_BYTES_MAX
+        {
+            bytes.clear();
+            self.spare = bytes;
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.push_bytes == 0 && self.reply_bytes == 0
+    }
 }
 
 #[derive(Debug)]
 enum Chunk {
     Reply(Vec<u8>),
-    Push(Bytes),
+    Push(Arc<Bytes>),
 }
 
 impl Chunk {
@@ -112,45 +147,78 @@ impl OutboxPool {
             self.free.push(queue);
         }
     }
+
+    /// Frees what is kept.
+    pub fn release(&mut self) {
+        self.free = Vec::new();
+    }
 }
 
 impl Outbox {
     /// An outbox in which nothing waits.
     #[must_use]
     pub const fn new() -> Self {
-        Self(None)
+        Self(State::Empty)
     }
 
     /// True when nothing waits.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.is_none()
+        matches!(self.0, State::Empty)
     }
 
     /// Bytes that wait, replies and pushes.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.0.as_ref().map_or(0, |queue| queue.push_bytes.saturating_add(queue.reply_bytes))
+        match &self.0 {
+            State::Empty => 0,
+            State::One(bytes) => bytes.len(),
+            State::Many(queue) => queue.push_bytes.saturating_add(queue.reply_bytes),
+        }
     }
 
     /// Bytes of replies that wait.
     #[must_use]
     pub fn reply_bytes(&self) -> usize {
-        self.0.as_ref().map_or(0, |queue| queue.reply_bytes)
+        match &self.0 {
+            State::Many(queue) => queue.reply_bytes,
+            State::Empty | State::One(_) => 0,
+        }
     }
 
     /// True when a push of `len` bytes can wait without breaking the limit.
     #[must_use]
     pub fn has_room(&self, len: usize, bytes_max: usize) -> bool {
-        self.0.as_ref().is_none_or(|queue| queue.has_room(len, bytes_max))
+        match &self.0 {
+            State::Empty => true,
+            // The push at the front does not count.
+            State::One(_) => len <= bytes_max,
+            State::Many(queue) => queue.has_room(len, bytes_max),
+        }
+    }
+
+    /// The queue behind this outbox, made of what waits if there was none.
+    fn queue(&mut self, pool: &mut OutboxPool) -> &mut Queue {
+        if !matches!(self.0, State::Many(_)) {
+            let mut queue = pool.take();
+            if let State::One(bytes) = core::mem::take(&mut self.0) {
+                queue.push(bytes);
+            }
+            self.0 = State::Many(queue);
+        }
+        match &mut self.0 {
+            State::Many(queue) => queue,
+            State::Empty | State::One(_) => unreachable!("set above"),
+        }
     }
 
     /// Adds bytes that answer the client, written by `write`.
     pub fn reply(&mut self, pool: &mut OutboxPool, write: impl FnOnce(&mut Vec<u8>)) {
-        let queue = self.0.get_or_insert_with(|| pool.take());
+        let queue = self.queue(pool);
         // Replies made in one go share a chunk; the first chunk may be partly written, which appending does not disturb.
         if !matches!(queue.chunks.back(), Some(Chunk::Reply(_))) {
-            queue.chunks.push_back(Chunk::Reply(Vec::new()));
+            let spare = core::mem::take(&mut queue.spare);
+            queue.chunks.push_back(Chunk::Reply(spare));
         }
         if let Some(Chunk::Reply(bytes)) = queue.chunks.back_mut() {
             let before = bytes.len();
@@ -161,29 +229,31 @@ impl Outbox {
     }
 
     /// Adds bytes that are shared with other receivers, if the limit allows.
-    pub fn push(&mut self, pool: &mut OutboxPool, bytes: &Bytes, limit: QueueLimit) -> Admission {
+    pub fn push(&mut self, pool: &mut OutboxPool, bytes: &Arc<Bytes>, limit: QueueLimit) -> Admission {
         if bytes.is_empty() {
+            return Admission::Queued;
+        }
+        if self.is_empty() {
+            self.0 = State::One(Arc::clone(bytes));
             return Admission::Queued;
         }
         let admission = match (self.has_room(bytes.len(), limit.bytes_max), limit.policy) {
             (true, _) => Admission::Queued,
             (false, SlowConsumerPolicy::DropNewest) => return Admission::DroppedNewest,
             (false, SlowConsumerPolicy::Close) => return Admission::MustClose,
-            (false, SlowConsumerPolicy::DropOldest) => self.drop_oldest(bytes.len(), limit.bytes_max),
+            (false, SlowConsumerPolicy::DropOldest) => self.drop_oldest(pool, bytes.len(), limit.bytes_max),
         };
         if admission == Admission::DroppedNewest {
             return admission;
         }
-        let queue = self.0.get_or_insert_with(|| pool.take());
-        queue.push_bytes = queue.push_bytes.saturating_add(bytes.len());
-        queue.chunks.push_back(Chunk::Push(bytes.clone()));
+        self.queue(pool).push(Arc::clone(bytes));
         admission
     }
 
     /// Drops waiting pushes, oldest first, until `len` more bytes fit. Replies and a partly written push stay; when
     /// the new push cannot fit behind the latter, nothing older is given up for it.
-    fn drop_oldest(&mut self, len: usize, bytes_max: usize) -> Admission {
-        let Some(queue) = self.0.as_mut() else { return Admission::Queued };
+    fn drop_oldest(&mut self, pool: &mut OutboxPool, len: usize, bytes_max: usize) -> Admission {
+        let queue = self.queue(pool);
         let pinned = queue.written > 0 && matches!(queue.chunks.front(), Some(Chunk::Push(_)));
         if pinned && len > bytes_max {
             return Admission::DroppedNewest;
@@ -204,19 +274,47 @@ impl Outbox {
         Admission::DroppedOlder(dropped)
     }
 
+    /// The bytes that wait, when they are in one piece: the common case, without an iterator.
+    #[must_use]
+    pub fn only_piece(&self) -> Option<&[u8]> {
+        match &self.0 {
+            State::Empty => None,
+            State::One(bytes) => Some(bytes),
+            State::Many(queue) if queue.chunks.len() == 1 => {
+                queue.chunks.front().and_then(|chunk| chunk.bytes().get(queue.written..))
+            }
+            State::Many(_) => None,
+        }
+    }
+
     /// The bytes that wait, in order, as pieces for one gathered write.
     pub fn pieces(&self) -> impl Iterator<Item = &[u8]> {
-        let queue = self.0.as_deref();
+        let (one, queue) = match &self.0 {
+            State::Empty => (None, None),
+            State::One(bytes) => (Some(&bytes[..]), None),
+            State::Many(queue) => (None, Some(queue)),
+        };
         let written = queue.map_or(0, |queue| queue.written);
-        queue.into_iter().flat_map(|queue| queue.chunks.iter()).enumerate().map(move |(index, chunk)| {
+        let chunks = queue.into_iter().flat_map(|queue| queue.chunks.iter()).enumerate();
+        let many = chunks.map(move |(index, chunk)| {
             let from = if index == 0 { written } else { 0 };
             chunk.bytes().get(from..).unwrap_or_default()
-        })
+        });
+        one.into_iter().chain(many)
     }
 
     /// Takes `len` bytes off the front: they are written.
     pub fn advance(&mut self, pool: &mut OutboxPool, mut len: usize) {
-        let Some(queue) = self.0.as_mut() else { return };
+        match &self.0 {
+            State::Empty => return,
+            State::One(bytes) if len >= bytes.len() => {
+                self.0 = State::Empty;
+                return;
+            }
+            State::One(_) if len == 0 => return,
+            State::One(_) | State::Many(_) => {}
+        }
+        let queue = self.queue(pool);
         while let Some(first) = queue.chunks.front() {
             let rest = first.bytes().len().saturating_sub(queue.written);
             let taken = rest.min(len);
@@ -229,23 +327,22 @@ impl Outbox {
                 queue.written = queue.written.saturating_add(taken);
                 return;
             }
-            queue.written = 0;
-            queue.chunks.pop_front();
+            queue.pop();
         }
         self.release_if_empty(pool);
     }
 
     /// Drops everything that waits.
     pub fn clear(&mut self, pool: &mut OutboxPool) {
-        if let Some(mut queue) = self.0.take() {
+        if let State::Many(mut queue) = core::mem::take(&mut self.0) {
             queue.chunks.clear();
-            *queue = Queue { chunks: core::mem::take(&mut queue.chunks), ..Queue::default() };
+            (queue.written, queue.push_bytes, queue.reply_bytes) = (0, 0, 0);
             pool.put(queue);
         }
     }
 
     fn release_if_empty(&mut self, pool: &mut OutboxPool) {
-        if self.0.as_ref().is_some_and(|queue| queue.push_bytes == 0 && queue.reply_bytes == 0) {
+        if matches!(&self.0, State::Many(queue) if queue.is_empty()) {
             self.clear(pool);
         }
     }
@@ -260,6 +357,10 @@ mod tests {
         outbox.pieces().flatten().copied().collect()
     }
 
+    fn bytes(text: &'static [u8]) -> Arc<Bytes> {
+        Arc::new(Bytes::from_static(text))
+    }
+
     fn limit(bytes_max: usize, policy: SlowConsumerPolicy) -> QueueLimit {
         QueueLimit { bytes_max, policy }
     }
@@ -272,7 +373,7 @@ mod tests {
             let roomy = limit(100, SlowConsumerPolicy::Close);
             outbox.reply(&mut pool, |out| out.extend_from_slice(b"ab"));
             outbox.reply(&mut pool, |out| out.extend_from_slice(b"c"));
-            outbox.push(&mut pool, &Bytes::from_static(b"defg"), roomy);
+            outbox.push(&mut pool, &bytes(b"defg"), roomy);
             outbox.reply(&mut pool, |out| out.extend_from_slice(b"hi"));
             let mut seen = vec![];
             while !outbox.is_empty() {
@@ -287,7 +388,7 @@ mod tests {
 
     #[test]
     fn policies() {
-        let four = Bytes::from_static(b"4444");
+        let four = bytes(b"4444");
         let cases = [
             (SlowConsumerPolicy::DropNewest, Admission::DroppedNewest, 8),
             (SlowConsumerPolicy::Close, Admission::MustClose, 8),
@@ -307,7 +408,7 @@ mod tests {
     fn an_empty_queue_takes_a_push_of_any_size() {
         let mut pool = OutboxPool::new(1);
         let mut outbox = Outbox::new();
-        let big = Bytes::from(vec![0; 1000]);
+        let big = Arc::new(Bytes::from(vec![0; 1000]));
         outbox.reply(&mut pool, |out| out.push(0));
         assert_eq!(outbox.push(&mut pool, &big, limit(9, SlowConsumerPolicy::Close)), Admission::Queued);
     }
@@ -317,17 +418,23 @@ mod tests {
         let mut pool = OutboxPool::new(1);
         let mut outbox = Outbox::new();
         let oldest = limit(7, SlowConsumerPolicy::DropOldest);
-        outbox.push(&mut pool, &Bytes::from_static(b"aaaa"), oldest);
+        outbox.push(&mut pool, &bytes(b"aaaa"), oldest);
         outbox.advance(&mut pool, 1);
-        outbox.push(&mut pool, &Bytes::from_static(b"bbbb"), oldest);
-        assert_eq!(outbox.push(&mut pool, &Bytes::from_static(b"cccc"), oldest), Admission::DroppedOlder(1));
+        outbox.push(&mut pool, &bytes(b"bbbb"), oldest);
+        assert_eq!(outbox.push(&mut pool, &bytes(b"cccc"), oldest), Admission::DroppedOlder(1));
         assert_eq!(text(&outbox), b"aaacccc");
     }
 
     #[test]
-    fn idle_costs_one_pointer_and_queues_are_reused() {
-        assert_eq!(size_of::<Outbox>(), size_of::<usize>());
+    fn a_push_into_an_empty_outbox_needs_no_queue_and_queues_are_reused() {
+        assert_eq!(size_of::<Outbox>(), 2 * size_of::<usize>());
         let mut pool = OutboxPool::new(1);
+        let roomy = limit(100, SlowConsumerPolicy::Close);
+        let mut pushed = Outbox::new();
+        pushed.push(&mut pool, &bytes(b"push"), roomy);
+        assert_eq!(pushed.only_piece(), Some(&b"push"[..]));
+        pushed.advance(&mut pool, 4);
+        assert!(pushed.is_empty() && pool.free.is_empty());
         let mut outbox = Outbox::new();
         outbox.reply(&mut pool, |out| out.push(1));
         outbox.advance(&mut pool, 1);

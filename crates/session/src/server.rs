@@ -106,11 +106,14 @@ pub struct ServerSession {
     phase: Phase,
     outbox: Outbox,
     deadline: Moment,
-    heartbeat: Duration,
+    /// In milliseconds.
+    heartbeat_ms: u32,
     /// Sorted.
     accepts: SmallVec<[Operation; 4]>,
     protover: Option<Version>,
-    cookie: Option<alloc::boxed::Box<str>>,
+    /// Between upgrade and authentication only.
+    #[expect(clippy::box_collection, reason = "one word for what nearly nobody has")]
+    cookie: Option<alloc::boxed::Box<String>>,
 }
 
 impl ServerSession {
@@ -122,7 +125,7 @@ impl ServerSession {
             phase: Phase::Unauthenticated,
             outbox: Outbox::new(),
             deadline: now.after(rules.handshake_timeout),
-            heartbeat: Duration::ZERO,
+            heartbeat_ms: 0,
             accepts: SmallVec::new(),
             protover: None,
             cookie: None,
@@ -173,7 +176,7 @@ impl ServerSession {
 
     /// The first cookie of the upgrade request, once: it is not needed after authentication.
     pub fn take_cookie(&mut self) -> String {
-        self.cookie.take().map(String::from).unwrap_or_default()
+        self.cookie.take().map(|cookie| *cookie).unwrap_or_default()
     }
 
     /// True when the session wants pushes of this operation.
@@ -220,7 +223,7 @@ impl ServerSession {
             Some(Incoming::Packet(packet)) => packet,
             Some(Incoming::Nothing) => return Ok(Step::Handled { packet: None }),
             Some(Incoming::Upgraded { response, cookie }) => {
-                self.cookie = (!cookie.is_empty()).then(|| cookie.into_boxed_str());
+                self.cookie = (!cookie.is_empty()).then(|| alloc::boxed::Box::new(cookie));
                 self.outbox.reply(pool, |out| out.extend_from_slice(&response));
                 return Ok(Step::Handled { packet: None });
             }
@@ -248,7 +251,7 @@ impl ServerSession {
         };
         match operation {
             Operation::HEARTBEAT => {
-                self.deadline = now.after(self.heartbeat);
+                self.deadline = now.after(Duration::from_millis(u64::from(self.heartbeat_ms)));
                 Ok(Step::Heartbeat { version, sequence })
             }
             Operation::CHANGE_ROOM => {
@@ -280,7 +283,7 @@ impl ServerSession {
     pub fn authenticated(&mut self, pool: &mut OutboxPool, now: Moment, established: &Established<'_>) {
         let Phase::Authenticating { version, sequence } = self.phase else { return };
         self.phase = Phase::Open;
-        self.heartbeat = established.heartbeat;
+        self.heartbeat_ms = u32::try_from(established.heartbeat.as_millis()).unwrap_or(u32::MAX);
         self.deadline = now.after(established.heartbeat);
         self.protover = established.protover;
         subscribe(&mut self.accepts, established.accepts);

@@ -3,6 +3,7 @@
 //! [`StreamDecoder`] keeps nothing between calls but the partial packet, if there is one: an idle connection costs
 //! the size of an empty `Vec`, and a packet that lies complete in the caller's buffer is never copied.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use crate::packet::check_length;
@@ -18,9 +19,15 @@ const RESERVE_MAX: usize = 64 * 1024;
 /// and may be reused for the next read.
 #[derive(Debug, Default)]
 pub struct StreamDecoder {
-    /// The beginning of a packet whose rest has not arrived. Never longer than that packet.
-    partial: Vec<u8>,
-    /// `partial` holds a whole packet that the last call handed out.
+    /// The packet whose rest has not arrived; a pointer, since nearly every connection has none.
+    partial: Option<Box<Partial>>,
+}
+
+#[derive(Debug, Default)]
+struct Partial {
+    /// The beginning of a packet. Never longer than that packet.
+    bytes: Vec<u8>,
+    /// The packet is whole, and the last call handed it out.
     handed_out: bool,
 }
 
@@ -28,19 +35,21 @@ impl StreamDecoder {
     /// A decoder that holds nothing.
     #[must_use]
     pub const fn new() -> Self {
-        Self { partial: Vec::new(), handed_out: false }
+        Self { partial: None }
     }
 
     /// True when the stream may end here without cutting a packet.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.handed_out || self.partial.is_empty()
+        self.partial.as_ref().is_none_or(|partial| partial.handed_out || partial.bytes.is_empty())
     }
 
     /// Bytes of heap that are kept for the partial packet; 0 when idle.
     #[must_use]
     pub fn heap_bytes(&self) -> usize {
-        self.partial.capacity()
+        self.partial
+            .as_ref()
+            .map_or(0, |partial| size_of::<Partial>().saturating_add(partial.bytes.capacity()))
     }
 
     /// The next packet of `input` from `*at` on, or `None` when the rest of `input` was used up.
@@ -57,22 +66,26 @@ impl StreamDecoder {
         at: &mut usize,
         body_max: usize,
     ) -> Result<Option<Packet<'a>>, DecodeError> {
-        if self.handed_out {
+        if self.partial.as_ref().is_some_and(|partial| partial.handed_out) {
             // The memory goes back at once: an idle connection owns no buffer.
-            self.partial = Vec::new();
-            self.handed_out = false;
+            self.partial = None;
         }
-        if self.partial.is_empty() {
+        if self.partial.is_none() {
             let rest = input.get(*at..).unwrap_or_default();
             if let Some((packet, used)) = whole_packet(rest, body_max)? {
                 *at = at.saturating_add(used);
                 return Ok(Some(packet));
             }
+            if rest.is_empty() {
+                return Ok(None);
+            }
         }
-        self.resume(input, at, body_max)
+        self.partial.get_or_insert_default().resume(input, at, body_max)
     }
+}
 
-    /// Completes the partial packet from `input`, header first.
+impl Partial {
+    /// Completes the packet from `input`, header first.
     fn resume<'a>(
         &'a mut self,
         input: &[u8],
@@ -82,30 +95,30 @@ impl StreamDecoder {
         if !self.fill(input, at, HEADER_LEN) {
             return Ok(None);
         }
-        let Some(head) = self.partial.first_chunk::<HEADER_LEN>() else { return Ok(None) };
+        let Some(head) = self.bytes.first_chunk::<HEADER_LEN>() else { return Ok(None) };
         let header = Header::parse(head);
         let body_len = check_length(&header, body_max)?;
         if !self.fill(input, at, HEADER_LEN.saturating_add(body_len)) {
             return Ok(None);
         }
         self.handed_out = true;
-        let body = self.partial.get(HEADER_LEN..).unwrap_or_default();
+        let body = self.bytes.get(HEADER_LEN..).unwrap_or_default();
         Ok(Some(Packet::new(&header, body)))
     }
 
-    /// Moves bytes from `input` until `partial` has `wanted` of them; false when `input` ends first.
+    /// Moves bytes from `input` until there are `wanted`; false when `input` ends first.
     fn fill(&mut self, input: &[u8], at: &mut usize, wanted: usize) -> bool {
-        let missing = wanted.saturating_sub(self.partial.len());
+        let missing = wanted.saturating_sub(self.bytes.len());
         let rest = input.get(*at..).unwrap_or_default();
         let taken = rest.get(..missing).unwrap_or(rest);
         if !taken.is_empty() {
             if missing <= RESERVE_MAX {
-                self.partial.reserve_exact(missing);
+                self.bytes.reserve_exact(missing);
             }
-            self.partial.extend_from_slice(taken);
+            self.bytes.extend_from_slice(taken);
             *at = at.saturating_add(taken.len());
         }
-        self.partial.len() >= wanted
+        self.bytes.len() >= wanted
     }
 }
 

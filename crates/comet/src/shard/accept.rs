@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 
-use goim_session::{Moment, ServerSession};
+use goim_session::{CloseReason, ServerSession};
 use mio::net::{TcpListener, TcpStream};
 use mio::{Interest, Poll, Token};
 
@@ -113,50 +113,47 @@ impl Shard {
             return;
         }
         let tls = self.shared.certificates.as_ref().filter(|_| kind.tls).map(|store| store.server_config());
-        let registered = Socket::new(stream, tls.as_ref()).and_then(|mut socket| {
-            let slot = self.connections.vacant_key();
-            let interest = Interest::READABLE | Interest::WRITABLE;
-            let registry = self.poll.registry();
-            registry.register(socket.stream(), Token(slot), interest).map_err(|error| error.to_string())?;
-            Ok((socket, slot as u32))
-        });
-        match registered {
-            Ok((socket, slot)) => self.hold(index, socket, slot, remote),
+        match Socket::new(stream, tls.as_ref()) {
+            Ok(socket) => self.hold(index, socket, remote),
             Err(error) => {
-                self.stats.accept_errors.add(1);
                 self.shared.addresses.leave(remote);
-                tracing::warn!(shard = self.index, %error, "an accepted connection could not be set up");
+                self.not_set_up(&error);
             }
         }
     }
 
-    fn hold(&mut self, index: usize, socket: Socket, slot: u32, remote: std::net::IpAddr) {
+    fn not_set_up(&self, error: &str) {
+        self.stats.accept_errors.add(1);
+        tracing::warn!(shard = self.index, error, "an accepted connection could not be set up");
+    }
+
+    fn hold(&mut self, index: usize, socket: Socket, remote: std::net::IpAddr) {
         let kind = self.listeners[index].kind;
         self.generation = self.generation.wrapping_add(1);
+        let generation = self.generation;
         let session = ServerSession::new(kind.transport, &self.rules[index], self.now);
-        self.connections.insert(Connection {
-            id: ConnectionId { slot, generation: self.generation },
-            socket,
-            session,
-            listener: index as u16,
-            remote,
-            identity: None,
-            membership: None,
-            unread: None,
-            armed: None,
-            touch_after: Moment::NEVER,
-            rate_credit: self.shared.config.limits.packets_burst.get().saturating_mul(1000),
-            rate_seen: self.now,
-            throttled_until: None,
-            closing: None,
-            readable: false,
-            half_closed: false,
-            writable: true,
-            staged: false,
-            resumed: false,
-        });
+        let slot =
+            self.connections.insert(Connection::new(socket, session, generation, index as u16, remote));
         self.stats.connections[ShardStats::kind_index(kind)].up();
         self.arm(slot);
+        // Whoever waited to be accepted has mostly sent its token already. Taken now, before the poll knows the socket, it
+        // costs no event of its own.
+        self.connections[slot].readable = true;
+        self.take_input(slot);
+        if self.find(ConnectionId { slot, generation }).is_some() {
+            self.watch(slot);
+        }
+    }
+
+    /// Has the poll tell what happens to a connection from now on.
+    fn watch(&mut self, slot: u32) {
+        let token = Token(slot as usize);
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        let stream = self.connections[slot].socket.stream();
+        if let Err(error) = self.poll.registry().register(stream, token, interest) {
+            self.not_set_up(&error.to_string());
+            self.close(slot, CloseReason::ConnectionLost);
+        }
     }
 
     /// The kind of listener that a connection came through.

@@ -21,13 +21,13 @@ const TOUCH_MIN: Duration = Duration::from_secs(5 * 60);
 impl Shard {
     /// Asks logic about a token.
     pub(super) fn authenticate(&mut self, slot: u32, token: Bytes) {
-        let connection = &mut self.connections[slot as usize];
-        let id = connection.id;
+        let connection = &mut self.connections[slot];
+        let id = ConnectionId { slot, generation: connection.generation };
         let request = ConnectRequest {
             server: self.shared.server.clone(),
             cookie: connection.session.take_cookie(),
             token,
-            remote: connection.remote,
+            remote: connection.remote(),
         };
         let farewells = self.shared.keys.farewells();
         match self.shared.logic.connect(request) {
@@ -73,11 +73,11 @@ impl Shard {
     }
 
     fn connected(&mut self, id: ConnectionId, farewells: u64, result: Result<Accepted, ConnectError>) {
-        let slot = self.find(id).filter(|slot| self.connections[*slot as usize].closing.is_none());
+        let slot = self.find(id).filter(|slot| !self.connections[*slot].is_closing());
         match (slot, result) {
             (Some(slot), Ok(accepted)) => self.open(slot, farewells, accepted),
             (Some(slot), Err(error)) => {
-                let remote = self.connections[slot as usize].remote;
+                let remote = self.connections[slot].remote();
                 let reason = match &error {
                     ConnectError::Refused(_) => CloseReason::AuthRefused,
                     ConnectError::Unavailable(_) => CloseReason::AuthUnavailable,
@@ -101,8 +101,9 @@ impl Shard {
 
     /// Opens the session that logic has accepted.
     fn open(&mut self, slot: u32, farewells: u64, accepted: Accepted) {
-        let connection = &mut self.connections[slot as usize];
-        let location = Location { shard: self.index as u16, connection: connection.id };
+        let connection = &mut self.connections[slot];
+        let id = ConnectionId { slot, generation: connection.generation };
+        let location = Location { shard: self.index as u16, connection: id };
         let reply = match accepted.protover {
             Some(protover) => auth_reply(&accepted, protover, self.shared.server.as_str()),
             None => Vec::new(),
@@ -118,7 +119,7 @@ impl Shard {
         self.stats.sessions.up();
         self.stats.packets_out(goim_ports::Operation::AUTH_REPLY, 1, goim_wire::HEADER_LEN + reply.len());
         let touch_in = TOUCH_MIN + Duration::from_millis(self.random(TOUCH_MIN.as_millis() as u64));
-        self.connections[slot as usize].touch_after = self.now.after(touch_in);
+        self.connections[slot].touch_after = self.now.after(touch_in);
         let entered = self.shared.keys.enter(&accepted.key, location, farewells);
         if let Some(old) = entered.superseded {
             self.peers[usize::from(old.shard)].notice(Notice::Superseded(old.connection));
@@ -149,26 +150,26 @@ impl Shard {
     }
 
     fn session_ref(&self, slot: u32) -> Option<SessionRef> {
-        let identity = self.connections.get(slot as usize)?.identity.as_ref()?;
+        let identity = self.connections.get(slot)?.identity.as_ref()?;
         let server = self.shared.server.clone();
         Some(SessionRef { mid: identity.mid, key: identity.key.clone(), server })
     }
 
     pub(super) fn heartbeat(&mut self, slot: u32, version: Version, sequence: Sequence) {
-        let connection = &mut self.connections[slot as usize];
+        let connection = &mut self.connections[slot];
         let online = connection.membership.map_or(0, |membership| self.rooms.online(membership));
         connection.session.reply_heartbeat(&mut self.pool, version, sequence, online);
         self.stats.packets_out(goim_ports::Operation::HEARTBEAT_REPLY, 1, goim_wire::HEADER_LEN + 4);
         if self.now >= connection.touch_after {
             let touch_in = TOUCH_MIN + Duration::from_millis(self.random(TOUCH_MIN.as_millis() as u64));
-            self.connections[slot as usize].touch_after = self.now.after(touch_in);
+            self.connections[slot].touch_after = self.now.after(touch_in);
             self.touch(slot);
         }
     }
 
     /// Moves a session to another room in one step; to the one that it is in, nothing happens.
     pub(super) fn change_room(&mut self, slot: u32, room: &str) {
-        let connection = &self.connections[slot as usize];
+        let connection = &self.connections[slot];
         self.stats.packets_out(
             goim_ports::Operation::CHANGE_ROOM_REPLY,
             1,
@@ -184,21 +185,21 @@ impl Shard {
     }
 
     fn join(&mut self, slot: u32, room: RoomId) {
-        self.connections[slot as usize].membership = Some(self.rooms.join(room, slot));
+        self.connections[slot].membership = Some(self.rooms.join(room, slot));
     }
 
     pub(super) fn leave_room(&mut self, slot: u32) {
-        let Some(membership) = self.connections[slot as usize].membership.take() else { return };
+        let Some(membership) = self.connections[slot].membership.take() else { return };
         if let Some((moved, place)) = self.rooms.leave(membership) {
-            self.connections[moved as usize].membership = Some(place);
+            self.connections[moved].membership = Some(place);
         }
     }
 
     /// Hands a packet to the business. The session takes no further packet until the answer is there.
     pub(super) fn upstream(&mut self, slot: u32, packet: PacketBuf) {
-        let connection = &self.connections[slot as usize];
+        let connection = &self.connections[slot];
         let Some(identity) = connection.identity.as_ref() else { return };
-        let id = connection.id;
+        let id = ConnectionId { slot, generation: connection.generation };
         let upstream = Upstream { mid: identity.mid, key: identity.key.clone(), packet };
         match self.shared.logic.receive(upstream) {
             Call::Ready(result) => self.replied(slot, result),
@@ -219,7 +220,7 @@ impl Shard {
             tracing::debug!(%error, "a packet was not handled; the client gets an empty reply");
             Bytes::new()
         });
-        let connection = &mut self.connections[slot as usize];
+        let connection = &mut self.connections[slot];
         if let Some(operation) = connection.session.reply_upstream(&mut self.pool, &body) {
             self.stats.packets_out(operation, 1, goim_wire::HEADER_LEN + body.len());
         }

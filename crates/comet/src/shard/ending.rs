@@ -24,7 +24,7 @@ pub(super) struct Draining {
     seen: Moment,
     until: Moment,
     delay_max: Duration,
-    cursor: usize,
+    cursor: u32,
 }
 
 impl Shard {
@@ -34,18 +34,19 @@ impl Shard {
     }
 
     fn close_with_delay(&mut self, slot: u32, reason: CloseReason, delay: Duration) {
-        let Some(connection) = self.connections.get_mut(slot as usize) else { return };
-        if connection.closing.is_some() {
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        if connection.is_closing() {
             return;
         }
         let until = self.now.after(LINGER);
-        connection.closing = Some(Closing { until, ended: false });
-        connection.unread = None;
-        connection.throttled_until = None;
+        connection.take_unread();
+        connection.unthrottle();
+        connection.set_closing(Closing { until, ended: false });
         let farewell = farewell(reason, delay);
         connection.session.close(&mut self.pool, reason, &farewell);
-        let (id, identity) = (connection.id, connection.identity.take());
-        tracing::debug!(remote = %connection.remote, %reason, key = identity.as_ref().map(|who| who.key.as_str()), "connection ends");
+        let id = ConnectionId { slot, generation: connection.generation };
+        let identity = connection.identity.take();
+        tracing::debug!(remote = %connection.remote(), %reason, key = identity.as_ref().map(|who| who.key.as_str()), "connection ends");
         self.stats.closed(reason);
         self.leave_room(slot);
         if let Some(identity) = identity {
@@ -90,10 +91,10 @@ impl Shard {
 
     /// Ends our side of the stream. The socket stays until the peer has ended its own, within [`LINGER`].
     pub(super) fn end_stream(&mut self, slot: u32) {
-        let Some(connection) = self.connections.get_mut(slot as usize) else { return };
-        let Some(closing) = connection.closing.as_mut() else { return };
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        let Some(closing) = connection.closing() else { return };
         if !closing.ended {
-            closing.ended = true;
+            connection.set_closing(Closing { ended: true, ..closing });
             connection.socket.end();
         }
         if connection.half_closed {
@@ -105,9 +106,9 @@ impl Shard {
 
     /// Closes the socket and frees the slot.
     pub(super) fn remove(&mut self, slot: u32) {
-        let Some(mut connection) = self.connections.try_remove(slot as usize) else { return };
+        let Some(mut connection) = self.connections.remove(slot) else { return };
         connection.session.discard(&mut self.pool);
-        self.shared.addresses.leave(connection.remote);
+        self.shared.addresses.leave(connection.remote());
         self.stats.connections[ShardStats::kind_index(self.kind_of(connection.listener))].down();
         if !connection.writable {
             self.stats.blocked.down();
@@ -144,17 +145,17 @@ impl Shard {
         draining.seen = self.now;
         draining.credit += passed * draining.sessions_per_second;
         let overdue = self.now >= draining.until;
-        while (overdue || draining.credit >= 1.0) && draining.cursor < self.connections.capacity() {
+        while (overdue || draining.credit >= 1.0) && draining.cursor < self.connections.end() {
             let slot = draining.cursor;
             draining.cursor += 1;
-            if self.connections.get(slot).is_some_and(|connection| connection.closing.is_none()) {
+            if self.connections.get(slot).is_some_and(|connection| !connection.is_closing()) {
                 draining.credit -= 1.0;
                 let delay = Duration::from_millis(self.random(draining.delay_max.as_millis() as u64 + 1));
-                self.close_with_delay(slot as u32, CloseReason::Draining, delay);
+                self.close_with_delay(slot, CloseReason::Draining, delay);
             }
         }
         if self.now >= draining.until.after(LINGER) {
-            for slot in 0..self.connections.capacity() as u32 {
+            for slot in 0..self.connections.end() {
                 self.close(slot, CloseReason::Shutdown);
                 self.remove(slot);
             }

@@ -7,11 +7,39 @@ use goim_ports::{AcceptedAt, Operation, RoomId};
 use goim_session::{Admission, CloseReason, EncodedPush, Moment, QueueLimit};
 
 use super::{Shard, queue_limit};
-use crate::inbox::{Command, Pace};
+use crate::connection::ConnectionId;
+use crate::inbox::{Command, Pace, Queued, Sends};
 use crate::stats::Drop;
 
 /// How often a paced broadcast goes on.
 pub(super) const PACE_TICK: Duration = Duration::from_millis(20);
+
+/// Receivers up to which a push is flushed in the turn that stages it; more of them take their turn in the ring.
+const URGENT_MAX: usize = 32;
+
+/// A command that is staged: over when the ring has come to where it was then.
+pub(super) struct Work {
+    /// Count of sessions that will have left the ring when all of this one's have.
+    until: u64,
+    accepted_at: Option<AcceptedAt>,
+    _sends: Sends,
+}
+
+/// Where a push waits for its flush.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Flushed in this turn.
+    Urgent,
+    /// Flushed when its turn comes in the ring.
+    Ring,
+}
+
+/// What was queued for the receivers of one command.
+#[derive(Default)]
+struct Sent {
+    packets: usize,
+    bytes: usize,
+}
 
 /// A broadcast that goes out at a speed. New sessions may come while it does; they are not for it.
 pub(super) struct PacedBroadcast {
@@ -20,98 +48,160 @@ pub(super) struct PacedBroadcast {
     pace: Pace,
     accepted_at: Option<AcceptedAt>,
     /// The next slot to be looked at, and the last generation that was there at the start.
-    cursor: usize,
+    cursor: u32,
     newest: u32,
     credit: f64,
     seen: Moment,
 }
 
 impl Shard {
-    pub(super) fn take_command(&mut self, command: Command) {
-        match command {
+    pub(super) fn take_command(&mut self, queued: Queued) {
+        let Queued { command, sends } = queued;
+        self.traffic_seen = Some(self.now);
+        let (stage, accepted_at) = match command {
             Command::Push { targets, operation, push, accepted_at } => {
-                let limit = queue_limit(&self.shared.config, operation);
-                for target in targets {
-                    match self.find(target) {
-                        Some(slot) if self.connections[slot as usize].session.accepts(operation) => {
-                            self.deliver(slot, operation, &push, limit);
-                        }
-                        Some(_) => {}
-                        None => self.stats.dropped(Drop::Gone, 1),
-                    }
-                }
-                self.accepted.extend(accepted_at);
+                (self.send_to(&targets, operation, &push), accepted_at)
             }
             Command::Room { room, operation, push, accepted_at } => {
-                self.send_to_room(&room, operation, &push);
-                self.accepted.extend(accepted_at);
+                (self.send_to_room(&room, operation, &push), accepted_at)
+            }
+            Command::Broadcast { operation, push, pace: None, accepted_at } => {
+                (self.send_to_all(operation, &push), accepted_at)
             }
             Command::Broadcast { operation, push, pace: Some(pace), accepted_at } => {
                 self.begin_paced(operation, push, pace, accepted_at);
+                return;
             }
-            Command::Broadcast { operation, push, pace: None, accepted_at } => {
-                self.send_to_all(operation, &push);
-                self.accepted.extend(accepted_at);
-            }
+        };
+        let until = self.ring_left + self.ring.len() as u64;
+        let work = Work { until, accepted_at, _sends: sends };
+        match stage {
+            Stage::Urgent => self.works_of_turn.push(work),
+            Stage::Ring => self.works.push_back(work),
         }
     }
 
-    fn send_to_room(&mut self, room: &RoomId, operation: Operation, push: &EncodedPush) {
+    /// Sees which commands are over: their latency is counted, and others may come in their place.
+    pub(super) fn end_works(&mut self) {
+        while let Some(work) = self.works_of_turn.pop() {
+            self.count_latency(work.accepted_at);
+        }
+        while self.works.front().is_some_and(|work| work.until <= self.ring_left) {
+            let accepted_at = self.works.pop_front().and_then(|work| work.accepted_at);
+            self.count_latency(accepted_at);
+        }
+    }
+
+    fn count_latency(&self, accepted_at: Option<AcceptedAt>) {
+        if let Some(accepted_at) = accepted_at {
+            self.stats.push_latency.observe(accepted_at.until(AcceptedAt::now()));
+        }
+    }
+
+    fn send_to(&mut self, targets: &[ConnectionId], operation: Operation, push: &EncodedPush) -> Stage {
         let limit = queue_limit(&self.shared.config, operation);
+        let stage = if targets.len() <= URGENT_MAX { Stage::Urgent } else { Stage::Ring };
+        let mut sent = Sent::default();
+        for target in targets {
+            match self.find(*target) {
+                Some(slot) if self.connections[slot].session.accepts(operation) => {
+                    self.deliver_counted(slot, push, limit, stage, &mut sent);
+                }
+                Some(_) => {}
+                None => self.stats.dropped(Drop::Gone, 1),
+            }
+        }
+        self.stats.packets_out(operation, sent.packets, sent.bytes);
+        stage
+    }
+
+    fn send_to_room(&mut self, room: &RoomId, operation: Operation, push: &EncodedPush) -> Stage {
         let mut receivers = std::mem::take(&mut self.receivers);
         receivers.clear();
         receivers.extend_from_slice(self.rooms.members(room));
-        for slot in receivers.iter().copied() {
-            self.deliver(slot, operation, push, limit);
-        }
+        let stage = self.send_to_many(&receivers, operation, push);
         self.receivers = receivers;
+        stage
     }
 
-    fn send_to_all(&mut self, operation: Operation, push: &EncodedPush) {
-        let limit = queue_limit(&self.shared.config, operation);
+    fn send_to_all(&mut self, operation: Operation, push: &EncodedPush) -> Stage {
         let mut receivers = std::mem::take(&mut self.receivers);
         receivers.clear();
         let wanting = self.connections.iter().filter(|(_, connection)| connection.session.accepts(operation));
-        receivers.extend(wanting.map(|(slot, _)| slot as u32));
-        for slot in receivers.iter().copied() {
-            self.deliver(slot, operation, push, limit);
-        }
+        receivers.extend(wanting.map(|(slot, _)| slot));
+        let stage = self.send_to_many(&receivers, operation, push);
         self.receivers = receivers;
+        stage
     }
 
-    /// Queues a push on one session, and flushes it at the end of the turn.
-    fn deliver(&mut self, slot: u32, operation: Operation, push: &EncodedPush, limit: QueueLimit) {
-        let Some(connection) = self.connections.get_mut(slot as usize) else { return };
-        let len = push.bytes(connection.session.transport()).len();
-        if connection.writable && !connection.session.outbox().has_room(len, limit.bytes_max) {
-            // The queue is full of this turn's messages, not because the peer is slow.
-            self.flush(slot);
+    fn send_to_many(&mut self, receivers: &[u32], operation: Operation, push: &EncodedPush) -> Stage {
+        let limit = queue_limit(&self.shared.config, operation);
+        let stage = if receivers.len() <= URGENT_MAX { Stage::Urgent } else { Stage::Ring };
+        let mut sent = Sent::default();
+        for slot in receivers.iter().copied() {
+            self.deliver_counted(slot, push, limit, stage, &mut sent);
         }
-        let Some(connection) = self.connections.get_mut(slot as usize) else { return };
-        if connection.closing.is_some() || !connection.session.is_open() {
+        self.stats.packets_out(operation, sent.packets, sent.bytes);
+        stage
+    }
+
+    fn deliver_counted(
+        &mut self,
+        slot: u32,
+        push: &EncodedPush,
+        limit: QueueLimit,
+        stage: Stage,
+        sent: &mut Sent,
+    ) {
+        if self.deliver(slot, push, limit, stage) {
+            sent.packets += 1;
+            sent.bytes += push.len(self.transport_of(slot));
+        }
+    }
+
+    fn transport_of(&self, slot: u32) -> goim_session::Transport {
+        self.connections[slot].session.transport()
+    }
+
+    /// Queues a push on one session and has it flushed. False when the session did not take it.
+    fn deliver(&mut self, slot: u32, push: &EncodedPush, limit: QueueLimit, stage: Stage) -> bool {
+        let Some(connection) = self.connections.get_mut(slot) else { return false };
+        if !connection.session.outbox().is_empty() && connection.writable {
+            let len = push.len(connection.session.transport());
+            if !connection.session.outbox().has_room(len, limit.bytes_max) {
+                // The queue is full of what was not flushed yet, not because the peer is slow.
+                self.flush(slot);
+            }
+        }
+        let Some(connection) = self.connections.get_mut(slot) else { return false };
+        if connection.is_closing() || !connection.session.is_open() {
             self.stats.dropped(Drop::Gone, 1);
-            return;
+            return false;
         }
         match connection.session.push(&mut self.pool, push, limit) {
             Admission::Queued => {}
             Admission::DroppedOlder(count) => self.stats.dropped(Drop::Oldest, count),
             Admission::DroppedNewest => {
                 self.stats.dropped(Drop::Newest, 1);
-                return;
+                return false;
             }
             Admission::MustClose => {
                 self.stats.dropped(Drop::Closed, 1);
                 self.close(slot, CloseReason::SlowConsumer);
-                return;
+                return false;
             }
         }
-        self.stats.packets_out(operation, 1, len);
-        self.stage(slot);
+        match stage {
+            // What stands in the ring already goes out now, with everything before it.
+            Stage::Urgent => self.stage(slot),
+            Stage::Ring => self.stage_in_ring(slot),
+        }
+        true
     }
 
     /// Writes what waits on a connection, as much as its socket takes.
     pub(super) fn flush(&mut self, slot: u32) {
-        while let Some(connection) = self.connections.get_mut(slot as usize) {
+        while let Some(connection) = self.connections.get_mut(slot) {
             if !connection.writable {
                 return;
             }
@@ -129,8 +219,8 @@ impl Shard {
                     }
                 }
                 Err(error) => {
-                    tracing::debug!(remote = %connection.remote, %error, "a write failed");
-                    if connection.closing.is_some() {
+                    tracing::debug!(remote = %connection.remote(), %error, "a write failed");
+                    if connection.is_closing() {
                         self.remove(slot);
                     } else {
                         self.close(slot, CloseReason::ConnectionLost);
@@ -143,14 +233,14 @@ impl Shard {
 
     /// Everything is out: a closing connection ends, another may have room for replies and so for input again.
     fn flushed(&mut self, slot: u32) {
-        let connection = &self.connections[slot as usize];
-        if connection.closing.is_some() {
+        let connection = &self.connections[slot];
+        if connection.is_closing() {
             self.end_stream(slot);
             return;
         }
         let rules = &self.rules[usize::from(connection.listener)];
-        let input_waits = connection.readable || connection.unread.is_some();
-        if input_waits && connection.throttled_until.is_none() && connection.session.wants_input(rules) {
+        let input_waits = connection.readable || connection.has_unread();
+        if input_waits && connection.throttled_until().is_none() && connection.session.wants_input(rules) {
             self.resume(slot);
         }
     }
@@ -198,24 +288,26 @@ impl Shard {
         let limit = queue_limit(&self.shared.config, broadcast.operation);
         while broadcast.credit >= 1.0 {
             let Some(slot) = self.next_paced(broadcast) else {
-                self.accepted.extend(broadcast.accepted_at);
+                self.count_latency(broadcast.accepted_at);
                 return false;
             };
             broadcast.credit -= 1.0;
-            self.deliver(slot, broadcast.operation, &broadcast.push, limit);
+            if self.deliver(slot, &broadcast.push, limit, Stage::Urgent) {
+                self.stats.packets_out(broadcast.operation, 1, broadcast.push.len(self.transport_of(slot)));
+            }
         }
         true
     }
 
     fn next_paced(&self, broadcast: &mut PacedBroadcast) -> Option<u32> {
-        while broadcast.cursor < self.connections.capacity() {
+        while broadcast.cursor < self.connections.end() {
             let slot = broadcast.cursor;
             broadcast.cursor += 1;
             let Some(connection) = self.connections.get(slot) else { continue };
             // Generations wrap; the difference tells older from newer.
-            let newer = connection.id.generation.wrapping_sub(broadcast.newest) as i32 > 0;
+            let newer = connection.generation.wrapping_sub(broadcast.newest) as i32 > 0;
             if !newer && connection.session.accepts(broadcast.operation) {
-                return Some(slot as u32);
+                return Some(slot);
             }
         }
         None

@@ -6,6 +6,7 @@ use goim_session::{CloseReason, Step};
 use mio::event::Event;
 
 use super::Shard;
+use crate::connection::Rate;
 use crate::transport::Received;
 
 /// Bytes taken from one connection in one turn, so that others have theirs.
@@ -22,7 +23,7 @@ enum Action {
 
 impl Shard {
     pub(super) fn socket_ready(&mut self, slot: u32, event: &Event) {
-        let Some(connection) = self.connections.get_mut(slot as usize) else { return };
+        let Some(connection) = self.connections.get_mut(slot) else { return };
         if event.is_readable() || event.is_read_closed() || event.is_error() {
             connection.readable = true;
             connection.half_closed |= event.is_read_closed() || event.is_error();
@@ -38,16 +39,16 @@ impl Shard {
     /// Takes input as long as there is some and the session wants it, within the turn's share.
     pub(super) fn take_input(&mut self, slot: u32) {
         let mut budget = INPUT_PER_TURN;
-        while let Some(connection) = self.connections.get_mut(slot as usize) {
-            if connection.closing.is_some() {
+        while let Some(connection) = self.connections.get_mut(slot) {
+            if connection.is_closing() {
                 self.discard_input(slot);
                 return;
             }
             let rules = &self.rules[usize::from(connection.listener)];
-            if connection.throttled_until.is_some() || !connection.session.wants_input(rules) {
+            if connection.throttled_until().is_some() || !connection.session.wants_input(rules) {
                 break;
             }
-            if let Some(mut unread) = connection.unread.take() {
+            if let Some(mut unread) = connection.take_unread() {
                 self.feed(slot, &mut unread);
                 continue;
             }
@@ -72,7 +73,7 @@ impl Shard {
                 }
                 Received::Lost => self.close(slot, CloseReason::ConnectionLost),
                 Received::BadTls(error) => {
-                    tracing::debug!(remote = %connection.remote, error, "TLS failed");
+                    tracing::debug!(remote = %connection.remote(), error, "TLS failed");
                     connection.socket.flush_alert();
                     self.close(slot, CloseReason::BadTls);
                 }
@@ -84,7 +85,7 @@ impl Shard {
 
     /// The connection's input goes on in the next turn.
     pub(super) fn resume(&mut self, slot: u32) {
-        let connection = &mut self.connections[slot as usize];
+        let connection = &mut self.connections[slot];
         if !connection.resumed {
             connection.resumed = true;
             self.resumed.push(slot);
@@ -92,7 +93,7 @@ impl Shard {
     }
 
     fn stage_if_needed(&mut self, slot: u32) {
-        if let Some(connection) = self.connections.get(slot as usize)
+        if let Some(connection) = self.connections.get(slot)
             && (!connection.session.outbox().is_empty() || connection.socket.holds_output())
         {
             self.stage(slot);
@@ -102,25 +103,24 @@ impl Shard {
     /// Gives bytes to the session until they are used up, or it wants no more: then the rest is kept.
     fn feed(&mut self, slot: u32, bytes: &mut [u8]) {
         let mut at = 0;
-        let Some(connection) = self.connections.get(slot as usize) else { return };
+        let Some(connection) = self.connections.get(slot) else { return };
         let rules = self.rules[usize::from(connection.listener)].clone();
         let rules = rules.as_ref();
-        while let Some(connection) = self.connections.get_mut(slot as usize) {
-            if connection.closing.is_some() {
+        while let Some(connection) = self.connections.get_mut(slot) {
+            if connection.is_closing() {
                 return;
             }
             if !connection.session.wants_input(rules) && !connection.session.outbox().is_empty() {
                 // Too many replies wait; what the socket takes now makes room.
                 self.flush(slot);
             }
-            let Some(connection) = self.connections.get_mut(slot as usize) else { return };
-            if connection.closing.is_some() {
+            let Some(connection) = self.connections.get_mut(slot) else { return };
+            if connection.is_closing() {
                 return;
             }
-            let wanted = connection.session.wants_input(rules) && connection.throttled_until.is_none();
+            let wanted = connection.session.wants_input(rules) && connection.throttled_until().is_none();
             if !wanted {
-                let rest = &bytes[at..];
-                connection.unread = (!rest.is_empty()).then(|| rest.into());
+                connection.keep_unread(&bytes[at..]);
                 return;
             }
             let action = match connection.session.step(rules, &mut self.pool, self.now, bytes, &mut at) {
@@ -167,24 +167,26 @@ impl Shard {
     /// Charges a packet to the connection's rate. When that is used up, input waits until it is not.
     fn charge(&mut self, slot: u32) {
         let Some(rate) = self.shared.config.limits.packets_per_second_max else { return };
-        let Some(connection) = self.connections.get_mut(slot as usize) else { return };
+        let Some(connection) = self.connections.get_mut(slot) else { return };
         let burst = u64::from(self.shared.config.limits.packets_burst.get()) * 1000;
-        let passed_ms = connection.rate_seen.until(self.now).as_millis() as u64;
+        let full = Rate { credit: u32::try_from(burst).unwrap_or(u32::MAX), seen: self.now };
+        let left = connection.rate(full);
+        let passed_ms = left.seen.until(self.now).as_millis() as u64;
         let earned = passed_ms.saturating_mul(u64::from(rate.get()));
-        let credit = u64::from(connection.rate_credit).saturating_add(earned).min(burst);
-        connection.rate_seen = self.now;
-        connection.rate_credit = u32::try_from(credit.saturating_sub(1000)).unwrap_or(u32::MAX);
-        if connection.rate_credit < 1000 {
-            let wait_ms = u64::from(1000 - connection.rate_credit).div_ceil(u64::from(rate.get()));
-            connection.throttled_until =
-                Some(self.now.after(std::time::Duration::from_millis(wait_ms.max(1))));
+        let credit = u64::from(left.credit).saturating_add(earned).min(burst);
+        left.seen = self.now;
+        left.credit = u32::try_from(credit.saturating_sub(1000)).unwrap_or(u32::MAX);
+        let credit = left.credit;
+        if credit < 1000 {
+            let wait_ms = u64::from(1000 - credit).div_ceil(u64::from(rate.get()));
+            connection.throttle(self.now.after(std::time::Duration::from_millis(wait_ms.max(1))));
             self.arm(slot);
         }
     }
 
     /// Reads and drops what a client sends after its session has ended, until it has seen the end.
     fn discard_input(&mut self, slot: u32) {
-        let Some(connection) = self.connections.get_mut(slot as usize) else { return };
+        let Some(connection) = self.connections.get_mut(slot) else { return };
         let mut scratch = std::mem::take(&mut self.scratch);
         let mut gone = false;
         let mut budget = 4;
