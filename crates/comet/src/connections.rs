@@ -107,6 +107,11 @@ impl Connections {
         (self.pages.len() * PAGE_SLOTS) as u32
     }
 
+    /// Connections held.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.len == 0
     }

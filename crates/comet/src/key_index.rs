@@ -18,6 +18,8 @@ use crate::connection::ConnectionId;
 
 /// Locks. Keys are spread over them by their hash.
 const STRIPES: usize = 64;
+/// Tables below this many places keep them.
+const SHRINK_ABOVE: usize = 256;
 
 /// A connection of this comet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -107,8 +109,12 @@ impl KeyIndex {
         let entry = keys.get_mut(key)?;
         if entry.location == location {
             keys.remove(key);
-            if keys.capacity() > 1024 && keys.len() < keys.capacity() / 4 {
-                keys.shrink_to_fit();
+            if keys.is_empty() {
+                // A small table somewhere in a large free stretch would keep its page from the system.
+                *keys = HashMap::new();
+            } else if keys.capacity() > SHRINK_ABOVE && keys.len() < keys.capacity() / 4 {
+                let kept = keys.len() * 2;
+                keys.shrink_to(kept);
             }
             return None;
         }

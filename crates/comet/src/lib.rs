@@ -290,18 +290,26 @@ fn start_shards(
         StartError::Shard(error)
     };
     for (index, shard) in shards.into_iter().enumerate() {
-        let builder = std::thread::Builder::new().name(format!("comet-{index}"));
-        let thread = builder.spawn(move || {
-            // A server that has lost a shard would look alive and answer nobody: better to fall and be started again.
-            let run = std::panic::AssertUnwindSafe(|| shard.run());
-            if std::panic::catch_unwind(run).is_err() {
-                tracing::error!(shard = index, "a shard has failed; the process ends");
-                std::process::abort();
-            }
-        });
+        let builder = std::thread::Builder::new().name(format!("comet-{index}-keeper"));
+        let thread = builder.spawn(move || keep_running(index, shard));
         threads.push(thread.map_err(undo)?);
     }
     Ok((handles, all_stats, threads))
+}
+
+/// Runs a shard to its end, on one thread after the other.
+fn keep_running(index: usize, shard: Shard) {
+    let mut next = Some(shard);
+    while let Some(shard) = next.take() {
+        let builder = std::thread::Builder::new().name(format!("comet-{index}"));
+        let ended = builder.spawn(move || shard.run()).map(std::thread::JoinHandle::join);
+        // A server that has lost a shard would look alive and answer nobody: better to fall and be started again.
+        let Ok(Ok(given_back)) = ended else {
+            tracing::error!(shard = index, "a shard has failed; the process ends");
+            std::process::abort();
+        };
+        next = given_back;
+    }
 }
 
 /// What sessions of this configuration check.

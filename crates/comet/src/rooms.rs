@@ -98,7 +98,9 @@ impl Census {
         if let Ok(entry) = rooms.find_entry(hash, |known| Arc::ptr_eq(known, &room)) {
             entry.remove();
         }
-        if rooms.capacity() > SHRINK_ABOVE && rooms.len() < rooms.capacity() / 4 {
+        if rooms.is_empty() {
+            *rooms = HashTable::new();
+        } else if rooms.capacity() > SHRINK_ABOVE && rooms.len() < rooms.capacity() / 4 {
             let room_for = rooms.len() * 2;
             rooms.shrink_to(room_for, |room| self.hash(room.id.as_str()));
         }
@@ -254,7 +256,9 @@ impl Rooms {
 
     /// Gives memory back when most rooms have gone.
     fn shrink(&mut self) {
-        if self.by_id.capacity() > SHRINK_ABOVE && self.by_id.len() < self.by_id.capacity() / 4 {
+        if self.by_id.is_empty() {
+            (self.by_id, self.rooms) = (HashTable::new(), Slab::new());
+        } else if self.by_id.capacity() > SHRINK_ABOVE && self.by_id.len() < self.by_id.capacity() / 4 {
             let (rooms, census, keep) = (&self.rooms, &self.census, self.by_id.len() * 2);
             self.by_id.shrink_to(keep, |index| census.hash(rooms[*index as usize].shared.id.as_str()));
             self.rooms.shrink_to_fit();

@@ -50,6 +50,8 @@ const RING_FLUSHES_PER_TURN: usize = 256;
 const POOLED_QUEUES: usize = 1024;
 /// Without anything to send for this long, a shard gives back the memory that traffic took.
 const QUIET: Duration = Duration::from_secs(1);
+/// Connections that a shard must have had for their departure to be worth a new thread.
+const DEPARTURE_MIN: usize = 1000;
 /// Longest sleep: a broken timer must not stop a shard for good.
 const SLEEP_MAX: Duration = Duration::from_secs(1);
 
@@ -113,8 +115,11 @@ pub(crate) struct Shard {
     works_of_turn: Vec<Work>,
     /// Input that goes on in the next turn.
     resumed: Vec<u32>,
-    /// Something was staged since memory was given back; when for the last time.
+    /// Something was staged, or a connection ended, since memory was given back; when for the last time.
     traffic_seen: Option<Moment>,
+    /// The most connections since the shard has had its thread.
+    connections_peak: usize,
+    wants_new_thread: bool,
     due: Vec<(ConnectionId, Tick)>,
     paced: Vec<PacedBroadcast>,
     accept_credit: f64,
@@ -167,6 +172,8 @@ impl Shard {
             works_of_turn: Vec::new(),
             resumed: Vec::new(),
             traffic_seen: None,
+            connections_peak: 0,
+            wants_new_thread: false,
             due: Vec::new(),
             paced: Vec::new(),
             accept_credit: 0.0,
@@ -178,11 +185,17 @@ impl Shard {
         })
     }
 
-    /// Runs until a drain is complete.
-    pub(crate) fn run(mut self) {
+    /// Runs until a drain is complete, or until many connections have left: then the shard is given back, to go on on a
+    /// thread of its own. The old thread's cache of freed memory, some hundred pieces all over the heap that would keep
+    /// their pages from the system, goes with the thread.
+    pub(crate) fn run(mut self) -> Option<Self> {
         let mut events = Events::with_capacity(EVENTS_MAX);
         self.tell_time();
+        self.wants_new_thread = false;
         while !self.is_drained() {
+            if self.wants_new_thread {
+                return Some(self);
+            }
             let sleep = self.sleep_time();
             let sleep = if self.inbox.fall_asleep(sleep.is_zero()) { sleep } else { Duration::ZERO };
             let polled = self.poll.poll(&mut events, Some(sleep));
@@ -199,6 +212,7 @@ impl Shard {
             self.stats.turn.observe(began.elapsed());
         }
         tracing::debug!(shard = self.index, "shard has ended");
+        None
     }
 
     fn turn(&mut self, events: &Events) {
@@ -278,7 +292,9 @@ impl Shard {
             self.look_at(slot);
             self.arm(slot);
         }
-        self.due = due;
+        if due.capacity() <= EVENTS_MAX {
+            self.due = due;
+        }
     }
 
     /// Does what the deadlines of a connection ask for.
@@ -366,6 +382,12 @@ impl Shard {
         }
         if self.traffic_seen.is_some_and(|seen| self.now >= seen.after(QUIET)) {
             self.traffic_seen = None;
+            if self.timers.len() > 2 * self.connections.len() {
+                let connections = &self.connections;
+                self.timers.purge(|id| {
+                    connections.get(id.slot).is_some_and(|found| found.generation == id.generation)
+                });
+            }
             self.pool.release();
             self.urgent = Vec::new();
             self.ring = VecDeque::new();
@@ -374,6 +396,10 @@ impl Shard {
             self.receivers = Vec::new();
             self.gather = Vec::new();
             self.due.shrink_to_fit();
+            if self.connections_peak > DEPARTURE_MIN && self.connections.len() < self.connections_peak / 4 {
+                self.connections_peak = self.connections.len();
+                self.wants_new_thread = true;
+            }
         }
     }
 

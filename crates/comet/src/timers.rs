@@ -70,14 +70,30 @@ impl TimerWheel {
         let first = self.handled.0.max(present.0.saturating_sub(SLOTS as u32 - 1));
         for number in first..present.0 {
             let tick = Tick(number + 1);
-            let slot = &mut self.slots[tick.slot()];
+            // The slot's memory goes with its entries: it comes up again in minutes, and may be as full never again.
+            let slot = std::mem::take(&mut self.slots[tick.slot()]);
             self.entries -= slot.len();
-            due.extend(slot.drain(..).map(|connection| (connection, tick)));
-            if slot.capacity() > 1024 {
-                slot.shrink_to(64);
-            }
+            due.extend(slot.into_iter().map(|connection| (connection, tick)));
         }
         self.handled = self.handled.max(present);
+    }
+
+    /// Entries on the wheel.
+    pub(crate) fn len(&self) -> usize {
+        self.entries
+    }
+
+    /// Drops the entries of connections that are gone. They would go by themselves as their slots come up, which may take
+    /// minutes; after a mass departure that is too long to keep their memory.
+    pub(crate) fn purge(&mut self, is_there: impl Fn(ConnectionId) -> bool) {
+        for slot in &mut self.slots {
+            if slot.is_empty() {
+                continue;
+            }
+            slot.retain(|connection| is_there(*connection));
+            slot.shrink_to_fit();
+        }
+        self.entries = self.slots.iter().map(Vec::len).sum();
     }
 
     /// Puts back an entry that came up a whole round too early.

@@ -12,6 +12,7 @@ mod config;
 mod http_client;
 pub mod log;
 mod machine;
+mod memory;
 mod operate;
 mod process_metrics;
 mod push_log_metrics;

@@ -189,8 +189,11 @@ fn same_member(a: Mid, b: Mid) -> bool {
 }
 
 /// Gives memory back when three quarters of it are unused, and leaves room to grow again without copying at once.
+/// One that is empty gives back all: a small table in a large free stretch would keep its page from the system.
 fn shrink<K: Eq + Hash, V>(map: &mut HashMap<K, V>) {
-    if map.capacity() > SHRINK_ABOVE && map.len() < map.capacity() / 4 {
+    if map.is_empty() {
+        *map = HashMap::with_hasher(map.hasher().clone());
+    } else if map.capacity() > SHRINK_ABOVE && map.len() < map.capacity() / 4 {
         map.shrink_to(map.len().saturating_mul(2));
     }
 }

@@ -135,6 +135,7 @@ impl Shard {
         let slot =
             self.connections.insert(Connection::new(socket, session, generation, index as u16, remote));
         self.stats.connections[ShardStats::kind_index(kind)].up();
+        self.connections_peak = self.connections_peak.max(self.connections.len());
         self.arm(slot);
         // Whoever waited to be accepted has mostly sent its token already. Taken now, before the poll knows the socket, it
         // costs no event of its own.

@@ -108,6 +108,7 @@ impl Shard {
     pub(super) fn remove(&mut self, slot: u32) {
         let Some(mut connection) = self.connections.remove(slot) else { return };
         connection.session.discard(&mut self.pool);
+        self.traffic_seen = Some(self.now);
         self.shared.addresses.leave(connection.remote());
         self.stats.connections[ShardStats::kind_index(self.kind_of(connection.listener))].down();
         if !connection.writable {

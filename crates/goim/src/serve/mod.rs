@@ -27,6 +27,7 @@ use tokio::task::JoinHandle;
 
 pub use bind::StartError;
 
+use crate::memory::{self, Activity};
 use crate::operate::{self, Operation};
 use crate::{Config, process_metrics, push_log_metrics};
 
@@ -63,6 +64,7 @@ pub struct Running {
     stop_serving: watch::Sender<bool>,
     serving: Vec<JoinHandle<()>>,
     job: JoinHandle<()>,
+    memory: JoinHandle<()>,
 }
 
 /// Starts the whole system. Must be called inside a tokio runtime with more than one thread.
@@ -150,8 +152,9 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
     }
     // Ends when the log does: what was accepted is handed over first.
     let job = tokio::spawn(job.run(std::future::pending()));
+    let memory = tokio::spawn(memory::keep_small(activity(&comet, &log)));
     operation.is_up(registry);
-    Ok(Running { addrs, server, comet, logic, log, operation, stop_serving, serving, job })
+    Ok(Running { addrs, server, comet, logic, log, operation, stop_serving, serving, job, memory })
 }
 
 impl Running {
@@ -228,6 +231,7 @@ impl Drop for Running {
     fn drop(&mut self) {
         self.serving.iter().for_each(JoinHandle::abort);
         self.job.abort();
+        self.memory.abort();
     }
 }
 
@@ -238,6 +242,12 @@ impl std::fmt::Debug for Running {
             .field("server", &self.server)
             .finish_non_exhaustive()
     }
+}
+
+/// What the system has done so far, for whoever gives memory back.
+fn activity(comet: &Arc<Comet>, log: &Arc<MemoryPushLog>) -> impl Fn() -> Activity + use<> {
+    let (comet, log) = (Arc::clone(comet), Arc::clone(log));
+    move || Activity { connections: comet.connections(), pushes: log.stats().appended }
 }
 
 /// Completes when `stopping` says so or its sender has gone.
