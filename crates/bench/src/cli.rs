@@ -10,8 +10,11 @@ use crate::error::BenchError;
 use crate::load::{Asked, Load};
 use crate::machine::{Facts, facts, raise_open_files};
 use crate::outcome::Outcome;
+use crate::pair::Subject;
+use crate::paper::Paper;
+use crate::publisher::Audience;
 use crate::summary::{Row, rows};
-use crate::{bare, hold, reference, table, worker};
+use crate::{answer, api, bare, churn, fanout, hold, pulse, reference, storm, table, unicast, worker};
 
 /// Measures a server that speaks goim's protocol, with every message accounted for.
 ///
@@ -24,9 +27,24 @@ pub struct BenchCommand {
 }
 
 #[derive(Debug, Clone, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one, and it is read once")]
 enum Scenario {
     /// Hold many connections, all heartbeating, and reach every one of them
     Hold(hold::Arguments),
+    /// How fast many can connect and authenticate, and the memory that they take
+    Connect(storm::Arguments),
+    /// Messages to a room that everybody is in
+    Room(fanout::Arguments),
+    /// Messages to everybody
+    All(fanout::Arguments),
+    /// Messages to one connection at a time, by key or by member
+    Push(unicast::Arguments),
+    /// Sessions that do nothing but say that they live
+    Heartbeat(pulse::Arguments),
+    /// Everybody vanishes and comes back with the same key
+    Churn(churn::Arguments),
+    /// How many pushes a second the HTTP API takes
+    Api(api::Arguments),
     /// The bare send loop that others are compared with
     Reference(reference::Arguments),
     /// A process with a share of the clients
@@ -35,6 +53,9 @@ enum Scenario {
     /// The bare send loop's process
     #[command(hide = true)]
     Bare,
+    /// An HTTP server that only answers
+    #[command(hide = true)]
+    Answer,
 }
 
 /// What is written to the JSON file.
@@ -67,12 +88,29 @@ impl BenchCommand {
         match &self.scenario {
             Scenario::Worker => worker::run().map(|()| ExitCode::SUCCESS),
             Scenario::Bare => bare::run().map(|()| ExitCode::SUCCESS),
+            Scenario::Answer => answer::run().map(|()| ExitCode::SUCCESS),
+            Scenario::Connect(arguments) => paper(&storm::run(arguments)?, &arguments.subject),
+            Scenario::Room(arguments) => {
+                let result = fanout::run("goim bench room", Audience::Room, arguments)?;
+                paper(&result, &arguments.subject)
+            }
+            Scenario::All(arguments) => {
+                paper(&fanout::run("goim bench all", Audience::All, arguments)?, &arguments.subject)
+            }
+            Scenario::Push(arguments) => paper(&unicast::run(arguments)?, &arguments.subject),
+            Scenario::Heartbeat(arguments) => paper(&pulse::run(arguments)?, &arguments.subject),
+            Scenario::Churn(arguments) => paper(&churn::run(arguments)?, &arguments.subject),
+            Scenario::Api(arguments) => paper(&api::run(arguments)?, &arguments.subject),
             Scenario::Hold(arguments) => present("goim bench hold", &arguments.load, &hold::run(arguments)?),
             Scenario::Reference(arguments) => {
                 present("goim bench reference", &arguments.load, &reference::run(arguments)?)
             }
         }
     }
+}
+
+fn paper(paper: &Paper, subject: &Subject) -> Result<ExitCode, BenchError> {
+    Ok(if paper.publish(subject)? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn present(

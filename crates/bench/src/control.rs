@@ -8,12 +8,28 @@ use serde::{Deserialize, Serialize};
 use crate::latency::Samples;
 
 /// How packets are carried to a target.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 pub(crate) enum Carrier {
     /// Packets on a TCP stream.
     Tcp,
     /// One packet per WebSocket message.
+    #[value(name = "ws")]
     WebSocket,
+    /// Packets on a TCP stream inside TLS.
+    Tls,
+    /// WebSocket inside TLS.
+    #[value(name = "wss")]
+    WebSocketTls,
+}
+
+impl Carrier {
+    pub(crate) fn is_tls(self) -> bool {
+        matches!(self, Self::Tls | Self::WebSocketTls)
+    }
+
+    pub(crate) fn is_websocket(self) -> bool {
+        matches!(self, Self::WebSocket | Self::WebSocketTls)
+    }
 }
 
 /// Where clients connect.
@@ -74,6 +90,10 @@ pub(crate) enum Command {
         /// One number for each stream.
         published: Vec<u32>,
     },
+    /// Begins new distributions of latency.
+    Fresh,
+    /// Closes all connections without a word and connects again, everybody with the same key.
+    Return,
     /// Ends the connections and the worker.
     Close,
 }
@@ -191,6 +211,8 @@ mod tests {
             Command::Beat { interval_ms: 5, clients: 9 },
             Command::ExpectOnline(3),
             Command::Report { published: vec![1, 2] },
+            Command::Fresh,
+            Command::Return,
             Command::Close,
         ] {
             let line = serde_json::to_string(&command).unwrap();

@@ -48,6 +48,8 @@ pub(crate) struct Fleet {
     workers: Vec<Worker>,
     events: Receiver<(usize, Option<Event>)>,
     pending: Vec<Report>,
+    /// When how many messages had been received, over all workers and streams.
+    timeline: Vec<(u64, u64)>,
 }
 
 struct Worker {
@@ -83,7 +85,7 @@ impl Fleet {
             return Err(BenchError::Descriptors { who, needed, limit, way_out: "more --workers" });
         }
         let (sender, events) = mpsc::channel();
-        let mut fleet = Self { workers: Vec::new(), events, pending: Vec::new() };
+        let mut fleet = Self { workers: Vec::new(), events, pending: Vec::new(), timeline: Vec::new() };
         for index in 0..count {
             let worker = Worker::start(fleet.workers.len(), sender.clone(), processors)?;
             fleet.workers.push(worker);
@@ -145,6 +147,8 @@ impl Fleet {
                 if let Some(worker) = self.workers.get_mut(index) {
                     worker.progress = progress;
                 }
+                let received = self.workers.iter().flat_map(|worker| &worker.progress.delivered).sum();
+                self.timeline.push((crate::clock::now_ns(), received));
             }
             Some(Event::Report(report)) => self.pending.push(*report),
         }
@@ -170,6 +174,16 @@ impl Fleet {
             }
         }
         all
+    }
+
+    /// Processor time of all workers so far.
+    pub(crate) fn cpu(&self) -> Duration {
+        self.workers.iter().filter_map(|worker| crate::clock::cpu_of(worker.child.id())).sum()
+    }
+
+    /// When how many messages had been received, since this was asked for the last time.
+    pub(crate) fn take_timeline(&mut self) -> Vec<(u64, u64)> {
+        std::mem::take(&mut self.timeline)
     }
 
     /// Everything that the workers know, one report each.

@@ -14,7 +14,7 @@ use crate::load::{Load, new_run, room};
 use crate::machine::{open_files_max, open_files_of};
 use crate::outcome::Outcome;
 use crate::progress::Progress;
-use crate::publisher::Publisher;
+use crate::publisher::{HttpPublisher, Publisher};
 use crate::scenario::{self, Subject};
 use crate::server::{Doors, Spawned};
 
@@ -102,16 +102,17 @@ impl Arguments {
     fn of_server(&self, name: &str) -> Result<Outcome, BenchError> {
         let spawned =
             if self.spawn { Some(Spawned::start(&self.set, &self.load.server_cpus)?) } else { None };
-        let given = Doors { tcp: self.tcp.clone(), websocket: self.ws.clone(), http: self.http.clone() };
+        let (tcp, websocket, http) = (self.tcp.clone(), self.ws.clone(), self.http.clone());
+        let given = Doors { tcp, websocket, tls: String::new(), websocket_tls: String::new(), http };
         let doors = spawned.as_ref().map_or(given, |spawned| spawned.doors.clone());
         let run = new_run();
         let subject = Subject {
             targets: targets(&doors)?,
-            publisher: Publisher::Http {
+            publisher: Publisher::Http(HttpPublisher {
                 api: Api::connect(&doors.http, self.api_key.as_deref())?,
                 operation: self.load.operation(),
                 room: room(run),
-            },
+            }),
             pid: spawned.as_ref().map(Spawned::pid).or(self.server_pid),
             run,
         };
@@ -124,9 +125,8 @@ impl Arguments {
 /// # Errors
 /// See [`scenario::run`].
 pub(crate) fn of_reference(load: &Load, name: &str) -> Result<Outcome, BenchError> {
-    let mut bare = Bare::start(load.operation(), &load.server_cpus)?;
-    let addr = bare.addr;
-    let target = Target { carrier: Carrier::Tcp, addr, host: addr.to_string(), path: String::new() };
+    let mut bare = Bare::start(Carrier::Tcp, load.operation(), &load.server_cpus)?;
+    let target = bare.target();
     let pid = Some(bare.pid());
     let subject =
         Subject { targets: vec![target], publisher: Publisher::Bare(&mut bare), pid, run: new_run() };
@@ -152,7 +152,7 @@ fn targets(doors: &Doors) -> Result<Vec<Target>, BenchError> {
 }
 
 /// `host:port` and path of `ws://host:port/path`.
-fn websocket_url(url: &str) -> Result<(String, String), BenchError> {
+pub(crate) fn websocket_url(url: &str) -> Result<(String, String), BenchError> {
     let wrong = || BenchError::Usage(format!("{url:?} is no WebSocket door: wants ws://host:port/path"));
     let rest = url.strip_prefix("ws://").ok_or_else(wrong)?;
     let (host, path) = rest.split_once('/').ok_or_else(wrong)?;
@@ -163,7 +163,7 @@ fn websocket_url(url: &str) -> Result<(String, String), BenchError> {
 }
 
 /// The address behind a name at which somebody answers.
-fn open_door(what: &'static str, at: &str) -> Result<SocketAddr, BenchError> {
+pub(crate) fn open_door(what: &'static str, at: &str) -> Result<SocketAddr, BenchError> {
     let unreachable = |reason: String| BenchError::Unreachable { what, at: at.to_owned(), reason };
     let addrs = at.to_socket_addrs().map_err(|error| unreachable(error.to_string()))?;
     let mut reason = "the name has no address".to_owned();

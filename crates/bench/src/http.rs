@@ -56,16 +56,19 @@ impl Api {
     ///
     /// # Errors
     /// [`BenchError::Failed`] when the connection breaks or what comes is no HTTP.
-    pub(crate) fn post(&mut self, path: &str, body: &[u8]) -> Result<Answer, BenchError> {
+    ///
+    /// `headers` are further ones, each with its CRLF.
+    pub(crate) fn post(&mut self, path: &str, headers: &str, body: &[u8]) -> Result<Answer, BenchError> {
         let failed = |error| BenchError::failed("no answer from the HTTP API", error);
         if self.used_at.elapsed() > SILENCE_MAX {
             self.stream = open(&self.authority)?;
         }
         let Self { authority, header, .. } = self;
         let len = body.len();
-        let mut request =
-            format!("POST {path} HTTP/1.1\r\nHost: {authority}\r\n{header}Content-Length: {len}\r\n\r\n")
-                .into_bytes();
+        let mut request = format!(
+            "POST {path} HTTP/1.1\r\nHost: {authority}\r\n{header}{headers}Content-Length: {len}\r\n\r\n"
+        )
+        .into_bytes();
         request.extend_from_slice(body);
         self.stream.write_all(&request).map_err(failed)?;
         self.answer.clear();
@@ -108,7 +111,7 @@ fn authority(url: &str) -> Result<String, BenchError> {
 }
 
 /// The answer in `bytes`, when it is there in whole.
-fn read_answer(bytes: &[u8]) -> Result<Option<Answer>, String> {
+pub(crate) fn read_answer(bytes: &[u8]) -> Result<Option<Answer>, String> {
     let mut headers = [httparse::EMPTY_HEADER; 64];
     let mut response = httparse::Response::new(&mut headers);
     let head = match response.parse(bytes).map_err(|error| format!("what came is no HTTP: {error}"))? {
@@ -175,7 +178,7 @@ mod tests {
         });
         let mut api = Api::connect(&url, Some("secret")).unwrap();
         for path in ["/one", "/two"] {
-            assert_eq!(api.post(path, b"body").unwrap(), Answer { status: 400, body: b"no".to_vec() });
+            assert_eq!(api.post(path, "", b"body").unwrap(), Answer { status: 400, body: b"no".to_vec() });
         }
         let seen = server.join().unwrap();
         assert!(seen[0].starts_with("POST /one HTTP/1.1\r\nHost: 127.0.0.1:"), "{seen:?}");

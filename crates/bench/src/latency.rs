@@ -45,6 +45,16 @@ impl Latency {
         }
     }
 
+    /// Points for a plot: how much of all took at most how many milliseconds.
+    pub(crate) fn curve(&self) -> Vec<(f64, f64)> {
+        let quantiles = [0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 0.9999, 1.0];
+        if self.histogram.is_empty() {
+            return Vec::new();
+        }
+        let at = |quantile: f64| crate::outcome::float(self.histogram.value_at_quantile(quantile)) / 1e3;
+        quantiles.into_iter().map(|quantile| (quantile, at(quantile))).collect()
+    }
+
     /// The figures that are reported.
     pub(crate) fn percentiles(&self) -> Percentiles {
         let at = |quantile| Duration::from_micros(self.histogram.value_at_quantile(quantile));

@@ -7,6 +7,9 @@ use crate::latency::Latency;
 use crate::message::Message;
 use crate::tracker::{Arrival, Tracker};
 
+/// Bodies that are remembered. More than are on their way at a time.
+const RECENT: usize = 4096;
+
 /// The accounts of one worker.
 #[derive(Debug)]
 pub(crate) struct Ledger {
@@ -14,9 +17,9 @@ pub(crate) struct Ledger {
     operation: Operation,
     streams: Vec<Account>,
     strays: Strays,
-    /// The last body that was checked: a broadcast brings the same bytes thousands of times, and comparing is
-    /// cheaper than checking.
-    recent: (Vec<u8>, Option<Message>),
+    /// Bodies that were checked, by their number: a message to many comes thousands of times, and comparing is cheaper
+    /// than checking.
+    recent: Vec<(Vec<u8>, Option<Message>)>,
 }
 
 #[derive(Debug, Default)]
@@ -31,7 +34,7 @@ struct Account {
 impl Ledger {
     pub(crate) fn new(run: u32, streams: u32, operation: Operation) -> Self {
         let streams = (0..streams).map(|_| Account::default()).collect();
-        Self { run, operation, streams, strays: Strays::default(), recent: (Vec::new(), None) }
+        Self { run, operation, streams, strays: Strays::default(), recent: vec![(Vec::new(), None); RECENT] }
     }
 
     /// Trackers for one more client.
@@ -70,12 +73,14 @@ impl Ledger {
     }
 
     fn check(&mut self, body: &[u8]) -> Option<Message> {
-        if self.recent.0 != body {
-            self.recent.0.clear();
-            self.recent.0.extend_from_slice(body);
-            self.recent.1 = Message::decode(body).ok();
+        let place = Message::number_of(body) as usize % RECENT;
+        let (known, message) = &mut self.recent[place];
+        if known != body {
+            known.clear();
+            known.extend_from_slice(body);
+            *message = Message::decode(body).ok();
         }
-        self.recent.1
+        *message
     }
 
     /// Messages received for the first time, by stream.
@@ -86,6 +91,11 @@ impl Ledger {
     /// What came and was no message of this run.
     pub(crate) fn strays(&self) -> &Strays {
         &self.strays
+    }
+
+    /// Begins new distributions of latency; what has arrived stays known.
+    pub(crate) fn fresh(&mut self) {
+        self.streams.iter_mut().for_each(|account| account.latency = Latency::default());
     }
 
     /// The accounts, given all clients' trackers and how many messages of each stream were published.

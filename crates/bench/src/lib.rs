@@ -23,11 +23,16 @@
 //!   hide what its delay did (no coordinated omission).
 //! - Server and reference are measured by the same clients, the same messages and the same reading of `/proc`.
 
+mod answer;
+mod api;
 mod bare;
+mod certificate;
+mod churn;
 pub mod cli;
 mod clock;
 mod control;
 mod error;
+mod fanout;
 mod fleet;
 mod hold;
 mod http;
@@ -37,14 +42,21 @@ mod load;
 mod machine;
 mod message;
 mod outcome;
+mod page;
+mod pair;
+mod paper;
 mod progress;
 mod publisher;
+mod pulse;
 mod reference;
 mod scenario;
 mod server;
+mod sizes;
+mod storm;
 mod summary;
 mod table;
 mod tracker;
+mod unicast;
 mod worker;
 
 pub use error::BenchError;

@@ -171,7 +171,7 @@ pub(crate) fn new_run() -> u32 {
 }
 
 /// Reads `500ms`, `30s`, `4m`.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is no duration: wants a number with ms, s or m, such as 30s");
     let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(wrong)?;
     let (number, unit) = text.split_at(split);

@@ -54,6 +54,13 @@ impl Message {
         body
     }
 
+    /// What a body says of its number, unchecked; zero when it is too short to say anything.
+    pub(crate) fn number_of(body: &[u8]) -> u32 {
+        body.get(8..12)
+            .and_then(|bytes| bytes.first_chunk::<4>())
+            .map_or(0, |bytes| u32::from_be_bytes(*bytes))
+    }
+
     /// Reads a body and checks all of it.
     pub(crate) fn decode(body: &[u8]) -> Result<Self, Damage> {
         let (head, rest) = body.split_at_checked(CHECKED).ok_or(Damage::Length)?;

@@ -179,6 +179,26 @@ impl Sum {
         sum
     }
 
+    /// Latency over all streams.
+    pub(crate) fn latency(&self) -> Latency {
+        let mut all = Latency::default();
+        self.streams.iter().for_each(|stream| all.add(&stream.latency.samples()));
+        all
+    }
+
+    /// (lost, doubled, reordered) over all streams.
+    pub(crate) fn wrong(&self) -> (u64, u64, u64) {
+        self.streams.iter().fold((0, 0, 0), |(lost, doubled, reordered), stream| {
+            let counts = &stream.counts;
+            (lost + counts.lost, doubled + counts.doubled, reordered + counts.reordered)
+        })
+    }
+
+    /// When the last client had each message of a stream, by number; 0 for none.
+    pub(crate) fn last_ns(&self, stream: usize) -> &[u64] {
+        self.streams.get(stream).map_or(&[], |stream| &stream.counts.last_ns)
+    }
+
     /// One stream's account, given when its messages were due.
     pub(crate) fn stream(&self, at: usize, clients: u32, published: &Published) -> Stream {
         let none = StreamSum::default();

@@ -226,9 +226,9 @@ impl Course<'_> {
         due_ns: u64,
         published: &mut Published,
     ) -> Result<(), BenchError> {
-        let body = Message { run: self.run, stream, number, due_ns }.encode(self.load.size);
+        let message = Message { run: self.run, stream, number, due_ns };
         let asked_ns = now_ns();
-        self.publisher.publish(audience, &body)?;
+        self.publisher.publish(audience, &message, self.load.size)?;
         published.answer.record(asked_ns, now_ns());
         published.due_ns.push(due_ns);
         Ok(())

@@ -25,6 +25,10 @@ pub(crate) struct Doors {
     pub(crate) tcp: String,
     /// `ws://host:port/path`.
     pub(crate) websocket: String,
+    /// `host:port`; empty when there is none.
+    pub(crate) tls: String,
+    /// `wss://host:port/path`; empty when there is none.
+    pub(crate) websocket_tls: String,
     /// `http://host:port`.
     pub(crate) http: String,
 }
@@ -34,9 +38,31 @@ pub(crate) struct Doors {
 pub(crate) struct Spawned {
     child: Child,
     pub(crate) doors: Doors,
+    /// The files live as long as the server.
+    _certificate: Option<crate::certificate::Certificate>,
 }
 
 impl Spawned {
+    /// The same with the doors of one transport open besides the usual ones.
+    ///
+    /// # Errors
+    /// As [`Spawned::start`].
+    pub(crate) fn start_over(
+        over: crate::control::Carrier,
+        settings: &[String],
+        processors: &[usize],
+    ) -> Result<Self, BenchError> {
+        if !over.is_tls() {
+            return Self::start(settings, processors);
+        }
+        let certificate = crate::certificate::Certificate::make()?;
+        let mut with_tls = certificate.settings();
+        with_tls.extend_from_slice(settings);
+        let mut spawned = Self::start(&with_tls, processors)?;
+        spawned._certificate = Some(certificate);
+        Ok(spawned)
+    }
+
     /// Starts `goim serve` from this same binary on free ports, with further settings (`key=value`).
     ///
     /// # Errors
@@ -60,7 +86,7 @@ impl Spawned {
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         let mut child = on_processors(processors, || command.spawn())?;
         match doors(&mut child) {
-            Some(doors) => Ok(Self { child, doors }),
+            Some(doors) => Ok(Self { child, doors, _certificate: None }),
             None => {
                 let _ = child.kill();
                 let _ = child.wait();
@@ -131,6 +157,8 @@ fn find_doors(text: &str) -> Option<Doors> {
     Some(Doors {
         tcp: find("tcp://")?.trim_start_matches("tcp://").to_owned(),
         websocket: find("ws://")?.to_owned(),
+        tls: find("tls://").unwrap_or_default().trim_start_matches("tls://").to_owned(),
+        websocket_tls: find("wss://").unwrap_or_default().to_owned(),
         http: find("http://")?.to_owned(),
     })
 }
@@ -142,7 +170,9 @@ pub(crate) struct Usage {
     pub(crate) rss_bytes: u64,
     /// The same, with shared pages divided among their users.
     pub(crate) pss_bytes: u64,
-    /// Processor time so far, in microseconds, in steps of the system's tick (mostly 10 ms).
+    /// The part of it that belongs to the process alone and to no file.
+    pub(crate) anonymous_bytes: u64,
+    /// Processor time so far of all threads, those that have ended too, in microseconds.
     pub(crate) cpu_us: u64,
     /// Processor time of all the kernel's own soft interrupt threads, in microseconds: work on sockets that is charged to
     /// nobody.
@@ -153,28 +183,24 @@ pub(crate) struct Usage {
 pub(crate) fn usage(pid: u32) -> Option<Usage> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     Some(Usage {
         rss_bytes: field(&status, "VmRSS").and_then(kibibytes)?,
         pss_bytes: field(&rollup, "Pss").and_then(kibibytes).unwrap_or_default(),
-        cpu_us: cpu_us(&stat)?,
-        softirq_us: softirq_us(),
+        anonymous_bytes: field(&status, "RssAnon").and_then(kibibytes).unwrap_or_default(),
+        cpu_us: crate::clock::cpu_of(pid)?.as_micros().try_into().ok()?,
+        softirq_us: softirq_us(&[]),
     })
 }
 
-/// User and system time in a line of `/proc/PID/stat`, in microseconds. The name in parentheses may hold anything.
-fn cpu_us(stat: &str) -> Option<u64> {
-    let (_, fields) = stat.rsplit_once(')')?;
-    let mut times = fields.split_whitespace().skip(11).map_while(|field| field.parse::<u64>().ok());
-    let ticks = times.next()?.checked_add(times.next()?)?;
-    Some(ticks.saturating_mul(1_000_000) / rustix::param::clock_ticks_per_second().max(1))
-}
-
-fn softirq_us() -> u64 {
+/// Processor time of the kernel's soft interrupt threads on these processors, in microseconds; on all when none is named.
+pub(crate) fn softirq_us(processors: &[usize]) -> u64 {
+    let names: Vec<String> = processors.iter().map(|number| format!("ksoftirqd/{number}")).collect();
     let Ok(processes) = fs::read_dir("/proc") else { return 0 };
     let paths = processes.flatten().map(|entry| entry.path());
     let threads = paths.filter(|path| {
-        fs::read_to_string(path.join("comm")).is_ok_and(|name| name.starts_with("ksoftirqd/"))
+        let name = fs::read_to_string(path.join("comm")).unwrap_or_default();
+        let name = name.trim_end();
+        name.starts_with("ksoftirqd/") && (names.is_empty() || names.iter().any(|wanted| wanted == name))
     });
     let nanos = threads.filter_map(|path| {
         let text = fs::read_to_string(path.join("schedstat")).ok()?;
@@ -196,17 +222,11 @@ mod tests {
         let doors = Doors {
             tcp: "127.0.0.1:4101".into(),
             websocket: "ws://127.0.0.1:4102/sub".into(),
+            tls: String::new(),
+            websocket_tls: String::new(),
             http: "http://127.0.0.1:4111".into(),
         };
         assert_eq!(find_doors(&format!("{up}{api}")), Some(doors));
-    }
-
-    #[test]
-    fn processor_time_of_a_line_of_stat() {
-        let line = "7 (a (b) c) S 1 7 7 0 -1 4194304 1 2 3 4 250 50 9 9 20 0 1 0 5 6 7";
-        let ticks = rustix::param::clock_ticks_per_second();
-        assert_eq!(cpu_us(line), Some(300 * 1_000_000 / ticks));
-        assert_eq!(cpu_us("7 (x) S 1"), None);
     }
 
     #[test]

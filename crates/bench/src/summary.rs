@@ -15,6 +15,8 @@ use crate::server::Usage;
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Unit {
     PerSecond,
+    Count,
+    Ratio,
     Microseconds,
     Milliseconds,
     Bytes,
@@ -23,13 +25,25 @@ pub(crate) enum Unit {
 }
 
 /// One figure of one run.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Figure {
-    name: &'static str,
-    unit: Unit,
-    value: f64,
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub(crate) struct Figure {
+    pub(crate) name: &'static str,
+    pub(crate) unit: Unit,
+    pub(crate) value: f64,
     /// The reference has it too, in the same sense.
-    comparable: bool,
+    pub(crate) comparable: bool,
+}
+
+impl Figure {
+    /// A figure that the reference has too.
+    pub(crate) fn compared(name: &'static str, unit: Unit, value: f64) -> Self {
+        Self { name, unit, value, comparable: true }
+    }
+
+    /// A figure that is no measure beside the reference's.
+    pub(crate) fn alone(name: &'static str, unit: Unit, value: f64) -> Self {
+        Self { name, unit, value, comparable: false }
+    }
 }
 
 /// A median with the range that it comes from.
@@ -54,11 +68,17 @@ pub(crate) struct Row {
 pub(crate) fn rows(runs: &[(Outcome, Option<Outcome>)]) -> Vec<Row> {
     let pairs: Vec<_> =
         runs.iter().map(|(server, reference)| (figures(server), reference.as_ref().map(figures))).collect();
-    let Some((first, _)) = pairs.first() else { return Vec::new() };
-    first.iter().filter_map(|figure| row(figure, &pairs)).collect()
+    rows_of(&pairs)
 }
 
-type Pair = (Vec<Figure>, Option<Vec<Figure>>);
+/// The same of figures that are there already.
+pub(crate) fn rows_of(pairs: &[Pair]) -> Vec<Row> {
+    let Some((first, _)) = pairs.first() else { return Vec::new() };
+    first.iter().filter_map(|figure| row(figure, pairs)).collect()
+}
+
+/// Figures of the server, and of the reference beside it.
+pub(crate) type Pair = (Vec<Figure>, Option<Vec<Figure>>);
 
 fn row(figure: &Figure, pairs: &[Pair]) -> Option<Row> {
     let of = |figures: &[Figure]| figures.iter().find(|one| one.name == figure.name).map(|one| one.value);

@@ -44,7 +44,7 @@ fn head(text: &mut String, what: &str, facts: &Facts, asked: &Asked, runs: usize
 }
 
 /// One line for each figure: of the server, of the reference, and their ratio.
-fn figures(text: &mut String, rows: &[Row]) {
+pub(crate) fn figures(text: &mut String, rows: &[Row]) {
     let compared = rows.iter().any(|row| row.ratio.is_some());
     let _ = write!(text, "{:<36} {:>10} {:<26}", "", "measured", "");
     let _ = writeln!(
@@ -102,9 +102,11 @@ fn beats(run: &Outcome) -> String {
     format!("{} of {} heartbeats answered", count(run.heartbeats.answered), count(run.heartbeats.sent))
 }
 
-const fn unit(unit: Unit) -> &'static str {
+pub(crate) const fn unit(unit: Unit) -> &'static str {
     match unit {
         Unit::PerSecond => "/s",
+        Unit::Count => "",
+        Unit::Ratio => "x",
         Unit::Microseconds => "us",
         Unit::Milliseconds => "ms",
         Unit::Bytes => "B",

@@ -7,6 +7,7 @@ mod beats;
 mod client;
 mod connecting;
 mod crowd;
+mod wire;
 
 use std::io::{self, BufRead, Write};
 use std::sync::mpsc::{self, Receiver, TryRecvError};
@@ -25,6 +26,16 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 const WAVE_END: Duration = Duration::from_millis(3);
 
 const COMMANDS: Token = Token(usize::MAX);
+
+/// The key of a client: 36 bytes.
+pub(crate) fn key(run: u32, client: u32) -> String {
+    format!("bench-{run:08x}-client-{client:014}")
+}
+
+/// The member of a client.
+pub(crate) fn member(client: u32) -> u32 {
+    client.saturating_add(1)
+}
 
 /// Runs a worker on standard input and output until it is told to end.
 ///
@@ -118,6 +129,8 @@ impl Loop {
                 Ok(Command::ExpectOnline(count)) => {
                     self.crowd.iter_mut().for_each(|crowd| crowd.expect_online(count));
                 }
+                Ok(Command::Fresh) => self.crowd.iter_mut().for_each(Crowd::fresh),
+                Ok(Command::Return) => self.crowd.iter_mut().for_each(Crowd::come_back),
                 Ok(Command::Report { published }) => {
                     let report = self.crowd.as_ref().map(|crowd| crowd.report(&published));
                     say(&Event::Report(Box::new(report.unwrap_or_default())))?;

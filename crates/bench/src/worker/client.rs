@@ -4,18 +4,17 @@ use std::io::{self, Read, Write};
 
 use goim_session::{ClientSession, ClientStep, Moment, Opening};
 use goim_wire::{Operation, Sequence, Version, control};
-use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 
 use super::connecting::{Beginning, connect};
 use super::crowd::Accounts;
+use super::wire::Wire;
 use crate::clock::now_ns;
-use crate::control::Carrier;
 use crate::tracker::Tracker;
 
 /// One client, from its first step of connecting to its end.
 pub(super) struct Client {
-    stream: TcpStream,
+    wire: Wire,
     session: ClientSession,
     pub(super) trackers: Box<[Tracker]>,
     pub(super) phase: Phase,
@@ -41,25 +40,27 @@ struct Beat {
 impl Client {
     /// Begins to connect.
     pub(super) fn begin(beginning: Beginning<'_>, registry: &Registry, token: Token) -> io::Result<Self> {
-        let Beginning { target, source, rules, token: body, trackers, number, now } = beginning;
+        let Beginning { target, source, rules, tls, token: body, trackers, number, now } = beginning;
         let mut stream = connect(target.addr, source)?;
         registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
-        let opening = match target.carrier {
-            Carrier::Tcp => Opening::Stream,
-            Carrier::WebSocket => Opening::WebSocket { host: &target.host, path: &target.path, headers: &[] },
+        let opening = if target.carrier.is_websocket() {
+            Opening::WebSocket { host: &target.host, path: &target.path, headers: &[] }
+        } else {
+            Opening::Stream
         };
         let session = ClientSession::new(rules, opening, body, masks(number), now);
         let (phase, began_ns) = (Phase::Connecting, now_ns());
-        Ok(Self { stream, session, trackers, phase, began_ns, beat: None })
+        let wire = Wire::new(stream, tls.filter(|_| target.carrier.is_tls()))?;
+        Ok(Self { wire, session, trackers, phase, began_ns, beat: None })
     }
 
     /// The socket can be written: connected, or room again.
     pub(super) fn writable(&mut self) -> Result<(), String> {
         if self.phase == Phase::Connecting {
-            if let Some(error) = self.stream.take_error().map_err(said)? {
+            if let Some(error) = self.wire.stream.take_error().map_err(said)? {
                 return Err(said(error));
             }
-            match self.stream.peer_addr() {
+            match self.wire.stream.peer_addr() {
                 Ok(_) => self.phase = Phase::Opening,
                 Err(error) if error.kind() == io::ErrorKind::NotConnected => return Ok(()),
                 Err(error) => return Err(said(error)),
@@ -76,14 +77,14 @@ impl Client {
         to_the_end: bool,
     ) -> Result<(), String> {
         loop {
-            let len = match self.stream.read(buffer) {
+            let len = match self.wire.read(buffer) {
                 Ok(0) => return Err("closed by the server".into()),
                 Ok(len) => len,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(said(error)),
             };
-            let full = len == buffer.len();
+            let full = len == buffer.len() || self.wire.is_tls();
             self.take(accounts, buffer.get_mut(..len).unwrap_or_default())?;
             if !self.session.output().is_empty() {
                 self.flush()?;
@@ -149,14 +150,14 @@ impl Client {
 
     fn flush(&mut self) -> Result<(), String> {
         while self.phase != Phase::Connecting && !self.session.output().is_empty() {
-            match self.stream.write(self.session.output()) {
+            match self.wire.write(self.session.output()) {
                 Ok(len) => self.session.written(len),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(said(error)),
             }
         }
-        Ok(())
+        if self.phase == Phase::Connecting { Ok(()) } else { self.wire.flush().map_err(said) }
     }
 }
 

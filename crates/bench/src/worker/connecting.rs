@@ -26,6 +26,8 @@ pub(super) struct Beginning<'a> {
     pub(super) target: &'a Target,
     pub(super) source: Option<Source>,
     pub(super) rules: Arc<ClientRules>,
+    /// For targets inside TLS.
+    pub(super) tls: Option<&'a Arc<rustls::ClientConfig>>,
     pub(super) token: Vec<u8>,
     pub(super) trackers: Box<[Tracker]>,
     pub(super) number: u32,

@@ -30,10 +30,13 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 pub(super) struct Crowd {
     plan: Plan,
     rules: Arc<ClientRules>,
+    tls: Option<Arc<rustls::ClientConfig>>,
     /// By number; `None` for one that has ended. Shorter than planned while there are more to begin.
     clients: Vec<Option<Client>>,
     /// What clients that have ended had received: what they did not is lost like any other.
     ended_trackers: Vec<Box<[crate::tracker::Tracker]>>,
+    /// Of those who come back, the last first.
+    returning: Vec<Box<[crate::tracker::Tracker]>>,
     accounts: Accounts,
     beats: Option<Beats>,
     checked_ns: u64,
@@ -53,6 +56,8 @@ pub(super) struct Accounts {
     beat_latency: Latency,
     online: Option<i32>,
     unasked: u64,
+    /// How often everybody has vanished and come back.
+    returns: u32,
     reasons: BTreeMap<String, u32>,
 }
 
@@ -65,8 +70,11 @@ impl Crowd {
         let ledger = Ledger::new(plan.run, plan.streams, Operation(plan.operation));
         Self {
             rules: Arc::new(rules),
+            // Without it a target inside TLS fails at its first byte, with the server's words for it.
+            tls: crate::certificate::client_config().ok(),
             clients: Vec::with_capacity(usize::try_from(plan.count).unwrap_or_default()),
             ended_trackers: Vec::new(),
+            returning: Vec::new(),
             accounts: Accounts::new(ledger),
             beats: None,
             checked_ns: now_ns(),
@@ -123,10 +131,11 @@ impl Crowd {
         let global = self.plan.first.saturating_add(local);
         let beginning = Beginning {
             target: pick(&self.plan.targets, global),
-            source: source(&self.plan, global),
+            source: source(&self.plan, global, self.accounts.returns),
             rules: self.rules.clone(),
+            tls: self.tls.as_ref(),
             token: token(&self.plan, global),
-            trackers: self.accounts.ledger.trackers(),
+            trackers: self.returning.pop().unwrap_or_else(|| self.accounts.ledger.trackers()),
             number: global,
             now: self.accounts.moment(now_ns()),
         };
@@ -182,6 +191,21 @@ impl Crowd {
         let place = f64::from(self.plan.first) / f64::from(clients.max(1));
         let shift = (interval / self.plan.count.max(1)).mul_f64(place);
         self.beats = Some(Beats::new(now_ns().saturating_add(crate::clock::nanos(shift)), interval, own));
+    }
+
+    /// Begins new distributions of latency.
+    pub(super) fn fresh(&mut self) {
+        self.accounts.ledger.fresh();
+        self.accounts.beat_latency = Latency::default();
+        self.accounts.connect = Latency::default();
+    }
+
+    /// Everybody vanishes, as when a network fails, and connects again with the same key. What was received stays known.
+    pub(super) fn come_back(&mut self) {
+        let trackers = self.clients.drain(..).flatten().map(|client| client.trackers);
+        self.returning = trackers.rev().collect();
+        (self.accounts.open, self.accounts.opening) = (0, 0);
+        self.accounts.returns = self.accounts.returns.wrapping_add(1);
     }
 
     /// Sends no further heartbeats.
@@ -249,6 +273,7 @@ impl Accounts {
             beat_latency: Latency::default(),
             online: None,
             unasked: 0,
+            returns: 0,
             reasons: BTreeMap::new(),
         }
     }
@@ -297,24 +322,25 @@ fn pick<T>(list: &[T], number: u32) -> &T {
 }
 
 /// Where client `number` connects from: sources are filled one after the other. `None` leaves it to the system.
-fn source(plan: &Plan, number: u32) -> Option<Source> {
+fn source(plan: &Plan, number: u32, returns: u32) -> Option<Source> {
     let each = plan.clients_per_source.max(1);
     let at = usize::try_from(number / each).ok()?;
     let addr = *plan.sources.get(at % plan.sources.len().max(1))?;
     let (first, count) = plan.ports;
     // Runs begin at different ports, since those of the last run are still in TIME_WAIT.
-    let place = plan.run.wrapping_add(number % each) % u32::from(count.max(1));
+    let first_port = plan.run.wrapping_add(returns.wrapping_mul(each));
+    let place = first_port.wrapping_add(number % each) % u32::from(count.max(1));
     Some(Source { addr, first, count, place: u16::try_from(place).unwrap_or_default() })
 }
 
 /// What client `number` says of itself: a key of 36 bytes, a member, the room, three subscriptions.
 fn token(plan: &Plan, number: u32) -> Vec<u8> {
     let Plan { run, room, operation, .. } = plan;
-    let member = number.saturating_add(1);
+    let member = super::member(number);
     let accepts = [0, 1, 2].map(|more| operation.wrapping_add(more));
     serde_json::json!({
         "mid": member,
-        "key": format!("bench-{run:08x}-client-{number:014}"),
+        "key": super::key(*run, number),
         "room_id": room,
         "platform": "bench",
         "accepts": accepts,

@@ -1,0 +1,84 @@
+//! How large messages are: all alike, or as people write.
+
+use serde::{Deserialize, Serialize};
+
+use crate::message::SIZE_MIN;
+
+/// UTF-8 bytes of 31,465 real short messages of a chat: the share of messages up to a size.
+const CHAT: [(f64, usize); 7] =
+    [(0.0, 3), (0.1, 12), (0.5, 30), (0.9, 84), (0.99, 186), (0.999, 400), (1.0, 621)];
+
+/// Bytes in the body of a message, by its number: the same number has the same size everywhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Sizes {
+    /// All alike.
+    Fixed(usize),
+    /// The distribution of a real chat, each increased by the head of our own messages.
+    Chat,
+}
+
+impl Sizes {
+    /// The size of one message.
+    pub(crate) fn of(self, number: u32) -> usize {
+        match self {
+            Self::Fixed(size) => size,
+            Self::Chat => SIZE_MIN.saturating_add(chat(share(number))),
+        }
+    }
+
+    /// Reads `64` or `chat`.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        if text == "chat" {
+            return Ok(Self::Chat);
+        }
+        let size = text.parse().ok().filter(|size| (SIZE_MIN..=900_000).contains(size));
+        size.map(Self::Fixed)
+            .ok_or_else(|| format!("{text:?} is no size: wants {SIZE_MIN} to 900000, or chat"))
+    }
+}
+
+impl std::fmt::Display for Sizes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Fixed(size) => write!(f, "{size} B"),
+            Self::Chat => f.write_str("chat sizes"),
+        }
+    }
+}
+
+/// A place between 0 and 1 for a number; those of consecutive numbers are spread evenly.
+fn share(number: u32) -> f64 {
+    f64::from(number.wrapping_mul(0x9e37_79b9)) / 4_294_967_296.0
+}
+
+/// The size below which this share of the messages lies, between the table's rows in proportion.
+fn chat(share: f64) -> usize {
+    let above = CHAT.iter().position(|(at, _)| *at > share).unwrap_or(CHAT.len() - 1).max(1);
+    let ((from, low), (to, high)) = (CHAT[above - 1], CHAT[above]);
+    let part = (share - from) / (to - from) * (high - low) as f64;
+    low + part as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_of_a_chat_have_the_quantiles_of_the_chat() {
+        let mut sizes: Vec<usize> = (0..10_000).map(|number| Sizes::Chat.of(number) - SIZE_MIN).collect();
+        sizes.sort_unstable();
+        for (quantile, size) in [(1_000, 12), (5_000, 30), (9_000, 84), (9_900, 186)] {
+            assert!(sizes[quantile].abs_diff(size) <= 2, "{quantile}: {}", sizes[quantile]);
+        }
+        assert!(*sizes.last().unwrap() <= 621);
+    }
+
+    #[test]
+    fn what_is_typed() {
+        assert_eq!(Sizes::parse("64"), Ok(Sizes::Fixed(64)));
+        assert_eq!(Sizes::parse("chat"), Ok(Sizes::Chat));
+        for wrong in ["", "31", "900001", "chats"] {
+            assert!(Sizes::parse(wrong).unwrap_err().contains("wants 32"), "{wrong}");
+        }
+    }
+}
