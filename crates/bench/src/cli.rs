@@ -27,7 +27,6 @@ pub struct BenchCommand {
 }
 
 #[derive(Debug, Clone, Subcommand)]
-#[expect(clippy::large_enum_variant, reason = "there is one, and it is read once")]
 enum Scenario {
     /// Hold many connections, all heartbeating, and reach every one of them
     Hold(hold::Arguments),

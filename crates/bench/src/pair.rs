@@ -245,7 +245,7 @@ impl Server {
 
 /// How messages get to the clients of one side.
 pub(crate) enum Source {
-    Server(Server, HttpPublisher),
+    Server(Box<Server>, HttpPublisher),
     Bare(Bare),
 }
 
@@ -342,7 +342,7 @@ impl Side {
         let run = new_run();
         let publisher = server.publisher(run)?;
         let (target, pid) = (server.target.clone(), server.pid);
-        let made = Made { run, pid, target, source: Source::Server(server, publisher) };
+        let made = Made { run, pid, target, source: Source::Server(Box::new(server), publisher) };
         Self::connect(subject, made, streams, sizes, progress)
     }
 
