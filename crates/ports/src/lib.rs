@@ -31,5 +31,6 @@ pub use logic::{
 };
 pub use node::{CometNode, NodeDirectory, NodeError};
 pub use push_log::{
-    AcceptedAt, AppendError, LogEntry, LogPosition, PushLog, PushLogReader, PushRecord, PushTarget, ReadError,
+    AcceptedAt, AppendError, Appended, LogEntry, LogPosition, PushLog, PushLogReader, PushRecord, PushTarget,
+    ReadError,
 };

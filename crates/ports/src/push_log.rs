@@ -79,6 +79,23 @@ pub trait PushLog: Send + Sync {
     ///
     /// Order: of two records with the same partition key, the one whose append was called first comes first.
     fn append(&self, record: PushRecord) -> Call<Result<(), AppendError>>;
+
+    /// Appends records in one go: they stand in the log in this order, as if `append` had been called for each, and
+    /// as near to each other as the log can keep them, so that a reader gets them together. Waits (within one
+    /// deadline for all) while the log is full.
+    ///
+    /// What is in the log when the call ends is always a number of records from the front: the first one that the
+    /// log does not take keeps out those behind it. The publisher goes on from there.
+    fn append_all(&self, records: Vec<PushRecord>) -> Call<Appended>;
+}
+
+/// What became of records that were appended in one go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Appended {
+    /// How many of them, from the front, are in the log and will be handed over.
+    pub accepted: usize,
+    /// Why the one behind those is not; `None` when all are.
+    pub error: Option<AppendError>,
 }
 
 /// Why a record is not in the log.

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 use goim_ports::{
-    AcceptedAt, AppendError, Call, LogEntry, Operation, PushLog, PushLogReader, PushRecord, PushTarget,
-    RoomId,
+    AcceptedAt, AppendError, Appended, Call, LogEntry, Operation, PushLog, PushLogReader, PushRecord,
+    PushTarget, RoomId,
 };
 
 /// A record for one session, told apart by its body.
@@ -41,6 +41,10 @@ fn bodies(entries: &[LogEntry]) -> Vec<String> {
     entries.iter().map(|entry| String::from_utf8_lossy(&entry.record.body).into_owned()).collect()
 }
 
+fn bodies_of(records: &[PushRecord]) -> impl Iterator<Item = String> {
+    records.iter().map(|record| String::from_utf8_lossy(&record.body).into_owned())
+}
+
 /// What goes in comes out, in order, once; what is too large is refused. The log must have room for 100 records.
 ///
 /// # Panics
@@ -51,6 +55,8 @@ pub async fn push_log<L: PushLog + ?Sized, R: PushLogReader>(make: impl AsyncFn(
     order_per_partition_key(&*log, &mut reader).await;
     a_dropped_read_loses_nothing(&*log, &mut reader).await;
     too_large_is_refused(&*log, &mut reader).await;
+    many_in_one_go(&*log, &mut reader).await;
+    many_in_one_go_end_at_the_first_that_is_too_large(&*log, &mut reader).await;
     let (log, reader) = make().await;
     concurrent_appends_all_arrive(log, reader).await;
 }
@@ -132,6 +138,36 @@ async fn too_large_is_refused<L: PushLog + ?Sized, R: PushLogReader>(log: &L, re
     entries.iter().for_each(|entry| reader.done(entry.position));
 }
 
+async fn many_in_one_go<L: PushLog + ?Sized, R: PushLogReader>(log: &L, reader: &mut R) {
+    let all_of_them = |accepted| Appended { accepted, error: None };
+    assert_eq!(log.append_all(Vec::new()).await, all_of_them(0));
+    let records = |from: usize| (from..from + 20).map(|n| record_for_key("k", format!("{n}"))).collect();
+    // The order of the calls counts, with those for single records as well.
+    let calls =
+        (log.append_all(records(0)), log.append(record_for_key("k", "20")), log.append_all(records(21)));
+    assert_eq!(calls.0.await, all_of_them(20));
+    assert_eq!(calls.1.await, Ok(()));
+    assert_eq!(calls.2.await, all_of_them(20));
+    let entries = read(reader, 41).await;
+    assert_eq!(bodies(&entries), (0..41).map(|n| n.to_string()).collect::<Vec<_>>());
+    entries.iter().for_each(|entry| reader.done(entry.position));
+}
+
+async fn many_in_one_go_end_at_the_first_that_is_too_large<L: PushLog + ?Sized, R: PushLogReader>(
+    log: &L,
+    reader: &mut R,
+) {
+    let large = record_for_key("k", vec![0; 1_000_000]);
+    let records = vec![record_for_key("k", "a"), record_for_key("k", "b"), large, record_for_key("k", "c")];
+    let Appended { accepted, error } = log.append_all(records).await;
+    assert_eq!(accepted, 2);
+    assert!(matches!(error, Some(AppendError::TooLarge { .. })), "{error:?}");
+    log.append(record_for_key("k", "d")).await.unwrap();
+    let entries = read(reader, 3).await;
+    assert_eq!(bodies(&entries), ["a", "b", "d"]);
+    entries.iter().for_each(|entry| reader.done(entry.position));
+}
+
 async fn concurrent_appends_all_arrive<L: PushLog + ?Sized, R: PushLogReader>(
     log: std::sync::Arc<L>,
     mut reader: R,
@@ -203,4 +239,35 @@ pub async fn push_log_holds_back<L: PushLog + ?Sized, R: PushLogReader>(
     let (c, a, entries) = tokio::join!(c.into_future(), a.into_future(), free);
     assert_eq!((a, c), (Ok(()), Ok(())));
     assert_eq!(bodies(&entries), ["a", "c"], "what a dropped append would have written is not there");
+    entries.iter().for_each(|entry| reader.done(entry.position));
+    holds_back_many(&*log, &mut reader, records_max).await;
+}
+
+/// Of many records as many are taken as there is room for, without anything in between; the rest is told by count.
+async fn holds_back_many<L: PushLog + ?Sized, R: PushLogReader>(log: &L, reader: &mut R, records_max: usize) {
+    let records =
+        |name: &str, count| (0..count).map(|n| record_for_key("k", format!("{name}{n}"))).collect::<Vec<_>>();
+    let many = log.append_all(records("m", records_max * 2));
+    let behind = log.append(record_for_key("k", "behind"));
+    assert!(matches!(many, Call::Pending(_)));
+    let free = async {
+        let mut seen = Vec::new();
+        while seen.len() < records_max * 2 + 1 {
+            let entries = read(reader, 1).await;
+            seen.extend(bodies(&entries));
+            entries.iter().for_each(|entry| reader.done(entry.position));
+            tokio::task::yield_now().await;
+        }
+        seen
+    };
+    let (many, behind, seen) = tokio::join!(many.into_future(), behind.into_future(), free);
+    assert_eq!((many, behind), (Appended { accepted: records_max * 2, error: None }, Ok(())));
+    let expected = bodies_of(&records("m", records_max * 2)).chain(["behind".to_owned()]);
+    assert_eq!(seen, expected.collect::<Vec<_>>());
+
+    let refused = log.append_all(records("n", records_max + 2)).await;
+    assert_eq!(refused, Appended { accepted: records_max, error: Some(AppendError::Full) });
+    let entries = read(reader, records_max).await;
+    assert_eq!(bodies(&entries), bodies_of(&records("n", records_max)).collect::<Vec<_>>());
+    entries.iter().for_each(|entry| reader.done(entry.position));
 }

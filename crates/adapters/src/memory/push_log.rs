@@ -11,10 +11,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use goim_ports::{
-    AppendError, BoxFuture, Call, LogEntry, LogPosition, PushLog, PushLogReader, PushRecord, PushTarget,
-    ReadError,
+    AppendError, Appended, BoxFuture, Call, LogEntry, LogPosition, PushLog, PushLogReader, PushRecord,
+    PushTarget, ReadError,
 };
-use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
@@ -124,12 +123,14 @@ struct State {
     stats: PushLogStats,
 }
 
+/// One append that waits for room.
 #[derive(Debug)]
 struct Waiting {
-    record: PushRecord,
-    size: usize,
-    /// Told when the record is in the log; dropped when the log closes.
-    accepted: oneshot::Sender<()>,
+    /// What is not in the log yet, with sizes; never empty.
+    left: VecDeque<(PushRecord, usize)>,
+    /// How many of its records are.
+    taken: usize,
+    answer: oneshot::Sender<Appended>,
 }
 
 impl MemoryPushLog {
@@ -157,17 +158,9 @@ impl PushLog for MemoryPushLog {
     /// A dropped call that still waits for room leaves nothing in the log.
     fn append(&self, record: PushRecord) -> Call<Result<(), AppendError>> {
         let config = &self.shared.config;
-        let kafka_size = kafka_len(&record);
         let mut state = lock(&self.shared.state);
-        if kafka_size > config.record_bytes_max {
-            state.stats.rejected_too_large += 1;
-            return Call::Ready(Err(AppendError::TooLarge {
-                size: kafka_size,
-                limit: config.record_bytes_max,
-            }));
-        }
-        if state.closed {
-            return Call::Ready(Err(closed()));
+        if let Err(error) = state.check(&record, config) {
+            return Call::Ready(Err(error));
         }
         let size = size_of_record(&record);
         if state.waiting.is_empty() && state.has_room(size, config) {
@@ -176,18 +169,82 @@ impl PushLog for MemoryPushLog {
             self.shared.news.notify_one();
             return Call::Ready(Ok(()));
         }
-        if config.append_deadline.is_zero() || !state.may_wait(size, config) {
-            state.stats.rejected_full += 1;
-            return Call::Ready(Err(AppendError::Full));
+        let waiting = VecDeque::from([(record, size)]);
+        self.wait(state, waiting, 0).map(|Appended { error, .. }| error.map_or(Ok(()), Err))
+    }
+
+    /// Under one lock and with one wake-up of the reader. When the log is full what is left waits in one place, and is
+    /// let in piece by piece; nothing gets in between.
+    ///
+    /// # Cancel safety
+    /// A dropped call that still waits for room leaves what was let in so far.
+    fn append_all(&self, records: Vec<PushRecord>) -> Call<Appended> {
+        let config = &self.shared.config;
+        let count = records.len();
+        let mut state = lock(&self.shared.state);
+        let wrong = records.iter().enumerate().find_map(|(index, record)| {
+            state.check(record, config).err().map(|error| Appended { accepted: index, error: Some(error) })
+        });
+        let mut left: VecDeque<_> = records
+            .into_iter()
+            .take(wrong.as_ref().map_or(count, |wrong| wrong.accepted))
+            .map(|record| {
+                let size = size_of_record(&record);
+                (record, size)
+            })
+            .collect();
+        let right = left.len();
+        if state.waiting.is_empty() {
+            state.accept_from(&mut left, config);
         }
-        let (ticket, accepted) = state.wait(record, size);
+        let taken = right - left.len();
+        let all_of_them = wrong.unwrap_or(Appended { accepted: count, error: None });
+        if left.is_empty() {
+            drop(state);
+            if taken > 0 {
+                self.shared.news.notify_one();
+            }
+            return Call::Ready(all_of_them);
+        }
+        if taken > 0 {
+            self.shared.news.notify_one();
+        }
+        let call = self.wait(state, left, taken);
+        call.map(move |appended| if appended.error.is_none() { all_of_them } else { appended })
+    }
+}
+
+impl MemoryPushLog {
+    /// Puts `left` behind those that wait for room, or refuses it. `taken` records of the same call are in the log.
+    fn wait(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        left: VecDeque<(PushRecord, usize)>,
+        taken: usize,
+    ) -> Call<Appended> {
+        let config = &self.shared.config;
+        let size = left.iter().map(|(_, size)| size).sum();
+        if config.append_deadline.is_zero() || !state.may_wait(size, config) {
+            state.stats.rejected_full += left.len() as u64;
+            return Call::Ready(Appended { accepted: taken, error: Some(AppendError::Full) });
+        }
+        let (ticket, answer) = state.wait(left, taken);
         drop(state);
         let place = Place { shared: Arc::clone(&self.shared), ticket };
-        Call::Pending(Box::pin(place.wait(accepted, Instant::now() + config.append_deadline)))
+        Call::Pending(Box::pin(place.wait(answer, Instant::now() + config.append_deadline)))
     }
 }
 
 impl State {
+    fn check(&mut self, record: &PushRecord, config: &PushLogConfig) -> Result<(), AppendError> {
+        let (size, limit) = (kafka_len(record), config.record_bytes_max);
+        if size > limit {
+            self.stats.rejected_too_large += 1;
+            return Err(AppendError::TooLarge { size, limit });
+        }
+        if self.closed { Err(closed()) } else { Ok(()) }
+    }
+
     fn has_room(&self, size: usize, config: &PushLogConfig) -> bool {
         let fits = self.stats.records < config.records_max
             && self.stats.bytes.saturating_add(size) <= config.bytes_max;
@@ -211,38 +268,51 @@ impl State {
         stats.bytes_high = stats.bytes_high.max(stats.bytes);
     }
 
-    fn wait(&mut self, record: PushRecord, size: usize) -> (u64, oneshot::Receiver<()>) {
+    /// Takes records off the front of `left` as long as there is room, and says how many bytes those had.
+    fn accept_from(&mut self, left: &mut VecDeque<(PushRecord, usize)>, config: &PushLogConfig) -> usize {
+        let mut bytes = 0;
+        while let Some((record, size)) = left.pop_front_if(|(_, size)| self.has_room(*size, config)) {
+            self.accept(record, size);
+            bytes += size;
+        }
+        bytes
+    }
+
+    fn wait(
+        &mut self,
+        left: VecDeque<(PushRecord, usize)>,
+        taken: usize,
+    ) -> (u64, oneshot::Receiver<Appended>) {
         let ticket = self.next_ticket;
         self.next_ticket += 1;
-        self.waiting_bytes += size;
-        let (accepted, answer) = oneshot::channel();
-        self.waiting.insert(ticket, Waiting { record, size, accepted });
+        self.waiting_bytes += sum_of_sizes(&left);
+        let (sender, answer) = oneshot::channel();
+        self.waiting.insert(ticket, Waiting { left, taken, answer: sender });
         (ticket, answer)
     }
 
-    /// Takes an append off the waiting ones; false when it was accepted or refused already.
-    fn give_up(&mut self, ticket: u64) -> bool {
-        let Some(waiting) = self.waiting.remove(&ticket) else { return false };
-        self.waiting_bytes -= waiting.size;
-        true
+    /// Takes an append off the waiting ones; `None` when it was accepted or refused already.
+    fn give_up(&mut self, ticket: u64) -> Option<Waiting> {
+        let waiting = self.waiting.remove(&ticket)?;
+        self.waiting_bytes -= sum_of_sizes(&waiting.left);
+        Some(waiting)
     }
 
-    /// Accepts waiting appends in their order as long as there is room; true when there was one.
+    /// Accepts what waits, in its order, as long as there is room; true when there was any.
     fn admit(&mut self, config: &PushLogConfig) -> bool {
-        let mut any = false;
-        while let Some(first) = self.waiting.first_entry() {
-            let size = first.get().size;
-            if !self.has_room(size, config) {
+        let before = self.stats.appended;
+        while let Some((ticket, mut waiting)) = self.waiting.pop_first() {
+            let already = self.stats.appended;
+            self.waiting_bytes -= self.accept_from(&mut waiting.left, config);
+            waiting.taken += usize::try_from(self.stats.appended - already).unwrap_or(usize::MAX);
+            if !waiting.left.is_empty() {
+                self.waiting.insert(ticket, waiting);
                 break;
             }
-            let Some((_, waiting)) = self.waiting.pop_first() else { break };
-            self.waiting_bytes -= size;
-            self.accept(waiting.record, size);
             // An append that was dropped in this moment is in the log all the same, as with any other log.
-            let _ = waiting.accepted.send(());
-            any = true;
+            let _ = waiting.answer.send(Appended { accepted: waiting.taken, error: None });
         }
-        any
+        self.stats.appended > before
     }
 
     fn done(&mut self, offset: i64) {
@@ -263,7 +333,9 @@ impl Shared {
             state.waiting_bytes = 0;
             std::mem::take(&mut state.waiting)
         };
-        drop(waiting);
+        for Waiting { taken, answer, .. } in waiting.into_values() {
+            let _ = answer.send(Appended { accepted: taken, error: Some(closed()) });
+        }
         self.news.notify_one();
     }
 
@@ -283,27 +355,31 @@ struct Place {
 }
 
 impl Place {
-    async fn wait(self, mut accepted: oneshot::Receiver<()>, deadline: Instant) -> Result<(), AppendError> {
-        if let Ok(answer) = tokio::time::timeout_at(deadline, &mut accepted).await {
-            return answer.map_err(|_| closed());
+    async fn wait(self, mut answer: oneshot::Receiver<Appended>, deadline: Instant) -> Appended {
+        // The sender is dropped without an answer only together with the place.
+        let lost = |()| Appended { accepted: 0, error: Some(closed()) };
+        if let Ok(answer) = tokio::time::timeout_at(deadline, &mut answer).await {
+            return answer.unwrap_or_else(|_| lost(()));
         }
-        let mut state = lock(&self.shared.state);
         // Under the lock, since the answer may have come after the deadline struck.
-        match accepted.try_recv() {
-            Ok(()) => Ok(()),
-            Err(TryRecvError::Closed) => Err(closed()),
-            Err(TryRecvError::Empty) => {
-                state.stats.rejected_full += 1;
-                Err(AppendError::Full)
-            }
-        }
+        self.refuse().unwrap_or_else(|| answer.try_recv().unwrap_or_else(|_| lost(())))
+    }
+
+    /// Gives the place up at the deadline; `None` when the answer has been given.
+    fn refuse(&self) -> Option<Appended> {
+        let mut state = lock(&self.shared.state);
+        let waiting = state.give_up(self.ticket)?;
+        state.stats.rejected_full += waiting.left.len() as u64;
+        // A large record in front may have kept out smaller ones behind it.
+        self.shared.admit(state);
+        Some(Appended { accepted: waiting.taken, error: Some(AppendError::Full) })
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         let mut state = lock(&self.shared.state);
-        if state.give_up(self.ticket) {
+        if state.give_up(self.ticket).is_some() {
             // A large record in front may have kept out smaller ones behind it.
             self.shared.admit(state);
         }
@@ -352,6 +428,10 @@ impl Drop for MemoryPushLogReader {
 
 fn closed() -> AppendError {
     AppendError::Unavailable("the push log is closed".to_owned())
+}
+
+fn sum_of_sizes(records: &VecDeque<(PushRecord, usize)>) -> usize {
+    records.iter().map(|(_, size)| size).sum()
 }
 
 /// Bytes that a record takes in memory, near enough for a bound.

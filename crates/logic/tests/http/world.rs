@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use axum::Router;
 use goim_logic::{Config, Dependencies, Logic};
 use goim_ports::{
-    AppendError, Call, CometNode, DirectoryError, Mid, NodeDirectory, NodeError, PushLog, PushRecord,
-    PushTarget, RoomCounts, RoomDirectory, RoomId, ServerId, SessionDirectory, SessionKey, SessionRecord,
-    SessionRef,
+    AppendError, Appended, Call, CometNode, DirectoryError, Mid, NodeDirectory, NodeError, PushLog,
+    PushRecord, PushTarget, RoomCounts, RoomDirectory, RoomId, ServerId, SessionDirectory, SessionKey,
+    SessionRecord, SessionRef,
 };
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, oneshot};
@@ -38,6 +38,8 @@ pub(crate) struct State {
     /// Records that the log still takes before `append_error` begins.
     pub(crate) appends_left: usize,
     pub(crate) append_hangs: bool,
+    /// How often records were appended in one go.
+    pub(crate) append_calls: usize,
     /// Appends wait until they are told to go on.
     pub(crate) append_gate: Option<Arc<Notify>>,
 }
@@ -192,6 +194,20 @@ impl PushLog for World {
                 Call::Ready(Ok(()))
             }
         }
+    }
+
+    fn append_all(&self, records: Vec<PushRecord>) -> Call<Appended> {
+        let mut state = self.state();
+        if state.append_hangs {
+            return Call::pending(std::future::pending());
+        }
+        let room = if state.append_error.is_some() { state.appends_left } else { usize::MAX };
+        let accepted = records.len().min(room);
+        let error = state.append_error.clone().filter(|_| accepted < records.len());
+        state.appends_left = state.appends_left.saturating_sub(accepted);
+        state.log.extend(records.into_iter().take(accepted));
+        state.append_calls += 1;
+        Call::Ready(Appended { accepted, error })
     }
 }
 
