@@ -11,6 +11,7 @@ use goim_ports::{LogPosition, PushRecord, PushTarget};
 use tokio::sync::Notify;
 
 use crate::config::InFlightConfig;
+use crate::rooms::Flight;
 
 /// What a record takes besides its body and its keys.
 const RECORD_OVERHEAD: usize = 200;
@@ -70,16 +71,25 @@ pub(crate) struct Share(#[allow(dead_code)] Arc<Tickets>);
 struct Tickets {
     in_flight: Arc<InFlight>,
     tickets: Vec<Ticket>,
+    /// Of a room's batch.
+    flight: Option<Flight>,
 }
 
 impl Share {
     pub(crate) fn new(in_flight: &Arc<InFlight>, tickets: Vec<Ticket>) -> Self {
-        Self(Arc::new(Tickets { in_flight: Arc::clone(in_flight), tickets }))
+        Self(Arc::new(Tickets { in_flight: Arc::clone(in_flight), tickets, flight: None }))
+    }
+
+    /// The same of a batch of a room, whose next may leave when these records are finished.
+    pub(crate) fn of_room(in_flight: &Arc<InFlight>, tickets: Vec<Ticket>, flight: Flight) -> Self {
+        Self(Arc::new(Tickets { in_flight: Arc::clone(in_flight), tickets, flight: Some(flight) }))
     }
 }
 
 impl Drop for Tickets {
     fn drop(&mut self) {
+        // First, so that whoever is told that something has changed finds it.
+        drop(self.flight.take());
         self.in_flight.finish(&self.tickets);
     }
 }

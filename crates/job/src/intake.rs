@@ -99,7 +99,7 @@ impl Intake {
         let now = Instant::now();
         let due = self.rooms.next_due().map_or(self.next_sweep, |due| due.min(self.next_sweep));
         let paused = self.read_pause.map(|(until, _)| until).filter(|until| *until > now);
-        let may_read = paused.is_none() && self.in_flight.has_room();
+        let may_read = paused.is_none() && self.in_flight.has_room() && self.rooms.has_room();
         tokio::select! {
             biased;
             () = shutdown => Event::End,
@@ -218,7 +218,7 @@ impl Intake {
 
     fn spread_batch(&self, batch: Batch) -> Vec<Assignment> {
         self.metrics.room_batch_messages.observe(batch.tickets.len() as f64);
-        let share = Share::new(&self.in_flight, batch.tickets);
+        let share = Share::of_room(&self.in_flight, batch.tickets, batch.flight);
         let comets = self.pool.all();
         if comets.is_empty() {
             self.metrics.handed_over(Outcome::NoComet);

@@ -41,10 +41,6 @@ fn bodies(entries: &[LogEntry]) -> Vec<String> {
     entries.iter().map(|entry| String::from_utf8_lossy(&entry.record.body).into_owned()).collect()
 }
 
-fn bodies_of(records: &[PushRecord]) -> impl Iterator<Item = String> {
-    records.iter().map(|record| String::from_utf8_lossy(&record.body).into_owned())
-}
-
 /// What goes in comes out, in order, once; what is too large is refused. The log must have room for 100 records.
 ///
 /// # Panics
@@ -245,8 +241,10 @@ pub async fn push_log_holds_back<L: PushLog + ?Sized, R: PushLogReader>(
 
 /// Of many records as many are taken as there is room for, without anything in between; the rest is told by count.
 async fn holds_back_many<L: PushLog + ?Sized, R: PushLogReader>(log: &L, reader: &mut R, records_max: usize) {
-    let records =
-        |name: &str, count| (0..count).map(|n| record_for_key("k", format!("{name}{n}"))).collect::<Vec<_>>();
+    let names = |name: &str, count| (0..count).map(|n| format!("{name}{n}")).collect::<Vec<_>>();
+    let records = |name: &str, count| {
+        names(name, count).into_iter().map(|body| record_for_key("k", body)).collect::<Vec<_>>()
+    };
     let many = log.append_all(records("m", records_max * 2));
     let behind = log.append(record_for_key("k", "behind"));
     assert!(matches!(many, Call::Pending(_)));
@@ -262,12 +260,12 @@ async fn holds_back_many<L: PushLog + ?Sized, R: PushLogReader>(log: &L, reader:
     };
     let (many, behind, seen) = tokio::join!(many.into_future(), behind.into_future(), free);
     assert_eq!((many, behind), (Appended { accepted: records_max * 2, error: None }, Ok(())));
-    let expected = bodies_of(&records("m", records_max * 2)).chain(["behind".to_owned()]);
-    assert_eq!(seen, expected.collect::<Vec<_>>());
+    let expected = [names("m", records_max * 2), vec!["behind".to_owned()]].concat();
+    assert_eq!(seen, expected);
 
     let refused = log.append_all(records("n", records_max + 2)).await;
     assert_eq!(refused, Appended { accepted: records_max, error: Some(AppendError::Full) });
     let entries = read(reader, records_max).await;
-    assert_eq!(bodies(&entries), bodies_of(&records("n", records_max)).collect::<Vec<_>>());
+    assert_eq!(bodies(&entries), names("n", records_max));
     entries.iter().for_each(|entry| reader.done(entry.position));
 }

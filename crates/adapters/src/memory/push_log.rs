@@ -40,7 +40,11 @@ pub struct PushLogConfig {
     /// Size of one record in bytes, counted as goim's Kafka client counts it: 26 and the lengths of the record's key
     /// and of its protobuf form. Default 1,000,000, as in goim.
     pub record_bytes_max: usize,
-    /// Records that one read gives at most. Default 1,024.
+    /// Age of the oldest record that is not read yet up to which appends are taken. Default 100 ms: job stops reading when
+    /// the receivers do not keep up, and a message must not become old in here without its publisher knowing. Beyond it
+    /// appends wait like those that find the log full.
+    pub age_max: Duration,
+    /// Records that one read gives at most. Default 128.
     pub read_records_max: usize,
 }
 
@@ -52,7 +56,8 @@ impl Default for PushLogConfig {
             append_deadline: Duration::from_secs(3),
             waiting_max: 1_024,
             record_bytes_max: 1_000_000,
-            read_records_max: 1_024,
+            age_max: Duration::from_millis(100),
+            read_records_max: 128,
         }
     }
 }
@@ -111,6 +116,8 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     unread: VecDeque<LogEntry>,
+    /// Since when each of them is there.
+    unread_since: VecDeque<Instant>,
     /// Sizes of the records that take up room, oldest first: those that were read, then those that were not.
     sizes: VecDeque<usize>,
     /// Offset of the first of `sizes`.
@@ -248,7 +255,8 @@ impl State {
     fn has_room(&self, size: usize, config: &PushLogConfig) -> bool {
         let fits = self.stats.records < config.records_max
             && self.stats.bytes.saturating_add(size) <= config.bytes_max;
-        fits || self.stats.records == 0
+        let young = self.unread_since.front().is_none_or(|since| since.elapsed() <= config.age_max);
+        (fits && young) || self.stats.records == 0
     }
 
     fn may_wait(&self, size: usize, config: &PushLogConfig) -> bool {
@@ -258,6 +266,7 @@ impl State {
 
     fn accept(&mut self, record: PushRecord, size: usize) {
         let offset = self.first_offset + self.sizes.len() as i64;
+        self.unread_since.push_back(Instant::now());
         self.unread.push_back(LogEntry { position: LogPosition { partition: PARTITION, offset }, record });
         self.sizes.push_back(size);
         let stats = &mut self.stats;
@@ -392,7 +401,11 @@ impl MemoryPushLogReader {
         let mut state = lock(&self.shared.state);
         let count = state.unread.len().min(self.shared.config.read_records_max.max(1));
         if count > 0 {
-            return Some(Some(state.unread.drain(..count).collect()));
+            state.unread_since.drain(..count);
+            let read = state.unread.drain(..count).collect();
+            // What keeps others out may have been the age of what was read now.
+            self.shared.admit(state);
+            return Some(Some(read));
         }
         state.closed.then_some(None)
     }

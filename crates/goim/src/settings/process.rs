@@ -34,6 +34,7 @@ pub(super) fn settings() -> Vec<Setting> {
         size [push_log.bytes_max], "The same in bytes, with 160 B for the housekeeping of each: what a burst may cost. An empty log takes one record of any size that logic.push.record_bytes_max allows.";
         [push_log.append_deadline], "How long a push waits for room before it is refused.";
         [push_log.waiting_max], "Pushes that may wait for room at once. One more is refused at once.";
+        [push_log.age_max], "Age of the oldest record that is not read yet, beyond which pushes wait as if the log were full: what bounds a message's wait here.";
         [push_log.read_records_max], "Records that one read of job gives at most.";
 
         [log.level], "error, warn, info, debug, trace, or directives by module: \"info,goim_comet=debug\".";

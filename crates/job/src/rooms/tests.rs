@@ -178,3 +178,49 @@ fn the_end_takes_everything() {
     assert_eq!(left, ["r: 2", "s: x"]);
     assert_eq!(check.rooms.next_due(), None);
 }
+
+#[test]
+fn while_a_batch_is_out_messages_gather_and_leave_as_soon_as_it_has_landed() {
+    let mut check = Check::new(RoomConfig::default());
+    assert_eq!(check.add(0, "r", "a"), NOTHING);
+    let mut out = Vec::new();
+    check.rooms.take_woken(check.at(0), &mut out);
+    let first = out.pop().expect("leaves at once");
+    // The interval is over long ago, but the comet is slow.
+    assert_eq!(check.add(5, "r", "b"), NOTHING);
+    assert_eq!(check.due(50), NOTHING);
+    assert_eq!(check.add(60, "r", "c"), NOTHING);
+    assert_eq!(check.woken(60), NOTHING);
+    assert!(check.rooms.has_room());
+    drop(first);
+    assert_eq!(check.due(61), ["r: b c"]);
+    // Nothing came since: the room is forgotten when its interval is over, and quiet again.
+    assert_eq!(check.due(100), NOTHING);
+    assert_eq!(check.add(101, "r", "d"), NOTHING);
+    assert_eq!(check.woken(101), ["r: d"]);
+}
+
+#[test]
+fn full_batches_wait_their_turn_and_nothing_more_is_read() {
+    let two = NonZeroUsize::new(2).expect("two");
+    let mut check = Check::new(RoomConfig { batch_messages_max: two, ..RoomConfig::default() });
+    let mut out = Vec::new();
+    for body in ["a", "b", "c", "d", "e"] {
+        let (now, record) = (check.at(0), body.to_owned());
+        let position = LogPosition { partition: 0, offset: check.offset };
+        let target = PushTarget::Room("r".into());
+        let accepted_at = AcceptedAt(0);
+        let body = Bytes::from(record);
+        let record = PushRecord { target, operation: Operation(1000), body: body.clone(), accepted_at };
+        let ticket = check.in_flight.enter(position, &record);
+        check.offset += 1;
+        let message = Message { operation: Operation(1000), body, accepted_at, ticket };
+        check.rooms.add(&"r".into(), message, now, &mut out);
+    }
+    let first = out.pop().expect("the first two leave");
+    assert!(out.is_empty() && !check.rooms.has_room());
+    drop(first);
+    assert_eq!(check.due(1), ["r: c d"]);
+    assert!(check.rooms.has_room());
+    assert_eq!(check.due(20), ["r: e"]);
+}
