@@ -73,7 +73,7 @@ impl Ledger {
     }
 
     fn check(&mut self, body: &[u8]) -> Option<Message> {
-        let place = Message::number_of(body) as usize % RECENT;
+        let place = Message::place_of(body) as usize % RECENT;
         let (known, message) = &mut self.recent[place];
         if known != body {
             known.clear();

@@ -54,11 +54,14 @@ impl Message {
         body
     }
 
-    /// What a body says of its number, unchecked; zero when it is too short to say anything.
-    pub(crate) fn number_of(body: &[u8]) -> u32 {
-        body.get(8..12)
-            .and_then(|bytes| bytes.first_chunk::<4>())
-            .map_or(0, |bytes| u32::from_be_bytes(*bytes))
+    /// A number that differs between messages that are on their way together, unchecked; zero when a body is too short to
+    /// say anything.
+    pub(crate) fn place_of(body: &[u8]) -> u32 {
+        let at = |from: usize| {
+            let bytes = body.get(from..from + 4).and_then(|bytes| bytes.first_chunk::<4>());
+            bytes.map_or(0, |bytes| u32::from_be_bytes(*bytes))
+        };
+        at(8).wrapping_add(at(4).wrapping_mul(509))
     }
 
     /// Reads a body and checks all of it.

@@ -2,7 +2,7 @@
 //!
 //! Map of the modules: `table` lists the routes with their parameters; everything else follows from it: `dispatch`
 //! finds the route and keeps the order of checks, `query` reads parameters as Go does, `action` does the work of a
-//! route, `openapi` describes the table to machines. `reply` and `json` write what Go would write. `guard` decides
+//! route, `batch` reads requests with many messages, `openapi` describes the table to machines. `reply` and `json` write what Go would write. `guard` decides
 //! who may push, `rate` how often one may ask, `body` how much may be sent, `connection` owns the sockets.
 //!
 //! Where goim's answers are preserved, they are so to the byte, content types included: a parameter error is JSON
@@ -10,6 +10,7 @@
 //! `application/json`.
 
 mod action;
+mod batch;
 mod body;
 mod connection;
 mod dispatch;

@@ -6,13 +6,14 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use axum::http::Response;
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderMap, Response, StatusCode};
 use goim_ports::{AppendError, CometNode, Mid, Operation, RoomId, SessionKey};
 
 use super::query::Values;
 use super::table::Action;
-use super::{json, openapi, reply};
-use crate::{Logic, NodesReply, PushError};
+use super::{batch, json, openapi, reply};
+use crate::{BatchError, Logic, NodesReply, PushError};
 
 /// What a client is told to wait when the push log is full.
 const FULL_WAIT: Duration = Duration::from_secs(1);
@@ -21,12 +22,19 @@ const FULL_WAIT: Duration = Duration::from_secs(1);
 const NOT_UTF8: &str = "string field contains invalid UTF-8";
 
 /// Does the work of a route. `body` is empty for routes that take none.
-pub(super) async fn act(logic: &Logic, action: Action, values: &Values<'_>, body: Bytes) -> Response<Body> {
+pub(super) async fn act(
+    logic: &Logic,
+    action: Action,
+    values: &Values<'_>,
+    headers: &HeaderMap,
+    body: Bytes,
+) -> Response<Body> {
     match action {
         Action::PushKeys => push_keys(logic, values, body).await,
         Action::PushMids => push_mids(logic, values, body).await,
         Action::PushRoom => push_room(logic, values, body).await,
         Action::PushAll => push_all(logic, values, body).await,
+        Action::PushBatch => push_batch(logic, headers, &body).await,
         Action::OnlineTop => online_top(logic, values).await,
         Action::OnlineRoom => online_room(logic, values).await,
         Action::OnlineTotal => online_total(logic),
@@ -69,6 +77,33 @@ async fn push_room(logic: &Logic, values: &Values<'_>, body: Bytes) -> Response<
 async fn push_all(logic: &Logic, values: &Values<'_>, body: Bytes) -> Response<Body> {
     let speed = u32::try_from(values.number32("speed")).ok().and_then(NonZeroU32::new);
     pushed_reply(logic.push_all(operation(values), speed, body).await)
+}
+
+async fn push_batch(logic: &Logic, headers: &HeaderMap, body: &[u8]) -> Response<Body> {
+    let kind = headers.get(CONTENT_TYPE).map(|kind| kind.to_str().unwrap_or("?"));
+    let Some(form) = batch::Form::of(kind) else {
+        let text = "a batch is application/json or application/x-ndjson; the request says something else";
+        return reply::refusal(StatusCode::UNSUPPORTED_MEDIA_TYPE, text);
+    };
+    let messages = match batch::read(form, body) {
+        Ok(messages) => messages,
+        Err(wrong) => return reply::refusal(StatusCode::BAD_REQUEST, &wrong),
+    };
+    match logic.push_batch(messages).await {
+        Ok(accepted) => reply::accepted(accepted),
+        Err(BatchError { accepted, error, .. }) if is_full(&error) => {
+            reply::too_many_accepted(&error.to_string(), FULL_WAIT, accepted)
+        }
+        Err(BatchError { accepted, index, error }) => {
+            let status = match &error {
+                PushError::NoKeys | PushError::Append(AppendError::TooLarge { .. }) => {
+                    StatusCode::BAD_REQUEST
+                }
+                _ => StatusCode::SERVICE_UNAVAILABLE,
+            };
+            reply::refusal_accepted(status, &format!("message {index}: {error}"), accepted)
+        }
+    }
 }
 
 fn operation(values: &Values<'_>) -> Operation {

@@ -59,13 +59,36 @@ fn operation(route: &Route) -> Value {
     });
     if route.is_push() {
         operation["security"] = json!([{ "bearer": [] }, { "apiKey": [] }, {}]);
-        operation["requestBody"] = json!({
-            "description": "The body of the packet, any bytes, of any content type; may be empty.",
-            "required": false,
-            "content": { "application/octet-stream": {} },
-        });
+        operation["requestBody"] = if route.action == Action::PushBatch {
+            batch_body()
+        } else {
+            json!({
+                "description": "The body of the packet, any bytes, of any content type; may be empty.",
+                "required": false,
+                "content": { "application/octet-stream": {} },
+            })
+        };
     }
     operation
+}
+
+/// Many messages, in one document or a line each.
+fn batch_body() -> Value {
+    let message = json!({ "$ref": "#/components/schemas/BatchMessage" });
+    let document = json!({
+        "type": "object",
+        "properties": { "messages": { "type": "array", "minItems": 1, "items": message } },
+        "required": ["messages"],
+        "additionalProperties": false,
+    });
+    json!({
+        "description": "The messages. As application/x-ndjson: one message object on each line.",
+        "required": true,
+        "content": {
+            "application/json": { "schema": document },
+            "application/x-ndjson": { "schema": { "type": "string" } },
+        },
+    })
 }
 
 /// `/goim/push/keys` is `pushKeys`.
@@ -85,7 +108,9 @@ fn operation_id(path: &str) -> String {
 
 fn tag(route: &Route) -> &'static str {
     match route.action {
-        Action::PushKeys | Action::PushMids | Action::PushRoom | Action::PushAll => "push",
+        Action::PushKeys | Action::PushMids | Action::PushRoom | Action::PushAll | Action::PushBatch => {
+            "push"
+        }
         Action::OnlineTop | Action::OnlineRoom | Action::OnlineTotal => "online",
         Action::NodesWeighted | Action::NodesInstances => "nodes",
         Action::OpenApi => "description",
@@ -138,6 +163,13 @@ fn responses(route: &Route) -> Value {
     let json_type = "application/json";
     let success = match data_schema(route.action) {
         _ if route.action == Action::OpenApi => json!({ "type": "object" }),
+        None if route.action == Action::PushBatch => json!({
+            "allOf": [envelope(), {
+                "type": "object",
+                "properties": { "accepted": { "type": "integer", "minimum": 0 } },
+                "required": ["accepted"],
+            }],
+        }),
         None => envelope(),
         Some(data) => json!({
             "allOf": [envelope(), { "type": "object", "properties": { "data": data }, "required": ["data"] }],
@@ -149,6 +181,15 @@ fn responses(route: &Route) -> Value {
         json_type,
         success,
     );
+    if route.action == Action::PushBatch {
+        add(
+            "400",
+            "A message is wrong; the text names its place and what would be right.",
+            json_type,
+            envelope(),
+        );
+        add("415", "The content type is neither JSON nor NDJSON.", json_type, envelope());
+    }
     if !route.params.is_empty() {
         add(
             "400",
@@ -182,9 +223,12 @@ fn responses(route: &Route) -> Value {
 fn data_schema(action: Action) -> Option<Value> {
     let reference = |name: &str| json!({ "$ref": format!("#/components/schemas/{name}") });
     Some(match action {
-        Action::PushKeys | Action::PushMids | Action::PushRoom | Action::PushAll | Action::OpenApi => {
-            return None;
-        }
+        Action::PushKeys
+        | Action::PushMids
+        | Action::PushRoom
+        | Action::PushAll
+        | Action::PushBatch
+        | Action::OpenApi => return None,
         Action::OnlineTop => json!({ "type": "array", "items": reference("RoomOnline") }),
         Action::OnlineRoom => json!({
             "type": "object",
@@ -208,6 +252,28 @@ fn schemas() -> Value {
             "type": "object",
             "properties": { "code": integer(), "message": text() },
             "required": ["code", "message"],
+        },
+        "BatchMessage": {
+            "type": "object",
+            "properties": {
+                "to": {
+                    "type": "object",
+                    "description": "Exactly one of keys, mids, room, all; speed goes with all.",
+                    "properties": {
+                        "keys": { "type": "array", "minItems": 1, "items": text() },
+                        "mids": { "type": "array", "items": long() },
+                        "room": { "type": "string", "minLength": 1 },
+                        "all": { "const": true },
+                        "speed": { "type": "integer", "minimum": 0, "maximum": u32::MAX },
+                    },
+                    "additionalProperties": false,
+                },
+                "operation": integer(),
+                "body": { "type": "string", "description": "The packet's body as text." },
+                "body_base64": { "type": "string", "description": "The same for any bytes." },
+            },
+            "required": ["to", "operation"],
+            "additionalProperties": false,
         },
         "RoomOnline": {
             "type": "object",

@@ -68,6 +68,35 @@ pub(super) fn too_many(message: &str, wait: Duration) -> Response<Body> {
     response
 }
 
+/// Success of a request with many messages.
+pub(super) fn accepted(count: usize) -> Response<Body> {
+    let mut out = Vec::with_capacity(64);
+    let mut object = json::Object::open(&mut out);
+    object.number("code", OK);
+    object.text("message", "");
+    object.number("accepted", count);
+    object.close();
+    respond(StatusCode::OK, JSON, out.into())
+}
+
+/// The refusal of a request with many messages, of which so many from the front were taken.
+pub(super) fn refusal_accepted(status: StatusCode, message: &str, accepted: usize) -> Response<Body> {
+    let mut out = Vec::with_capacity(64 + message.len());
+    let mut object = json::Object::open(&mut out);
+    object.number("code", -i32::from(status.as_u16()));
+    object.text("message", message);
+    object.number("accepted", accepted);
+    object.close();
+    respond(status, JSON, out.into())
+}
+
+/// 429 for such a request.
+pub(super) fn too_many_accepted(message: &str, wait: Duration, accepted: usize) -> Response<Body> {
+    let mut response = refusal_accepted(StatusCode::TOO_MANY_REQUESTS, message, accepted);
+    response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)));
+    response
+}
+
 /// There is nothing under this path and method.
 pub(super) fn not_found() -> Response<Body> {
     respond(StatusCode::NOT_FOUND, "text/plain", Bytes::from_static(b"404 page not found"))

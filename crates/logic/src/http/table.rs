@@ -29,6 +29,7 @@ pub(super) enum Action {
     PushMids,
     PushRoom,
     PushAll,
+    PushBatch,
     OnlineTop,
     OnlineRoom,
     OnlineTotal,
@@ -157,6 +158,17 @@ impl Route {
             ],
             summary: "Push to everybody",
             description: "All sessions that subscribed to the operation get the message.",
+        },
+        Self {
+            verb: Verb::Post,
+            path: "/v1/push",
+            action: Action::PushBatch,
+            params: &[],
+            summary: "Push many messages",
+            description: "All messages are checked before the first is pushed; a wrong one is named by its place, counted \
+                          from 0, and nothing is pushed. They are pushed in their order; messages of one request to one \
+                          room leave together. When the push log is full, `accepted` says how many from the front are in \
+                          it: go on with the next after Retry-After.",
         },
         Self {
             verb: Verb::Get,
