@@ -43,6 +43,7 @@ pub struct PushLogConfig {
     /// How old a record may become before it is read. Default 100 ms: job stops reading when the receivers do not keep up,
     /// and a message must not become old in here without its publisher knowing. Appends wait, like those that find the log
     /// full, while the oldest unread record is older, or as many are unread as were lately read in such a time.
+    /// [`Duration::MAX`] is no bound.
     pub age_max: Duration,
     /// Records that one read gives at most. Default 64.
     pub read_records_max: usize,
@@ -144,7 +145,7 @@ struct Pace {
 /// Time over which the pace is taken.
 const PACE_INTERVAL: Duration = Duration::from_millis(250);
 /// Records that may be unread at any pace.
-const UNREAD_MIN: usize = 64;
+const UNREAD_MIN: usize = 32;
 
 impl Pace {
     fn read(&mut self, count: usize, now: Instant) {
@@ -159,6 +160,9 @@ impl Pace {
 
     /// Records that may be unread so that none becomes too old.
     fn unread_max(&self, config: &PushLogConfig) -> usize {
+        if config.age_max == Duration::MAX {
+            return usize::MAX;
+        }
         UNREAD_MIN.max((self.per_second * config.age_max.as_secs_f64()) as usize)
     }
 }

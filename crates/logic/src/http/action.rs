@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::http::header::CONTENT_TYPE;
-use axum::http::{HeaderMap, Response, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, Response, StatusCode};
 use goim_ports::{AppendError, CometNode, Mid, Operation, RoomId, SessionKey};
 
+use super::messages::Form;
 use super::query::Values;
 use super::table::Action;
-use super::{batch, json, openapi, reply};
+use super::{json, openapi, reply};
 use crate::{BatchError, Logic, NodesReply, PushError};
 
 /// What a client is told to wait when the push log is full.
@@ -80,28 +81,34 @@ async fn push_all(logic: &Logic, values: &Values<'_>, body: Bytes) -> Response<B
 }
 
 async fn push_batch(logic: &Logic, headers: &HeaderMap, body: &[u8]) -> Response<Body> {
-    let kind = headers.get(CONTENT_TYPE).map(|kind| kind.to_str().unwrap_or("?"));
-    let Some(form) = batch::Form::of(kind) else {
-        let text = "a batch is application/json or application/x-ndjson; the request says something else";
-        return reply::refusal(StatusCode::UNSUPPORTED_MEDIA_TYPE, text);
+    let content_type = headers.get(CONTENT_TYPE).map_or(&[][..], HeaderValue::as_bytes);
+    let Some(form) = Form::of(content_type) else {
+        return reply::refusal(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "the content type must be application/json or application/x-ndjson",
+        );
     };
-    let messages = match batch::read(form, body) {
+    let messages = match form.read(body) {
         Ok(messages) => messages,
         Err(wrong) => return reply::refusal(StatusCode::BAD_REQUEST, &wrong),
     };
-    match logic.push_batch(messages).await {
-        Ok(accepted) => reply::accepted(accepted),
-        Err(BatchError { accepted, error, .. }) if is_full(&error) => {
-            reply::too_many_accepted(&error.to_string(), FULL_WAIT, accepted)
+    let BatchError { accepted, index, error } = match logic.push_batch(messages).await {
+        Ok(accepted) => return reply::accepted(accepted),
+        Err(error) => error,
+    };
+    match &error {
+        PushError::Append(AppendError::Full) => reply::too_many_but(accepted, &error.to_string(), FULL_WAIT),
+        PushError::Append(AppendError::TooLarge { size, limit }) => {
+            let place = form.place(index, body);
+            let wrong = format!("{place}: body: makes a record of {size} bytes; {limit} is the most");
+            reply::refusal(StatusCode::BAD_REQUEST, &wrong)
         }
-        Err(BatchError { accepted, index, error }) => {
-            let status = match &error {
-                PushError::NoKeys | PushError::Append(AppendError::TooLarge { .. }) => {
-                    StatusCode::BAD_REQUEST
-                }
-                _ => StatusCode::SERVICE_UNAVAILABLE,
-            };
-            reply::refusal_accepted(status, &format!("message {index}: {error}"), accepted)
+        PushError::NoKeys => {
+            let wrong = format!("{}: to: keys: {error}", form.place(index, body));
+            reply::refusal(StatusCode::BAD_REQUEST, &wrong)
+        }
+        PushError::Directory(_) | PushError::Append(AppendError::Unavailable(_)) => {
+            reply::refusal_but(StatusCode::SERVICE_UNAVAILABLE, accepted, &error.to_string())
         }
     }
 }

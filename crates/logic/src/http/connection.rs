@@ -38,7 +38,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// What all connections share.
 struct Server {
     api: Arc<Api>,
-    /// Everything that is not below `/goim/` or `/v1/`: the caller's routes, and the API behind them.
+    /// Everything that is neither below `/goim/` nor below `/v1/`: the caller's routes, and the API behind them.
     other: Router,
     http1: http1::Builder,
 }

@@ -87,8 +87,8 @@ impl Api {
             self.discard(body, parts, deadline).await;
             Bytes::new()
         };
-        let done = action::act(&self.logic, route.action, &values, &parts.headers, message);
-        match timeout_at(deadline.into(), done).await {
+        let acted = action::act(&self.logic, route.action, &values, &parts.headers, message);
+        match timeout_at(deadline.into(), acted).await {
             Ok(response) => response,
             Err(_) => reply::refusal(
                 StatusCode::SERVICE_UNAVAILABLE,

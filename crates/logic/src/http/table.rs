@@ -165,10 +165,10 @@ impl Route {
             action: Action::PushBatch,
             params: &[],
             summary: "Push many messages",
-            description: "All messages are checked before the first is pushed; a wrong one is named by its place, counted \
-                          from 0, and nothing is pushed. They are pushed in their order; messages of one request to one \
-                          room leave together. When the push log is full, `accepted` says how many from the front are in \
-                          it: go on with the next after Retry-After.",
+            description: "The messages are accepted in their order, at most 10,000. A message that is wrong is named, \
+                          and then none is accepted. When the push log is full the first `accepted` of them are; go on \
+                          with those behind after Retry-After. The limit of requests counts the request, not its \
+                          messages.",
         },
         Self {
             verb: Verb::Get,
