@@ -7,13 +7,16 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`cli`] | the command line |
-//! | `hold`, `reference` | the subcommands: what is measured, beside what, how often |
+//! | `hold`, `reference` | the subcommands that measure one run after the other |
+//! | `storm`, `fanout`, `unicast`, `pulse`, `churn`, `api` | those that measure a server and the reference in turn |
+//! | `pair`, `paper`, `page` | the two sides and their blocks; their result as text, JSON and HTML |
 //! | `load`, `scenario`, `outcome` | options that they share; what is done in which order; what comes out |
 //! | `fleet`, `control` | worker processes, and what is said to them |
 //! | `worker` | one worker: a single-threaded loop over many connections |
 //! | `message`, `tracker`, `ledger` | numbered messages; lost, doubled and reordered ones found exactly |
 //! | `publisher`, `http` | how messages get in |
-//! | `bare` | the bare send loop that results are compared with |
+//! | `bare`, `answer` | the bare send loop, and the bare HTTP server, that results are compared with |
+//! | `certificate` | TLS for a server that is started here |
 //! | `server`, `machine` | a server started by us, what it uses, and what the machine is |
 //! | `latency`, `summary`, `table`, `progress` | distributions, figures over several runs, and how they are shown |
 //!

@@ -44,12 +44,10 @@ impl StreamDecoder {
         self.partial.as_ref().is_none_or(|partial| partial.handed_out || partial.bytes.is_empty())
     }
 
-    /// Bytes of heap that are kept for the partial packet; 0 when idle.
+    /// Bytes that are kept for the partial packet; 0 when idle. While there is one, a box of four words holds them.
     #[must_use]
     pub fn heap_bytes(&self) -> usize {
-        self.partial
-            .as_ref()
-            .map_or(0, |partial| size_of::<Partial>().saturating_add(partial.bytes.capacity()))
+        self.partial.as_ref().map_or(0, |partial| partial.bytes.capacity())
     }
 
     /// The next packet of `input` from `*at` on, or `None` when the rest of `input` was used up.

@@ -36,6 +36,7 @@ fn main() -> ExitCode {
     what_a_server_does_wrong_is_found();
     nobody_at_the_door();
     a_refused_push_is_told();
+    server_and_reference_take_turns();
     ExitCode::SUCCESS
 }
 
@@ -118,6 +119,48 @@ fn what_a_server_does_wrong_is_found() {
     // The third message to the room is the first that does not come; three to all follow.
     let gone = "3 deliveries to the room lost, 3 deliveries to all lost, 1 clients ended while open: closed by the server";
     check(Some(Fault::Close), gone);
+}
+
+/// Ten clients of each side, two pairs of blocks; a page and a file of figures come out.
+fn server_and_reference_take_turns() {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let file = |kind: &str| folder.join(format!("room-{}.{kind}", std::process::id()));
+    let check = |fault: Option<Fault>, command: &str, expect: &str| {
+        let server = Faulty::start(fault);
+        let output = bench(&format!(
+            "{command} --tcp {} --http {} --connections 10 --repeat 2 --patience 300ms --server-cpus none \
+             --client-cpus none --json {} --html {}",
+            server.tcp,
+            server.http,
+            file("json").display(),
+            file("html").display()
+        ));
+        let text = String::from_utf8_lossy(&output.stdout);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(
+            output.status.code(),
+            Some(i32::from(fault.is_some())),
+            "{command} {fault:?}: {text}\n{errors}"
+        );
+        assert!(text.contains(expect), "{command} {fault:?}: {text}\n{errors}");
+    };
+    check(Some(Fault::Lose), "room --messages 3", "WRONG: server: 1 deliveries lost");
+    check(Some(Fault::Swap), "room --messages 3", "WRONG: server: 1 deliveries out of order");
+    check(None, "room --rate 20 --seconds 500ms --messages 2", "server: 230 of 230 deliveries");
+    check(None, "all --messages 3", "nothing lost");
+    check(None, "heartbeat --interval 200ms --seconds 500ms", "heartbeats answered");
+    check(None, "room --messages 3", "reference: 90 of 90 deliveries");
+    let json: Value = serde_json::from_slice(&std::fs::read(file("json")).expect("the file")).expect("JSON");
+    let row = |name: &str| {
+        let rows = json["figures"].as_array().expect("rows");
+        rows.iter().find(|row| row["name"] == name).unwrap_or_else(|| panic!("{name} in {json}")).clone()
+    };
+    assert!(row("deliveries")["ratio"]["median"].as_f64().expect("a ratio") > 0.0);
+    let page = std::fs::read_to_string(file("html")).expect("the page");
+    assert!(page.contains("<svg") && page.ends_with("</html>\n"), "{page}");
+    for kind in ["json", "html"] {
+        std::fs::remove_file(file(kind)).expect("the file is ours");
+    }
 }
 
 fn a_refused_push_is_told() {
