@@ -184,7 +184,7 @@ fn figures(block: &Block) -> Vec<Figure> {
         list.push(Figure::compared(name, Unit::Milliseconds, millis(value)));
     }
     let last = block.last_receiver.percentiles();
-    if last.samples > 0 && last.max.as_secs() < 3_000 {
+    if last.samples > 0 {
         list.push(Figure::compared("last receiver p50", Unit::Milliseconds, millis(last.p50)));
         list.push(Figure::compared("last receiver p99", Unit::Milliseconds, millis(last.p99)));
     }

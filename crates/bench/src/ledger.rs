@@ -17,7 +17,7 @@ pub(crate) struct Ledger {
     operation: Operation,
     streams: Vec<Account>,
     strays: Strays,
-    /// Bodies that were checked, by their number: a message to many comes thousands of times, and comparing is cheaper
+    /// Bodies that were checked, by stream and number: a message to many comes thousands of times, and comparing is cheaper
     /// than checking.
     recent: Vec<(Vec<u8>, Option<Message>)>,
 }
@@ -73,7 +73,7 @@ impl Ledger {
     }
 
     fn check(&mut self, body: &[u8]) -> Option<Message> {
-        let place = Message::number_of(body) as usize % RECENT;
+        let place = Message::place_of(body) as usize % RECENT;
         let (known, message) = &mut self.recent[place];
         if known != body {
             known.clear();

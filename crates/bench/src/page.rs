@@ -250,7 +250,9 @@ fn even((low, high): (f64, f64)) -> Vec<(f64, String)> {
     let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|times| times * power).find(|step| *step >= rough);
     let step = step.unwrap_or(rough);
     let first = (low / step).ceil() as i64;
-    let ticks = (first..first + 12).map(|tick| tick as f64 * step).take_while(|value| *value <= high);
+    // Three times a tenth is a little more than three tenths.
+    let highest = high + step * 1e-9;
+    let ticks = (first..first + 12).map(|tick| tick as f64 * step).take_while(|value| *value <= highest);
     ticks.map(|value| (value, number_of_tick(value))).collect()
 }
 
@@ -309,6 +311,6 @@ mod tests {
     fn round_ticks() {
         let labels = |range| even(range).into_iter().map(|(_, label)| label).collect::<Vec<_>>();
         assert_eq!(labels((0.0, 10_000.0)), ["0", "2,000", "4,000", "6,000", "8,000", "10,000"]);
-        assert_eq!(labels((0.0, 0.3)), ["0", "0.1", "0.2", "0.30"]);
+        assert_eq!(labels((0.0, 0.3)), ["0", "0.10", "0.20", "0.30"]);
     }
 }
