@@ -1,6 +1,6 @@
 # goim: what people type. `make help` lists it.
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench config toolchain
+.PHONY: help run test check counts bench config toolchain
 
 # Arguments for the server, for example: make run ARGS="--set comet.listen.tcp=:4101"
 ARGS ?=
@@ -19,6 +19,9 @@ check: toolchain  ## format, lints and documentation, warnings denied
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked
+
+counts: toolchain  ## instructions of the hot paths, against testdata/instructions.txt
+	@scripts/instruction-counts.sh
 
 bench: toolchain  ## build the load generator and say how to use it
 	cargo build --release --package goim

@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# Instructions of each hot path per operation, against those kept in testdata/instructions.txt. A count does not depend on how
+# busy the machine is, so a regression is seen on any.
+#
+#   scripts/instruction-counts.sh            compares; 1 on a regression, 2 when valgrind cannot be had
+#   scripts/instruction-counts.sh --record   writes the table anew, after an improvement or a change that was meant
+#
+# Margin: 5 %, and 15 % under another rustc than that of the table.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+table=testdata/instructions.txt
+times=1000
+[ $# = 0 ] || [ "$*" = --record ] || { echo "usage: $0 [--record]" >&2; exit 64; }
+
+if ! command -v valgrind > /dev/null; then
+  sudo=$([ "$(id -u)" = 0 ] || echo sudo)
+  { $sudo apt-get update && $sudo apt-get install -y valgrind; } > /dev/null 2>&1 || {
+    echo "valgrind is missing and cannot be installed: install it, then run $0 again" >&2
+    exit 2
+  }
+fi
+
+program=$(cargo bench --locked -p goim-session --bench instructions --no-run 2>&1 | sed -n 's/.*Executable.*(\(.*\))$/\1/p')
+[ -x "$program" ] || { echo "the bench does not build: cargo bench -p goim-session --bench instructions --no-run" >&2; exit 1; }
+rustc=$(rustc --version | cut -d ' ' -f 2)
+
+# Instructions of a whole run.
+run() {
+  valgrind --tool=callgrind --callgrind-out-file=/dev/null "$program" "$1" "$2" 2>&1 | sed -n 's/.*Collected : //p'
+}
+
+counted=$(mktemp)
+trap 'rm -f "$counted"' EXIT
+for path in $("$program"); do
+  # The difference of two runs is without the start of the program and the making of the input.
+  once=$(run "$path" "$times")
+  twice=$(run "$path" $((2 * times)))
+  [ -n "$once" ] && [ -n "$twice" ] || { echo "$path: valgrind counted nothing: $program $path $times" >&2; exit 1; }
+  echo "$path $(((twice - once) / times))" >> "$counted"
+done
+
+if [ "${1:-}" = --record ]; then
+  {
+    echo "# Instructions per operation; written by scripts/instruction-counts.sh --record"
+    echo "rustc $rustc $(uname -m)"
+    cat "$counted"
+  } > "$table"
+  cat "$table"
+  exit
+fi
+
+awk -v rustc="$rustc $(uname -m)" '
+  FNR == NR && /^#/ { next }
+  FNR == NR && $1 == "rustc" { known = $2 " " $3; next }
+  FNR == NR { old[$1] = $2; next }
+  FNR == 1 {
+    margin = rustc == known ? 0.05 : 0.15
+    printf "rustc %s, table of %s, margin %d %%\n%-22s %8s %8s %6s\n", rustc, known, margin * 100, "path", "table", "now", "ratio"
+  }
+  !($1 in old) { printf "%-22s %8s %8d        not in the table\n", $1, "-", $2; failed = 1; next }
+  {
+    ratio = $2 / old[$1]; seen[$1] = 1; word = ""
+    if (ratio > 1 + margin) { word = "  REGRESSION"; failed = 1 }
+    if (ratio < 1 - margin) word = "  better: record it"
+    printf "%-22s %8d %8d %6.2f%s\n", $1, old[$1], $2, ratio, word
+  }
+  END {
+    for (path in old) if (!(path in seen)) { printf "%-22s %8d        - only in the table\n", path, old[path]; failed = 1 }
+    if (failed) print "where the change is meant: scripts/instruction-counts.sh --record, and say why in the commit"
+    exit failed
+  }' "$table" "$counted"
