@@ -133,12 +133,12 @@ fn a_refused_push_is_told() {
     assert!(errors.contains("the push was refused: status 401") && errors.contains("--api-key"), "{errors}");
 }
 
-/// Ten clients beside ten of the reference; eleven messages: three to warm up, four in each of two blocks.
+/// Ten clients beside ten of the reference; four messages, the first three of them to warm up.
 fn what_a_server_does_wrong_is_found_in_pairs() {
     let check = |fault: Option<Fault>, more: &str, expect: &str| {
         let server = Faulty::start(fault);
         let output = bench(&format!(
-            "room --tcp {} --http {} --connections 10 --messages 4 --repeat 2 --patience 300ms {more}",
+            "room --tcp {} --http {} --connections 10 --messages 1 --repeat 1 --patience 300ms {more}",
             server.tcp, server.http
         ));
         let text = String::from_utf8_lossy(&output.stdout);
@@ -146,14 +146,15 @@ fn what_a_server_does_wrong_is_found_in_pairs() {
         let errors = String::from_utf8_lossy(&output.stderr);
         assert_eq!(found.join(", "), expect, "{fault:?} {more}: {text}\n{errors}");
         assert_eq!(output.status.code(), Some(i32::from(fault.is_some())), "{fault:?} {more}: {errors}");
-        assert!(text.contains("reference: 110 of 110 deliveries") || !more.is_empty(), "{text}");
+        assert_eq!(text.contains("bursts were as many requests"), more.contains("--burst"), "{more}: {text}");
+        assert!(text.contains("reference: 40 of 40 deliveries") || !more.is_empty(), "{text}");
     };
     check(None, "", "");
     check(Some(Fault::Lose), "", "server: 1 deliveries lost");
     check(Some(Fault::Double), "", "server: 1 deliveries doubled");
     check(Some(Fault::Swap), "", "server: 1 deliveries out of order");
     check(Some(Fault::Damage), "", "server: 1 deliveries lost, server: 1 packets damaged");
-    let gone = "server: 9 deliveries lost, server: 1 clients ended while open: closed by the server";
+    let gone = "server: 2 deliveries lost, server: 1 clients ended while open: closed by the server";
     check(Some(Fault::Close), "--no-reference", gone);
     // It takes one message in a request, as goim does: then several requests are written at once.
     check(None, "--burst 5", "");
