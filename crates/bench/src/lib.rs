@@ -7,17 +7,14 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`cli`] | the command line |
-//! | `hold`, `reference` | a whole run of the server, and of the reference, one after the other |
-//! | `load`, `scenario`, `outcome` | options that these share; what is done in which order; what comes out |
-//! | `storm`, `fanout`, `unicast`, `pulse`, `churn`, `api` | `connect`; `room` and `all`; `push`; `heartbeat`; `churn`; `api` |
-//! | `pair` | options that these share; server and reference side by side, in blocks that take turns |
-//! | `paper`, `page` | the result of such pairs, as text and JSON, and as a page with plots |
+//! | `hold`, `reference` | the subcommands: what is measured, beside what, how often |
+//! | `load`, `scenario`, `outcome` | options that they share; what is done in which order; what comes out |
 //! | `fleet`, `control` | worker processes, and what is said to them |
 //! | `worker` | one worker: a single-threaded loop over many connections |
 //! | `message`, `tracker`, `ledger` | numbered messages; lost, doubled and reordered ones found exactly |
-//! | `publisher`, `http`, `sizes` | how messages get in, and how large they are |
-//! | `bare`, `answer` | what results are compared with: the bare send loop, the HTTP server that only answers |
-//! | `server`, `certificate`, `machine` | a server started by us, what it uses, and what the machine is |
+//! | `publisher`, `http` | how messages get in |
+//! | `bare` | the bare send loop that results are compared with |
+//! | `server`, `machine` | a server started by us, what it uses, and what the machine is |
 //! | `latency`, `summary`, `table`, `progress` | distributions, figures over several runs, and how they are shown |
 //!
 //! Invariants:

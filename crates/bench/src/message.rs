@@ -54,14 +54,14 @@ impl Message {
         body
     }
 
-    /// A number that differs among messages which are on their way together, from what a body says of itself; unchecked,
-    /// and the same for all that are too short to say anything. Streams lie apart by a prime.
+    /// A number that differs between messages that are on their way together, unchecked; zero when a body is too short to
+    /// say anything.
     pub(crate) fn place_of(body: &[u8]) -> u32 {
-        let word = |at: usize| {
-            let bytes = body.get(at..).and_then(|bytes| bytes.first_chunk::<4>());
+        let at = |from: usize| {
+            let bytes = body.get(from..from + 4).and_then(|bytes| bytes.first_chunk::<4>());
             bytes.map_or(0, |bytes| u32::from_be_bytes(*bytes))
         };
-        word(8).wrapping_add(word(4).wrapping_mul(509))
+        at(8).wrapping_add(at(4).wrapping_mul(509))
     }
 
     /// Reads a body and checks all of it.

@@ -111,6 +111,8 @@ pub(crate) struct Shard {
     ring_left: u64,
     /// Commands that are staged and not yet flushed, oldest first.
     works: VecDeque<Work>,
+    /// Bytes in all outboxes, each counted up to a bound.
+    waiting_bytes: usize,
     /// The same of those that are flushed in this turn.
     works_of_turn: Vec<Work>,
     /// Input that goes on in the next turn.
@@ -169,6 +171,7 @@ impl Shard {
             ring: VecDeque::new(),
             ring_left: 0,
             works: VecDeque::new(),
+            waiting_bytes: 0,
             works_of_turn: Vec::new(),
             resumed: Vec::new(),
             traffic_seen: None,
@@ -264,6 +267,7 @@ impl Shard {
         let pace =
             if self.paced.is_empty() && self.draining.is_none() { SLEEP_MAX } else { fanout::PACE_TICK };
         let accept = self.accept_paused_until.map_or(SLEEP_MAX, |until| self.now.until(until));
+        let pace = if self.works.is_empty() { pace } else { pace.min(fanout::PACE_TICK) };
         let quiet = self.traffic_seen.map_or(SLEEP_MAX, |seen| self.now.until(seen.after(QUIET)));
         timers.min(pace).min(accept).min(quiet).min(SLEEP_MAX)
     }

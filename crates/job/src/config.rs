@@ -24,7 +24,7 @@ pub struct Config {
 /// the log. A room is forgotten when an interval passes without a message.
 #[derive(Debug, Clone)]
 pub struct RoomConfig {
-    /// Messages in one batch. Default 128; goim has 20, but gathers by the clock, where this gathers while comets are busy.
+    /// Messages in one batch. Default 64; goim has 20, but gathers by the clock, where this gathers while comets are busy.
     pub batch_messages_max: NonZeroUsize,
     /// Bytes in one batch, headers included. Default 1 MiB. A larger message is a batch of its own. With messages of at most
     /// 1 MB a batch stays below the 4 MiB that goim's gRPC servers take.
@@ -79,7 +79,7 @@ impl Default for Config {
 impl Default for RoomConfig {
     fn default() -> Self {
         Self {
-            batch_messages_max: NonZeroUsize::MIN.saturating_add(127),
+            batch_messages_max: NonZeroUsize::MIN.saturating_add(63),
             batch_bytes_max: 1024 * 1024,
             batch_interval: Duration::from_millis(10),
         }

@@ -8,6 +8,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::mem;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use goim_ports::{AcceptedAt, Operation, RoomId, RoomPush, Sequence, Version};
@@ -16,6 +17,10 @@ use tokio::time::Instant;
 
 use crate::config::RoomConfig;
 use crate::in_flight::Ticket;
+
+/// How long a batch that is out keeps its room's next back: a comet that hangs must not hold up the others until it is
+/// given up.
+const OUT_MAX: Duration = Duration::from_secs(1);
 
 /// The rooms that had a message within the last interval, or have one on its way.
 #[derive(Debug)]
@@ -26,8 +31,12 @@ pub(crate) struct Rooms {
     ends: VecDeque<(Instant, RoomId)>,
     /// Rooms that were quiet and got a message by the present read.
     woken: Vec<RoomId>,
-    /// Rooms whose batch has been handed over.
-    landed: Arc<Mutex<Vec<RoomId>>>,
+    /// Rooms whose batch has been handed over, with the number of that batch.
+    landed: Arc<Mutex<Vec<(RoomId, u64)>>>,
+    /// When a batch that is still out keeps its room's next back no longer, earliest first.
+    overdue: VecDeque<(Instant, RoomId, u64)>,
+    /// Number of the next batch.
+    next_flight: u64,
     /// Full batches that wait for the one before.
     sealed: usize,
 }
@@ -36,10 +45,10 @@ pub(crate) struct Rooms {
 struct Room {
     /// End of the interval that began with the last batch; `None` before the first one.
     ends: Option<Instant>,
-    /// A batch is on its way. Whatever comes meanwhile gathers, so that batches grow with the load.
-    out: bool,
+    /// The number of the batch that is on its way. Whatever comes meanwhile gathers, so that batches grow with the load.
+    out: Option<u64>,
     /// Full batches behind it.
-    sealed: VecDeque<Batch>,
+    sealed: VecDeque<Waiting>,
     builder: BatchBuilder,
     tickets: Vec<Ticket>,
     accepted_at: Option<AcceptedAt>,
@@ -62,23 +71,32 @@ pub(crate) struct Batch {
     pub(crate) flight: Flight,
 }
 
+/// A batch that has not left.
+#[derive(Debug)]
+struct Waiting {
+    push: RoomPush,
+    tickets: Vec<Ticket>,
+}
+
 /// A batch on its way. Dropped when it was handed over to every comet or given up: then the room's next may leave.
 #[derive(Debug)]
 pub(crate) struct Flight {
     room: RoomId,
-    landed: Arc<Mutex<Vec<RoomId>>>,
+    number: u64,
+    landed: Arc<Mutex<Vec<(RoomId, u64)>>>,
 }
 
 impl Drop for Flight {
     fn drop(&mut self) {
-        self.landed.lock().unwrap_or_else(PoisonError::into_inner).push(self.room.clone());
+        let landed = (self.room.clone(), self.number);
+        self.landed.lock().unwrap_or_else(PoisonError::into_inner).push(landed);
     }
 }
 
 impl Rooms {
     pub(crate) fn new(config: RoomConfig) -> Self {
-        let (rooms, ends, woken, landed) = Default::default();
-        Self { config, rooms, ends, woken, landed, sealed: 0 }
+        let (rooms, ends, woken, landed, overdue) = Default::default();
+        Self { config, rooms, ends, woken, landed, overdue, next_flight: 0, sealed: 0 }
     }
 
     /// False while a full batch waits for the one before it: then nothing more should be read.
@@ -103,7 +121,7 @@ impl Rooms {
             self.full(id, now, out);
         }
         let room = self.rooms.entry(id.clone()).or_default();
-        if room.ends.is_none() && room.builder.is_empty() && !room.out {
+        if room.ends.is_none() && room.builder.is_empty() && room.out.is_none() {
             self.woken.push(id.clone());
         }
         room.builder.push(packet);
@@ -118,7 +136,7 @@ impl Rooms {
     /// What need not wait: the messages of rooms that were quiet. To be called when a read is worked off.
     pub(crate) fn take_woken(&mut self, now: Instant, out: &mut Vec<Batch>) {
         for id in mem::take(&mut self.woken) {
-            if self.rooms.get(&id).is_some_and(|room| room.ends.is_none() && !room.out) {
+            if self.rooms.get(&id).is_some_and(|room| room.ends.is_none() && room.out.is_none()) {
                 self.flush(&id, now, out);
             }
         }
@@ -133,23 +151,32 @@ impl Rooms {
             }
         }
         self.land(now, out);
+        while let Some((_, id, number)) = self.overdue.pop_front_if(|(at, ..)| *at <= now) {
+            self.is_no_longer_out(&id, number, now, out);
+        }
     }
 
     /// Sees which batches were handed over, and has what waits behind them leave.
     fn land(&mut self, now: Instant, out: &mut Vec<Batch>) {
         let landed = mem::take(&mut *self.landed.lock().unwrap_or_else(PoisonError::into_inner));
-        for id in landed {
-            if let Some(room) = self.rooms.get_mut(&id) {
-                room.out = false;
-                self.go_on(&id, now, out);
-            }
+        for (id, number) in landed {
+            self.is_no_longer_out(&id, number, now, out);
+        }
+    }
+
+    fn is_no_longer_out(&mut self, id: &RoomId, number: u64, now: Instant, out: &mut Vec<Batch>) {
+        if let Some(room) = self.rooms.get_mut(id)
+            && room.out == Some(number)
+        {
+            room.out = None;
+            self.go_on(id, now, out);
         }
     }
 
     /// Has the next batch of a room leave, if nothing is on its way and its time has come.
     fn go_on(&mut self, id: &RoomId, now: Instant, out: &mut Vec<Batch>) {
         let Some(room) = self.rooms.get_mut(id) else { return };
-        if room.out {
+        if room.out.is_some() {
             return;
         }
         if let Some(batch) = room.sealed.pop_front() {
@@ -166,25 +193,28 @@ impl Rooms {
 
     /// When [`Rooms::take_due`] has something to do next by the clock.
     pub(crate) fn next_due(&self) -> Option<Instant> {
-        self.ends.front().map(|(ends, _)| *ends)
+        let overdue = self.overdue.front().map(|(at, ..)| *at);
+        let ends = self.ends.front().map(|(ends, _)| *ends);
+        ends.into_iter().chain(overdue).min()
     }
 
     /// Everything that waits, for the end.
     pub(crate) fn take_all(&mut self, out: &mut Vec<Batch>) {
         self.ends.clear();
         self.woken.clear();
+        self.overdue.clear();
         self.sealed = 0;
         for (id, mut room) in self.rooms.drain() {
-            out.extend(room.sealed.drain(..));
-            out.extend(room.take(&id, &self.landed));
+            let waiting = room.sealed.drain(..).collect::<Vec<_>>().into_iter().chain(room.take(&id));
+            out.extend(waiting.map(|batch| fly(batch, u64::MAX, &self.landed)));
         }
     }
 
     /// A batch is full: it leaves, or stands behind the one that is on its way.
     fn full(&mut self, id: &RoomId, now: Instant, out: &mut Vec<Batch>) {
         match self.rooms.get_mut(id) {
-            Some(room) if room.out => {
-                if let Some(batch) = room.take(id, &self.landed) {
+            Some(room) if room.out.is_some() => {
+                if let Some(batch) = room.take(id) {
                     room.sealed.push_back(batch);
                     self.sealed += 1;
                 }
@@ -194,30 +224,38 @@ impl Rooms {
     }
 
     fn flush(&mut self, id: &RoomId, now: Instant, out: &mut Vec<Batch>) {
-        let batch = self.rooms.get_mut(id).and_then(|room| room.take(id, &self.landed));
+        let batch = self.rooms.get_mut(id).and_then(|room| room.take(id));
         if let Some(batch) = batch {
             self.leave(id, batch, now, out);
         }
     }
 
-    fn leave(&mut self, id: &RoomId, batch: Batch, now: Instant, out: &mut Vec<Batch>) {
+    fn leave(&mut self, id: &RoomId, batch: Waiting, now: Instant, out: &mut Vec<Batch>) {
         let Some(room) = self.rooms.get_mut(id) else { return };
         let ends = now + self.config.batch_interval;
-        (room.ends, room.out) = (Some(ends), true);
+        let number = self.next_flight;
+        self.next_flight += 1;
+        (room.ends, room.out) = (Some(ends), Some(number));
         self.ends.push_back((ends, id.clone()));
-        out.push(batch);
+        self.overdue.push_back((now + OUT_MAX, id.clone(), number));
+        out.push(fly(batch, number, &self.landed));
     }
 }
 
+fn fly(batch: Waiting, number: u64, landed: &Arc<Mutex<Vec<(RoomId, u64)>>>) -> Batch {
+    let Waiting { push, tickets } = batch;
+    let flight = Flight { room: push.room.clone(), number, landed: Arc::clone(landed) };
+    Batch { push, tickets, flight }
+}
+
 impl Room {
-    fn take(&mut self, id: &RoomId, landed: &Arc<Mutex<Vec<RoomId>>>) -> Option<Batch> {
+    fn take(&mut self, id: &RoomId) -> Option<Waiting> {
         if self.builder.is_empty() {
             return None;
         }
         let packet = mem::take(&mut self.builder).finish();
         let push = RoomPush { room: id.clone(), packet, accepted_at: self.accepted_at.take() };
-        let flight = Flight { room: id.clone(), landed: Arc::clone(landed) };
-        Some(Batch { push, tickets: mem::take(&mut self.tickets), flight })
+        Some(Waiting { push, tickets: mem::take(&mut self.tickets) })
     }
 }
 

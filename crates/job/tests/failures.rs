@@ -5,7 +5,7 @@ mod support;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use goim_job::{CometConfig, Config};
+use goim_job::{CometConfig, Config, RoomConfig};
 use goim_ports::CometError;
 use support::{Mode, Recorder, Rig, settle, to_all, to_key, to_room};
 
@@ -60,12 +60,14 @@ async fn a_comet_that_was_given_up_gets_messages_again_when_it_answers() {
 async fn a_full_lane_holds_the_reader_back_until_the_comet_is_given_up() {
     let (hung, well) = (Recorder::new(Mode::Never), Recorder::new(Mode::AtOnce));
     let comet = CometConfig { lane_calls_max: NonZeroUsize::new(2).unwrap(), ..CometConfig::default() };
-    let mut rig = Rig::new(Config { comet, ..Config::default() }, &[("hung", &hung), ("well", &well)]);
+    let room = RoomConfig { batch_messages_max: NonZeroUsize::MIN, ..RoomConfig::default() };
+    let mut rig = Rig::new(Config { comet, room, ..Config::default() }, &[("hung", &hung), ("well", &well)]);
     for n in 0..10 {
         rig.append(vec![to_room("r", n.to_string())]);
-        tokio::time::sleep(Duration::from_millis(15)).await;
     }
-    // One under way, two in the lane, one held, one gathered behind it: the other comet has all but the last.
+    // A batch that hangs keeps the next one back for a second.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    // One under way, two in the lane, one held, one behind it: the other comet has all but the last.
     assert!((4..=5).contains(&well.got().len()), "{:?}", well.summary());
     assert!(rig.unread() >= 4, "{}", rig.unread());
     assert!(rig.metric("job_held_back_total") >= 1.0);

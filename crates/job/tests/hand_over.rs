@@ -100,8 +100,48 @@ async fn a_busy_room_loses_nothing_and_fills_batches() {
     let got = comet.got();
     let bodies: Vec<_> = got.iter().flat_map(|got| got.bodies.clone()).collect();
     assert_eq!(bodies, (0..1_000).map(|n| n.to_string()).collect::<Vec<_>>());
-    assert!(got.iter().all(|got| got.bodies.len() <= 20));
+    assert!(got.iter().all(|got| got.bodies.len() <= 128));
     assert!(got.len() <= 52, "{} batches", got.len());
+    assert_eq!(rig.done(), Some(999));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_room_that_comets_cannot_keep_up_with_is_late_by_two_calls_at_most() {
+    let comet = Recorder::new(Mode::After(Duration::from_millis(100)));
+    let mut rig = Rig::new(Config::default(), &[("a", &comet)]);
+    for _ in 0..2_000 {
+        let now = rig.start.elapsed().as_millis();
+        rig.append(vec![to_room("hot", now.to_string())]);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    rig.finish().await;
+    let hot: Vec<_> = comet.got().into_iter().filter(|got| got.to == "room:hot").collect();
+    for got in &hot {
+        let called = got.at.duration_since(rig.start).as_millis();
+        for body in &got.bodies {
+            let late = called - body.parse::<u128>().unwrap();
+            assert!(late <= 210, "{body} was handed over {late} ms later");
+        }
+    }
+    let messages: usize = hot.iter().map(|got| got.bodies.len()).sum();
+    assert_eq!(messages, 2_000);
+    assert!(hot.len() <= 25, "{} calls", hot.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_read_while_a_full_batch_waits_for_the_one_before() {
+    let comet = Recorder::new(Mode::After(Duration::from_millis(100)));
+    let mut rig = Rig::new(Config::default(), &[("a", &comet)]);
+    for n in 0..1_000 {
+        rig.append(vec![to_room("hot", n.to_string())]);
+    }
+    rig.until("the first batch is out and the second is full", |rig| rig.unread() == 1_000 - 130).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(rig.unread(), 1_000 - 130, "one out, 128 gathered, one in hand");
+    assert_eq!(rig.metric("job_held_back_total"), 1.0);
+    rig.finish().await;
+    let bodies: Vec<_> = comet.got().iter().flat_map(|got| got.bodies.clone()).collect();
+    assert_eq!(bodies, (0..1_000).map(|n| n.to_string()).collect::<Vec<_>>());
     assert_eq!(rig.done(), Some(999));
 }
 

@@ -1,12 +1,13 @@
 //! The HTTP API: goim's routes, its parameters, its texts.
 //!
 //! Map of the modules: `table` lists the routes with their parameters; everything else follows from it: `dispatch`
-//! finds the route and keeps the order of checks, `query` reads parameters as Go does, `action` does the work of a
+//! finds the route and keeps the order of checks, `query` reads parameters as Go does, `messages` reads those of
+//! a batch, `action` does the work of a
 //! route, `openapi` describes the table to machines. `reply` and `json` write what Go would write. `guard` decides
 //! who may push, `rate` how often one may ask, `body` how much may be sent, `connection` owns the sockets.
 //!
 //! Where goim's answers are preserved, they are so to the byte, content types included: a parameter error is JSON
-//! under `text/plain`. What goim does not have (401, 403, 408, 413, 429, 503) carries the same envelope under
+//! under `text/plain`. What goim does not have (`/v1/push`; 401, 403, 408, 413, 415, 429, 503) carries the same envelope under
 //! `application/json`.
 
 mod action;
@@ -15,6 +16,7 @@ mod connection;
 mod dispatch;
 mod guard;
 mod json;
+mod messages;
 mod openapi;
 mod query;
 mod rate;

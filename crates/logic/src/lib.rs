@@ -10,12 +10,13 @@
 //!   users could notice.
 //!
 //! Map of the modules: `identity` reads tokens, `port` answers comet, `handler` is where the business hangs in its
-//! own packets, `push` turns requests into records of the push log, `online` counts, `balancer` and `nodes` choose
+//! own packets, `push` turns requests into records of the push log, `batch` those with many messages, `online` counts, `balancer` and `nodes` choose
 //! comets for clients, `metrics` counts what happens, [`http`] is the only one that knows HTTP and JSON.
 //!
 //! Invariant: tokens, cookies and API keys are never in a log, a metric or an error.
 
 mod balancer;
+mod batch;
 mod complaint;
 mod config;
 mod deadline;
@@ -30,6 +31,7 @@ mod port;
 mod push;
 mod record;
 
+pub use batch::{BatchError, BatchMessage, Receivers};
 pub use config::{ApiKey, Backoff, Config, ConfigError, HttpConfig, NodeInfoConfig, PushConfig};
 pub use handler::{Handler, Handlers, Overlap};
 pub use logic::{Dependencies, Logic, PushProtection};

@@ -17,7 +17,7 @@ pub(crate) struct Metrics {
     pub(crate) requests: Requests,
     /// HTTP connections that are open.
     pub(crate) connections: Gauge,
-    /// Time that the push log takes for a record.
+    /// Time that the push log takes for the records of a request.
     pub(crate) append_seconds: Histogram,
     /// Times that old room counts were served since the directory did not answer.
     pub(crate) stale_counts: Counter,
@@ -148,7 +148,7 @@ impl Metrics {
         );
         registry.register_with_unit(
             "goim_logic_append",
-            "Time that the push log took for a record",
+            "Time that the push log took for the records of a request",
             Unit::Seconds,
             self.append_seconds.clone(),
         );

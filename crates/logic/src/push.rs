@@ -99,9 +99,7 @@ impl Logic {
         if keys.is_empty() {
             return Err(PushError::NoKeys);
         }
-        let servers = self.sessions.servers_of(keys.clone());
-        let servers = within(self.config.directory_deadline, servers, directory_late).await;
-        let servers = servers.map_err(PushError::Directory)?;
+        let servers = self.servers_of(keys.clone()).await?;
         let found = keys.into_iter().zip(servers).filter_map(|(key, server)| Some((server?, key)));
         self.append_by_server(group(found), operation, body).await
     }
@@ -112,18 +110,33 @@ impl Logic {
         mids: Vec<Mid>,
         body: Bytes,
     ) -> Result<(), PushError> {
+        let groups = self.sessions_by_server(mids).await?;
+        self.append_by_server(groups, operation, body).await
+    }
+
+    /// The comet of each key, in the keys' order.
+    pub(crate) async fn servers_of(&self, keys: Vec<SessionKey>) -> Result<Vec<Option<ServerId>>, PushError> {
+        let servers = self.sessions.servers_of(keys);
+        let servers = within(self.config.directory_deadline, servers, directory_late).await;
+        servers.map_err(PushError::Directory)
+    }
+
+    /// The sessions of members, once each, by comet.
+    pub(crate) async fn sessions_by_server(
+        &self,
+        mids: Vec<Mid>,
+    ) -> Result<Vec<(ServerId, Vec<SessionKey>)>, PushError> {
         // Nobody in particular has no sessions that could be found by member.
         let mut mids: Vec<Mid> = mids.into_iter().filter(|mid| !mid.is_anonymous()).collect();
         mids.sort_unstable();
         mids.dedup();
         if mids.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let sessions = self.sessions.sessions_of(mids);
         let sessions = within(self.config.directory_deadline, sessions, directory_late).await;
         let sessions = sessions.map_err(PushError::Directory)?;
-        let found = sessions.into_iter().map(|session| (session.server, session.key));
-        self.append_by_server(group(found), operation, body).await
+        Ok(group(sessions.into_iter().map(|session| (session.server, session.key))))
     }
 
     async fn append_by_server(
@@ -152,14 +165,19 @@ impl Logic {
         appended.map_err(PushError::Append)
     }
 
-    /// Counts a push, and says in the log, at most once a second, when something that logic depends on has failed.
     fn count_push(&self, kind: PushKind, pushed: Result<(), PushError>) -> Result<(), PushError> {
-        let result = match &pushed {
-            Ok(()) => PushResult::Accepted,
-            Err(PushError::NoKeys) => PushResult::Invalid,
-            Err(PushError::Append(AppendError::TooLarge { .. })) => PushResult::TooLarge,
-            Err(PushError::Append(AppendError::Full)) => PushResult::Full,
-            Err(error @ (PushError::Append(AppendError::Unavailable(_)) | PushError::Directory(_))) => {
+        self.count_result(kind, pushed.as_ref().err());
+        pushed
+    }
+
+    /// Counts a push, and says in the log, at most once a second, when something that logic depends on has failed.
+    pub(crate) fn count_result(&self, kind: PushKind, error: Option<&PushError>) {
+        let result = match error {
+            None => PushResult::Accepted,
+            Some(PushError::NoKeys) => PushResult::Invalid,
+            Some(PushError::Append(AppendError::TooLarge { .. })) => PushResult::TooLarge,
+            Some(PushError::Append(AppendError::Full)) => PushResult::Full,
+            Some(error @ (PushError::Append(AppendError::Unavailable(_)) | PushError::Directory(_))) => {
                 if let Some(unsaid) = self.pushes_failing.say(Instant::now()) {
                     tracing::warn!(?kind, %error, unsaid, "push failed");
                 }
@@ -167,18 +185,17 @@ impl Logic {
             }
         };
         self.metrics.pushes.count(kind, result);
-        pushed
     }
 }
 
-fn append_late() -> AppendError {
+pub(crate) fn append_late() -> AppendError {
     AppendError::Unavailable(
         "the push log did not answer in time; the push may or may not be in it".to_owned(),
     )
 }
 
 /// Keys by comet; comets in the order of their first key, keys in theirs.
-fn group(found: impl Iterator<Item = (ServerId, SessionKey)>) -> Vec<(ServerId, Vec<SessionKey>)> {
+pub(crate) fn group(found: impl Iterator<Item = (ServerId, SessionKey)>) -> Vec<(ServerId, Vec<SessionKey>)> {
     let mut groups: Vec<(ServerId, Vec<SessionKey>)> = Vec::new();
     for (server, key) in found {
         match groups.iter_mut().find(|(known, _)| *known == server) {

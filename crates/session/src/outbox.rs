@@ -143,7 +143,7 @@ impl OutboxPool {
 
     /// Takes back an emptied queue, unless it has grown beyond what a quiet session needs.
     fn put(&mut self, queue: Box<Queue>) {
-        if self.free.len() < self.keep_max && queue.chunks.capacity() <= 8 {
+        if self.free.len() < self.keep_max && queue.chunks.capacity() <= 32 {
             self.free.push(queue);
         }
     }
@@ -174,6 +174,16 @@ impl Outbox {
             State::Empty => 0,
             State::One(bytes) => bytes.len(),
             State::Many(queue) => queue.push_bytes.saturating_add(queue.reply_bytes),
+        }
+    }
+
+    /// Bytes of pushes that wait.
+    #[must_use]
+    pub fn push_bytes(&self) -> usize {
+        match &self.0 {
+            State::Empty => 0,
+            State::One(bytes) => bytes.len(),
+            State::Many(queue) => queue.push_bytes,
         }
     }
 

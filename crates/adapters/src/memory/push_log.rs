@@ -40,11 +40,12 @@ pub struct PushLogConfig {
     /// Size of one record in bytes, counted as goim's Kafka client counts it: 26 and the lengths of the record's key
     /// and of its protobuf form. Default 1,000,000, as in goim.
     pub record_bytes_max: usize,
-    /// Age of the oldest record that is not read yet up to which appends are taken. Default 100 ms: job stops reading when
-    /// the receivers do not keep up, and a message must not become old in here without its publisher knowing. Beyond it
-    /// appends wait like those that find the log full.
+    /// How old a record may become before it is read. Default 100 ms: job stops reading when the receivers do not keep up,
+    /// and a message must not become old in here without its publisher knowing. Appends wait, like those that find the log
+    /// full, while the oldest unread record is older, or as many are unread as were lately read in such a time.
+    /// [`Duration::MAX`] is no bound.
     pub age_max: Duration,
-    /// Records that one read gives at most. Default 128.
+    /// Records that one read gives at most. Default 64.
     pub read_records_max: usize,
 }
 
@@ -57,7 +58,7 @@ impl Default for PushLogConfig {
             waiting_max: 1_024,
             record_bytes_max: 1_000_000,
             age_max: Duration::from_millis(100),
-            read_records_max: 128,
+            read_records_max: 64,
         }
     }
 }
@@ -118,6 +119,7 @@ struct State {
     unread: VecDeque<LogEntry>,
     /// Since when each of them is there.
     unread_since: VecDeque<Instant>,
+    pace: Pace,
     /// Sizes of the records that take up room, oldest first: those that were read, then those that were not.
     sizes: VecDeque<usize>,
     /// Offset of the first of `sizes`.
@@ -131,6 +133,40 @@ struct State {
 }
 
 /// One append that waits for room.
+/// How fast records are read.
+#[derive(Debug, Default)]
+struct Pace {
+    /// Since when `read` counts.
+    since: Option<Instant>,
+    read: usize,
+    per_second: f64,
+}
+
+/// Time over which the pace is taken.
+const PACE_INTERVAL: Duration = Duration::from_millis(250);
+/// Records that may be unread at any pace.
+const UNREAD_MIN: usize = 32;
+
+impl Pace {
+    fn read(&mut self, count: usize, now: Instant) {
+        let since = *self.since.get_or_insert(now);
+        self.read += count;
+        let passed = now.duration_since(since);
+        if passed >= PACE_INTERVAL {
+            self.per_second = self.read as f64 / passed.as_secs_f64();
+            (self.since, self.read) = (Some(now), 0);
+        }
+    }
+
+    /// Records that may be unread so that none becomes too old.
+    fn unread_max(&self, config: &PushLogConfig) -> usize {
+        if config.age_max == Duration::MAX {
+            return usize::MAX;
+        }
+        UNREAD_MIN.max((self.per_second * config.age_max.as_secs_f64()) as usize)
+    }
+}
+
 #[derive(Debug)]
 struct Waiting {
     /// What is not in the log yet, with sizes; never empty.
@@ -255,8 +291,9 @@ impl State {
     fn has_room(&self, size: usize, config: &PushLogConfig) -> bool {
         let fits = self.stats.records < config.records_max
             && self.stats.bytes.saturating_add(size) <= config.bytes_max;
+        let few = self.unread.len() < self.pace.unread_max(config);
         let young = self.unread_since.front().is_none_or(|since| since.elapsed() <= config.age_max);
-        (fits && young) || self.stats.records == 0
+        (fits && few && young) || self.stats.records == 0
     }
 
     fn may_wait(&self, size: usize, config: &PushLogConfig) -> bool {
@@ -402,6 +439,7 @@ impl MemoryPushLogReader {
         let count = state.unread.len().min(self.shared.config.read_records_max.max(1));
         if count > 0 {
             state.unread_since.drain(..count);
+            state.pace.read(count, Instant::now());
             let read = state.unread.drain(..count).collect();
             // What keeps others out may have been the age of what was read now.
             self.shared.admit(state);

@@ -15,6 +15,9 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::control::Target;
 use crate::tracker::Tracker;
 
+/// Bytes that the system keeps for a client that does not read.
+const RECEIVE_BYTES: usize = 8 * 1024;
+
 /// Ports that are tried for one client before it is given up.
 const TRIES: u16 = 64;
 
@@ -76,6 +79,9 @@ pub(super) fn connect(addr: SocketAddr, source: Option<Source>) -> io::Result<Tc
 fn connect_from(addr: SocketAddr, from: Option<SocketAddr>) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     socket.set_tcp_nodelay(true)?;
+    // Else the system would keep half a megabyte of messages for a client that is slower than the server, which no network
+    // of clients does, and their age would be taken for the server's.
+    socket.set_recv_buffer_size(RECEIVE_BYTES)?;
     if let Some(from) = from {
         // Ports in TIME_WAIT may be taken again.
         socket.set_reuse_address(true)?;

@@ -32,12 +32,12 @@ fn main() -> ExitCode {
             error.exit_status().into()
         });
     }
+    what_a_server_does_wrong_is_found_in_pairs();
+    storms_need_no_process_to_look_at();
     the_reference_accounts_for_every_delivery();
     what_a_server_does_wrong_is_found();
     nobody_at_the_door();
     a_refused_push_is_told();
-    what_a_server_does_wrong_is_found_in_pairs();
-    storms_need_no_process_to_look_at();
     ExitCode::SUCCESS
 }
 

@@ -107,6 +107,7 @@ impl Shard {
     /// Closes the socket and frees the slot.
     pub(super) fn remove(&mut self, slot: u32) {
         let Some(mut connection) = self.connections.remove(slot) else { return };
+        self.outbox_changed(connection.session.outbox().push_bytes(), 0);
         connection.session.discard(&mut self.pool);
         self.traffic_seen = Some(self.now);
         self.shared.addresses.leave(connection.remote());

@@ -17,10 +17,21 @@ pub(super) const PACE_TICK: Duration = Duration::from_millis(20);
 /// Receivers up to which a push is flushed in the turn that stages it; more of them take their turn in the ring.
 const URGENT_MAX: usize = 32;
 
+/// Bytes that may wait for each session on average before publishers have to wait, and at least in all.
+const WAITING_BYTES_EACH: usize = 2 * 1024;
+const WAITING_BYTES_MIN: usize = 4 * 1024 * 1024;
+/// What one session counts for at most among the bytes that wait: a few slow readers, whatever waits for them, hold nobody
+/// up.
+const WAITING_BYTES_COUNTED: usize = 8 * 1024;
+/// How long a command counts as not over because sockets are full: after that the sessions' own queues and policies have
+/// the word, so that peers that have died together hold nobody up for longer.
+const FULL_PATIENCE: Duration = Duration::from_secs(1);
+
 /// A command that is staged: over when the ring has come to where it was then.
 pub(super) struct Work {
     /// Count of sessions that will have left the ring when all of this one's have.
     until: u64,
+    began: Moment,
     accepted_at: Option<AcceptedAt>,
     _sends: Sends,
 }
@@ -74,7 +85,7 @@ impl Shard {
             }
         };
         let until = self.ring_left + self.ring.len() as u64;
-        let work = Work { until, accepted_at, _sends: sends };
+        let work = Work { until, began: self.now, accepted_at, _sends: sends };
         match stage {
             Stage::Urgent => self.works_of_turn.push(work),
             Stage::Ring => self.works.push_back(work),
@@ -86,10 +97,26 @@ impl Shard {
         while let Some(work) = self.works_of_turn.pop() {
             self.count_latency(work.accepted_at);
         }
-        while self.works.front().is_some_and(|work| work.until <= self.ring_left) {
+        let sockets_are_full = self.sockets_are_full();
+        while let Some(work) = self.works.front().filter(|work| work.until <= self.ring_left) {
+            if sockets_are_full && self.now < work.began.after(FULL_PATIENCE) {
+                return;
+            }
             let accepted_at = self.works.pop_front().and_then(|work| work.accepted_at);
             self.count_latency(accepted_at);
         }
+    }
+
+    /// True when much waits for many sessions: then it is not some slow readers that must not hold up the others, but the
+    /// network or the machine of all of them, and publishers have to wait for it.
+    fn sockets_are_full(&self) -> bool {
+        self.waiting_bytes > WAITING_BYTES_MIN.max(self.connections.len() * WAITING_BYTES_EACH)
+    }
+
+    /// Keeps the count of bytes of pushes that wait when those of a session have changed from so many bytes to so many.
+    pub(super) fn outbox_changed(&mut self, before: usize, after: usize) {
+        let counted = |len: usize| len.min(WAITING_BYTES_COUNTED);
+        self.waiting_bytes = (self.waiting_bytes + counted(after)).saturating_sub(counted(before));
     }
 
     fn count_latency(&self, accepted_at: Option<AcceptedAt>) {
@@ -178,7 +205,11 @@ impl Shard {
             self.stats.dropped(Drop::Gone, 1);
             return false;
         }
-        match connection.session.push(&mut self.pool, push, limit) {
+        let before = connection.session.outbox().push_bytes();
+        let admission = connection.session.push(&mut self.pool, push, limit);
+        let after = connection.session.outbox().push_bytes();
+        self.outbox_changed(before, after);
+        match admission {
             Admission::Queued => {}
             Admission::DroppedOlder(count) => self.stats.dropped(Drop::Oldest, count),
             Admission::DroppedNewest => {
@@ -212,11 +243,14 @@ impl Shard {
             self.stats.writes.add(1);
             match connection.socket.write(connection.session.outbox(), &mut self.gather) {
                 Ok(sent) => {
+                    let before = connection.session.outbox().push_bytes();
                     connection.session.written(&mut self.pool, sent.taken);
+                    let after = connection.session.outbox().push_bytes();
                     if sent.full {
                         connection.writable = false;
                         self.stats.blocked.up();
                     }
+                    self.outbox_changed(before, after);
                 }
                 Err(error) => {
                     tracing::debug!(remote = %connection.remote(), %error, "a write failed");

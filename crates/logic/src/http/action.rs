@@ -6,13 +6,15 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use axum::http::Response;
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderMap, HeaderValue, Response, StatusCode};
 use goim_ports::{AppendError, CometNode, Mid, Operation, RoomId, SessionKey};
 
+use super::messages::Form;
 use super::query::Values;
 use super::table::Action;
 use super::{json, openapi, reply};
-use crate::{Logic, NodesReply, PushError};
+use crate::{BatchError, Logic, NodesReply, PushError};
 
 /// What a client is told to wait when the push log is full.
 const FULL_WAIT: Duration = Duration::from_secs(1);
@@ -21,12 +23,19 @@ const FULL_WAIT: Duration = Duration::from_secs(1);
 const NOT_UTF8: &str = "string field contains invalid UTF-8";
 
 /// Does the work of a route. `body` is empty for routes that take none.
-pub(super) async fn act(logic: &Logic, action: Action, values: &Values<'_>, body: Bytes) -> Response<Body> {
+pub(super) async fn act(
+    logic: &Logic,
+    action: Action,
+    values: &Values<'_>,
+    headers: &HeaderMap,
+    body: Bytes,
+) -> Response<Body> {
     match action {
         Action::PushKeys => push_keys(logic, values, body).await,
         Action::PushMids => push_mids(logic, values, body).await,
         Action::PushRoom => push_room(logic, values, body).await,
         Action::PushAll => push_all(logic, values, body).await,
+        Action::PushBatch => push_batch(logic, headers, &body).await,
         Action::OnlineTop => online_top(logic, values).await,
         Action::OnlineRoom => online_room(logic, values).await,
         Action::OnlineTotal => online_total(logic),
@@ -69,6 +78,39 @@ async fn push_room(logic: &Logic, values: &Values<'_>, body: Bytes) -> Response<
 async fn push_all(logic: &Logic, values: &Values<'_>, body: Bytes) -> Response<Body> {
     let speed = u32::try_from(values.number32("speed")).ok().and_then(NonZeroU32::new);
     pushed_reply(logic.push_all(operation(values), speed, body).await)
+}
+
+async fn push_batch(logic: &Logic, headers: &HeaderMap, body: &[u8]) -> Response<Body> {
+    let content_type = headers.get(CONTENT_TYPE).map_or(&[][..], HeaderValue::as_bytes);
+    let Some(form) = Form::of(content_type) else {
+        return reply::refusal(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "the content type must be application/json or application/x-ndjson",
+        );
+    };
+    let messages = match form.read(body) {
+        Ok(messages) => messages,
+        Err(wrong) => return reply::refusal(StatusCode::BAD_REQUEST, &wrong),
+    };
+    let BatchError { accepted, index, error } = match logic.push_batch(messages).await {
+        Ok(accepted) => return reply::accepted(accepted),
+        Err(error) => error,
+    };
+    match &error {
+        PushError::Append(AppendError::Full) => reply::too_many_but(accepted, &error.to_string(), FULL_WAIT),
+        PushError::Append(AppendError::TooLarge { size, limit }) => {
+            let place = form.place(index, body);
+            let wrong = format!("{place}: body: makes a record of {size} bytes; {limit} is the most");
+            reply::refusal(StatusCode::BAD_REQUEST, &wrong)
+        }
+        PushError::NoKeys => {
+            let wrong = format!("{}: to: keys: {error}", form.place(index, body));
+            reply::refusal(StatusCode::BAD_REQUEST, &wrong)
+        }
+        PushError::Directory(_) | PushError::Append(AppendError::Unavailable(_)) => {
+            reply::refusal_but(StatusCode::SERVICE_UNAVAILABLE, accepted, &error.to_string())
+        }
+    }
 }
 
 fn operation(values: &Values<'_>) -> Operation {

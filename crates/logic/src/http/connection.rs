@@ -38,7 +38,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// What all connections share.
 struct Server {
     api: Arc<Api>,
-    /// Everything that is not below `/goim/`: the caller's routes, and the API behind them.
+    /// Everything that is neither below `/goim/` nor below `/v1/`: the caller's routes, and the API behind them.
     other: Router,
     http1: http1::Builder,
 }
@@ -182,7 +182,8 @@ impl Connection {
 
 impl Server {
     async fn answer(&self, peer: SocketAddr, mut request: Request<Incoming>) -> Response<Body> {
-        if request.uri().path().starts_with("/goim/") {
+        let path = request.uri().path();
+        if path.starts_with("/goim/") || path.starts_with("/v1/") {
             return self.api.answer(Some(peer.ip()), request).await;
         }
         request.extensions_mut().insert(ConnectInfo(peer));

@@ -87,7 +87,8 @@ impl Api {
             self.discard(body, parts, deadline).await;
             Bytes::new()
         };
-        match timeout_at(deadline.into(), action::act(&self.logic, route.action, &values, message)).await {
+        let acted = action::act(&self.logic, route.action, &values, &parts.headers, message);
+        match timeout_at(deadline.into(), acted).await {
             Ok(response) => response,
             Err(_) => reply::refusal(
                 StatusCode::SERVICE_UNAVAILABLE,

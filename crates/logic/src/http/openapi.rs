@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 use axum::body::Bytes;
 use serde_json::{Map, Value, json};
 
+use super::messages::MESSAGES_MAX;
 use super::table::{Action, Kind, Param, Route, Verb};
 
 static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| Bytes::from(build().to_string()));
@@ -59,18 +60,40 @@ fn operation(route: &Route) -> Value {
     });
     if route.is_push() {
         operation["security"] = json!([{ "bearer": [] }, { "apiKey": [] }, {}]);
-        operation["requestBody"] = json!({
+        operation["requestBody"] = request_body(route.action);
+    }
+    operation
+}
+
+fn request_body(action: Action) -> Value {
+    if action != Action::PushBatch {
+        return json!({
             "description": "The body of the packet, any bytes, of any content type; may be empty.",
             "required": false,
             "content": { "application/octet-stream": {} },
         });
     }
-    operation
+    let message = json!({ "$ref": "#/components/schemas/Message" });
+    json!({
+        "description": "The messages: in a list, or one a line.",
+        "required": true,
+        "content": {
+            "application/json": { "schema": {
+                "type": "object",
+                "properties": {
+                    "messages": { "type": "array", "items": message, "maxItems": MESSAGES_MAX },
+                },
+                "required": ["messages"],
+                "additionalProperties": false,
+            } },
+            "application/x-ndjson": { "schema": message },
+        },
+    })
 }
 
-/// `/goim/push/keys` is `pushKeys`.
+/// `/goim/push/keys` is `pushKeys`, `/v1/push` is `push`.
 fn operation_id(path: &str) -> String {
-    let path = path.trim_start_matches("/goim").trim_end_matches(".json");
+    let path = path.trim_start_matches("/goim").trim_start_matches("/v1").trim_end_matches(".json");
     let mut id = String::new();
     for word in path.split('/').filter(|word| !word.is_empty()) {
         let mut letters = word.chars();
@@ -85,7 +108,9 @@ fn operation_id(path: &str) -> String {
 
 fn tag(route: &Route) -> &'static str {
     match route.action {
-        Action::PushKeys | Action::PushMids | Action::PushRoom | Action::PushAll => "push",
+        Action::PushKeys | Action::PushMids | Action::PushRoom | Action::PushAll | Action::PushBatch => {
+            "push"
+        }
         Action::OnlineTop | Action::OnlineRoom | Action::OnlineTotal => "online",
         Action::NodesWeighted | Action::NodesInstances => "nodes",
         Action::OpenApi => "description",
@@ -135,9 +160,11 @@ fn responses(route: &Route) -> Value {
         responses.insert(status.to_owned(), json!({ "description": description, "content": content }));
     };
     let envelope = || json!({ "$ref": "#/components/schemas/Envelope" });
+    let accepted = || json!({ "$ref": "#/components/schemas/Accepted" });
     let json_type = "application/json";
     let success = match data_schema(route.action) {
         _ if route.action == Action::OpenApi => json!({ "type": "object" }),
+        _ if route.action == Action::PushBatch => accepted(),
         None => envelope(),
         Some(data) => json!({
             "allOf": [envelope(), { "type": "object", "properties": { "data": data }, "required": ["data"] }],
@@ -175,6 +202,30 @@ fn responses(route: &Route) -> Value {
         add("503", "Not done in time. The message may be pushed in part.", json_type, envelope());
     }
     add("429", "Too many requests, or the push log is full. See Retry-After.", json_type, envelope());
+    if route.action == Action::PushBatch {
+        add("200", "All messages are accepted.", json_type, accepted());
+        add(
+            "400",
+            "A message is wrong, none is accepted; the text names it, its field, and what would be right.",
+            json_type,
+            envelope(),
+        );
+        add("415", "The body is neither JSON nor lines of JSON.", json_type, envelope());
+        add(
+            "429",
+            "Too many requests, or the push log is full: then the messages in front are accepted, and \
+             `accepted` says how many. See Retry-After.",
+            json_type,
+            accepted(),
+        );
+        add(
+            "503",
+            "The push log or the directory is gone or did not answer in time. The messages in front may be \
+             accepted; `accepted`, when it is there, says how many surely are.",
+            json_type,
+            accepted(),
+        );
+    }
     Value::Object(responses)
 }
 
@@ -182,9 +233,12 @@ fn responses(route: &Route) -> Value {
 fn data_schema(action: Action) -> Option<Value> {
     let reference = |name: &str| json!({ "$ref": format!("#/components/schemas/{name}") });
     Some(match action {
-        Action::PushKeys | Action::PushMids | Action::PushRoom | Action::PushAll | Action::OpenApi => {
-            return None;
-        }
+        Action::PushKeys
+        | Action::PushMids
+        | Action::PushRoom
+        | Action::PushAll
+        | Action::PushBatch
+        | Action::OpenApi => return None,
         Action::OnlineTop => json!({ "type": "array", "items": reference("RoomOnline") }),
         Action::OnlineRoom => json!({
             "type": "object",
@@ -195,6 +249,18 @@ fn data_schema(action: Action) -> Option<Value> {
         Action::NodesWeighted => reference("Nodes"),
         Action::NodesInstances => json!({ "type": ["array", "null"], "items": reference("Instance") }),
     })
+}
+
+/// One way to name receivers. Those who are everybody may be named with a speed.
+fn receivers(field: &str, schema: Value) -> Value {
+    let mut properties = Map::new();
+    properties.insert(field.to_owned(), schema);
+    if field == "all" {
+        let description = "Sessions per second over all comets. As fast as it goes when it is not given.";
+        let speed = json!({ "type": "integer", "minimum": 1, "description": description });
+        properties.insert("speed".to_owned(), speed);
+    }
+    json!({ "type": "object", "properties": properties, "required": [field], "additionalProperties": false })
 }
 
 fn schemas() -> Value {
@@ -208,6 +274,34 @@ fn schemas() -> Value {
             "type": "object",
             "properties": { "code": integer(), "message": text() },
             "required": ["code", "message"],
+        },
+        "Accepted": {
+            "type": "object",
+            "properties": {
+                "code": integer(),
+                "message": text(),
+                "accepted": { "type": "integer", "description": "Messages, from the front, that are accepted." },
+            },
+            "required": ["code", "message"],
+        },
+        "Message": {
+            "type": "object",
+            "properties": {
+                "to": {
+                    "oneOf": [
+                        receivers("keys", json!({ "type": "array", "items": text(), "minItems": 1 })),
+                        receivers("mids", json!({ "type": "array", "items": long(), "minItems": 1 })),
+                        receivers("room", json!({ "type": "string", "description": "`type://id`." })),
+                        receivers("all", json!({ "const": true })),
+                    ],
+                },
+                "operation": { "type": "integer", "format": "int32", "not": { "const": 0 } },
+                "body": text(),
+                "body_base64": { "type": "string", "contentEncoding": "base64" },
+            },
+            "required": ["to", "operation"],
+            "oneOf": [{ "required": ["body"] }, { "required": ["body_base64"] }],
+            "additionalProperties": false,
         },
         "RoomOnline": {
             "type": "object",

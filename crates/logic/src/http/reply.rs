@@ -53,6 +53,16 @@ pub(super) fn refusal(status: StatusCode, message: &str) -> Response<Body> {
     respond(status, JSON, envelope(-i32::from(status.as_u16()), message))
 }
 
+/// The messages of a batch are accepted.
+pub(super) fn accepted(count: usize) -> Response<Body> {
+    respond(StatusCode::OK, JSON, envelope_with(OK, "", Some(count)))
+}
+
+/// A refusal of what is left of a batch when `accepted` messages in front are accepted.
+pub(super) fn refusal_but(status: StatusCode, accepted: usize, message: &str) -> Response<Body> {
+    respond(status, JSON, envelope_with(-i32::from(status.as_u16()), message, Some(accepted)))
+}
+
 /// 401, with the scheme that would be right.
 pub(super) fn unauthorized(message: &str) -> Response<Body> {
     let mut response = refusal(StatusCode::UNAUTHORIZED, message);
@@ -62,7 +72,15 @@ pub(super) fn unauthorized(message: &str) -> Response<Body> {
 
 /// 429, with the time to wait in whole seconds, at least one.
 pub(super) fn too_many(message: &str, wait: Duration) -> Response<Body> {
-    let mut response = refusal(StatusCode::TOO_MANY_REQUESTS, message);
+    retry_after(refusal(StatusCode::TOO_MANY_REQUESTS, message), wait)
+}
+
+/// 429 for what is left of a batch.
+pub(super) fn too_many_but(accepted: usize, message: &str, wait: Duration) -> Response<Body> {
+    retry_after(refusal_but(StatusCode::TOO_MANY_REQUESTS, accepted, message), wait)
+}
+
+fn retry_after(mut response: Response<Body>, wait: Duration) -> Response<Body> {
     let seconds = wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0)).max(1);
     response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
     response
@@ -97,10 +115,17 @@ pub(super) fn redirect(get: bool, location: &str) -> Response<Body> {
 
 fn envelope(code: i32, message: &str) -> Bytes {
     debug_assert_ne!(code, OK);
+    envelope_with(code, message, None)
+}
+
+fn envelope_with(code: i32, message: &str, accepted: Option<usize>) -> Bytes {
     let mut out = Vec::with_capacity(64 + message.len());
     let mut object = json::Object::open(&mut out);
     object.number("code", code);
     object.text("message", message);
+    if let Some(accepted) = accepted {
+        object.number("accepted", accepted);
+    }
     object.close();
     out.into()
 }

@@ -29,6 +29,7 @@ pub(super) enum Action {
     PushMids,
     PushRoom,
     PushAll,
+    PushBatch,
     OnlineTop,
     OnlineRoom,
     OnlineTotal,
@@ -157,6 +158,17 @@ impl Route {
             ],
             summary: "Push to everybody",
             description: "All sessions that subscribed to the operation get the message.",
+        },
+        Self {
+            verb: Verb::Post,
+            path: "/v1/push",
+            action: Action::PushBatch,
+            params: &[],
+            summary: "Push many messages",
+            description: "The messages are accepted in their order, at most 10,000. A message that is wrong is named, \
+                          and then none is accepted. When the push log is full the first `accepted` of them are; go on \
+                          with those behind after Retry-After. The limit of requests counts the request, not its \
+                          messages.",
         },
         Self {
             verb: Verb::Get,

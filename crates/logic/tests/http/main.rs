@@ -5,6 +5,7 @@
 //! HTTP byte by byte.
 #![allow(clippy::unwrap_used, reason = "a test ends at the first thing that is not as it should be")]
 
+mod batches;
 mod client;
 mod connections;
 mod golden;

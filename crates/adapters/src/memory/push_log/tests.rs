@@ -4,7 +4,7 @@ use super::*;
 use crate::conformance::{self, record_for_key};
 
 fn small(records_max: usize) -> PushLogConfig {
-    PushLogConfig { records_max, ..PushLogConfig::default() }
+    PushLogConfig { records_max, age_max: Duration::MAX, ..PushLogConfig::default() }
 }
 
 fn is_pending<T>(call: &Call<T>) -> bool {
@@ -13,7 +13,11 @@ fn is_pending<T>(call: &Call<T>) -> bool {
 
 #[tokio::test(start_paused = true)]
 async fn conforms() {
-    conformance::push_log(async || push_log(PushLogConfig::default())).await;
+    // Without the bound of age, which lets in only as much unread as is lately read: the suite writes first and reads then.
+    conformance::push_log(async || {
+        push_log(PushLogConfig { age_max: Duration::MAX, ..PushLogConfig::default() })
+    })
+    .await;
     conformance::push_log(async || push_log(small(100))).await;
     conformance::push_log_holds_back(async || push_log(small(5)), 5).await;
 }
@@ -173,4 +177,32 @@ async fn writers_on_threads_are_held_back_in_order() {
         writer.await.unwrap();
     }
     assert_eq!((log.stats().records, log.stats().bytes, log.stats().waiting), (0, 0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_more_is_unread_than_is_read_in_the_age_that_a_record_may_have() {
+    let (log, mut reader) = push_log(PushLogConfig {
+        append_deadline: Duration::ZERO,
+        read_records_max: 50,
+        ..PushLogConfig::default()
+    });
+    let fill = || {
+        let taken = (0..).take_while(|n: &i32| {
+            matches!(log.append(record_for_key("k", n.to_string())), Call::Ready(Ok(())))
+        });
+        taken.count()
+    };
+    assert_eq!(fill(), UNREAD_MIN, "at a pace that is not known");
+    // A thousand a second are read: a hundred may wait.
+    for _ in 0..20 {
+        tokio::time::advance(Duration::from_millis(50)).await;
+        let read = reader.read().await.unwrap().unwrap();
+        reader.done(read.last().unwrap().position);
+        fill();
+    }
+    let unread = log.stats().records;
+    assert!((60..=110).contains(&unread), "{unread}");
+    // And nothing older than the age lets anything in, however little it is.
+    tokio::time::advance(Duration::from_millis(101)).await;
+    assert_eq!(fill(), 0);
 }

@@ -1,0 +1,342 @@
+//! The messages of `POST /v1/push`, read from JSON straight into what logic takes.
+//!
+//! The readers are written out rather than derived, so that an error can name the message, the field, and what would
+//! be right there.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::num::NonZeroU32;
+
+use axum::body::Bytes;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use goim_ports::{Mid, Operation, RoomId, SessionKey};
+use serde::Deserialize;
+use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
+
+use crate::{BatchMessage, Receivers};
+
+/// Most messages in one request: what one request may keep the others waiting for is bounded, about 10 ms.
+pub(super) const MESSAGES_MAX: usize = 10_000;
+
+/// How a request writes its messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// `{"messages":[…]}`.
+    Json,
+    /// One message a line.
+    Lines,
+}
+
+impl Form {
+    /// The form that a content type names; parameters like a charset do not matter.
+    pub(super) fn of(content_type: &[u8]) -> Option<Self> {
+        let name = content_type.split(|byte| *byte == b';').next()?.trim_ascii();
+        let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
+        if is("application/json") {
+            return Some(Self::Json);
+        }
+        is("application/x-ndjson").then_some(Self::Lines)
+    }
+
+    /// Reads all messages of a body.
+    ///
+    /// # Errors
+    /// A text that names the first message that is wrong, its field, and what would be right.
+    pub(super) fn read(self, body: &[u8]) -> Result<Vec<BatchMessage>, String> {
+        let text = std::str::from_utf8(body)
+            .map_err(|error| format!("the body is not UTF-8 from byte {} on", error.valid_up_to()))?;
+        match self {
+            Self::Json => serde_json::from_str(text)
+                .map(|Document(messages)| messages)
+                .map_err(|error| error.to_string()),
+            Self::Lines => read_lines(text),
+        }
+    }
+
+    /// The place of a message, as the errors name it.
+    pub(super) fn place(self, index: usize, body: &[u8]) -> String {
+        match self {
+            Self::Json => format!("messages[{index}]"),
+            Self::Lines => {
+                let lines = body.split(|byte| *byte == b'\n').enumerate();
+                let mut messages = lines.filter(|(_, line)| !line.trim_ascii().is_empty());
+                format!("line {}", messages.nth(index).map_or(index, |(line, _)| line) + 1)
+            }
+        }
+    }
+}
+
+/// Lines without anything are passed over.
+fn read_lines(text: &str) -> Result<Vec<BatchMessage>, String> {
+    let mut messages = Vec::new();
+    for (index, line) in text.split('\n').enumerate() {
+        if line.trim_ascii().is_empty() {
+            continue;
+        }
+        if messages.len() == MESSAGES_MAX {
+            return Err(format!("line {}: {}", index + 1, too_many()));
+        }
+        let Message(message) = serde_json::from_str(line).map_err(|error| of_line(index + 1, &error))?;
+        messages.push(message);
+    }
+    Ok(messages)
+}
+
+/// A parser that sees one line calls it the first.
+fn of_line(line: usize, error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let place = format!(" at line {} column {}", error.line(), error.column());
+    match text.strip_suffix(&place) {
+        Some(bare) => format!("line {line}: {bare} at column {}", error.column()),
+        None => format!("line {line}: {text}"),
+    }
+}
+
+fn too_many() -> String {
+    format!("a request may have {MESSAGES_MAX} messages at most; send the others in another one")
+}
+
+/// A text that is not copied unless it has escapes.
+#[derive(Deserialize)]
+#[serde(transparent)]
+struct Text<'t>(#[serde(borrow)] Cow<'t, str>);
+
+/// Says that `name` is where `error` is.
+fn within<E: Error>(name: impl fmt::Display) -> impl FnOnce(E) -> E {
+    move |error| E::custom(format_args!("{name}: {error}"))
+}
+
+/// Reads the value of a field that must not be there yet.
+fn field<'de, T, A>(map: &mut A, place: &mut Option<T>, name: &str) -> Result<(), A::Error>
+where
+    T: Deserialize<'de>,
+    A: MapAccess<'de>,
+{
+    if place.is_some() {
+        return Err(A::Error::custom(format_args!("{name}: is given twice")));
+    }
+    *place = Some(map.next_value().map_err(within(name))?);
+    Ok(())
+}
+
+fn unknown<E: Error>(name: &str, known: &str) -> E {
+    E::custom(format_args!("{name}: there is no such field; known are {known}"))
+}
+
+/// `{"messages":[…]}`.
+struct Document(Vec<BatchMessage>);
+
+impl<'de> Deserialize<'de> for Document {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields;
+        impl<'de> Visitor<'de> for Fields {
+            type Value = Document;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object with the list `messages`")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Document, A::Error> {
+                let mut messages: Option<Messages> = None;
+                while let Some(Text(name)) = map.next_key()? {
+                    match &*name {
+                        "messages" if messages.is_some() => {
+                            return Err(A::Error::custom("messages: is given twice"));
+                        }
+                        // The list names its elements itself.
+                        "messages" => messages = Some(map.next_value()?),
+                        other => return Err(unknown(other, "`messages`")),
+                    }
+                }
+                let messages = messages.ok_or_else(|| A::Error::custom("messages: is missing"))?;
+                Ok(Document(messages.0))
+            }
+        }
+        deserializer.deserialize_map(Fields)
+    }
+}
+
+struct Messages(Vec<BatchMessage>);
+
+impl<'de> Deserialize<'de> for Messages {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Elements;
+        impl<'de> Visitor<'de> for Elements {
+            type Value = Messages;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of messages under `messages`")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Messages, A::Error> {
+                let mut messages = Vec::new();
+                loop {
+                    let place = format_args!("messages[{}]", messages.len()).to_string();
+                    let element = list.next_element().map_err(within(&place))?;
+                    let Some(Message(message)) = element else { return Ok(Messages(messages)) };
+                    if messages.len() == MESSAGES_MAX {
+                        return Err(A::Error::custom(format_args!("{place}: {}", too_many())));
+                    }
+                    messages.push(message);
+                }
+            }
+        }
+        deserializer.deserialize_seq(Elements)
+    }
+}
+
+/// One message.
+struct Message(BatchMessage);
+
+impl<'de> Deserialize<'de> for Message {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields;
+        impl<'de> Visitor<'de> for Fields {
+            type Value = Message;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object with `to`, `operation`, and `body` or `body_base64`")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Message, A::Error> {
+                let (mut to, mut operation, mut text, mut bytes) = (None, None, None, None);
+                while let Some(Text(name)) = map.next_key()? {
+                    match &*name {
+                        "to" => field(&mut map, &mut to, "to")?,
+                        "operation" => field(&mut map, &mut operation, "operation")?,
+                        "body" => field(&mut map, &mut text, "body")?,
+                        "body_base64" => field(&mut map, &mut bytes, "body_base64")?,
+                        other => {
+                            return Err(unknown(other, "`to`, `operation`, `body` and `body_base64`"));
+                        }
+                    }
+                }
+                message(to, operation, text, bytes).map(Message).map_err(A::Error::custom)
+            }
+        }
+        deserializer.deserialize_map(Fields)
+    }
+}
+
+fn message(
+    to: Option<To>,
+    operation: Option<i32>,
+    text: Option<Text<'_>>,
+    bytes: Option<Text<'_>>,
+) -> Result<BatchMessage, String> {
+    let To(to) = to.ok_or("to: is missing; name keys, mids, a room or all")?;
+    let operation = operation
+        .filter(|operation| *operation != 0)
+        .ok_or("operation: must be a number of 32 bits other than 0; the business's own begin at 1000")?;
+    let body = match (text, bytes) {
+        (Some(Text(text)), None) => Bytes::copy_from_slice(text.as_bytes()),
+        (None, Some(Text(text))) => STANDARD
+            .decode(&*text)
+            .map_err(|error| format!("body_base64: must be base64 with padding: {error}"))?
+            .into(),
+        (None, None) => return Err("body: is missing; give a text there, or bytes in body_base64".to_owned()),
+        (Some(_), Some(_)) => return Err("body: must not be given together with body_base64".to_owned()),
+    };
+    Ok(BatchMessage { to, operation: Operation(operation), body })
+}
+
+/// The receivers of one message.
+struct To(Receivers);
+
+impl<'de> Deserialize<'de> for To {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields;
+        impl<'de> Visitor<'de> for Fields {
+            type Value = To;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object with one of `keys`, `mids`, `room` and `all`")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<To, A::Error> {
+                let mut given = Given::default();
+                while let Some(Text(name)) = map.next_key()? {
+                    match &*name {
+                        "keys" => field(&mut map, &mut given.keys, "keys")?,
+                        "mids" => field(&mut map, &mut given.mids, "mids")?,
+                        "room" => field(&mut map, &mut given.room, "room")?,
+                        "all" => field(&mut map, &mut given.all, "all")?,
+                        "speed" => field(&mut map, &mut given.speed, "speed")?,
+                        other => return Err(unknown(other, "`keys`, `mids`, `room`, `all` and `speed`")),
+                    }
+                }
+                given.receivers().map(To).map_err(A::Error::custom)
+            }
+        }
+        deserializer.deserialize_map(Fields)
+    }
+}
+
+#[derive(Default)]
+struct Given<'t> {
+    keys: Option<Keys>,
+    mids: Option<Vec<i64>>,
+    room: Option<Text<'t>>,
+    all: Option<bool>,
+    speed: Option<u32>,
+}
+
+impl Given<'_> {
+    fn receivers(self) -> Result<Receivers, &'static str> {
+        if self.speed.is_some() && self.all.is_none() {
+            return Err("speed: only goes with all");
+        }
+        match (self.keys, self.mids, self.room, self.all) {
+            (Some(Keys(keys)), None, None, None) if !keys.is_empty() => Ok(Receivers::Keys(keys)),
+            (Some(_), None, None, None) => Err("keys: must name at least one key"),
+            (None, Some(mids), None, None) if !mids.is_empty() && mids.iter().all(|mid| *mid > 0) => {
+                Ok(Receivers::Mids(mids.into_iter().map(Mid).collect()))
+            }
+            (None, Some(_), None, None) => Err("mids: must name at least one member, each above 0"),
+            (None, None, Some(Text(room)), None) => match room.split_once("://") {
+                Some((kind, id)) if !kind.is_empty() && !id.is_empty() => {
+                    Ok(Receivers::Room(RoomId::from(&*room)))
+                }
+                _ => Err("room: must be type://id, for example live://1000"),
+            },
+            (None, None, None, Some(true)) => match self.speed.map(NonZeroU32::new) {
+                None => Ok(Receivers::All(None)),
+                Some(Some(speed)) => Ok(Receivers::All(Some(speed))),
+                Some(None) => Err("speed: must be at least 1; leave it out for as fast as it goes"),
+            },
+            (None, None, None, Some(false)) => Err("all: must be true or left out"),
+            _ => Err("must name exactly one of keys, mids, room and all"),
+        }
+    }
+}
+
+struct Keys(Vec<SessionKey>);
+
+impl<'de> Deserialize<'de> for Keys {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Elements;
+        impl<'de> Visitor<'de> for Elements {
+            type Value = Keys;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of keys")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Keys, A::Error> {
+                let mut keys = Vec::new();
+                while let Some(Text(key)) = list.next_element()? {
+                    if key.is_empty() {
+                        return Err(A::Error::custom("no session has an empty key"));
+                    }
+                    keys.push(SessionKey::from(&*key));
+                }
+                Ok(Keys(keys))
+            }
+        }
+        deserializer.deserialize_seq(Elements)
+    }
+}
+
+#[cfg(test)]
+mod tests;
