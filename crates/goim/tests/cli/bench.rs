@@ -104,4 +104,7 @@ fn pushes_as_fast_as_the_api_takes_them() {
     let (result, _) = bench("api", "--clients 4 --seconds 300ms --repeat 1");
     let (per_second, ratio) = figure(&result, "single: pushes");
     assert!(per_second > 0.0 && ratio.is_some(), "{result}");
+    for form in ["JSON: messages", "NDJSON: messages"] {
+        assert!(figure(&result, form).0 > 0.0, "{form}: {result}");
+    }
 }
