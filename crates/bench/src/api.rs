@@ -79,8 +79,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Paper, BenchError> {
     let (server_cpus, client_cpus) = subject.processors()?;
     let answer = if subject.no_reference { None } else { Some(Answer::start(&server_cpus)?) };
     let mut side = Side::of_server(&subject, subject.server()?, 1, Sizes::Fixed(arguments.size), &progress)?;
-    let forms: &[Form] =
-        if arguments.no_batch { &[Form::Single] } else { &[Form::Single, Form::Json, Form::Ndjson] };
+    let Source::Server(_, http) = &mut side.source else {
+        return Err(BenchError::Failed("no server".into()));
+    };
+    let has_batches = http.has_batches()?;
+    let forms: &[Form] = if arguments.no_batch || !has_batches {
+        &[Form::Single]
+    } else {
+        &[Form::Single, Form::Json, Form::Ndjson]
+    };
     let mut numbers = vec![0_u32; arguments.clients as usize];
     let mut pairs: Vec<Pair> = Vec::new();
     for pair in 0..subject.repeat {
@@ -117,6 +124,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Paper, BenchError> {
     let received: u64 = side.fleet.overall().delivered.iter().sum();
     let number = |count: u64| crate::table::number(float(count));
     paper.accounts.push(format!("server: {} of {} pushes arrived", number(received), number(published)));
+    if !has_batches {
+        paper
+            .accounts
+            .push("the server takes one message in a request, so that only that was measured".into());
+    }
     side.published = vec![0];
     paper.faults = side.faults()?;
     if received < published {
@@ -312,7 +324,8 @@ fn drive_here(
         outstanding += 1;
     }
     let mut events = Events::with_capacity(1024);
-    while outstanding > 0 {
+    // All may have been told to wait; the block goes on until its time is over.
+    while outstanding > 0 || (Instant::now() < until && connections.iter().any(Asking::waits)) {
         poll.poll(&mut events, Some(Duration::from_millis(20))).map_err(failed)?;
         let over = Instant::now() >= until;
         for event in &events {
@@ -358,6 +371,10 @@ fn drive_here(
 }
 
 impl Asking {
+    fn waits(&self) -> bool {
+        self.not_before.is_some()
+    }
+
     fn ask(&mut self, request: Vec<u8>) -> std::io::Result<()> {
         (self.output, self.written) = (request, 0);
         self.flush()
@@ -386,7 +403,7 @@ impl Asking {
             }
         }
         let answer = crate::http::read_answer(&self.input).map_err(BenchError::Failed)?;
-        let Some(answer) = answer else { return Ok(None) };
+        let Some((answer, _)) = answer else { return Ok(None) };
         self.input.clear();
         if answer.status == 200 && answer.body.starts_with(br#"{"code":0,"#) {
             return Ok(Some(together));

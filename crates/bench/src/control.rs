@@ -94,6 +94,11 @@ pub(crate) enum Command {
     Fresh,
     /// Closes all connections without a word and connects again, everybody with the same key.
     Return,
+    /// Sends heartbeats as fast as they are answered, until told to stop.
+    Dense {
+        /// Heartbeats that go out together; the next as many when all of them are answered.
+        window: u32,
+    },
     /// Ends the connections and the worker.
     Close,
 }
@@ -105,6 +110,8 @@ pub(crate) enum Event {
     Progress(Progress),
     /// The answer to [`Command::Report`].
     Report(Box<Report>),
+    /// Clients that have just come back after [`Command::Return`], by their number. Comes at once.
+    Returned(Vec<u32>),
 }
 
 /// How far a worker is.
@@ -213,6 +220,7 @@ mod tests {
             Command::Report { published: vec![1, 2] },
             Command::Fresh,
             Command::Return,
+            Command::Dense { window: 7 },
             Command::Close,
         ] {
             let line = serde_json::to_string(&command).unwrap();

@@ -4,10 +4,10 @@ use clap::Args;
 
 use crate::error::BenchError;
 use crate::outcome::{each, float};
-use crate::pair::{Block, Rhythm, Side, Subject};
+use crate::pair::{Block, Rhythm, Side, Source, Subject};
 use crate::paper::{Paper, Plot, PlotKind, Series};
 use crate::progress::Progress;
-use crate::publisher::Audience;
+use crate::publisher::{Audience, HttpPublisher};
 use crate::sizes::Sizes;
 use crate::summary::{Figure, Pair, Unit};
 
@@ -130,6 +130,10 @@ pub(crate) fn run(
     let mut paper = Paper::new(what, subject, &arguments.more(), pairs)?;
     paper.plots = plots(&blocks);
     paper.accounts.push(server.account());
+    if let Source::Server(_, HttpPublisher { batches: Some(false), .. }) = &server.source {
+        let text = "the server takes one message in a request: bursts were as many requests, written at once";
+        paper.accounts.push(text.into());
+    }
     paper.faults = server.faults()?;
     if let Some(bare) = &mut bare {
         paper.accounts.push(bare.account());
@@ -184,7 +188,7 @@ fn figures(block: &Block) -> Vec<Figure> {
         list.push(Figure::compared(name, Unit::Milliseconds, millis(value)));
     }
     let last = block.last_receiver.percentiles();
-    if last.samples > 0 && last.max.as_secs() < 3_000 {
+    if last.samples > 0 {
         list.push(Figure::compared("last receiver p50", Unit::Milliseconds, millis(last.p50)));
         list.push(Figure::compared("last receiver p99", Unit::Milliseconds, millis(last.p99)));
     }

@@ -50,6 +50,8 @@ pub(crate) struct Fleet {
     pending: Vec<Report>,
     /// When how many messages had been received, over all workers and streams.
     timeline: Vec<(u64, u64)>,
+    /// Clients that have come back and were not asked for yet.
+    returned: Vec<u32>,
 }
 
 struct Worker {
@@ -68,6 +70,8 @@ pub(crate) struct Overall {
     pub(crate) beats_sent: u64,
     pub(crate) beats_answered: u64,
     pub(crate) cpu_ns: u64,
+    /// Clients back after a return, see [`Fleet::take_returned`].
+    pub(crate) returned: usize,
     pub(crate) reasons: BTreeMap<String, u32>,
 }
 
@@ -85,7 +89,13 @@ impl Fleet {
             return Err(BenchError::Descriptors { who, needed, limit, way_out: "more --workers" });
         }
         let (sender, events) = mpsc::channel();
-        let mut fleet = Self { workers: Vec::new(), events, pending: Vec::new(), timeline: Vec::new() };
+        let mut fleet = Self {
+            workers: Vec::new(),
+            events,
+            pending: Vec::new(),
+            timeline: Vec::new(),
+            returned: Vec::new(),
+        };
         for index in 0..count {
             let worker = Worker::start(fleet.workers.len(), sender.clone(), processors)?;
             fleet.workers.push(worker);
@@ -151,13 +161,14 @@ impl Fleet {
                 self.timeline.push((crate::clock::now_ns(), received));
             }
             Some(Event::Report(report)) => self.pending.push(*report),
+            Some(Event::Returned(clients)) => self.returned.extend(clients),
         }
         Ok(())
     }
 
     /// How far all workers are together.
     pub(crate) fn overall(&self) -> Overall {
-        let mut all = Overall::default();
+        let mut all = Overall { returned: self.returned.len(), ..Overall::default() };
         for Worker { progress, .. } in &self.workers {
             all.open += progress.open;
             all.ended += progress.ended;
@@ -184,6 +195,11 @@ impl Fleet {
     /// When how many messages had been received, since this was asked for the last time.
     pub(crate) fn take_timeline(&mut self) -> Vec<(u64, u64)> {
         std::mem::take(&mut self.timeline)
+    }
+
+    /// Who has come back since this was asked for the last time.
+    pub(crate) fn take_returned(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.returned)
     }
 
     /// Everything that the workers know, one report each.

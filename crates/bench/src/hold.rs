@@ -112,6 +112,7 @@ impl Arguments {
                 api: Api::connect(&doors.http, self.api_key.as_deref())?,
                 operation: self.load.operation(),
                 room: room(run),
+                batches: None,
             }),
             pid: spawned.as_ref().map(Spawned::pid).or(self.server_pid),
             run,

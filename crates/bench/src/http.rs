@@ -24,7 +24,8 @@ pub(crate) struct Api {
     header: String,
     stream: TcpStream,
     used_at: Instant,
-    answer: Vec<u8>,
+    /// What has come and was not taken as an answer yet.
+    received: Vec<u8>,
 }
 
 /// What the API said.
@@ -32,6 +33,8 @@ pub(crate) struct Api {
 pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) body: Vec<u8>,
+    /// `Retry-After`, when it says a number of seconds.
+    pub(crate) again_in: Option<Duration>,
 }
 
 impl Api {
@@ -49,7 +52,7 @@ impl Api {
             None => String::new(),
         };
         let stream = open(&authority)?;
-        Ok(Self { authority, header, stream, used_at: Instant::now(), answer: Vec::new() })
+        Ok(Self { authority, header, stream, used_at: Instant::now(), received: Vec::new() })
     }
 
     /// One request and its answer.
@@ -59,10 +62,26 @@ impl Api {
     ///
     /// `headers` are further ones, each with its CRLF.
     pub(crate) fn post(&mut self, path: &str, headers: &str, body: &[u8]) -> Result<Answer, BenchError> {
-        let failed = |error| BenchError::failed("no answer from the HTTP API", error);
-        if self.used_at.elapsed() > SILENCE_MAX {
-            self.stream = open(&self.authority)?;
-        }
+        let request = self.request(path, headers, body);
+        self.send(&request)?;
+        self.answer()
+    }
+
+    /// Several requests to the same path, written at once; the answers in the same order.
+    ///
+    /// # Errors
+    /// As [`Api::post`].
+    pub(crate) fn post_together(
+        &mut self,
+        path: &str,
+        bodies: &[Vec<u8>],
+    ) -> Result<Vec<Answer>, BenchError> {
+        let requests: Vec<u8> = bodies.iter().flat_map(|body| self.request(path, "", body)).collect();
+        self.send(&requests)?;
+        bodies.iter().map(|_| self.answer()).collect()
+    }
+
+    fn request(&self, path: &str, headers: &str, body: &[u8]) -> Vec<u8> {
         let Self { authority, header, .. } = self;
         let len = body.len();
         let mut request = format!(
@@ -70,19 +89,34 @@ impl Api {
         )
         .into_bytes();
         request.extend_from_slice(body);
-        self.stream.write_all(&request).map_err(failed)?;
-        self.answer.clear();
+        request
+    }
+
+    fn send(&mut self, requests: &[u8]) -> Result<(), BenchError> {
+        if self.used_at.elapsed() > SILENCE_MAX {
+            self.stream = open(&self.authority)?;
+        }
+        self.received.clear();
+        self.stream
+            .write_all(requests)
+            .map_err(|error| BenchError::failed("no answer from the HTTP API", error))
+    }
+
+    /// The next answer. What is behind it stays for the one after.
+    fn answer(&mut self) -> Result<Answer, BenchError> {
+        let failed = |error| BenchError::failed("no answer from the HTTP API", error);
         loop {
-            if let Some(answer) =
-                read_answer(&self.answer).map_err(|error| failed(io::Error::other(error)))?
+            if let Some((answer, len)) =
+                read_answer(&self.received).map_err(|error| failed(io::Error::other(error)))?
             {
+                self.received.drain(..len);
                 self.used_at = Instant::now();
                 return Ok(answer);
             }
             let mut piece = [0; 4096];
             match self.stream.read(&mut piece) {
                 Ok(0) => return Err(failed(io::ErrorKind::UnexpectedEof.into())),
-                Ok(len) => self.answer.extend_from_slice(piece.get(..len).unwrap_or_default()),
+                Ok(len) => self.received.extend_from_slice(piece.get(..len).unwrap_or_default()),
                 Err(error) => return Err(failed(error)),
             }
         }
@@ -110,8 +144,8 @@ fn authority(url: &str) -> Result<String, BenchError> {
     }
 }
 
-/// The answer in `bytes`, when it is there in whole.
-pub(crate) fn read_answer(bytes: &[u8]) -> Result<Option<Answer>, String> {
+/// The answer at the front of `bytes` and its length, when it is there in whole.
+pub(crate) fn read_answer(bytes: &[u8]) -> Result<Option<(Answer, usize)>, String> {
     let mut headers = [httparse::EMPTY_HEADER; 64];
     let mut response = httparse::Response::new(&mut headers);
     let head = match response.parse(bytes).map_err(|error| format!("what came is no HTTP: {error}"))? {
@@ -127,8 +161,11 @@ pub(crate) fn read_answer(bytes: &[u8]) -> Result<Option<Answer>, String> {
     let Some(length) = length.filter(|length| *length <= ANSWER_BYTES_MAX) else {
         return Err("an answer without a sensible Content-Length".into());
     };
+    let again = response.headers.iter().find(|header| header.name.eq_ignore_ascii_case("retry-after"));
+    let again = again.and_then(|header| std::str::from_utf8(header.value).ok()?.trim().parse().ok());
+    let (status, again_in) = (response.code.unwrap_or_default(), again.map(Duration::from_secs));
     let body = bytes.get(head..head.saturating_add(length));
-    Ok(body.map(|body| Answer { status: response.code.unwrap_or_default(), body: body.to_vec() }))
+    Ok(body.map(|body| (Answer { status, body: body.to_vec(), again_in }, head.saturating_add(length))))
 }
 
 #[cfg(test)]
@@ -151,8 +188,8 @@ mod tests {
         for cut in 0..text.len() {
             assert_eq!(read_answer(&text[..cut]), Ok(None), "{cut}");
         }
-        let answer = Answer { status: 200, body: b"hello".to_vec() };
-        assert_eq!(read_answer(text), Ok(Some(answer)));
+        let answer = Answer { status: 200, body: b"hello".to_vec(), again_in: None };
+        assert_eq!(read_answer(text), Ok(Some((answer, text.len()))));
         assert!(read_answer(b"HTTP/1.1 200 OK\r\n\r\n").is_err());
         assert!(read_answer(b"hello\r\n\r\n").is_err());
     }
@@ -178,7 +215,10 @@ mod tests {
         });
         let mut api = Api::connect(&url, Some("secret")).unwrap();
         for path in ["/one", "/two"] {
-            assert_eq!(api.post(path, "", b"body").unwrap(), Answer { status: 400, body: b"no".to_vec() });
+            assert_eq!(
+                api.post(path, "", b"body").unwrap(),
+                Answer { status: 400, body: b"no".to_vec(), again_in: None }
+            );
         }
         let seen = server.join().unwrap();
         assert!(seen[0].starts_with("POST /one HTTP/1.1\r\nHost: 127.0.0.1:"), "{seen:?}");

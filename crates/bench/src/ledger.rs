@@ -17,7 +17,7 @@ pub(crate) struct Ledger {
     operation: Operation,
     streams: Vec<Account>,
     strays: Strays,
-    /// Bodies that were checked, by their number: a message to many comes thousands of times, and comparing is cheaper
+    /// Bodies that were checked, by stream and number: a message to many comes thousands of times, and comparing is cheaper
     /// than checking.
     recent: Vec<(Vec<u8>, Option<Message>)>,
 }

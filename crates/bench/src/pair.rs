@@ -23,7 +23,7 @@ use crate::machine::{open_files_max, processors_here};
 use crate::message::Message;
 use crate::outcome::{Sum, float};
 use crate::progress::Progress;
-use crate::publisher::{Audience, HttpPublisher};
+use crate::publisher::{Audience, HttpPublisher, Taken};
 use crate::server::{Doors, Spawned, softirq_us};
 use crate::sizes::Sizes;
 
@@ -239,7 +239,7 @@ impl Server {
     /// When nobody answers there.
     pub(crate) fn publisher(&self, run: u32) -> Result<HttpPublisher, BenchError> {
         let api = Api::connect(&self.doors.http, self.api_key.as_deref())?;
-        Ok(HttpPublisher { api, operation: OPERATION, room: room(run) })
+        Ok(HttpPublisher { api, operation: OPERATION, room: room(run), batches: None })
     }
 }
 
@@ -434,12 +434,12 @@ impl Side {
         match rhythm {
             Rhythm::Drained { bursts } => {
                 for _ in 0..bursts {
-                    self.publish(audience, burst, now_ns())?;
+                    block.held_back += self.publish(audience, burst, now_ns())?;
                     self.drain(progress)?;
                 }
             }
             Rhythm::Rate { per_second, seconds } => {
-                self.at_rate(audience, burst, per_second, seconds, progress)?
+                block.held_back = self.at_rate(audience, burst, per_second, seconds, progress)?;
             }
             Rhythm::Flood { publishers, seconds } => {
                 block.held_back = self.flood(audience, publishers, seconds)?;
@@ -458,7 +458,8 @@ impl Side {
         let numbers = (first as usize)..self.due_ns.len();
         for number in numbers {
             let last = sum.last_ns(0).get(number).copied().unwrap_or_default();
-            if last > 0 {
+            // 0: its publisher alone knows when it was due.
+            if last > 0 && self.due_ns[number] > 0 {
                 block.last_receiver.record(self.due_ns[number], last);
             }
         }
@@ -478,27 +479,28 @@ impl Side {
         self.fleet.overall().delivered.iter().sum()
     }
 
-    /// Publishes so many messages at once.
-    fn publish(&mut self, audience: Audience, burst: u32, due_ns: u64) -> Result<(), BenchError> {
+    /// Publishes so many messages at once. Gives how often the publisher was told to come again.
+    fn publish(&mut self, audience: Audience, burst: u32, due_ns: u64) -> Result<u64, BenchError> {
         let first = self.published.first().copied().unwrap_or_default();
         let (run, sizes) = (self.run, self.sizes);
         let body = |number| Message { run, stream: 0, number, due_ns }.encode(sizes.of(number));
-        match &mut self.source {
+        let held_back = match &mut self.source {
             Source::Bare(bare) => {
                 let order = Order { run, stream: 0, first, burst, sizes, due_ns, flood_ms: 0 };
                 bare.send(&order)?;
+                0
             }
             Source::Server(_, http) if burst == 1 => http.publish(audience, &body(first))?,
             Source::Server(_, http) => {
                 let bodies: Vec<_> = (first..first + burst).map(body).collect();
-                http.publish_together(audience, &bodies)?;
+                http.publish_together(audience, &bodies)?
             }
-        }
+        };
         if let Some(published) = self.published.first_mut() {
             *published += burst;
         }
         self.due_ns.extend((0..burst).map(|_| due_ns));
-        Ok(())
+        Ok(held_back)
     }
 
     fn at_rate(
@@ -508,8 +510,8 @@ impl Side {
         per_second: f64,
         seconds: f64,
         progress: &Progress,
-    ) -> Result<(), BenchError> {
-        let began_ns = now_ns();
+    ) -> Result<u64, BenchError> {
+        let (began_ns, mut held_back) = (now_ns(), 0);
         let bursts = (per_second * seconds).ceil().max(1.0) as u32;
         for number in 0..bursts {
             let due_ns = began_ns + (1e9 / per_second * f64::from(number)) as u64;
@@ -518,9 +520,9 @@ impl Side {
                 progress.at(all.delivered.iter().sum());
                 false
             })?;
-            self.publish(audience, burst, due_ns)?;
+            held_back += self.publish(audience, burst, due_ns)?;
         }
-        Ok(())
+        Ok(held_back)
     }
 
     /// Publishes as fast as it is accepted. Gives how often a publisher was told to come again.
@@ -550,11 +552,13 @@ impl Side {
                 let (mut number, mut held_back) = (first, 0_u64);
                 while Instant::now() < until {
                     let message = Message { run, stream, number, due_ns: now_ns() };
-                    if http.try_publish(audience, &message.encode(sizes.of(number)))? {
-                        number += 1;
-                    } else {
-                        held_back += 1;
-                        std::thread::sleep(Duration::from_millis(50));
+                    match http.try_publish(audience, &message.encode(sizes.of(number)))? {
+                        Taken::All => number += 1,
+                        Taken::Front { again_in, .. } => {
+                            held_back += 1;
+                            let left = until.saturating_duration_since(Instant::now());
+                            std::thread::sleep(again_in.min(left));
+                        }
                     }
                 }
                 Ok::<_, BenchError>((number, held_back))

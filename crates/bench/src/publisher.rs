@@ -1,8 +1,10 @@
 //! How messages get into the server under test: by its HTTP API, or straight into the bare send loop.
 
+use std::time::{Duration, Instant};
+
 use crate::bare::{Bare, Order};
 use crate::error::BenchError;
-use crate::http::Api;
+use crate::http::{Answer, Api};
 use crate::message::Message;
 use crate::sizes::Sizes;
 
@@ -44,7 +46,7 @@ impl Publisher<'_> {
                     flood_ms: 0,
                 })
                 .map(drop),
-            Self::Http(http) => http.publish(audience, &message.encode(size)),
+            Self::Http(http) => http.publish(audience, &message.encode(size)).map(drop),
         }
     }
 }
@@ -56,57 +58,90 @@ pub(crate) struct HttpPublisher {
     pub(crate) operation: i32,
     /// `type` and `room` of the room's id.
     pub(crate) room: (String, String),
+    /// Whether the server takes several messages in one request, once that is known.
+    pub(crate) batches: Option<bool>,
 }
 
 impl HttpPublisher {
-    /// Publishes one message and waits until it is accepted.
+    /// Publishes one message and waits until it is accepted. Gives how often it was told to come again.
     ///
     /// # Errors
-    /// [`BenchError::Refused`] with the server's words, [`BenchError::Failed`] when it does not answer.
-    pub(crate) fn publish(&mut self, audience: Audience, body: &[u8]) -> Result<(), BenchError> {
-        let Self { api, operation, room: (kind, room) } = self;
-        let path = match audience {
-            Audience::Room => format!("/goim/push/room?operation={operation}&type={kind}&room={room}"),
-            Audience::All => format!("/goim/push/all?operation={operation}"),
-        };
-        let answer = api.post(&path, "", body)?;
-        accepted(answer.status, &answer.body)
+    /// [`BenchError::Refused`] with the server's words, or when it is held back for [`HELD_BACK_MAX`];
+    /// [`BenchError::Failed`] when it does not answer.
+    pub(crate) fn publish(&mut self, audience: Audience, body: &[u8]) -> Result<u64, BenchError> {
+        until_taken(&[()], |_| self.try_publish(audience, body))
     }
 
-    /// The same; false when the server says that it has no room at the moment.
+    /// Publishes one message, unless the server says that it has no room at the moment.
     ///
     /// # Errors
     /// As [`HttpPublisher::publish`].
-    pub(crate) fn try_publish(&mut self, audience: Audience, body: &[u8]) -> Result<bool, BenchError> {
-        let Self { api, operation, room: (kind, room) } = self;
-        let path = match audience {
-            Audience::Room => format!("/goim/push/room?operation={operation}&type={kind}&room={room}"),
-            Audience::All => format!("/goim/push/all?operation={operation}"),
-        };
-        let answer = api.post(&path, "", body)?;
-        if answer.status == 429 {
-            return Ok(false);
-        }
-        accepted(answer.status, &answer.body).map(|()| true)
+    pub(crate) fn try_publish(&mut self, audience: Audience, body: &[u8]) -> Result<Taken, BenchError> {
+        let answer = self.api.post(&self.path(audience), "", body)?;
+        taken(&answer)
     }
 
-    /// Publishes several messages in one request and waits until all are accepted.
+    /// Publishes several messages at once and waits until all are accepted: in one request, or, where the server has no
+    /// form for that, in as many requests, written at once on one connection. Gives how often it was told to come again.
     ///
     /// # Errors
-    /// As [`HttpPublisher::publish`].
+    /// As [`HttpPublisher::publish`]; and when of messages in requests of their own one in the middle was held back, since
+    /// those behind it have overtaken it.
     pub(crate) fn publish_together(
         &mut self,
         audience: Audience,
         bodies: &[Vec<u8>],
-    ) -> Result<(), BenchError> {
-        let (kind, room) = &self.room;
-        let to = match audience {
-            Audience::Room => format!(r#"{{"room":"{kind}://{room}"}}"#),
-            Audience::All => r#"{"all":true}"#.to_owned(),
-        };
-        let request = batch(&to, self.operation, bodies);
-        let answer = self.api.post("/v1/push", JSON, request.as_bytes())?;
-        accepted(answer.status, &answer.body)
+    ) -> Result<u64, BenchError> {
+        until_taken(bodies, |rest| self.try_together(audience, rest))
+    }
+
+    fn try_together(&mut self, audience: Audience, bodies: &[Vec<u8>]) -> Result<Taken, BenchError> {
+        if self.has_batches()? {
+            let (kind, room) = &self.room;
+            let to = match audience {
+                Audience::Room => format!(r#"{{"room":"{kind}://{room}"}}"#),
+                Audience::All => r#"{"all":true}"#.to_owned(),
+            };
+            let request = batch(&to, self.operation, bodies);
+            return taken(&self.api.post(BATCHES, JSON, request.as_bytes())?);
+        }
+        let answers = self.api.post_together(&self.path(audience), bodies)?;
+        let answers: Vec<Taken> = answers.iter().map(taken).collect::<Result<_, _>>()?;
+        let held_back = |taken: &Taken| matches!(taken, Taken::Front { .. });
+        let Some(first) = answers.iter().position(held_back) else { return Ok(Taken::All) };
+        match answers.get(first) {
+            Some(Taken::Front { again_in, .. }) if answers.iter().skip(first).all(held_back) => {
+                Ok(Taken::Front { accepted: first, again_in: *again_in })
+            }
+            _ => {
+                let text =
+                    "status 429 in the middle of a burst, which is out of order then; take a smaller --burst";
+                Err(BenchError::Refused(text.into()))
+            }
+        }
+    }
+
+    /// Whether the server takes several messages in one request; asked once.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub(crate) fn has_batches(&mut self) -> Result<bool, BenchError> {
+        if let Some(known) = self.batches {
+            return Ok(known);
+        }
+        // No message at all: a refusal of that is as good as an answer.
+        let answer = self.api.post(BATCHES, JSON, br#"{"messages":[]}"#)?;
+        let has = !matches!(answer.status, 404 | 405);
+        self.batches = Some(has);
+        Ok(has)
+    }
+
+    fn path(&self, audience: Audience) -> String {
+        let Self { operation, room: (kind, room), .. } = self;
+        match audience {
+            Audience::Room => format!("/goim/push/room?operation={operation}&type={kind}&room={room}"),
+            Audience::All => format!("/goim/push/all?operation={operation}"),
+        }
     }
 
     /// Publishes a message to several keys and waits until it is accepted.
@@ -116,8 +151,7 @@ impl HttpPublisher {
     pub(crate) fn publish_to_keys(&mut self, keys: &[String], body: &[u8]) -> Result<(), BenchError> {
         let query: String = keys.iter().map(|key| format!("&keys={key}")).collect();
         let path = format!("/goim/push/keys?operation={}{query}", self.operation);
-        let answer = self.api.post(&path, "", body)?;
-        accepted(answer.status, &answer.body)
+        until_taken(&[()], |_| taken(&self.api.post(&path, "", body)?)).map(drop)
     }
 
     /// Publishes a message to all sessions of a member and waits until it is accepted.
@@ -126,12 +160,61 @@ impl HttpPublisher {
     /// As [`HttpPublisher::publish`].
     pub(crate) fn publish_to_member(&mut self, member: u32, body: &[u8]) -> Result<(), BenchError> {
         let path = format!("/goim/push/mids?operation={}&mids={member}", self.operation);
-        let answer = self.api.post(&path, "", body)?;
-        accepted(answer.status, &answer.body)
+        until_taken(&[()], |_| taken(&self.api.post(&path, "", body)?)).map(drop)
     }
 }
 
+/// What became of the messages of one attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Taken {
+    All,
+    /// So many from the front; the server has no room for the rest at the moment.
+    Front {
+        accepted: usize,
+        /// When to come again, as the server said, or soon.
+        again_in: Duration,
+    },
+}
+
 const JSON: &str = "Content-Type: application/json\r\n";
+
+/// Where several messages are taken in one request.
+const BATCHES: &str = "/v1/push";
+
+/// Wait after a 429 that does not say how long.
+const AGAIN_IN: Duration = Duration::from_millis(50);
+
+/// How long a message may be held back by 429 before the run is given up.
+const HELD_BACK_MAX: Duration = Duration::from_secs(60);
+
+/// Repeats the attempt with what is left until all are taken; gives how often there was something left.
+fn until_taken<T>(
+    mut items: &[T],
+    mut attempt: impl FnMut(&[T]) -> Result<Taken, BenchError>,
+) -> Result<u64, BenchError> {
+    let (began, mut held_back) = (Instant::now(), 0);
+    loop {
+        let Taken::Front { accepted, again_in } = attempt(items)? else { return Ok(held_back) };
+        items = items.get(accepted..).unwrap_or_default();
+        held_back += 1;
+        if began.elapsed() > HELD_BACK_MAX {
+            let text = format!("status 429 for {HELD_BACK_MAX:?}; publish more slowly, or ask for less");
+            return Err(BenchError::Refused(text));
+        }
+        std::thread::sleep(again_in);
+    }
+}
+
+/// Reads an answer to one message or to several.
+fn taken(answer: &Answer) -> Result<Taken, BenchError> {
+    if answer.status != 429 {
+        return accepted(answer.status, &answer.body).map(|()| Taken::All);
+    }
+    let envelope: serde_json::Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+    let count = envelope.get("accepted").and_then(serde_json::Value::as_u64).unwrap_or_default();
+    let accepted = usize::try_from(count).unwrap_or_default();
+    Ok(Taken::Front { accepted, again_in: answer.again_in.unwrap_or(AGAIN_IN) })
+}
 
 /// The body of a request with several messages for the same receivers.
 pub(crate) fn batch(to: &str, operation: i32, bodies: &[Vec<u8>]) -> String {
@@ -175,6 +258,30 @@ fn accepted(status: u16, body: &[u8]) -> Result<(), BenchError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_held_back_is_offered_again_from_there() {
+        let answer = |status, body: &str, seconds: Option<u64>| Answer {
+            status,
+            body: body.into(),
+            again_in: seconds.map(Duration::from_secs),
+        };
+        let front = |accepted, again_in| Taken::Front { accepted, again_in };
+        for (given, expect) in [
+            (answer(200, r#"{"code":0}"#, None), Taken::All),
+            (answer(429, r#"{"code":-429,"accepted":2}"#, Some(3)), front(2, Duration::from_secs(3))),
+            (answer(429, "busy", None), front(0, AGAIN_IN)),
+        ] {
+            assert_eq!(taken(&given).unwrap(), expect, "{given:?}");
+        }
+        let mut offered = Vec::new();
+        let attempt = |rest: &[u8]| {
+            offered.push(rest.to_vec());
+            Ok(if offered.len() < 3 { front(1, Duration::ZERO) } else { Taken::All })
+        };
+        assert_eq!(until_taken(&[1, 2, 3], attempt).unwrap(), 2);
+        assert_eq!(offered, [vec![1, 2, 3], vec![2, 3], vec![3]]);
+    }
 
     #[test]
     fn base_64_as_others_write_it() {

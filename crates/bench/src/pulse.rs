@@ -14,7 +14,7 @@ use crate::progress::Progress;
 use crate::sizes::Sizes;
 use crate::summary::{Figure, Pair, Unit};
 
-/// Has all sessions send heartbeats, evenly spread, in blocks that take turns with a loop that only answers.
+/// Has all sessions send heartbeats, evenly spread or as fast as they are answered, in blocks that take turns with a loop that only answers.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Arguments {
@@ -23,6 +23,12 @@ pub(crate) struct Arguments {
     /// Time between two heartbeats of one session
     #[arg(long, default_value = "30s", value_name = "DURATION", value_parser = duration)]
     interval: Duration,
+    /// Send them as fast as they are answered instead, so that their cost shows in seconds
+    #[arg(long, conflicts_with = "interval")]
+    dense: bool,
+    /// Heartbeats of --dense that go out together; the next as many when all of them are answered
+    #[arg(long, default_value_t = 500, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    window: u32,
     /// Length of a block
     #[arg(long, default_value = "10s", value_name = "DURATION", value_parser = duration)]
     seconds: Duration,
@@ -31,7 +37,8 @@ pub(crate) struct Arguments {
 const AFTER_HELP: &str = "\
 Examples:
   goim bench heartbeat --spawn --connections 18000        600 a second
-  goim bench heartbeat --spawn --interval 2s --over ws    5,000 a second over WebSocket";
+  goim bench heartbeat --spawn --interval 2s --over ws    5,000 a second over WebSocket
+  goim bench heartbeat --spawn --dense --seconds 3s       as fast as they are answered, 500 at once";
 
 /// All pairs of blocks.
 ///
@@ -64,7 +71,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Paper, BenchError> {
         pairs.push((own, reference));
     }
     let per_second = f64::from(subject.connections) / arguments.interval.as_secs_f64();
-    let more = [("heartbeats a second", crate::table::number(per_second))];
+    let more = if arguments.dense {
+        [("heartbeats at once", arguments.window.to_string())]
+    } else {
+        [("heartbeats a second", crate::table::number(per_second))]
+    };
     let mut paper = Paper::new("goim bench heartbeat", subject, &more, pairs)?;
     let sum = Sum::of(&server.fleet.reports(&[0])?);
     let beats = &sum.beats;
@@ -86,8 +97,13 @@ fn block(arguments: &Arguments, side: &mut Side, progress: &Progress) -> Result<
     side.fleet.tell_all(&Command::Fresh)?;
     let answered = side.fleet.overall().beats_answered;
     let interval_ms = u64::try_from(arguments.interval.as_millis()).unwrap_or(u64::MAX).max(1);
+    let rhythm = if arguments.dense {
+        Command::Dense { window: arguments.window.min(side.clients) }
+    } else {
+        Command::Beat { interval_ms, clients: side.clients }
+    };
     let before = side.clocks();
-    side.fleet.tell_all(&Command::Beat { interval_ms, clients: side.clients })?;
+    side.fleet.tell_all(&rhythm)?;
     side.fleet.hear(Instant::now() + arguments.seconds, |all| {
         progress.at(all.beats_answered.saturating_sub(answered));
         false

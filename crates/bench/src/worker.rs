@@ -98,6 +98,10 @@ impl Loop {
                     crowd.ready(event);
                 }
                 crowd.turn(self.poll.registry());
+                let returned = crowd.take_returned();
+                if !returned.is_empty() {
+                    say(&Event::Returned(returned))?;
+                }
             }
             if !self.obey()? {
                 return Ok(());
@@ -124,6 +128,9 @@ impl Loop {
                 Ok(Command::Connect(plan)) => self.crowd = Some(Crowd::new(plan)),
                 Ok(Command::Beat { interval_ms, clients }) => {
                     self.crowd.iter_mut().for_each(|crowd| crowd.beat(interval_ms, clients));
+                }
+                Ok(Command::Dense { window }) => {
+                    self.crowd.iter_mut().for_each(|crowd| crowd.beat_densely(window));
                 }
                 Ok(Command::StopBeats) => self.crowd.iter_mut().for_each(Crowd::stop_beats),
                 Ok(Command::ExpectOnline(count)) => {

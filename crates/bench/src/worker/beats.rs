@@ -49,9 +49,42 @@ impl Beats {
     }
 }
 
+/// Heartbeats in windows: so many clients at once, the next as many when all of them are answered.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Windows {
+    window: usize,
+    next: usize,
+}
+
+impl Windows {
+    /// `window` at once, at least one.
+    pub(super) fn new(window: usize) -> Self {
+        Self { window: window.max(1), next: 0 }
+    }
+
+    /// The places of the next window, counted without end; none while a heartbeat is unanswered.
+    pub(super) fn next(&mut self, sent: u64, answered: u64) -> std::ops::Range<usize> {
+        if answered < sent {
+            return 0..0;
+        }
+        let first = self.next;
+        self.next = first.wrapping_add(self.window);
+        first..self.next
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_window_waits_for_the_one_before() {
+        let mut windows = Windows::new(3);
+        assert_eq!(windows.next(0, 0), 0..3);
+        assert_eq!(windows.next(3, 2), 0..0);
+        assert_eq!(windows.next(3, 3), 3..6);
+        assert_eq!(Windows::new(0).next(0, 0), 0..1);
+    }
 
     fn due(beats: &mut Beats, now_ns: u64) -> Vec<(usize, u64)> {
         std::iter::from_fn(|| beats.next_due(now_ns)).collect()

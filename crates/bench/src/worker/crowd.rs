@@ -9,7 +9,7 @@ use goim_wire::Operation;
 use mio::event::Event;
 use mio::{Registry, Token};
 
-use super::beats::Beats;
+use super::beats::{Beats, Windows};
 use super::client::{Client, Phase};
 use super::connecting::{Beginning, Source};
 use crate::clock::now_ns;
@@ -37,8 +37,11 @@ pub(super) struct Crowd {
     ended_trackers: Vec<Box<[crate::tracker::Tracker]>>,
     /// Of those who come back, the last first.
     returning: Vec<Box<[crate::tracker::Tracker]>>,
+    /// Have come back, and the parent has not heard of it.
+    returned: Vec<u32>,
     accounts: Accounts,
     beats: Option<Beats>,
+    windows: Option<Windows>,
     checked_ns: u64,
     buffer: Vec<u8>,
 }
@@ -75,8 +78,10 @@ impl Crowd {
             clients: Vec::with_capacity(usize::try_from(plan.count).unwrap_or_default()),
             ended_trackers: Vec::new(),
             returning: Vec::new(),
+            returned: Vec::new(),
             accounts: Accounts::new(ledger),
             beats: None,
+            windows: None,
             checked_ns: now_ns(),
             buffer: vec![0; READ_BYTES],
             plan,
@@ -87,6 +92,7 @@ impl Crowd {
     pub(super) fn ready(&mut self, event: &Event) {
         let number = event.token().0;
         let Some(Some(client)) = self.clients.get_mut(number) else { return };
+        let was_open = client.phase == Phase::Open;
         let mut result = Ok(());
         if event.is_writable() || event.is_error() {
             result = client.writable();
@@ -96,6 +102,10 @@ impl Crowd {
             && client.phase != Phase::Connecting
         {
             result = client.readable(&mut self.accounts, &mut self.buffer, event.is_read_closed());
+        }
+        if self.accounts.returns > 0 && !was_open && client.phase == Phase::Open {
+            let local = u32::try_from(number).unwrap_or(u32::MAX);
+            self.returned.push(self.plan.first.saturating_add(local));
         }
         if let Err(reason) = result {
             self.end(number, reason);
@@ -109,6 +119,11 @@ impl Crowd {
         while let Some((number, due_ns)) = self.beats.as_mut().and_then(|beats| beats.next_due(now_ns)) {
             self.beat_one(number, due_ns);
         }
+        let BeatReport { sent, answered, .. } = self.accounts.beats;
+        for number in self.windows.as_mut().map_or(0..0, |windows| windows.next(sent, answered)) {
+            let clients = self.clients.len().max(1);
+            self.beat_one(number % clients, now_ns);
+        }
         if now_ns.saturating_sub(self.checked_ns) >= crate::clock::nanos(CHECK_INTERVAL) {
             self.checked_ns = now_ns;
             self.check_times(now_ns);
@@ -117,7 +132,11 @@ impl Crowd {
 
     /// How long [`Crowd::turn`] can wait.
     pub(super) fn next_turn_in(&self) -> Duration {
-        let beat = self.beats.as_ref().map_or(Duration::MAX, |beats| beats.next_in(now_ns()));
+        let mut beat = self.beats.as_ref().map_or(Duration::MAX, |beats| beats.next_in(now_ns()));
+        let BeatReport { sent, answered, .. } = self.accounts.beats;
+        if self.windows.is_some() && answered >= sent {
+            beat = Duration::ZERO;
+        }
         if self.accounts.opening > 0 { beat.min(CHECK_INTERVAL) } else { beat }
     }
 
@@ -208,9 +227,20 @@ impl Crowd {
         self.accounts.returns = self.accounts.returns.wrapping_add(1);
     }
 
+    /// Who has come back since this was asked for the last time.
+    pub(super) fn take_returned(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.returned)
+    }
+
+    /// Begins to send heartbeats as fast as they are answered, so many at once.
+    pub(super) fn beat_densely(&mut self, window: u32) {
+        self.windows = Some(Windows::new(usize::try_from(window).unwrap_or(usize::MAX)));
+    }
+
     /// Sends no further heartbeats.
     pub(super) fn stop_beats(&mut self) {
         self.beats = None;
+        self.windows = None;
     }
 
     /// From now on, an answer to a heartbeat must say this number.

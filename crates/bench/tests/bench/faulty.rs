@@ -92,7 +92,12 @@ fn serve(mut stream: TcpStream, shared: &Mutex<Shared>) -> io::Result<()> {
 /// Takes pushes from one HTTP connection.
 fn take_pushes(mut stream: TcpStream, shared: &Mutex<Shared>, fault: Option<Fault>) -> io::Result<()> {
     loop {
-        let body = request(&mut stream)?;
+        let (path, body) = request(&mut stream)?;
+        if path == "/v1/push" {
+            // Like goim, which takes one message in a request.
+            write!(stream, "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")?;
+            continue;
+        }
         let (status, answer) = match fault {
             Some(Fault::Refuse) => ("401 Unauthorized", r#"{"code":-401,"message":"no key"}"#),
             _ => ("200 OK", r#"{"code":0,"message":""}"#),
@@ -104,8 +109,8 @@ fn take_pushes(mut stream: TcpStream, shared: &Mutex<Shared>, fault: Option<Faul
     }
 }
 
-/// The body of the next request.
-fn request(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+/// Path and body of the next request.
+fn request(stream: &mut TcpStream) -> io::Result<(String, Vec<u8>)> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
@@ -116,7 +121,8 @@ fn request(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
     let len = head.lines().find_map(|line| line.strip_prefix("Content-Length: ")).expect("a length");
     let mut body = vec![0; len.parse().expect("a number")];
     stream.read_exact(&mut body)?;
-    Ok(body)
+    let path = head.split_whitespace().nth(1).unwrap_or_default().to_owned();
+    Ok((path, body))
 }
 
 impl Shared {

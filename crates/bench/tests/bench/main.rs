@@ -32,6 +32,8 @@ fn main() -> ExitCode {
             error.exit_status().into()
         });
     }
+    what_a_server_does_wrong_is_found_in_pairs();
+    storms_need_no_process_to_look_at();
     the_reference_accounts_for_every_delivery();
     what_a_server_does_wrong_is_found();
     nobody_at_the_door();
@@ -172,4 +174,44 @@ fn a_refused_push_is_told() {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{errors}");
     assert!(errors.contains("the push was refused: status 401") && errors.contains("--api-key"), "{errors}");
+}
+
+/// Ten clients beside ten of the reference; four messages, the first three of them to warm up.
+fn what_a_server_does_wrong_is_found_in_pairs() {
+    let check = |fault: Option<Fault>, more: &str, expect: &str| {
+        let server = Faulty::start(fault);
+        let output = bench(&format!(
+            "room --tcp {} --http {} --connections 10 --messages 1 --repeat 1 --patience 300ms {more}",
+            server.tcp, server.http
+        ));
+        let text = String::from_utf8_lossy(&output.stdout);
+        let found: Vec<_> = text.lines().filter_map(|line| line.trim().strip_prefix("WRONG: ")).collect();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(found.join(", "), expect, "{fault:?} {more}: {text}\n{errors}");
+        assert_eq!(output.status.code(), Some(i32::from(fault.is_some())), "{fault:?} {more}: {errors}");
+        assert_eq!(text.contains("bursts were as many requests"), more.contains("--burst"), "{more}: {text}");
+        assert!(text.contains("reference: 40 of 40 deliveries") || !more.is_empty(), "{text}");
+    };
+    check(None, "", "");
+    check(Some(Fault::Lose), "", "server: 1 deliveries lost");
+    check(Some(Fault::Double), "", "server: 1 deliveries doubled");
+    check(Some(Fault::Swap), "", "server: 1 deliveries out of order");
+    check(Some(Fault::Damage), "", "server: 1 deliveries lost, server: 1 packets damaged");
+    let gone = "server: 2 deliveries lost, server: 1 clients ended while open: closed by the server";
+    check(Some(Fault::Close), "--no-reference", gone);
+    // It takes one message in a request, as goim does: then several requests are written at once.
+    check(None, "--burst 5", "");
+    check(Some(Fault::Swap), "--burst 5 --no-reference", "server: 1 deliveries out of order");
+}
+
+fn storms_need_no_process_to_look_at() {
+    let server = Faulty::start(None);
+    let output = bench(&format!(
+        "connect --tcp {} --http {} --connections 20 --repeat 1 --no-reference",
+        server.tcp, server.http
+    ));
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains("authenticated connections"), "{text}");
+    assert!(!text.contains("RSS"), "{text}");
 }
