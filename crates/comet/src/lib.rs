@@ -18,6 +18,8 @@ mod address_book;
 mod config;
 mod connection;
 mod connections;
+#[cfg(feature = "harness")]
+pub mod harness;
 mod inbox;
 mod key_index;
 mod listen;

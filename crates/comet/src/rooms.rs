@@ -266,6 +266,18 @@ impl Rooms {
     }
 }
 
+/// What a room of one member takes, by the sizes of its parts.
+#[cfg(feature = "harness")]
+pub(crate) const fn room_bytes(name_len: usize) -> usize {
+    let counts = 2 * size_of::<usize>();
+    let shared = counts + size_of::<SharedRoom>();
+    let name = counts + name_len;
+    // Each table has a byte of its own for every entry; the slab a word that tells full from free.
+    let tables = (size_of::<Arc<SharedRoom>>() + 1 + size_of::<u32>() + 1) * 8 / 7;
+    let own = size_of::<Room>() + size_of::<usize>();
+    shared + name + tables + own
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

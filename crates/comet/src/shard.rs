@@ -8,6 +8,8 @@
 
 mod accept;
 mod answers;
+#[cfg(feature = "harness")]
+mod by_hand;
 mod ending;
 mod fanout;
 mod input;

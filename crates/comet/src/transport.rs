@@ -85,9 +85,52 @@ impl Scratch {
     }
 }
 
+/// Where a socket's bytes come from and go to.
+pub(crate) enum Stream {
+    Tcp(TcpStream),
+    /// The harness's stand-in: takes every write, gives the input that lies ready.
+    #[cfg(feature = "harness")]
+    Sink,
+}
+
+impl Stream {
+    fn read(&mut self, input: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.read(input),
+            #[cfg(feature = "harness")]
+            Self::Sink => crate::harness::wire::read(input),
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.write(bytes),
+            #[cfg(feature = "harness")]
+            Self::Sink => crate::harness::wire::write(bytes),
+        }
+    }
+
+    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.write_vectored(slices),
+            #[cfg(feature = "harness")]
+            Self::Sink => slices.iter().map(|slice| crate::harness::wire::write(slice)).sum(),
+        }
+    }
+
+    fn end(&self) {
+        match self {
+            // A peer that has gone already does not need to be told.
+            Self::Tcp(stream) => drop(stream.shutdown(std::net::Shutdown::Write)),
+            #[cfg(feature = "harness")]
+            Self::Sink => {}
+        }
+    }
+}
+
 /// A connection's socket.
 pub(crate) struct Socket {
-    stream: TcpStream,
+    stream: Stream,
     tls: Option<Box<Tls>>,
 }
 
@@ -123,7 +166,7 @@ pub(crate) struct Sent {
 }
 
 impl Socket {
-    pub(crate) fn new(stream: TcpStream, tls: Option<&Arc<ServerConfig>>) -> Result<Self, String> {
+    pub(crate) fn new(stream: Stream, tls: Option<&Arc<ServerConfig>>) -> Result<Self, String> {
         let tls = match tls {
             None => None,
             Some(config) => {
@@ -134,8 +177,13 @@ impl Socket {
         Ok(Self { stream, tls })
     }
 
-    pub(crate) fn stream(&mut self) -> &mut TcpStream {
-        &mut self.stream
+    /// What a poll can watch, if anything.
+    pub(crate) fn source(&mut self) -> Option<&mut TcpStream> {
+        match &mut self.stream {
+            Stream::Tcp(stream) => Some(stream),
+            #[cfg(feature = "harness")]
+            Stream::Sink => None,
+        }
     }
 
     /// True when bytes wait here that are not in the outbox any more.
@@ -194,7 +242,7 @@ impl Socket {
             let _ = self.stream.write(&tls.cipher);
             tls.cipher = Vec::new();
         }
-        let _ = self.stream.shutdown(std::net::Shutdown::Write);
+        self.stream.end();
     }
 
     /// Sends an alert that waits, if the kernel takes it.
@@ -206,7 +254,7 @@ impl Socket {
     }
 }
 
-fn write_plain(stream: &mut TcpStream, outbox: &Outbox, gather: &mut Vec<u8>) -> io::Result<Sent> {
+fn write_plain(stream: &mut Stream, outbox: &Outbox, gather: &mut Vec<u8>) -> io::Result<Sent> {
     let offered;
     let result = {
         let mut pieces = outbox.pieces();
@@ -233,12 +281,7 @@ fn write_plain(stream: &mut TcpStream, outbox: &Outbox, gather: &mut Vec<u8>) ->
 
 /// Encrypts the next record and writes it. Only a record that the kernel did not take whole is kept, so that a
 /// connection holds one record at most beside its outbox.
-fn write_tls(
-    stream: &mut TcpStream,
-    tls: &mut Tls,
-    outbox: &Outbox,
-    gather: &mut Vec<u8>,
-) -> io::Result<Sent> {
+fn write_tls(stream: &mut Stream, tls: &mut Tls, outbox: &Outbox, gather: &mut Vec<u8>) -> io::Result<Sent> {
     let mut taken = 0;
     if tls.cipher.is_empty() && !outbox.is_empty() {
         if !tls.session.is_established() {

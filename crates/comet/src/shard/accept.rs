@@ -4,13 +4,13 @@ use std::io;
 use std::net::SocketAddr;
 
 use goim_session::{CloseReason, ServerSession};
-use mio::net::{TcpListener, TcpStream};
+use mio::net::TcpListener;
 use mio::{Interest, Poll, Token};
 
 use super::{Shard, WAKE};
 use crate::connection::{Connection, ConnectionId};
 use crate::stats::ShardStats;
-use crate::transport::{Kind, Socket};
+use crate::transport::{Kind, Socket, Stream};
 
 /// Connections accepted from one listener in one turn, so that those held are not forgotten.
 const ACCEPTS_PER_TURN: usize = 256;
@@ -23,7 +23,6 @@ const SILENCE: std::time::Duration = std::time::Duration::from_secs(10);
 /// A listener of this shard.
 pub(super) struct Listener {
     socket: TcpListener,
-    kind: Kind,
     /// Connections may wait.
     ready: bool,
 }
@@ -31,9 +30,9 @@ pub(super) struct Listener {
 /// Puts the listeners into the poll.
 pub(super) fn register(poll: &Poll, listeners: Vec<(TcpListener, Kind)>) -> io::Result<Vec<Listener>> {
     let mut registered = Vec::new();
-    for (index, (mut socket, kind)) in listeners.into_iter().enumerate() {
+    for (index, (mut socket, _)) in listeners.into_iter().enumerate() {
         poll.registry().register(&mut socket, token_of(index), Interest::READABLE)?;
-        registered.push(Listener { socket, kind, ready: false });
+        registered.push(Listener { socket, ready: false });
     }
     Ok(registered)
 }
@@ -79,7 +78,7 @@ impl Shard {
         }
         match self.listeners[index].socket.accept() {
             Ok((stream, from)) => {
-                self.admit(index, stream, from);
+                self.admit(index, Stream::Tcp(stream), from);
                 true
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -104,8 +103,9 @@ impl Shard {
         }
     }
 
-    fn admit(&mut self, index: usize, stream: TcpStream, from: SocketAddr) {
-        let kind = self.listeners[index].kind;
+    /// Takes in what listener `index` has accepted.
+    pub(super) fn admit(&mut self, index: usize, stream: Stream, from: SocketAddr) {
+        let kind = self.kinds[index];
         self.stats.accepted[ShardStats::kind_index(kind)].add(1);
         let remote = from.ip().to_canonical();
         if let Err(reason) = self.shared.addresses.enter(remote) {
@@ -128,7 +128,7 @@ impl Shard {
     }
 
     fn hold(&mut self, index: usize, socket: Socket, remote: std::net::IpAddr) {
-        let kind = self.listeners[index].kind;
+        let kind = self.kinds[index];
         self.generation = self.generation.wrapping_add(1);
         let generation = self.generation;
         let session = ServerSession::new(kind.transport, &self.rules[index], self.now);
@@ -150,7 +150,7 @@ impl Shard {
     fn watch(&mut self, slot: u32) {
         let token = Token(slot as usize);
         let interest = Interest::READABLE | Interest::WRITABLE;
-        let stream = self.connections[slot].socket.stream();
+        let Some(stream) = self.connections[slot].socket.source() else { return };
         if let Err(error) = self.poll.registry().register(stream, token, interest) {
             self.not_set_up(&error.to_string());
             self.close(slot, CloseReason::ConnectionLost);

@@ -1,0 +1,144 @@
+//! The harness does what a server does: what goes in by packets and by the port comes out as writes, at the right
+//! sessions and not at others.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use goim_comet::Config;
+use goim_comet::harness::{Harness, Opened, Written};
+use goim_ports::{
+    Accepted, Broadcast, Call, ConnectError, ConnectRequest, KeyPush, LogicError, LogicPort, Mid,
+    OnlineReport, Operation, PacketBuf, RoomCounts, RoomPush, SessionRef, Upstream,
+};
+
+/// Accepts every token but `no` as a key.
+struct Anybody;
+
+impl LogicPort for Anybody {
+    fn connect(&self, request: ConnectRequest) -> Call<Result<Accepted, ConnectError>> {
+        let key = String::from_utf8_lossy(&request.token).into_owned();
+        if key == "no" {
+            return Call::Ready(Err(ConnectError::Refused("as asked".to_owned())));
+        }
+        let accepts = vec![Operation(1000)];
+        let heartbeat = Duration::from_secs(60);
+        Call::Ready(Ok(Accepted {
+            mid: Mid(1),
+            key: key.into(),
+            room: None,
+            accepts,
+            heartbeat,
+            protover: None,
+        }))
+    }
+
+    fn disconnect(&self, _: SessionRef) -> Call<Result<bool, LogicError>> {
+        Call::Ready(Ok(true))
+    }
+
+    fn heartbeat(&self, _: SessionRef) -> Call<Result<(), LogicError>> {
+        Call::Ready(Ok(()))
+    }
+
+    fn renew_online(&self, report: OnlineReport) -> Call<Result<RoomCounts, LogicError>> {
+        Call::Ready(Ok(report.rooms))
+    }
+
+    fn receive(&self, upstream: Upstream) -> Call<Result<Bytes, LogicError>> {
+        Call::Ready(Ok(upstream.packet.body))
+    }
+}
+
+fn start() -> Harness {
+    Harness::new(Config::default(), Arc::new(Anybody)).expect("a harness can be made")
+}
+
+fn open(harness: &mut Harness, key: &str) -> Opened {
+    let from = SocketAddr::from(([127, 0, 0, 1], 1));
+    harness.open(from, key.as_bytes()).expect("logic accepts")
+}
+
+/// What is written while `act` and all that follows from it goes on.
+fn written_by(harness: &mut Harness, act: impl FnOnce(&mut Harness)) -> (u64, u64) {
+    let before = Harness::written();
+    act(harness);
+    harness.settle();
+    let Written { writes, bytes } = Harness::written();
+    (writes - before.writes, bytes - before.bytes)
+}
+
+fn packet(operation: i32) -> PacketBuf {
+    PacketBuf::push(Operation(operation), Bytes::from_static(b"hello"))
+}
+
+fn push(keys: &[&str], operation: i32) -> KeyPush {
+    let keys = keys.iter().map(|key| (*key).into()).collect();
+    KeyPush { keys, operation: Operation(operation), packet: packet(operation), accepted_at: None }
+}
+
+#[test]
+fn packets_in_are_answered_and_pushes_reach_whom_they_are_for() {
+    let mut harness = start();
+    let mut opened = Vec::new();
+    let auth_replies = written_by(&mut harness, |harness| {
+        opened = ["a", "b", "c"].map(|key| open(harness, key)).to_vec();
+    });
+    assert_eq!(auth_replies, (3, 3 * 16));
+    assert_eq!(harness.sessions(), 3);
+    let (a, b) = (opened[0], opened[1]);
+    assert_eq!(written_by(&mut harness, |harness| assert!(harness.heartbeat(a))), (1, 20));
+    assert_eq!(written_by(&mut harness, |harness| assert!(harness.change_room(a, "r"))), (1, 17));
+    assert_eq!(written_by(&mut harness, |harness| assert!(harness.change_room(b, "r"))), (1, 17));
+    assert_eq!(harness.rooms(), 1);
+    let pushed = 16 + 5;
+    for (what, keys, operation, receivers) in [
+        ("a key", &["a"][..], 1000, 1),
+        ("two keys", &["a", "c"], 1000, 2),
+        ("an unknown key", &["d"], 1000, 0),
+        ("an operation that nobody takes", &["a"], 1001, 0),
+    ] {
+        let written = written_by(&mut harness, |harness| assert!(harness.push(push(keys, operation))));
+        assert_eq!(written, (receivers, receivers * pushed), "{what}");
+    }
+    let room = |room: &str| RoomPush { room: room.into(), packet: packet(1000), accepted_at: None };
+    assert_eq!(written_by(&mut harness, |harness| assert!(harness.push_room(room("r")))), (2, 2 * pushed));
+    assert_eq!(written_by(&mut harness, |harness| assert!(harness.push_room(room("s")))), (0, 0));
+    let (operation, packet) = (Operation(1000), packet(1000));
+    let all = Broadcast { operation, packet, accepted_at: None, speed: None };
+    assert_eq!(written_by(&mut harness, |harness| assert!(harness.broadcast(all))), (3, 3 * pushed));
+}
+
+#[test]
+fn who_is_refused_or_gone_is_not_there() {
+    let mut harness = start();
+    let a = open(&mut harness, "a");
+    let refused = harness.open(SocketAddr::from(([127, 0, 0, 1], 1)), b"no");
+    harness.settle();
+    // The socket of one that is refused lingers; no session is there.
+    assert_eq!((refused.is_some(), harness.sessions()), (true, 1));
+    assert!(harness.end(a));
+    assert!(!harness.end(a) && !harness.heartbeat(a) && !harness.change_room(a, "r"));
+    assert_eq!((harness.sessions(), harness.rooms()), (0, 0));
+}
+
+#[test]
+fn the_clock_ends_sessions_without_a_heartbeat_and_no_others() {
+    let mut harness = start();
+    let [quiet, alive] = ["quiet", "alive"].map(|key| open(&mut harness, key));
+    for _ in 0..3 {
+        harness.advance(Duration::from_secs(25));
+        harness.heartbeat(alive);
+        harness.settle();
+    }
+    assert_eq!(harness.sessions(), 1);
+    // A heartbeat that comes too late is read and not answered.
+    assert_eq!(
+        written_by(&mut harness, |harness| {
+            harness.heartbeat(quiet);
+        }),
+        (0, 0)
+    );
+    assert_eq!(written_by(&mut harness, |harness| assert!(harness.heartbeat(alive))), (1, 20));
+}
