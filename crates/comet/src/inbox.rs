@@ -15,16 +15,20 @@ use std::time::Duration;
 use bytes::Bytes;
 use goim_ports::{Accepted, AcceptedAt, ConnectError, LogicError, Operation, RoomId};
 use goim_session::EncodedPush;
+use smallvec::SmallVec;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::connection::ConnectionId;
+
+/// The receivers of a push to keys; mostly one.
+pub(crate) type Targets = SmallVec<[ConnectionId; 2]>;
 
 /// Something to send, from outside.
 #[derive(Debug)]
 pub(crate) enum Command {
     /// To these connections, if they subscribed.
     Push {
-        targets: Vec<ConnectionId>,
+        targets: Targets,
         operation: Operation,
         push: EncodedPush,
         accepted_at: Option<AcceptedAt>,
@@ -128,19 +132,27 @@ pub(crate) fn inbox(waker: mio::Waker, bounds: InboxBounds, depth: Arc<AtomicUsi
 }
 
 impl ShardHandle {
-    /// Leaves a command if there is room. `sends`: to how many sessions it goes, as far as is known.
+    /// Leaves a command if there is room, and wakes the shard. `sends`: to how many sessions it goes, as far as is known.
     pub(crate) fn try_command(&self, command: Command, sends: usize) -> Result<(), Refused> {
+        self.leave(command, sends).inspect(|()| self.ring())
+    }
+
+    /// Leaves a command if there is room; [`ShardHandle::ring`] must follow. For those who leave many: a shard that wakes
+    /// at the first takes the processor from who is about to leave the others.
+    pub(crate) fn leave(&self, command: Command, sends: usize) -> Result<(), Refused> {
         let Ok(permit) = self.sends.clone().try_acquire_many_owned(self.permits(sends)) else {
             return Err(Refused::Full(command));
         };
         match self.commands.try_send(Queued { command, sends: Sends(permit) }) {
-            Ok(()) => {
-                self.alarm.ring();
-                Ok(())
-            }
+            Ok(()) => Ok(()),
             Err(mpsc::error::TrySendError::Full(queued)) => Err(Refused::Full(queued.command)),
             Err(mpsc::error::TrySendError::Closed(_)) => Err(Refused::Gone),
         }
+    }
+
+    /// Wakes the shard if it sleeps.
+    pub(crate) fn ring(&self) {
+        self.alarm.ring();
     }
 
     fn permits(&self, sends: usize) -> u32 {

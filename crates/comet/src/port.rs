@@ -3,13 +3,16 @@
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use goim_ports::{Broadcast, Call, CometError, CometPort, KeyPush, Operation, PacketBuf, RoomId, RoomPush};
+use goim_ports::{
+    Broadcast, Call, CometError, CometPort, KeyPush, Operation, PacketBuf, RoomId, RoomPush, SessionKey,
+};
 use goim_session::EncodedPush;
 use goim_wire::batch;
+use smallvec::SmallVec;
 use tokio::sync::Semaphore;
 
-use crate::connection::ConnectionId;
-use crate::inbox::{Command, Pace, Refused, ShardHandle};
+use crate::inbox::{Command, Pace, Refused, ShardHandle, Targets};
+use crate::key_index::Location;
 use crate::rooms::Holders;
 use crate::shard::Shared;
 use crate::stats::SharedCounter;
@@ -28,24 +31,15 @@ type Handover = Call<Result<(), CometError>>;
 
 impl CometPort for Port {
     fn push(&self, push: KeyPush) -> Handover {
-        let mut targets: Vec<Vec<ConnectionId>> = vec![Vec::new(); self.shards.len()];
-        for key in &push.keys {
-            match self.shared.keys.find(key) {
-                Some(location) => targets[usize::from(location.shard)].push(location.connection),
-                None => self.unknown_keys.add(1),
-            }
-        }
-        let encoded = EncodedPush::new(&push.packet);
-        let commands = targets.into_iter().enumerate().filter(|(_, targets)| !targets.is_empty());
-        self.hand_over(commands.map(|(shard, targets)| {
-            let (operation, accepted_at) = (push.operation, push.accepted_at);
-            let sends = targets.len();
-            (
-                shard,
-                sends,
-                Command::Push { targets, operation, push: encoded.for_another_thread(), accepted_at },
-            )
-        }))
+        let places = self.places(&push.keys);
+        self.hand_over(commands(&push, &places))
+    }
+
+    fn push_now(&self, pushes: Vec<KeyPush>) -> Vec<KeyPush> {
+        let mut pushes = pushes.into_iter();
+        let refused = pushes.find_map(|push| self.leave(push).err());
+        self.shards.iter().for_each(ShardHandle::ring);
+        refused.into_iter().chain(pushes).collect()
     }
 
     fn broadcast(&self, broadcast: Broadcast) -> Handover {
@@ -97,7 +91,60 @@ impl CometPort for Port {
     }
 }
 
+/// Where the receivers of a push are, in their order; `None` for a key that this comet does not hold.
+type Places = SmallVec<[Option<Location>; 1]>;
+
+/// One command for each shard that holds receivers, with the shard and the sends that it leads to.
+fn commands(push: &KeyPush, places: &Places) -> SmallVec<[(usize, usize, Command); 1]> {
+    let mut by_shard: SmallVec<[(usize, Targets); 1]> = SmallVec::new();
+    for place in places.iter().flatten() {
+        let shard = usize::from(place.shard);
+        match by_shard.iter_mut().find(|(of, _)| *of == shard) {
+            Some((_, targets)) => targets.push(place.connection),
+            None => by_shard.push((shard, Targets::from_elem(place.connection, 1))),
+        }
+    }
+    if by_shard.is_empty() {
+        return SmallVec::new();
+    }
+    let encoded = EncodedPush::new(&push.packet);
+    let (operation, accepted_at) = (push.operation, push.accepted_at);
+    let command = |(shard, targets): (usize, Targets)| {
+        let push = encoded.for_another_thread();
+        (shard, targets.len(), Command::Push { targets, operation, push, accepted_at })
+    };
+    by_shard.into_iter().map(command).collect()
+}
+
 impl Port {
+    fn places(&self, keys: &[SessionKey]) -> Places {
+        let places: Places = keys.iter().map(|key| self.shared.keys.find(key)).collect();
+        let unknown = places.iter().filter(|place| place.is_none()).count();
+        if unknown > 0 {
+            self.unknown_keys.add(unknown);
+        }
+        places
+    }
+
+    /// Leaves a push with the shards of its receivers without waking them, or gives it back with those receivers whose
+    /// shards have no room.
+    fn leave(&self, mut push: KeyPush) -> Result<(), KeyPush> {
+        let places = self.places(&push.keys);
+        let mut full: SmallVec<[usize; 1]> = SmallVec::new();
+        for (shard, sends, command) in commands(&push, &places) {
+            if self.shards[shard].leave(command, sends).is_err() {
+                full.push(shard);
+            }
+        }
+        if full.is_empty() {
+            return Ok(());
+        }
+        let is_full = |place: Option<Location>| place.is_some_and(|at| full.contains(&usize::from(at.shard)));
+        let mut places = places.into_iter();
+        push.keys.retain(|_| is_full(places.next().flatten()));
+        Err(push)
+    }
+
     /// Starts a broadcast on each shard, at a speed in proportion to nothing but their number: the kernel spreads
     /// connections evenly.
     fn pace(
@@ -119,7 +166,7 @@ impl Port {
     }
 
     /// Leaves the commands with their shards. As soon as one is full, the rest is left by a call that waits.
-    fn hand_over(&self, commands: impl Iterator<Item = (usize, usize, Command)>) -> Handover {
+    fn hand_over(&self, commands: impl IntoIterator<Item = (usize, usize, Command)>) -> Handover {
         let mut waiting = Vec::new();
         for (shard, sends, command) in commands {
             if !waiting.is_empty() {

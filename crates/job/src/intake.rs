@@ -12,11 +12,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use goim_ports::{
     Broadcast, CometPool, KeyPush, LogEntry, Operation, PacketBuf, PushLogReader, PushTarget, ReadError,
-    ServerId, SessionKey,
+    ServerId,
 };
 use goim_wire::batch::BatchBuilder;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use crate::at_once::{AtOnce, ToIdle};
 use crate::config::Config;
 use crate::in_flight::{InFlight, Share};
 use crate::lane::Request;
@@ -127,16 +128,37 @@ impl Intake {
         if self.read_pause.take().is_some() {
             tracing::info!("the push log can be read again");
         }
+        let mut at_once = AtOnce::default();
         for entry in entries {
             self.metrics.read(&entry.record.target);
+            let Some(entry) = at_once.take(entry, &self.lanes, &self.in_flight) else { continue };
             let assignments = self.spread(entry);
             self.assign(assignments).await;
         }
+        self.push_at_once(at_once).await;
         let mut batches = Vec::new();
         self.rooms.take_woken(Instant::now(), &mut batches);
         self.assign_batches(batches).await;
         // A log that always has more must not keep the thread from the lanes.
         tokio::task::yield_now().await;
+    }
+
+    /// Hands pushes over without a detour through lanes; what their comets cannot take now goes there.
+    async fn push_at_once(&mut self, at_once: AtOnce) {
+        for ToIdle { server, pushes, mut tickets } in at_once.into_comets() {
+            let rest = match self.pool.get(&server) {
+                Some(comet) => comet.push_now(pushes),
+                None => pushes,
+            };
+            let rest_of_tickets = tickets.split_off(tickets.len().saturating_sub(rest.len()));
+            self.metrics.delivered(tickets.len());
+            self.in_flight.finish_untold(&tickets);
+            for (push, ticket) in rest.into_iter().zip(rest_of_tickets) {
+                let share = Share::new(&self.in_flight, vec![ticket]);
+                let assignments = self.spread_keys(&server, push, &share);
+                self.assign(assignments).await;
+            }
+        }
     }
 
     /// What has to be done from time to time, cheap when there is nothing to do.
@@ -166,13 +188,9 @@ impl Intake {
             }
             PushTarget::Keys { server, keys } => {
                 let share = Share::new(&self.in_flight, vec![ticket]);
-                let push = KeyPush {
-                    keys: Vec::new(),
-                    operation,
-                    packet: raw(operation, body),
-                    accepted_at: Some(accepted_at),
-                };
-                self.spread_keys(&server, keys, &push, &share)
+                let packet = raw(operation, body);
+                let push = KeyPush { keys, operation, packet, accepted_at: Some(accepted_at) };
+                self.spread_keys(&server, push, &share)
             }
             PushTarget::All { speed } => {
                 let share = Share::new(&self.in_flight, vec![ticket]);
@@ -183,19 +201,13 @@ impl Intake {
         }
     }
 
-    fn spread_keys(
-        &self,
-        server: &ServerId,
-        keys: Vec<SessionKey>,
-        push: &KeyPush,
-        share: &Share,
-    ) -> Vec<Assignment> {
+    fn spread_keys(&self, server: &ServerId, mut push: KeyPush, share: &Share) -> Vec<Assignment> {
         if self.pool.get(server).is_none() {
             self.metrics.handed_over(Outcome::NoComet);
             tracing::debug!(%server, "push for a comet that is not known");
             return Vec::new();
         }
-        let parts = self.lanes.split(keys).into_iter();
+        let parts = self.lanes.split(std::mem::take(&mut push.keys)).into_iter();
         let part = parts.map(|(lane, keys)| {
             let request = Request::Keys(KeyPush { keys, ..push.clone() });
             Assignment { server: server.clone(), lane, request, share: share.clone() }
@@ -289,7 +301,7 @@ impl Intake {
 }
 
 /// One message as comets want it: a packet inside a batch.
-fn raw(operation: Operation, body: Bytes) -> PacketBuf {
+pub(crate) fn raw(operation: Operation, body: Bytes) -> PacketBuf {
     let mut batch = BatchBuilder::new();
     batch.push(PacketBuf::push(operation, body).as_packet());
     batch.finish()

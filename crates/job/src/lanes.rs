@@ -101,6 +101,11 @@ impl Lanes {
         }
     }
 
+    /// True when nothing that was assigned to the comet waits or is under way, and it was not given up.
+    pub(crate) fn is_idle(&self, server: &ServerId) -> bool {
+        self.comets.get(server).is_none_or(|lanes| lanes.comet.calls.is_zero() && !lanes.comet.is_down())
+    }
+
     fn lanes_to(&mut self, server: &ServerId) -> &CometLanes {
         self.comets.entry(server.clone()).or_insert_with_key(|server| {
             let (config, metrics) = (self.config.clone(), Arc::clone(&self.metrics));

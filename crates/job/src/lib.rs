@@ -3,6 +3,7 @@
 //! | module | owns |
 //! |---|---|
 //! | `intake` | the loop: reading, splitting, waiting for room, telling the log what is done |
+//! | `at_once` | pushes to keys that need no lane, since nothing is before them |
 //! | `rooms` | which messages of a room travel together, and when |
 //! | `lanes` | the queues: for each comet a few, each with a worker that makes one call after the other |
 //! | `lane` | one such worker: deadline, retries, what a failure means |
@@ -18,6 +19,7 @@
 //!   counted as undeliverable at once.
 //! - Bounds: every queue has one, and what is in flight has one in all, in records and in bytes.
 
+mod at_once;
 mod config;
 mod in_flight;
 mod intake;

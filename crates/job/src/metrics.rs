@@ -113,6 +113,11 @@ impl Metrics {
         registry.register("in_flight_bytes", "Bytes of those records", self.in_flight_bytes.clone());
     }
 
+    /// Calls that were answered on the spot.
+    pub(crate) fn delivered(&self, calls: usize) {
+        self.delivered.inc_by(calls as u64);
+    }
+
     pub(crate) fn read(&self, target: &PushTarget) {
         match target {
             PushTarget::Keys { .. } => &self.read_keys,

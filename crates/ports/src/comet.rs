@@ -17,6 +17,15 @@ pub trait CometPort: Send + Sync {
     /// operation, are passed over.
     fn push(&self, push: KeyPush) -> Call<Result<(), CometError>>;
 
+    /// Takes pushes from the front as long as that needs no wait, and gives back the others, to be made by `push` one
+    /// after the other. Of the first of those, receivers who have been served may be missing.
+    ///
+    /// A comet in the same process wakes its shards once for all of them; one over a network has nothing to gain and takes
+    /// none, which is what happens by default. Only to be called when no other call for these keys is under way.
+    fn push_now(&self, pushes: Vec<KeyPush>) -> Vec<KeyPush> {
+        pushes
+    }
+
     /// To every session that subscribed to the operation.
     fn broadcast(&self, broadcast: Broadcast) -> Call<Result<(), CometError>>;
 
