@@ -42,13 +42,17 @@ impl AtOnce {
         tickets.push(in_flight.enter(entry.position, &entry.record));
         let PushRecord { target, operation, body, accepted_at } = entry.record;
         let PushTarget::Keys { keys, .. } = target else { return None };
-        pushes.push(KeyPush { keys, operation, packet: raw(operation, body), accepted_at: Some(accepted_at) });
+        pushes.push(KeyPush {
+            keys,
+            operation,
+            packet: raw(operation, body),
+            accepted_at: Some(accepted_at),
+        });
         None
     }
 
     fn begin(&mut self, server: ServerId, lanes: &Lanes) -> &mut Way {
-        let way =
-            if lanes.is_idle(&server) { Way::AtOnce(Vec::new(), Vec::new()) } else { Way::Lanes };
+        let way = if lanes.is_idle(&server) { Way::AtOnce(Vec::new(), Vec::new()) } else { Way::Lanes };
         &mut self.comets.push_mut((server, way)).1
     }
 

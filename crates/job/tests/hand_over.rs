@@ -26,6 +26,34 @@ async fn a_push_by_key_goes_to_its_comet_as_it_was_accepted() {
     assert_eq!(rig.metric("job_records_read_total{kind=\"keys\"}"), 1.0);
 }
 
+/// What a comet takes on the spot is done; the rest follows through the lanes, each key in its order.
+#[tokio::test(start_paused = true)]
+async fn a_comet_with_nothing_before_it_takes_at_once_what_it_can() {
+    for at_once in [0, 1, 5, 9, 10, 20] {
+        let comet = Recorder::new(Mode::After(Duration::from_millis(50)));
+        comet.take_at_once([at_once]);
+        let mut rig = Rig::new(Config::default(), &[("a", &comet)]);
+        let keys = ["k1", "k2", "k3"];
+        rig.append((0..10).map(|n| to_key("a", keys[n % 3], n.to_string())).collect());
+        // What comes while calls are out goes behind them, though the comet would take it at once.
+        settle().await;
+        comet.take_at_once([100]);
+        rig.append((10..16).map(|n| to_key("a", keys[n % 3], n.to_string())).collect());
+        rig.finish().await;
+        assert_eq!(rig.done(), Some(15), "{at_once} at once");
+        assert_eq!(rig.metric("job_handovers_total{result=\"delivered\"}"), 16.0, "{at_once} at once");
+        assert_eq!(rig.metric("job_in_flight_records"), 0.0);
+        let mut by_key: HashMap<String, Vec<usize>> = HashMap::new();
+        for got in comet.got() {
+            by_key.entry(got.to).or_default().push(got.bodies[0].parse().unwrap());
+        }
+        for (index, key) in keys.into_iter().enumerate() {
+            let expected: Vec<usize> = (index..16).step_by(3).collect();
+            assert_eq!(by_key[&format!("key:{key}")], expected, "{at_once} at once, {key}");
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_push_to_many_keys_reaches_each_as_often_as_it_is_named() {
     let comet = Recorder::new(Mode::AtOnce);

@@ -190,6 +190,8 @@ struct Record {
     mode: Option<Mode>,
     calls: Vec<Got>,
     asked: usize,
+    /// Pushes that each of the next calls for many takes at once; further ones take none.
+    at_once: VecDeque<usize>,
 }
 
 /// A message that a comet took.
@@ -220,6 +222,11 @@ impl Recorder {
 
     pub(crate) fn next(&self, modes: impl IntoIterator<Item = Mode>) {
         self.state.lock().unwrap().next.extend(modes);
+    }
+
+    /// Each of the next calls that bring many pushes takes so many of them at once.
+    pub(crate) fn take_at_once(&self, counts: impl IntoIterator<Item = usize>) {
+        self.state.lock().unwrap().at_once.extend(counts);
     }
 
     /// What it took, in the order in which it took it.
@@ -269,11 +276,23 @@ fn got(to: String, packet: PacketBuf, accepted_at: Option<AcceptedAt>) -> Got {
     Got { to, bodies, operation: None, speed: None, accepted_at, packet, at: Instant::now() }
 }
 
+fn got_by_key(push: KeyPush) -> Got {
+    let keys: Vec<_> = push.keys.iter().map(|key| key.as_str()).collect();
+    let got = got(format!("key:{}", keys.join(",")), push.packet, push.accepted_at);
+    Got { operation: Some(push.operation), ..got }
+}
+
 impl CometPort for Recorder {
     fn push(&self, push: KeyPush) -> Call<Result<(), CometError>> {
-        let keys: Vec<_> = push.keys.iter().map(|key| key.as_str()).collect();
-        let got = got(format!("key:{}", keys.join(",")), push.packet, push.accepted_at);
-        self.answer(Got { operation: Some(push.operation), ..got })
+        self.answer(got_by_key(push))
+    }
+
+    fn push_now(&self, mut pushes: Vec<KeyPush>) -> Vec<KeyPush> {
+        let mut state = self.state.lock().unwrap();
+        let count = state.at_once.pop_front().unwrap_or(0).min(pushes.len());
+        let taken: Vec<Got> = pushes.drain(..count).map(got_by_key).collect();
+        state.calls.extend(taken);
+        pushes
     }
 
     fn broadcast(&self, broadcast: Broadcast) -> Call<Result<(), CometError>> {
