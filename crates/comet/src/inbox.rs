@@ -27,12 +27,7 @@ pub(crate) type Targets = SmallVec<[ConnectionId; 2]>;
 #[derive(Debug)]
 pub(crate) enum Command {
     /// To these connections, if they subscribed.
-    Push {
-        targets: Targets,
-        operation: Operation,
-        push: EncodedPush,
-        accepted_at: Option<AcceptedAt>,
-    },
+    Push { targets: Targets, operation: Operation, push: EncodedPush, accepted_at: Option<AcceptedAt> },
     /// To all in the room.
     Room { room: RoomId, operation: Operation, push: EncodedPush, accepted_at: Option<AcceptedAt> },
     /// To all that subscribed.

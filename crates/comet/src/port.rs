@@ -17,6 +17,10 @@ use crate::rooms::Holders;
 use crate::shard::Shared;
 use crate::stats::SharedCounter;
 
+/// Bytes of a push to keys that count as one send. What waits for sessions that are behind is bounded by it too: twenty thousand
+/// sends are 2.5 MB then, which is two queues of sessions.
+const BYTES_OF_A_SEND: usize = 128;
+
 /// A comet's port.
 pub(crate) struct Port {
     pub(crate) shared: Arc<Shared>,
@@ -109,9 +113,10 @@ fn commands(push: &KeyPush, places: &Places) -> SmallVec<[(usize, usize, Command
     }
     let encoded = EncodedPush::new(&push.packet);
     let (operation, accepted_at) = (push.operation, push.accepted_at);
+    let weight = push.packet.body.len().div_ceil(BYTES_OF_A_SEND).max(1);
     let command = |(shard, targets): (usize, Targets)| {
         let push = encoded.for_another_thread();
-        (shard, targets.len(), Command::Push { targets, operation, push, accepted_at })
+        (shard, targets.len().saturating_mul(weight), Command::Push { targets, operation, push, accepted_at })
     };
     by_shard.into_iter().map(command).collect()
 }

@@ -113,10 +113,12 @@ pub(crate) struct Shard {
     ring_left: u64,
     /// Commands that are staged and not yet flushed, oldest first.
     works: VecDeque<Work>,
-    /// Bytes in all outboxes, each counted up to a bound.
-    waiting_bytes: usize,
     /// The same of those that are flushed in this turn.
     works_of_turn: Vec<Work>,
+    /// Those of earlier turns whose receivers are behind, oldest first.
+    late: VecDeque<Work>,
+    /// Bytes in all outboxes, each counted up to a bound.
+    waiting_bytes: usize,
     /// Input that goes on in the next turn.
     resumed: Vec<u32>,
     /// Something was staged, or a connection ended, since memory was given back; when for the last time.
@@ -175,6 +177,7 @@ impl Shard {
             works: VecDeque::new(),
             waiting_bytes: 0,
             works_of_turn: Vec::new(),
+            late: VecDeque::new(),
             resumed: Vec::new(),
             traffic_seen: None,
             connections_peak: 0,
@@ -269,7 +272,8 @@ impl Shard {
         let pace =
             if self.paced.is_empty() && self.draining.is_none() { SLEEP_MAX } else { fanout::PACE_TICK };
         let accept = self.accept_paused_until.map_or(SLEEP_MAX, |until| self.now.until(until));
-        let pace = if self.works.is_empty() { pace } else { pace.min(fanout::PACE_TICK) };
+        let pace =
+            if self.works.is_empty() && self.late.is_empty() { pace } else { pace.min(fanout::PACE_TICK) };
         let quiet = self.traffic_seen.map_or(SLEEP_MAX, |seen| self.now.until(seen.after(QUIET)));
         timers.min(pace).min(accept).min(quiet).min(SLEEP_MAX)
     }
@@ -398,6 +402,8 @@ impl Shard {
             self.urgent = Vec::new();
             self.ring = VecDeque::new();
             self.works = VecDeque::new();
+            self.works_of_turn = Vec::new();
+            self.late = VecDeque::new();
             self.resumed.shrink_to_fit();
             self.receivers = Vec::new();
             self.gather = Vec::new();

@@ -23,6 +23,9 @@ const WAITING_BYTES_MIN: usize = 4 * 1024 * 1024;
 /// What one session counts for at most among the bytes that wait: a few slow readers, whatever waits for them, hold nobody
 /// up.
 const WAITING_BYTES_COUNTED: usize = 8 * 1024;
+/// Bytes of pushes that wait for a session from which on it is behind what is published to it. A quarter of the queue's bound
+/// is enough where that is less.
+const BEHIND_BYTES: usize = 64 * 1024;
 /// How long a command counts as not over because sockets are full: after that the sessions' own queues and policies have
 /// the word, so that peers that have died together hold nobody up for longer.
 const FULL_PATIENCE: Duration = Duration::from_secs(1);
@@ -33,6 +36,8 @@ pub(super) struct Work {
     until: u64,
     began: Moment,
     accepted_at: Option<AcceptedAt>,
+    /// The last receiver, when all that took the message were behind when they did.
+    behind: Option<ConnectionId>,
     _sends: Sends,
 }
 
@@ -50,7 +55,20 @@ enum Stage {
 struct Sent {
     packets: usize,
     bytes: usize,
+    /// How many of the receivers are behind, and the last of them.
+    behind: usize,
+    last_behind: Option<ConnectionId>,
 }
+
+impl Sent {
+    /// The last receiver, if all that took the message are behind.
+    fn all_behind(&self) -> Option<ConnectionId> {
+        self.last_behind.filter(|_| self.behind == self.packets)
+    }
+}
+
+/// Where the receivers of a command were staged, and what [`Work::behind`] is to say.
+type Staged = (Stage, Option<ConnectionId>);
 
 /// A broadcast that goes out at a speed. New sessions may come while it does; they are not for it.
 pub(super) struct PacedBroadcast {
@@ -69,7 +87,7 @@ impl Shard {
     pub(super) fn take_command(&mut self, queued: Queued) {
         let Queued { command, sends } = queued;
         self.traffic_seen = Some(self.now);
-        let (stage, accepted_at) = match command {
+        let ((stage, behind), accepted_at) = match command {
             Command::Push { targets, operation, push, accepted_at } => {
                 (self.send_to(&targets, operation, &push), accepted_at)
             }
@@ -85,7 +103,7 @@ impl Shard {
             }
         };
         let until = self.ring_left + self.ring.len() as u64;
-        let work = Work { until, began: self.now, accepted_at, _sends: sends };
+        let work = Work { until, began: self.now, accepted_at, behind, _sends: sends };
         match stage {
             Stage::Urgent => self.works_of_turn.push(work),
             Stage::Ring => self.works.push_back(work),
@@ -94,9 +112,7 @@ impl Shard {
 
     /// Sees which commands are over: their latency is counted, and others may come in their place.
     pub(super) fn end_works(&mut self) {
-        while let Some(work) = self.works_of_turn.pop() {
-            self.count_latency(work.accepted_at);
-        }
+        self.end_urgent_works();
         let sockets_are_full = self.sockets_are_full();
         while let Some(work) = self.works.front().filter(|work| work.until <= self.ring_left) {
             if sockets_are_full && self.now < work.began.after(FULL_PATIENCE) {
@@ -105,6 +121,35 @@ impl Shard {
             let accepted_at = self.works.pop_front().and_then(|work| work.accepted_at);
             self.count_latency(accepted_at);
         }
+    }
+
+    /// A push to few is over when it is flushed, unless all its receivers are behind still: who publishes to them faster than
+    /// they read has to wait, or their queues would run over. A session that does not read at all holds others up for little
+    /// and once: what its queue takes is all that can be late for it, and then its policy has the word.
+    fn end_urgent_works(&mut self) {
+        while self.late.front().is_some_and(|work| !self.is_late(work)) {
+            let accepted_at = self.late.pop_front().and_then(|work| work.accepted_at);
+            self.count_latency(accepted_at);
+        }
+        let mut works = std::mem::take(&mut self.works_of_turn);
+        for work in works.drain(..) {
+            if self.is_late(&work) {
+                self.late.push_back(work);
+            } else {
+                self.count_latency(work.accepted_at);
+            }
+        }
+        self.works_of_turn = works;
+    }
+
+    fn is_late(&self, work: &Work) -> bool {
+        let Some(slot) = work.behind.and_then(|receiver| self.find(receiver)) else { return false };
+        self.now < work.began.after(FULL_PATIENCE) && self.is_behind(slot)
+    }
+
+    fn is_behind(&self, slot: u32) -> bool {
+        let waiting = self.connections[slot].session.outbox().push_bytes();
+        waiting > BEHIND_BYTES.min(self.shared.config.send.queue_bytes_max / 4)
     }
 
     /// True when much waits for many sessions: then it is not some slow readers that must not hold up the others, but the
@@ -125,7 +170,7 @@ impl Shard {
         }
     }
 
-    fn send_to(&mut self, targets: &[ConnectionId], operation: Operation, push: &EncodedPush) -> Stage {
+    fn send_to(&mut self, targets: &[ConnectionId], operation: Operation, push: &EncodedPush) -> Staged {
         let limit = queue_limit(&self.shared.config, operation);
         let stage = if targets.len() <= URGENT_MAX { Stage::Urgent } else { Stage::Ring };
         let mut sent = Sent::default();
@@ -139,29 +184,29 @@ impl Shard {
             }
         }
         self.stats.packets_out(operation, sent.packets, sent.bytes);
-        stage
+        (stage, sent.all_behind())
     }
 
-    fn send_to_room(&mut self, room: &RoomId, operation: Operation, push: &EncodedPush) -> Stage {
+    fn send_to_room(&mut self, room: &RoomId, operation: Operation, push: &EncodedPush) -> Staged {
         let mut receivers = std::mem::take(&mut self.receivers);
         receivers.clear();
         receivers.extend_from_slice(self.rooms.members(room));
-        let stage = self.send_to_many(&receivers, operation, push);
+        let staged = self.send_to_many(&receivers, operation, push);
         self.receivers = receivers;
-        stage
+        staged
     }
 
-    fn send_to_all(&mut self, operation: Operation, push: &EncodedPush) -> Stage {
+    fn send_to_all(&mut self, operation: Operation, push: &EncodedPush) -> Staged {
         let mut receivers = std::mem::take(&mut self.receivers);
         receivers.clear();
         let wanting = self.connections.iter().filter(|(_, connection)| connection.session.accepts(operation));
         receivers.extend(wanting.map(|(slot, _)| slot));
-        let stage = self.send_to_many(&receivers, operation, push);
+        let staged = self.send_to_many(&receivers, operation, push);
         self.receivers = receivers;
-        stage
+        staged
     }
 
-    fn send_to_many(&mut self, receivers: &[u32], operation: Operation, push: &EncodedPush) -> Stage {
+    fn send_to_many(&mut self, receivers: &[u32], operation: Operation, push: &EncodedPush) -> Staged {
         let limit = queue_limit(&self.shared.config, operation);
         let stage = if receivers.len() <= URGENT_MAX { Stage::Urgent } else { Stage::Ring };
         let mut sent = Sent::default();
@@ -169,7 +214,7 @@ impl Shard {
             self.deliver_counted(slot, push, limit, stage, &mut sent);
         }
         self.stats.packets_out(operation, sent.packets, sent.bytes);
-        stage
+        (stage, sent.all_behind())
     }
 
     fn deliver_counted(
@@ -183,6 +228,11 @@ impl Shard {
         if self.deliver(slot, push, limit, stage) {
             sent.packets += 1;
             sent.bytes += push.len(self.transport_of(slot));
+            if stage == Stage::Urgent && self.is_behind(slot) {
+                let generation = self.connections[slot].generation;
+                sent.behind += 1;
+                sent.last_behind = Some(ConnectionId { slot, generation });
+            }
         }
     }
 
