@@ -31,7 +31,7 @@ use crate::connection::{Connection, ConnectionId};
 use crate::inbox::{self, InboxBounds};
 use crate::port::Port;
 use crate::shard::{Shard, Shared, WAKE};
-use crate::stats::{ShardStats, SharedCounter};
+use crate::stats::ShardStats;
 
 /// A connection that the harness has opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -79,6 +79,7 @@ impl Harness {
             logic,
             runtime: runtime.handle().clone(),
             keys: crate::key_index::KeyIndex::new(),
+            unknown_keys: Arc::default(),
             addresses,
             census: Arc::new(crate::rooms::Census::new()),
             certificates: None,
@@ -90,7 +91,7 @@ impl Harness {
         let waker = mio::Waker::new(poll.registry(), WAKE)?;
         let stats = Arc::new(ShardStats::default());
         let (handle, inbox) = inbox::inbox(waker, bounds, stats.inbox_depth.clone());
-        let unknown_keys = Arc::new(SharedCounter::default());
+        let unknown_keys = shared.unknown_keys.clone();
         let port = Port { shared: shared.clone(), shards: vec![handle.clone()], pacing, unknown_keys };
         let shard = Shard::by_hand(shared.clone(), handle, stats.clone(), poll, inbox)?;
         Ok(Self {

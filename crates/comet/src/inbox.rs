@@ -13,7 +13,7 @@ use std::sync::{Arc, mpsc as std_mpsc};
 use std::time::Duration;
 
 use bytes::Bytes;
-use goim_ports::{Accepted, AcceptedAt, ConnectError, LogicError, Operation, RoomId};
+use goim_ports::{Accepted, AcceptedAt, ConnectError, LogicError, Operation, RoomId, SessionKey};
 use goim_session::EncodedPush;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
@@ -23,16 +23,27 @@ use crate::connection::ConnectionId;
 #[derive(Debug)]
 pub(crate) enum Command {
     /// To these connections, if they subscribed.
-    Push {
-        targets: Vec<ConnectionId>,
+    Push { targets: Targets, operation: Operation, push: EncodedPush, accepted_at: Option<AcceptedAt> },
+    /// To all in the room.
+    Room {
+        room: RoomId,
+        /// Of the room's name, by the census.
+        hash: u64,
         operation: Operation,
         push: EncodedPush,
         accepted_at: Option<AcceptedAt>,
     },
-    /// To all in the room.
-    Room { room: RoomId, operation: Operation, push: EncodedPush, accepted_at: Option<AcceptedAt> },
     /// To all that subscribed.
     Broadcast { operation: Operation, push: EncodedPush, pace: Option<Pace>, accepted_at: Option<AcceptedAt> },
+}
+
+/// The connections that a push is for.
+#[derive(Debug)]
+pub(crate) enum Targets {
+    /// Looked up already.
+    Connections(Vec<ConnectionId>),
+    /// Those with these keys: the shard looks them up, many at a time.
+    Keys(Vec<SessionKey>),
 }
 
 /// A broadcast that is not to go out in one burst.

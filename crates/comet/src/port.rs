@@ -9,8 +9,8 @@ use goim_wire::batch;
 use tokio::sync::Semaphore;
 
 use crate::connection::ConnectionId;
-use crate::inbox::{Command, Pace, Refused, ShardHandle};
-use crate::rooms::Holders;
+use crate::inbox::{Command, Pace, Refused, ShardHandle, Targets};
+use crate::rooms::{Holders, SMALL_ROOM_MAX};
 use crate::shard::Shared;
 use crate::stats::SharedCounter;
 
@@ -28,6 +28,9 @@ type Handover = Call<Result<(), CometError>>;
 
 impl CometPort for Port {
     fn push(&self, push: KeyPush) -> Handover {
+        if self.shards.len() == 1 {
+            return self.push_unresolved(push);
+        }
         let mut targets: Vec<Vec<ConnectionId>> = vec![Vec::new(); self.shards.len()];
         for key in &push.keys {
             match self.shared.keys.find(key) {
@@ -43,7 +46,12 @@ impl CometPort for Port {
             (
                 shard,
                 sends,
-                Command::Push { targets, operation, push: encoded.for_another_thread(), accepted_at },
+                Command::Push {
+                    targets: Targets::Connections(targets),
+                    operation,
+                    push: encoded.for_another_thread(),
+                    accepted_at,
+                },
             )
         }))
     }
@@ -77,7 +85,12 @@ impl CometPort for Port {
     }
 
     fn push_room(&self, push: RoomPush) -> Handover {
-        let Holders { shards, here } = self.shared.census.holders(&push.room);
+        let hash = self.shared.census.hash(push.room.as_str());
+        let census = &self.shared.census;
+        // With one shard there is nothing to find out but how large the room is: it looks rooms up itself, many at a time.
+        let small = Holders { shards: 1, here: SMALL_ROOM_MAX };
+        let alone = self.shards.len() == 1 && !census.may_be_large(hash);
+        let Holders { shards, here } = if alone { small } else { census.holders(hash, &push.room) };
         if shards == 0 {
             return Call::Ready(Ok(()));
         }
@@ -88,7 +101,8 @@ impl CometPort for Port {
         let holders = (0..self.shards.len()).filter(|shard| shards & (1 << (shard % 64)) != 0);
         self.hand_over(holders.map(|shard| {
             let (room, accepted_at) = (push.room.clone(), push.accepted_at);
-            (shard, sends, Command::Room { room, operation, push: encoded.for_another_thread(), accepted_at })
+            let push = encoded.for_another_thread();
+            (shard, sends, Command::Room { room, hash, operation, push, accepted_at })
         }))
     }
 
@@ -98,6 +112,19 @@ impl CometPort for Port {
 }
 
 impl Port {
+    /// Leaves a push with the only shard. Keys are looked up there, many at a time: one by one each look-up would wait
+    /// for memory several times over.
+    fn push_unresolved(&self, push: KeyPush) -> Handover {
+        let KeyPush { keys, operation, packet, accepted_at } = push;
+        if keys.is_empty() {
+            return Call::Ready(Ok(()));
+        }
+        let (sends, encoded) = (keys.len(), EncodedPush::new(&packet));
+        let targets = Targets::Keys(keys);
+        let command = Command::Push { targets, operation, push: encoded, accepted_at };
+        self.hand_over(std::iter::once((0, sends, command)))
+    }
+
     /// Starts a broadcast on each shard, at a speed in proportion to nothing but their number: the kernel spreads
     /// connections evenly.
     fn pace(

@@ -142,3 +142,39 @@ fn the_clock_ends_sessions_without_a_heartbeat_and_no_others() {
     );
     assert_eq!(written_by(&mut harness, |harness| assert!(harness.heartbeat(alive))), (1, 20));
 }
+
+#[test]
+fn among_thousands_every_push_arrives_once_and_nothing_reaches_who_has_left() {
+    let mut harness = start();
+    let keys: Vec<String> = (0..5000).map(|session| format!("k{session}")).collect();
+    let opened: Vec<Opened> = keys.iter().map(|key| open(&mut harness, key)).collect();
+    for (session, opened) in opened.iter().enumerate() {
+        assert!(harness.change_room(*opened, if session < 3000 { "many" } else { "few" }));
+        assert!(session < 4990 || harness.change_room(*opened, &format!("own {session}")));
+    }
+    harness.settle();
+    for leaving in &opened[2000..3000] {
+        assert!(harness.end(*leaving));
+    }
+    let room = |room: &str| RoomPush { room: room.into(), packet: packet(1000), accepted_at: None };
+    for (what, rooms, receivers) in [
+        ("a large room", &["many"][..], 2000),
+        ("rooms of one", &["own 4990", "own 4999", "own 4991"], 3),
+        ("a room that is not there", &["own 1", "own 4990"], 1),
+        ("all sorts", &["few", "own 4995", "many", "none"], 1990 + 1 + 2000),
+    ] {
+        let written = written_by(&mut harness, |harness| {
+            assert!(rooms.iter().all(|name| harness.push_room(room(name))));
+        });
+        assert_eq!(written.0, receivers, "{what}");
+    }
+    // More in one turn than is looked up at once, one by one and together, between pushes to rooms.
+    let written = written_by(&mut harness, |harness| {
+        assert!(keys[..100].iter().all(|key| harness.push(push(&[key], 1000))));
+        assert!(harness.push_room(room("own 4992")));
+        let many: Vec<&str> = keys[1900..2100].iter().map(String::as_str).collect();
+        assert!(harness.push(push(&many, 1000)));
+        assert!(harness.push(push(&["nobody", &keys[4999], "nobody else"], 1000)));
+    });
+    assert_eq!(written.0, 100 + 1 + 100 + 1);
+}

@@ -1,0 +1,123 @@
+//! Looking at many things shortly before they are dealt with, so that they come from memory at once.
+//!
+//! With a million sessions hardly anything of the next one is in a cache. Dealt with one by one, each waits for memory
+//! several times over, and the processor cannot look far enough ahead to begin with the next. A short loop that only looks
+//! has many of them on their way from memory at once. So work on many goes in blocks: look at a block, then do it.
+
+use std::hint::black_box;
+
+use goim_ports::SessionKey;
+use smallvec::SmallVec;
+
+use super::Shard;
+use crate::connection::ConnectionId;
+use crate::inbox::{Command, Queued, Targets};
+use crate::key_index::Location;
+
+/// Connections looked at before the first of them is dealt with: more than the processor has loads under way, few enough
+/// to stay in its nearest caches until their turn.
+pub(crate) const BLOCK: usize = 64;
+/// Shards of up to so many connections lie in the caches whole, some 200 bytes each and what hangs on it: there, looking
+/// would cost some nanoseconds for each connection and bring nothing.
+const CACHED_MAX: usize = 2048;
+
+impl Shard {
+    fn is_cached(&self) -> bool {
+        self.connections.len() <= CACHED_MAX
+    }
+
+    /// Looks at connections that are to be written to.
+    pub(super) fn foresee(&self, slots: &[u32]) {
+        if !self.is_cached() {
+            self.look_at_all(slots.iter().copied());
+        }
+    }
+
+    /// Looks at the connections that are flushed next in the ring.
+    pub(super) fn foresee_ring(&self) {
+        if !self.is_cached() {
+            self.look_at_all(self.ring.iter().copied().take(BLOCK));
+        }
+    }
+
+    /// Finds the connections of pushes by key, and looks at them and at the members of rooms.
+    pub(super) fn look_up(&mut self, commands: &mut [Queued]) {
+        if self.is_cached() {
+            return;
+        }
+        self.look_at_rooms(commands);
+        let keys: SmallVec<[&SessionKey; BLOCK]> =
+            commands.iter().filter_map(|queued| keys_of(&queued.command)).flatten().collect();
+        if keys.is_empty() {
+            return;
+        }
+        let mut found = Vec::with_capacity(keys.len());
+        self.find_all(&keys, &mut found);
+        drop(keys);
+        let mut found = found.into_iter();
+        for queued in commands {
+            if let Command::Push { targets, .. } = &mut queued.command
+                && let Targets::Keys(keys) = targets
+            {
+                let located = found.by_ref().take(keys.len());
+                *targets = Targets::Connections(self.here(located));
+            }
+        }
+    }
+
+    /// The connections that a push is for.
+    pub(super) fn located(&self, targets: Targets) -> Vec<ConnectionId> {
+        match targets {
+            Targets::Connections(connections) => connections,
+            Targets::Keys(keys) => self.here(keys.iter().map(|key| self.shared.keys.find(key))),
+        }
+    }
+
+    /// Those that were found on this shard; the others are counted.
+    fn here(&self, found: impl Iterator<Item = Option<Location>>) -> Vec<ConnectionId> {
+        let here = found.filter_map(|location| {
+            let here = location.filter(|location| usize::from(location.shard) == self.index);
+            if here.is_none() {
+                self.shared.unknown_keys.add(1);
+            }
+            here.map(|location| location.connection)
+        });
+        here.collect()
+    }
+
+    fn find_all(&self, keys: &[&SessionKey], found: &mut Vec<Option<Location>>) {
+        let probably =
+            |locations: &[Location]| self.look_at_all(locations.iter().map(|at| at.connection.slot));
+        self.shared.keys.find_all(keys, probably, found);
+    }
+
+    fn look_at_rooms(&mut self, commands: &[Queued]) {
+        let hashes: SmallVec<[u64; BLOCK]> = commands
+            .iter()
+            .filter_map(|queued| match queued.command {
+                Command::Room { hash, .. } => Some(hash),
+                _ => None,
+            })
+            .collect();
+        if hashes.is_empty() {
+            return;
+        }
+        let mut members = std::mem::take(&mut self.receivers);
+        members.clear();
+        self.rooms.look_ahead(&hashes, &mut members);
+        self.look_at_all(members.iter().copied());
+        self.receivers = members;
+    }
+
+    fn look_at_all(&self, slots: impl Iterator<Item = u32>) {
+        let looked = slots.filter_map(|slot| self.connections.get(slot));
+        black_box(looked.fold(0, |seen, connection| seen ^ connection.glance()));
+    }
+}
+
+fn keys_of(command: &Command) -> Option<&[SessionKey]> {
+    match command {
+        Command::Push { targets: Targets::Keys(keys), .. } => Some(keys),
+        _ => None,
+    }
+}
