@@ -125,6 +125,11 @@ impl Connection {
         flags.iter().fold(self.generation, |seen, flag| seen << 1 ^ u32::from(*flag))
     }
 
+    /// The same for what comes in.
+    pub(crate) fn glance_for_input(&self) -> u32 {
+        self.glance() ^ self.touch_after.0 as u32 ^ self.session.deadline().0 as u32
+    }
+
     /// The client's address.
     pub(crate) fn remote(&self) -> IpAddr {
         self.remote.to_canonical()

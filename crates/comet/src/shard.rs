@@ -232,7 +232,12 @@ impl Shard {
                 self.take_input(resumed);
             }
         }
-        for event in events {
+        let mut ahead = events.iter();
+        for (nth, event) in events.iter().enumerate() {
+            if nth % BLOCK == 0 {
+                self.foresee_events(ahead.clone().take(BLOCK));
+                ahead.nth(BLOCK - 1);
+            }
             match event.token() {
                 WAKE => {}
                 token if self.is_listener(token) => self.listener_ready(token),

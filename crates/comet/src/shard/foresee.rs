@@ -7,6 +7,7 @@
 use std::hint::black_box;
 
 use goim_ports::SessionKey;
+use mio::event::Event;
 use smallvec::SmallVec;
 
 use super::Shard;
@@ -38,6 +39,23 @@ impl Shard {
         if !self.is_cached() {
             self.look_at_all(self.ring.iter().copied().take(BLOCK));
         }
+    }
+
+    /// Looks at connections that have input, and at the rooms whose counts they may ask for.
+    pub(super) fn foresee_input(&self, slots: impl Iterator<Item = u32> + Clone) {
+        if self.is_cached() || slots.clone().nth(1).is_none() {
+            return;
+        }
+        let connections = slots.filter_map(|slot| self.connections.get(slot));
+        black_box(connections.clone().fold(0, |seen, connection| seen ^ connection.glance_for_input()));
+        let memberships = connections.filter_map(|connection| connection.membership);
+        black_box(memberships.fold(0, |seen, membership| seen ^ self.rooms.online(membership)));
+    }
+
+    /// The same for what a poll has found.
+    pub(super) fn foresee_events<'a>(&self, events: impl Iterator<Item = &'a Event> + Clone) {
+        let connections = events.map(Event::token).filter(|token| self.is_connection(*token));
+        self.foresee_input(connections.map(|token| token.0 as u32));
     }
 
     /// Finds the connections of pushes by key, and looks at them and at the members of rooms.
