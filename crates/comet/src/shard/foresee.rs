@@ -21,6 +21,8 @@ pub(crate) const BLOCK: usize = 64;
 /// Shards of up to so many connections lie in the caches whole, some 200 bytes each and what hangs on it: there, looking
 /// would cost some nanoseconds for each connection and bring nothing.
 const CACHED_MAX: usize = 2048;
+/// Slots up to so far apart are neighbours.
+const NEIGHBOUR_MAX: u32 = 4;
 
 impl Shard {
     fn is_cached(&self) -> bool {
@@ -29,15 +31,16 @@ impl Shard {
 
     /// Looks at connections that are to be written to.
     pub(super) fn foresee(&self, slots: &[u32]) {
-        if !self.is_cached() {
+        if !self.is_cached() && !is_run(slots.iter().copied()) {
             self.look_at_all(slots.iter().copied());
         }
     }
 
     /// Looks at the connections that are flushed next in the ring.
     pub(super) fn foresee_ring(&self) {
-        if !self.is_cached() {
-            self.look_at_all(self.ring.iter().copied().take(BLOCK));
+        let next = self.ring.iter().copied().take(BLOCK);
+        if !self.is_cached() && !is_run(next.clone()) {
+            self.look_at_all(next);
         }
     }
 
@@ -131,6 +134,12 @@ impl Shard {
         let looked = slots.filter_map(|slot| self.connections.get(slot));
         black_box(looked.fold(0, |seen, connection| seen ^ connection.glance()));
     }
+}
+
+/// True when nearly all slots lie beside the one before: the processor foresees these itself.
+fn is_run(slots: impl Iterator<Item = u32> + Clone) -> bool {
+    let steps = slots.clone().zip(slots.skip(1));
+    steps.filter(|(slot, next)| slot.abs_diff(*next) > NEIGHBOUR_MAX).count() <= BLOCK / 8
 }
 
 fn keys_of(command: &Command) -> Option<&[SessionKey]> {
