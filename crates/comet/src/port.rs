@@ -88,6 +88,7 @@ impl CometPort for Port {
         let hash = self.shared.census.hash(push.room.as_str());
         let census = &self.shared.census;
         // With one shard there is nothing to find out but how large the room is: it looks rooms up itself, many at a time.
+        // A small room, or one that is not there, takes the sends of the largest small one.
         let small = Holders { shards: 1, here: SMALL_ROOM_MAX };
         let alone = self.shards.len() == 1 && !census.may_be_large(hash);
         let Holders { shards, here } = if alone { small } else { census.holders(hash, &push.room) };
