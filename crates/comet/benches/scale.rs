@@ -1,7 +1,7 @@
 //! What sessions cost a shard when there are a million of them: each operation on a shard of 1,000 sessions and on one of
 //! many, by turns in the same seconds, through `goim_comet::harness`.
 //!
-//! `cargo bench -p goim-comet --features harness --bench scale -- [--sessions N] [--repeat N] [--json FILE]`
+//! `cargo bench -p goim-comet --features harness --bench scale -- [--sessions N] [--repeat N] [--only WORD] [--json FILE]`
 //!
 //! Times are those of the thread's processor clock. Requests are made anew for each push, as a publisher's are: nothing of
 //! a receiver is in a cache because the benchmark has just touched it. Not here: what is measured over sockets (`goim bench`).
@@ -37,21 +37,24 @@ const ROUNDS: usize = 21;
 struct Arguments {
     sessions: usize,
     repeat: usize,
+    /// Only operations on rooms of one whose name has this in it.
+    only: Option<String>,
     json: Option<String>,
 }
 
 fn arguments() -> Result<Arguments, Box<dyn Error>> {
-    let mut found = Arguments { sessions: 1_000_000, repeat: 5, json: None };
+    let mut found = Arguments { sessions: 1_000_000, repeat: 5, only: None, json: None };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
         match word.as_str() {
             "--sessions" => found.sessions = value()?.parse()?,
             "--repeat" => found.repeat = value()?.parse()?,
+            "--only" => found.only = Some(value()?),
             "--json" => found.json = Some(value()?),
             // Cargo's own.
             "--bench" => {}
-            _ => return Err(format!("{word}: only --sessions, --repeat and --json are known").into()),
+            _ => return Err(format!("{word}: only --sessions, --repeat, --only and --json are known").into()),
         }
     }
     if found.sessions < FEW || found.repeat == 0 {
@@ -61,10 +64,12 @@ fn arguments() -> Result<Arguments, Box<dyn Error>> {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let Arguments { sessions, repeat, json } = arguments()?;
+    let Arguments { sessions, repeat, only, json } = arguments()?;
     let mut report = Report::new(sessions, FEW, repeat);
-    rooms_of_one(sessions, repeat, &mut report)?;
-    one_room(sessions, repeat, &mut report)?;
+    rooms_of_one(sessions, repeat, only.as_deref(), &mut report)?;
+    if only.is_none() {
+        one_room(sessions, repeat, &mut report)?;
+    }
     println!("{}", report.table());
     if let Some(file) = json {
         std::fs::write(&file, report.json())
@@ -74,7 +79,12 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// Each session in a room of its own: memory, pushes to one, heartbeats.
-fn rooms_of_one(sessions: usize, repeat: usize, report: &mut Report) -> Result<(), Box<dyn Error>> {
+fn rooms_of_one(
+    sessions: usize,
+    repeat: usize,
+    only: Option<&str>,
+    report: &mut Report,
+) -> Result<(), Box<dyn Error>> {
     let mut small = World::new(FEW, Rooms::None)?;
     small.move_all(Rooms::Own);
     let start = resident_bytes()?;
@@ -91,7 +101,10 @@ fn rooms_of_one(sessions: usize, repeat: usize, report: &mut Report) -> Result<(
     report.bytes("room of one, RSS", each(opened, moved));
     report.bytes("room of one, sum of the sizes of its parts", World::room_bytes() as f64);
 
-    let mut pair = |name, operation: fn(&mut World, usize) -> u64| {
+    let mut pair = |name: &str, operation: fn(&mut World, usize) -> u64| {
+        if only.is_some_and(|only| !name.contains(only)) {
+            return;
+        }
         let (ops, each) = (OPERATIONS, OPERATIONS as f64);
         let paired = Paired::sample(repeat, || {
             (operation(&mut small, ops) as f64 / each, operation(&mut large, ops) as f64 / each)
@@ -107,6 +120,9 @@ fn rooms_of_one(sessions: usize, repeat: usize, report: &mut Report) -> Result<(
     pair("heartbeat, one in a turn", |world, ops| world.heartbeats(ops, 1));
     pair("heartbeat, 64 in a turn", |world, ops| world.heartbeats(ops, TOGETHER));
 
+    if only.is_some() {
+        return large.check();
+    }
     let steps = (HEARTBEAT.as_millis() / STEP.as_millis()) as usize;
     let shares: Vec<f64> = (0..ROUNDS)
         .map(|_| {

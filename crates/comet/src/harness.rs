@@ -30,8 +30,8 @@ use crate::config::Config;
 use crate::connection::{Connection, ConnectionId};
 use crate::inbox::{self, InboxBounds};
 use crate::port::Port;
-use crate::shard::{Shard, Shared, WAKE};
-use crate::stats::{ShardStats, SharedCounter};
+use crate::shard::{BLOCK, Shard, Shared, WAKE};
+use crate::stats::ShardStats;
 
 /// A connection that the harness has opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -79,6 +79,7 @@ impl Harness {
             logic,
             runtime: runtime.handle().clone(),
             keys: crate::key_index::KeyIndex::new(),
+            unknown_keys: Arc::default(),
             addresses,
             census: Arc::new(crate::rooms::Census::new()),
             certificates: None,
@@ -90,7 +91,7 @@ impl Harness {
         let waker = mio::Waker::new(poll.registry(), WAKE)?;
         let stats = Arc::new(ShardStats::default());
         let (handle, inbox) = inbox::inbox(waker, bounds, stats.inbox_depth.clone());
-        let unknown_keys = Arc::new(SharedCounter::default());
+        let unknown_keys = shared.unknown_keys.clone();
         let port = Port { shared: shared.clone(), shards: vec![handle.clone()], pacing, unknown_keys };
         let shard = Shard::by_hand(shared.clone(), handle, stats.clone(), poll, inbox)?;
         Ok(Self {
@@ -119,22 +120,28 @@ impl Harness {
         self.shard.end_by_hand(connection.0)
     }
 
-    /// A heartbeat packet comes. False when the connection is gone.
-    pub fn heartbeat(&mut self, connection: Opened) -> bool {
-        self.receive(connection, Operation::HEARTBEAT, &[])
+    /// A heartbeat packet comes on each of these connections. Gives how many of them are there.
+    pub fn heartbeat(&mut self, connections: &[Opened]) -> usize {
+        self.receive(connections, Operation::HEARTBEAT, &[])
     }
 
-    /// A packet comes that asks to move to another room; an empty name leaves. False when the connection is gone.
-    pub fn change_room(&mut self, connection: Opened, room: &str) -> bool {
-        self.receive(connection, Operation::CHANGE_ROOM, room.as_bytes())
+    /// The same with a packet that asks to move to another room; an empty name leaves.
+    pub fn change_room(&mut self, connections: &[Opened], room: &str) -> usize {
+        self.receive(connections, Operation::CHANGE_ROOM, room.as_bytes())
     }
 
-    /// A packet comes. False when the connection is gone.
-    pub fn receive(&mut self, connection: Opened, operation: Operation, body: &[u8]) -> bool {
-        self.lay_ready(operation, body);
-        let was_there = self.shard.readable_by_hand(connection.0);
+    /// A packet comes on each of these connections, as one poll would tell it. Gives how many of them are there.
+    pub fn receive(&mut self, connections: &[Opened], operation: Operation, body: &[u8]) -> usize {
+        let mut there = 0;
+        for block in connections.chunks(BLOCK) {
+            self.shard.foresee_by_hand(block.iter().map(|opened| opened.0));
+            for opened in block {
+                self.lay_ready(operation, body);
+                there += usize::from(self.shard.readable_by_hand(opened.0));
+            }
+        }
         wire::clear();
-        was_there
+        there
     }
 
     fn lay_ready(&mut self, operation: Operation, body: &[u8]) {

@@ -13,15 +13,12 @@ use std::sync::{Arc, mpsc as std_mpsc};
 use std::time::Duration;
 
 use bytes::Bytes;
-use goim_ports::{Accepted, AcceptedAt, ConnectError, LogicError, Operation, RoomId};
+use goim_ports::{Accepted, AcceptedAt, ConnectError, LogicError, Operation, RoomId, SessionKey};
 use goim_session::EncodedPush;
 use smallvec::SmallVec;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::connection::ConnectionId;
-
-/// The receivers of a push to keys; mostly one.
-pub(crate) type Targets = SmallVec<[ConnectionId; 2]>;
 
 /// Something to send, from outside.
 #[derive(Debug)]
@@ -29,9 +26,28 @@ pub(crate) enum Command {
     /// To these connections, if they subscribed.
     Push { targets: Targets, operation: Operation, push: EncodedPush, accepted_at: Option<AcceptedAt> },
     /// To all in the room.
-    Room { room: RoomId, operation: Operation, push: EncodedPush, accepted_at: Option<AcceptedAt> },
+    Room {
+        room: RoomId,
+        /// Of the room's name, by the census.
+        hash: u64,
+        operation: Operation,
+        push: EncodedPush,
+        accepted_at: Option<AcceptedAt>,
+    },
     /// To all that subscribed.
     Broadcast { operation: Operation, push: EncodedPush, pace: Option<Pace>, accepted_at: Option<AcceptedAt> },
+}
+
+/// Connections that a push is for; mostly one.
+pub(crate) type Located = SmallVec<[ConnectionId; 2]>;
+
+/// The receivers of a push to keys.
+#[derive(Debug)]
+pub(crate) enum Targets {
+    /// Looked up already.
+    Connections(Located),
+    /// Those with these keys: the shard looks them up, many at a time.
+    Keys(Vec<SessionKey>),
 }
 
 /// A broadcast that is not to go out in one burst.

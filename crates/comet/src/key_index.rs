@@ -8,13 +8,18 @@
 //! table as *departing* until logic has answered; a newcomer that meets such an entry, or that sees that any farewell
 //! was finished while its own greeting was under way, tells logic once more that it is there.
 
-use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
+use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use goim_ports::SessionKey;
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry as Place;
+use smallvec::SmallVec;
 
 use crate::connection::ConnectionId;
+use crate::shard::BLOCK;
 
 /// Locks. Keys are spread over them by their hash.
 const STRIPES: usize = 64;
@@ -28,8 +33,9 @@ pub(crate) struct Location {
     pub(crate) connection: ConnectionId,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Entry {
+    key: SessionKey,
     location: Location,
     /// The connection has ended; logic is being told.
     departing: bool,
@@ -48,8 +54,8 @@ pub(crate) struct Entered {
 
 /// The table.
 pub(crate) struct KeyIndex {
-    stripes: Vec<Mutex<HashMap<SessionKey, Entry>>>,
-    hasher: std::hash::RandomState,
+    stripes: Vec<Mutex<HashTable<Entry>>>,
+    hasher: RandomState,
     farewells: AtomicU64,
 }
 
@@ -57,15 +63,18 @@ impl KeyIndex {
     pub(crate) fn new() -> Self {
         Self {
             stripes: (0..STRIPES).map(|_| Mutex::default()).collect(),
-            hasher: std::hash::RandomState::new(),
+            hasher: RandomState::new(),
             farewells: AtomicU64::new(0),
         }
     }
 
-    fn stripe(&self, key: &SessionKey) -> MutexGuard<'_, HashMap<SessionKey, Entry>> {
-        use std::hash::BuildHasher as _;
-        let index = self.hasher.hash_one(key) as usize % STRIPES;
-        self.stripes[index].lock().unwrap_or_else(PoisonError::into_inner)
+    fn hash(&self, key: &SessionKey) -> u64 {
+        self.hasher.hash_one(key)
+    }
+
+    /// Takes the stripe from other bits of the hash than the table takes its place from.
+    fn stripe(&self, hash: u64) -> MutexGuard<'_, HashTable<Entry>> {
+        self.stripes[stripe_of(hash)].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many farewells are finished. To be read before logic is asked to accept a newcomer.
@@ -75,12 +84,20 @@ impl KeyIndex {
 
     /// Enters a connection that logic has accepted. `farewells` is what [`KeyIndex::farewells`] said before.
     pub(crate) fn enter(&self, key: &SessionKey, location: Location, farewells: u64) -> Entered {
-        let mut keys = self.stripe(key);
-        let before = keys.insert(key.clone(), Entry { location, departing: false, confirm: false });
-        let met_farewell = before.is_some_and(|entry| entry.departing || entry.confirm);
-        if met_farewell && let Some(entry) = keys.get_mut(key) {
-            entry.confirm = true;
-        }
+        let hash = self.hash(key);
+        let mut keys = self.stripe(hash);
+        let fresh = |confirm| Entry { key: key.clone(), location, departing: false, confirm };
+        let before = match keys.entry(hash, |entry| entry.key == *key, |entry| self.hash(&entry.key)) {
+            Place::Vacant(place) => {
+                place.insert(fresh(false));
+                None
+            }
+            Place::Occupied(mut place) => {
+                let entry = place.get_mut();
+                let met_farewell = entry.departing || entry.confirm;
+                Some(std::mem::replace(entry, fresh(met_farewell)))
+            }
+        };
         drop(keys);
         Entered {
             superseded: before.filter(|entry| !entry.departing).map(|entry| entry.location),
@@ -91,8 +108,8 @@ impl KeyIndex {
     /// The connection has ended. True when the key was still its own: then logic must be told, and
     /// [`KeyIndex::departed`] called when it has answered.
     pub(crate) fn depart(&self, key: &SessionKey, location: Location) -> bool {
-        let mut keys = self.stripe(key);
-        match keys.get_mut(key) {
+        let hash = self.hash(key);
+        match self.stripe(hash).find_mut(hash, |entry| entry.key == *key) {
             Some(entry) if entry.location == location => {
                 entry.departing = true;
                 true
@@ -103,28 +120,94 @@ impl KeyIndex {
 
     /// Logic has answered the farewell. Gives a connection that has taken the key over meanwhile and must be confirmed.
     pub(crate) fn departed(&self, key: &SessionKey, location: Location) -> Option<Location> {
-        let mut keys = self.stripe(key);
+        let hash = self.hash(key);
+        let mut keys = self.stripe(hash);
         // Counted inside the lock: who enters the key later sees either the entry or the count.
         self.farewells.fetch_add(1, Ordering::SeqCst);
-        let entry = keys.get_mut(key)?;
-        if entry.location == location {
-            keys.remove(key);
-            if keys.is_empty() {
-                // A small table somewhere in a large free stretch would keep its page from the system.
-                *keys = HashMap::new();
-            } else if keys.capacity() > SHRINK_ABOVE && keys.len() < keys.capacity() / 4 {
-                let kept = keys.len() * 2;
-                keys.shrink_to(kept);
-            }
-            return None;
+        let mut place = keys.find_entry(hash, |entry| entry.key == *key).ok()?;
+        if place.get().location != location {
+            let entry = place.get_mut();
+            return std::mem::take(&mut entry.confirm).then_some(entry.location);
         }
-        std::mem::take(&mut entry.confirm).then_some(entry.location)
+        place.remove();
+        if keys.is_empty() {
+            // A small table somewhere in a large free stretch would keep its page from the system.
+            *keys = HashTable::new();
+        } else if keys.capacity() > SHRINK_ABOVE && keys.len() < keys.capacity() / 4 {
+            let kept = keys.len() * 2;
+            keys.shrink_to(kept, |entry| self.hash(&entry.key));
+        }
+        None
+    }
+
+    /// The same for many keys, each in its place. `probably` is told of the connections that are likely to be found, once
+    /// their places are known and before the texts of the keys are compared: to fetch them from memory meanwhile.
+    ///
+    /// One step of all keys is done before the next step of the first, so that each step waits for memory once and not
+    /// once for each key. No lock is taken between, since that too would wait.
+    pub(crate) fn find_all(
+        &self,
+        keys: &[&SessionKey],
+        mut probably: impl FnMut(&[Location]),
+        found: &mut Vec<Option<Location>>,
+    ) {
+        if let [key] = keys {
+            found.push(self.find_one(key, probably));
+            return;
+        }
+        for keys in keys.chunks(BLOCK) {
+            let hashes: SmallVec<[u64; BLOCK]> = keys.iter().map(|key| self.hash(key)).collect();
+            let locked = self.lock_all(&hashes);
+            let table = |hash: u64| locked[stripe_of(hash)].as_deref();
+            let likely: SmallVec<[&Entry; BLOCK]> =
+                hashes.iter().filter_map(|hash| table(*hash)?.find(*hash, |_| true)).collect();
+            let locations: SmallVec<[Location; BLOCK]> = likely.iter().map(|entry| entry.location).collect();
+            black_box(likely.iter().fold(0, |seen, entry| seen ^ ends(&entry.key)));
+            probably(&locations);
+            found.extend(keys.iter().zip(&hashes).map(|(key, hash)| {
+                let entry = table(*hash)?.find(*hash, |entry| entry.key == **key)?;
+                (!entry.departing).then_some(entry.location)
+            }));
+        }
+    }
+
+    fn find_one(&self, key: &SessionKey, probably: impl FnOnce(&[Location])) -> Option<Location> {
+        let hash = self.hash(key);
+        let keys = self.stripe(hash);
+        let likely = keys.find(hash, |_| true)?;
+        black_box(ends(&likely.key));
+        probably(&[likely.location]);
+        let entry = keys.find(hash, |entry| entry.key == *key)?;
+        (!entry.departing).then_some(entry.location)
+    }
+
+    /// Locks the stripes of these hashes, lowest first.
+    fn lock_all(&self, hashes: &[u64]) -> [Option<MutexGuard<'_, HashTable<Entry>>>; STRIPES] {
+        let wanted = hashes.iter().fold(0_u64, |wanted, hash| wanted | 1 << stripe_of(*hash));
+        std::array::from_fn(|index| {
+            let lock = || self.stripes[index].lock().unwrap_or_else(PoisonError::into_inner);
+            (wanted & 1 << index != 0).then(lock)
+        })
     }
 
     /// Where the key's connection is.
     pub(crate) fn find(&self, key: &SessionKey) -> Option<Location> {
-        self.stripe(key).get(key).filter(|entry| !entry.departing).map(|entry| entry.location)
+        let hash = self.hash(key);
+        let keys = self.stripe(hash);
+        keys.find(hash, |entry| entry.key == *key)
+            .filter(|entry| !entry.departing)
+            .map(|entry| entry.location)
     }
+}
+
+/// Reads the key's text from memory, which may lie in two lines of it. The number means nothing.
+fn ends(key: &SessionKey) -> u8 {
+    let text = key.as_str().as_bytes();
+    text.first().copied().unwrap_or(0) ^ text.last().copied().unwrap_or(0)
+}
+
+fn stripe_of(hash: u64) -> usize {
+    (hash >> 40) as usize % STRIPES
 }
 
 #[cfg(test)]
@@ -160,5 +243,25 @@ mod tests {
         assert!(index.depart(&key, at(2)));
         assert_eq!(index.departed(&key, at(2)), None);
         assert!(index.enter(&key, at(3), before).confirm);
+    }
+
+    #[test]
+    fn many_keys_are_found_as_each_alone() {
+        let index = KeyIndex::new();
+        let keys: Vec<SessionKey> = (0..5000).map(|n| SessionKey::from(format!("key {n}"))).collect();
+        for (slot, key) in keys.iter().enumerate().filter(|(slot, _)| slot % 3 != 0) {
+            index.enter(key, at(slot as u32), 0);
+        }
+        for (slot, key) in keys.iter().enumerate().filter(|(slot, _)| slot % 3 == 1 && slot % 2 == 0) {
+            assert!(index.depart(key, at(slot as u32)));
+        }
+        let asked: Vec<&SessionKey> = keys.iter().chain(&keys[..3]).collect();
+        let (mut foretold, mut found) = (Vec::new(), Vec::new());
+        index.find_all(&asked, |locations| foretold.extend_from_slice(locations), &mut found);
+        assert_eq!(found, asked.iter().map(|key| index.find(key)).collect::<Vec<_>>());
+        assert_eq!(found.iter().flatten().count(), 2502);
+        // Nothing is missing in what was foretold but by chance: another entry may look like the one that is meant.
+        let missing = found.iter().flatten().filter(|location| !foretold.contains(location)).count();
+        assert!(missing < 500, "{missing} of {}", foretold.len());
     }
 }

@@ -47,7 +47,7 @@ pub use goim_session::SlowConsumerPolicy;
 
 use inbox::{Notice, ShardHandle};
 use shard::{Shard, Shared};
-use stats::{ShardStats, SharedCounter};
+use stats::ShardStats;
 
 /// Replies that may wait for one client before no more of its packets are taken, in bytes. Not a setting: large enough
 /// for any honest pipelining, small enough not to matter.
@@ -135,6 +135,7 @@ impl Comet {
             logic: needs.logic,
             runtime: needs.runtime.clone(),
             keys: key_index::KeyIndex::new(),
+            unknown_keys: Arc::default(),
             addresses: address_book::AddressBook::new(
                 config.limits.connections_max,
                 config.limits.connections_per_address_max,
@@ -150,7 +151,7 @@ impl Comet {
             shared: shared.clone(),
             shards: shards.clone(),
             pacing: Arc::new(Semaphore::new(shared.config.send.paced_broadcasts_max)),
-            unknown_keys: Arc::new(SharedCounter::default()),
+            unknown_keys: shared.unknown_keys.clone(),
         });
         let mut tasks = vec![needs.runtime.spawn(report::run(shared.clone(), needs.nodes.clone()))];
         if shared.certificates.is_some() {

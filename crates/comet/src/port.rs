@@ -11,9 +11,9 @@ use goim_wire::batch;
 use smallvec::SmallVec;
 use tokio::sync::Semaphore;
 
-use crate::inbox::{Command, Pace, Refused, ShardHandle, Targets};
+use crate::inbox::{Command, Located, Pace, Refused, ShardHandle, Targets};
 use crate::key_index::Location;
-use crate::rooms::Holders;
+use crate::rooms::{Holders, SMALL_ROOM_MAX};
 use crate::shard::Shared;
 use crate::stats::SharedCounter;
 
@@ -35,6 +35,9 @@ type Handover = Call<Result<(), CometError>>;
 
 impl CometPort for Port {
     fn push(&self, push: KeyPush) -> Handover {
+        if self.shards.len() == 1 {
+            return self.hand_over(unresolved(push));
+        }
         let places = self.places(&push.keys);
         self.hand_over(commands(&push, &places))
     }
@@ -75,7 +78,13 @@ impl CometPort for Port {
     }
 
     fn push_room(&self, push: RoomPush) -> Handover {
-        let Holders { shards, here } = self.shared.census.holders(&push.room);
+        let hash = self.shared.census.hash(push.room.as_str());
+        let census = &self.shared.census;
+        // With one shard there is nothing to find out but how large the room is: it looks rooms up itself, many at a time.
+        // A small room, or one that is not there, takes the sends of the largest small one.
+        let small = Holders { shards: 1, here: SMALL_ROOM_MAX };
+        let alone = self.shards.len() == 1 && !census.may_be_large(hash);
+        let Holders { shards, here } = if alone { small } else { census.holders(hash, &push.room) };
         if shards == 0 {
             return Call::Ready(Ok(()));
         }
@@ -86,7 +95,8 @@ impl CometPort for Port {
         let holders = (0..self.shards.len()).filter(|shard| shards & (1 << (shard % 64)) != 0);
         self.hand_over(holders.map(|shard| {
             let (room, accepted_at) = (push.room.clone(), push.accepted_at);
-            (shard, sends, Command::Room { room, operation, push: encoded.for_another_thread(), accepted_at })
+            let push = encoded.for_another_thread();
+            (shard, sends, Command::Room { room, hash, operation, push, accepted_at })
         }))
     }
 
@@ -100,12 +110,12 @@ type Places = SmallVec<[Option<Location>; 1]>;
 
 /// One command for each shard that holds receivers, with the shard and the sends that it leads to.
 fn commands(push: &KeyPush, places: &Places) -> SmallVec<[(usize, usize, Command); 1]> {
-    let mut by_shard: SmallVec<[(usize, Targets); 1]> = SmallVec::new();
+    let mut by_shard: SmallVec<[(usize, Located); 1]> = SmallVec::new();
     for place in places.iter().flatten() {
         let shard = usize::from(place.shard);
         match by_shard.iter_mut().find(|(of, _)| *of == shard) {
             Some((_, targets)) => targets.push(place.connection),
-            None => by_shard.push((shard, Targets::from_elem(place.connection, 1))),
+            None => by_shard.push((shard, Located::from_elem(place.connection, 1))),
         }
     }
     if by_shard.is_empty() {
@@ -113,12 +123,28 @@ fn commands(push: &KeyPush, places: &Places) -> SmallVec<[(usize, usize, Command
     }
     let encoded = EncodedPush::new(&push.packet);
     let (operation, accepted_at) = (push.operation, push.accepted_at);
-    let weight = push.packet.body.len().div_ceil(BYTES_OF_A_SEND).max(1);
-    let command = |(shard, targets): (usize, Targets)| {
-        let push = encoded.for_another_thread();
-        (shard, targets.len().saturating_mul(weight), Command::Push { targets, operation, push, accepted_at })
+    let command = |(shard, targets): (usize, Located)| {
+        let sends = sends_of(targets.len(), &push.packet);
+        let (targets, push) = (Targets::Connections(targets), encoded.for_another_thread());
+        (shard, sends, Command::Push { targets, operation, push, accepted_at })
     };
     by_shard.into_iter().map(command).collect()
+}
+
+/// The command for the only shard. Keys are looked up there, many at a time: one by one each look-up would wait for
+/// memory several times over.
+fn unresolved(push: KeyPush) -> Option<(usize, usize, Command)> {
+    let KeyPush { keys, operation, packet, accepted_at } = push;
+    if keys.is_empty() {
+        return None;
+    }
+    let (sends, push) = (sends_of(keys.len(), &packet), EncodedPush::new(&packet));
+    Some((0, sends, Command::Push { targets: Targets::Keys(keys), operation, push, accepted_at }))
+}
+
+/// The sends that a packet to so many keys counts for.
+fn sends_of(receivers: usize, packet: &PacketBuf) -> usize {
+    receivers.saturating_mul(packet.body.len().div_ceil(BYTES_OF_A_SEND).max(1))
 }
 
 impl Port {
@@ -134,6 +160,9 @@ impl Port {
     /// Leaves a push with the shards of its receivers without waking them, or gives it back with those receivers whose
     /// shards have no room.
     fn leave(&self, mut push: KeyPush) -> Result<(), KeyPush> {
+        if self.shards.len() == 1 {
+            return self.leave_unresolved(push);
+        }
         let places = self.places(&push.keys);
         let mut full: SmallVec<[usize; 1]> = SmallVec::new();
         for (shard, sends, command) in commands(&push, &places) {
@@ -148,6 +177,19 @@ impl Port {
         let mut places = places.into_iter();
         push.keys.retain(|_| is_full(places.next().flatten()));
         Err(push)
+    }
+
+    /// The same where there is one shard only.
+    fn leave_unresolved(&self, push: KeyPush) -> Result<(), KeyPush> {
+        let (operation, packet, accepted_at) = (push.operation, push.packet.clone(), push.accepted_at);
+        let Some((shard, sends, command)) = unresolved(push) else { return Ok(()) };
+        let keys = match self.shards[shard].leave(command, sends) {
+            Ok(()) => return Ok(()),
+            Err(Refused::Full(Command::Push { targets: Targets::Keys(keys), .. })) => keys,
+            // A shard that is gone has no sessions.
+            Err(_) => Vec::new(),
+        };
+        Err(KeyPush { keys, operation, packet, accepted_at })
     }
 
     /// Starts a broadcast on each shard, at a speed in proportion to nothing but their number: the kernel spreads

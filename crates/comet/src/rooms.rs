@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
+use std::hint::black_box;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,10 +16,16 @@ use hashbrown::HashTable;
 use slab::Slab;
 use smallvec::SmallVec;
 
+use crate::shard::BLOCK;
+
 /// Locks of the census. Rooms are spread over them by their name.
 const STRIPES: usize = 64;
 /// Tables below this many places keep them.
 const SHRINK_ABOVE: usize = 256;
+/// Rooms of more members on one comet count as large.
+pub(crate) const SMALL_ROOM_MAX: u32 = 16;
+/// Counters of large rooms, spread over them by the hash of their name.
+const LARGE_SLOTS: usize = 1024;
 
 /// A room as all shards of this comet share it. Its name is here and nowhere else: there may be a million rooms of one.
 #[derive(Debug)]
@@ -56,14 +63,20 @@ type Stripe = HashTable<Arc<SharedRoom>>;
 pub(crate) struct Census {
     stripes: Box<[Mutex<Stripe>]>,
     hasher: RandomState,
+    /// Large rooms with this hash modulo the length: few bytes that stay in the caches say of nearly all rooms that they
+    /// are small.
+    large: Box<[AtomicU32]>,
 }
 
 impl Census {
     pub(crate) fn new() -> Self {
-        Self { stripes: (0..STRIPES).map(|_| Mutex::default()).collect(), hasher: RandomState::new() }
+        let stripes = (0..STRIPES).map(|_| Mutex::default()).collect();
+        let large = (0..LARGE_SLOTS).map(|_| AtomicU32::new(0)).collect();
+        Self { stripes, hasher: RandomState::new(), large }
     }
 
-    fn hash(&self, room: &str) -> u64 {
+    /// The hash of a room's name, by which all tables of this comet know it.
+    pub(crate) fn hash(&self, room: &str) -> u64 {
         self.hasher.hash_one(room)
     }
 
@@ -106,9 +119,31 @@ impl Census {
         }
     }
 
-    /// Who has members of the room.
-    pub(crate) fn holders(&self, room: &RoomId) -> Holders {
-        let hash = self.hash(room.as_str());
+    fn large_slot(&self, hash: u64) -> &AtomicU32 {
+        &self.large[hash as usize % LARGE_SLOTS]
+    }
+
+    /// False when a room whose name has this hash has at most [`SMALL_ROOM_MAX`] members here.
+    pub(crate) fn may_be_large(&self, hash: u64) -> bool {
+        self.large_slot(hash).load(Ordering::Relaxed) > 0
+    }
+
+    /// A session has joined the room.
+    fn joined(&self, room: &SharedRoom, hash: u64) {
+        if room.here.fetch_add(1, Ordering::Relaxed) == SMALL_ROOM_MAX {
+            self.large_slot(hash).fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A session has left the room.
+    fn left(&self, room: &SharedRoom) {
+        if room.here.fetch_sub(1, Ordering::Relaxed) == SMALL_ROOM_MAX + 1 {
+            self.large_slot(self.hash(room.id.as_str())).fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Who has members of the room with this hash and name.
+    pub(crate) fn holders(&self, hash: u64, room: &RoomId) -> Holders {
         let rooms = self.stripe(hash);
         rooms.find(hash, |known| known.id == *room).map_or_else(Holders::default, |room| Holders {
             shards: room.shards.load(Ordering::Acquire),
@@ -191,10 +226,24 @@ impl Rooms {
         self.by_id.find(hash, same).copied()
     }
 
-    /// The members of a room.
-    pub(crate) fn members(&self, room: &RoomId) -> &[u32] {
-        let index = self.index_of(self.census.hash(room.as_str()), room.as_str());
+    /// The members of the room with this hash and name.
+    pub(crate) fn members(&self, hash: u64, room: &RoomId) -> &[u32] {
+        let index = self.index_of(hash, room.as_str());
         index.map_or(&[], |index| &self.rooms[index as usize].members)
+    }
+
+    /// Reads what [`Rooms::members`] will read for rooms whose names have these hashes, one step of all of them after the
+    /// other, so that each step waits for memory once. Adds the first members to `members`.
+    pub(crate) fn look_ahead(&self, hashes: &[u64], members: &mut Vec<u32>) {
+        let indexes: SmallVec<[&u32; BLOCK]> =
+            hashes.iter().filter_map(|hash| self.by_id.find(*hash, |_| true)).collect();
+        let entries: SmallVec<[u32; BLOCK]> = indexes.iter().map(|index| **index).collect();
+        let rooms: SmallVec<[&Room; BLOCK]> =
+            entries.iter().filter_map(|index| self.rooms.get(*index as usize)).collect();
+        members.extend(rooms.iter().flat_map(|room| room.members.iter().copied().take(2)));
+        let texts: SmallVec<[&[u8]; BLOCK]> =
+            rooms.iter().map(|room| room.shared.id.as_str().as_bytes()).collect();
+        black_box(texts.iter().fold(0, |seen, text| seen ^ text.last().copied().unwrap_or(0)));
     }
 
     /// True when the membership is in the room of this name.
@@ -212,7 +261,7 @@ impl Rooms {
         let hash = self.census.hash(id.as_str());
         let index = self.index_of(hash, id.as_str()).unwrap_or_else(|| self.open(id, hash));
         let room = &mut self.rooms[index as usize];
-        room.shared.here.fetch_add(1, Ordering::Relaxed);
+        self.census.joined(&room.shared, hash);
         room.members.push(slot);
         Membership::new(index, room.members.len() as u32 - 1)
     }
@@ -232,7 +281,7 @@ impl Rooms {
         let room = self.rooms.get_mut(membership.room())?;
         let position = membership.position as usize;
         room.members.swap_remove(position);
-        room.shared.here.fetch_sub(1, Ordering::Relaxed);
+        self.census.left(&room.shared);
         let moved = room.members.get(position).map(|slot| (*slot, membership));
         if room.members.is_empty() {
             self.close(membership.room());
@@ -295,7 +344,7 @@ mod tests {
                 places.insert(slot, moved);
             }
             for (slot, place) in &places {
-                assert_eq!(rooms.members(&id)[place.position as usize], *slot);
+                assert_eq!(rooms.members(census.hash(id.as_str()), &id)[place.position as usize], *slot);
             }
             assert_eq!(census.here()[&id] as usize, places.len());
         }
@@ -306,6 +355,44 @@ mod tests {
             }
         }
         assert!(census.here().is_empty());
-        assert_eq!(census.holders(&id), Holders::default());
+        assert_eq!(census.holders(census.hash(id.as_str()), &id), Holders::default());
+    }
+
+    #[test]
+    fn a_room_is_large_while_it_has_many_members() {
+        let census = Arc::new(Census::new());
+        let mut rooms = Rooms::new(0, 1, census.clone());
+        let id = RoomId::from("live://1");
+        let hash = census.hash(id.as_str());
+        let mut places: Vec<Membership> = Vec::new();
+        for round in 0..2 {
+            while places.len() < SMALL_ROOM_MAX as usize {
+                places.push(rooms.join(id.clone(), places.len() as u32));
+                assert!(!census.may_be_large(hash), "{} members in round {round}", places.len());
+            }
+            for _ in 0..2 {
+                places.push(rooms.join(id.clone(), places.len() as u32));
+                assert!(census.may_be_large(hash), "{} members in round {round}", places.len());
+            }
+            // From the end, so that nobody's place moves.
+            while let Some(place) = places.pop() {
+                rooms.leave(place);
+                assert_eq!(census.may_be_large(hash), places.len() > SMALL_ROOM_MAX as usize);
+            }
+        }
+    }
+
+    #[test]
+    fn looking_ahead_names_the_first_members() {
+        let census = Arc::new(Census::new());
+        let mut rooms = Rooms::new(0, 1, census.clone());
+        for slot in 0..3 {
+            rooms.join("three".into(), slot);
+        }
+        rooms.join("one".into(), 7);
+        let hashes = ["one", "none", "three"].map(|room| census.hash(room));
+        let mut members = Vec::new();
+        rooms.look_ahead(&hashes, &mut members);
+        assert_eq!(members, [7, 0, 1]);
     }
 }

@@ -12,6 +12,7 @@ mod answers;
 mod by_hand;
 mod ending;
 mod fanout;
+mod foresee;
 mod input;
 
 use std::collections::VecDeque;
@@ -23,21 +24,23 @@ use std::time::{Duration, Instant};
 use goim_ports::{LogicPort, ServerId};
 use goim_session::{Moment, OutboxPool, QueueLimit, ServerRules};
 use mio::{Events, Poll, Token};
+use smallvec::SmallVec;
 
 use crate::address_book::AddressBook;
 use crate::config::Config;
 use crate::connection::ConnectionId;
 use crate::connections::Connections;
-use crate::inbox::{Inbox, ShardHandle};
+use crate::inbox::{Inbox, Queued, ShardHandle};
 use crate::key_index::KeyIndex;
 use crate::rooms::Rooms;
-use crate::stats::ShardStats;
+use crate::stats::{ShardStats, SharedCounter};
 use crate::timers::{Tick, TimerWheel};
 use crate::transport::{Kind, Scratch};
 
 use accept::Listener;
 use ending::Draining;
 use fanout::{PacedBroadcast, Work};
+pub(crate) use foresee::BLOCK;
 
 /// The poll's token for the inbox. Listeners count down from here; connections count up from zero.
 pub(crate) const WAKE: Token = Token(usize::MAX);
@@ -64,6 +67,8 @@ pub(crate) struct Shared {
     pub(crate) logic: Arc<dyn LogicPort>,
     pub(crate) runtime: tokio::runtime::Handle,
     pub(crate) keys: KeyIndex,
+    /// Keys pushed to that this comet does not hold.
+    pub(crate) unknown_keys: Arc<SharedCounter>,
     pub(crate) addresses: AddressBook,
     pub(crate) census: Arc<crate::rooms::Census>,
     pub(crate) certificates: Option<Arc<crate::tls::CertificateStore>>,
@@ -230,7 +235,12 @@ impl Shard {
                 self.take_input(resumed);
             }
         }
-        for event in events {
+        let mut ahead = events.iter();
+        for (nth, event) in events.iter().enumerate() {
+            if nth % BLOCK == 0 {
+                self.foresee_events(ahead.clone().take(BLOCK));
+                ahead.nth(BLOCK - 1);
+            }
             match event.token() {
                 WAKE => {}
                 token if self.is_listener(token) => self.listener_ready(token),
@@ -241,10 +251,7 @@ impl Shard {
         while let Some(notice) = self.inbox.notice() {
             self.take_notice(notice);
         }
-        for _ in 0..COMMANDS_PER_TURN {
-            let Some(command) = self.inbox.command() else { break };
-            self.take_command(command);
-        }
+        self.take_commands();
         self.pace_broadcasts();
         self.look_at_due();
         self.drain_some();
@@ -252,6 +259,19 @@ impl Shard {
         self.flush_ring();
         self.end_works();
         self.look_for_quiet();
+    }
+
+    fn take_commands(&mut self) {
+        let mut commands: SmallVec<[Queued; BLOCK]> = SmallVec::new();
+        for _ in 0..COMMANDS_PER_TURN / BLOCK {
+            commands.extend(std::iter::from_fn(|| self.inbox.command()).take(BLOCK));
+            self.look_up(&mut commands);
+            let was_last = commands.len() < BLOCK;
+            commands.drain(..).for_each(|command| self.take_command(command));
+            if was_last {
+                return;
+            }
+        }
     }
 
     fn tell_time(&mut self) {
@@ -374,7 +394,10 @@ impl Shard {
     }
 
     fn flush_ring(&mut self) {
-        for _ in 0..RING_FLUSHES_PER_TURN {
+        for nth in 0..RING_FLUSHES_PER_TURN {
+            if nth % BLOCK == 0 {
+                self.foresee_ring();
+            }
             let Some(slot) = self.ring.pop_front() else { return };
             self.ring_left += 1;
             if let Some(connection) = self.connections.get_mut(slot) {

@@ -88,9 +88,9 @@ fn packets_in_are_answered_and_pushes_reach_whom_they_are_for() {
     assert_eq!(auth_replies, (3, 3 * 16));
     assert_eq!(harness.sessions(), 3);
     let (a, b) = (opened[0], opened[1]);
-    assert_eq!(written_by(&mut harness, |harness| assert!(harness.heartbeat(a))), (1, 20));
-    assert_eq!(written_by(&mut harness, |harness| assert!(harness.change_room(a, "r"))), (1, 17));
-    assert_eq!(written_by(&mut harness, |harness| assert!(harness.change_room(b, "r"))), (1, 17));
+    assert_eq!(written_by(&mut harness, |harness| assert_eq!(harness.heartbeat(&[a]), 1)), (1, 20));
+    assert_eq!(written_by(&mut harness, |harness| assert_eq!(harness.change_room(&[a], "r"), 1)), (1, 17));
+    assert_eq!(written_by(&mut harness, |harness| assert_eq!(harness.change_room(&[b], "r"), 1)), (1, 17));
     assert_eq!(harness.rooms(), 1);
     let pushed = 16 + 5;
     for (what, keys, operation, receivers) in [
@@ -119,7 +119,7 @@ fn who_is_refused_or_gone_is_not_there() {
     // The socket of one that is refused lingers; no session is there.
     assert_eq!((refused.is_some(), harness.sessions()), (true, 1));
     assert!(harness.end(a));
-    assert!(!harness.end(a) && !harness.heartbeat(a) && !harness.change_room(a, "r"));
+    assert!(!harness.end(a) && harness.heartbeat(&[a]) == 0 && harness.change_room(&[a], "r") == 0);
     assert_eq!((harness.sessions(), harness.rooms()), (0, 0));
 }
 
@@ -129,16 +129,72 @@ fn the_clock_ends_sessions_without_a_heartbeat_and_no_others() {
     let [quiet, alive] = ["quiet", "alive"].map(|key| open(&mut harness, key));
     for _ in 0..3 {
         harness.advance(Duration::from_secs(25));
-        harness.heartbeat(alive);
+        harness.heartbeat(&[alive]);
         harness.settle();
     }
     assert_eq!(harness.sessions(), 1);
     // A heartbeat that comes too late is read and not answered.
     assert_eq!(
         written_by(&mut harness, |harness| {
-            harness.heartbeat(quiet);
+            harness.heartbeat(&[quiet]);
         }),
         (0, 0)
     );
-    assert_eq!(written_by(&mut harness, |harness| assert!(harness.heartbeat(alive))), (1, 20));
+    assert_eq!(written_by(&mut harness, |harness| assert_eq!(harness.heartbeat(&[alive]), 1)), (1, 20));
+}
+
+#[test]
+fn among_thousands_every_packet_is_answered_once_and_nothing_goes_to_who_has_left() {
+    let mut harness = start();
+    let keys: Vec<String> = (0..5000).map(|session| format!("k{session}")).collect();
+    let opened: Vec<Opened> = keys.iter().map(|key| open(&mut harness, key)).collect();
+    harness.settle();
+    let (staying, leaving) = opened.split_at(3000);
+    assert_eq!(written_by(&mut harness, |harness| assert_eq!(harness.heartbeat(&opened), 5000)).0, 5000);
+    harness.change_room(&opened, "r");
+    harness.settle();
+    let room = || RoomPush { room: "r".into(), packet: packet(1000), accepted_at: None };
+    assert_eq!(written_by(&mut harness, |harness| assert!(harness.push_room(room()))).0, 5000);
+    let heard = written_by(&mut harness, |harness| {
+        assert!(leaving.iter().all(|one| harness.end(*one)));
+        assert!(harness.push_room(room()));
+    });
+    assert_eq!(heard.0, 3000);
+    assert_eq!((harness.heartbeat(leaving), harness.heartbeat(staying)), (0, 3000));
+}
+
+#[test]
+fn among_thousands_every_push_arrives_once_and_nothing_reaches_who_has_left() {
+    let mut harness = start();
+    let keys: Vec<String> = (0..5000).map(|session| format!("k{session}")).collect();
+    let opened: Vec<Opened> = keys.iter().map(|key| open(&mut harness, key)).collect();
+    for (session, opened) in opened.iter().enumerate() {
+        harness.change_room(&[*opened], if session < 3000 { "many" } else { "few" });
+        assert!(session < 4990 || harness.change_room(&[*opened], &format!("own {session}")) == 1);
+    }
+    harness.settle();
+    for leaving in &opened[2000..3000] {
+        assert!(harness.end(*leaving));
+    }
+    let room = |room: &str| RoomPush { room: room.into(), packet: packet(1000), accepted_at: None };
+    for (what, rooms, receivers) in [
+        ("a large room", &["many"][..], 2000),
+        ("rooms of one", &["own 4990", "own 4999", "own 4991"], 3),
+        ("a room that is not there", &["own 1", "own 4990"], 1),
+        ("all sorts", &["few", "own 4995", "many", "none"], 1990 + 1 + 2000),
+    ] {
+        let written = written_by(&mut harness, |harness| {
+            assert!(rooms.iter().all(|name| harness.push_room(room(name))));
+        });
+        assert_eq!(written.0, receivers, "{what}");
+    }
+    // More in one turn than is looked up at once, one by one and together, between pushes to rooms.
+    let written = written_by(&mut harness, |harness| {
+        assert!(keys[..100].iter().all(|key| harness.push(push(&[key], 1000))));
+        assert!(harness.push_room(room("own 4992")));
+        let many: Vec<&str> = keys[1900..2100].iter().map(String::as_str).collect();
+        assert!(harness.push(push(&many, 1000)));
+        assert!(harness.push(push(&["nobody", &keys[4999], "nobody else"], 1000)));
+    });
+    assert_eq!(written.0, 100 + 1 + 100 + 1);
 }

@@ -99,18 +99,20 @@ enum Phase {
     Closed,
 }
 
-/// One connection, seen from the server.
+/// One connection, seen from the server. The fields lie in this order: what a push needs comes first and together, since
+/// with many sessions each line of memory is one to wait for.
 #[derive(Debug)]
+#[repr(C)]
 pub struct ServerSession {
-    framing: Framing,
-    phase: Phase,
     outbox: Outbox,
-    deadline: Moment,
-    /// In milliseconds.
-    heartbeat_ms: u32,
     /// Sorted.
     accepts: SmallVec<[Operation; 4]>,
+    framing: Framing,
+    phase: Phase,
     protover: Option<Version>,
+    /// In milliseconds.
+    heartbeat_ms: u32,
+    deadline: Moment,
     /// Between upgrade and authentication only.
     #[expect(clippy::box_collection, reason = "one word for what nearly nobody has")]
     cookie: Option<alloc::boxed::Box<String>>,

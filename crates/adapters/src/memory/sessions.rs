@@ -2,17 +2,18 @@
 //!
 //! Two maps: key to record, and member to keys. An anonymous session has no entry in the second. Both are cut into
 //! stripes with a lock each, and records are small: with a million sessions every byte counts. The key's text is
-//! shared with whoever handed it in.
+//! shared with whoever handed it in. Both say which comet has the session, so that who comes from the member need not
+//! look at the record: among a million sessions each look waits for memory. The comet stands there as a number, since there
+//! are few of them; its name is kept for good.
 //!
-//! Lock order: the stripe of a key, then the stripe of a member. A change of one session is made under its key's
-//! lock from beginning to end, so that the two maps agree about it. Readers that come from the member take the locks
-//! one after the other and check the record again.
+//! Lock order: the stripe of a key, then the stripe of a member, then the comets' names. A change of one session is made
+//! under its key's lock from beginning to end, so that the two maps agree about it.
 //!
 //! Records do not expire: a comet in the same process cannot die without its directory.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, RandomState};
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError, RwLock};
 
 use goim_ports::{
     Call, DirectoryError, Mid, ServerId, SessionDirectory, SessionKey, SessionRecord, SessionRef,
@@ -32,21 +33,26 @@ pub struct MemorySessions {
     hasher: RandomState,
     by_key: Box<[Mutex<HashMap<SessionKey, Record>>]>,
     by_mid: Box<[Mutex<HashMap<Mid, Keys>>]>,
+    servers: RwLock<Vec<ServerId>>,
 }
+
+/// A comet: its place in the list of names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Server(u32);
 
 #[derive(Debug)]
 struct Record {
-    server: ServerId,
+    server: Server,
     mid: Mid,
 }
 
 /// The keys of one member. Most have one.
 #[derive(Debug)]
 enum Keys {
-    One(SessionKey),
+    One(SessionKey, Server),
     // Boxed so that the many who have one key do not pay for the few who have more.
     #[allow(clippy::box_collection)]
-    Many(Box<HashSet<SessionKey>>),
+    Many(Box<HashMap<SessionKey, Server>>),
 }
 
 impl Default for MemorySessions {
@@ -62,7 +68,7 @@ impl MemorySessions {
         let hasher = RandomState::new();
         let by_key = (0..STRIPES).map(|_| Mutex::new(HashMap::with_hasher(hasher.clone()))).collect();
         let by_mid = (0..STRIPES).map(|_| Mutex::new(HashMap::with_hasher(hasher.clone()))).collect();
-        Self { hasher, by_key, by_mid }
+        Self { hasher, by_key, by_mid, servers: RwLock::default() }
     }
 
     /// Sessions entered and not removed.
@@ -90,20 +96,43 @@ impl MemorySessions {
         (self.hasher.hash_one(of) >> 40) as usize % STRIPES
     }
 
+    fn number_of(&self, server: &ServerId) -> Option<Server> {
+        let servers = self.servers.read().unwrap_or_else(PoisonError::into_inner);
+        place_of(&servers, server)
+    }
+
+    fn number(&self, server: ServerId) -> Server {
+        if let Some(known) = self.number_of(&server) {
+            return known;
+        }
+        let mut servers = self.servers.write().unwrap_or_else(PoisonError::into_inner);
+        // Another may have been quicker.
+        place_of(&servers, &server).unwrap_or_else(|| {
+            servers.push(server);
+            Server(servers.len() as u32 - 1)
+        })
+    }
+
+    fn name(&self, server: Server) -> ServerId {
+        self.servers.read().unwrap_or_else(PoisonError::into_inner)[server.0 as usize].clone()
+    }
+
     fn enter(&self, session: SessionRef) {
         let SessionRef { mid, key, server } = session;
+        let server = self.number(server);
         let mut records = lock(self.stripe_of_key(&key));
         // The old entry goes with its key, so that the text is shared with the new session and not with the old one.
         if let Some((old_key, old)) = records.remove_entry(&key) {
             self.unlink(old.mid, &old_key);
         }
-        self.link(mid, &key);
+        self.link(mid, &key, server);
         records.insert(key, Record { server, mid });
     }
 
     fn leave(&self, session: &SessionRef) -> bool {
+        let Some(server) = self.number_of(&session.server) else { return false };
         let mut records = lock(self.stripe_of_key(&session.key));
-        let owned = |record: &Record| record.server == session.server && same_member(record.mid, session.mid);
+        let owned = |record: &Record| record.server == server && same_member(record.mid, session.mid);
         if !records.get(&session.key).is_some_and(owned) {
             return false;
         }
@@ -113,14 +142,14 @@ impl MemorySessions {
         true
     }
 
-    fn link(&self, mid: Mid, key: &SessionKey) {
+    fn link(&self, mid: Mid, key: &SessionKey, server: Server) {
         if mid.is_anonymous() {
             return;
         }
         let mut members = lock(self.stripe_of_mid(mid));
         match members.get_mut(&mid) {
-            Some(keys) => keys.insert(key.clone()),
-            None => drop(members.insert(mid, Keys::One(key.clone()))),
+            Some(keys) => keys.insert(key.clone(), server),
+            None => drop(members.insert(mid, Keys::One(key.clone(), server))),
         }
     }
 
@@ -136,51 +165,57 @@ impl MemorySessions {
     }
 
     fn server_of(&self, key: &SessionKey) -> Option<ServerId> {
-        lock(self.stripe_of_key(key)).get(key).map(|record| record.server.clone())
+        let server = lock(self.stripe_of_key(key)).get(key).map(|record| record.server);
+        server.map(|server| self.name(server))
     }
 
     fn sessions_of_member(&self, mid: Mid, found: &mut Vec<SessionRecord>) {
-        let keys: Vec<SessionKey> = match lock(self.stripe_of_mid(mid)).get(&mid) {
-            None => return,
-            Some(Keys::One(key)) => vec![key.clone()],
-            Some(Keys::Many(keys)) => keys.iter().cloned().collect(),
+        let mut add = |key: &SessionKey, server: Server| {
+            found.push(SessionRecord { key: key.clone(), server: self.name(server) });
         };
-        for key in keys {
-            let records = lock(self.stripe_of_key(&key));
-            // Between the two locks the key may have gone, or gone over to another member.
-            if let Some(record) = records.get(&key).filter(|record| record.mid == mid) {
-                let server = record.server.clone();
-                found.push(SessionRecord { key, server });
-            }
+        match lock(self.stripe_of_mid(mid)).get(&mid) {
+            None => {}
+            Some(Keys::One(key, server)) => add(key, *server),
+            Some(Keys::Many(keys)) => keys.iter().for_each(|(key, server)| add(key, *server)),
         }
     }
 }
 
 impl Keys {
-    fn insert(&mut self, key: SessionKey) {
+    fn insert(&mut self, key: SessionKey, server: Server) {
         match self {
-            Self::Many(keys) => drop(keys.replace(key)),
-            Self::One(only) if *only == key => *only = key,
-            Self::One(only) => *self = Self::Many(Box::new(HashSet::from([only.clone(), key]))),
+            // The old entry goes with its key: the text is shared with the new session.
+            Self::Many(keys) => {
+                keys.remove(&key);
+                keys.insert(key, server);
+            }
+            Self::One(only, at) if *only == key => (*only, *at) = (key, server),
+            Self::One(only, at) => {
+                *self = Self::Many(Box::new(HashMap::from([(only.clone(), *at), (key, server)])));
+            }
         }
     }
 
     /// True when nothing is left.
     fn remove(&mut self, key: &SessionKey) -> bool {
         match self {
-            Self::One(only) => only == key,
+            Self::One(only, _) => only == key,
             Self::Many(keys) => {
                 keys.remove(key);
-                let last = if keys.len() == 1 { keys.iter().next().cloned() } else { None };
+                let last = if keys.len() == 1 { keys.drain().next() } else { None };
                 match last {
-                    Some(last) => *self = Self::One(last),
+                    Some((last, server)) => *self = Self::One(last, server),
                     None if keys.is_empty() => return true,
-                    None => shrink_set(keys),
+                    None => shrink_keys(keys),
                 }
                 false
             }
         }
     }
+}
+
+fn place_of(servers: &[ServerId], server: &ServerId) -> Option<Server> {
+    servers.iter().position(|known| known == server).map(|place| Server(place as u32))
 }
 
 /// Nobody in particular is nobody in particular, whatever the number.
@@ -199,9 +234,9 @@ fn shrink<K: Eq + Hash, V>(map: &mut HashMap<K, V>) {
 }
 
 /// The same for the keys of one member.
-fn shrink_set(set: &mut HashSet<SessionKey>) {
-    if set.capacity() > SHRINK_ABOVE && set.len() < set.capacity() / 4 {
-        set.shrink_to(set.len().saturating_mul(2));
+fn shrink_keys(keys: &mut HashMap<SessionKey, Server>) {
+    if keys.capacity() > SHRINK_ABOVE && keys.len() < keys.capacity() / 4 {
+        keys.shrink_to(keys.len().saturating_mul(2));
     }
 }
 
@@ -254,10 +289,40 @@ mod tests {
     }
 
     #[test]
+    fn a_member_is_found_where_its_sessions_are_now() {
+        let sessions = MemorySessions::new();
+        let at = |key: &str, server: &str| SessionRef { mid: Mid(1), key: key.into(), server: server.into() };
+        let of_member = || {
+            let mut found = Vec::new();
+            sessions.sessions_of_member(Mid(1), &mut found);
+            let mut found: Vec<(String, String)> =
+                found.iter().map(|found| (found.key.to_string(), found.server.to_string())).collect();
+            found.sort();
+            found
+        };
+        let expect = |all: &[(&str, &str)]| -> Vec<(String, String)> {
+            all.iter().map(|(key, server)| ((*key).to_owned(), (*server).to_owned())).collect()
+        };
+        for (entered, expected) in [
+            (at("k", "a"), &[("k", "a")][..]),
+            (at("k", "b"), &[("k", "b")]),
+            (at("l", "a"), &[("k", "b"), ("l", "a")]),
+            (at("k", "a"), &[("k", "a"), ("l", "a")]),
+            (at("k", "c"), &[("k", "c"), ("l", "a")]),
+        ] {
+            sessions.enter(entered);
+            assert_eq!(of_member(), expect(expected));
+        }
+        assert!(!sessions.leave(&at("k", "a")) && !sessions.leave(&at("k", "unheard of")));
+        assert!(sessions.leave(&at("l", "a")));
+        assert_eq!(of_member(), expect(&[("k", "c")]));
+    }
+
+    #[test]
     fn a_record_is_small() {
         // What a session costs here besides the text of its key: one slot in each map, at a load of 7/16 to 7/8.
-        assert_eq!(size_of::<(SessionKey, Record)>(), 40);
-        assert_eq!(size_of::<(Mid, Keys)>(), 24);
+        assert_eq!(size_of::<(SessionKey, Record)>(), 32);
+        assert_eq!(size_of::<(Mid, Keys)>(), 32);
     }
 
     #[test]
@@ -308,7 +373,9 @@ mod tests {
                     for _ in 0..20_000 {
                         dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                         let mid = i64::try_from((dice >> 40) % MIDS.unsigned_abs()).unwrap();
-                        let session = session(mid, &format!("k{}", (dice >> 33) % KEYS));
+                        let key = format!("k{}", (dice >> 33) % KEYS).into();
+                        let server = format!("comet {}", (dice >> 45) % 3).into();
+                        let session = SessionRef { mid: Mid(mid), key, server };
                         match (dice >> 50) % 3 {
                             0 => sessions.enter(session),
                             1 => drop(sessions.leave(&session)),
@@ -318,16 +385,21 @@ mod tests {
                 });
             }
         });
+        let record = |key: &SessionKey| {
+            lock(sessions.stripe_of_key(key)).get(key).map(|record| (record.mid, record.server.0))
+        };
         let mut by_key: Vec<_> = (0..KEYS)
             .map(|n| SessionKey::from(format!("k{n}")))
-            .filter_map(|key| Some((lock(sessions.stripe_of_key(&key)).get(&key)?.mid, key)))
-            .filter(|(mid, _)| !mid.is_anonymous())
+            .filter_map(|key| record(&key).map(|(mid, server)| (mid, key, server)))
+            .filter(|(mid, ..)| !mid.is_anonymous())
             .collect();
         let mut by_mid = Vec::new();
         for (mid, keys) in sessions.by_mid.iter().flat_map(|stripe| std::mem::take(&mut *lock(stripe))) {
             match keys {
-                Keys::One(key) => by_mid.push((mid, key)),
-                Keys::Many(keys) => by_mid.extend(keys.into_iter().map(|key| (mid, key))),
+                Keys::One(key, server) => by_mid.push((mid, key, server.0)),
+                Keys::Many(keys) => {
+                    by_mid.extend(keys.into_iter().map(|(key, server)| (mid, key, server.0)));
+                }
             }
         }
         by_key.sort();

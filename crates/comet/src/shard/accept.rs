@@ -46,6 +46,11 @@ impl Shard {
         token.0 < WAKE.0 && WAKE.0 - 1 - token.0 < self.listeners.len()
     }
 
+    /// True when the token is neither a listener's nor the inbox's.
+    pub(super) fn is_connection(&self, token: Token) -> bool {
+        token != WAKE && !self.is_listener(token)
+    }
+
     pub(super) fn listener_ready(&mut self, token: Token) {
         self.listeners[WAKE.0 - 1 - token.0].ready = true;
     }

@@ -50,6 +50,11 @@ impl Shard {
         true
     }
 
+    /// Looks at the connections of some readable events, as a turn does before it deals with them.
+    pub(crate) fn foresee_by_hand(&self, ids: impl Iterator<Item = ConnectionId> + Clone) {
+        self.foresee_input(ids.map(|id| id.slot));
+    }
+
     /// Does what a read of the peer's end does. False when the connection is gone.
     pub(crate) fn end_by_hand(&mut self, id: ConnectionId) -> bool {
         let Some(slot) = self.find(id) else { return false };

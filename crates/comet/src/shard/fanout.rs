@@ -6,6 +6,7 @@ use std::time::Duration;
 use goim_ports::{AcceptedAt, Operation, RoomId};
 use goim_session::{Admission, CloseReason, EncodedPush, Moment, QueueLimit};
 
+use super::foresee::BLOCK;
 use super::{Shard, queue_limit};
 use crate::connection::ConnectionId;
 use crate::inbox::{Command, Pace, Queued, Sends};
@@ -89,10 +90,10 @@ impl Shard {
         self.traffic_seen = Some(self.now);
         let ((stage, behind), accepted_at) = match command {
             Command::Push { targets, operation, push, accepted_at } => {
-                (self.send_to(&targets, operation, &push), accepted_at)
+                (self.send_to(&self.located(targets), operation, &push), accepted_at)
             }
-            Command::Room { room, operation, push, accepted_at } => {
-                (self.send_to_room(&room, operation, &push), accepted_at)
+            Command::Room { room, hash, operation, push, accepted_at } => {
+                (self.send_to_room(&room, hash, operation, &push), accepted_at)
             }
             Command::Broadcast { operation, push, pace: None, accepted_at } => {
                 (self.send_to_all(operation, &push), accepted_at)
@@ -187,10 +188,10 @@ impl Shard {
         (stage, sent.all_behind())
     }
 
-    fn send_to_room(&mut self, room: &RoomId, operation: Operation, push: &EncodedPush) -> Staged {
+    fn send_to_room(&mut self, room: &RoomId, hash: u64, operation: Operation, push: &EncodedPush) -> Staged {
         let mut receivers = std::mem::take(&mut self.receivers);
         receivers.clear();
-        receivers.extend_from_slice(self.rooms.members(room));
+        receivers.extend_from_slice(self.rooms.members(hash, room));
         let staged = self.send_to_many(&receivers, operation, push);
         self.receivers = receivers;
         staged
@@ -210,8 +211,11 @@ impl Shard {
         let limit = queue_limit(&self.shared.config, operation);
         let stage = if receivers.len() <= URGENT_MAX { Stage::Urgent } else { Stage::Ring };
         let mut sent = Sent::default();
-        for slot in receivers.iter().copied() {
-            self.deliver_counted(slot, push, limit, stage, &mut sent);
+        for block in receivers.chunks(BLOCK) {
+            self.foresee(block);
+            for slot in block {
+                self.deliver_counted(*slot, push, limit, stage, &mut sent);
+            }
         }
         self.stats.packets_out(operation, sent.packets, sent.bytes);
         (stage, sent.all_behind())
