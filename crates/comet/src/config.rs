@@ -124,8 +124,8 @@ pub struct SendConfig {
     /// Commands that wait for one shard. Default 1024. Full, the caller waits.
     pub inbox_commands_max: usize,
     /// Sends to sessions that commands of one shard lead to, counted until they are flushed. Default 20,000: some tenth
-    /// of a second of work, which is what a message may wait here. A push to keys counts once for each 128 bytes and key, and
-    /// while all its receivers have more than 64 KiB waiting (1 s at most). A command for more receivers waits until
+    /// of a second of work, which is what a message may wait here. A push to keys counts once for each KiB and key, and
+    /// while all its receivers read but have more than 64 KiB waiting (1 s at most). A command for more receivers waits until
     /// nothing else does. Full, the caller waits.
     pub inbox_sends_max: NonZeroU32,
     /// Broadcasts with a speed that may be under way at once. Default 64.

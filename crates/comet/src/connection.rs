@@ -59,6 +59,8 @@ struct Rare {
     throttled_until: Option<Moment>,
     closing: Option<Closing>,
     rate: Option<Rate>,
+    /// Much waits for the session: when its socket last took something of it, or when it became much.
+    drained_at: Option<Moment>,
 }
 
 /// What a client may still send under a limit of packets.
@@ -197,11 +199,27 @@ impl Connection {
         self.rare.get_or_insert_default().rate.get_or_insert(full)
     }
 
+    /// Much has begun to wait for the session, or its socket has taken something of it; `None` when there is no longer much.
+    pub(crate) fn set_drained_at(&mut self, now: Option<Moment>) {
+        match (&mut self.rare, now) {
+            (Some(rare), now) => rare.drained_at = now,
+            (None, Some(_)) => self.rare.get_or_insert_default().drained_at = now,
+            (None, None) => return,
+        }
+        self.tidy();
+    }
+
+    /// When the socket last took something while much waited, or when that began.
+    pub(crate) fn drained_at(&self) -> Option<Moment> {
+        self.rare.as_ref().and_then(|rare| rare.drained_at)
+    }
+
     /// Gives the box back when nothing is in it.
     fn tidy(&mut self) {
         let Some(rare) = &self.rare else { return };
-        let Rare { unread, throttled_until, closing, rate } = &**rare;
-        if unread.is_none() && throttled_until.is_none() && closing.is_none() && rate.is_none() {
+        let Rare { unread, throttled_until, closing, rate, drained_at } = &**rare;
+        let has_times = throttled_until.is_some() || drained_at.is_some();
+        if unread.is_none() && closing.is_none() && rate.is_none() && !has_times {
             self.rare = None;
         }
     }

@@ -17,9 +17,8 @@ use crate::rooms::{Holders, SMALL_ROOM_MAX};
 use crate::shard::Shared;
 use crate::stats::SharedCounter;
 
-/// Bytes of a push to keys that count as one send. What waits for sessions that are behind is bounded by it too: twenty thousand
-/// sends are 2.5 MB then, which is two queues of sessions.
-const BYTES_OF_A_SEND: usize = 128;
+/// Bytes of a push to keys that count as one send, so that what waits for sessions that are behind is bounded in bytes too.
+const BYTES_OF_A_SEND: usize = 1024;
 
 /// A comet's port.
 pub(crate) struct Port {

@@ -27,6 +27,9 @@ const WAITING_BYTES_COUNTED: usize = 8 * 1024;
 /// Bytes of pushes that wait for a session from which on it is behind what is published to it. A quarter of the queue's bound
 /// is enough where that is less.
 const BEHIND_BYTES: usize = 64 * 1024;
+/// A session that is behind reads, though slowly, if its socket has taken something within this time, or if it is behind for no
+/// longer. Who does not read must not keep anybody waiting.
+const DRAINING: Duration = Duration::from_millis(200);
 /// How long a command counts as not over because sockets are full: after that the sessions' own queues and policies have
 /// the word, so that peers that have died together hold nobody up for longer.
 const FULL_PATIENCE: Duration = Duration::from_secs(1);
@@ -124,9 +127,8 @@ impl Shard {
         }
     }
 
-    /// A push to few is over when it is flushed, unless all its receivers are behind still: who publishes to them faster than
-    /// they read has to wait, or their queues would run over. A session that does not read at all holds others up for little
-    /// and once: what its queue takes is all that can be late for it, and then its policy has the word.
+    /// A push to few is over when it is flushed, unless all its receivers are behind still, and read: who publishes to them
+    /// faster than they read has to wait, or their queues would run over.
     fn end_urgent_works(&mut self) {
         while self.late.front().is_some_and(|work| !self.is_late(work)) {
             let accepted_at = self.late.pop_front().and_then(|work| work.accepted_at);
@@ -145,12 +147,17 @@ impl Shard {
 
     fn is_late(&self, work: &Work) -> bool {
         let Some(slot) = work.behind.and_then(|receiver| self.find(receiver)) else { return false };
-        self.now < work.began.after(FULL_PATIENCE) && self.is_behind(slot)
+        let drained_at = self.connections[slot].drained_at();
+        let drains = drained_at.is_some_and(|at| self.now < at.after(DRAINING));
+        drains && self.now < work.began.after(FULL_PATIENCE) && self.is_behind(slot)
     }
 
     fn is_behind(&self, slot: u32) -> bool {
-        let waiting = self.connections[slot].session.outbox().push_bytes();
-        waiting > BEHIND_BYTES.min(self.shared.config.send.queue_bytes_max / 4)
+        self.connections[slot].session.outbox().push_bytes() > self.behind_bytes()
+    }
+
+    fn behind_bytes(&self) -> usize {
+        BEHIND_BYTES.min(self.shared.config.send.queue_bytes_max / 4)
     }
 
     /// True when much waits for many sessions: then it is not some slow readers that must not hold up the others, but the
@@ -246,6 +253,7 @@ impl Shard {
 
     /// Queues a push on one session and has it flushed. False when the session did not take it.
     fn deliver(&mut self, slot: u32, push: &EncodedPush, limit: QueueLimit, stage: Stage) -> bool {
+        let behind_bytes = self.behind_bytes();
         let Some(connection) = self.connections.get_mut(slot) else { return false };
         if !connection.session.outbox().is_empty() && connection.writable {
             let len = push.len(connection.session.transport());
@@ -262,6 +270,9 @@ impl Shard {
         let before = connection.session.outbox().push_bytes();
         let admission = connection.session.push(&mut self.pool, push, limit);
         let after = connection.session.outbox().push_bytes();
+        if before <= behind_bytes && after > behind_bytes {
+            connection.set_drained_at(Some(self.now));
+        }
         self.outbox_changed(before, after);
         match admission {
             Admission::Queued => {}
@@ -286,6 +297,7 @@ impl Shard {
 
     /// Writes what waits on a connection, as much as its socket takes.
     pub(super) fn flush(&mut self, slot: u32) {
+        let behind_bytes = self.behind_bytes();
         while let Some(connection) = self.connections.get_mut(slot) {
             if !connection.writable {
                 return;
@@ -300,6 +312,9 @@ impl Shard {
                     let before = connection.session.outbox().push_bytes();
                     connection.session.written(&mut self.pool, sent.taken);
                     let after = connection.session.outbox().push_bytes();
+                    if before > behind_bytes && sent.taken > 0 {
+                        connection.set_drained_at((after > behind_bytes).then_some(self.now));
+                    }
                     if sent.full {
                         connection.writable = false;
                         self.stats.blocked.up();
