@@ -121,7 +121,8 @@ pub struct SendConfig {
     /// Bytes that the kernel takes beyond what is on the wire (`TCP_NOTSENT_LOWAT`). Default 16 KiB: bounds the
     /// kernel's memory for a client that does not read at about 130 KB instead of 4 MB.
     pub notsent_lowat_bytes: u32,
-    /// Commands that wait for one shard. Default 1024. Full, the caller waits.
+    /// Commands that wait for one shard. Default 16,384: what is behind a bound of sends is bounded already; this is for what takes memory
+    /// though it leads nowhere. Full, the caller waits.
     pub inbox_commands_max: usize,
     /// Sends to sessions that commands of one shard lead to, counted until they are flushed. Default 20,000: some tenth
     /// of a second of work, which is what a message may wait here. A push to keys counts once for each KiB and key, and
@@ -229,7 +230,7 @@ impl Default for SendConfig {
             slow_consumer: Vec::new(),
             slow_consumer_default: SlowConsumerPolicy::DropNewest,
             notsent_lowat_bytes: 16 * 1024,
-            inbox_commands_max: 1024,
+            inbox_commands_max: 16_384,
             inbox_sends_max: NonZeroU32::MIN.saturating_add(19_999),
             paced_broadcasts_max: 64,
         }

@@ -221,9 +221,12 @@ impl Inbox {
 
     /// The next command, if there is one.
     pub(crate) fn command(&mut self) -> Option<Queued> {
-        let command = self.commands.try_recv().ok();
+        self.commands.try_recv().ok()
+    }
+
+    /// Says for the metrics how many commands wait.
+    pub(crate) fn tell_depth(&self) {
         self.depth.store(self.commands.len(), Ordering::Relaxed);
-        command
     }
 
     /// The next notice, if there is one.

@@ -50,7 +50,7 @@ impl CometPort for Port {
 
     fn broadcast(&self, broadcast: Broadcast) -> Handover {
         let Some(speed) = broadcast.speed else {
-            let encoded = EncodedPush::new(&broadcast.packet);
+            let encoded = EncodedPush::new(broadcast.packet);
             let (operation, accepted_at) = (broadcast.operation, broadcast.accepted_at);
             let sends = self.shared.addresses.connections() / self.shards.len().max(1);
             return self.hand_over((0..self.shards.len()).map(|shard| {
@@ -59,7 +59,7 @@ impl CometPort for Port {
             }));
         };
         match self.pacing.clone().try_acquire_owned() {
-            Ok(permit) => self.pace(&broadcast, speed, permit),
+            Ok(permit) => self.pace(broadcast, speed, permit),
             // All places are taken: the caller waits for one.
             Err(_) => {
                 let port = Self {
@@ -70,7 +70,7 @@ impl CometPort for Port {
                 };
                 Call::pending(async move {
                     let permit = port.pacing.clone().acquire_owned().await.map_err(|_| gone())?;
-                    port.pace(&broadcast, speed, permit).await
+                    port.pace(broadcast, speed, permit).await
                 })
             }
         }
@@ -89,8 +89,8 @@ impl CometPort for Port {
         }
         // The kernel spreads connections evenly.
         let sends = here as usize / (shards.count_ones() as usize).min(self.shards.len()).max(1);
-        let encoded = EncodedPush::new(&push.packet);
         let operation = carried(&push.packet);
+        let encoded = EncodedPush::new(push.packet);
         let holders = (0..self.shards.len()).filter(|shard| shards & (1 << (shard % 64)) != 0);
         self.hand_over(holders.map(|shard| {
             let (room, accepted_at) = (push.room.clone(), push.accepted_at);
@@ -120,7 +120,7 @@ fn commands(push: &KeyPush, places: &Places) -> SmallVec<[(usize, usize, Command
     if by_shard.is_empty() {
         return SmallVec::new();
     }
-    let encoded = EncodedPush::new(&push.packet);
+    let encoded = EncodedPush::new(push.packet.clone());
     let (operation, accepted_at) = (push.operation, push.accepted_at);
     let command = |(shard, targets): (usize, Located)| {
         let sends = sends_of(targets.len(), &push.packet);
@@ -137,7 +137,7 @@ fn unresolved(push: KeyPush) -> Option<(usize, usize, Command)> {
     if keys.is_empty() {
         return None;
     }
-    let (sends, push) = (sends_of(keys.len(), &packet), EncodedPush::new(&packet));
+    let (sends, push) = (sends_of(keys.len(), &packet), EncodedPush::new(packet));
     Some((0, sends, Command::Push { targets: Targets::Keys(keys), operation, push, accepted_at }))
 }
 
@@ -180,26 +180,25 @@ impl Port {
 
     /// The same where there is one shard only.
     fn leave_unresolved(&self, push: KeyPush) -> Result<(), KeyPush> {
-        let (operation, packet, accepted_at) = (push.operation, push.packet.clone(), push.accepted_at);
         let Some((shard, sends, command)) = unresolved(push) else { return Ok(()) };
-        let keys = match self.shards[shard].leave(command, sends) {
-            Ok(()) => return Ok(()),
-            Err(Refused::Full(Command::Push { targets: Targets::Keys(keys), .. })) => keys,
+        match self.shards[shard].leave(command, sends) {
+            Err(Refused::Full(Command::Push { targets: Targets::Keys(keys), operation, push, accepted_at })) => {
+                Err(KeyPush { keys, operation, packet: push.into_packet(), accepted_at })
+            }
             // A shard that is gone has no sessions.
-            Err(_) => Vec::new(),
-        };
-        Err(KeyPush { keys, operation, packet, accepted_at })
+            Ok(()) | Err(_) => Ok(()),
+        }
     }
 
     /// Starts a broadcast on each shard, at a speed in proportion to nothing but their number: the kernel spreads
     /// connections evenly.
     fn pace(
         &self,
-        broadcast: &Broadcast,
+        broadcast: Broadcast,
         speed: NonZeroU32,
         permit: tokio::sync::OwnedSemaphorePermit,
     ) -> Handover {
-        let encoded = EncodedPush::new(&broadcast.packet);
+        let encoded = EncodedPush::new(broadcast.packet);
         let speed = crate::shard::share(speed, self.shards.len());
         let permit = Arc::new(permit);
         let (operation, accepted_at) = (broadcast.operation, broadcast.accepted_at);

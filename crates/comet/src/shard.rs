@@ -269,9 +269,10 @@ impl Shard {
             let was_last = commands.len() < BLOCK;
             commands.drain(..).for_each(|command| self.take_command(command));
             if was_last {
-                return;
+                break;
             }
         }
+        self.inbox.tell_depth();
     }
 
     fn tell_time(&mut self) {

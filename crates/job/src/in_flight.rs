@@ -3,7 +3,7 @@
 //! Records finish in any order; the log wants to hear of a position only when all before it in its partition are
 //! finished too. So each partition has its open records in a row, and its front moves over the finished ones.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -31,7 +31,8 @@ pub(crate) struct InFlight {
 
 #[derive(Debug, Default)]
 struct State {
-    partitions: HashMap<i32, Partition>,
+    /// Ascending by number; a log has few of them, mostly those of one read are of one.
+    partitions: Vec<(i32, Partition)>,
     records: usize,
     bytes: usize,
     places: usize,
@@ -109,7 +110,7 @@ impl InFlight {
         state.records += 1;
         state.places += 1;
         state.bytes += bytes;
-        let partition = state.partitions.entry(position.partition).or_default();
+        let partition = state.partition(position.partition);
         let number = partition.first + partition.row.len() as u64;
         partition.row.push_back(Place { offset: position.offset, bytes, finished: false });
         Ticket { partition: position.partition, number }
@@ -139,8 +140,8 @@ impl InFlight {
     /// Positions up to which everything is finished, as far as they have moved since the last call.
     pub(crate) fn take_done(&self) -> Vec<LogPosition> {
         let mut state = self.state();
-        let moved = state.partitions.iter_mut().filter_map(|(partition, state)| {
-            Some(LogPosition { partition: *partition, offset: state.done.take()? })
+        let moved = state.partitions.iter_mut().filter_map(|(number, partition)| {
+            Some(LogPosition { partition: *number, offset: partition.done.take()? })
         });
         moved.collect()
     }
@@ -158,8 +159,19 @@ impl InFlight {
 }
 
 impl State {
+    fn partition(&mut self, number: i32) -> &mut Partition {
+        let index = self.partitions.binary_search_by_key(&number, |(number, _)| *number);
+        let index = index.unwrap_or_else(|index| {
+            self.partitions.insert(index, (number, Partition::default()));
+            index
+        });
+        &mut self.partitions[index].1
+    }
+
     fn finish(&mut self, ticket: &Ticket) {
-        let Some(partition) = self.partitions.get_mut(&ticket.partition) else { return };
+        let index = self.partitions.binary_search_by_key(&ticket.partition, |(number, _)| *number);
+        let Ok(index) = index else { return };
+        let partition = &mut self.partitions[index].1;
         let index = usize::try_from(ticket.number - partition.first).unwrap_or(usize::MAX);
         let Some(place) = partition.row.get_mut(index) else { return };
         place.finished = true;

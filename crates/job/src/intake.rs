@@ -302,9 +302,7 @@ impl Intake {
 
 /// One message as comets want it: a packet inside a batch.
 pub(crate) fn raw(operation: Operation, body: Bytes) -> PacketBuf {
-    let mut batch = BatchBuilder::new();
-    batch.push(PacketBuf::push(operation, body).as_packet());
-    batch.finish()
+    BatchBuilder::one(PacketBuf::push(operation, body).as_packet())
 }
 
 /// The share of one comet in a speed over all: at least one, since none would mean as fast as it goes.

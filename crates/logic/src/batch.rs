@@ -13,7 +13,7 @@ use goim_ports::{
 
 use crate::deadline::within;
 use crate::metrics::PushKind;
-use crate::push::{append_late, group};
+use crate::push::{append_late, group_keys, targets};
 use crate::{Logic, PushError, record};
 
 /// One message of a batch.
@@ -116,29 +116,35 @@ impl Logic {
     }
 
     async fn records_of(&self, messages: Vec<BatchMessage>) -> Result<Records, BatchError> {
-        let mut servers = self.servers_of_batch(&messages).await?.into_iter();
+        let servers = self.servers_of_batch(&messages).await?;
+        let mut servers = &servers[..];
         let accepted_at = AcceptedAt::now();
         let mut records = Records::default();
         for (index, BatchMessage { to, operation, body }) in messages.into_iter().enumerate() {
-            let mut add = |target| {
-                records.records.push(PushRecord { target, operation, body: body.clone(), accepted_at });
+            let mut add = |target, body| {
+                records.records.push(PushRecord { target, operation, body, accepted_at });
                 records.of.push(index);
             };
-            match to {
-                Receivers::Room(room) => add(PushTarget::Room(room)),
-                Receivers::All(speed) => add(PushTarget::All { speed }),
+            let groups = match to {
+                Receivers::Room(room) => {
+                    add(PushTarget::Room(room), body);
+                    continue;
+                }
+                Receivers::All(speed) => {
+                    add(PushTarget::All { speed }, body);
+                    continue;
+                }
                 Receivers::Keys(keys) => {
-                    let found = keys.into_iter().zip(servers.by_ref());
-                    group(found.filter_map(|(key, server)| Some((server?, key))))
-                        .into_iter()
-                        .for_each(|(server, keys)| add(PushTarget::Keys { server, keys }));
+                    let (of_these, rest) = servers.split_at(keys.len().min(servers.len()));
+                    servers = rest;
+                    group_keys(keys, of_these)
                 }
                 Receivers::Mids(mids) => {
                     let failed = |error| BatchError { accepted: 0, index, error };
-                    let groups = self.sessions_by_server(mids).await.map_err(failed)?;
-                    groups.into_iter().for_each(|(server, keys)| add(PushTarget::Keys { server, keys }));
+                    self.sessions_by_server(mids).await.map_err(failed)?
                 }
-            }
+            };
+            targets(groups, body).for_each(|(target, body)| add(target, body));
         }
         Ok(records)
     }
@@ -156,6 +162,6 @@ impl Logic {
             all_keys.extend_from_slice(keys);
         }
         let Some(index) = first else { return Ok(Vec::new()) };
-        self.servers_of(all_keys).await.map_err(|error| BatchError { accepted: 0, index, error })
+        self.servers_of(&all_keys).await.map_err(|error| BatchError { accepted: 0, index, error })
     }
 }

@@ -11,6 +11,7 @@ use goim_ports::{
     AcceptedAt, AppendError, DirectoryError, Mid, Operation, PushRecord, PushTarget, RoomId, ServerId,
     SessionKey,
 };
+use smallvec::{SmallVec, smallvec};
 
 use crate::deadline::within;
 use crate::metrics::{PushKind, PushResult};
@@ -99,9 +100,8 @@ impl Logic {
         if keys.is_empty() {
             return Err(PushError::NoKeys);
         }
-        let servers = self.servers_of(keys.clone()).await?;
-        let found = keys.into_iter().zip(servers).filter_map(|(key, server)| Some((server?, key)));
-        self.append_by_server(group(found), operation, body).await
+        let servers = self.servers_of(&keys).await?;
+        self.append_by_server(group_keys(keys, &servers), operation, body).await
     }
 
     async fn try_push_mids(
@@ -115,7 +115,7 @@ impl Logic {
     }
 
     /// The comet of each key, in the keys' order.
-    pub(crate) async fn servers_of(&self, keys: Vec<SessionKey>) -> Result<Vec<Option<ServerId>>, PushError> {
+    pub(crate) async fn servers_of(&self, keys: &[SessionKey]) -> Result<Vec<Option<ServerId>>, PushError> {
         let servers = self.sessions.servers_of(keys);
         let servers = within(self.config.directory_deadline, servers, directory_late).await;
         servers.map_err(PushError::Directory)
@@ -125,13 +125,13 @@ impl Logic {
     pub(crate) async fn sessions_by_server(
         &self,
         mids: Vec<Mid>,
-    ) -> Result<Vec<(ServerId, Vec<SessionKey>)>, PushError> {
+    ) -> Result<Groups, PushError> {
         // Nobody in particular has no sessions that could be found by member.
         let mut mids: Vec<Mid> = mids.into_iter().filter(|mid| !mid.is_anonymous()).collect();
         mids.sort_unstable();
         mids.dedup();
         if mids.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Groups::new());
         }
         let sessions = self.sessions.sessions_of(mids);
         let sessions = within(self.config.directory_deadline, sessions, directory_late).await;
@@ -141,12 +141,12 @@ impl Logic {
 
     async fn append_by_server(
         &self,
-        groups: Vec<(ServerId, Vec<SessionKey>)>,
+        groups: Groups,
         operation: Operation,
         body: Bytes,
     ) -> Result<(), PushError> {
-        for (server, keys) in groups {
-            self.append(PushTarget::Keys { server, keys }, operation, body.clone()).await?;
+        for (target, body) in targets(groups, body) {
+            self.append(target, operation, body).await?;
         }
         Ok(())
     }
@@ -194,9 +194,31 @@ pub(crate) fn append_late() -> AppendError {
     )
 }
 
-/// Keys by comet; comets in the order of their first key, keys in theirs.
-pub(crate) fn group(found: impl Iterator<Item = (ServerId, SessionKey)>) -> Vec<(ServerId, Vec<SessionKey>)> {
-    let mut groups: Vec<(ServerId, Vec<SessionKey>)> = Vec::new();
+/// Keys by comet.
+pub(crate) type Groups = SmallVec<[(ServerId, Vec<SessionKey>); 1]>;
+
+/// Keys by the comets that were found for them, in the same order. Mostly all are on one.
+pub(crate) fn group_keys(keys: Vec<SessionKey>, servers: &[Option<ServerId>]) -> Groups {
+    if let [Some(first), others @ ..] = servers
+        && others.iter().all(|other| other.as_ref() == Some(first))
+    {
+        return smallvec![(first.clone(), keys)];
+    }
+    group(keys.into_iter().zip(servers).filter_map(|(key, server)| Some((server.clone()?, key))))
+}
+
+/// The records of one message: mostly one, which takes the body itself.
+pub(crate) fn targets(groups: Groups, mut body: Bytes) -> impl Iterator<Item = (PushTarget, Bytes)> {
+    let last = groups.len().saturating_sub(1);
+    groups.into_iter().enumerate().map(move |(index, (server, keys))| {
+        let body = if index == last { std::mem::take(&mut body) } else { body.clone() };
+        (PushTarget::Keys { server, keys }, body)
+    })
+}
+
+/// Comets in the order of their first key, keys in theirs.
+fn group(found: impl Iterator<Item = (ServerId, SessionKey)>) -> Groups {
+    let mut groups = Groups::new();
     for (server, key) in found {
         match groups.iter_mut().find(|(known, _)| *known == server) {
             Some((_, keys)) => keys.push(key),

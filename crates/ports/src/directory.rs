@@ -22,7 +22,7 @@ pub trait SessionDirectory: Send + Sync {
     fn touch(&self, session: SessionRef) -> Call<Result<(), DirectoryError>>;
 
     /// The comets of these keys, one answer for each key, in order.
-    fn servers_of(&self, keys: Vec<SessionKey>) -> Call<Result<Vec<Option<ServerId>>, DirectoryError>>;
+    fn servers_of(&self, keys: &[SessionKey]) -> Call<Result<Vec<Option<ServerId>>, DirectoryError>>;
 
     /// All sessions of these members; the order is not defined, no session comes twice.
     fn sessions_of(&self, mids: Vec<Mid>) -> Call<Result<Vec<SessionRecord>, DirectoryError>>;

@@ -75,13 +75,14 @@ fn push() -> PacketBuf {
 fn encode_push(times: u32) {
     let packet = push();
     for _ in 0..times {
-        black_box(EncodedPush::new(black_box(&packet)));
+        let push = EncodedPush::new(black_box(packet.clone()));
+        black_box(push.bytes(Transport::WebSocket));
     }
 }
 
 /// `COUNT` pushes wait, and all are written at once.
 fn stage_flush<const COUNT: usize>(times: u32) {
-    let (push, mut pool, mut outbox) = (EncodedPush::new(&push()), OutboxPool::new(4), Outbox::new());
+    let (push, mut pool, mut outbox) = (EncodedPush::new(push()), OutboxPool::new(4), Outbox::new());
     for _ in 0..times {
         for _ in 0..COUNT {
             black_box(outbox.push(&mut pool, push.bytes(Transport::Stream), LIMIT));

@@ -7,11 +7,12 @@ use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::cell::OnceCell;
 
 use crate::CloseReason;
 use bytes::Bytes;
 use goim_websocket::{self as websocket, Event, FrameError, Opcode, handshake};
-use goim_wire::{DecodeError, Operation, Packet, PacketBuf, StreamDecoder};
+use goim_wire::{DecodeError, HEADER_LEN, Operation, Packet, PacketBuf, Sequence, StreamDecoder, Version};
 
 /// How packets are carried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -297,23 +298,25 @@ fn frame(event: Event<'_>, body_bytes_max: usize) -> Result<Incoming<'_>, Framin
 }
 
 /// A packet for many, encoded once for each transport and shared by its receivers.
+///
+/// A packet to one session goes over one transport, so the form of WebSocket is made when the first receiver asks for it.
 #[derive(Debug, Clone)]
 pub struct EncodedPush {
     // Pointers to shared bytes, since a queue entry of a pointer's size is what a receiver costs.
     stream: Arc<Bytes>,
-    websocket: Arc<Bytes>,
+    websocket: OnceCell<Arc<Bytes>>,
+    version: Version,
+    operation: Operation,
+    sequence: Sequence,
 }
 
 impl EncodedPush {
-    /// Encodes `packet` for both transports.
+    /// Encodes `packet`; the body of a batch is moved, not copied.
     #[must_use]
-    pub fn new(packet: &PacketBuf) -> Self {
-        let payload_len = packet.as_packet().encoded_len();
-        let head = websocket::frame_head(Opcode::Binary, payload_len, None);
-        let mut message = Vec::with_capacity(head.as_slice().len().saturating_add(payload_len));
-        message.extend_from_slice(head.as_slice());
-        packet.as_packet().encode(&mut message);
-        Self { stream: Arc::new(packet.to_stream_bytes()), websocket: Arc::new(Bytes::from(message)) }
+    pub fn new(packet: PacketBuf) -> Self {
+        let PacketBuf { version, operation, sequence, .. } = packet;
+        let stream = if operation == Operation::RAW { packet.body } else { packet.to_message_bytes() };
+        Self { stream: Arc::new(stream), websocket: OnceCell::new(), version, operation, sequence }
     }
 
     /// The same bytes under reference counts of their own: for another thread, so that two threads with thousands of
@@ -321,7 +324,31 @@ impl EncodedPush {
     #[must_use]
     pub fn for_another_thread(&self) -> Self {
         let apart = |bytes: &Arc<Bytes>| Arc::new(Bytes::clone(bytes));
-        Self { stream: apart(&self.stream), websocket: apart(&self.websocket) }
+        let websocket = self.websocket.get().map_or_else(OnceCell::new, |bytes| OnceCell::from(apart(bytes)));
+        Self { stream: apart(&self.stream), websocket, ..*self }
+    }
+
+    /// The packet again.
+    #[must_use]
+    pub fn into_packet(self) -> PacketBuf {
+        let Self { stream, version, operation, sequence, .. } = self;
+        let bytes = Arc::unwrap_or_clone(stream);
+        let body = if operation == Operation::RAW { bytes } else { bytes.slice(HEADER_LEN..) };
+        PacketBuf { version, operation, sequence, body }
+    }
+
+    fn websocket(&self) -> &Arc<Bytes> {
+        self.websocket.get_or_init(|| {
+            let Self { stream, version, operation, sequence, .. } = self;
+            // On a stream a batch goes without its header.
+            let body = if *operation == Operation::RAW { &stream[..] } else { &stream[HEADER_LEN..] };
+            let packet = Packet { version: *version, operation: *operation, sequence: *sequence, body };
+            let head = websocket::frame_head(Opcode::Binary, packet.encoded_len(), None);
+            let mut message = Vec::with_capacity(head.as_slice().len().saturating_add(packet.encoded_len()));
+            message.extend_from_slice(head.as_slice());
+            packet.encode(&mut message);
+            Arc::new(Bytes::from(message))
+        })
     }
 
     /// How many bytes that is for one transport.
@@ -341,7 +368,7 @@ impl EncodedPush {
     pub fn bytes(&self, transport: Transport) -> &Arc<Bytes> {
         match transport {
             Transport::Stream => &self.stream,
-            Transport::WebSocket => &self.websocket,
+            Transport::WebSocket => self.websocket(),
         }
     }
 }

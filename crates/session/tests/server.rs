@@ -301,7 +301,7 @@ fn subscriptions_without_end_cost_a_bounded_list() {
 #[test]
 fn a_push_is_bare_on_a_stream_and_wrapped_on_websocket() {
     let inner = packet(1000, 0, b"hello");
-    let push = EncodedPush::new(&PacketBuf::push(Operation::RAW, Bytes::from(inner.clone())));
+    let push = EncodedPush::new(PacketBuf::push(Operation::RAW, Bytes::from(inner.clone())));
     assert_eq!(push.bytes(Transport::Stream).as_ref(), &inner);
     let expected = [&[0x82, 0x25][..], &packet(9, 0, &inner)].concat();
     assert_eq!(push.bytes(Transport::WebSocket).as_ref(), &expected);
@@ -370,7 +370,7 @@ fn an_extended_client_is_told_why_a_goim_client_is_not() {
 
 #[test]
 fn nothing_is_pushed_to_who_is_not_open() {
-    let push = EncodedPush::new(&PacketBuf::push(Operation(1000), Bytes::from_static(b"x")));
+    let push = EncodedPush::new(PacketBuf::push(Operation(1000), Bytes::from_static(b"x")));
     let limit = QueueLimit { bytes_max: 100, policy: SlowConsumerPolicy::DropNewest };
     let mut driver = Driver::new(Transport::Stream);
     assert_eq!(driver.session.push(&mut driver.pool, &push, limit), Admission::DroppedNewest);

@@ -19,6 +19,14 @@ impl BatchBuilder {
         Self { bytes: Vec::new(), packets: 0 }
     }
 
+    /// One message as comets want it: `packet` in a batch of its own.
+    #[must_use]
+    pub fn one(packet: Packet<'_>) -> PacketBuf {
+        let mut batch = Self { bytes: Vec::with_capacity(packet.encoded_len()), packets: 0 };
+        batch.push(packet);
+        batch.finish()
+    }
+
     /// Adds a packet at the end.
     pub fn push(&mut self, packet: Packet<'_>) {
         packet.encode(&mut self.bytes);

@@ -45,7 +45,8 @@ pub struct PushLogConfig {
     /// full, while the oldest unread record is older, or as many are unread as were lately read in such a time.
     /// [`Duration::MAX`] is no bound.
     pub age_max: Duration,
-    /// Records that one read gives at most. Default 64.
+    /// Records that one read gives at most. Default 1024: what publishers leave in one round of the runtime, so that job keeps
+    /// up with them and little waits.
     pub read_records_max: usize,
 }
 
@@ -58,7 +59,7 @@ impl Default for PushLogConfig {
             waiting_max: 1_024,
             record_bytes_max: 1_000_000,
             age_max: Duration::from_millis(100),
-            read_records_max: 64,
+            read_records_max: 1024,
         }
     }
 }
@@ -205,9 +206,9 @@ impl PushLog for MemoryPushLog {
         if let Err(error) = state.check(&record, config) {
             return Call::Ready(Err(error));
         }
-        let size = size_of_record(&record);
-        if state.waiting.is_empty() && state.has_room(size, config) {
-            state.accept(record, size);
+        let (size, now) = (size_of_record(&record), Instant::now());
+        if state.waiting.is_empty() && state.has_room(size, config, now) {
+            state.accept(record, size, now);
             drop(state);
             self.shared.news.notify_one();
             return Call::Ready(Ok(()));
@@ -288,11 +289,11 @@ impl State {
         if self.closed { Err(closed()) } else { Ok(()) }
     }
 
-    fn has_room(&self, size: usize, config: &PushLogConfig) -> bool {
+    fn has_room(&self, size: usize, config: &PushLogConfig, now: Instant) -> bool {
         let fits = self.stats.records < config.records_max
             && self.stats.bytes.saturating_add(size) <= config.bytes_max;
         let few = self.unread.len() < self.pace.unread_max(config);
-        let young = self.unread_since.front().is_none_or(|since| since.elapsed() <= config.age_max);
+        let young = self.unread_since.front().is_none_or(|since| now.duration_since(*since) <= config.age_max);
         (fits && few && young) || self.stats.records == 0
     }
 
@@ -301,9 +302,9 @@ impl State {
         self.waiting.len() < config.waiting_max && (fits || self.waiting.is_empty())
     }
 
-    fn accept(&mut self, record: PushRecord, size: usize) {
+    fn accept(&mut self, record: PushRecord, size: usize, now: Instant) {
         let offset = self.first_offset + self.sizes.len() as i64;
-        self.unread_since.push_back(Instant::now());
+        self.unread_since.push_back(now);
         self.unread.push_back(LogEntry { position: LogPosition { partition: PARTITION, offset }, record });
         self.sizes.push_back(size);
         let stats = &mut self.stats;
@@ -316,9 +317,9 @@ impl State {
 
     /// Takes records off the front of `left` as long as there is room, and says how many bytes those had.
     fn accept_from(&mut self, left: &mut VecDeque<(PushRecord, usize)>, config: &PushLogConfig) -> usize {
-        let mut bytes = 0;
-        while let Some((record, size)) = left.pop_front_if(|(_, size)| self.has_room(*size, config)) {
-            self.accept(record, size);
+        let (mut bytes, now) = (0, Instant::now());
+        while let Some((record, size)) = left.pop_front_if(|(_, size)| self.has_room(*size, config, now)) {
+            self.accept(record, size, now);
             bytes += size;
         }
         bytes

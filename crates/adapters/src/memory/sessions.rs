@@ -259,7 +259,7 @@ impl SessionDirectory for MemorySessions {
         Call::Ready(Ok(()))
     }
 
-    fn servers_of(&self, keys: Vec<SessionKey>) -> Call<Result<Vec<Option<ServerId>>, DirectoryError>> {
+    fn servers_of(&self, keys: &[SessionKey]) -> Call<Result<Vec<Option<ServerId>>, DirectoryError>> {
         Call::Ready(Ok(keys.iter().map(|key| self.server_of(key)).collect()))
     }
 

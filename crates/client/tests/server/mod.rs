@@ -237,7 +237,7 @@ impl Connection {
 
     fn push(&mut self, packet: &PacketBuf) {
         let limit = QueueLimit { bytes_max: usize::MAX, policy: SlowConsumerPolicy::Close };
-        self.session.push(&mut self.pool, &EncodedPush::new(packet), limit);
+        self.session.push(&mut self.pool, &EncodedPush::new(packet.clone()), limit);
     }
 
     async fn flush(&mut self) -> std::io::Result<()> {

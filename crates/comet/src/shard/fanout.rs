@@ -123,23 +123,27 @@ impl Shard {
                 return;
             }
             let accepted_at = self.works.pop_front().and_then(|work| work.accepted_at);
-            self.count_latency(accepted_at);
+            self.count_latency(accepted_at, AcceptedAt::now());
         }
     }
 
     /// A push to few is over when it is flushed, unless all its receivers are behind still, and read: who publishes to them
     /// faster than they read has to wait, or their queues would run over.
     fn end_urgent_works(&mut self) {
+        if self.late.is_empty() && self.works_of_turn.is_empty() {
+            return;
+        }
+        let now = AcceptedAt::now();
         while self.late.front().is_some_and(|work| !self.is_late(work)) {
             let accepted_at = self.late.pop_front().and_then(|work| work.accepted_at);
-            self.count_latency(accepted_at);
+            self.count_latency(accepted_at, now);
         }
         let mut works = std::mem::take(&mut self.works_of_turn);
         for work in works.drain(..) {
             if self.is_late(&work) {
                 self.late.push_back(work);
             } else {
-                self.count_latency(work.accepted_at);
+                self.count_latency(work.accepted_at, now);
             }
         }
         self.works_of_turn = works;
@@ -172,9 +176,9 @@ impl Shard {
         self.waiting_bytes = (self.waiting_bytes + counted(after)).saturating_sub(counted(before));
     }
 
-    fn count_latency(&self, accepted_at: Option<AcceptedAt>) {
+    fn count_latency(&self, accepted_at: Option<AcceptedAt>, now: AcceptedAt) {
         if let Some(accepted_at) = accepted_at {
-            self.stats.push_latency.observe(accepted_at.until(AcceptedAt::now()));
+            self.stats.push_latency.observe(accepted_at.until(now));
         }
     }
 
@@ -391,7 +395,7 @@ impl Shard {
         let limit = queue_limit(&self.shared.config, broadcast.operation);
         while broadcast.credit >= 1.0 {
             let Some(slot) = self.next_paced(broadcast) else {
-                self.count_latency(broadcast.accepted_at);
+                self.count_latency(broadcast.accepted_at, AcceptedAt::now());
                 return false;
             };
             broadcast.credit -= 1.0;

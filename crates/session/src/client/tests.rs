@@ -144,7 +144,7 @@ impl Server {
     }
 
     fn push(&mut self, packet: &PacketBuf) {
-        self.session.push(&mut self.pool, &EncodedPush::new(packet), LIMIT);
+        self.session.push(&mut self.pool, &EncodedPush::new(packet.clone()), LIMIT);
     }
 }
 
