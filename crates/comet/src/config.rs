@@ -124,10 +124,11 @@ pub struct SendConfig {
     /// Commands that wait for one shard. Default 16,384: what is behind a bound of sends is bounded already; this is for what takes memory
     /// though it leads nowhere. Full, the caller waits.
     pub inbox_commands_max: usize,
-    /// Sends to sessions that commands of one shard lead to, counted until they are flushed. Default 20,000: some tenth
-    /// of a second of work, which is what a message may wait here. A push to keys counts once for each KiB and key, and
-    /// while all its receivers read but have more than 64 KiB waiting (1 s at most). A command for more receivers waits until
-    /// nothing else does. Full, the caller waits.
+    /// Sends to sessions that commands of one shard lead to, counted until they are flushed. Default 30,000: some
+    /// tenth of a second of work, which is what a message may wait here. A push to keys counts once for each KiB and key, and
+    /// while all its receivers read but have more than 64 KiB waiting (1 s at most). A push to a room or to all counts once for
+    /// each receiver, for a third of the bound at most, until it is seen that something is on its way to the receiver anyway, and
+    /// once for each 4 KiB that it is in all. Full, the caller waits.
     pub inbox_sends_max: NonZeroU32,
     /// Broadcasts with a speed that may be under way at once. Default 64.
     pub paced_broadcasts_max: usize,
@@ -231,7 +232,7 @@ impl Default for SendConfig {
             slow_consumer_default: SlowConsumerPolicy::DropNewest,
             notsent_lowat_bytes: 16 * 1024,
             inbox_commands_max: 16_384,
-            inbox_sends_max: NonZeroU32::MIN.saturating_add(19_999),
+            inbox_sends_max: NonZeroU32::MIN.saturating_add(29_999),
             paced_broadcasts_max: 64,
         }
     }

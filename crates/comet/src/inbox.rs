@@ -74,9 +74,35 @@ pub(crate) enum Notice {
     Drain { sessions_per_second: NonZeroU32, deadline: Duration, delay_max: Duration },
 }
 
+/// Bytes that take as long to copy as a send takes.
+const BYTES_LIKE_A_SEND: usize = 4096;
+
+/// The work that a command leads to, as far as is known when it is left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Cost {
+    /// Sessions that it goes to.
+    pub(crate) receivers: usize,
+    /// Bytes for each of them.
+    pub(crate) bytes_each: usize,
+}
+
 /// What a command takes of the sends that may wait; given back when dropped.
 #[derive(Debug)]
-pub(crate) struct Sends(#[expect(dead_code, reason = "held to be dropped")] OwnedSemaphorePermit);
+pub(crate) struct Sends {
+    permits: OwnedSemaphorePermit,
+    /// How many of them are for receivers; the others are for bytes.
+    of_receivers: usize,
+}
+
+impl Sends {
+    /// Says that for so many of so many receivers it leads to no send of its own, since something is about to be sent to
+    /// them anyway. What is taken for bytes stays taken.
+    pub(crate) fn joined(&mut self, joined: usize, receivers: usize) {
+        let saved = self.of_receivers * joined.min(receivers) / receivers.max(1);
+        drop(self.permits.split(saved.min(self.permits.num_permits().saturating_sub(1))));
+        self.of_receivers -= saved;
+    }
+}
 
 /// A command on its way, or staged.
 #[derive(Debug)]
@@ -143,18 +169,19 @@ pub(crate) fn inbox(waker: mio::Waker, bounds: InboxBounds, depth: Arc<AtomicUsi
 }
 
 impl ShardHandle {
-    /// Leaves a command if there is room, and wakes the shard. `sends`: to how many sessions it goes, as far as is known.
-    pub(crate) fn try_command(&self, command: Command, sends: usize) -> Result<(), Refused> {
-        self.leave(command, sends).inspect(|()| self.ring())
+    /// Leaves a command if there is room, and wakes the shard.
+    pub(crate) fn try_command(&self, command: Command, cost: Cost) -> Result<(), Refused> {
+        self.leave(command, cost).inspect(|()| self.ring())
     }
 
     /// Leaves a command if there is room; [`ShardHandle::ring`] must follow. For those who leave many: a shard that wakes
     /// at the first takes the processor from who is about to leave the others.
-    pub(crate) fn leave(&self, command: Command, sends: usize) -> Result<(), Refused> {
-        let Ok(permit) = self.sends.clone().try_acquire_many_owned(self.permits(sends)) else {
+    pub(crate) fn leave(&self, command: Command, cost: Cost) -> Result<(), Refused> {
+        let (permits, of_receivers) = self.permits(cost);
+        let Ok(permits) = self.sends.clone().try_acquire_many_owned(permits) else {
             return Err(Refused::Full(command));
         };
-        match self.commands.try_send(Queued { command, sends: Sends(permit) }) {
+        match self.commands.try_send(Queued { command, sends: Sends { permits, of_receivers } }) {
             Ok(()) => Ok(()),
             Err(mpsc::error::TrySendError::Full(queued)) => Err(Refused::Full(queued.command)),
             Err(mpsc::error::TrySendError::Closed(_)) => Err(Refused::Gone),
@@ -166,8 +193,14 @@ impl ShardHandle {
         self.alarm.ring();
     }
 
-    fn permits(&self, sends: usize) -> u32 {
-        u32::try_from(sends).unwrap_or(u32::MAX).clamp(1, self.sends_max)
+    /// What a command takes, and how much of it is for receivers: at most a third, so that the next of a large room can be
+    /// staged before it is out. All of it for one command is the most.
+    fn permits(&self, cost: Cost) -> (u32, usize) {
+        let max = self.sends_max as usize;
+        let of_receivers = cost.receivers.clamp(1, max.div_ceil(3));
+        let of_bytes = cost.receivers.saturating_mul(cost.bytes_each) / BYTES_LIKE_A_SEND;
+        let permits = of_receivers.saturating_add(of_bytes).min(max);
+        (u32::try_from(permits).unwrap_or(self.sends_max), of_receivers)
     }
 
     /// Sends that wait, in commands and staged.
@@ -179,10 +212,12 @@ impl ShardHandle {
     ///
     /// # Cancel safety
     /// Dropped while waiting, nothing was left.
-    pub(crate) async fn command(&self, command: Command, sends: usize) -> bool {
-        let permit = self.sends.clone().acquire_many_owned(self.permits(sends)).await;
-        let Ok(permit) = permit else { return false };
-        let sent = self.commands.send(Queued { command, sends: Sends(permit) }).await.is_ok();
+    pub(crate) async fn command(&self, command: Command, cost: Cost) -> bool {
+        let (permits, of_receivers) = self.permits(cost);
+        let permits = self.sends.clone().acquire_many_owned(permits).await;
+        let Ok(permits) = permits else { return false };
+        let sent =
+            self.commands.send(Queued { command, sends: Sends { permits, of_receivers } }).await.is_ok();
         self.alarm.ring();
         sent
     }
@@ -239,5 +274,69 @@ impl Drop for Inbox {
     fn drop(&mut self) {
         // Who waits for room would wait for ever otherwise.
         self.sends.close();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAX: u32 = 30_000;
+
+    fn new() -> (ShardHandle, Inbox) {
+        let poll = mio::Poll::new().unwrap();
+        let waker = mio::Waker::new(poll.registry(), mio::Token(0)).unwrap();
+        inbox(waker, InboxBounds { commands_max: 100, sends_max: MAX }, Arc::default())
+    }
+
+    fn command() -> Command {
+        let packet = goim_ports::PacketBuf::push(Operation(1000), Bytes::from_static(b"x"));
+        let (push, operation) = (EncodedPush::new(packet), Operation(1000));
+        Command::Broadcast { operation, push, pace: None, accepted_at: None }
+    }
+
+    /// Receivers, bytes for each; what is taken then; what is taken when so many of the receivers are sent to anyway.
+    const COSTS: [(usize, usize, u64, usize, u64); 8] = [
+        (0, 0, 1, 0, 1),
+        (1, 64, 1, 1, 1),
+        (100, 0, 100, 100, 1),
+        (100, 4096, 200, 100, 100),
+        (10_000, 400, 10_976, 10_000, 976),
+        (10_000, 400, 10_976, 5_000, 5_976),
+        (1_000_000, 64, 25_625, 1_000_000, 15_625),
+        (1_000_000, 1024, 30_000, 0, 30_000),
+    ];
+
+    #[test]
+    fn a_command_takes_what_it_leads_to_and_gives_back_what_it_does_not() {
+        for (receivers, bytes_each, taken, joined, left) in COSTS {
+            let (shard, mut inbox) = new();
+            shard.leave(command(), Cost { receivers, bytes_each }).unwrap();
+            assert_eq!(shard.sends_waiting(), taken, "{receivers} receivers, {bytes_each} bytes each");
+            let mut queued = inbox.command().unwrap();
+            queued.sends.joined(joined, receivers);
+            assert_eq!(shard.sends_waiting(), left, "{joined} of {receivers} joined");
+            drop(queued);
+            assert_eq!(shard.sends_waiting(), 0);
+        }
+    }
+
+    #[test]
+    fn a_room_of_many_is_left_again_while_the_last_is_on_its_way() {
+        let cost = Cost { receivers: 10_000, bytes_each: 400 };
+        let (shard, mut inbox) = new();
+        let mut staged = Vec::new();
+        loop {
+            match shard.leave(command(), cost) {
+                Ok(()) => {}
+                Err(Refused::Full(_)) => break,
+                Err(Refused::Gone) => panic!("the shard is there"),
+            }
+            let mut queued = inbox.command().unwrap();
+            let joined = if staged.is_empty() { 0 } else { cost.receivers };
+            queued.sends.joined(joined, cost.receivers);
+            staged.push(queued);
+        }
+        assert_eq!(staged.len(), 10, "bounded by their bytes");
     }
 }

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use goim_ports::{
     Broadcast, Call, CometError, CometPort, KeyPush, Operation, PacketBuf, RoomId, RoomPush, SessionKey,
 };
-use goim_session::EncodedPush;
+use goim_session::{EncodedPush, Transport};
 use goim_wire::batch;
 use smallvec::SmallVec;
 use tokio::sync::Semaphore;
 
-use crate::inbox::{Command, Located, Pace, Refused, ShardHandle, Targets};
+use crate::inbox::{Command, Cost, Located, Pace, Refused, ShardHandle, Targets};
 use crate::key_index::Location;
 use crate::rooms::{Holders, SMALL_ROOM_MAX};
 use crate::shard::Shared;
@@ -29,6 +29,9 @@ pub(crate) struct Port {
     /// Keys pushed to that this comet does not hold.
     pub(crate) unknown_keys: Arc<SharedCounter>,
 }
+
+/// What a paced broadcast sends at a time is bounded by its speed.
+const PACED: Cost = Cost { receivers: 1, bytes_each: 0 };
 
 type Handover = Call<Result<(), CometError>>;
 
@@ -52,10 +55,11 @@ impl CometPort for Port {
         let Some(speed) = broadcast.speed else {
             let encoded = EncodedPush::new(broadcast.packet);
             let (operation, accepted_at) = (broadcast.operation, broadcast.accepted_at);
-            let sends = self.shared.addresses.connections() / self.shards.len().max(1);
+            let receivers = self.shared.addresses.connections() / self.shards.len().max(1);
+            let cost = Cost { receivers, bytes_each: encoded.len(Transport::Stream) };
             return self.hand_over((0..self.shards.len()).map(|shard| {
                 let push = encoded.for_another_thread();
-                (shard, sends, Command::Broadcast { operation, push, pace: None, accepted_at })
+                (shard, cost, Command::Broadcast { operation, push, pace: None, accepted_at })
             }));
         };
         match self.pacing.clone().try_acquire_owned() {
@@ -88,14 +92,15 @@ impl CometPort for Port {
             return Call::Ready(Ok(()));
         }
         // The kernel spreads connections evenly.
-        let sends = here as usize / (shards.count_ones() as usize).min(self.shards.len()).max(1);
+        let receivers = here as usize / (shards.count_ones() as usize).min(self.shards.len()).max(1);
         let operation = carried(&push.packet);
         let encoded = EncodedPush::new(push.packet);
+        let cost = Cost { receivers, bytes_each: encoded.len(Transport::Stream) };
         let holders = (0..self.shards.len()).filter(|shard| shards & (1 << (shard % 64)) != 0);
         self.hand_over(holders.map(|shard| {
             let (room, accepted_at) = (push.room.clone(), push.accepted_at);
             let push = encoded.for_another_thread();
-            (shard, sends, Command::Room { room, hash, operation, push, accepted_at })
+            (shard, cost, Command::Room { room, hash, operation, push, accepted_at })
         }))
     }
 
@@ -108,7 +113,7 @@ impl CometPort for Port {
 type Places = SmallVec<[Option<Location>; 1]>;
 
 /// One command for each shard that holds receivers, with the shard and the sends that it leads to.
-fn commands(push: &KeyPush, places: &Places) -> SmallVec<[(usize, usize, Command); 1]> {
+fn commands(push: &KeyPush, places: &Places) -> SmallVec<[(usize, Cost, Command); 1]> {
     let mut by_shard: SmallVec<[(usize, Located); 1]> = SmallVec::new();
     for place in places.iter().flatten() {
         let shard = usize::from(place.shard);
@@ -123,27 +128,28 @@ fn commands(push: &KeyPush, places: &Places) -> SmallVec<[(usize, usize, Command
     let encoded = EncodedPush::new(push.packet.clone());
     let (operation, accepted_at) = (push.operation, push.accepted_at);
     let command = |(shard, targets): (usize, Located)| {
-        let sends = sends_of(targets.len(), &push.packet);
+        let cost = cost_of(targets.len(), &push.packet);
         let (targets, push) = (Targets::Connections(targets), encoded.for_another_thread());
-        (shard, sends, Command::Push { targets, operation, push, accepted_at })
+        (shard, cost, Command::Push { targets, operation, push, accepted_at })
     };
     by_shard.into_iter().map(command).collect()
 }
 
 /// The command for the only shard. Keys are looked up there, many at a time: one by one each look-up would wait for
 /// memory several times over.
-fn unresolved(push: KeyPush) -> Option<(usize, usize, Command)> {
+fn unresolved(push: KeyPush) -> Option<(usize, Cost, Command)> {
     let KeyPush { keys, operation, packet, accepted_at } = push;
     if keys.is_empty() {
         return None;
     }
-    let (sends, push) = (sends_of(keys.len(), &packet), EncodedPush::new(packet));
-    Some((0, sends, Command::Push { targets: Targets::Keys(keys), operation, push, accepted_at }))
+    let (cost, push) = (cost_of(keys.len(), &packet), EncodedPush::new(packet));
+    Some((0, cost, Command::Push { targets: Targets::Keys(keys), operation, push, accepted_at }))
 }
 
-/// The sends that a packet to so many keys counts for.
-fn sends_of(receivers: usize, packet: &PacketBuf) -> usize {
-    receivers.saturating_mul(packet.body.len().div_ceil(BYTES_OF_A_SEND).max(1))
+/// A packet to so many keys counts as one receiver for each KiB, and its bytes not apart.
+fn cost_of(receivers: usize, packet: &PacketBuf) -> Cost {
+    let kib = packet.body.len().div_ceil(BYTES_OF_A_SEND).max(1);
+    Cost { receivers: receivers.saturating_mul(kib), bytes_each: 0 }
 }
 
 impl Port {
@@ -164,8 +170,8 @@ impl Port {
         }
         let places = self.places(&push.keys);
         let mut full: SmallVec<[usize; 1]> = SmallVec::new();
-        for (shard, sends, command) in commands(&push, &places) {
-            if self.shards[shard].leave(command, sends).is_err() {
+        for (shard, cost, command) in commands(&push, &places) {
+            if self.shards[shard].leave(command, cost).is_err() {
                 full.push(shard);
             }
         }
@@ -180,11 +186,14 @@ impl Port {
 
     /// The same where there is one shard only.
     fn leave_unresolved(&self, push: KeyPush) -> Result<(), KeyPush> {
-        let Some((shard, sends, command)) = unresolved(push) else { return Ok(()) };
-        match self.shards[shard].leave(command, sends) {
-            Err(Refused::Full(Command::Push { targets: Targets::Keys(keys), operation, push, accepted_at })) => {
-                Err(KeyPush { keys, operation, packet: push.into_packet(), accepted_at })
-            }
+        let Some((shard, cost, command)) = unresolved(push) else { return Ok(()) };
+        match self.shards[shard].leave(command, cost) {
+            Err(Refused::Full(Command::Push {
+                targets: Targets::Keys(keys),
+                operation,
+                push,
+                accepted_at,
+            })) => Err(KeyPush { keys, operation, packet: push.into_packet(), accepted_at }),
             // A shard that is gone has no sessions.
             Ok(()) | Err(_) => Ok(()),
         }
@@ -204,23 +213,22 @@ impl Port {
         let (operation, accepted_at) = (broadcast.operation, broadcast.accepted_at);
         self.hand_over((0..self.shards.len()).map(|shard| {
             let pace = Some(Pace { speed, _permit: permit.clone() });
-            // What it sends at a time is bounded by its speed.
             let push = encoded.for_another_thread();
-            (shard, 1, Command::Broadcast { operation, push, pace, accepted_at })
+            (shard, PACED, Command::Broadcast { operation, push, pace, accepted_at })
         }))
     }
 
     /// Leaves the commands with their shards. As soon as one is full, the rest is left by a call that waits.
-    fn hand_over(&self, commands: impl IntoIterator<Item = (usize, usize, Command)>) -> Handover {
+    fn hand_over(&self, commands: impl IntoIterator<Item = (usize, Cost, Command)>) -> Handover {
         let mut waiting = Vec::new();
-        for (shard, sends, command) in commands {
+        for (shard, cost, command) in commands {
             if !waiting.is_empty() {
-                waiting.push((self.shards[shard].clone(), sends, command));
+                waiting.push((self.shards[shard].clone(), cost, command));
                 continue;
             }
-            match self.shards[shard].try_command(command, sends) {
+            match self.shards[shard].try_command(command, cost) {
                 Ok(()) => {}
-                Err(Refused::Full(command)) => waiting.push((self.shards[shard].clone(), sends, command)),
+                Err(Refused::Full(command)) => waiting.push((self.shards[shard].clone(), cost, command)),
                 Err(Refused::Gone) => return Call::Ready(Err(gone())),
             }
         }
@@ -228,8 +236,8 @@ impl Port {
             return Call::Ready(Ok(()));
         }
         Call::pending(async move {
-            for (shard, sends, command) in waiting {
-                if !shard.command(command, sends).await {
+            for (shard, cost, command) in waiting {
+                if !shard.command(command, cost).await {
                     return Err(gone());
                 }
             }

@@ -122,10 +122,7 @@ impl Logic {
     }
 
     /// The sessions of members, once each, by comet.
-    pub(crate) async fn sessions_by_server(
-        &self,
-        mids: Vec<Mid>,
-    ) -> Result<Groups, PushError> {
+    pub(crate) async fn sessions_by_server(&self, mids: Vec<Mid>) -> Result<Groups, PushError> {
         // Nobody in particular has no sessions that could be found by member.
         let mut mids: Vec<Mid> = mids.into_iter().filter(|mid| !mid.is_anonymous()).collect();
         mids.sort_unstable();

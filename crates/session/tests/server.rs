@@ -308,6 +308,34 @@ fn a_push_is_bare_on_a_stream_and_wrapped_on_websocket() {
 }
 
 #[test]
+fn an_encoded_push_has_one_form_for_each_transport_and_gives_its_packet_back() {
+    let batch = Bytes::from(packet(1000, 0, b"hello"));
+    for packet in [
+        PacketBuf::push(Operation(1000), Bytes::from_static(b"x")),
+        PacketBuf::push(Operation(1000), Bytes::new()),
+        PacketBuf::push(Operation::RAW, batch.clone()),
+        PacketBuf { version: Version(3), operation: Operation::RAW, sequence: Sequence(7), body: batch },
+        PacketBuf {
+            version: Version(3),
+            operation: Operation(8),
+            sequence: Sequence(-7),
+            body: Bytes::from_static(b"y"),
+        },
+        PacketBuf::push(Operation(5), Bytes::from(vec![b'z'; 70_000])),
+    ] {
+        let push = EncodedPush::new(packet.clone());
+        for push in [&push, &push.for_another_thread()] {
+            assert_eq!(push.bytes(Transport::Stream)[..], packet.to_stream_bytes()[..], "{packet:?}");
+            let message = packet.to_message_bytes();
+            assert!(push.bytes(Transport::WebSocket).ends_with(&message), "{packet:?}");
+            let head = push.len(Transport::WebSocket) - message.len();
+            assert_eq!(head, if message.len() < 126 { 2 } else { 10 }, "{packet:?}");
+        }
+        assert_eq!(push.into_packet(), packet);
+    }
+}
+
+#[test]
 fn websocket_from_upgrade_to_push() {
     for cut in [1, 7, 100, 10_000] {
         let mut driver = Driver::new(Transport::WebSocket);

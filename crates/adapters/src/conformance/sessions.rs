@@ -9,7 +9,7 @@ fn session(mid: i64, key: &str, server: &str) -> SessionRef {
 }
 
 async fn servers<D: SessionDirectory>(directory: &D, keys: &[&str]) -> Vec<Option<String>> {
-    let keys = keys.iter().map(|key| SessionKey::from(*key)).collect();
+    let keys: Vec<SessionKey> = keys.iter().map(|key| SessionKey::from(*key)).collect();
     let servers = directory.servers_of(&keys).await.unwrap();
     servers.iter().map(|server| server.as_ref().map(ServerId::to_string)).collect()
 }

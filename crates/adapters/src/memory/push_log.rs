@@ -293,7 +293,8 @@ impl State {
         let fits = self.stats.records < config.records_max
             && self.stats.bytes.saturating_add(size) <= config.bytes_max;
         let few = self.unread.len() < self.pace.unread_max(config);
-        let young = self.unread_since.front().is_none_or(|since| now.duration_since(*since) <= config.age_max);
+        let young =
+            self.unread_since.front().is_none_or(|since| now.duration_since(*since) <= config.age_max);
         (fits && few && young) || self.stats.records == 0
     }
 

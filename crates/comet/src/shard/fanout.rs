@@ -62,6 +62,8 @@ struct Sent {
     /// How many of the receivers are behind, and the last of them.
     behind: usize,
     last_behind: Option<ConnectionId>,
+    /// How many of the packets joined others that wait in the ring already.
+    joined: usize,
 }
 
 impl Sent {
@@ -69,10 +71,21 @@ impl Sent {
     fn all_behind(&self) -> Option<ConnectionId> {
         self.last_behind.filter(|_| self.behind == self.packets)
     }
+
+    fn staged(&self, stage: Stage) -> Staged {
+        Staged { stage, behind: self.all_behind(), receivers: self.packets, joined: self.joined }
+    }
 }
 
-/// Where the receivers of a command were staged, and what [`Work::behind`] is to say.
-type Staged = (Stage, Option<ConnectionId>);
+/// How a command was staged.
+struct Staged {
+    stage: Stage,
+    /// What [`Work::behind`] is to say.
+    behind: Option<ConnectionId>,
+    /// Sessions that took it, and those of them that something waited for in the ring already: they cost no further send.
+    receivers: usize,
+    joined: usize,
+}
 
 /// A broadcast that goes out at a speed. New sessions may come while it does; they are not for it.
 pub(super) struct PacedBroadcast {
@@ -89,9 +102,9 @@ pub(super) struct PacedBroadcast {
 
 impl Shard {
     pub(super) fn take_command(&mut self, queued: Queued) {
-        let Queued { command, sends } = queued;
+        let Queued { command, mut sends } = queued;
         self.traffic_seen = Some(self.now);
-        let ((stage, behind), accepted_at) = match command {
+        let (Staged { stage, behind, joined, receivers }, accepted_at) = match command {
             Command::Push { targets, operation, push, accepted_at } => {
                 (self.send_to(&self.located(targets), operation, &push), accepted_at)
             }
@@ -106,6 +119,7 @@ impl Shard {
                 return;
             }
         };
+        sends.joined(joined, receivers);
         let until = self.ring_left + self.ring.len() as u64;
         let work = Work { until, began: self.now, accepted_at, behind, _sends: sends };
         match stage {
@@ -196,7 +210,7 @@ impl Shard {
             }
         }
         self.stats.packets_out(operation, sent.packets, sent.bytes);
-        (stage, sent.all_behind())
+        sent.staged(stage)
     }
 
     fn send_to_room(&mut self, room: &RoomId, hash: u64, operation: Operation, push: &EncodedPush) -> Staged {
@@ -229,7 +243,7 @@ impl Shard {
             }
         }
         self.stats.packets_out(operation, sent.packets, sent.bytes);
-        (stage, sent.all_behind())
+        sent.staged(stage)
     }
 
     fn deliver_counted(
@@ -240,9 +254,12 @@ impl Shard {
         stage: Stage,
         sent: &mut Sent,
     ) {
+        let joins =
+            stage == Stage::Ring && self.connections.get(slot).is_some_and(|connection| connection.in_ring);
         if self.deliver(slot, push, limit, stage) {
             sent.packets += 1;
             sent.bytes += push.len(self.transport_of(slot));
+            sent.joined += usize::from(joins);
             if stage == Stage::Urgent && self.is_behind(slot) {
                 let generation = self.connections[slot].generation;
                 sent.behind += 1;

@@ -63,7 +63,7 @@ pub(super) fn settings() -> Vec<Setting> {
         [comet.send.slow_consumer_default], "What happens to operations that slow_consumer does not name.";
         size [comet.send.notsent_lowat_bytes], "What the kernel takes beyond what is on the wire (TCP_NOTSENT_LOWAT). Bounds the kernel's memory for a client that does not read at about 130 KB instead of 4 MB.";
         [comet.send.inbox_commands_max], "Commands that wait for one shard. Full, the caller waits.";
-        [comet.send.inbox_sends_max], "Sends that commands of one shard lead to, until they are flushed: what bounds a message's wait here. Full, the caller waits.";
+        [comet.send.inbox_sends_max], "Sends that commands of one shard lead to, until they are flushed: what bounds a message's wait here. What joins other messages to a session counts by its bytes only. Full, the caller waits.";
         [comet.send.paced_broadcasts_max], "Broadcasts with a speed that may be under way at once.";
 
         [comet.drain.sessions_per_second], "Sessions a second that are told to go.";

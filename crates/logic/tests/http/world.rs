@@ -130,7 +130,7 @@ impl SessionDirectory for World {
         self.answer(|state| state.touched.push(session))
     }
 
-    fn servers_of(&self, keys: Vec<SessionKey>) -> Call<Result<Vec<Option<ServerId>>, DirectoryError>> {
+    fn servers_of(&self, keys: &[SessionKey]) -> Call<Result<Vec<Option<ServerId>>, DirectoryError>> {
         self.answer(|state| {
             let server = |key: &SessionKey| state.sessions.get(key.as_str()).map(|held| held.server.clone());
             keys.iter().map(server).collect()
