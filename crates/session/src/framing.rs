@@ -364,6 +364,7 @@ impl EncodedPush {
     }
 
     /// The bytes for one transport.
+    #[inline]
     #[must_use]
     pub fn bytes(&self, transport: Transport) -> &Arc<Bytes> {
         match transport {
