@@ -61,13 +61,36 @@ enum Form {
 }
 
 /// What one block came to.
+#[derive(Debug, Clone, PartialEq)]
 struct Rate {
-    per_second: f64,
+    /// Accepted by the server.
+    messages: u64,
+    /// Of these, those that did not arrive in time.
+    lost: u64,
+    /// From the first request until the last answer, and until the last message has arrived where that is later.
+    took: Duration,
     server_cpu: Option<Duration>,
     client_cpu: Duration,
-    messages: u64,
     held_back: u64,
 }
+
+impl Rate {
+    /// Messages that arrived, a second. Waiting for what never comes does not count as time.
+    fn per_second(&self) -> f64 {
+        float(self.messages.saturating_sub(self.lost)) / self.took.as_secs_f64().max(1e-9)
+    }
+
+    /// Takes in what became of the messages after the last answer: all arrived, after so long, or some did not.
+    fn arrived(&mut self, missing: u64, after: Duration) {
+        self.lost = missing.min(self.messages);
+        if missing == 0 {
+            self.took += after.saturating_sub(REPORT_INTERVAL);
+        }
+    }
+}
+
+/// How often clients tell what has arrived: what is heard of so much later may have been there before.
+const REPORT_INTERVAL: Duration = Duration::from_millis(250);
 
 /// All blocks.
 ///
@@ -99,7 +122,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Paper, BenchError> {
                 push(arguments, &mut side, *form, &mut numbers, &client_cpus, &server_cpus, &progress)?;
             own.extend(figures(*form, &rate, single));
             if *form == Form::Single {
-                single = rate.per_second;
+                single = rate.per_second();
                 reference = match &answer {
                     Some(answer) => Some(ask(arguments, answer, &client_cpus, &server_cpus, &progress)?),
                     None => None,
@@ -143,7 +166,7 @@ fn figures(form: Form, rate: &Rate, single: f64) -> Vec<Figure> {
         Form::Json => "JSON: messages",
         Form::Ndjson => "NDJSON: messages",
     };
-    let mut list = vec![Figure::compared(name, Unit::PerSecond, rate.per_second)];
+    let mut list = vec![Figure::compared(name, Unit::PerSecond, rate.per_second())];
     let (times, cpu, client) = match form {
         Form::Single => ("", "single: server CPU per push", "single: client CPU per push"),
         Form::Json => {
@@ -156,12 +179,15 @@ fn figures(form: Form, rate: &Rate, single: f64) -> Vec<Figure> {
         ),
     };
     if form != Form::Single {
-        list.push(Figure::alone(times, Unit::Ratio, rate.per_second / single.max(1e-9)));
+        list.push(Figure::alone(times, Unit::Ratio, rate.per_second() / single.max(1e-9)));
     }
     if let Some(time) = rate.server_cpu {
         list.push(Figure::compared(cpu, Unit::Microseconds, each(time, rate.messages)));
     }
     list.push(Figure::compared(client, Unit::Microseconds, each(rate.client_cpu, rate.messages)));
+    if rate.lost > 0 {
+        list.push(Figure::alone("accepted and not arrived", Unit::Count, float(rate.lost)));
+    }
     if rate.held_back > 0 {
         list.push(Figure::alone("told to wait (429)", Unit::Count, float(rate.held_back)));
     }
@@ -191,18 +217,16 @@ fn push(
     progress.phase(if form == Form::Single { "single pushes" } else { "batches" }, 0);
     let pid = side.pid;
     let before = side.fleet.cpu();
+    let received_before: u64 = side.fleet.overall().delivered.iter().sum();
     let mut rate = drive(arguments, &url, pid, numbers, together, client_cpus, server_cpus, make)?;
-    let published: u64 = numbers.iter().map(|number| u64::from(*number)).sum();
-    // The rate is that of what arrives too: until everything has.
+    // The rate is that of what arrives too. What was lost in blocks before does not come any more.
+    let expected = received_before + rate.messages;
     let began = Instant::now();
-    side.fleet.hear(Instant::now() + arguments.subject.patience, |all| {
-        all.delivered.iter().sum::<u64>() >= published
+    side.fleet.hear(began + arguments.subject.patience, |all| {
+        all.delivered.iter().sum::<u64>() >= expected
     })?;
-    let late = began.elapsed().saturating_sub(Duration::from_millis(250));
-    if !late.is_zero() {
-        let seconds = float(rate.messages) / rate.per_second + late.as_secs_f64();
-        rate.per_second = float(rate.messages) / seconds;
-    }
+    let received: u64 = side.fleet.overall().delivered.iter().sum();
+    rate.arrived(expected.saturating_sub(received), began.elapsed());
     rate.client_cpu += side.fleet.cpu().saturating_sub(before);
     progress.over();
     Ok(rate)
@@ -360,9 +384,9 @@ fn drive_here(
             }
         }
     }
-    let seconds = began.elapsed().as_secs_f64();
     Ok(Rate {
-        per_second: float(messages) / seconds,
+        lost: 0,
+        took: began.elapsed(),
         server_cpu: cpu().zip(before).map(|(after, before)| after.saturating_sub(before)),
         client_cpu: crate::clock::own_cpu().saturating_sub(own),
         messages,
@@ -415,5 +439,37 @@ impl Asking {
             return Ok(Some(u32::try_from(accepted).unwrap_or(together).min(together)));
         }
         Err(BenchError::Refused(format!("status {}, {}", answer.status, text.trim())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rate(messages: u64) -> Rate {
+        let (server_cpu, client_cpu) = (None, Duration::ZERO);
+        Rate { messages, lost: 0, took: Duration::from_secs(2), server_cpu, client_cpu, held_back: 0 }
+    }
+
+    /// Accepted in 2 s, missing, heard of so many milliseconds later; a second, lost.
+    const CASES: [(u64, u64, u64, f64, u64); 5] = [
+        (1000, 0, 0, 500.0, 0),
+        (1000, 0, 200, 500.0, 0),
+        (1000, 0, 2250, 250.0, 0),
+        (1000, 10, 10_000, 495.0, 10),
+        (1000, 5000, 10_000, 0.0, 1000),
+    ];
+
+    #[test]
+    fn what_is_lost_is_counted_and_not_waited_for_in_the_rate() {
+        for (messages, missing, after, per_second, lost) in CASES {
+            let mut rate = rate(messages);
+            rate.arrived(missing, Duration::from_millis(after));
+            assert!((rate.per_second() - per_second).abs() < 0.01, "{rate:?}: wanted {per_second}");
+            assert_eq!(rate.lost, lost);
+            let shown = figures(Form::Single, &rate, 0.0);
+            let says_so = shown.iter().any(|figure| figure.name == "accepted and not arrived");
+            assert_eq!(says_so, lost > 0, "{messages} of which {missing} are missing");
+        }
     }
 }

@@ -27,11 +27,10 @@ const WAITING_BYTES_COUNTED: usize = 8 * 1024;
 /// Bytes of pushes that wait for a session from which on it is behind what is published to it. A quarter of the queue's bound
 /// is enough where that is less.
 const BEHIND_BYTES: usize = 64 * 1024;
-/// A session that is behind reads, though slowly, if its socket has taken something within this time, or if it is behind for no
-/// longer. Who does not read must not keep anybody waiting.
-const DRAINING: Duration = Duration::from_millis(200);
 /// How long a command counts as not over because sockets are full: after that the sessions' own queues and policies have
-/// the word, so that peers that have died together hold nobody up for longer.
+/// the word, so that peers that have died together hold nobody up for longer. It is also how long a session that is behind is
+/// taken for one that reads after its socket has last taken something: a client's machine may stop for some hundred
+/// milliseconds, and who does not read must not keep anybody waiting.
 const FULL_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A command that is staged: over when the ring has come to where it was then.
@@ -166,7 +165,7 @@ impl Shard {
     fn is_late(&self, work: &Work) -> bool {
         let Some(slot) = work.behind.and_then(|receiver| self.find(receiver)) else { return false };
         let drained_at = self.connections[slot].drained_at();
-        let drains = drained_at.is_some_and(|at| self.now < at.after(DRAINING));
+        let drains = drained_at.is_some_and(|at| self.now < at.after(FULL_PATIENCE));
         drains && self.now < work.began.after(FULL_PATIENCE) && self.is_behind(slot)
     }
 
