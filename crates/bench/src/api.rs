@@ -222,9 +222,8 @@ fn push(
     // The rate is that of what arrives too. What was lost in blocks before does not come any more.
     let expected = received_before + rate.messages;
     let began = Instant::now();
-    side.fleet.hear(began + arguments.subject.patience, |all| {
-        all.delivered.iter().sum::<u64>() >= expected
-    })?;
+    side.fleet
+        .hear(began + arguments.subject.patience, |all| all.delivered.iter().sum::<u64>() >= expected)?;
     let received: u64 = side.fleet.overall().delivered.iter().sum();
     rate.arrived(expected.saturating_sub(received), began.elapsed());
     rate.client_cpu += side.fleet.cpu().saturating_sub(before);

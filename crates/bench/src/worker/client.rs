@@ -40,8 +40,9 @@ struct Beat {
 impl Client {
     /// Begins to connect.
     pub(super) fn begin(beginning: Beginning<'_>, registry: &Registry, token: Token) -> io::Result<Self> {
-        let Beginning { target, source, rules, tls, token: body, trackers, number, now } = beginning;
-        let mut stream = connect(target.addr, source)?;
+        let Beginning { target, source, receive_bytes, rules, tls, token: body, trackers, number, now } =
+            beginning;
+        let mut stream = connect(target.addr, source, receive_bytes)?;
         registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
         let opening = if target.carrier.is_websocket() {
             Opening::WebSocket { host: &target.host, path: &target.path, headers: &[] }

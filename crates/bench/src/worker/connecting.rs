@@ -5,6 +5,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use goim_session::{ClientRules, Moment};
@@ -15,8 +16,19 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::control::Target;
 use crate::tracker::Tracker;
 
-/// Bytes that the system keeps for a client that does not read.
-const RECEIVE_BYTES: usize = 8 * 1024;
+/// Bytes that the system keeps for all clients of a worker that do not read, and for one of them at least and at most.
+///
+/// Left alone it would keep half a megabyte for each client that is slower than the server, which no network of clients does, and the
+/// age of what is kept would be taken for the server's. But with a window that is hardly larger than a segment TCP can come
+/// to a halt until its persist timer ends, some 200 ms each time: so little is for clients that get little each.
+const RECEIVE_BYTES: usize = 80 * 1024 * 1024;
+const RECEIVE_BYTES_EACH: RangeInclusive<usize> = 8 * 1024..=256 * 1024;
+
+/// Bytes that the system is to keep for each of so many clients.
+pub(super) fn receive_bytes(clients: u32) -> usize {
+    let share = RECEIVE_BYTES / (clients.max(1) as usize);
+    share.clamp(*RECEIVE_BYTES_EACH.start(), *RECEIVE_BYTES_EACH.end())
+}
 
 /// Ports that are tried for one client before it is given up.
 const TRIES: u16 = 64;
@@ -28,6 +40,8 @@ const STRIDE: u32 = 2_503;
 pub(super) struct Beginning<'a> {
     pub(super) target: &'a Target,
     pub(super) source: Option<Source>,
+    /// As [`receive_bytes`] has it.
+    pub(super) receive_bytes: usize,
     pub(super) rules: Arc<ClientRules>,
     /// For targets inside TLS.
     pub(super) tls: Option<&'a Arc<rustls::ClientConfig>>,
@@ -62,11 +76,15 @@ impl Source {
 ///
 /// # Errors
 /// What the system says at once. What it says later comes as an event.
-pub(super) fn connect(addr: SocketAddr, source: Option<Source>) -> io::Result<TcpStream> {
-    let Some(source) = source else { return connect_from(addr, None) };
+pub(super) fn connect(
+    addr: SocketAddr,
+    source: Option<Source>,
+    receive_bytes: usize,
+) -> io::Result<TcpStream> {
+    let Some(source) = source else { return connect_from(addr, None, receive_bytes) };
     let mut result = Err(Errno::ADDRINUSE.into());
     for port in source.ports() {
-        result = connect_from(addr, Some(SocketAddr::new(source.addr, port)));
+        result = connect_from(addr, Some(SocketAddr::new(source.addr, port)), receive_bytes);
         let error = result.as_ref().err().map(io::Error::kind);
         // The first says that somebody listens there, the second that somebody is connected to the same place from there.
         if !matches!(error, Some(io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable)) {
@@ -76,12 +94,10 @@ pub(super) fn connect(addr: SocketAddr, source: Option<Source>) -> io::Result<Tc
     result
 }
 
-fn connect_from(addr: SocketAddr, from: Option<SocketAddr>) -> io::Result<TcpStream> {
+fn connect_from(addr: SocketAddr, from: Option<SocketAddr>, receive_bytes: usize) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     socket.set_tcp_nodelay(true)?;
-    // Else the system would keep half a megabyte of messages for a client that is slower than the server, which no network
-    // of clients does, and their age would be taken for the server's.
-    socket.set_recv_buffer_size(RECEIVE_BYTES)?;
+    socket.set_recv_buffer_size(receive_bytes)?;
     if let Some(from) = from {
         // Ports in TIME_WAIT may be taken again.
         socket.set_reuse_address(true)?;
@@ -99,6 +115,15 @@ mod tests {
     use std::net::{Ipv4Addr, TcpListener};
 
     #[test]
+    fn many_clients_keep_little_each_and_few_enough() {
+        for (clients, bytes) in
+            [(0, 262_144), (32, 262_144), (1_000, 83_886), (10_000, 8_388), (18_000, 8_192)]
+        {
+            assert_eq!(receive_bytes(clients), bytes, "{clients} clients");
+        }
+    }
+
+    #[test]
     fn ports_stay_in_their_range_and_differ() {
         let source = Source { addr: Ipv4Addr::LOCALHOST.into(), first: 40_000, count: 3_000, place: 2_999 };
         let ports: Vec<u16> = source.ports().collect();
@@ -113,7 +138,7 @@ mod tests {
         let target = TcpListener::bind("127.0.0.1:0").unwrap();
         let (first, count) = crate::machine::outgoing_ports();
         let source = Source { addr: [127, 0, 0, 9].into(), first, count, place: 17 };
-        let connect = || connect(target.local_addr().unwrap(), Some(source)).unwrap();
+        let connect = || connect(target.local_addr().unwrap(), Some(source), 8192).unwrap();
         // Listens, so that not even SO_REUSEADDR gives it away.
         let taken = TcpListener::bind((source.addr, first + 17));
         let (one, two) = (connect(), connect());

@@ -11,7 +11,7 @@ use mio::{Registry, Token};
 
 use super::beats::{Beats, Windows};
 use super::client::{Client, Phase};
-use super::connecting::{Beginning, Source};
+use super::connecting::{Beginning, Source, receive_bytes};
 use crate::clock::now_ns;
 use crate::control::{BeatReport, Plan, Progress, Report};
 use crate::latency::Latency;
@@ -151,6 +151,7 @@ impl Crowd {
         let beginning = Beginning {
             target: pick(&self.plan.targets, global),
             source: source(&self.plan, global, self.accounts.returns),
+            receive_bytes: receive_bytes(self.plan.count),
             rules: self.rules.clone(),
             tls: self.tls.as_ref(),
             token: token(&self.plan, global),
