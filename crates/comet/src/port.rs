@@ -6,7 +6,7 @@ use std::sync::Arc;
 use goim_ports::{
     Broadcast, Call, CometError, CometPort, KeyPush, Operation, PacketBuf, RoomId, RoomPush, SessionKey,
 };
-use goim_session::{EncodedPush, Transport};
+use goim_session::EncodedPush;
 use goim_wire::batch;
 use smallvec::SmallVec;
 use tokio::sync::Semaphore;
@@ -53,10 +53,11 @@ impl CometPort for Port {
 
     fn broadcast(&self, broadcast: Broadcast) -> Handover {
         let Some(speed) = broadcast.speed else {
+            let bytes_each = broadcast.packet.body.len();
             let encoded = EncodedPush::new(broadcast.packet);
             let (operation, accepted_at) = (broadcast.operation, broadcast.accepted_at);
             let receivers = self.shared.addresses.connections() / self.shards.len().max(1);
-            let cost = Cost { receivers, bytes_each: encoded.len(Transport::Stream) };
+            let cost = Cost { receivers, bytes_each };
             return self.hand_over((0..self.shards.len()).map(|shard| {
                 let push = encoded.for_another_thread();
                 (shard, cost, Command::Broadcast { operation, push, pace: None, accepted_at })
@@ -94,8 +95,8 @@ impl CometPort for Port {
         // The kernel spreads connections evenly.
         let receivers = here as usize / (shards.count_ones() as usize).min(self.shards.len()).max(1);
         let operation = carried(&push.packet);
+        let cost = Cost { receivers, bytes_each: push.packet.body.len() };
         let encoded = EncodedPush::new(push.packet);
-        let cost = Cost { receivers, bytes_each: encoded.len(Transport::Stream) };
         let holders = (0..self.shards.len()).filter(|shard| shards & (1 << (shard % 64)) != 0);
         self.hand_over(holders.map(|shard| {
             let (room, accepted_at) = (push.room.clone(), push.accepted_at);
