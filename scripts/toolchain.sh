@@ -22,4 +22,8 @@ fi
 if ! command -v cc > /dev/null; then
   say "A C compiler is missing. Debian, Ubuntu: apt-get install gcc libc6-dev; Fedora: dnf install gcc; Alpine: apk add gcc musl-dev"
 fi
+# librdkafka, the client of Kafka, is built with it.
+if ! command -v make > /dev/null; then
+  say "make is missing. Debian, Ubuntu: apt-get install make; Fedora: dnf install make; Alpine: apk add make"
+fi
 [ "$missing" = 0 ] || exit 1

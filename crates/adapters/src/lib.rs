@@ -4,6 +4,8 @@
 //! The roles never name this crate; the `goim` binary puts an adapter behind each trait.
 //!
 //! - [`memory`]: everything in this process. What `goim serve` runs on.
+//! - `kafka` (a feature): the push log on goim's topic.
+//! - `redis` (a feature): sessions, room counts and nodes on goim's keys.
 //! - [`grpc`]: goim's services, to be called by other nodes, and the same services of other nodes behind our ports.
 #![cfg_attr(
     any(test, feature = "conformance"),
@@ -13,5 +15,9 @@
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 pub mod grpc;
+#[cfg(feature = "kafka")]
+pub mod kafka;
 pub mod memory;
 mod push_size;
+#[cfg(feature = "redis")]
+pub mod redis;

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::str::FromStr;
+use std::time::Duration;
 
 use goim_adapters::memory::PushLogConfig;
 
@@ -26,8 +27,78 @@ pub struct Config {
     pub http: HttpConfig,
     /// The gRPC listeners.
     pub rpc: RpcConfig,
+    /// How the roles find each other when each is a process of its own.
+    pub cluster: ClusterConfig,
+    /// The push log of a cluster.
+    pub kafka: KafkaSettings,
+    /// The directories of a cluster.
+    pub redis: RedisSettings,
     /// What the process says about itself.
     pub log: LogConfig,
+}
+
+/// How the processes of a cluster find each other, and where those that have no API show their figures.
+#[derive(Debug, Clone)]
+pub struct ClusterConfig {
+    /// Where comets find logics. Default `grpc://127.0.0.1:3119`.
+    pub logic: Vec<String>,
+    /// How long a comet is listed that says nothing. Default 10 s. Must be several of `comet.report_interval`.
+    pub lease: Duration,
+    /// How often the list of comets is read. Default 1 s.
+    pub refresh: Duration,
+    /// How long the sum of the rooms' counts is used before it is made anew. Default 5 s.
+    pub counts_refresh: Duration,
+    /// Operator's pages of `goim comet`. Default `0.0.0.0:3100`.
+    pub comet_pages: SocketAddr,
+    /// Operator's pages of `goim job`. Default `0.0.0.0:3120`.
+    pub job_pages: SocketAddr,
+}
+
+/// The push log on Kafka; what is not here has its default in `goim_adapters::kafka`.
+#[derive(Debug, Clone)]
+pub struct KafkaSettings {
+    /// Some brokers. Default `127.0.0.1:9092`.
+    pub brokers: Vec<String>,
+    /// The topic. Default `goim-push-topic`, as goim.
+    pub topic: String,
+    /// The consumer group of the jobs. Default `goim-push-group-job`, as goim.
+    pub group: String,
+    /// Where a group begins that has committed nothing. Default [`LogStart::Newest`], as goim.
+    pub start: LogStart,
+    /// Where records go that are no pushes. Default none: they are dropped, counted and logged.
+    pub dead_letter_topic: Option<String>,
+    /// How long a record is tried before its publisher is told that it may or may not be in the log. Default 10 s.
+    pub acknowledge_deadline: Duration,
+    /// How long a job may be silent before its partitions go to others. Default 10 s.
+    pub session_timeout: Duration,
+    /// How often offsets are committed. Default 1 s.
+    pub commit_interval: Duration,
+}
+
+/// Where a group begins that has committed nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogStart {
+    /// With what is pushed from now on.
+    Newest,
+    /// With what the topic still has.
+    Oldest,
+}
+
+/// The directories on Redis. One server, unless a cluster or Sentinels are named.
+#[derive(Debug, Clone)]
+pub struct RedisSettings {
+    /// One server. Default `redis://127.0.0.1:6379`.
+    pub url: String,
+    /// Nodes of a cluster. Default none.
+    pub cluster: Vec<String>,
+    /// Sentinels. Default none.
+    pub sentinels: Vec<String>,
+    /// What the Sentinels call the master. Default `mymaster`.
+    pub master: String,
+    /// How long a record lives that nobody touches. Default 30 min, as goim.
+    pub expire: Duration,
+    /// How long a command may take. Default 2 s.
+    pub deadline: Duration,
 }
 
 /// Where the push API, the node list and the operator's pages are served.
@@ -89,6 +160,9 @@ impl Default for Config {
             push_log: PushLogConfig::default(),
             http: HttpConfig::default(),
             rpc: RpcConfig::default(),
+            cluster: ClusterConfig::default(),
+            kafka: KafkaSettings::default(),
+            redis: RedisSettings::default(),
             log: LogConfig::default(),
         }
     }
@@ -104,6 +178,69 @@ impl Default for RpcConfig {
     fn default() -> Self {
         let local = |port| Some(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
         Self { comet: local(3109), logic: local(3119), server: goim_adapters::grpc::ServerConfig::default() }
+    }
+}
+
+impl Default for ClusterConfig {
+    fn default() -> Self {
+        let everywhere = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+        Self {
+            logic: vec!["grpc://127.0.0.1:3119".to_owned()],
+            lease: Duration::from_secs(10),
+            refresh: Duration::from_secs(1),
+            counts_refresh: Duration::from_secs(5),
+            comet_pages: everywhere(3100),
+            job_pages: everywhere(3120),
+        }
+    }
+}
+
+impl Default for KafkaSettings {
+    fn default() -> Self {
+        Self {
+            brokers: vec!["127.0.0.1:9092".to_owned()],
+            topic: "goim-push-topic".to_owned(),
+            group: "goim-push-group-job".to_owned(),
+            start: LogStart::Newest,
+            dead_letter_topic: None,
+            acknowledge_deadline: Duration::from_secs(10),
+            session_timeout: Duration::from_secs(10),
+            commit_interval: Duration::from_secs(1),
+        }
+    }
+}
+
+impl Default for RedisSettings {
+    fn default() -> Self {
+        Self {
+            url: "redis://127.0.0.1:6379".to_owned(),
+            cluster: Vec::new(),
+            sentinels: Vec::new(),
+            master: "mymaster".to_owned(),
+            expire: Duration::from_secs(30 * 60),
+            deadline: Duration::from_secs(2),
+        }
+    }
+}
+
+impl fmt::Display for LogStart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Newest => "newest",
+            Self::Oldest => "oldest",
+        })
+    }
+}
+
+impl FromStr for LogStart {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text {
+            "newest" => Ok(Self::Newest),
+            "oldest" => Ok(Self::Oldest),
+            _ => Err(()),
+        }
     }
 }
 

@@ -7,6 +7,8 @@
 
 mod announcement;
 mod check;
+#[cfg(feature = "cluster")]
+pub mod cluster;
 pub mod command;
 mod config;
 mod http_client;
@@ -19,4 +21,6 @@ mod push_log_metrics;
 pub mod serve;
 pub mod settings;
 
-pub use config::{Config, HttpConfig, LogConfig, LogFormat, RpcConfig};
+pub use config::{
+    ClusterConfig, Config, HttpConfig, KafkaSettings, LogConfig, LogFormat, LogStart, RedisSettings, RpcConfig,
+};

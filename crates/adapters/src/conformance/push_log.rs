@@ -41,7 +41,8 @@ fn bodies(entries: &[LogEntry]) -> Vec<String> {
     entries.iter().map(|entry| String::from_utf8_lossy(&entry.record.body).into_owned()).collect()
 }
 
-/// What goes in comes out, in order, once; what is too large is refused. The log must have room for 100 records.
+/// What goes in comes out, in order, once; what is too large is refused. The log must have room for 100 records. When a record
+/// was accepted need be kept to the millisecond only.
 ///
 /// # Panics
 /// When the adapter does something else than the port promises.
@@ -73,7 +74,7 @@ async fn everything_of_a_record_is_kept<L: PushLog + ?Sized, R: PushLogReader>(l
             target,
             operation: Operation(operation),
             body,
-            accepted_at: AcceptedAt(1_234_567),
+            accepted_at: AcceptedAt(1_700_000_123_456_000),
         });
     }
     sent.push(record_for_key("empty body", ""));

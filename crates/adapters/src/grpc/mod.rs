@@ -12,15 +12,17 @@
 mod address;
 mod channel;
 mod comet_client;
+mod comet_pool;
 mod comet_service;
 mod convert;
 mod logic_client;
+mod logic_pool;
 mod logic_service;
 mod server;
 mod status;
 
 /// The messages and services of `api/`, generated.
-mod proto {
+pub(crate) mod proto {
     #![allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]
 
     pub mod protocol {
@@ -37,8 +39,10 @@ mod proto {
 pub use address::AddressError;
 pub use channel::ClientConfig;
 pub use comet_client::GrpcComet;
+pub use comet_pool::GrpcComets;
 pub use comet_service::comet_service;
 pub use logic_client::GrpcLogic;
+pub use logic_pool::GrpcLogics;
 pub use logic_service::{NodesFn, logic_service};
 pub use proto::logic::{Backoff, NodesReply};
 pub use server::{ServeError, ServerConfig, serve};

@@ -6,6 +6,8 @@
 mod config;
 mod connect;
 mod push;
+#[cfg(feature = "cluster")]
+mod role;
 mod serve;
 
 use std::ffi::OsString;
@@ -38,6 +40,15 @@ Exit status: 0 done, 1 failed, 64 wrong arguments or configuration, 69 server no
 enum Command {
     /// Run comet, logic and job in this process
     Serve(serve::Arguments),
+    /// Run comet, the role that holds the clients' connections, in a cluster
+    #[cfg(feature = "cluster")]
+    Comet(role::Arguments),
+    /// Run logic, the role that knows sessions and takes pushes, in a cluster
+    #[cfg(feature = "cluster")]
+    Logic(role::Arguments),
+    /// Run job, the role that hands pushes over to comets, in a cluster
+    #[cfg(feature = "cluster")]
+    Job(role::Arguments),
     /// Print, check or explain the configuration
     Config(config::Arguments),
     /// Be a client in the terminal
@@ -62,6 +73,12 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let result = match cli.command {
         Command::Serve(arguments) => serve::run(&arguments),
+        #[cfg(feature = "cluster")]
+        Command::Comet(arguments) => role::comet(&arguments),
+        #[cfg(feature = "cluster")]
+        Command::Logic(arguments) => role::logic(&arguments),
+        #[cfg(feature = "cluster")]
+        Command::Job(arguments) => role::job(&arguments),
         Command::Config(arguments) => config::run(&arguments),
         Command::Connect(arguments) => connect::run(&arguments),
         Command::Push(arguments) => push::run(&arguments),

@@ -4,7 +4,7 @@ use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{Failure, SettingsArguments, print};
-use crate::serve::{self, Running, StartError};
+use crate::serve::{self, StartError};
 use crate::{Config, announcement, log, machine};
 
 /// Runs comet, logic and job in this process, with nothing else installed. Stops gently on SIGTERM and SIGINT, at once on
@@ -30,15 +30,20 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     config.check()?;
     log::start(&config.log);
     open_files(&config);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .thread_name("goim-runtime")
-        .build()
-        .map_err(|error| Failure::new(format!("cannot start the runtime: {error}")))?;
+    let runtime = runtime()?;
     let result = runtime.block_on(serve_until_told(config));
     // What hangs in a system call must not keep the process.
     runtime.shutdown_background();
     result
+}
+
+/// What the roles' tasks run on.
+pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("goim-runtime")
+        .build()
+        .map_err(|error| Failure::new(format!("cannot start the runtime: {error}")))
 }
 
 async fn serve_until_told(config: Config) -> Result<(), Failure> {
@@ -48,23 +53,13 @@ async fn serve_until_told(config: Config) -> Result<(), Failure> {
     let running = serve::start(config.clone()).await.map_err(Failure::from)?;
     announcement::log(&config, &running);
     print(&announcement::text(&config, &running))?;
-    let name = signals.stop(|| reload(&running)).await;
+    let name = signals.stop(|| serve::reload(running.comet())).await;
     tracing::info!(signal = name, "draining; a second signal stops at once");
     tokio::select! {
         () = running.drain() => tracing::info!("drained"),
         name = signals.stop(|| ()) => tracing::warn!(signal = name, "stopped at once, sessions are cut off"),
     }
     Ok(())
-}
-
-fn reload(running: &Running) {
-    match running.reload_certificate() {
-        Ok(true) => tracing::info!("SIGHUP: the new certificate is in use"),
-        Ok(false) => tracing::info!("SIGHUP: no new certificate"),
-        Err(error) => {
-            tracing::error!(%error, "SIGHUP: the new certificate cannot be used, the one before stays")
-        }
-    }
 }
 
 impl From<StartError> for Failure {
@@ -78,7 +73,7 @@ impl From<StartError> for Failure {
 }
 
 /// Every connection is an open file.
-fn open_files(config: &Config) {
+pub(super) fn open_files(config: &Config) {
     let limit = match machine::raise_open_files() {
         Ok(limit) => limit,
         Err(error) => {
@@ -101,14 +96,14 @@ fn open_files(config: &Config) {
     }
 }
 
-struct Signals {
+pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hang_up: Signal,
 }
 
 impl Signals {
-    fn catch() -> std::io::Result<Self> {
+    pub(super) fn catch() -> std::io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
@@ -117,7 +112,7 @@ impl Signals {
     }
 
     /// The next signal that asks to stop. On SIGHUP, which does not, `reload` is called.
-    async fn stop(&mut self, reload: impl Fn()) -> &'static str {
+    pub(super) async fn stop(&mut self, reload: impl Fn()) -> &'static str {
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => return "SIGTERM",

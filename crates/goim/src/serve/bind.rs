@@ -50,13 +50,13 @@ fn remedy(error: &io::Error, setting: &str) -> String {
 }
 
 /// A listener and where it is.
-pub(super) struct Bound {
-    pub(super) listener: TcpListener,
-    pub(super) addr: SocketAddr,
+pub(crate) struct Bound {
+    pub(crate) listener: TcpListener,
+    pub(crate) addr: SocketAddr,
 }
 
 /// Listens on `addr`, which `setting` named.
-pub(super) async fn listen(setting: &'static str, addr: SocketAddr) -> Result<Bound, StartError> {
+pub(crate) async fn listen(setting: &'static str, addr: SocketAddr) -> Result<Bound, StartError> {
     let bound = async {
         let listener = TcpListener::bind(addr).await?;
         let addr = listener.local_addr()?;
@@ -66,7 +66,7 @@ pub(super) async fn listen(setting: &'static str, addr: SocketAddr) -> Result<Bo
 }
 
 /// The same, if there is an address.
-pub(super) async fn listen_if(
+pub(crate) async fn listen_if(
     setting: &'static str,
     addr: Option<SocketAddr>,
 ) -> Result<Option<Bound>, StartError> {
@@ -80,7 +80,7 @@ pub(super) async fn listen_if(
 ///
 /// comet's shards share each port (`SO_REUSEPORT`), and so would a second goim of the same user: both would start, and
 /// the system would spread the clients over them. A socket without the option is refused where another listens.
-pub(super) fn probe_clients(config: &Config) -> Result<(), StartError> {
+pub(crate) fn probe_clients(config: &Config) -> Result<(), StartError> {
     for (setting, addr) in config.listeners() {
         if !setting.starts_with("comet.") || addr.port() == 0 {
             continue;
@@ -97,7 +97,7 @@ pub(super) fn probe_clients(config: &Config) -> Result<(), StartError> {
 }
 
 /// comet's error with the setting that it is about.
-pub(super) fn comet_error(error: goim_comet::StartError, config: &Config) -> StartError {
+pub(crate) fn comet_error(error: goim_comet::StartError, config: &Config) -> StartError {
     match error {
         goim_comet::StartError::Listen { addr, error } => {
             let named = config

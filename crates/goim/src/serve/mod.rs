@@ -26,6 +26,10 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 pub use bind::StartError;
+#[cfg(feature = "cluster")]
+pub(crate) use bind::{Bound, comet_error, listen, listen_if, probe_clients};
+#[cfg(feature = "cluster")]
+pub(crate) use rpc::{nodes as nodes_of, serve as rpc};
 
 use crate::memory::{self, Activity};
 use crate::operate::{self, Operation};
@@ -244,6 +248,17 @@ impl std::fmt::Debug for Running {
     }
 }
 
+/// Looks at the certificate's files now, for somebody who has said that they have changed.
+pub(crate) fn reload(comet: &Comet) {
+    match comet.reload_certificate() {
+        Ok(true) => tracing::info!("SIGHUP: the new certificate is in use"),
+        Ok(false) => tracing::info!("SIGHUP: no new certificate"),
+        Err(error) => {
+            tracing::error!(%error, "SIGHUP: the new certificate cannot be used, the one before stays")
+        }
+    }
+}
+
 /// What the system has done so far, for whoever gives memory back.
 fn activity(comet: &Arc<Comet>, log: &Arc<MemoryPushLog>) -> impl Fn() -> Activity + use<> {
     let (comet, log) = (Arc::clone(comet), Arc::clone(log));
@@ -251,12 +266,12 @@ fn activity(comet: &Arc<Comet>, log: &Arc<MemoryPushLog>) -> impl Fn() -> Activi
 }
 
 /// Completes when `stopping` says so or its sender has gone.
-async fn told(mut stopping: watch::Receiver<bool>) {
+pub(crate) async fn told(mut stopping: watch::Receiver<bool>) {
     let _ = stopping.wait_for(|stop| *stop).await;
 }
 
 /// A task that panicked is a bug of ours; the others are still brought down in order.
-fn report(name: &str, ended: Result<(), tokio::task::JoinError>) {
+pub(crate) fn report(name: &str, ended: Result<(), tokio::task::JoinError>) {
     if let Err(error) = ended {
         tracing::error!(task = name, %error, "did not end in order");
     }

@@ -10,7 +10,7 @@ use super::bind::Bound;
 
 /// Serves until `shutdown` is done. A server that ends before has hit a bug of ours or of the system; the rest of the process
 /// goes on, since its clients do not need it.
-pub(super) async fn serve(
+pub(crate) async fn serve(
     name: &'static str,
     bound: Bound,
     config: ServerConfig,
@@ -23,7 +23,7 @@ pub(super) async fn serve(
 }
 
 /// Answers `Nodes` as the HTTP API answers `/goim/nodes/weighted`.
-pub(super) fn nodes(logic: Arc<Logic>) -> NodesFn {
+pub(crate) fn nodes(logic: Arc<Logic>) -> NodesFn {
     Arc::new(move |platform, _client_ip| {
         let reply = logic.weighted_nodes(platform);
         NodesReply {

@@ -14,6 +14,12 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
     ),
     ("rpc.server", "How connections of other nodes are kept; the defaults are goim's."),
     ("push_log", "The push log inside this process: what logic has accepted and job has still to hand over."),
+    (
+        "cluster",
+        "`goim comet`, `goim logic` and `goim job` as processes of their own: how they find each other. `goim serve` needs none of this.",
+    ),
+    ("kafka", "The push log of a cluster: logic writes to it, job reads it. Topic, keys and values are goim's."),
+    ("redis", "The directories of a cluster: sessions, room counts, the list of comets. Keys are goim's."),
     ("log", "The log on standard error."),
 ];
 
@@ -36,6 +42,29 @@ pub(super) fn settings() -> Vec<Setting> {
         [push_log.waiting_max], "Pushes that may wait for room at once. One more is refused at once.";
         [push_log.age_max], "Age of the oldest record that is not read yet, beyond which pushes wait as if the log were full: what bounds a message's wait here.";
         [push_log.read_records_max], "Records that one read of job gives at most.";
+
+        [cluster.logic], "Addresses of logics, for comets: calls take turns, and go to another when one does not answer.";
+        [cluster.lease], "How long a comet is listed that says nothing; then its sessions are removed. Several of comet.report_interval.";
+        [cluster.refresh], "How often the list of comets is read.";
+        [cluster.counts_refresh], "How long the sum of the rooms' counts over all comets is used before it is made anew.";
+        [cluster.comet_pages], "Address of /metrics, /healthz and /readyz of `goim comet`. Port 0 takes a free one.";
+        [cluster.job_pages], "The same of `goim job`.";
+
+        [kafka.brokers], "HOST:PORT of some brokers; the others are found by them.";
+        [kafka.topic], "The topic; it must exist, unless the brokers make topics by themselves.";
+        [kafka.group], "The consumer group of the jobs. goim's Go jobs must not be in it: docs/migrating-from-goim.md.";
+        [kafka.start], "Where a group begins that has committed nothing: \"newest\", as goim, or \"oldest\".";
+        [kafka.dead_letter_topic] = "goim-dead-letters", "Where records go that are no pushes. \"none\": they are logged, counted and dropped.";
+        [kafka.acknowledge_deadline], "How long a push is tried before its publisher is told that it may or may not be in the log.";
+        [kafka.session_timeout], "How long a job may be silent before its partitions go to others.";
+        [kafka.commit_interval], "How often offsets are committed: what comes again after a crash.";
+
+        secret [redis.url] = "redis://127.0.0.1:6379", "One server: redis://[user:password@]host:port[/database].";
+        [redis.cluster] = "[\"redis://10.0.0.1:6379\", \"redis://10.0.0.2:6379\"]", "Some nodes of a Redis cluster, in place of one server.";
+        [redis.sentinels] = "[\"redis://10.0.0.1:26379\"]", "Some Sentinels, in place of one server.";
+        [redis.master], "What the Sentinels call the master.";
+        [redis.expire], "How long a record of a session lives that nobody touches. More than twice the time between a session's heartbeats to logic.";
+        [redis.deadline], "How long a command may take.";
 
         [log.level], "error, warn, info, debug, trace, or directives by module: \"info,goim_comet=debug\".";
         [log.format], "\"pretty\" for people, \"json\" for collectors (one object a line).";

@@ -1,0 +1,21 @@
+//! The push log on Kafka: goim's topic, keys, values and partitions, so that logic and job of either kind share it.
+//!
+//! [`KafkaPushLog`] is logic's end, [`KafkaPushLogReader`] job's. What a record looks like is in `record`, and is goim's to the
+//! byte. What is ours is how much is promised: a record is acknowledged by all replicas before its publisher hears so, written once
+//! though the connection breaks in between, and its offset is committed only after the comets took it.
+
+mod config;
+mod group;
+mod log;
+mod metrics;
+mod reader;
+mod record;
+
+pub use config::{DeadLetter, KafkaConfig, Start};
+pub use group::GroupError;
+pub use log::{KafkaError, KafkaPushLog};
+pub use metrics::{KafkaReadStats, KafkaWriteStats};
+pub use reader::KafkaPushLogReader;
+
+#[cfg(test)]
+mod tests;

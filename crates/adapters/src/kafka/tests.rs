@@ -1,0 +1,497 @@
+//! The push log on a real broker. `scripts/test.sh` starts one and says where it is; tests that stop brokers start their own.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use goim_ports::{AppendError, Operation, PushLog, PushLogReader, PushRecord};
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::{Headers, Message};
+use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
+
+use super::*;
+use crate::conformance::{self, record_for_key, record_for_room};
+
+/// The broker for all tests. `None` where there is none, which is a failure when everything must run.
+fn broker() -> Option<String> {
+    let broker = std::env::var("GOIM_TEST_KAFKA").ok().filter(|broker| !broker.is_empty());
+    if broker.is_none() {
+        assert!(std::env::var_os("CI").is_none(), "GOIM_TEST_KAFKA names no broker: run scripts/test.sh");
+        eprintln!("passed over: GOIM_TEST_KAFKA names no broker; scripts/test.sh starts one");
+    }
+    broker
+}
+
+/// A broker of a test's own, ended with it.
+struct OwnBroker(PathBuf);
+
+impl OwnBroker {
+    fn start() -> (Self, String) {
+        let folder = std::env::temp_dir().join(unique("goim-kafka"));
+        let own = Self(folder);
+        let broker = own.script("start");
+        (own, broker)
+    }
+
+    fn script(&self, verb: &str) -> String {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/engines/kafka.sh");
+        let output = Command::new(script).arg(verb).arg(&self.0).output().unwrap();
+        assert!(output.status.success(), "{verb}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+}
+
+impl Drop for OwnBroker {
+    fn drop(&mut self) {
+        self.script("kill");
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn unique(name: &str) -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!("{name}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Settings for a topic of so many partitions that is made for the test.
+async fn with_topic(broker: &str, partitions: i32) -> KafkaConfig {
+    let topic = unique("push");
+    let admin: AdminClient<_> = ClientConfig::new().set("bootstrap.servers", broker).create().unwrap();
+    let new = NewTopic::new(&topic, partitions, TopicReplication::Fixed(1));
+    let made = admin.create_topics([&new], &AdminOptions::new()).await.unwrap();
+    assert!(made.iter().all(Result::is_ok), "{made:?}");
+    KafkaConfig {
+        brokers: vec![broker.to_owned()],
+        group: format!("{topic}-job"),
+        topic,
+        start: Start::Oldest,
+        session_timeout: Duration::from_secs(3),
+        commit_interval: Duration::from_millis(100),
+        ..KafkaConfig::default()
+    }
+}
+
+async fn both_ends(config: &KafkaConfig) -> (Arc<KafkaPushLog>, KafkaPushLogReader) {
+    let log = KafkaPushLog::start(config.clone()).await.unwrap();
+    (log, KafkaPushLogReader::join(config.clone()).await.unwrap())
+}
+
+fn raw_producer(broker: &str) -> ThreadedProducer<DefaultProducerContext> {
+    ClientConfig::new().set("bootstrap.servers", broker).create().unwrap()
+}
+
+/// All of a topic's records as they are, without a group, until `count` are there.
+fn records_of(broker: &str, topic: &str, count: usize) -> Vec<rdkafka::message::OwnedMessage> {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", broker)
+        .set("group.id", unique("looker"))
+        .set("enable.auto.commit", "false")
+        .set("auto.offset.reset", "earliest")
+        .create()
+        .unwrap();
+    consumer.subscribe(&[topic]).unwrap();
+    let (mut records, until) = (Vec::new(), Instant::now() + Duration::from_secs(30));
+    while records.len() < count {
+        assert!(Instant::now() < until, "{} of {count} records in {topic}", records.len());
+        if let Some(Ok(message)) = consumer.poll(Duration::from_millis(100)) {
+            records.push(message.detach());
+        }
+    }
+    records
+}
+
+/// What the group has committed, summed over the partitions.
+fn committed(config: &KafkaConfig, partitions: i32) -> i64 {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", config.broker_list())
+        .set("group.id", &config.group)
+        .create()
+        .unwrap();
+    let mut list = rdkafka::TopicPartitionList::new();
+    list.add_partition_range(&config.topic, 0, partitions - 1);
+    let list = consumer.committed_offsets(list, Duration::from_secs(10)).unwrap();
+    list.elements().iter().filter_map(|element| element.offset().to_raw()).filter(|offset| *offset > 0).sum()
+}
+
+async fn becomes(what: &str, mut holds: impl FnMut() -> bool) {
+    let until = Instant::now() + Duration::from_secs(30);
+    while !holds() {
+        assert!(Instant::now() < until, "not in 30 s: {what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn read(reader: &mut KafkaPushLogReader, count: usize) -> Vec<goim_ports::LogEntry> {
+    let mut entries = Vec::new();
+    let until = tokio::time::Instant::now() + Duration::from_secs(30);
+    while entries.len() < count {
+        let more = tokio::time::timeout_at(until, reader.read()).await;
+        let more = more.unwrap_or_else(|_| panic!("{} of {count} records in 30 s", entries.len()));
+        // A broker that starts anew is a failure that passes.
+        if let Ok(more) = more {
+            entries.extend(more.expect("the log is open"));
+        }
+    }
+    entries
+}
+
+fn bodies(entries: &[goim_ports::LogEntry]) -> Vec<String> {
+    entries.iter().map(|entry| String::from_utf8_lossy(&entry.record.body).into_owned()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn conforms() {
+    let Some(broker) = broker() else { return };
+    let make = async || both_ends(&with_topic(&broker, 3).await).await;
+    conformance::push_log::<KafkaPushLog, _>(make).await;
+}
+
+#[test]
+fn rows_65_to_67_values_are_goims() {
+    let cases = [
+        (record_for_room("live://1000", "hello"), "080110e8072a0b6c6976653a2f2f313030303a0568656c6c6f", "live://1000"),
+        (
+            PushRecord {
+                target: goim_ports::PushTarget::Keys {
+                    server: "comet01".into(),
+                    keys: vec!["k1".into(), "k2".into()],
+                },
+                ..record_for_key("k1", "hello")
+            },
+            "10e8072207636f6d6574303132026b3132026b323a0568656c6c6f",
+            "k1",
+        ),
+        (
+            PushRecord {
+                target: goim_ports::PushTarget::All { speed: std::num::NonZeroU32::new(64) },
+                ..record_for_key("", "hello")
+            },
+            "080210e80718403a0568656c6c6f",
+            "1000",
+        ),
+    ];
+    for (record, value, key) in cases {
+        assert_eq!(hex(&record::value(&record)), value);
+        assert_eq!(record.partition_key(), key);
+        let back = record::read(&record::value(&record), Some(record::timestamp(&record))).unwrap();
+        assert_eq!(back, record);
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn from_hex(text: &str) -> Vec<u8> {
+    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+}
+
+/// What goim's logic wrote, with the partitions that its producer chose.
+fn captured() -> Vec<(i32, String, Vec<u8>)> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../testdata/goim-v2/kafka.json");
+    let captured: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let record = |record: &serde_json::Value| {
+        let partition = i32::try_from(record["partition"].as_i64().unwrap()).unwrap();
+        let key = String::from_utf8(from_hex(record["key_hex"].as_str().unwrap())).unwrap();
+        (partition, key, from_hex(record["value"].as_str().unwrap()))
+    };
+    captured["records"].as_array().unwrap().iter().map(record).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_values_and_partitions_are_those_that_goims_logic_wrote() {
+    let Some(broker) = broker() else { return };
+    let config = with_topic(&broker, 8).await;
+    let log = KafkaPushLog::start(config.clone()).await.unwrap();
+    let captured = captured();
+    assert!(captured.len() > 60);
+    // goim keeps a negative speed, which means none; here none is none.
+    let negative_speed = |value: &[u8]| hex(value).contains("18ffffffffffffffffff01");
+    let mut expected = Vec::new();
+    for (partition, key, value) in captured.into_iter().filter(|(_, _, value)| !negative_speed(value)) {
+        let record = record::read(&value, None).unwrap();
+        assert_eq!(record.partition_key(), key);
+        log.append(record).await.unwrap();
+        expected.push((partition, key, hex(&value)));
+    }
+    let mut written: Vec<_> = records_of(&broker, &config.topic, expected.len())
+        .iter()
+        .map(|record| {
+            assert!(record.headers().is_none(), "goim's records have none");
+            let key = String::from_utf8(record.key().unwrap().to_vec()).unwrap();
+            (record.partition(), key, hex(record.payload().unwrap()))
+        })
+        .collect();
+    expected.sort();
+    written.sort();
+    assert_eq!(written, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn row_113_an_offset_is_committed_when_its_record_was_handed_over_and_not_before() {
+    let Some(broker) = broker() else { return };
+    let config = with_topic(&broker, 1).await;
+    let (log, mut reader) = both_ends(&config).await;
+    for n in 0..10 {
+        log.append(record_for_key("k", format!("{n}"))).await.unwrap();
+    }
+    let entries = read(&mut reader, 10).await;
+    reader.done(entries[3].position);
+    becomes("four are committed", || committed(&config, 1) == 4).await;
+    // The next owner gets what was read and not handed over.
+    drop(reader);
+    let mut next = KafkaPushLogReader::join(config.clone()).await.unwrap();
+    let entries = read(&mut next, 6).await;
+    assert_eq!(bodies(&entries), ["4", "5", "6", "7", "8", "9"]);
+    next.done(entries[5].position);
+    becomes("all are committed", || committed(&config, 1) == 10).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_that_come_and_go_lose_nothing_and_keep_order() {
+    let Some(broker) = broker() else { return };
+    const KEYS: usize = 16;
+    const EACH: usize = 150;
+    let config = with_topic(&broker, 8).await;
+    let log = KafkaPushLog::start(config.clone()).await.unwrap();
+    let seen: Arc<std::sync::Mutex<Vec<(String, usize)>>> = Arc::default();
+    let spawn_member = |config: KafkaConfig| {
+        let seen = Arc::clone(&seen);
+        tokio::spawn(async move {
+            let mut reader = KafkaPushLogReader::join(config).await.unwrap();
+            loop {
+                for entry in reader.read().await.unwrap().unwrap() {
+                    let number = String::from_utf8_lossy(&entry.record.body).parse().unwrap();
+                    seen.lock().unwrap().push((entry.record.partition_key().into_owned(), number));
+                    reader.done(entry.position);
+                }
+            }
+        })
+    };
+    let mut members = vec![spawn_member(config.clone())];
+    for n in 0..EACH {
+        for key in 0..KEYS {
+            log.append(record_for_key(&format!("k{key}"), format!("{n}"))).await.unwrap();
+        }
+        match n {
+            30 | 60 => members.push(spawn_member(config.clone())),
+            90 => members.remove(0).abort(),
+            _ => {}
+        }
+    }
+    let all = |seen: &[(String, usize)]| {
+        let distinct: std::collections::HashSet<_> = seen.iter().collect();
+        distinct.len() == KEYS * EACH
+    };
+    becomes("every record was seen", || all(&seen.lock().unwrap())).await;
+    let seen = seen.lock().unwrap();
+    let doubled = seen.len() - KEYS * EACH;
+    eprintln!("{doubled} of {} were read twice", KEYS * EACH);
+    // A record may come again, with everything behind it; none comes before one in front of it has.
+    for key in 0..KEYS {
+        let key = format!("k{key}");
+        let mut next = 0;
+        for (_, number) in seen.iter().filter(|(of, _)| *of == key) {
+            assert!(*number <= next, "{key}: {number} came before {next}");
+            next = next.max(number + 1);
+        }
+    }
+    members.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn poison_is_counted_put_aside_and_never_in_the_way() {
+    let Some(broker) = broker() else { return };
+    let config = with_topic(&broker, 1).await;
+    let dead = format!("{}-dead", config.topic);
+    let config = KafkaConfig { dead_letter: DeadLetter::Topic(dead.clone()), ..config };
+    let (log, mut reader) = both_ends(&config).await;
+    let stats = reader.stats();
+    let producer = raw_producer(&broker);
+    let poison: [&[u8]; 4] = [b"\xff\xff\xff", b"\x08\x07", b"", b"\x10\xe8\x07"];
+    for value in poison {
+        producer.send(BaseRecord::to(&config.topic).key("k").payload(value)).unwrap();
+    }
+    producer.flush(Duration::from_secs(10)).unwrap();
+    log.append(record_for_key("k", "after")).await.unwrap();
+    let entries = read(&mut reader, 1).await;
+    assert_eq!(bodies(&entries), ["after"]);
+    assert_eq!(stats().poison, 4);
+    reader.done(entries[0].position);
+    becomes("all are committed", || committed(&config, 1) == 5).await;
+    let letters = records_of(&broker, &dead, 4);
+    for (letter, value) in letters.iter().zip(poison) {
+        assert_eq!(letter.payload().unwrap_or_default(), value);
+        let headers: Vec<&str> = letter.headers().unwrap().iter().map(|header| header.key).collect();
+        assert_eq!(headers, ["goim-topic", "goim-partition", "goim-offset", "goim-error"]);
+    }
+    // Nothing but poison behind the last push: it is done without anybody's word.
+    producer.send(BaseRecord::to(&config.topic).key("k").payload(poison[0])).unwrap();
+    producer.flush(Duration::from_secs(10)).unwrap();
+    log.append(record_for_key("k", "last")).await.unwrap();
+    let last = read(&mut reader, 1).await;
+    reader.done(last[0].position);
+    becomes("the last is committed", || committed(&config, 1) == 7).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn row_111_a_broker_that_restarts_loses_nothing_that_was_acknowledged() {
+    if broker().is_none() {
+        return;
+    }
+    let (own, broker) = OwnBroker::start();
+    let config = KafkaConfig { acknowledge_deadline: Duration::from_secs(2), ..with_topic(&broker, 2).await };
+    let (log, mut reader) = both_ends(&config).await;
+    let mut acknowledged = Vec::new();
+    let mut refused = 0;
+    for n in 0..60 {
+        match n {
+            20 => drop(own.script("kill")),
+            // Two were refused by then.
+            22 => assert_eq!(own.script("start"), broker),
+            _ => {}
+        }
+        match log.append(record_for_key(&format!("k{}", n % 5), format!("{n}"))).await {
+            Ok(()) => acknowledged.push(n.to_string()),
+            Err(AppendError::Unavailable(reason)) => {
+                assert!(reason.contains(&config.topic) && reason.contains(&broker), "{reason}");
+                refused += 1;
+            }
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+    assert!((1..40).contains(&refused), "{refused} were refused");
+    let mut missing: std::collections::BTreeSet<_> = acknowledged.into_iter().collect();
+    while !missing.is_empty() {
+        for entry in read(&mut reader, 1).await {
+            missing.remove(&*String::from_utf8_lossy(&entry.record.body));
+            reader.done(entry.position);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_whose_broker_is_gone_is_full_when_it_is_full_and_keeps_its_order() {
+    if broker().is_none() {
+        return;
+    }
+    let (own, broker) = OwnBroker::start();
+    let config = KafkaConfig {
+        records_max: 10,
+        waiting_max: 20,
+        append_deadline: Duration::from_millis(300),
+        acknowledge_deadline: Duration::from_secs(30),
+        ..with_topic(&broker, 1).await
+    };
+    let log = KafkaPushLog::start(config.clone()).await.unwrap();
+    own.script("kill");
+    let append = |n: usize| log.append(record_for_key("k", format!("{n}")));
+    let out: Vec<_> = (0..10).map(&append).collect();
+    let waiting: Vec<_> = (10..30).map(&append).collect();
+    assert_eq!(append(30).await, Err(AppendError::Full), "as many wait as may");
+    for call in waiting {
+        assert_eq!(call.await, Err(AppendError::Full), "it took too long");
+    }
+    assert_eq!(log.stats().rejected_full, 21);
+    own.script("start");
+    for call in out {
+        assert_eq!(call.await, Ok(()));
+    }
+    append(31).await.unwrap();
+    let written = records_of(&broker, &config.topic, 11);
+    let numbers: Vec<_> = written
+        .iter()
+        .map(|record| record::read(record.payload().unwrap(), None).unwrap())
+        .map(|record| String::from_utf8_lossy(&record.body).into_owned())
+        .collect();
+    let expected: Vec<_> = (0..10).chain([31]).map(|n| n.to_string()).collect();
+    assert_eq!(numbers, expected, "in order, once");
+    assert_eq!(log.stats().records, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_with_goims_jobs_is_not_joined() {
+    let Some(broker) = broker() else { return };
+    let config = with_topic(&broker, 2).await;
+    // What the check goes by is the client id; goim's jobs have this one.
+    let go_job: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", &broker)
+        .set("group.id", &config.group)
+        .set("client.id", "sarama")
+        .create()
+        .unwrap();
+    go_job.subscribe(&[config.topic.as_str()]).unwrap();
+    becomes("the Go job is in the group", || {
+        let _ = go_job.poll(Duration::from_millis(10));
+        let assigned = go_job.assignment().unwrap();
+        assigned.count() == 2
+    })
+    .await;
+    let polling = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let kept = Arc::clone(&polling);
+    let go_job = std::thread::spawn(move || {
+        while kept.load(Ordering::Relaxed) {
+            let _ = go_job.poll(Duration::from_millis(10));
+        }
+    });
+    let error = KafkaPushLogReader::join(config.clone()).await.unwrap_err();
+    assert!(matches!(&error, KafkaError::Group(GroupError::GoJobs { members: 1, .. })), "{error:?}");
+    let text = error.to_string();
+    assert!(text.contains(&config.group) && text.contains("stop the Go jobs first"), "{text}");
+    polling.store(false, Ordering::Relaxed);
+    go_job.join().unwrap();
+    // It has left: ours goes on at its offsets.
+    let mut reader = KafkaPushLogReader::join(config.clone()).await.unwrap();
+    let log = KafkaPushLog::start(config).await.unwrap();
+    log.append(record_for_key("k", "next")).await.unwrap();
+    assert_eq!(bodies(&read(&mut reader, 1).await), ["next"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_at_the_start_is_said_in_words() {
+    let Some(broker) = broker() else { return };
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let config = KafkaConfig { brokers: vec![nobody.clone()], ..KafkaConfig::default() };
+    let error = KafkaPushLog::start(config).await.unwrap_err().to_string();
+    assert!(error.contains(&nobody) && error.contains("do not answer"), "{error}");
+
+    let config = KafkaConfig {
+        brokers: vec![broker.clone()],
+        topic: unique("nobody-made-this"),
+        ..KafkaConfig::default()
+    };
+    let error = KafkaPushLogReader::join(config.clone()).await.unwrap_err().to_string();
+    assert!(error.contains(&config.topic) && error.contains("does not exist"), "{error}");
+
+    let properties = [("no.such.property".to_owned(), "1".to_owned())].into();
+    let config = KafkaConfig { brokers: vec![broker], properties, ..KafkaConfig::default() };
+    let error = KafkaPushLog::start(config).await.unwrap_err().to_string();
+    assert!(error.contains("no.such.property"), "{error}");
+}
+
+#[test]
+fn what_is_no_push_is_told_from_what_is() {
+    let cases: [(&[u8], Option<&str>); 6] = [
+        (b"\xff", Some("no goim.logic.PushMsg")),
+        (b"\x08\x07", Some("of type 7")),
+        (b"", Some("names none")),
+        (b"\x08\x02", None),
+        (b"\x08\x01", None),
+        (b"\x08\x02\x18\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", None),
+    ];
+    for (value, expected) in cases {
+        let error = record::read(value, None).err().map(|poison| poison.to_string());
+        match (&error, expected) {
+            (Some(error), Some(text)) => assert!(error.contains(text), "{error}"),
+            (None, None) => {}
+            other => panic!("{}: {other:?}", hex(value)),
+        }
+    }
+    let none = record::read(b"\x08\x02\x18\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", None).unwrap();
+    assert_eq!(none.target, goim_ports::PushTarget::All { speed: None });
+    assert_eq!(none.operation, Operation(0));
+}

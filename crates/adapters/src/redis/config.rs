@@ -1,0 +1,44 @@
+//! What an operator can set of Redis, with the reasons for the defaults.
+
+use std::time::Duration;
+
+/// Settings of a connection to Redis, whatever is kept there.
+#[derive(Debug, Clone)]
+pub struct RedisConfig {
+    /// Where it is. Default one server, `redis://127.0.0.1:6379`.
+    pub place: RedisPlace,
+    /// How long a record of a session or a room lives when nobody touches it. Default 30 min, as goim's `redis.expire`. Must be
+    /// more than twice the time between two heartbeats of a comet to logic (10 min), or sessions are lost in between.
+    pub expire: Duration,
+    /// How long a command may take, a new connection included. Default 2 s.
+    pub deadline: Duration,
+    /// Commands that may be out at once; more wait. Default 4,096.
+    pub commands_max: usize,
+}
+
+/// Where Redis is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RedisPlace {
+    /// One server, as `redis://[user:password@]host:port[/database]`.
+    Single(String),
+    /// A cluster, by some of its nodes.
+    Cluster(Vec<String>),
+    /// What Sentinels call their master, by some of the Sentinels.
+    Sentinel {
+        /// The Sentinels.
+        sentinels: Vec<String>,
+        /// The name of the master.
+        master: String,
+    },
+}
+
+impl Default for RedisConfig {
+    fn default() -> Self {
+        Self {
+            place: RedisPlace::Single("redis://127.0.0.1:6379".to_owned()),
+            expire: Duration::from_secs(30 * 60),
+            deadline: Duration::from_secs(2),
+            commands_max: 4_096,
+        }
+    }
+}

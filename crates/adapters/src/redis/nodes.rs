@@ -1,0 +1,247 @@
+//! The list of comets by leases: each keeps a record alive that goes by itself when the comet does.
+//!
+//! `goim:node:<server>` is the record, `goim:nodes` the set of names to ask for. A snapshot is kept up to date behind the calls;
+//! while Redis does not answer, it stays as it was: comets do not go because the list cannot be read.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use goim_ports::{Call, CometNode, DirectoryError, NodeDirectory, NodeError, ServerId};
+use redis::{Cmd, cmd};
+use serde::{Deserialize, Serialize};
+
+use super::sessions::answer;
+use super::store::RedisStore;
+
+const NAMES: &str = "goim:nodes";
+
+/// Times of a node directory.
+#[derive(Debug, Clone, Copy)]
+pub struct RedisNodesConfig {
+    /// How long a comet is listed that is silent. Default 10 s. Must be several of its announcements.
+    pub lease: Duration,
+    /// How often the list is read. Default 1 s.
+    pub refresh: Duration,
+}
+
+impl Default for RedisNodesConfig {
+    fn default() -> Self {
+        Self { lease: Duration::from_secs(10), refresh: Duration::from_secs(1) }
+    }
+}
+
+/// A node directory on Redis.
+pub struct RedisNodes {
+    shared: Arc<Shared>,
+    refresher: tokio::task::JoinHandle<()>,
+}
+
+struct Shared {
+    store: RedisStore,
+    config: RedisNodesConfig,
+    snapshot: RwLock<Arc<Vec<CometNode>>>,
+    /// What this process has announced, for the timestamps.
+    announced: tokio::sync::Mutex<Vec<CometNode>>,
+}
+
+/// A comet's record.
+#[derive(Serialize, Deserialize)]
+struct Record {
+    region: String,
+    zone: String,
+    env: String,
+    rpc_addrs: Vec<String>,
+    public_addrs: Vec<String>,
+    weight: i32,
+    offline: bool,
+    connections: u64,
+    addresses: u64,
+    latest_timestamp: i64,
+}
+
+impl RedisNodes {
+    /// Reads the list and goes on doing so. Must be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// [`NodeError`] when the list cannot be read at all.
+    pub async fn start(store: RedisStore, config: RedisNodesConfig) -> Result<Self, NodeError> {
+        let (snapshot, announced) = Default::default();
+        let shared = Arc::new(Shared { store, config, snapshot, announced });
+        shared.refresh().await.map_err(unavailable)?;
+        let refresher = tokio::spawn(refresh(Arc::clone(&shared)));
+        Ok(Self { shared, refresher })
+    }
+}
+
+impl Drop for RedisNodes {
+    fn drop(&mut self) {
+        self.refresher.abort();
+    }
+}
+
+impl std::fmt::Debug for RedisNodes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RedisNodes").field("store", &self.shared.store).finish_non_exhaustive()
+    }
+}
+
+async fn refresh(shared: Arc<Shared>) {
+    let mut failing = false;
+    loop {
+        tokio::time::sleep(shared.config.refresh).await;
+        match (shared.refresh().await, failing) {
+            (Ok(()), false) | (Err(_), true) => {}
+            (Ok(()), true) => {
+                tracing::info!("the list of comets can be read again");
+                failing = false;
+            }
+            (Err(error), false) => {
+                tracing::warn!(%error, "the list of comets stays as it was");
+                failing = true;
+            }
+        }
+    }
+}
+
+impl Shared {
+    async fn refresh(&self) -> Result<(), DirectoryError> {
+        let names = self.store.run(vec![cmd("SMEMBERS").arg(NAMES).to_owned()]).await?;
+        let mut names: Vec<String> = answer(names.into_iter().next())?;
+        names.sort_unstable();
+        let asked: Vec<Cmd> = names.iter().map(|name| cmd("GET").arg(record_of(name)).to_owned()).collect();
+        let answers = self.store.run(asked).await?;
+        let (mut comets, mut gone) = (Vec::with_capacity(names.len()), Vec::new());
+        for (name, found) in names.into_iter().zip(answers) {
+            let found: Option<Vec<u8>> = answer(Some(found))?;
+            match found.map(|text| serde_json::from_slice::<Record>(&text)) {
+                Some(Ok(record)) => comets.push(record.into_node(name.into())),
+                Some(Err(error)) => tracing::warn!(server = name, %error, "the record of a comet cannot be read"),
+                None => gone.push(name),
+            }
+        }
+        self.forget(gone).await;
+        let comets = Arc::new(comets);
+        let mut snapshot = self.snapshot.write().unwrap_or_else(PoisonError::into_inner);
+        if *snapshot != comets {
+            *snapshot = comets;
+        }
+        Ok(())
+    }
+
+    /// Takes names off the list whose leases have ended. One that has come back meanwhile puts itself on it again with its
+    /// next word.
+    async fn forget(&self, gone: Vec<String>) {
+        let removed = gone.iter().map(|name| cmd("SREM").arg(NAMES).arg(name).to_owned()).collect();
+        if let Err(error) = self.store.run(removed).await {
+            tracing::debug!(%error, "names of comets that are gone stay on the list for now");
+        }
+    }
+
+    async fn announce(&self, mut node: CometNode) -> Result<(), DirectoryError> {
+        let mut announced = self.announced.lock().await;
+        let known = announced.iter().position(|known| known.server == node.server);
+        node.latest_timestamp = match known {
+            Some(known) if is_same(&announced[known], &node) => announced[known].latest_timestamp,
+            Some(known) => now().max(announced[known].latest_timestamp + 1),
+            None => now(),
+        };
+        let lease = u64::try_from(self.config.lease.as_millis()).unwrap_or(u64::MAX);
+        let record = serde_json::to_string(&Record::from(&node)).unwrap_or_default();
+        let name = node.server.as_str().to_owned();
+        let commands = vec![
+            cmd("SET").arg(record_of(&name)).arg(record).arg("PX").arg(lease).to_owned(),
+            cmd("SADD").arg(NAMES).arg(&name).to_owned(),
+        ];
+        self.store.run(commands).await?;
+        match known {
+            Some(known) => announced[known] = node,
+            None => announced.push(node),
+        }
+        drop(announced);
+        self.refresh().await
+    }
+
+    async fn withdraw(&self, server: ServerId) -> Result<(), DirectoryError> {
+        self.announced.lock().await.retain(|known| known.server != server);
+        let commands = vec![
+            cmd("DEL").arg(record_of(server.as_str())).to_owned(),
+            cmd("SREM").arg(NAMES).arg(server.as_str()).to_owned(),
+        ];
+        self.store.run(commands).await?;
+        self.refresh().await
+    }
+}
+
+fn record_of(name: &str) -> String {
+    ["goim:node:", name].concat()
+}
+
+fn is_same(known: &CometNode, node: &CometNode) -> bool {
+    *known == CometNode { latest_timestamp: known.latest_timestamp, ..node.clone() }
+}
+
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
+fn unavailable(DirectoryError::Unavailable(reason): DirectoryError) -> NodeError {
+    NodeError::Unavailable(reason)
+}
+
+impl From<&CometNode> for Record {
+    fn from(node: &CometNode) -> Self {
+        let CometNode { server: _, region, zone, env, rpc_addrs, public_addrs, .. } = node.clone();
+        let CometNode { weight, offline, connections, addresses, latest_timestamp, .. } = *node;
+        Self {
+            region,
+            zone,
+            env,
+            rpc_addrs,
+            public_addrs,
+            weight,
+            offline,
+            connections,
+            addresses,
+            latest_timestamp,
+        }
+    }
+}
+
+impl Record {
+    fn into_node(self, server: ServerId) -> CometNode {
+        let Self { region, zone, env, rpc_addrs, public_addrs, .. } = self;
+        let (weight, offline) = (self.weight, self.offline);
+        let (connections, addresses, latest_timestamp) =
+            (self.connections, self.addresses, self.latest_timestamp);
+        CometNode {
+            server,
+            region,
+            zone,
+            env,
+            rpc_addrs,
+            public_addrs,
+            weight,
+            offline,
+            connections,
+            addresses,
+            latest_timestamp,
+        }
+    }
+}
+
+impl NodeDirectory for RedisNodes {
+    fn announce(&self, node: CometNode) -> Call<Result<(), NodeError>> {
+        let shared = Arc::clone(&self.shared);
+        Call::pending(async move { shared.announce(node).await.map_err(unavailable) })
+    }
+
+    fn withdraw(&self, server: ServerId) -> Call<Result<(), NodeError>> {
+        let shared = Arc::clone(&self.shared);
+        Call::pending(async move { shared.withdraw(server).await.map_err(unavailable) })
+    }
+
+    fn comets(&self) -> Arc<Vec<CometNode>> {
+        Arc::clone(&self.shared.snapshot.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}

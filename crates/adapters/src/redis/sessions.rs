@@ -1,0 +1,238 @@
+//! Which comet holds which session: goim's `key_<key>` and `mid_<mid>`, and the sessions of each comet beside them.
+//!
+//! goim's records say on which comet a key is, but not whose it is; `goim:sessions:<server>` does. Where it has no word, as of
+//! sessions that a Go logic has entered, goim's records are believed.
+
+use std::collections::BTreeSet;
+
+use goim_ports::{Call, DirectoryError, Mid, ServerId, SessionDirectory, SessionKey, SessionRecord, SessionRef};
+use redis::{Cmd, FromRedisValue, Value, cmd};
+
+use super::store::RedisStore;
+
+/// Removes a key if it has this value; answers how many it removed.
+const DELETE_IF: &str = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0";
+/// Removes a field of a hash if it has this value.
+const DELETE_FIELD_IF: &str =
+    "if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then return redis.call('HDEL', KEYS[1], ARGV[1]) end return 0";
+/// Sessions that are swept together.
+const SWEEP_BLOCK: usize = 512;
+
+/// A session directory on Redis.
+#[derive(Debug, Clone)]
+pub struct RedisSessions {
+    store: RedisStore,
+}
+
+impl RedisSessions {
+    /// The directory that `store` holds.
+    #[must_use]
+    pub fn new(store: RedisStore) -> Self {
+        Self { store }
+    }
+
+    /// Removes all sessions of a comet that has died, as long as they are still its own; answers how many there were.
+    /// `goes_on` is asked before each block of 512: a comet that is back must keep what it has.
+    ///
+    /// # Errors
+    /// [`DirectoryError`]; what is left can be swept again.
+    pub async fn sweep(&self, server: &ServerId, goes_on: impl Fn() -> bool) -> Result<usize, DirectoryError> {
+        let mut swept = 0;
+        let mut cursor = 0_u64;
+        loop {
+            let scan = cmd("HSCAN").arg(of_server(server)).arg(cursor).arg("COUNT").arg(SWEEP_BLOCK).to_owned();
+            let page = self.store.run(vec![scan]).await?;
+            let (next, fields): (u64, Vec<String>) = answer(page.into_iter().next())?;
+            if !goes_on() {
+                return Ok(swept);
+            }
+            let commands = fields.chunks_exact(2).flat_map(|pair| {
+                let mid = Mid(pair[1].parse().unwrap_or(0));
+                let session = SessionRef { mid, key: pair[0].as_str().into(), server: server.clone() };
+                removal(&session)
+            });
+            self.store.run(commands.collect()).await?;
+            swept += fields.len() / 2;
+            cursor = next;
+            if cursor == 0 {
+                return Ok(swept);
+            }
+        }
+    }
+
+    /// goim's commands in goim's order, and ours behind them.
+    fn entry(&self, session: &SessionRef) -> Vec<Cmd> {
+        let expire = self.store.expire_seconds();
+        let SessionRef { mid, key, server } = session;
+        let mut commands = Vec::with_capacity(6);
+        if !mid.is_anonymous() {
+            commands.push(cmd("HSET").arg(of_member(*mid)).arg(key.as_str()).arg(server.as_str()).to_owned());
+            commands.push(cmd("EXPIRE").arg(of_member(*mid)).arg(expire).to_owned());
+        }
+        commands.push(cmd("SET").arg(of_key(key)).arg(server.as_str()).to_owned());
+        commands.push(cmd("EXPIRE").arg(of_key(key)).arg(expire).to_owned());
+        commands.push(cmd("HSET").arg(of_server(server)).arg(key.as_str()).arg(mid.0).to_owned());
+        commands.push(cmd("EXPIRE").arg(of_server(server)).arg(expire).to_owned());
+        commands
+    }
+
+    async fn enter(&self, session: SessionRef) -> Result<(), DirectoryError> {
+        self.store.run(self.entry(&session)).await.map(|_| ())
+    }
+
+    async fn keep(&self, session: SessionRef) -> Result<(), DirectoryError> {
+        let expire = self.store.expire_seconds();
+        let renewed = |name: String| cmd("EXPIRE").arg(name).arg(expire).to_owned();
+        let commands = [of_member(session.mid), of_key(&session.key), of_server(&session.server)].map(renewed);
+        let answers = self.store.run(commands.into()).await?;
+        let [of_member, of_key, of_server]: [i64; 3] = match answers.as_slice() {
+            [a, b, c] => [number(a)?, number(b)?, number(c)?],
+            _ => return Err(unreadable("EXPIRE")),
+        };
+        let has_member = session.mid.is_anonymous() || of_member == 1;
+        if of_key == 1 && of_server == 1 && has_member {
+            return Ok(());
+        }
+        // Redis has lost some of it, or all. What another comet has is another's.
+        if of_key == 1 {
+            let asked = self.store.run(vec![cmd("GET").arg(of_key_name(&session)).to_owned()]).await?;
+            let holder: Option<String> = answer(asked.into_iter().next())?;
+            if holder.is_some_and(|holder| holder != session.server.as_str()) {
+                return Ok(());
+            }
+        }
+        self.enter(session).await
+    }
+
+    async fn leave(&self, session: SessionRef) -> Result<bool, DirectoryError> {
+        let answers = self.store.run(removal(&session)).await?;
+        answers.first().map_or(Ok(false), |removed| Ok(number(removed)? == 1))
+    }
+
+    async fn find(&self, keys: Vec<SessionKey>) -> Result<Vec<Option<ServerId>>, DirectoryError> {
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut asked = cmd("MGET");
+        keys.iter().for_each(|key| {
+            asked.arg(of_key(key));
+        });
+        let answers = self.store.run(vec![asked]).await?;
+        let servers: Vec<Option<String>> = answer(answers.into_iter().next())?;
+        let named = |server: Option<String>| server.filter(|server| !server.is_empty()).map(ServerId::from);
+        Ok(servers.into_iter().map(named).collect())
+    }
+
+    async fn find_of(&self, mids: Vec<Mid>) -> Result<Vec<SessionRecord>, DirectoryError> {
+        let mids: Vec<Mid> = mids.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
+        let mids: Vec<Mid> = mids.into_iter().filter(|mid| !mid.is_anonymous()).collect();
+        let asked = mids.iter().map(|mid| cmd("HGETALL").arg(of_member(*mid)).to_owned()).collect();
+        let answers = self.store.run(asked).await?;
+        let mut claims = Vec::new();
+        for (mid, fields) in mids.iter().zip(answers) {
+            let fields: Vec<String> = answer(Some(fields))?;
+            claims.extend(fields.chunks_exact(2).map(|pair| {
+                let (key, server) = (SessionKey::from(pair[0].as_str()), ServerId::from(pair[1].as_str()));
+                (*mid, SessionRecord { key, server })
+            }));
+        }
+        self.confirm(claims).await
+    }
+
+    /// Leaves those that are still so: a key may have gone to another comet, or to another member.
+    async fn confirm(&self, claims: Vec<(Mid, SessionRecord)>) -> Result<Vec<SessionRecord>, DirectoryError> {
+        let asked = claims.iter().flat_map(|(_, SessionRecord { key, server })| {
+            [cmd("GET").arg(of_key(key)).to_owned(), cmd("HGET").arg(of_server(server)).arg(key.as_str()).to_owned()]
+        });
+        let answers = self.store.run(asked.collect()).await?;
+        let mut confirmed = Vec::with_capacity(claims.len());
+        for ((mid, record), found) in claims.into_iter().zip(answers.chunks_exact(2)) {
+            let holder: Option<String> = answer(found.first().cloned())?;
+            let member: Option<i64> = answer(found.get(1).cloned())?;
+            let is_there = holder.is_some_and(|holder| holder == record.server.as_str());
+            if is_there && member.is_none_or(|member| member == mid.0) {
+                confirmed.push(record);
+            }
+        }
+        Ok(confirmed)
+    }
+}
+
+fn of_key(key: &SessionKey) -> String {
+    ["key_", key.as_str()].concat()
+}
+
+fn of_key_name(session: &SessionRef) -> String {
+    of_key(&session.key)
+}
+
+fn of_member(mid: Mid) -> String {
+    format!("mid_{mid}")
+}
+
+fn of_server(server: &ServerId) -> String {
+    ["goim:sessions:", server.as_str()].concat()
+}
+
+/// The first of them answers 1 when the session was still its comet's.
+fn removal(session: &SessionRef) -> Vec<Cmd> {
+    let SessionRef { mid, key, server } = session;
+    let mut commands = vec![
+        cmd("EVAL").arg(DELETE_IF).arg(1).arg(of_key(key)).arg(server.as_str()).to_owned(),
+        cmd("HDEL").arg(of_server(server)).arg(key.as_str()).to_owned(),
+    ];
+    if !mid.is_anonymous() {
+        let member = cmd("EVAL")
+            .arg(DELETE_FIELD_IF)
+            .arg(1)
+            .arg(of_member(*mid))
+            .arg(key.as_str())
+            .arg(server.as_str())
+            .to_owned();
+        commands.push(member);
+    }
+    commands
+}
+
+pub(super) fn unreadable(what: &str) -> DirectoryError {
+    DirectoryError::Unavailable(format!("redis: an answer to {what} that makes no sense"))
+}
+
+/// Redis's answer as a value.
+pub(super) fn answer<T: FromRedisValue>(value: Option<Value>) -> Result<T, DirectoryError> {
+    value.and_then(|value| T::from_redis_value(value).ok()).ok_or_else(|| unreadable("a question"))
+}
+
+fn number(value: &Value) -> Result<i64, DirectoryError> {
+    match value {
+        Value::Int(number) => Ok(*number),
+        _ => Err(unreadable("a command")),
+    }
+}
+
+impl SessionDirectory for RedisSessions {
+    fn add(&self, session: SessionRef) -> Call<Result<(), DirectoryError>> {
+        let this = self.clone();
+        Call::pending(async move { this.enter(session).await })
+    }
+
+    fn remove(&self, session: SessionRef) -> Call<Result<bool, DirectoryError>> {
+        let this = self.clone();
+        Call::pending(async move { this.leave(session).await })
+    }
+
+    fn touch(&self, session: SessionRef) -> Call<Result<(), DirectoryError>> {
+        let this = self.clone();
+        Call::pending(async move { this.keep(session).await })
+    }
+
+    fn servers_of(&self, keys: &[SessionKey]) -> Call<Result<Vec<Option<ServerId>>, DirectoryError>> {
+        let (this, keys) = (self.clone(), keys.to_vec());
+        Call::pending(async move { this.find(keys).await })
+    }
+
+    fn sessions_of(&self, mids: Vec<Mid>) -> Call<Result<Vec<SessionRecord>, DirectoryError>> {
+        let this = self.clone();
+        Call::pending(async move { this.find_of(mids).await })
+    }
+}

@@ -1,0 +1,404 @@
+//! The directories on a real Redis: one server, a cluster, a master with Sentinels, each started by the test.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use goim_ports::{
+    DirectoryError, Mid, RoomCounts, RoomDirectory, ServerId, SessionDirectory, SessionKey,
+    SessionRef,
+};
+use redis::Commands;
+
+use super::*;
+use crate::conformance;
+
+/// A Redis of a test's own, ended with it.
+struct Own {
+    folder: PathBuf,
+    urls: Vec<String>,
+    kind: &'static str,
+}
+
+impl Own {
+    /// `None` where Redis cannot be had, which is a failure when everything must run.
+    fn start(kind: &'static str) -> Option<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("goim-redis-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let mut own = Self { folder: std::env::temp_dir().join(name), urls: Vec::new(), kind };
+        let output = own.script(&["start"], &[kind]);
+        if output.status.code() == Some(2) {
+            assert!(std::env::var_os("CI").is_none(), "{}", String::from_utf8_lossy(&output.stderr));
+            eprintln!("passed over: {}", String::from_utf8_lossy(&output.stderr));
+            return None;
+        }
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let printed = String::from_utf8(output.stdout).unwrap();
+        own.urls = printed.split_whitespace().map(str::to_owned).collect();
+        Some(own)
+    }
+
+    fn script(&self, before: &[&str], behind: &[&str]) -> std::process::Output {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/engines/redis.sh");
+        Command::new(script).args(before).arg(&self.folder).args(behind).output().unwrap()
+    }
+
+    fn config(&self) -> RedisConfig {
+        let place = match self.kind {
+            "single" => RedisPlace::Single(self.urls[0].clone()),
+            "cluster" => RedisPlace::Cluster(self.urls.clone()),
+            _ => RedisPlace::Sentinel { sentinels: self.urls.clone(), master: "goim".to_owned() },
+        };
+        RedisConfig { place, ..RedisConfig::default() }
+    }
+
+    async fn store(&self) -> RedisStore {
+        RedisStore::connect(self.config()).await.unwrap()
+    }
+
+    /// The same, with nothing in it.
+    async fn empty(&self) -> RedisStore {
+        let store = self.store().await;
+        for mut master in self.masters() {
+            let _: () = redis::cmd("FLUSHALL").query(&mut master).unwrap();
+        }
+        store
+    }
+
+    fn masters(&self) -> Vec<redis::Connection> {
+        let connect = |url: &String| redis::Client::open(url.as_str()).unwrap().get_connection().unwrap();
+        match self.kind {
+            "single" => vec![connect(&self.urls[0])],
+            "cluster" => self.urls.iter().map(connect).filter_map(master_only).collect(),
+            _ => vec![connect(&self.sentinel_master())],
+        }
+    }
+
+    fn sentinel_master(&self) -> String {
+        let mut sentinel = redis::Client::open(self.urls[0].as_str()).unwrap().get_connection().unwrap();
+        let (host, port): (String, String) = redis::cmd("SENTINEL")
+            .arg("get-master-addr-by-name")
+            .arg("goim")
+            .query(&mut sentinel)
+            .unwrap();
+        format!("redis://{host}:{port}")
+    }
+
+    fn pid_of(&self, url: &str) -> String {
+        let port = url.rsplit(':').next().unwrap();
+        std::fs::read_to_string(self.folder.join(port).join("pid")).unwrap().trim().to_owned()
+    }
+
+    fn signal(&self, url: &str, signal: &str) {
+        let status = Command::new("kill").arg(format!("-{signal}")).arg(self.pid_of(url)).status().unwrap();
+        assert!(status.success());
+    }
+}
+
+fn master_only(mut connection: redis::Connection) -> Option<redis::Connection> {
+    let role: Vec<redis::Value> = redis::cmd("ROLE").query(&mut connection).unwrap();
+    (role[0] == redis::Value::BulkString(b"master".to_vec())).then_some(connection)
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        self.script(&["stop"], &[]);
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn session(mid: i64, key: &str, server: &str) -> SessionRef {
+    SessionRef { mid: Mid(mid), key: key.into(), server: server.into() }
+}
+
+async fn server_of(sessions: &RedisSessions, key: &str) -> Option<String> {
+    let found = sessions.servers_of(&[SessionKey::from(key)]).await.unwrap();
+    found[0].as_ref().map(ServerId::to_string)
+}
+
+async fn conforms(kind: &'static str) {
+    let Some(own) = Own::start(kind) else { return };
+    conformance::sessions(async || RedisSessions::new(own.empty().await)).await;
+    let names = ["a", "b", "c", "one", "two", "comet", "comet01", "s", "s1", "s2"];
+    let servers: Servers = Arc::new(move || names.into_iter().map(ServerId::from).collect());
+    conformance::rooms(async || RedisRooms::new(own.empty().await, servers.clone(), Duration::ZERO)).await;
+    let nodes = async |config| RedisNodes::start(own.empty().await, config).await.unwrap();
+    conformance::nodes(async || nodes(RedisNodesConfig::default()).await).await;
+    let lease = Duration::from_secs(2);
+    let config = RedisNodesConfig { lease, refresh: Duration::from_millis(50) };
+    conformance::nodes_expire(async || nodes(config).await, lease, tokio::time::sleep).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_server_conforms() {
+    conforms("single").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_conforms() {
+    conforms("cluster").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_master_with_sentinels_conforms() {
+    conforms("sentinel").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_that_nobody_touches_go() {
+    let Some(own) = Own::start("single") else { return };
+    let lifetime = Duration::from_secs(4);
+    let make = async || {
+        let config = RedisConfig { expire: lifetime, ..own.config() };
+        RedisSessions::new(RedisStore::connect(config).await.unwrap())
+    };
+    conformance::sessions_expire(make, lifetime, async |time| tokio::time::sleep(time).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn row_077_what_stands_in_redis_is_goims() {
+    let Some(own) = Own::start("single") else { return };
+    let sessions = RedisSessions::new(own.store().await);
+    sessions.add(session(5, "k", "s")).await.unwrap();
+    sessions.add(session(0, "nobody", "s")).await.unwrap();
+    let mut redis = own.masters().remove(0);
+    let member: HashMap<String, String> = redis.hgetall("mid_5").unwrap();
+    assert_eq!(member, HashMap::from([("k".to_owned(), "s".to_owned())]));
+    for (key, value) in [("key_k", "s"), ("key_nobody", "s")] {
+        assert_eq!(redis.get::<_, String>(key).unwrap(), value);
+    }
+    for key in ["mid_5", "key_k", "key_nobody"] {
+        let ttl: i64 = redis.ttl(key).unwrap();
+        assert!((1795..=1800).contains(&ttl), "{key}: {ttl}");
+    }
+    assert!(!redis.exists::<_, bool>("mid_0").unwrap(), "nobody in particular has no sessions");
+    assert!(sessions.remove(session(5, "k", "s")).await.unwrap());
+    let left: Vec<String> = redis.keys("*k*").unwrap();
+    let left: Vec<_> = left.iter().filter(|key| key.starts_with("key_k") || key.starts_with("mid_5")).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+/// What goim's own processes sent, command by command, and what this adapter sends for the same.
+#[test]
+fn the_commands_of_connect_and_heartbeat_are_goims() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../testdata/goim-v2/redis.json");
+    let captured: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let Some(own) = Own::start("single") else { return };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let mut compared = 0;
+    for operation in captured["operations"].as_array().unwrap() {
+        let name = operation["operation"].as_str().unwrap();
+        let commands: Vec<Vec<String>> = serde_json::from_value(operation["commands"].clone()).unwrap();
+        let sent = match name {
+            "Connect, mid > 0" => {
+                let mid = commands[0][1].strip_prefix("mid_").unwrap().parse().unwrap();
+                let session = session(mid, &commands[0][2], &commands[0][3]);
+                runtime.block_on(watched(&own, async |sessions| sessions.add(session.clone()).await.unwrap()))
+            }
+            "Connect, no mid" => {
+                let key = commands[0][1].strip_prefix("key_").unwrap();
+                let session = session(0, key, &commands[0][2]);
+                runtime.block_on(watched(&own, async |sessions| sessions.add(session.clone()).await.unwrap()))
+            }
+            _ => continue,
+        };
+        assert_eq!(sent[..commands.len()], commands, "{name}: goim's come first, as goim sends them");
+        assert!(sent[commands.len()..].iter().all(|command| command[1].starts_with("goim:")), "{sent:?}");
+        compared += 1;
+    }
+    assert!(compared >= 5, "{compared}");
+}
+
+/// The commands that Redis sees while `act` acts.
+async fn watched(own: &Own, act: impl AsyncFn(&RedisSessions)) -> Vec<Vec<String>> {
+    use std::io::{BufRead, Write};
+    let sessions = RedisSessions::new(own.empty().await);
+    let address = own.urls[0].strip_prefix("redis://").unwrap();
+    let mut monitor = std::net::TcpStream::connect(address).unwrap();
+    monitor.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    monitor.write_all(b"MONITOR\r\n").unwrap();
+    let mut lines = std::io::BufReader::new(monitor).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), "+OK");
+    act(&sessions).await;
+    let mut last = own.masters().remove(0);
+    let _: String = redis::cmd("ECHO").arg("that was all").query(&mut last).unwrap();
+    let mut commands = Vec::new();
+    for line in lines {
+        let line = line.unwrap();
+        let words: Vec<String> = line.split('"').skip(1).step_by(2).map(str::to_owned).collect();
+        match words.first().map(String::as_str) {
+            Some("ECHO") => break,
+            Some("CLIENT" | "HELLO" | "PING" | "FLUSHALL") | None => {}
+            Some(_) => commands.push(words),
+        }
+    }
+    commands
+}
+
+#[test]
+fn row_073_a_report_is_goims() {
+    let rooms = HashMap::from([("live://1000".into(), 3)]);
+    let records = rooms::records(&"comet01".into(), &rooms, 1_795_447_219);
+    let text = r#"{"server":"comet01","room_count":{"live://1000":3},"updated":1795447219}"#;
+    assert_eq!(records, [(43, text.to_owned())]);
+    let odd = HashMap::from([("a://<&>".into(), 1)]);
+    let text = rooms::records(&"s".into(), &odd, 1).remove(0).1;
+    assert!(text.contains(r"a://\u003c\u0026\u003e"), "as Go writes it: {text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_073_to_075_reports_in_redis() {
+    let Some(own) = Own::start("single") else { return };
+    let servers: Servers = Arc::new(|| vec!["comet01".into(), "old".into(), "go".into()]);
+    let rooms = RedisRooms::new(own.store().await, servers, Duration::ZERO);
+    let mut redis = own.masters().remove(0);
+    let counts = |count| -> RoomCounts { Arc::new(HashMap::from([("live://1000".into(), count)])) };
+    rooms.report("comet01".into(), counts(3)).await.unwrap();
+    let record: String = redis.hget("ol_comet01", "43").unwrap();
+    assert!(record.starts_with(r#"{"server":"comet01","room_count":{"live://1000":3},"updated":"#), "{record}");
+    assert!((1795..=1800).contains(&redis.ttl::<_, i64>("ol_comet01").unwrap()));
+
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    let of_age = |server: &str, age: u64| {
+        format!(r#"{{"server":"{server}","room_count":{{"live://1000":40}},"updated":{}}}"#, now - age)
+    };
+    let _: () = redis.hset("ol_go", "43", of_age("go", 10)).unwrap();
+    let _: () = redis.hset("ol_go", "7", "not json").unwrap();
+    let _: () = redis.hset("ol_old", "43", of_age("old", 302)).unwrap();
+    assert_eq!(rooms.totals().await.unwrap().get("live://1000"), Some(&43), "row 101: with a Go comet's report");
+    assert!(!redis.exists::<_, bool>("ol_old").unwrap(), "row 75: too old, deleted");
+
+    rooms.report("comet01".into(), RoomCounts::default()).await.unwrap();
+    assert_eq!(rooms.totals().await.unwrap().get("live://1000"), Some(&40), "row 74: no ghosts");
+    assert!(!redis.exists::<_, bool>("ol_comet01").unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_another_member_has_on_the_same_comet_is_no_longer_the_first_ones() {
+    let Some(own) = Own::start("single") else { return };
+    let sessions = RedisSessions::new(own.store().await);
+    sessions.add(session(1, "k", "s")).await.unwrap();
+    sessions.add(session(2, "k", "s")).await.unwrap();
+    assert!(sessions.sessions_of(vec![Mid(1)]).await.unwrap().is_empty());
+    assert_eq!(sessions.sessions_of(vec![Mid(2)]).await.unwrap().len(), 1);
+    // A Go logic leaves no word of whose a key is: goim's records are believed.
+    let mut redis = own.masters().remove(0);
+    let _: () = redis.hset("mid_7", "go", "s").unwrap();
+    let _: () = redis.set("key_go", "s").unwrap();
+    assert_eq!(sessions.sessions_of(vec![Mid(7)]).await.unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_comet_that_died_is_swept_completely_and_nobody_else_is() {
+    for kind in ["single", "cluster"] {
+        let Some(own) = Own::start(kind) else { return };
+        let sessions = RedisSessions::new(own.store().await);
+        const COUNT: i64 = 1500;
+        for n in 0..COUNT {
+            sessions.add(session(n % 100, &format!("k{n}"), "dead")).await.unwrap();
+        }
+        // Some have come back elsewhere.
+        for n in 0..10 {
+            sessions.add(session(n % 100, &format!("k{n}"), "alive")).await.unwrap();
+        }
+        let swept = sessions.sweep(&"dead".into(), || true).await.unwrap();
+        assert_eq!(swept, COUNT as usize);
+        for n in 0..COUNT {
+            let expected = (n < 10).then(|| "alive".to_owned());
+            assert_eq!(server_of(&sessions, &format!("k{n}")).await, expected, "k{n}");
+        }
+        let left: usize = own
+            .masters()
+            .iter_mut()
+            .map(|master| redis::cmd("DBSIZE").query::<usize>(master).unwrap())
+            .sum();
+        assert_eq!(left, 9 + 10 + 1, "mids 1 to 9, ten keys, the sessions of the one that lives");
+
+        sessions.add(session(1, "again", "dead")).await.unwrap();
+        assert_eq!(sessions.sweep(&"dead".into(), || false).await.unwrap(), 0, "it is back");
+        assert_eq!(server_of(&sessions, "again").await, Some("dead".to_owned()));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn row_110_a_redis_that_comes_back_empty_is_filled_by_heartbeats() {
+    let Some(own) = Own::start("single") else { return };
+    let sessions = RedisSessions::new(own.store().await);
+    sessions.add(session(1, "k", "s")).await.unwrap();
+    own.script(&["stop"], &[]);
+    let asked = Instant::now();
+    let error = sessions.add(session(1, "other", "s")).await.unwrap_err();
+    let DirectoryError::Unavailable(text) = error;
+    assert!(text.contains(own.urls[0].strip_prefix("redis://").unwrap()), "{text}");
+    assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
+    let back = own.script(&["start"], &["single"]);
+    assert!(back.status.success(), "{}", String::from_utf8_lossy(&back.stderr));
+    let until = Instant::now() + Duration::from_secs(10);
+    while let Err(error) = sessions.touch(session(1, "k", "s")).await {
+        assert!(Instant::now() < until, "{error}");
+    }
+    assert_eq!(server_of(&sessions, "k").await, Some("s".to_owned()));
+    assert_eq!(sessions.sessions_of(vec![Mid(1)]).await.unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_hangs_is_an_error_within_the_deadline_and_bounded() {
+    let Some(own) = Own::start("single") else { return };
+    let config = RedisConfig { deadline: Duration::from_millis(300), commands_max: 16, ..own.config() };
+    let sessions = RedisSessions::new(RedisStore::connect(config).await.unwrap());
+    own.signal(&own.urls[0], "STOP");
+    let asked = Instant::now();
+    let calls: Vec<_> = (0..200)
+        .map(|n| tokio::spawn(sessions.add(session(1, &format!("k{n}"), "s")).into_future()))
+        .collect();
+    for call in calls {
+        let DirectoryError::Unavailable(text) = call.await.unwrap().unwrap_err();
+        assert!(text.contains("within 300ms") || text.contains("timed out"), "{text}");
+    }
+    assert!(asked.elapsed() < Duration::from_secs(3), "{:?}", asked.elapsed());
+    own.signal(&own.urls[0], "CONT");
+    let until = Instant::now() + Duration::from_secs(10);
+    while let Err(error) = sessions.add(session(1, "after", "s")).await {
+        assert!(Instant::now() < until, "{error}");
+    }
+    assert_eq!(server_of(&sessions, "after").await, Some("s".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sentinels_lead_to_the_new_master() {
+    let Some(own) = Own::start("sentinel") else { return };
+    let config = RedisConfig { deadline: Duration::from_millis(500), ..own.config() };
+    let sessions = RedisSessions::new(RedisStore::connect(config).await.unwrap());
+    sessions.add(session(1, "k", "s")).await.unwrap();
+    let old = own.sentinel_master();
+    own.signal(&old, "KILL");
+    let until = Instant::now() + Duration::from_secs(30);
+    while let Err(error) = sessions.touch(session(1, "k", "s")).await {
+        assert!(Instant::now() < until, "{error}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_ne!(own.sentinel_master(), old);
+    assert_eq!(server_of(&sessions, "k").await, Some("s".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_at_the_start_is_said_in_words() {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let cases = [
+        (RedisPlace::Single(format!("redis://:secret@{nobody}")), nobody.to_string()),
+        (RedisPlace::Single("http://x".to_owned()), "http://x".to_owned()),
+        (RedisPlace::Cluster(vec![format!("redis://{nobody}")]), nobody.to_string()),
+        (
+            RedisPlace::Sentinel { sentinels: vec![format!("redis://{nobody}")], master: "goim".to_owned() },
+            "master goim".to_owned(),
+        ),
+    ];
+    for (place, named) in cases {
+        let config = RedisConfig { place, deadline: Duration::from_millis(500), ..RedisConfig::default() };
+        let text = RedisStore::connect(config).await.unwrap_err().to_string();
+        assert!(text.contains(&named) && !text.contains("secret"), "{text}");
+    }
+}

@@ -1,0 +1,99 @@
+//! `goim comet`: clients' connections, over logics elsewhere.
+
+use std::sync::Arc;
+
+use goim_adapters::grpc::{ClientConfig, GrpcLogics, comet_service};
+use goim_comet::Comet;
+use goim_ports::LogicPort;
+use prometheus_client::registry::Registry;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+use super::{Running, StartError, engines, pages};
+use crate::memory::{self, Activity};
+use crate::operate::Operation;
+use crate::serve::{self, Bound, told};
+use crate::{Config, process_metrics};
+
+/// Starts a comet. Must be called inside a tokio runtime with more than one thread.
+///
+/// # Errors
+/// [`StartError`]; nothing is left running.
+pub async fn start(mut config: Config) -> Result<Running, StartError> {
+    config.check()?;
+    config.complete();
+    if config.cluster.logic.is_empty() {
+        return Err(StartError::NoLogic);
+    }
+    let logics = GrpcLogics::new(&config.cluster.logic, &ClientConfig::default())?;
+    let rpc = serve::listen_if("rpc.comet", config.rpc.comet).await?;
+    let rpc = rpc.ok_or(StartError::NoRpcAddress("none"))?;
+    if config.comet.node.rpc_addr.is_none() {
+        if rpc.addr.ip().is_unspecified() {
+            return Err(StartError::NoRpcAddress("every address of this machine"));
+        }
+        config.comet.node.rpc_addr = Some(rpc.addr);
+    }
+    let shown = serve::listen("cluster.comet_pages", config.cluster.comet_pages).await?;
+    serve::probe_clients(&config)?;
+    let nodes = engines::nodes(&config, engines::redis(&config).await?).await?;
+    let comet = Comet::start(
+        config.comet.clone(),
+        goim_comet::Dependencies {
+            logic: Arc::new(logics) as Arc<dyn LogicPort>,
+            nodes,
+            runtime: Handle::current(),
+        },
+    )
+    .map_err(|error| serve::comet_error(error, &config))?;
+    Ok(run(Arc::new(comet), config, rpc, shown))
+}
+
+fn run(comet: Arc<Comet>, config: Config, rpc: Bound, shown: Bound) -> Running {
+    let mut registry = Registry::default();
+    comet.register_metrics(&mut registry);
+    process_metrics::register(&mut registry);
+    let operation = Arc::new(Operation::default());
+    let (stop_serving, stopping) = watch::channel(false);
+    let addrs = comet.addrs().clone();
+    let all = |addrs: &[std::net::SocketAddr]| {
+        addrs.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+    };
+    let lines = vec![
+        ("server", config.comet.node.server.to_string()),
+        ("tcp", all(&addrs.tcp)),
+        ("tcp_tls", all(&addrs.tcp_tls)),
+        ("websocket", all(&addrs.websocket)),
+        ("websocket_tls", all(&addrs.websocket_tls)),
+        ("rpc", rpc.addr.to_string()),
+        ("pages", shown.addr.to_string()),
+        ("logic", config.cluster.logic.join(" ")),
+    ];
+    let pages = pages::serve(shown, Arc::clone(&operation), stopping.clone());
+    let services = comet_service(comet.port());
+    let server = config.rpc.server.clone();
+    let serving = tokio::spawn(serve::rpc("comet", rpc, server, services, told(stopping)));
+    let activity = {
+        let comet = Arc::clone(&comet);
+        move || Activity { connections: comet.connections(), pushes: 0 }
+    };
+    let memory = tokio::spawn(memory::keep_small(activity));
+    operation.is_up(registry);
+    let reload = {
+        let comet = Arc::clone(&comet);
+        move || serve::reload(&comet)
+    };
+    let stop = move || -> super::Stop {
+        Box::pin(async move {
+            operation.is_draining();
+            comet.drain().await;
+            // A closed channel would tell them too.
+            let _ = stop_serving.send(true);
+            for task in [pages, serving] {
+                serve::report("a server", task.await);
+            }
+            memory.abort();
+        })
+    };
+    Running { role: "comet", lines, reload: Box::new(reload), stop: Box::new(stop) }
+}

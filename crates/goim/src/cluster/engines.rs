@@ -1,0 +1,54 @@
+//! The engines as the settings describe them.
+
+use std::sync::Arc;
+
+use goim_adapters::kafka::{DeadLetter, KafkaConfig, Start};
+use goim_adapters::redis::{RedisConfig, RedisNodes, RedisNodesConfig, RedisPlace, RedisStore};
+
+use super::StartError;
+use crate::{Config, LogStart};
+
+pub(super) fn kafka(config: &Config) -> KafkaConfig {
+    let settings = config.kafka.clone();
+    let log = &config.push_log;
+    KafkaConfig {
+        brokers: settings.brokers,
+        topic: settings.topic,
+        group: settings.group,
+        start: match settings.start {
+            LogStart::Newest => Start::Newest,
+            LogStart::Oldest => Start::Oldest,
+        },
+        dead_letter: settings.dead_letter_topic.map_or(DeadLetter::Drop, DeadLetter::Topic),
+        records_max: log.records_max,
+        bytes_max: log.bytes_max,
+        waiting_max: log.waiting_max,
+        append_deadline: log.append_deadline,
+        acknowledge_deadline: settings.acknowledge_deadline,
+        record_bytes_max: config.logic.push.record_bytes_max,
+        read_records_max: log.read_records_max,
+        session_timeout: settings.session_timeout,
+        commit_interval: settings.commit_interval,
+        ..KafkaConfig::default()
+    }
+}
+
+/// Connects to Redis.
+pub(super) async fn redis(config: &Config) -> Result<RedisStore, StartError> {
+    let settings = &config.redis;
+    let place = if !settings.sentinels.is_empty() {
+        RedisPlace::Sentinel { sentinels: settings.sentinels.clone(), master: settings.master.clone() }
+    } else if !settings.cluster.is_empty() {
+        RedisPlace::Cluster(settings.cluster.clone())
+    } else {
+        RedisPlace::Single(settings.url.clone())
+    };
+    let (expire, deadline) = (settings.expire, settings.deadline);
+    Ok(RedisStore::connect(RedisConfig { place, expire, deadline, ..RedisConfig::default() }).await?)
+}
+
+/// The list of comets.
+pub(super) async fn nodes(config: &Config, store: RedisStore) -> Result<Arc<RedisNodes>, StartError> {
+    let times = RedisNodesConfig { lease: config.cluster.lease, refresh: config.cluster.refresh };
+    Ok(Arc::new(RedisNodes::start(store, times).await?))
+}

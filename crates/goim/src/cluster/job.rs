@@ -1,0 +1,61 @@
+//! `goim job`: from Kafka to the comets.
+
+use std::sync::Arc;
+
+use goim_adapters::grpc::{ClientConfig, GrpcComets};
+use goim_adapters::kafka::KafkaPushLogReader;
+use goim_job::Job;
+use prometheus_client::registry::Registry;
+use tokio::sync::watch;
+
+use super::{Running, StartError, engines, metrics, pages};
+use crate::operate::Operation;
+use crate::serve::{self, told};
+use crate::{Config, process_metrics};
+
+/// Starts a job. Must be called inside a tokio runtime.
+///
+/// # Errors
+/// [`StartError`]; among them that goim's own jobs are in the group. Nothing is left running.
+pub async fn start(mut config: Config) -> Result<Running, StartError> {
+    config.check()?;
+    config.complete();
+    let shown = serve::listen("cluster.job_pages", config.cluster.job_pages).await?;
+    let nodes = engines::nodes(&config, engines::redis(&config).await?).await?;
+    let comets = Arc::new(GrpcComets::new(nodes, ClientConfig::default()));
+    let reader = KafkaPushLogReader::join(engines::kafka(&config)).await?;
+
+    let stats = reader.stats();
+    let job = Job::new(config.job.clone(), Box::new(reader), comets);
+    let mut registry = Registry::default();
+    job.register_metrics(registry.sub_registry_with_prefix("goim"));
+    metrics::register_reader(&mut registry, stats);
+    process_metrics::register(&mut registry);
+    let operation = Arc::new(Operation::default());
+    let (stop, stopping) = watch::channel(false);
+    let lines = vec![
+        ("pages", shown.addr.to_string()),
+        (
+            "kafka",
+            format!(
+                "{} on {}, group {}",
+                config.kafka.topic,
+                config.kafka.brokers.join(","),
+                config.kafka.group
+            ),
+        ),
+    ];
+    let pages = pages::serve(shown, Arc::clone(&operation), stopping.clone());
+    let working = tokio::spawn(job.run(told(stopping)));
+    operation.is_up(registry);
+    let stop = move || -> super::Stop {
+        Box::pin(async move {
+            operation.is_draining();
+            // A closed channel would tell them too.
+            let _ = stop.send(true);
+            serve::report("job", working.await);
+            serve::report("the operator's pages", pages.await);
+        })
+    };
+    Ok(Running { role: "job", lines, reload: Box::new(|| ()), stop: Box::new(stop) })
+}

@@ -1,0 +1,86 @@
+//! `goim logic`: identity, sessions and the push API, over Redis and Kafka.
+
+use std::sync::Arc;
+
+use goim_adapters::grpc::logic_service;
+use goim_adapters::kafka::KafkaPushLog;
+use goim_adapters::redis::{RedisRooms, RedisSessions, Servers};
+use goim_logic::Logic;
+use goim_ports::{NodeDirectory, ServerId};
+use prometheus_client::registry::Registry;
+use tokio::sync::watch;
+
+use super::{Running, StartError, engines, metrics, sweep};
+use crate::operate::{self, Operation};
+use crate::serve::{self, told};
+use crate::{Config, process_metrics};
+
+/// Starts a logic. Must be called inside a tokio runtime.
+///
+/// # Errors
+/// [`StartError`]; nothing is left running.
+pub async fn start(mut config: Config) -> Result<Running, StartError> {
+    config.check()?;
+    config.complete();
+    let http = serve::listen("http.listen", config.http.listen).await?;
+    let rpc = serve::listen_if("rpc.logic", config.rpc.logic).await?;
+    let store = engines::redis(&config).await?;
+    let nodes: Arc<dyn NodeDirectory> = engines::nodes(&config, store.clone()).await?;
+    let log = KafkaPushLog::start(engines::kafka(&config)).await?;
+
+    let sessions = RedisSessions::new(store.clone());
+    let servers = servers(Arc::clone(&nodes));
+    let rooms = RedisRooms::new(store, servers, config.cluster.counts_refresh);
+    let logic = Logic::new(
+        config.logic.clone(),
+        goim_logic::Dependencies {
+            sessions: Arc::new(sessions.clone()),
+            rooms: Arc::new(rooms),
+            nodes: Arc::clone(&nodes),
+            push_log: log.clone(),
+        },
+    );
+    let mut registry = Registry::default();
+    logic.register_metrics(&mut registry);
+    metrics::register_log(&mut registry, log);
+    process_metrics::register(&mut registry);
+    let operation = Arc::new(Operation::default());
+    let (stop_serving, stopping) = watch::channel(false);
+    let lines = vec![
+        ("http", http.addr.to_string()),
+        ("rpc", rpc.as_ref().map_or("closed".to_owned(), |bound| bound.addr.to_string())),
+        ("push", logic.push_protection().to_string()),
+        ("kafka", format!("{} on {}", config.kafka.topic, config.kafka.brokers.join(","))),
+    ];
+    let pages = operate::router(operation.clone());
+    let api = goim_logic::http::serve(logic.clone(), http.listener, pages, told(stopping.clone()));
+    let mut serving = vec![tokio::spawn(async move {
+        if let Err(error) = api.await {
+            tracing::error!(%error, "the HTTP API has ended");
+        }
+    })];
+    if let Some(bound) = rpc {
+        let services = logic_service(logic.clone(), serve::nodes_of(logic));
+        let server = config.rpc.server.clone();
+        serving.push(tokio::spawn(serve::rpc("logic", bound, server, services, told(stopping))));
+    }
+    let sweeping = tokio::spawn(sweep::run(sessions, nodes, config.cluster.refresh));
+    operation.is_up(registry);
+    let stop = move || -> super::Stop {
+        Box::pin(async move {
+            operation.is_draining();
+            // A closed channel would tell them too.
+            let _ = stop_serving.send(true);
+            for task in serving {
+                serve::report("a server", task.await);
+            }
+            sweeping.abort();
+        })
+    };
+    Ok(Running { role: "logic", lines, reload: Box::new(|| ()), stop: Box::new(stop) })
+}
+
+/// The comets whose rooms count.
+fn servers(nodes: Arc<dyn NodeDirectory>) -> Servers {
+    Arc::new(move || -> Vec<ServerId> { nodes.comets().iter().map(|comet| comet.server.clone()).collect() })
+}

@@ -1,0 +1,75 @@
+//! Metrics of the push log on Kafka, read when somebody asks.
+
+use std::fmt;
+use std::sync::Arc;
+
+use goim_adapters::kafka::{KafkaPushLog, KafkaReadStats};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+
+/// Adds those of the writing end.
+pub(super) fn register_log(registry: &mut Registry, log: Arc<KafkaPushLog>) {
+    let read = move || {
+        let stats = log.stats();
+        let gauges = vec![
+            ("goim_push_log_records", "Records that wait for their acknowledgement", stats.records as u64),
+            ("goim_push_log_bytes", "Bytes of those records, with their housekeeping", stats.bytes as u64),
+            ("goim_push_log_waiting", "Pushes that wait for room in the log", stats.waiting as u64),
+        ];
+        let counters = vec![
+            ("goim_push_log_appended", "Records acknowledged", stats.appended),
+            ("goim_push_log_failed", "Records of which it is not known whether they are in the log", stats.failed),
+            ("goim_push_log_rejected_full", "Records refused because there was no room", stats.rejected_full),
+            ("goim_push_log_rejected_too_large", "Records refused because of their size", stats.rejected_too_large),
+        ];
+        (gauges, counters)
+    };
+    registry.register_collector(Box::new(Figures(Box::new(read))));
+}
+
+/// Adds those of the reading end.
+pub(super) fn register_reader(
+    registry: &mut Registry,
+    stats: impl Fn() -> KafkaReadStats + Send + Sync + 'static,
+) {
+    let read = move || {
+        let stats = stats();
+        let gauges = vec![("goim_kafka_partitions", "Partitions that are read here", stats.partitions)];
+        let counters = vec![
+            ("goim_kafka_read", "Records read", stats.read),
+            ("goim_kafka_poison", "Records put aside because they are no pushes", stats.poison),
+            ("goim_kafka_rebalances", "Times that partitions came or went", stats.rebalances),
+        ];
+        (gauges, counters)
+    };
+    registry.register_collector(Box::new(Figures(Box::new(read))));
+}
+
+type Rows = Vec<(&'static str, &'static str, u64)>;
+
+/// Gauges and counters, read together.
+struct Figures(Box<dyn Fn() -> (Rows, Rows) + Send + Sync>);
+
+impl fmt::Debug for Figures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Figures")
+    }
+}
+
+impl Collector for Figures {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let (gauges, counters) = (self.0)();
+        for (name, help, value) in gauges {
+            let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
+        }
+        for (name, help, value) in counters {
+            let counter = ConstCounter::new(value);
+            counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,93 @@
+//! The roles as processes of their own: the same as in `goim serve`, composed with the engines of a cluster.
+//!
+//! Composition and nothing else. comet knows logics by address and announces itself in the list of comets; logic keeps sessions,
+//! counts and that list on Redis and writes the push log on Kafka; job reads it and reaches the comets of the list. Everything is
+//! checked, reached and bound before anything runs.
+
+mod comet;
+mod engines;
+mod job;
+mod logic;
+mod metrics;
+mod pages;
+mod sweep;
+
+use std::future::Future;
+use std::pin::Pin;
+
+use goim_adapters::grpc::AddressError;
+use goim_adapters::kafka::KafkaError;
+use goim_adapters::redis::RedisError;
+use goim_ports::NodeError;
+
+pub use comet::start as start_comet;
+pub use job::start as start_job;
+pub use logic::start as start_logic;
+
+use crate::serve;
+use crate::settings::ConfigError;
+
+/// Why a role does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration is impossible.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// As in one process: an address, a certificate.
+    #[error(transparent)]
+    Serve(#[from] serve::StartError),
+    /// Kafka.
+    #[error("{0}\n  see the settings kafka.*")]
+    Kafka(#[from] KafkaError),
+    /// Redis.
+    #[error("{0}\n  see the settings redis.*")]
+    Redis(#[from] RedisError),
+    /// The list of comets.
+    #[error("{0}\n  see the settings redis.*")]
+    Nodes(#[from] NodeError),
+    /// The address of a logic.
+    #[error("cluster.logic: {0}")]
+    Logic(#[from] AddressError),
+    /// cluster.logic is empty.
+    #[error("cluster.logic names no logic: give it the addresses of some, such as [\"grpc://10.0.0.2:3119\"]")]
+    NoLogic,
+    /// Jobs could not reach the comet.
+    #[error(
+        "rpc.comet is {0}: say with comet.node.rpc_addr under which address jobs reach this comet, or let rpc.comet be one that \
+         they reach"
+    )]
+    NoRpcAddress(&'static str),
+}
+
+type Stop = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// A running role. Dropping it without [`Running::drain`] leaves its tasks to the end of the runtime.
+pub struct Running {
+    /// Which it is.
+    pub role: &'static str,
+    /// What it says of itself when it is up: names and values.
+    pub lines: Vec<(&'static str, String)>,
+    reload: Box<dyn Fn() + Send + Sync>,
+    stop: Box<dyn FnOnce() -> Stop + Send>,
+}
+
+impl Running {
+    /// Looks at files that may have changed.
+    pub fn reload(&self) {
+        (self.reload)();
+    }
+
+    /// Stops gently. What was accepted is handed over or stays in the log.
+    ///
+    /// # Cancel safety
+    /// Dropping the future stops at once.
+    pub async fn drain(self) {
+        (self.stop)().await;
+    }
+}
+
+impl std::fmt::Debug for Running {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Running").field("role", &self.role).field("lines", &self.lines).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,138 @@
+#!/usr/bin/env bash
+# A real Kafka for tests and for trying the cluster: one broker that is its own controller, on ports of its own.
+#
+# usage: kafka.sh get            get the jars, into target/engines/kafka
+#        kafka.sh start DIR      start a broker that keeps everything in DIR (which may exist); prints its host:port
+#        kafka.sh stop DIR       stop it, gently; what it has stays in DIR
+#        kafka.sh kill DIR       stop it as a crash would
+#
+# Needs Java 17 and Maven. Exits with 2 when they, or the jars, cannot be had.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/../.." && pwd)
+jars=$root/target/engines/kafka/jars
+version=3.9.1
+
+say() { echo "kafka.sh: $*" >&2; }
+
+get() {
+  [ -e "$jars/kafka_2.13-$version.jar" ] && return
+  for tool in java mvn; do
+    command -v $tool > /dev/null || { say "needs $tool (Debian: apt-get install openjdk-17-jre-headless maven)"; exit 2; }
+  done
+  say "getting Kafka $version"
+  local project=$root/target/engines/kafka/project
+  mkdir -p "$project"
+  cat > "$project/pom.xml" << POM
+<project xmlns="http://maven.apache.org/POM/4.0.0">
+  <modelVersion>4.0.0</modelVersion>
+  <groupId>goim</groupId><artifactId>kafka-for-tests</artifactId><version>1</version>
+  <dependencies>
+    <dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>$version</version></dependency>
+    <dependency><groupId>org.slf4j</groupId><artifactId>slf4j-reload4j</artifactId><version>1.7.36</version></dependency>
+  </dependencies>
+</project>
+POM
+  # A folder that is half full must not pass for a full one.
+  rm -rf "$jars" "$jars.part"
+  mvn --quiet --batch-mode --file "$project/pom.xml" dependency:copy-dependencies "-DoutputDirectory=$jars.part" >&2 \
+    || { say "Maven could not get the jars"; exit 2; }
+  mv "$jars.part" "$jars"
+}
+
+free_port() {
+  python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
+}
+
+java_in() { # DIR HEAP MAIN ARGUMENTS...
+  local dir=$1 heap=$2
+  shift 2
+  exec java "-Xmx$heap" "-Xms$heap" -XX:+UseSerialGC -XX:TieredStopAtLevel=1 "-Dlog4j.configuration=file:$dir/log4j.properties" -cp "$jars/*" "$@"
+}
+
+configure() {
+  local dir=$1 port controller
+  port=$(free_port)
+  controller=$(free_port)
+  mkdir -p "$dir/data"
+  echo "$port" > "$dir/port"
+  cat > "$dir/log4j.properties" << LOG
+log4j.rootLogger=WARN, out
+log4j.appender.out=org.apache.log4j.ConsoleAppender
+log4j.appender.out.layout=org.apache.log4j.PatternLayout
+log4j.appender.out.layout.ConversionPattern=%d{ISO8601} %p %c %m%n
+LOG
+  cat > "$dir/server.properties" << PROPERTIES
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:$controller
+listeners=CLIENTS://127.0.0.1:$port,CONTROLLER://127.0.0.1:$controller
+advertised.listeners=CLIENTS://127.0.0.1:$port
+listener.security.protocol.map=CLIENTS:PLAINTEXT,CONTROLLER:PLAINTEXT
+controller.listener.names=CONTROLLER
+inter.broker.listener.name=CLIENTS
+log.dirs=$dir/data
+num.partitions=8
+auto.create.topics.enable=true
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=4
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+group.initial.rebalance.delay.ms=0
+group.min.session.timeout.ms=1000
+log.cleaner.enable=false
+num.network.threads=2
+num.io.threads=2
+background.threads=2
+PROPERTIES
+  (java_in "$dir" 64m kafka.tools.StorageTool format --config "$dir/server.properties" --cluster-id Z29pbS1mb3ItdGVzdHMtMQ) > "$dir/format.log" 2>&1 \
+    || { cat "$dir/format.log" >&2; exit 1; }
+}
+
+is_up() { # DIR
+  local pid
+  pid=$(cat "$1/pid" 2> /dev/null) && kill -0 "$pid" 2> /dev/null
+}
+
+start() {
+  local dir=$1 port
+  get
+  mkdir -p "$dir"
+  dir=$(cd "$dir" && pwd)
+  [ -e "$dir/server.properties" ] || configure "$dir"
+  port=$(cat "$dir/port")
+  if ! is_up "$dir"; then
+    java_in "$dir" 256m kafka.Kafka "$dir/server.properties" >> "$dir/broker.log" 2>&1 < /dev/null &
+    echo $! > "$dir/pid"
+  fi
+  for _ in $(seq 300); do
+    if (exec 3<> "/dev/tcp/127.0.0.1/$port") 2> /dev/null; then
+      echo "127.0.0.1:$port"
+      return
+    fi
+    is_up "$dir" || { say "the broker has ended:"; tail -n 20 "$dir/broker.log" >&2; exit 1; }
+    sleep 0.1
+  done
+  say "the broker does not listen on port $port after 30 s:"
+  tail -n 20 "$dir/broker.log" >&2
+  exit 1
+}
+
+end() { # SIGNAL DIR
+  local pid
+  pid=$(cat "$2/pid" 2> /dev/null) || return 0
+  kill "-$1" "$pid" 2> /dev/null || true
+  for _ in $(seq 200); do
+    kill -0 "$pid" 2> /dev/null || { rm -f "$2/pid"; return; }
+    sleep 0.1
+  done
+  kill -KILL "$pid" 2> /dev/null || true
+  rm -f "$2/pid"
+}
+
+case "${1:-}" in
+  get) get ;;
+  start) start "${2:?a folder}" ;;
+  stop) end TERM "${2:?a folder}" ;;
+  kill) end KILL "${2:?a folder}" ;;
+  *) sed -n '2,9p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 64 ;;
+esac
