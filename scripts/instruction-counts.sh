@@ -21,23 +21,31 @@ if ! command -v valgrind > /dev/null; then
   }
 fi
 
-program=$(cargo bench --locked -p goim-session --bench instructions --no-run 2>&1 | sed -n 's/.*Executable.*(\(.*\))$/\1/p')
-[ -x "$program" ] || { echo "the bench does not build: cargo bench -p goim-session --bench instructions --no-run" >&2; exit 1; }
+# The program of a package, built.
+program() {
+  local found
+  found=$(cargo bench --locked -p "$@" --bench instructions --no-run 2>&1 | sed -n 's/.*Executable.*(\(.*\))$/\1/p')
+  [ -x "$found" ] || { echo "the bench does not build: cargo bench -p $* --bench instructions --no-run" >&2; exit 1; }
+  echo "$found"
+}
+programs=("$(program goim-session)" "$(program goim-comet --features harness)")
 rustc=$(rustc --version | cut -d ' ' -f 2)
 
-# Instructions of a whole run.
+# Instructions of a whole run: PROGRAM PATH TIMES.
 run() {
-  valgrind --tool=callgrind --callgrind-out-file=/dev/null "$program" "$1" "$2" 2>&1 | sed -n 's/.*Collected : //p'
+  valgrind --tool=callgrind --callgrind-out-file=/dev/null "$@" 2>&1 | sed -n 's/.*Collected : //p'
 }
 
 counted=$(mktemp)
 trap 'rm -f "$counted"' EXIT
-for path in $("$program"); do
-  # The difference of two runs is without the start of the program and the making of the input.
-  once=$(run "$path" "$times")
-  twice=$(run "$path" $((2 * times)))
-  [ -n "$once" ] && [ -n "$twice" ] || { echo "$path: valgrind counted nothing: $program $path $times" >&2; exit 1; }
-  echo "$path $(((twice - once) / times))" >> "$counted"
+for program in "${programs[@]}"; do
+  for path in $("$program"); do
+    # The difference of two runs is without the start of the program and the making of the input.
+    once=$(run "$program" "$path" "$times")
+    twice=$(run "$program" "$path" $((2 * times)))
+    [ -n "$once" ] && [ -n "$twice" ] || { echo "$path: valgrind counted nothing: $program $path $times" >&2; exit 1; }
+    echo "$path $(((twice - once) / times))" >> "$counted"
+  done
 done
 
 if [ "${1:-}" = --record ]; then

@@ -23,14 +23,24 @@ engine scripts/engines/kafka.sh get
 kafka=$(mktemp -d)
 log=$(mktemp)
 trap 'scripts/engines/kafka.sh stop "$kafka"; rm -rf "$kafka" "$log"' EXIT
-GOIM_TEST_KAFKA=$(engine scripts/engines/kafka.sh start "$kafka")
-export GOIM_TEST_KAFKA
+TEST_KAFKA=$(engine scripts/engines/kafka.sh start "$kafka")
+export TEST_KAFKA
 
 # 18,000 and more sockets are opened by some tests; every one is an open file.
 ulimit -n "$(ulimit -Hn)" || true
 
 status=0
 cargo test --workspace --locked --no-fail-fast "$@" 2>&1 | tee "$log" || status=$?
+
+# The same behaviour from a cluster: comet, logic and job over Redis and Kafka.
+if [ -n "$TEST_KAFKA" ] && [ $# = 0 ]; then
+  suites=()
+  for suite in crates/goim/tests/conformance_*.rs crates/goim/tests/replay_*.rs; do
+    suites+=(--test "$(basename "$suite" .rs)")
+  done
+  echo "again, with a cluster"
+  TEST_CLUSTER=1 cargo test -p goim --locked --no-fail-fast "${suites[@]}" 2>&1 | tee -a "$log" || status=$?
+fi
 
 # A binary that does not compile, or dies, has no result line; cargo's status knows.
 awk '/^test result:/ { passed += $4; failed += $6 } END { print passed + 0 " passed, " failed + 0 " failed" }' "$log"

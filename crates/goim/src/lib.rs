@@ -22,5 +22,6 @@ pub mod serve;
 pub mod settings;
 
 pub use config::{
-    ClusterConfig, Config, HttpConfig, KafkaSettings, LogConfig, LogFormat, LogStart, RedisSettings, RpcConfig,
+    ClusterConfig, Config, HttpConfig, KafkaSettings, LogConfig, LogFormat, LogStart, RedisSettings,
+    RpcConfig,
 };

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use goim_ports::{
-    Accepted, Call, ConnectError, ConnectRequest, LogicError, LogicPort, OnlineReport, RoomCounts, SessionRef,
-    Upstream,
+    Accepted, Call, ConnectError, ConnectRequest, LogicError, LogicPort, OnlineReport, RoomCounts,
+    SessionRef, Upstream,
 };
 
 use super::address::AddressError;

@@ -128,10 +128,13 @@ impl KafkaConfig {
         client.set("partition.assignment.strategy", "cooperative-sticky");
         client.set("session.timeout.ms", millis(self.session_timeout));
         client.set("heartbeat.interval.ms", millis(self.session_timeout / 4));
-        client.set("auto.offset.reset", match self.start {
-            Start::Newest => "latest",
-            Start::Oldest => "earliest",
-        });
+        client.set(
+            "auto.offset.reset",
+            match self.start {
+                Start::Newest => "latest",
+                Start::Oldest => "earliest",
+            },
+        );
         // Offsets are stored when the comets took a record; what is stored is committed from time to time and when partitions go.
         client.set("enable.auto.offset.store", "false").set("enable.auto.commit", "true");
         client.set("auto.commit.interval.ms", millis(self.commit_interval));

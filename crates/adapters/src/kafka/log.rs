@@ -42,7 +42,9 @@ pub enum KafkaError {
         reason: String,
     },
     /// The topic does not exist, and the brokers do not make it by themselves.
-    #[error("kafka topic {topic} does not exist on {brokers}; create it, with as many partitions as jobs may run at once")]
+    #[error(
+        "kafka topic {topic} does not exist on {brokers}; create it, with as many partitions as jobs may run at once"
+    )]
     NoTopic {
         /// The topic.
         topic: String,

@@ -300,7 +300,8 @@ impl PushLogReader for KafkaPushLogReader {
     }
 
     fn done(&mut self, position: LogPosition) {
-        let up_to = self.shared.places().get_mut(&position.partition).and_then(|place| place.done(position.offset));
+        let up_to =
+            self.shared.places().get_mut(&position.partition).and_then(|place| place.done(position.offset));
         if let Some(offset) = up_to {
             self.store(LogPosition { offset, ..position });
         }

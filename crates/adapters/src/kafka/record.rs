@@ -11,7 +11,8 @@ use crate::grpc::proto::logic::{PushMsg, push_msg::Type};
 
 /// The value.
 pub(super) fn value(record: &PushRecord) -> Vec<u8> {
-    let mut message = PushMsg { operation: record.operation.0, msg: record.body.clone(), ..PushMsg::default() };
+    let mut message =
+        PushMsg { operation: record.operation.0, msg: record.body.clone(), ..PushMsg::default() };
     match &record.target {
         PushTarget::Keys { server, keys } => {
             message.server = server.as_str().to_owned();

@@ -18,10 +18,10 @@ use crate::conformance::{self, record_for_key, record_for_room};
 
 /// The broker for all tests. `None` where there is none, which is a failure when everything must run.
 fn broker() -> Option<String> {
-    let broker = std::env::var("GOIM_TEST_KAFKA").ok().filter(|broker| !broker.is_empty());
+    let broker = std::env::var("TEST_KAFKA").ok().filter(|broker| !broker.is_empty());
     if broker.is_none() {
-        assert!(std::env::var_os("CI").is_none(), "GOIM_TEST_KAFKA names no broker: run scripts/test.sh");
-        eprintln!("passed over: GOIM_TEST_KAFKA names no broker; scripts/test.sh starts one");
+        assert!(std::env::var_os("CI").is_none(), "TEST_KAFKA names no broker: run scripts/test.sh");
+        eprintln!("passed over: TEST_KAFKA names no broker; scripts/test.sh starts one");
     }
     broker
 }
@@ -153,7 +153,11 @@ async fn conforms() {
 #[test]
 fn rows_65_to_67_values_are_goims() {
     let cases = [
-        (record_for_room("live://1000", "hello"), "080110e8072a0b6c6976653a2f2f313030303a0568656c6c6f", "live://1000"),
+        (
+            record_for_room("live://1000", "hello"),
+            "080110e8072a0b6c6976653a2f2f313030303a0568656c6c6f",
+            "live://1000",
+        ),
         (
             PushRecord {
                 target: goim_ports::PushTarget::Keys {

@@ -115,7 +115,9 @@ impl Shared {
             let found: Option<Vec<u8>> = answer(Some(found))?;
             match found.map(|text| serde_json::from_slice::<Record>(&text)) {
                 Some(Ok(record)) => comets.push(record.into_node(name.into())),
-                Some(Err(error)) => tracing::warn!(server = name, %error, "the record of a comet cannot be read"),
+                Some(Err(error)) => {
+                    tracing::warn!(server = name, %error, "the record of a comet cannot be read")
+                }
                 None => gone.push(name),
             }
         }

@@ -148,8 +148,13 @@ pub(super) fn records(server: &ServerId, rooms: &HashMap<RoomId, u32>, updated: 
 
 /// The characters that Go's JSON escapes and others need not.
 fn go_escaped(json: String) -> String {
-    const SPECIAL: [(char, &str); 5] =
-        [('<', "\\u003c"), ('>', "\\u003e"), ('&', "\\u0026"), ('\u{2028}', "\\u2028"), ('\u{2029}', "\\u2029")];
+    const SPECIAL: [(char, &str); 5] = [
+        ('<', "\\u003c"),
+        ('>', "\\u003e"),
+        ('&', "\\u0026"),
+        ('\u{2028}', "\\u2028"),
+        ('\u{2029}', "\\u2029"),
+    ];
     SPECIAL
         .into_iter()
         .filter(|(special, _)| json.contains(*special))

@@ -5,16 +5,18 @@
 
 use std::collections::BTreeSet;
 
-use goim_ports::{Call, DirectoryError, Mid, ServerId, SessionDirectory, SessionKey, SessionRecord, SessionRef};
+use goim_ports::{
+    Call, DirectoryError, Mid, ServerId, SessionDirectory, SessionKey, SessionRecord, SessionRef,
+};
 use redis::{Cmd, FromRedisValue, Value, cmd};
 
 use super::store::RedisStore;
 
 /// Removes a key if it has this value; answers how many it removed.
-const DELETE_IF: &str = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0";
+const DELETE_IF: &str =
+    "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0";
 /// Removes a field of a hash if it has this value.
-const DELETE_FIELD_IF: &str =
-    "if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then return redis.call('HDEL', KEYS[1], ARGV[1]) end return 0";
+const DELETE_FIELD_IF: &str = "if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then return redis.call('HDEL', KEYS[1], ARGV[1]) end return 0";
 /// Sessions that are swept together.
 const SWEEP_BLOCK: usize = 512;
 
@@ -36,11 +38,16 @@ impl RedisSessions {
     ///
     /// # Errors
     /// [`DirectoryError`]; what is left can be swept again.
-    pub async fn sweep(&self, server: &ServerId, goes_on: impl Fn() -> bool) -> Result<usize, DirectoryError> {
+    pub async fn sweep(
+        &self,
+        server: &ServerId,
+        goes_on: impl Fn() -> bool,
+    ) -> Result<usize, DirectoryError> {
         let mut swept = 0;
         let mut cursor = 0_u64;
         loop {
-            let scan = cmd("HSCAN").arg(of_server(server)).arg(cursor).arg("COUNT").arg(SWEEP_BLOCK).to_owned();
+            let scan =
+                cmd("HSCAN").arg(of_server(server)).arg(cursor).arg("COUNT").arg(SWEEP_BLOCK).to_owned();
             let page = self.store.run(vec![scan]).await?;
             let (next, fields): (u64, Vec<String>) = answer(page.into_iter().next())?;
             if !goes_on() {
@@ -83,7 +90,8 @@ impl RedisSessions {
     async fn keep(&self, session: SessionRef) -> Result<(), DirectoryError> {
         let expire = self.store.expire_seconds();
         let renewed = |name: String| cmd("EXPIRE").arg(name).arg(expire).to_owned();
-        let commands = [of_member(session.mid), of_key(&session.key), of_server(&session.server)].map(renewed);
+        let commands =
+            [of_member(session.mid), of_key(&session.key), of_server(&session.server)].map(renewed);
         let answers = self.store.run(commands.into()).await?;
         let [of_member, of_key, of_server]: [i64; 3] = match answers.as_slice() {
             [a, b, c] => [number(a)?, number(b)?, number(c)?],
@@ -142,7 +150,10 @@ impl RedisSessions {
     /// Leaves those that are still so: a key may have gone to another comet, or to another member.
     async fn confirm(&self, claims: Vec<(Mid, SessionRecord)>) -> Result<Vec<SessionRecord>, DirectoryError> {
         let asked = claims.iter().flat_map(|(_, SessionRecord { key, server })| {
-            [cmd("GET").arg(of_key(key)).to_owned(), cmd("HGET").arg(of_server(server)).arg(key.as_str()).to_owned()]
+            [
+                cmd("GET").arg(of_key(key)).to_owned(),
+                cmd("HGET").arg(of_server(server)).arg(key.as_str()).to_owned(),
+            ]
         });
         let answers = self.store.run(asked.collect()).await?;
         let mut confirmed = Vec::with_capacity(claims.len());

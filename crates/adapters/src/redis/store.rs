@@ -72,8 +72,7 @@ impl RedisStore {
     pub async fn connect(config: RedisConfig) -> Result<Self, RedisError> {
         let place = config.place.to_string();
         let deadline = config.deadline;
-        let unavailable =
-            |reason: String| RedisError::Unavailable { place: place.clone(), reason };
+        let unavailable = |reason: String| RedisError::Unavailable { place: place.clone(), reason };
         let way = timeout(deadline.saturating_mul(2), Way::open(&config))
             .await
             .map_err(|_| unavailable(format!("no answer within {deadline:?}")))??;
@@ -104,7 +103,10 @@ impl RedisStore {
         self.within_deadline(work).await
     }
 
-    async fn within_deadline<T>(&self, work: impl Future<Output = RedisResult<T>>) -> Result<T, DirectoryError> {
+    async fn within_deadline<T>(
+        &self,
+        work: impl Future<Output = RedisResult<T>>,
+    ) -> Result<T, DirectoryError> {
         let deadline = self.shared.config.deadline;
         match timeout(deadline, work).await {
             Ok(Ok(answer)) => Ok(answer),
@@ -142,8 +144,10 @@ impl Shared {
 impl Way {
     async fn open(config: &RedisConfig) -> Result<Self, RedisError> {
         let place = config.place.to_string();
-        let wrong =
-            |error: redis::RedisError| RedisError::Address { place: place.clone(), reason: error.to_string() };
+        let wrong = |error: redis::RedisError| RedisError::Address {
+            place: place.clone(),
+            reason: error.to_string(),
+        };
         let unavailable = |error: redis::RedisError| RedisError::Unavailable {
             place: place.clone(),
             reason: error.to_string(),
@@ -158,7 +162,10 @@ impl Way {
                     .set_min_delay(Duration::from_millis(20))
                     .set_max_delay(Duration::from_secs(1))
                     .set_number_of_retries(3);
-                ConnectionManager::new_with_config(client, manager).await.map(Self::Single).map_err(unavailable)
+                ConnectionManager::new_with_config(client, manager)
+                    .await
+                    .map(Self::Single)
+                    .map_err(unavailable)
             }
             RedisPlace::Cluster(nodes) => {
                 let client = ClusterClientBuilder::new(nodes.iter().map(String::as_str))
@@ -170,8 +177,9 @@ impl Way {
             }
             RedisPlace::Sentinel { sentinels, master } => {
                 let sentinels = sentinels.iter().map(String::as_str).collect();
-                let client = SentinelClient::build(sentinels, master.clone(), None, SentinelServerType::Master)
-                    .map_err(wrong)?;
+                let client =
+                    SentinelClient::build(sentinels, master.clone(), None, SentinelServerType::Master)
+                        .map_err(wrong)?;
                 let master = Master { client: Mutex::new(client), connection: Mutex::default() };
                 master.connection(deadline).await.map_err(unavailable)?;
                 Ok(Self::Sentinel(Box::new(master)))

@@ -8,8 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use goim_ports::{
-    DirectoryError, Mid, RoomCounts, RoomDirectory, ServerId, SessionDirectory, SessionKey,
-    SessionRef,
+    DirectoryError, Mid, RoomCounts, RoomDirectory, ServerId, SessionDirectory, SessionKey, SessionRef,
 };
 use redis::Commands;
 
@@ -79,11 +78,8 @@ impl Own {
 
     fn sentinel_master(&self) -> String {
         let mut sentinel = redis::Client::open(self.urls[0].as_str()).unwrap().get_connection().unwrap();
-        let (host, port): (String, String) = redis::cmd("SENTINEL")
-            .arg("get-master-addr-by-name")
-            .arg("goim")
-            .query(&mut sentinel)
-            .unwrap();
+        let (host, port): (String, String) =
+            redis::cmd("SENTINEL").arg("get-master-addr-by-name").arg("goim").query(&mut sentinel).unwrap();
         format!("redis://{host}:{port}")
     }
 
@@ -177,7 +173,8 @@ async fn row_077_what_stands_in_redis_is_goims() {
     assert!(!redis.exists::<_, bool>("mid_0").unwrap(), "nobody in particular has no sessions");
     assert!(sessions.remove(session(5, "k", "s")).await.unwrap());
     let left: Vec<String> = redis.keys("*k*").unwrap();
-    let left: Vec<_> = left.iter().filter(|key| key.starts_with("key_k") || key.starts_with("mid_5")).collect();
+    let left: Vec<_> =
+        left.iter().filter(|key| key.starts_with("key_k") || key.starts_with("mid_5")).collect();
     assert!(left.is_empty(), "{left:?}");
 }
 
@@ -258,7 +255,10 @@ async fn rows_073_to_075_reports_in_redis() {
     let counts = |count| -> RoomCounts { Arc::new(HashMap::from([("live://1000".into(), count)])) };
     rooms.report("comet01".into(), counts(3)).await.unwrap();
     let record: String = redis.hget("ol_comet01", "43").unwrap();
-    assert!(record.starts_with(r#"{"server":"comet01","room_count":{"live://1000":3},"updated":"#), "{record}");
+    assert!(
+        record.starts_with(r#"{"server":"comet01","room_count":{"live://1000":3},"updated":"#),
+        "{record}"
+    );
     assert!((1795..=1800).contains(&redis.ttl::<_, i64>("ol_comet01").unwrap()));
 
     let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
@@ -268,7 +268,11 @@ async fn rows_073_to_075_reports_in_redis() {
     let _: () = redis.hset("ol_go", "43", of_age("go", 10)).unwrap();
     let _: () = redis.hset("ol_go", "7", "not json").unwrap();
     let _: () = redis.hset("ol_old", "43", of_age("old", 302)).unwrap();
-    assert_eq!(rooms.totals().await.unwrap().get("live://1000"), Some(&43), "row 101: with a Go comet's report");
+    assert_eq!(
+        rooms.totals().await.unwrap().get("live://1000"),
+        Some(&43),
+        "row 101: with a Go comet's report"
+    );
     assert!(!redis.exists::<_, bool>("ol_old").unwrap(), "row 75: too old, deleted");
 
     rooms.report("comet01".into(), RoomCounts::default()).await.unwrap();
@@ -310,11 +314,8 @@ async fn a_comet_that_died_is_swept_completely_and_nobody_else_is() {
             let expected = (n < 10).then(|| "alive".to_owned());
             assert_eq!(server_of(&sessions, &format!("k{n}")).await, expected, "k{n}");
         }
-        let left: usize = own
-            .masters()
-            .iter_mut()
-            .map(|master| redis::cmd("DBSIZE").query::<usize>(master).unwrap())
-            .sum();
+        let left: usize =
+            own.masters().iter_mut().map(|master| redis::cmd("DBSIZE").query::<usize>(master).unwrap()).sum();
         assert_eq!(left, 9 + 10 + 1, "mids 1 to 9, ten keys, the sessions of the one that lives");
 
         sessions.add(session(1, "again", "dead")).await.unwrap();

@@ -56,9 +56,8 @@ fn run(comet: Arc<Comet>, config: Config, rpc: Bound, shown: Bound) -> Running {
     let operation = Arc::new(Operation::default());
     let (stop_serving, stopping) = watch::channel(false);
     let addrs = comet.addrs().clone();
-    let all = |addrs: &[std::net::SocketAddr]| {
-        addrs.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
-    };
+    let all =
+        |addrs: &[std::net::SocketAddr]| addrs.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
     let lines = vec![
         ("server", config.comet.node.server.to_string()),
         ("tcp", all(&addrs.tcp)),
@@ -77,7 +76,7 @@ fn run(comet: Arc<Comet>, config: Config, rpc: Bound, shown: Bound) -> Running {
         let comet = Arc::clone(&comet);
         move || Activity { connections: comet.connections(), pushes: 0 }
     };
-    let memory = tokio::spawn(memory::keep_small(activity));
+    let memory = super::Endless(tokio::spawn(memory::keep_small(activity)));
     operation.is_up(registry);
     let reload = {
         let comet = Arc::clone(&comet);
@@ -92,7 +91,7 @@ fn run(comet: Arc<Comet>, config: Config, rpc: Bound, shown: Bound) -> Running {
             for task in [pages, serving] {
                 serve::report("a server", task.await);
             }
-            memory.abort();
+            drop(memory);
         })
     };
     Running { role: "comet", lines, reload: Box::new(reload), stop: Box::new(stop) }

@@ -64,7 +64,7 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
         let server = config.rpc.server.clone();
         serving.push(tokio::spawn(serve::rpc("logic", bound, server, services, told(stopping))));
     }
-    let sweeping = tokio::spawn(sweep::run(sessions, nodes, config.cluster.refresh));
+    let sweeping = super::Endless(tokio::spawn(sweep::run(sessions, nodes, config.cluster.refresh)));
     operation.is_up(registry);
     let stop = move || -> super::Stop {
         Box::pin(async move {
@@ -74,7 +74,7 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
             for task in serving {
                 serve::report("a server", task.await);
             }
-            sweeping.abort();
+            drop(sweeping);
         })
     };
     Ok(Running { role: "logic", lines, reload: Box::new(|| ()), stop: Box::new(stop) })

@@ -21,9 +21,17 @@ pub(super) fn register_log(registry: &mut Registry, log: Arc<KafkaPushLog>) {
         ];
         let counters = vec![
             ("goim_push_log_appended", "Records acknowledged", stats.appended),
-            ("goim_push_log_failed", "Records of which it is not known whether they are in the log", stats.failed),
+            (
+                "goim_push_log_failed",
+                "Records of which it is not known whether they are in the log",
+                stats.failed,
+            ),
             ("goim_push_log_rejected_full", "Records refused because there was no room", stats.rejected_full),
-            ("goim_push_log_rejected_too_large", "Records refused because of their size", stats.rejected_too_large),
+            (
+                "goim_push_log_rejected_too_large",
+                "Records refused because of their size",
+                stats.rejected_too_large,
+            ),
         ];
         (gauges, counters)
     };

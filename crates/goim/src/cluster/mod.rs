@@ -49,7 +49,9 @@ pub enum StartError {
     #[error("cluster.logic: {0}")]
     Logic(#[from] AddressError),
     /// cluster.logic is empty.
-    #[error("cluster.logic names no logic: give it the addresses of some, such as [\"grpc://10.0.0.2:3119\"]")]
+    #[error(
+        "cluster.logic names no logic: give it the addresses of some, such as [\"grpc://10.0.0.2:3119\"]"
+    )]
     NoLogic,
     /// Jobs could not reach the comet.
     #[error(
@@ -61,14 +63,23 @@ pub enum StartError {
 
 type Stop = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// A running role. Dropping it without [`Running::drain`] leaves its tasks to the end of the runtime.
+/// A task that never ends by itself, and ends with this.
+struct Endless(tokio::task::JoinHandle<()>);
+
+impl Drop for Endless {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// A running role. Dropping it stops it without waiting for anything; [`Running::drain`] stops it gently.
 pub struct Running {
     /// Which it is.
     pub role: &'static str,
     /// What it says of itself when it is up: names and values.
     pub lines: Vec<(&'static str, String)>,
     reload: Box<dyn Fn() + Send + Sync>,
-    stop: Box<dyn FnOnce() -> Stop + Send>,
+    stop: Box<dyn FnOnce() -> Stop + Send + Sync>,
 }
 
 impl Running {
@@ -88,6 +99,17 @@ impl Running {
 
 impl std::fmt::Debug for Running {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Running").field("role", &self.role).field("lines", &self.lines).finish_non_exhaustive()
+        f.debug_struct("Running")
+            .field("role", &self.role)
+            .field("lines", &self.lines)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Running {
+    /// What it says of itself under this name.
+    #[must_use]
+    pub fn line(&self, name: &str) -> Option<&str> {
+        self.lines.iter().find(|(of, _)| *of == name).map(|(_, value)| value.as_str())
     }
 }

@@ -9,7 +9,11 @@ use crate::operate::{self, Operation};
 use crate::serve::{Bound, told};
 
 /// Serves them until told to stop.
-pub(super) fn serve(bound: Bound, operation: Arc<Operation>, stopping: watch::Receiver<bool>) -> JoinHandle<()> {
+pub(super) fn serve(
+    bound: Bound,
+    operation: Arc<Operation>,
+    stopping: watch::Receiver<bool>,
+) -> JoinHandle<()> {
     let pages = operate::router(operation);
     tokio::spawn(async move {
         let served = axum::serve(bound.listener, pages).with_graceful_shutdown(told(stopping));

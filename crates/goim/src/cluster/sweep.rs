@@ -31,7 +31,9 @@ pub(super) async fn run(sessions: RedisSessions, nodes: Arc<dyn NodeDirectory>, 
                     tracing::info!(%server, swept, "the sessions of a comet that has gone are removed");
                     dead.remove(&server);
                 }
-                Err(error) => tracing::warn!(%server, %error, "the sessions of a comet that has gone stay for now"),
+                Err(error) => {
+                    tracing::warn!(%server, %error, "the sessions of a comet that has gone stay for now")
+                }
             }
         }
     }

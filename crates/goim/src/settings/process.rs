@@ -18,7 +18,10 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
         "cluster",
         "`goim comet`, `goim logic` and `goim job` as processes of their own: how they find each other. `goim serve` needs none of this.",
     ),
-    ("kafka", "The push log of a cluster: logic writes to it, job reads it. Topic, keys and values are goim's."),
+    (
+        "kafka",
+        "The push log of a cluster: logic writes to it, job reads it. Topic, keys and values are goim's.",
+    ),
     ("redis", "The directories of a cluster: sessions, room counts, the list of comets. Keys are goim's."),
     ("log", "The log on standard error."),
 ];

@@ -10,6 +10,7 @@
 pub mod capture;
 pub mod child;
 pub mod client;
+pub mod cluster;
 pub mod frame;
 pub mod grpc;
 pub mod hex;

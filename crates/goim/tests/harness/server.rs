@@ -1,4 +1,7 @@
 //! The whole system in this process, on ports of the system's choice.
+//!
+//! With `TEST_CLUSTER=1` it is a cluster of one comet, one logic and one job over a real Redis and a real Kafka, and the same
+//! tests must pass.
 
 use std::net::SocketAddr;
 use std::sync::{LazyLock, OnceLock};
@@ -8,6 +11,7 @@ use goim::settings::{Sources, load};
 use tokio::runtime::Runtime;
 
 use super::Transport;
+use super::cluster::Cluster;
 use super::http::{Http, Response, escape};
 
 /// What a test wants different from the defaults: pairs as `--set` takes them.
@@ -53,6 +57,12 @@ impl Settings {
         self.set("logic.node.heartbeat", beat).set("logic.node.heartbeat_max", &times.to_string())
     }
 
+    /// As the process reads them.
+    pub fn config(&self) -> goim::Config {
+        let sources = Sources { file: None, environment: Vec::new(), set: self.0.clone() };
+        load(&sources).unwrap_or_else(|error| panic!("{error}")).config
+    }
+
     /// Takes no new clients by way of the node list.
     pub fn offline(self) -> Self {
         self.set("comet.node.offline", "true")
@@ -63,8 +73,15 @@ impl Settings {
 pub struct Server {
     /// Where it listens.
     pub addrs: Addrs,
-    /// `None`: it runs in another process.
-    running: Option<Running>,
+    running: What,
+}
+
+/// What it is.
+enum What {
+    /// It runs in another process.
+    Elsewhere,
+    One(Box<Running>),
+    Cluster(Box<Cluster>),
 }
 
 /// Where a system listens.
@@ -83,7 +100,7 @@ pub struct Addrs {
 }
 
 /// Where all systems of one test binary run. Its threads are not the tests' threads, which block.
-static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
+pub static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime")
 });
 
@@ -101,8 +118,11 @@ pub fn runtime() -> &'static Runtime {
 impl Server {
     /// Starts a system.
     pub fn start(settings: &Settings) -> Self {
-        let sources = Sources { file: None, environment: Vec::new(), set: settings.0.clone() };
-        let config = load(&sources).unwrap_or_else(|error| panic!("{error}")).config;
+        if std::env::var_os("TEST_CLUSTER").is_some() {
+            let cluster = Cluster::start(settings);
+            return Self { addrs: cluster.addrs, running: What::Cluster(Box::new(cluster)) };
+        }
+        let config = settings.config();
         let running = RUNTIME.block_on(goim::serve::start(config)).unwrap_or_else(|error| panic!("{error}"));
         let addrs = running.addrs();
         let addrs = Addrs {
@@ -112,12 +132,12 @@ impl Server {
             comet_rpc: addrs.comet_rpc.expect("comet's gRPC is on"),
             logic_rpc: addrs.logic_rpc.expect("logic's gRPC is on"),
         };
-        Self { addrs, running: Some(running) }
+        Self { addrs, running: What::One(Box::new(running)) }
     }
 
     /// A system that runs in another process.
     pub fn at(addrs: Addrs) -> Self {
-        Self { addrs, running: None }
+        Self { addrs, running: What::Elsewhere }
     }
 
     /// The listener for a transport.
@@ -177,6 +197,6 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         let _inside = RUNTIME.enter();
-        self.running.take();
+        self.running = What::Elsewhere;
     }
 }
