@@ -70,6 +70,8 @@ pub(crate) enum Notice {
     Superseded(ConnectionId),
     /// Logic may have forgotten this session: tell it again.
     Confirm(ConnectionId),
+    /// Logic may have forgotten everybody: tell it again, at a pace.
+    ConfirmAll,
     /// Stop accepting; close everything at this pace and by this time; then end.
     Drain { sessions_per_second: NonZeroU32, deadline: Duration, delay_max: Duration },
 }

@@ -153,7 +153,10 @@ impl Comet {
             pacing: Arc::new(Semaphore::new(shared.config.send.paced_broadcasts_max)),
             unknown_keys: shared.unknown_keys.clone(),
         });
-        let mut tasks = vec![needs.runtime.spawn(report::run(shared.clone(), needs.nodes.clone()))];
+        let mut tasks = vec![
+            needs.runtime.spawn(report::announce(shared.clone(), needs.nodes.clone())),
+            needs.runtime.spawn(report::run(shared.clone())),
+        ];
         if shared.certificates.is_some() {
             tasks.push(needs.runtime.spawn(watch_certificate(shared.clone())));
         }
@@ -205,6 +208,11 @@ impl Comet {
     pub fn reload_certificate(&self) -> Result<bool, ReloadError> {
         let Some(store) = &self.shared.certificates else { return Ok(false) };
         store.reload_if_changed().map_err(|error| ReloadError(error.to_string()))
+    }
+
+    /// Tells logic of all sessions again, for when what it kept of them may be lost: some thousands a second.
+    pub fn confirm_sessions(&self) {
+        self.shards.iter().for_each(|shard| shard.notice(Notice::ConfirmAll));
     }
 
     /// Connections held at this moment, authenticated or not.

@@ -7,31 +7,60 @@ use goim_ports::{CometNode, NodeDirectory, OnlineReport, RoomCounts};
 
 use crate::shard::Shared;
 
-/// Reports until dropped. A failure is logged once, and the report made again at the next turn.
-pub(crate) async fn run(shared: Arc<Shared>, nodes: Arc<dyn NodeDirectory>) {
-    let mut well = true;
+/// Says until dropped that the comet is there. Apart from the rooms: a lease must not end because a logic is slow.
+pub(crate) async fn announce(shared: Arc<Shared>, nodes: Arc<dyn NodeDirectory>) {
+    let mut word = Word::new("announce itself");
     loop {
-        let began = Instant::now();
-        let result = report(&shared, nodes.as_ref()).await;
-        match &result {
-            Err(error) if well => tracing::warn!(%error, "the comet could not report; it goes on trying"),
-            Ok(()) if !well => tracing::info!("the comet reports again"),
-            _ => {}
-        }
-        well = result.is_ok();
-        // A map of very many rooms takes its time; reporting must not become the comet's main work.
-        let pause = shared.config.report_interval.max(began.elapsed() * 100);
-        tokio::time::sleep(pause.max(Duration::from_millis(10))).await;
+        word.ends(nodes.announce(describe(&shared)).await);
+        tokio::time::sleep(shared.config.report_interval.max(INTERVAL_MIN)).await;
     }
 }
 
-async fn report(shared: &Shared, nodes: &dyn NodeDirectory) -> Result<(), String> {
-    nodes.announce(describe(shared)).await.map_err(|error| error.to_string())?;
-    let rooms: RoomCounts = Arc::new(shared.census.here());
-    let report = OnlineReport { server: shared.server.clone(), rooms: rooms.clone() };
-    let totals = shared.logic.renew_online(report).await.map_err(|error| error.to_string())?;
-    shared.census.learn(&totals, &rooms);
-    Ok(())
+/// Reports the rooms until dropped.
+pub(crate) async fn run(shared: Arc<Shared>) {
+    let mut word = Word::new("report its rooms");
+    loop {
+        let began = Instant::now();
+        let rooms: RoomCounts = Arc::new(shared.census.here());
+        let mut worked = began.elapsed();
+        let report = OnlineReport { server: shared.server.clone(), rooms: rooms.clone() };
+        let totals = shared.logic.renew_online(report).await;
+        let began = Instant::now();
+        if let Ok(totals) = &totals {
+            shared.census.learn(totals, &rooms);
+        }
+        worked += began.elapsed();
+        word.ends(totals);
+        // A map of very many rooms takes its time; reporting must not become the comet's main work.
+        let pause = shared.config.report_interval.max(worked * 100);
+        tokio::time::sleep(pause.max(INTERVAL_MIN)).await;
+    }
+}
+
+/// The shortest pause, whatever is configured.
+const INTERVAL_MIN: Duration = Duration::from_millis(10);
+
+/// Says once that something fails and once that it works again; it is tried again at the next turn.
+struct Word {
+    what: &'static str,
+    well: bool,
+}
+
+impl Word {
+    fn new(what: &'static str) -> Self {
+        Self { what, well: true }
+    }
+
+    fn ends<T, E: std::fmt::Display>(&mut self, result: Result<T, E>) {
+        match &result {
+            Err(error) if self.well => {
+                tracing::warn!(%error, "the comet could not {}; it goes on trying", self.what);
+            }
+            Ok(_) if !self.well => tracing::info!("the comet can {} again", self.what),
+            _ => {}
+        }
+        self.well = result.is_ok();
+    }
 }
 
 /// This comet as others see it.

@@ -38,6 +38,7 @@ use crate::timers::{Tick, TimerWheel};
 use crate::transport::{Kind, Scratch};
 
 use accept::Listener;
+use answers::Confirming;
 use ending::Draining;
 use fanout::{PacedBroadcast, Work};
 pub(crate) use foresee::BLOCK;
@@ -138,6 +139,7 @@ pub(crate) struct Shard {
     accept_paused_until: Option<Moment>,
     accept_silent_until: Moment,
     draining: Option<Draining>,
+    confirming: Option<Confirming>,
     seed: u64,
 }
 
@@ -194,6 +196,7 @@ impl Shard {
             accept_paused_until: None,
             accept_silent_until: Moment(0),
             draining: None,
+            confirming: None,
             seed,
         })
     }
@@ -255,6 +258,7 @@ impl Shard {
         self.pace_broadcasts();
         self.look_at_due();
         self.drain_some();
+        self.confirm_some();
         self.flush_urgent();
         self.flush_ring();
         self.end_works();
@@ -290,8 +294,8 @@ impl Shard {
             return Duration::ZERO;
         }
         let timers = self.timers.wait(self.now).unwrap_or(SLEEP_MAX);
-        let pace =
-            if self.paced.is_empty() && self.draining.is_none() { SLEEP_MAX } else { fanout::PACE_TICK };
+        let is_pacing = !self.paced.is_empty() || self.draining.is_some() || self.confirming.is_some();
+        let pace = if is_pacing { fanout::PACE_TICK } else { SLEEP_MAX };
         let accept = self.accept_paused_until.map_or(SLEEP_MAX, |until| self.now.until(until));
         let pace =
             if self.works.is_empty() && self.late.is_empty() { pace } else { pace.min(fanout::PACE_TICK) };

@@ -30,9 +30,9 @@ pub struct Config {
     /// How the roles find each other when each is a process of its own.
     pub cluster: ClusterConfig,
     /// The push log of a cluster.
-    pub kafka: KafkaSettings,
+    pub kafka: KafkaConfig,
     /// The directories of a cluster.
-    pub redis: RedisSettings,
+    pub redis: RedisConfig,
     /// What the process says about itself.
     pub log: LogConfig,
 }
@@ -56,7 +56,7 @@ pub struct ClusterConfig {
 
 /// The push log on Kafka; what is not here has its default in `goim_adapters::kafka`.
 #[derive(Debug, Clone)]
-pub struct KafkaSettings {
+pub struct KafkaConfig {
     /// Some brokers. Default `127.0.0.1:9092`.
     pub brokers: Vec<String>,
     /// The topic. Default `goim-push-topic`, as goim.
@@ -86,7 +86,7 @@ pub enum LogStart {
 
 /// The directories on Redis. One server, unless a cluster or Sentinels are named.
 #[derive(Debug, Clone)]
-pub struct RedisSettings {
+pub struct RedisConfig {
     /// One server. Default `redis://127.0.0.1:6379`.
     pub url: String,
     /// Nodes of a cluster. Default none.
@@ -161,8 +161,8 @@ impl Default for Config {
             http: HttpConfig::default(),
             rpc: RpcConfig::default(),
             cluster: ClusterConfig::default(),
-            kafka: KafkaSettings::default(),
-            redis: RedisSettings::default(),
+            kafka: KafkaConfig::default(),
+            redis: RedisConfig::default(),
             log: LogConfig::default(),
         }
     }
@@ -195,7 +195,7 @@ impl Default for ClusterConfig {
     }
 }
 
-impl Default for KafkaSettings {
+impl Default for KafkaConfig {
     fn default() -> Self {
         Self {
             brokers: vec!["127.0.0.1:9092".to_owned()],
@@ -210,7 +210,7 @@ impl Default for KafkaSettings {
     }
 }
 
-impl Default for RedisSettings {
+impl Default for RedisConfig {
     fn default() -> Self {
         Self {
             url: "redis://127.0.0.1:6379".to_owned(),

@@ -22,6 +22,5 @@ pub mod serve;
 pub mod settings;
 
 pub use config::{
-    ClusterConfig, Config, HttpConfig, KafkaSettings, LogConfig, LogFormat, LogStart, RedisSettings,
-    RpcConfig,
+    ClusterConfig, Config, HttpConfig, KafkaConfig, LogConfig, LogFormat, LogStart, RedisConfig, RpcConfig,
 };

@@ -95,6 +95,9 @@ impl KafkaConfig {
     fn client(&self) -> ClientConfig {
         let mut client = ClientConfig::new();
         client.set("client.id", "goim");
+        // A broker that is back is found at once; the default comes to wait ten seconds between two tries.
+        client.set("reconnect.backoff.ms", "50").set("reconnect.backoff.max.ms", "500");
+        client.set("retry.backoff.ms", "100").set("topic.metadata.refresh.interval.ms", "60000");
         for (name, value) in &self.properties {
             client.set(name, value);
         }

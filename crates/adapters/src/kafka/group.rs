@@ -4,9 +4,12 @@
 //! cannot read. With a Go leader the group never finishes its rebalance and nobody gets any push; with ours the Go jobs go
 //! empty. So a job of ours looks before it joins.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{Consumer, ConsumerContext};
+
+/// Pause between two questions.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// The client id of goim's jobs.
 const SARAMA: &str = "sarama";
@@ -47,11 +50,22 @@ pub(super) fn check<C: ConsumerContext>(
     brokers: &str,
     deadline: Duration,
 ) -> Result<(), GroupError> {
-    let list = consumer.fetch_group_list(Some(group), deadline).map_err(|error| GroupError::Unavailable {
-        group: group.to_owned(),
-        brokers: brokers.to_owned(),
-        reason: error.to_string(),
-    })?;
+    let until = Instant::now() + deadline;
+    let list = loop {
+        let left = until.saturating_duration_since(Instant::now()).max(PAUSE);
+        match consumer.fetch_group_list(Some(group), left) {
+            Ok(list) => break list,
+            // A broker that has just started does not know its groups yet.
+            Err(_) if Instant::now() + PAUSE < until => std::thread::sleep(PAUSE),
+            Err(error) => {
+                return Err(GroupError::Unavailable {
+                    group: group.to_owned(),
+                    brokers: brokers.to_owned(),
+                    reason: error.to_string(),
+                });
+            }
+        }
+    };
     let members = list.groups().iter().flat_map(|group| group.members());
     let hosts: Vec<&str> =
         members.filter(|member| member.client_id() == SARAMA).map(|member| member.client_host()).collect();

@@ -29,12 +29,42 @@ const GROUP_DEADLINE: Duration = Duration::from_secs(10);
 /// Poison records that are described in the log, of each thousand.
 const POISON_SAID_EVERY: u64 = 1000;
 
-/// The reading end of the push log on Kafka. Dropping it leaves the group, which takes a moment and blocks.
+/// The reading end of the push log on Kafka. Dropping it leaves the group, which blocks for 2 s at most.
 pub struct KafkaPushLogReader {
-    consumer: StreamConsumer<Member>,
+    consumer: Leaving,
     shared: Arc<Shared>,
     config: KafkaConfig,
     dead_letters: Option<(String, ThreadedProducer<DefaultProducerContext>)>,
+}
+
+/// How long is waited for the last commit and the farewell to the group.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// A consumer that says farewell elsewhere: with a broker that has gone that can take for ever.
+struct Leaving(Option<StreamConsumer<Member>>);
+
+impl std::ops::Deref for Leaving {
+    type Target = StreamConsumer<Member>;
+
+    fn deref(&self) -> &Self::Target {
+        self.0.as_ref().expect("taken when it is dropped, and not before")
+    }
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        let Some(consumer) = self.0.take() else { return };
+        let (gone, is_gone) = std::sync::mpsc::channel();
+        let leave = move || {
+            drop(consumer);
+            // Nobody may wait any longer.
+            let _ = gone.send(());
+        };
+        let thread = std::thread::Builder::new().name("kafka consumer leaves".into()).spawn(leave);
+        if thread.is_ok() && is_gone.recv_timeout(FAREWELL).is_err() {
+            tracing::warn!("kafka: the group was not left in time; it will notice");
+        }
+    }
 }
 
 /// What the reader and librdkafka's callbacks share.
@@ -177,7 +207,7 @@ impl KafkaPushLogReader {
             }
         };
         consumer.subscribe(&[config.topic.as_str()]).map_err(refused)?;
-        Ok(Self { consumer, shared, config, dead_letters })
+        Ok(Self { consumer: Leaving(Some(consumer)), shared, config, dead_letters })
     }
 
     /// The figures at this moment; for metrics, to be asked while the reader is elsewhere.

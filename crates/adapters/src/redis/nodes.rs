@@ -1,7 +1,10 @@
 //! The list of comets by leases: each keeps a record alive that goes by itself when the comet does.
 //!
 //! `goim:node:<server>` is the record, `goim:nodes` the set of names to ask for. A snapshot is kept up to date behind the calls;
-//! while Redis does not answer, it stays as it was: comets do not go because the list cannot be read.
+//! while Redis does not answer, it stays as it was: comets do not go because the list cannot be read. Nor do they because Redis has
+//! come back empty: `goim:epoch` has a value that is made anew then, and who sees another than before keeps the comets that he knew
+//! for a lease, in which they say that they are there. [`RedisNodes::losses`] tells of it, for those who must say again what they had
+//! said.
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -9,9 +12,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use goim_ports::{Call, CometNode, DirectoryError, NodeDirectory, NodeError, ServerId};
 use redis::{Cmd, cmd};
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use super::sessions::answer;
-use super::store::RedisStore;
+use super::store::{EPOCH, RedisStore};
 
 const NAMES: &str = "goim:nodes";
 
@@ -71,6 +75,13 @@ impl RedisNodes {
         let refresher = tokio::spawn(refresh(Arc::clone(&shared)));
         Ok(Self { shared, refresher })
     }
+
+    /// How often what was said to Redis has been lost: it has come back empty, or is another, or a lease has ended before it
+    /// was renewed.
+    #[must_use]
+    pub fn losses(&self) -> watch::Receiver<u64> {
+        self.shared.store.losses()
+    }
 }
 
 impl Drop for RedisNodes {
@@ -105,8 +116,12 @@ async fn refresh(shared: Arc<Shared>) {
 
 impl Shared {
     async fn refresh(&self) -> Result<(), DirectoryError> {
-        let names = self.store.run(vec![cmd("SMEMBERS").arg(NAMES).to_owned()]).await?;
-        let mut names: Vec<String> = answer(names.into_iter().next())?;
+        let asked = vec![cmd("GET").arg(EPOCH).to_owned(), cmd("SMEMBERS").arg(NAMES).to_owned()];
+        let mut answers = self.store.run(asked).await?.into_iter();
+        let epoch: Option<String> = answer(answers.next())?;
+        let mut names: Vec<String> = answer(answers.next())?;
+        self.store.learn(epoch);
+        let keeps = self.store.since_loss().is_some_and(|since| since < self.config.lease);
         names.sort_unstable();
         let asked: Vec<Cmd> = names.iter().map(|name| cmd("GET").arg(record_of(name)).to_owned()).collect();
         let answers = self.store.run(asked).await?;
@@ -122,6 +137,13 @@ impl Shared {
             }
         }
         self.forget(gone).await;
+        if keeps {
+            let before = Arc::clone(&self.snapshot.read().unwrap_or_else(PoisonError::into_inner));
+            let missing =
+                before.iter().filter(|known| comets.iter().all(|comet| comet.server != known.server));
+            let missing: Vec<CometNode> = missing.cloned().collect();
+            comets.extend(missing);
+        }
         let comets = Arc::new(comets);
         let mut snapshot = self.snapshot.write().unwrap_or_else(PoisonError::into_inner);
         if *snapshot != comets {
@@ -151,10 +173,16 @@ impl Shared {
         let record = serde_json::to_string(&Record::from(&node)).unwrap_or_default();
         let name = node.server.as_str().to_owned();
         let commands = vec![
-            cmd("SET").arg(record_of(&name)).arg(record).arg("PX").arg(lease).to_owned(),
+            cmd("SET").arg(EPOCH).arg(now()).arg("NX").to_owned(),
+            cmd("SET").arg(record_of(&name)).arg(record).arg("PX").arg(lease).arg("GET").to_owned(),
             cmd("SADD").arg(NAMES).arg(&name).to_owned(),
         ];
-        self.store.run(commands).await?;
+        let before: Option<String> = answer(self.store.run(commands).await?.into_iter().nth(1))?;
+        if before.is_none() && known.is_some() {
+            // Meanwhile its sessions may have been removed.
+            tracing::warn!(server = name, "the lease of this comet had ended; it says again what it has");
+            self.store.lost();
+        }
         match known {
             Some(known) => announced[known] = node,
             None => announced.push(node),
@@ -165,6 +193,10 @@ impl Shared {
 
     async fn withdraw(&self, server: ServerId) -> Result<(), DirectoryError> {
         self.announced.lock().await.retain(|known| known.server != server);
+        // Else it might be kept for one that Redis has lost.
+        let mut without = Vec::clone(&self.snapshot.read().unwrap_or_else(PoisonError::into_inner));
+        without.retain(|comet| comet.server != server);
+        *self.snapshot.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(without);
         let commands = vec![
             cmd("DEL").arg(record_of(server.as_str())).to_owned(),
             cmd("SREM").arg(NAMES).arg(server.as_str()).to_owned(),

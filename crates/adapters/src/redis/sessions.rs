@@ -2,21 +2,28 @@
 //!
 //! goim's records say on which comet a key is, but not whose it is; `goim:sessions:<server>` does. Where it has no word, as of
 //! sessions that a Go logic has entered, goim's records are believed.
+//!
+//! When Redis has come back without what it had, comets enter their sessions again, which takes some seconds. Until then nobody can
+//! say that somebody is *not* there, and a question that finds nobody fails instead: a push that is answered with success must not
+//! miss a session that was there all the time.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use goim_ports::{
     Call, DirectoryError, Mid, ServerId, SessionDirectory, SessionKey, SessionRecord, SessionRef,
 };
 use redis::{Cmd, FromRedisValue, Value, cmd};
 
-use super::store::RedisStore;
+use super::store::{EPOCH, RedisStore};
 
 /// Removes a key if it has this value; answers how many it removed.
 const DELETE_IF: &str =
     "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0";
 /// Removes a field of a hash if it has this value.
 const DELETE_FIELD_IF: &str = "if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then return redis.call('HDEL', KEYS[1], ARGV[1]) end return 0";
+/// How long comets may take to enter their sessions again after a loss.
+const REBUILDING: Duration = Duration::from_secs(6);
 /// Sessions that are swept together.
 const SWEEP_BLOCK: usize = 512;
 
@@ -125,17 +132,44 @@ impl RedisSessions {
         keys.iter().for_each(|key| {
             asked.arg(of_key(key));
         });
-        let answers = self.store.run(vec![asked]).await?;
-        let servers: Vec<Option<String>> = answer(answers.into_iter().next())?;
+        let mut answers = self.store.run(vec![asked, self.epoch()]).await?.into_iter();
+        let servers: Vec<Option<String>> = answer(answers.next())?;
+        self.store.learn(answer(answers.next())?);
         let named = |server: Option<String>| server.filter(|server| !server.is_empty()).map(ServerId::from);
-        Ok(servers.into_iter().map(named).collect())
+        let servers: Vec<Option<ServerId>> = servers.into_iter().map(named).collect();
+        if servers.iter().any(Option::is_none) {
+            self.is_complete()?;
+        }
+        Ok(servers)
+    }
+
+    fn epoch(&self) -> Cmd {
+        cmd("GET").arg(EPOCH).to_owned()
+    }
+
+    /// Fails while sessions may be missing that are there.
+    fn is_complete(&self) -> Result<(), DirectoryError> {
+        match self.store.since_loss() {
+            Some(since) if since < REBUILDING => {
+                Err(self.store.unavailable("it has lost its sessions, and comets are entering them again"))
+            }
+            _ => Ok(()),
+        }
     }
 
     async fn find_of(&self, mids: Vec<Mid>) -> Result<Vec<SessionRecord>, DirectoryError> {
         let mids: Vec<Mid> = mids.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
         let mids: Vec<Mid> = mids.into_iter().filter(|mid| !mid.is_anonymous()).collect();
-        let asked = mids.iter().map(|mid| cmd("HGETALL").arg(of_member(*mid)).to_owned()).collect();
-        let answers = self.store.run(asked).await?;
+        if mids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut asked: Vec<Cmd> =
+            mids.iter().map(|mid| cmd("HGETALL").arg(of_member(*mid)).to_owned()).collect();
+        asked.push(self.epoch());
+        let mut answers = self.store.run(asked).await?;
+        self.store.learn(answer(answers.pop())?);
+        // Of a member's sessions some may be entered again and others not yet.
+        self.is_complete()?;
         let mut claims = Vec::new();
         for (mid, fields) in mids.iter().zip(answers) {
             let fields: Vec<String> = answer(Some(fields))?;

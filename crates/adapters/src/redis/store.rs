@@ -3,8 +3,8 @@
 //! Everybody shares it: commands of many callers go out together and come back in order. It is made anew when it breaks; a
 //! command that was out then fails, and its caller decides. How many are out is bounded; more wait, within their deadline.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
 
 use futures_util::future::try_join_all;
 use goim_ports::DirectoryError;
@@ -13,7 +13,7 @@ use redis::cluster::ClusterClientBuilder;
 use redis::cluster_async::ClusterConnection;
 use redis::sentinel::{SentinelClient, SentinelServerType};
 use redis::{AsyncConnectionConfig, Client, Cmd, ErrorKind, Pipeline, RedisResult, Value};
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::{Mutex, Semaphore, watch};
 use tokio::time::timeout;
 
 use super::config::{RedisConfig, RedisPlace};
@@ -45,7 +45,19 @@ pub struct RedisStore {
     shared: Arc<Shared>,
 }
 
+/// Has a value that is made anew when Redis has come back without what it had.
+pub(super) const EPOCH: &str = "goim:epoch";
+
+/// What is known of Redis's own memory.
+#[derive(Debug, Default)]
+struct Memory {
+    epoch: Option<String>,
+    lost_at: Option<Instant>,
+}
+
 struct Shared {
+    memory: std::sync::Mutex<Memory>,
+    losses: watch::Sender<u64>,
     way: Way,
     config: RedisConfig,
     place: String,
@@ -77,10 +89,49 @@ impl RedisStore {
             .await
             .map_err(|_| unavailable(format!("no answer within {deadline:?}")))??;
         let permits = Semaphore::new(config.commands_max.max(1));
-        let store = Self { shared: Arc::new(Shared { way, place: place.clone(), permits, config }) };
+        let (memory, (losses, _)) = (std::sync::Mutex::default(), watch::channel(0));
+        let shared = Shared { memory, losses, way, place: place.clone(), permits, config };
+        let store = Self { shared: Arc::new(shared) };
         let ping = store.run(vec![redis::cmd("PING")]).await;
         ping.map_err(|DirectoryError::Unavailable(reason)| unavailable(reason))?;
         Ok(store)
+    }
+
+    /// Takes in what stands under [`EPOCH`]. Another value than before, or none where there was one, says that what Redis had is
+    /// lost.
+    pub(super) fn learn(&self, epoch: Option<String>) {
+        let mut memory = self.shared.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_lost = memory.epoch.is_some() && memory.epoch != epoch;
+        memory.epoch = epoch;
+        if is_lost {
+            memory.lost_at = Some(Instant::now());
+            drop(memory);
+            tracing::warn!(
+                redis = self.shared.place,
+                "redis has lost what it had; comets say again what they have"
+            );
+            self.shared.losses.send_modify(|losses| *losses += 1);
+        }
+    }
+
+    /// Time since Redis was last seen to have lost what it had.
+    pub(super) fn since_loss(&self) -> Option<Duration> {
+        let memory = self.shared.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        memory.lost_at.map(|at| at.elapsed())
+    }
+
+    /// Says that something of what this process had said is lost.
+    pub(super) fn lost(&self) {
+        self.shared.losses.send_modify(|losses| *losses += 1);
+    }
+
+    /// How often Redis was seen to have lost what it had.
+    pub(super) fn losses(&self) -> watch::Receiver<u64> {
+        self.shared.losses.subscribe()
+    }
+
+    pub(super) fn unavailable(&self, reason: &str) -> DirectoryError {
+        self.shared.unavailable(reason)
     }
 
     /// How long what is written lives, in whole seconds, as Redis wants it.

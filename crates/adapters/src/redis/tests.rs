@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use goim_ports::{
-    DirectoryError, Mid, RoomCounts, RoomDirectory, ServerId, SessionDirectory, SessionKey, SessionRef,
+    DirectoryError, Mid, NodeDirectory, RoomCounts, RoomDirectory, ServerId, SessionDirectory, SessionKey,
+    SessionRef,
 };
 use redis::Commands;
 
@@ -402,4 +403,50 @@ async fn what_is_wrong_at_the_start_is_said_in_words() {
         let text = RedisStore::connect(config).await.unwrap_err().to_string();
         assert!(text.contains(&named) && !text.contains("secret"), "{text}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_has_lost_everything_makes_nobody_disappear() {
+    let Some(own) = Own::start("single") else { return };
+    let store = own.store().await;
+    let lease = Duration::from_secs(3);
+    let config = RedisNodesConfig { lease, refresh: Duration::from_millis(20) };
+    let nodes = RedisNodes::start(store.clone(), config).await.unwrap();
+    let mut losses = nodes.losses();
+    let sessions = RedisSessions::new(store);
+    for server in ["a", "b", "gone"] {
+        nodes.announce(conformance::node(server)).await.unwrap();
+    }
+    nodes.withdraw("gone".into()).await.unwrap();
+    sessions.add(session(1, "k", "a")).await.unwrap();
+    assert_eq!(server_of(&sessions, "nobody").await, None);
+    assert!(!losses.has_changed().unwrap());
+
+    let _: () = redis::cmd("FLUSHALL").query(&mut own.masters()[0]).unwrap();
+    let lost = |error: DirectoryError| {
+        let DirectoryError::Unavailable(text) = error;
+        assert!(text.contains("has lost its sessions"), "{text}");
+    };
+    lost(sessions.servers_of(&["k".into()]).await.unwrap_err());
+    lost(sessions.sessions_of(vec![Mid(1)]).await.unwrap_err());
+    losses.changed().await.unwrap();
+    // Who is entered again is found; that somebody is not there cannot be said yet.
+    sessions.touch(session(1, "k", "a")).await.unwrap();
+    assert_eq!(server_of(&sessions, "k").await, Some("a".to_owned()));
+    lost(sessions.servers_of(&["k".into(), "nobody".into()]).await.unwrap_err());
+    // One comet says that it is there, the other stays all the same, for a lease.
+    nodes.announce(conformance::node("a")).await.unwrap();
+    let names = || -> Vec<String> {
+        let mut names: Vec<_> = nodes.comets().iter().map(|node| node.server.to_string()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(), ["a", "b"]);
+    let until = Instant::now() + lease * 2;
+    while names() != ["a"] {
+        assert!(Instant::now() < until, "{:?}", names());
+        nodes.announce(conformance::node("a")).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(*losses.borrow() >= 1);
 }

@@ -7,7 +7,7 @@ use goim_ports::{
     Accepted, Call, ConnectError, ConnectRequest, LogicError, PacketBuf, RoomId, Sequence, SessionRef,
     Upstream, Version,
 };
-use goim_session::{CloseReason, Established};
+use goim_session::{CloseReason, Established, Moment};
 
 use super::Shard;
 use crate::connection::{ConnectionId, Identity};
@@ -17,6 +17,18 @@ use crate::key_index::Location;
 /// The directory is told that a session lives when this long has passed, and up to twice as long: goim's records
 /// expire after 30 minutes, so one miss is forgiven.
 const TOUCH_MIN: Duration = Duration::from_secs(5 * 60);
+
+/// Sessions that logic is told of in a second after it may have forgotten all of them: so that ten thousand are known again after
+/// two seconds, and a million do not ask for it at once.
+const CONFIRMED_PER_SECOND: f64 = 5000.0;
+
+/// Telling logic of all sessions again.
+pub(super) struct Confirming {
+    /// The next slot.
+    cursor: u32,
+    credit: f64,
+    seen: Moment,
+}
 
 impl Shard {
     /// Asks logic about a token.
@@ -65,6 +77,9 @@ impl Shard {
                 if let Some(slot) = self.find(connection) {
                     self.touch(slot);
                 }
+            }
+            Notice::ConfirmAll => {
+                self.confirming = Some(Confirming { cursor: 0, credit: 0.0, seen: self.now });
             }
             Notice::Drain { sessions_per_second, deadline, delay_max } => {
                 self.begin_drain(sessions_per_second, deadline, delay_max);
@@ -147,6 +162,24 @@ impl Shard {
                 }
             });
         }
+    }
+
+    /// Goes on telling logic of all sessions, as many as are due.
+    pub(super) fn confirm_some(&mut self) {
+        let Some(mut confirming) = self.confirming.take() else { return };
+        let passed = confirming.seen.until(self.now).as_secs_f64();
+        confirming.seen = self.now;
+        confirming.credit =
+            (confirming.credit + passed * CONFIRMED_PER_SECOND).min(CONFIRMED_PER_SECOND / 10.0);
+        while confirming.credit >= 1.0 {
+            if confirming.cursor >= self.connections.end() {
+                return;
+            }
+            confirming.credit -= 1.0;
+            self.touch(confirming.cursor);
+            confirming.cursor += 1;
+        }
+        self.confirming = Some(confirming);
     }
 
     fn session_ref(&self, slot: u32) -> Option<SessionRef> {

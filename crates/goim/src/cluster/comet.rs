@@ -1,10 +1,10 @@
 //! `goim comet`: clients' connections, over logics elsewhere.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use goim_adapters::grpc::{ClientConfig, GrpcLogics, comet_service};
 use goim_comet::Comet;
-use goim_ports::LogicPort;
+use goim_ports::{CometNode, LogicPort, NodeDirectory, NodeError};
 use prometheus_client::registry::Registry;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -37,6 +37,8 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
     let shown = serve::listen("cluster.comet_pages", config.cluster.comet_pages).await?;
     serve::probe_clients(&config)?;
     let nodes = engines::nodes(&config, engines::redis(&config).await?).await?;
+    let losses = nodes.losses();
+    be_listed(&config, &*nodes).await?;
     let comet = Comet::start(
         config.comet.clone(),
         goim_comet::Dependencies {
@@ -46,10 +48,41 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
         },
     )
     .map_err(|error| serve::comet_error(error, &config))?;
-    Ok(run(Arc::new(comet), config, rpc, shown))
+    Ok(run(Arc::new(comet), config, rpc, shown, losses))
 }
 
-fn run(comet: Arc<Comet>, config: Config, rpc: Bound, shown: Bound) -> Running {
+/// Is on the list before the first client is let in: what is pushed to that client goes by the jobs' lists, and they must have read it.
+async fn be_listed(config: &Config, nodes: &dyn NodeDirectory) -> Result<(), NodeError> {
+    let node = &config.comet.node;
+    let listed = CometNode {
+        server: node.server.clone(),
+        region: node.region.clone(),
+        zone: node.zone.clone(),
+        env: node.env.clone(),
+        rpc_addrs: node.rpc_addr.iter().map(|addr| format!("grpc://{addr}")).collect(),
+        public_addrs: node.public_addrs.clone(),
+        weight: node.weight,
+        // Clients need not be sent here yet.
+        offline: true,
+        connections: 0,
+        addresses: 0,
+        latest_timestamp: 0,
+    };
+    nodes.announce(listed).await?;
+    tokio::time::sleep(config.cluster.refresh * 2).await;
+    Ok(())
+}
+
+/// Tells logic of all sessions again whenever Redis has lost them.
+async fn confirm_after_losses(comet: Weak<Comet>, mut losses: watch::Receiver<u64>) {
+    while losses.changed().await.is_ok() {
+        let Some(comet) = comet.upgrade() else { return };
+        comet.confirm_sessions();
+    }
+}
+
+fn run(comet: Arc<Comet>, config: Config, rpc: Bound, shown: Bound, losses: watch::Receiver<u64>) -> Running {
+    let confirming = super::Endless(tokio::spawn(confirm_after_losses(Arc::downgrade(&comet), losses)));
     let mut registry = Registry::default();
     comet.register_metrics(&mut registry);
     process_metrics::register(&mut registry);
@@ -91,7 +124,7 @@ fn run(comet: Arc<Comet>, config: Config, rpc: Bound, shown: Bound) -> Running {
             for task in [pages, serving] {
                 serve::report("a server", task.await);
             }
-            drop(memory);
+            drop((memory, confirming));
         })
     };
     Running { role: "comet", lines, reload: Box::new(reload), stop: Box::new(stop) }

@@ -39,6 +39,17 @@ impl Redis {
 }
 
 impl Redis {
+    /// Ends it as a crash would: nothing is kept.
+    pub fn kill(&self) {
+        script("stop", &self.folder);
+    }
+
+    /// Starts it anew, with nothing in it.
+    pub fn start_again(&self) {
+        let output = script("start", &self.folder);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
     /// True when there is something under `key`.
     pub fn has(&self, key: &str) -> bool {
         let output = Command::new("redis-cli").args(["-u", &self.url, "exists", key]).output();
