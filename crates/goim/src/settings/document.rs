@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::load::{Loaded, Origin};
+use super::value::REDACTED;
 use super::{SECTIONS, Setting, table};
 use crate::Config;
 
@@ -45,7 +46,9 @@ pub fn effective(loaded: &Loaded) -> String {
         if *origin != Origin::Default {
             let _ = writeln!(text, "# from {origin}");
         }
-        write_value(text, setting, (setting.get)(&loaded.config), "");
+        let value = (setting.get)(&loaded.config);
+        let is_hidden = setting.secret && *origin != Origin::Default;
+        write_value(text, setting, if is_hidden { value.map(redacted) } else { value }, "");
     });
     text
 }
@@ -63,6 +66,14 @@ fn each_section(text: &mut String, mut row: impl FnMut(&mut String, &Setting)) {
             open = section;
         }
         row(text, setting);
+    }
+}
+
+/// The same value with nothing in it that somebody wrote: texts, and lists of them, are what secrets are held in.
+fn redacted(value: toml::Value) -> toml::Value {
+    match value {
+        toml::Value::Array(list) => toml::Value::Array(list.into_iter().map(redacted).collect()),
+        _ => toml::Value::String(REDACTED.to_owned()),
     }
 }
 

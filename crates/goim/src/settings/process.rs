@@ -63,8 +63,8 @@ pub(super) fn settings() -> Vec<Setting> {
         [kafka.commit_interval], "How often offsets are committed: what comes again after a crash.";
 
         secret [redis.url] = "redis://127.0.0.1:6379", "One server: redis://[user:password@]host:port[/database].";
-        [redis.cluster] = "[\"redis://10.0.0.1:6379\", \"redis://10.0.0.2:6379\"]", "Some nodes of a Redis cluster, in place of one server.";
-        [redis.sentinels] = "[\"redis://10.0.0.1:26379\"]", "Some Sentinels, in place of one server.";
+        secret [redis.cluster] = "[\"redis://10.0.0.1:6379\", \"redis://10.0.0.2:6379\"]", "Some nodes of a Redis cluster, in place of one server.";
+        secret [redis.sentinels] = "[\"redis://10.0.0.1:26379\"]", "Some Sentinels, in place of one server.";
         [redis.master], "What the Sentinels call the master.";
         [redis.expire], "How long a record of a session lives that nobody touches. More than twice the time between a session's heartbeats to logic.";
         [redis.deadline], "How long a command may take.";

@@ -186,4 +186,9 @@ fn secrets_are_not_shown() {
     let text = effective(&loaded);
     assert!(!text.contains(secret), "{text}");
     assert!(text.contains("# from --set\napi_keys = [\"<redacted>\"]"), "{text}");
+    for key in ["redis.url", "redis.cluster", "redis.sentinels"] {
+        let sources = Sources { set: vec![format!("{key}=redis://:{secret}@host:1")], ..Sources::default() };
+        let text = effective(&load(&sources).unwrap());
+        assert!(!text.contains(secret) && text.contains("<redacted>"), "{key}: {text}");
+    }
 }
