@@ -3,6 +3,7 @@
 //! A value of this type has been read but not judged: [`Config::check`] says what does not fit together. How values get
 //! here from a file, the environment and the command line is the business of [`crate::settings`].
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::str::FromStr;
@@ -73,6 +74,8 @@ pub struct KafkaConfig {
     pub session_timeout: Duration,
     /// How often offsets are committed. Default 1 s.
     pub commit_interval: Duration,
+    /// Properties of librdkafka. Default none.
+    pub properties: BTreeMap<String, String>,
 }
 
 /// Where a group begins that has committed nothing.
@@ -206,6 +209,7 @@ impl Default for KafkaConfig {
             acknowledge_deadline: Duration::from_secs(10),
             session_timeout: Duration::from_secs(10),
             commit_interval: Duration::from_secs(1),
+            properties: BTreeMap::new(),
         }
     }
 }

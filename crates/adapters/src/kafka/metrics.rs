@@ -32,6 +32,8 @@ pub struct KafkaReadStats {
     pub poison: u64,
     /// How often partitions came or went.
     pub rebalances: u64,
+    /// Errors of brokers and connections, which librdkafka gets over by itself.
+    pub errors: u64,
 }
 
 /// A number that one side raises and the other shows.

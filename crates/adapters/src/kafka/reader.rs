@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
@@ -76,6 +77,9 @@ struct Shared {
     read: Count,
     poison: Count,
     rebalances: Count,
+    errors: Count,
+    /// Since the last record there were errors.
+    is_troubled: AtomicBool,
 }
 
 /// How far a partition is, since it came.
@@ -125,6 +129,20 @@ impl Place {
 impl Shared {
     fn places(&self) -> MutexGuard<'_, HashMap<i32, Place>> {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts an error that librdkafka gets over by itself, and tells of the first of a row.
+    fn note(&self, error: &ClientError) {
+        self.errors.add(1);
+        if !self.is_troubled.swap(true, Ordering::Relaxed) {
+            tracing::warn!(%error, "kafka: the push log cannot be read; trying again");
+        }
+    }
+
+    fn is_well(&self) {
+        if self.is_troubled.load(Ordering::Relaxed) && self.is_troubled.swap(false, Ordering::Relaxed) {
+            tracing::info!("kafka: the push log is read again");
+        }
     }
 }
 
@@ -218,24 +236,35 @@ impl KafkaPushLogReader {
             read: shared.read.get(),
             poison: shared.poison.get(),
             rebalances: shared.rebalances.get(),
+            errors: shared.errors.get(),
         }
     }
 
     /// The next record, waited for.
+    ///
+    /// Errors come through the same queue as rebalances, hundreds of them while a broker is away. Each must be taken at once,
+    /// or the rebalance behind them is heard of minutes later: librdkafka makes its own pauses between tries.
     async fn next(&self) -> Result<Option<LogEntry>, ReadError> {
-        match self.consumer.recv().await {
-            Ok(message) => Ok(self.take(&message)),
-            Err(error) => Err(self.failed(&error)),
+        loop {
+            match self.consumer.recv().await {
+                Ok(message) => return Ok(self.take(&message)),
+                Err(error @ ClientError::MessageConsumptionFatal(_)) => return Err(self.failed(&error)),
+                Err(error) => self.shared.note(&error),
+            }
         }
     }
 
-    /// The next record, if one is there. A failure is met again by who waits.
+    /// The next record, if one is there.
     async fn next_now(&self) -> Option<Option<LogEntry>> {
         let mut next = pin!(self.consumer.recv());
         let polled = poll_fn(|context| {
             Poll::Ready(match next.as_mut().poll(context) {
                 Poll::Ready(Ok(message)) => Some(self.take(&message)),
-                Poll::Ready(Err(_)) | Poll::Pending => None,
+                Poll::Ready(Err(error)) => {
+                    self.shared.note(&error);
+                    None
+                }
+                Poll::Pending => None,
             })
         });
         polled.await
@@ -251,6 +280,7 @@ impl KafkaPushLogReader {
         let position = LogPosition { partition: message.partition(), offset: message.offset() };
         let read = record::read(message.payload().unwrap_or_default(), message.timestamp().to_millis());
         self.shared.read.add(1);
+        self.shared.is_well();
         let mut places = self.shared.places();
         let place = places.entry(position.partition).or_default();
         place.read(position.offset, read.is_ok());

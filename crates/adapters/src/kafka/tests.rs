@@ -418,6 +418,50 @@ async fn a_log_whose_broker_is_gone_is_full_when_it_is_full_and_keeps_its_order(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn two_members_read_on_soon_after_their_broker_is_back() {
+    if broker().is_none() {
+        return;
+    }
+    let (own, broker) = OwnBroker::start();
+    let config = with_topic(&broker, 4).await;
+    let log = KafkaPushLog::start(config.clone()).await.unwrap();
+    let seen: Arc<std::sync::Mutex<Vec<String>>> = Arc::default();
+    let members: Vec<_> = (0..2)
+        .map(|_| {
+            let (config, seen) = (config.clone(), Arc::clone(&seen));
+            tokio::spawn(async move {
+                let mut reader = KafkaPushLogReader::join(config).await.unwrap();
+                loop {
+                    let Ok(entries) = reader.read().await else {
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                        continue;
+                    };
+                    for entry in entries.unwrap() {
+                        seen.lock().unwrap().push(String::from_utf8_lossy(&entry.record.body).into_owned());
+                        reader.done(entry.position);
+                    }
+                }
+            })
+        })
+        .collect();
+    let reach_all = async |round: &str| {
+        for n in 0..8 {
+            let body = format!("{round}-{n}");
+            while log.append(record_for_key(&format!("k{n}"), body.clone())).await.is_err() {}
+            becomes(&body, || seen.lock().unwrap().contains(&body)).await;
+        }
+    };
+    reach_all("before").await;
+    own.script("kill");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    own.script("start");
+    let returned = Instant::now();
+    reach_all("after").await;
+    eprintln!("read on {:?} after the broker's return", returned.elapsed());
+    members.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_group_with_goims_jobs_is_not_joined() {
     let Some(broker) = broker() else { return };
     let config = with_topic(&broker, 2).await;

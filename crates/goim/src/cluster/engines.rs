@@ -29,6 +29,7 @@ pub(super) fn kafka(config: &Config) -> KafkaConfig {
         read_records_max: log.read_records_max,
         session_timeout: settings.session_timeout,
         commit_interval: settings.commit_interval,
+        properties: settings.properties,
         ..KafkaConfig::default()
     }
 }

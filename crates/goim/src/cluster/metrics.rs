@@ -50,6 +50,7 @@ pub(super) fn register_reader(
             ("goim_kafka_read", "Records read", stats.read),
             ("goim_kafka_poison", "Records put aside because they are no pushes", stats.poison),
             ("goim_kafka_rebalances", "Times that partitions came or went", stats.rebalances),
+            ("goim_kafka_read_errors", "Errors of brokers and connections while reading", stats.errors),
         ];
         (gauges, counters)
     };

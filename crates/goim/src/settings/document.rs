@@ -69,10 +69,13 @@ fn each_section(text: &mut String, mut row: impl FnMut(&mut String, &Setting)) {
     }
 }
 
-/// The same value with nothing in it that somebody wrote: texts, and lists of them, are what secrets are held in.
+/// The same value with nothing in it that may be a secret: texts, lists and the values of tables are what secrets are held in.
 fn redacted(value: toml::Value) -> toml::Value {
     match value {
         toml::Value::Array(list) => toml::Value::Array(list.into_iter().map(redacted).collect()),
+        toml::Value::Table(table) => {
+            toml::Value::Table(table.into_iter().map(|(name, value)| (name, redacted(value))).collect())
+        }
         _ => toml::Value::String(REDACTED.to_owned()),
     }
 }

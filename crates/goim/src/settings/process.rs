@@ -61,6 +61,7 @@ pub(super) fn settings() -> Vec<Setting> {
         [kafka.acknowledge_deadline], "How long a push is tried before its publisher is told that it may or may not be in the log.";
         [kafka.session_timeout], "How long a job may be silent before its partitions go to others.";
         [kafka.commit_interval], "How often offsets are committed: what comes again after a crash.";
+        secret [kafka.properties], "Properties of librdkafka, for what has no setting of its own, such as { \"client.rack\" = \"z1\" } or, in a binary built with the feature kafka-tls, { \"security.protocol\" = \"SASL_SSL\", \"sasl.mechanism\" = \"SCRAM-SHA-512\", \"sasl.username\" = \"goim\", \"sasl.password\" = \"...\" }. What order and completeness rest on is set after them.";
 
         secret [redis.url] = "redis://127.0.0.1:6379", "One server: redis://[user:password@]host:port[/database].";
         secret [redis.cluster] = "[\"redis://10.0.0.1:6379\", \"redis://10.0.0.2:6379\"]", "Some nodes of a Redis cluster, in place of one server.";

@@ -142,6 +142,7 @@ fn a_row_changes_its_own_field_and_no_other() {
             Some(toml::Value::Array(_)) if setting.secret => "another-secret-of-enough-bytes".to_owned(),
             Some(toml::Value::Array(_)) if setting.key.ends_with("slow_consumer") => "7 close".to_owned(),
             Some(toml::Value::Array(_)) => "127.0.0.1:9".to_owned(),
+            Some(toml::Value::Table(_)) if setting.secret => "{ name = \"text\" }".to_owned(),
             Some(toml::Value::Table(_)) => "{ sh = [\"a\"] }".to_owned(),
             Some(toml::Value::String(text)) => match text.as_str() {
                 "pretty" => "json".to_owned(),
@@ -191,4 +192,8 @@ fn secrets_are_not_shown() {
         let text = effective(&load(&sources).unwrap());
         assert!(!text.contains(secret) && text.contains("<redacted>"), "{key}: {text}");
     }
+    let properties = format!("kafka.properties={{ \"sasl.password\" = \"{secret}\" }}");
+    let text = effective(&load(&Sources { set: vec![properties], ..Sources::default() }).unwrap());
+    assert!(text.contains("properties = { \"sasl.password\" = \"<redacted>\" }"), "{text}");
+    assert!(!text.contains(secret), "{text}");
 }

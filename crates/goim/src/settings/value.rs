@@ -256,10 +256,10 @@ impl<T: Value> Value for Vec<T> {
     }
 }
 
-/// Regions and the like: names with lists of names.
-impl Value for BTreeMap<String, Vec<String>> {
+/// Names with values: regions and the like.
+impl<T: Value> Value for BTreeMap<String, T> {
     fn wants() -> String {
-        "a table of lists, such as `{ sh = [\"Shanghai\"] }`".to_owned()
+        format!("a table, such as `{{ name = \"...\" }}`, each value {}", T::wants())
     }
 
     fn from_text(text: &str) -> Option<Self> {
@@ -268,12 +268,12 @@ impl Value for BTreeMap<String, Vec<String>> {
     }
 
     fn from_toml(value: &toml::Value) -> Option<Self> {
-        value.as_table()?.iter().map(|(name, list)| Some((name.clone(), Vec::from_toml(list)?))).collect()
+        value.as_table()?.iter().map(|(name, value)| Some((name.clone(), T::from_toml(value)?))).collect()
     }
 
     fn to_toml(&self) -> Option<toml::Value> {
         let table =
-            self.iter().map(|(name, list)| Some((name.clone(), list.to_toml()?))).collect::<Option<_>>()?;
+            self.iter().map(|(name, value)| Some((name.clone(), value.to_toml()?))).collect::<Option<_>>()?;
         Some(toml::Value::Table(table))
     }
 }

@@ -114,6 +114,8 @@ fn tables() {
     );
     check::<BTreeMap<String, Vec<String>>>("{}", Some("{}"));
     check::<BTreeMap<String, Vec<String>>>("sh", None);
+    check::<BTreeMap<String, String>>(r#"{ "a.b" = "c" }"#, Some(r#"{ "a.b" = "c" }"#));
+    check::<BTreeMap<String, String>>("{ a = 1 }", None);
 }
 
 #[test]
