@@ -7,6 +7,7 @@
 #        redis.sh start DIR sentinel      a master, a replica and three Sentinels; prints the addresses of the Sentinels
 #        redis.sh stop DIR                stop all of them
 #
+# REDIS_HOST in the environment is an address at which the single server listens besides 127.0.0.1.
 # The master that the Sentinels know is called "goim". In DIR each server has a folder named by its port, with its pid file.
 # Exits with 2 when Redis cannot be had.
 set -euo pipefail
@@ -68,9 +69,12 @@ answers() { # PORT
 start_single() {
   local ports
   if [ -e "$1/port" ]; then ports=$(cat "$1/port"); else ports=$(free_ports 1); echo "$ports" > "$1/port"; fi
-  server "$1" "$ports"
+  local host=${REDIS_HOST:-127.0.0.1} bind=127.0.0.1
+  [ "$host" = 127.0.0.1 ] || bind="$bind $host"
+  # shellcheck disable=SC2086
+  server "$1" "$ports" --bind $bind --protected-mode no
   answers "$ports"
-  echo "redis://127.0.0.1:$ports"
+  echo "redis://$host:$ports"
 }
 
 start_cluster() {
@@ -152,5 +156,5 @@ case "${1:-}" in
     "start_${3:-single}" "$(cd "$2" && pwd)"
     ;;
   stop) stop "${2:?a folder}" ;;
-  *) sed -n '2,11p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 64 ;;
+  *) sed -n '2,12p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 64 ;;
 esac

@@ -1,0 +1,234 @@
+#!/usr/bin/env bash
+# A cluster on this machine: Redis, Kafka, two logics, two comets and two jobs, each a process of its own.
+#
+# usage: cluster.sh start DIR [SETTING=VALUE ...]   start all of it; settings are for all roles. Prints what listens where
+#        cluster.sh stop DIR                        drain and stop all of it
+#        cluster.sh status DIR                      print what runs and what listens where
+#        cluster.sh restart DIR NAME                stop one gently and start it again, as an upgrade does
+#        cluster.sh kill DIR NAME                   end one as a crash would
+#        cluster.sh again DIR NAME                  start one that has ended
+#        cluster.sh freeze|thaw DIR NAME            stop one in the middle of what it does; let it go on
+#
+# NAME is logic1, logic2, comet1, comet2, job1, job2, redis or kafka. DIR holds logs, process ids and what Kafka keeps.
+# In the environment:
+#   CLUSTER_BINARY        the goim to run                           target/release/goim
+#   CLUSTER_PORTS         "free" takes free ports                   goim's own, and 100 more for each second one
+#   CLUSTER_HOST          where everything listens                  127.0.0.1
+#   CLUSTER_HOST_<NAME>   the same of one process                   CLUSTER_HOST
+#   CLUSTER_RUN_<NAME>    what one process is run by                nothing
+set -euo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+binary=${CLUSTER_BINARY:-$root/target/release/goim}
+names="logic1 logic2 comet1 comet2 job1 job2"
+
+say() { echo "cluster.sh: $*" >&2; }
+
+usage() {
+  sed -n '2,19p' "$0" | sed 's/^# \{0,1\}//' >&2
+  exit 64
+}
+
+free_ports() { # COUNT
+  python3 - "$1" << 'PYTHON'
+import socket, sys
+held = [socket.socket() for _ in range(int(sys.argv[1]))]
+for s in held:
+    s.bind(("127.0.0.1", 0))
+print(*[s.getsockname()[1] for s in held])
+PYTHON
+}
+
+host_of() { # NAME
+  local own=CLUSTER_HOST_$1
+  echo "${!own:-${CLUSTER_HOST:-127.0.0.1}}"
+}
+
+# Lines of "NAME WHAT HOST:PORT".
+choose_addresses() {
+  local ports=() name what
+  [ "${CLUSTER_PORTS:-}" != free ] || read -r -a ports <<< "$(free_ports 14)"
+  address() { # NAME WHAT PORT
+    local port=$3
+    if [ "${CLUSTER_PORTS:-}" = free ]; then port=${ports[0]}; ports=("${ports[@]:1}"); fi
+    echo "$1 $2 $(host_of "$1"):$port"
+  }
+  for nth in 1 2; do
+    local more=$(((nth - 1) * 100))
+    address logic$nth http $((3111 + more))
+    address logic$nth rpc $((3119 + more))
+    for what in "pages 3100" "tcp 3101" "websocket 3102" "rpc 3109"; do
+      address comet$nth "${what% *}" $((${what#* } + more))
+    done
+    address job$nth pages $((3120 + more))
+  done
+}
+
+address_of() { # DIR NAME WHAT
+  awk -v name="$2" -v what="$3" '$1 == name && $2 == what { print $3 }' "$1/addresses"
+}
+
+# What one role is told, besides what all are.
+settings_of() { # DIR NAME
+  local dir=$1 name=$2 logics
+  case $name in
+    logic*)
+      echo "http.listen=$(address_of "$dir" "$name" http)"
+      echo "rpc.logic=$(address_of "$dir" "$name" rpc)"
+      ;;
+    comet*)
+      logics="\"grpc://$(address_of "$dir" logic1 rpc)\", \"grpc://$(address_of "$dir" logic2 rpc)\""
+      echo "cluster.logic=[$logics]"
+      echo "comet.node.server=$name"
+      echo "comet.node.public_addrs=$(host_of "$name")"
+      echo "comet.listen.tcp=$(address_of "$dir" "$name" tcp)"
+      echo "comet.listen.websocket=$(address_of "$dir" "$name" websocket)"
+      echo "comet.listen.websocket_tls="
+      echo "rpc.comet=$(address_of "$dir" "$name" rpc)"
+      echo "cluster.comet_pages=$(address_of "$dir" "$name" pages)"
+      ;;
+    job*) echo "cluster.job_pages=$(address_of "$dir" "$name" pages)" ;;
+  esac
+}
+
+is_up() { # DIR NAME
+  local pid
+  pid=$(cat "$1/$2.pid" 2> /dev/null) && kill -0 "$pid" 2> /dev/null
+}
+
+is_ready() { # HOST:PORT
+  local status
+  {
+    exec 3<> "/dev/tcp/${1%:*}/${1#*:}" && printf 'GET /readyz HTTP/1.0\r\n\r\n' >&3 && read -r status <&3
+  } 2> /dev/null || return 1
+  exec 3>&-
+  [[ $status == *" 200 "* ]]
+}
+
+launch() { # DIR NAME
+  local dir=$1 name=$2 arguments=() setting run=CLUSTER_RUN_$2
+  while IFS= read -r setting; do arguments+=(--set "$setting"); done < <(
+    echo "redis.url=$(cat "$dir/redis.url")"
+    echo "kafka.brokers=$(cat "$dir/kafka.broker")"
+    settings_of "$dir" "$name"
+    cat "$dir/settings"
+  )
+  # What ends a shell must not end the cluster.
+  # shellcheck disable=SC2086
+  ${!run:-} setsid "$binary" "${name%[0-9]}" "${arguments[@]}" >> "$dir/$name.log" 2>&1 < /dev/null &
+  echo $! > "$dir/$name.pid"
+}
+
+wait_until_ready() { # DIR NAME
+  local pages=pages
+  [[ $2 != logic* ]] || pages=http
+  for _ in $(seq 600); do
+    ! is_ready "$(address_of "$1" "$2" "$pages")" || return 0
+    is_up "$1" "$2" || { say "$2 has ended:"; tail -n 20 "$1/$2.log" >&2; exit 1; }
+    sleep 0.05
+  done
+  say "$2 is not ready after 30 s:"
+  tail -n 20 "$1/$2.log" >&2
+  exit 1
+}
+
+end() { # SIGNAL DIR NAME
+  local pid
+  pid=$(cat "$2/$3.pid" 2> /dev/null) || return 0
+  kill -CONT "$pid" 2> /dev/null || true
+  kill "-$1" "$pid" 2> /dev/null || true
+  # A drain may take 30 s.
+  for _ in $(seq 900); do
+    kill -0 "$pid" 2> /dev/null || { rm -f "$2/$3.pid"; return 0; }
+    sleep 0.05
+  done
+  say "$3 does not end; killing it"
+  kill -KILL "$pid" 2> /dev/null || true
+  rm -f "$2/$3.pid"
+}
+
+start_engine() { # DIR redis|kafka
+  case $2 in
+    redis) REDIS_HOST=$(host_of redis) "$root/scripts/engines/redis.sh" start "$1/redis" > "$1/redis.url" ;;
+    kafka) "$root/scripts/engines/kafka.sh" start "$1/kafka" > "$1/kafka.broker" ;;
+  esac
+}
+
+start() { # DIR SETTINGS...
+  local dir=$1 name
+  shift
+  [ -x "$binary" ] || { say "no $binary: make cluster builds it"; exit 1; }
+  for name in $names; do
+    ! is_up "$dir" "$name" || { say "$name runs already; stop it with: $0 stop $dir"; exit 1; }
+  done
+  printf '%s\n' "$@" | sed '/^$/d' > "$dir/settings"
+  [ -e "$dir/addresses" ] || choose_addresses > "$dir/addresses"
+  trap 'say "stopping what was started"; stop "$dir"' EXIT
+  start_engine "$dir" redis
+  start_engine "$dir" kafka
+  for name in $names; do launch "$dir" "$name"; done
+  for name in $names; do wait_until_ready "$dir" "$name"; done
+  trap - EXIT
+  status "$dir"
+}
+
+# Clients first, so that what was accepted is handed over.
+stop() { # DIR
+  local name
+  for name in comet1 comet2; do end TERM "$1" "$name" & done
+  wait
+  for name in logic1 logic2 job1 job2; do end TERM "$1" "$name" & done
+  wait
+  "$root/scripts/engines/kafka.sh" stop "$1/kafka"
+  "$root/scripts/engines/redis.sh" stop "$1/redis"
+}
+
+status() { # DIR
+  local name
+  for name in $names; do
+    if is_up "$1" "$name"; then echo "$name process $(cat "$1/$name.pid")"; else echo "$name stopped"; fi
+  done
+  cat "$1/addresses"
+  echo "redis url $(cat "$1/redis.url")"
+  echo "kafka broker $(cat "$1/kafka.broker")"
+  echo "logs in $1"
+}
+
+engine_signal() { # SIGNAL DIR redis|kafka
+  local file=$2/kafka/pid
+  [ "$3" = kafka ] || file=$(echo "$2"/redis/*/pid)
+  kill "-$1" "$(cat "$file")"
+}
+
+one() { # VERB DIR NAME
+  local verb=$1 dir=$2 name=$3
+  case $verb-$name in
+    kill-kafka) "$root/scripts/engines/kafka.sh" kill "$dir/kafka" ;;
+    # It keeps nothing: this is as good as a crash.
+    kill-redis) "$root/scripts/engines/redis.sh" stop "$dir/redis" ;;
+    restart-redis | restart-kafka) "$root/scripts/engines/$name.sh" stop "$dir/$name" && start_engine "$dir" "$name" ;;
+    again-redis | again-kafka) start_engine "$dir" "$name" ;;
+    freeze-redis | freeze-kafka) engine_signal STOP "$dir" "$name" ;;
+    thaw-redis | thaw-kafka) engine_signal CONT "$dir" "$name" ;;
+    kill-*) end KILL "$dir" "$name" ;;
+    again-*) launch "$dir" "$name" && wait_until_ready "$dir" "$name" ;;
+    restart-*) end TERM "$dir" "$name" && launch "$dir" "$name" && wait_until_ready "$dir" "$name" ;;
+    freeze-*) kill -STOP "$(cat "$dir/$name.pid")" ;;
+    thaw-*) kill -CONT "$(cat "$dir/$name.pid")" ;;
+  esac
+}
+
+verb=${1:-}
+dir=${2:-}
+[ -n "$dir" ] || usage
+[ "$verb" != start ] || mkdir -p "$dir"
+dir=$(cd "$dir" && pwd)
+shift 2
+case $verb in
+  start) start "$dir" "$@" ;;
+  stop | status) "$verb" "$dir" ;;
+  restart | kill | again | freeze | thaw)
+    [[ " $names redis kafka " == *" ${1:-} "* ]] || usage
+    one "$verb" "$dir" "$1"
+    ;;
+  *) usage ;;
+esac
