@@ -18,8 +18,8 @@ use harness::load::{Published, Publisher, Session, Verdict, whole_again};
 const SESSIONS: usize = 16;
 /// How long it may take until everybody is reached again, once who was killed is back.
 const WHOLE_AGAIN: Duration = Duration::from_secs(10);
-/// A message that waits for a comet that hangs waits for the deadline of a call at least, which is 5 s.
-const UNDELAYED: Duration = Duration::from_millis(2500);
+/// A message that waits for a comet that hangs waits until it is given up, 15 s; the first one of a room a quarter of a second.
+const UNDELAYED: Duration = Duration::from_millis(1500);
 
 struct Row {
     name: String,

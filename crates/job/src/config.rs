@@ -40,7 +40,8 @@ pub struct CometConfig {
     /// Lanes for each comet, besides one for broadcasts: calls that may be under way at once. Keys and rooms are spread
     /// over them. Default 8.
     pub lanes: NonZeroUsize,
-    /// Calls that wait in one lane. Default 1,024, as in goim. When a lane is full, nothing is read.
+    /// Calls that wait in one lane. Default 1,024, as in goim. When a lane is full, nothing is read; a comet that has answered
+    /// nothing for a second is given up then.
     pub lane_calls_max: NonZeroUsize,
     /// How long one call may take. Default 5 s.
     pub call_deadline: Duration,
@@ -56,7 +57,8 @@ pub struct CometConfig {
     pub busy_patience: Duration,
 }
 
-/// Records that were read and are not handed over. Beyond either bound nothing is read.
+/// Records that were read and are not handed over. Beyond either bound nothing is read, and comets that have answered nothing
+/// for a second are given up.
 #[derive(Debug, Clone)]
 pub struct InFlightConfig {
     /// Their number. Default 100,000.

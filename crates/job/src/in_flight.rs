@@ -66,31 +66,54 @@ pub(crate) struct Ticket {
 /// told: so that no way out of a worker, a panic included, leaves a record open for ever.
 #[derive(Debug, Clone)]
 #[must_use = "dropping it says that the call is over"]
-pub(crate) struct Share(#[allow(dead_code)] Arc<Tickets>);
+pub(crate) struct Share {
+    /// Of a room's batch.
+    flight: Option<Arc<Flight>>,
+    tickets: Arc<Tickets>,
+}
 
 #[derive(Debug)]
 struct Tickets {
     in_flight: Arc<InFlight>,
     tickets: Vec<Ticket>,
-    /// Of a room's batch.
-    flight: Option<Flight>,
 }
 
 impl Share {
     pub(crate) fn new(in_flight: &Arc<InFlight>, tickets: Vec<Ticket>) -> Self {
-        Self(Arc::new(Tickets { in_flight: Arc::clone(in_flight), tickets, flight: None }))
+        Self { flight: None, tickets: Arc::new(Tickets { in_flight: Arc::clone(in_flight), tickets }) }
     }
 
-    /// The same of a batch of a room, whose next may leave when these records are finished.
+    /// The same of a batch of a room, whose next may leave when the last share is dropped.
     pub(crate) fn of_room(in_flight: &Arc<InFlight>, tickets: Vec<Ticket>, flight: Flight) -> Self {
-        Self(Arc::new(Tickets { in_flight: Arc::clone(in_flight), tickets, flight: Some(flight) }))
+        let mut share = Self::new(in_flight, tickets);
+        share.flight = Some(Arc::new(flight));
+        share
+    }
+
+    /// The same for a comet for whose answer the room's next batch need not wait.
+    pub(crate) fn without_flight(&self) -> Self {
+        Self { flight: None, tickets: Arc::clone(&self.tickets) }
+    }
+
+    /// A comet has answered, or was given up.
+    pub(crate) fn has_answered(&self) {
+        if let Some(flight) = &self.flight {
+            flight.has_answer();
+        }
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        // First, so that whoever is told that something has changed finds it.
+        if self.flight.take().is_some_and(|flight| Arc::into_inner(flight).is_some()) {
+            self.tickets.in_flight.changed.notify_one();
+        }
     }
 }
 
 impl Drop for Tickets {
     fn drop(&mut self) {
-        // First, so that whoever is told that something has changed finds it.
-        drop(self.flight.take());
         self.in_flight.finish(&self.tickets);
     }
 }

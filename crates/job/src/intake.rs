@@ -15,7 +15,7 @@ use goim_ports::{
     ServerId,
 };
 use goim_wire::batch::BatchBuilder;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::at_once::{AtOnce, ToIdle};
 use crate::config::Config;
@@ -27,6 +27,9 @@ use crate::rooms::{Batch, Message, Rooms};
 
 /// How often comets that have gone are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How often is looked, while nothing can be read, whether a comet that hangs is the reason.
+const HUNG_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Pause after the first failed read; doubled with each further one up to [`READ_PAUSE_MAX`].
 const READ_PAUSE_MIN: Duration = Duration::from_millis(100);
@@ -98,7 +101,10 @@ impl Intake {
 
     async fn next_event(&mut self, shutdown: Pin<&mut (impl Future<Output = ()> + Send)>) -> Event {
         let now = Instant::now();
-        let due = self.rooms.next_due().map_or(self.next_sweep, |due| due.min(self.next_sweep));
+        let mut due = self.rooms.next_due().map_or(self.next_sweep, |due| due.min(self.next_sweep));
+        if !self.in_flight.has_room() {
+            due = due.min(now + HUNG_CHECK_INTERVAL);
+        }
         let paused = self.read_pause.map(|(until, _)| until).filter(|until| *until > now);
         let may_read = paused.is_none() && self.in_flight.has_room() && self.rooms.has_room();
         tokio::select! {
@@ -164,6 +170,9 @@ impl Intake {
     /// What has to be done from time to time, cheap when there is nothing to do.
     async fn housekeeping(&mut self) {
         self.report_done();
+        if !self.in_flight.has_room() {
+            self.lanes.give_up_hung();
+        }
         let now = Instant::now();
         let mut batches = Vec::new();
         self.rooms.take_due(now, &mut batches);
@@ -236,9 +245,13 @@ impl Intake {
             self.metrics.handed_over(Outcome::NoComet);
         }
         let lane = self.lanes.lane_of(batch.push.room.as_str());
+        // A single comet has nobody to hold up, and the room's batches grow while it is slow.
+        let are_several = comets.len() > 1;
         let part = comets.into_iter().map(|(server, _)| {
             let request = Request::Room(batch.push.clone());
-            Assignment { server, lane, request, share: share.clone() }
+            let is_waited_for = !are_several || !self.lanes.is_late(&server);
+            let share = if is_waited_for { share.clone() } else { share.without_flight() };
+            Assignment { server, lane, request, share }
         });
         part.collect()
     }
@@ -273,6 +286,7 @@ impl Intake {
                     return;
                 }
                 () = self.in_flight.changed() => self.report_done(),
+                () = sleep(HUNG_CHECK_INTERVAL) => held.comet.give_up_if_hung(),
             }
         }
     }

@@ -2,19 +2,21 @@
 //!
 //! A comet that cannot be reached, or does not answer in time, is asked again a few times. When that fails too it is
 //! *down* for all its lanes: what is for it is given up at once, until it answers a probe. The probe asks for something
-//! harmless, so that no message has to be risked, and no lane to be blocked, to find out.
+//! harmless, so that no message has to be risked, and no lane to be blocked, to find out. A comet that hangs goes down before
+//! that, when its lanes are full: others must not wait for it.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use goim_ports::{Broadcast, Call, CometError, CometPool, CometPort, KeyPush, RoomPush, ServerId};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::config::CometConfig;
 use crate::in_flight::{Level, Share};
 use crate::metrics::{Metrics, Outcome};
+use crate::silence::Silence;
 
 /// What a comet is asked.
 #[derive(Debug)]
@@ -41,7 +43,8 @@ pub(crate) struct Comet {
     pub(crate) metrics: Arc<Metrics>,
     /// Calls that wait in its lanes or are under way.
     pub(crate) calls: Level,
-    down: AtomicBool,
+    silence: Silence,
+    down: watch::Sender<bool>,
     /// Calls given up since it went down.
     lost: AtomicU64,
 }
@@ -54,7 +57,7 @@ impl Comet {
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
         let (calls, down, lost) = Default::default();
-        Arc::new(Self { server, pool, config, metrics, calls, down, lost })
+        Arc::new(Self { server, pool, config, metrics, calls, silence: Silence::new(), down, lost })
     }
 
     /// Works until the lane's queue is closed and empty.
@@ -63,6 +66,7 @@ impl Comet {
             let Work { request, share, open } = work;
             let outcome = self.hand_over(&request).await;
             self.metrics.handed_over(outcome);
+            share.has_answered();
             drop(open);
             drop(share);
         }
@@ -90,7 +94,7 @@ impl Comet {
                     }
                 }
                 Err(error @ (CometError::Unavailable(_) | CometError::Timeout)) => {
-                    if retries == 0 {
+                    if retries == 0 || self.is_down() {
                         self.goes_down(&error);
                         return Outcome::Undeliverable;
                     }
@@ -112,7 +116,13 @@ impl Comet {
             Call::Ready(answer) => answer,
             Call::Pending(answer) => {
                 let started = Instant::now();
-                let answer = timeout(self.config.call_deadline, answer).await;
+                self.silence.asked();
+                let mut down = self.down.subscribe();
+                let answer = tokio::select! {
+                    answer = timeout(self.config.call_deadline, answer) => answer.ok(),
+                    _ = down.wait_for(|is_down| *is_down) => None,
+                };
+                self.silence.ended(answer.is_some());
                 self.metrics.call_seconds.observe(started.elapsed().as_secs_f64());
                 answer.unwrap_or(Err(CometError::Timeout))
             }
@@ -120,12 +130,24 @@ impl Comet {
     }
 
     pub(crate) fn is_down(&self) -> bool {
-        self.down.load(Ordering::Relaxed)
+        *self.down.borrow()
+    }
+
+    /// True when others should not wait for it: it is silent for too long, or was given up.
+    pub(crate) fn is_late(&self) -> bool {
+        self.is_down() || self.silence.is_late()
+    }
+
+    /// Gives it up if it hangs: for when what waits for it stands in the way of others.
+    pub(crate) fn give_up_if_hung(self: &Arc<Self>) {
+        if !self.is_down() && self.silence.is_hung() {
+            self.goes_down(&CometError::Timeout);
+        }
     }
 
     fn goes_down(self: &Arc<Self>, error: &CometError) {
         self.lost.fetch_add(1, Ordering::Relaxed);
-        if self.down.swap(true, Ordering::Relaxed) {
+        if self.down.send_replace(true) {
             return;
         }
         self.metrics.comets_down.inc();
@@ -135,7 +157,7 @@ impl Comet {
 
     fn comes_back(&self) {
         let lost = self.lost.swap(0, Ordering::Relaxed);
-        self.down.store(false, Ordering::Relaxed);
+        self.down.send_replace(false);
         self.metrics.comets_down.dec();
         tracing::info!(server = %self.server, lost, "comet is no longer given up");
     }

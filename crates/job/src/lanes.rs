@@ -29,6 +29,7 @@ pub(crate) struct Assignment {
 
 /// A call whose lane is full, with the lane.
 pub(crate) struct Held {
+    pub(crate) comet: Arc<Comet>,
     pub(crate) lane: mpsc::Sender<Work>,
     pub(crate) work: Work,
 }
@@ -89,7 +90,9 @@ impl Lanes {
         let work = Work { request, share, open: OpenCall::new(&lanes.comet) };
         match queue.try_send(work) {
             Ok(()) => None,
-            Err(TrySendError::Full(work)) => Some(Held { lane: queue.clone(), work }),
+            Err(TrySendError::Full(work)) => {
+                Some(Held { comet: Arc::clone(&lanes.comet), lane: queue.clone(), work })
+            }
             Err(TrySendError::Closed(work)) => {
                 // A worker ends early only by a panic: a bug in a port. The comet goes on with new lanes.
                 self.metrics.worker_panics.inc();
@@ -104,6 +107,16 @@ impl Lanes {
     /// True when nothing that was assigned to the comet waits or is under way, and it was not given up.
     pub(crate) fn is_idle(&self, server: &ServerId) -> bool {
         self.comets.get(server).is_none_or(|lanes| lanes.comet.calls.is_zero() && !lanes.comet.is_down())
+    }
+
+    /// True when others should not wait for this comet's answers.
+    pub(crate) fn is_late(&self, server: &ServerId) -> bool {
+        self.comets.get(server).is_some_and(|lanes| lanes.comet.is_late())
+    }
+
+    /// Gives up the comets that hang.
+    pub(crate) fn give_up_hung(&self) {
+        self.comets.values().for_each(|lanes| lanes.comet.give_up_if_hung());
     }
 
     fn lanes_to(&mut self, server: &ServerId) -> &CometLanes {

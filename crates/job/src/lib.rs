@@ -27,6 +27,7 @@ mod lane;
 mod lanes;
 mod metrics;
 mod rooms;
+mod silence;
 
 use std::future::Future;
 use std::sync::Arc;

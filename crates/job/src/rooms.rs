@@ -7,6 +7,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::mem;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,9 +18,10 @@ use tokio::time::Instant;
 
 use crate::config::RoomConfig;
 use crate::in_flight::Ticket;
+use crate::silence::LATE;
 
 /// How long a batch that is out keeps its room's next back: a comet that hangs must not hold up the others until it is
-/// given up.
+/// given up. When one of several comets has answered it is [`LATE`], when none has it is this.
 const OUT_MAX: Duration = Duration::from_secs(1);
 
 /// The rooms that had a message within the last interval, or have one on its way.
@@ -33,7 +35,9 @@ pub(crate) struct Rooms {
     woken: Vec<RoomId>,
     /// Rooms whose batch has been handed over, with the number of that batch.
     landed: Arc<Mutex<Vec<(RoomId, u64)>>>,
-    /// When a batch that is still out keeps its room's next back no longer, earliest first.
+    /// When a batch that is still out, and was answered by some, keeps its room's next back no longer; earliest first.
+    late: VecDeque<(Instant, RoomId, u64, Arc<AtomicBool>)>,
+    /// The same of one that nobody has answered.
     overdue: VecDeque<(Instant, RoomId, u64)>,
     /// Number of the next batch.
     next_flight: u64,
@@ -84,6 +88,14 @@ pub(crate) struct Flight {
     room: RoomId,
     number: u64,
     landed: Arc<Mutex<Vec<(RoomId, u64)>>>,
+    is_answered: Arc<AtomicBool>,
+}
+
+impl Flight {
+    /// One comet is done with it.
+    pub(crate) fn has_answer(&self) {
+        self.is_answered.store(true, Ordering::Relaxed);
+    }
 }
 
 impl Drop for Flight {
@@ -95,8 +107,8 @@ impl Drop for Flight {
 
 impl Rooms {
     pub(crate) fn new(config: RoomConfig) -> Self {
-        let (rooms, ends, woken, landed, overdue) = Default::default();
-        Self { config, rooms, ends, woken, landed, overdue, next_flight: 0, sealed: 0 }
+        let (rooms, ends, woken, landed, late, overdue) = Default::default();
+        Self { config, rooms, ends, woken, landed, late, overdue, next_flight: 0, sealed: 0 }
     }
 
     /// False while a full batch waits for the one before it: then nothing more should be read.
@@ -151,6 +163,11 @@ impl Rooms {
             }
         }
         self.land(now, out);
+        while let Some((_, id, number, is_answered)) = self.late.pop_front_if(|(at, ..)| *at <= now) {
+            if is_answered.load(Ordering::Relaxed) {
+                self.is_no_longer_out(&id, number, now, out);
+            }
+        }
         while let Some((_, id, number)) = self.overdue.pop_front_if(|(at, ..)| *at <= now) {
             self.is_no_longer_out(&id, number, now, out);
         }
@@ -193,15 +210,17 @@ impl Rooms {
 
     /// When [`Rooms::take_due`] has something to do next by the clock.
     pub(crate) fn next_due(&self) -> Option<Instant> {
+        let late = self.late.front().map(|(at, ..)| *at);
         let overdue = self.overdue.front().map(|(at, ..)| *at);
         let ends = self.ends.front().map(|(ends, _)| *ends);
-        ends.into_iter().chain(overdue).min()
+        ends.into_iter().chain(late).chain(overdue).min()
     }
 
     /// Everything that waits, for the end.
     pub(crate) fn take_all(&mut self, out: &mut Vec<Batch>) {
         self.ends.clear();
         self.woken.clear();
+        self.late.clear();
         self.overdue.clear();
         self.sealed = 0;
         for (id, mut room) in self.rooms.drain() {
@@ -238,13 +257,16 @@ impl Rooms {
         (room.ends, room.out) = (Some(ends), Some(number));
         self.ends.push_back((ends, id.clone()));
         self.overdue.push_back((now + OUT_MAX, id.clone(), number));
-        out.push(fly(batch, number, &self.landed));
+        let batch = fly(batch, number, &self.landed);
+        self.late.push_back((now + LATE, id.clone(), number, Arc::clone(&batch.flight.is_answered)));
+        out.push(batch);
     }
 }
 
 fn fly(batch: Waiting, number: u64, landed: &Arc<Mutex<Vec<(RoomId, u64)>>>) -> Batch {
     let Waiting { push, tickets } = batch;
-    let flight = Flight { room: push.room.clone(), number, landed: Arc::clone(landed) };
+    let flight =
+        Flight { room: push.room.clone(), number, landed: Arc::clone(landed), is_answered: Arc::default() };
     Batch { push, tickets, flight }
 }
 

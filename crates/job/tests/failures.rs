@@ -5,7 +5,7 @@ mod support;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use goim_job::{CometConfig, Config, RoomConfig};
+use goim_job::{CometConfig, Config, InFlightConfig, RoomConfig};
 use goim_ports::CometError;
 use support::{Mode, Recorder, Rig, settle, to_all, to_key, to_room};
 
@@ -56,24 +56,77 @@ async fn a_comet_that_was_given_up_gets_messages_again_when_it_answers() {
     assert_eq!(comet.summary(), ["key:k: 2"]);
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_full_lane_holds_the_reader_back_until_the_comet_is_given_up() {
-    let (hung, well) = (Recorder::new(Mode::Never), Recorder::new(Mode::AtOnce));
-    let comet = CometConfig { lane_calls_max: NonZeroUsize::new(2).unwrap(), ..CometConfig::default() };
+fn full_after(lane_calls_max: usize) -> Config {
+    let lane_calls_max = NonZeroUsize::new(lane_calls_max).unwrap();
     let room = RoomConfig { batch_messages_max: NonZeroUsize::MIN, ..RoomConfig::default() };
-    let mut rig = Rig::new(Config { comet, room, ..Config::default() }, &[("hung", &hung), ("well", &well)]);
-    for n in 0..10 {
-        rig.append(vec![to_room("r", n.to_string())]);
+    Config { comet: CometConfig { lane_calls_max, ..CometConfig::default() }, room, ..Config::default() }
+}
+
+fn bodies(comet: &Recorder) -> Vec<String> {
+    comet.got().iter().flat_map(|got| got.bodies.clone()).collect()
+}
+
+fn numbers(count: usize) -> Vec<String> {
+    (0..count).map(|n| n.to_string()).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_lane_of_a_comet_that_hangs_holds_the_reader_back_for_a_second() {
+    let (hung, well) = (Recorder::new(Mode::Never), Recorder::new(Mode::AtOnce));
+    let mut rig = Rig::new(full_after(2), &[("hung", &hung), ("well", &well)]);
+    for n in numbers(10) {
+        rig.append(vec![to_room("r", n)]);
     }
-    // A batch that hangs keeps the next one back for a second.
-    tokio::time::sleep(Duration::from_secs(5)).await;
-    // One under way, two in the lane, one held, one behind it: the other comet has all but the last.
-    assert!((4..=5).contains(&well.got().len()), "{:?}", well.summary());
-    assert!(rig.unread() >= 4, "{}", rig.unread());
+    tokio::time::sleep(Duration::from_millis(900)).await;
+    assert_eq!(rig.metric("job_comets_down"), 0.0, "it may yet answer");
+    assert!(rig.unread() >= 1 && rig.metric("job_held_back_total") >= 1.0);
+    tokio::time::sleep(Duration::from_millis(900)).await;
+    assert_eq!(bodies(&well), numbers(10));
+    assert_eq!((rig.metric("job_comets_down"), rig.done()), (1.0, Some(9)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_lane_of_a_comet_that_answers_is_waited_for() {
+    let (slow, well) =
+        (Recorder::new(Mode::After(Duration::from_millis(700))), Recorder::new(Mode::AtOnce));
+    let mut rig = Rig::new(full_after(2), &[("slow", &slow), ("well", &well)]);
+    for n in numbers(20) {
+        rig.append(vec![to_room("r", n)]);
+    }
+    rig.until("handed over", |rig| rig.done() == Some(19)).await;
+    assert_eq!((bodies(&slow), bodies(&well)), (numbers(20), numbers(20)));
     assert!(rig.metric("job_held_back_total") >= 1.0);
-    rig.until("given up", |rig| rig.done() == Some(9)).await;
-    let bodies: Vec<_> = well.got().iter().flat_map(|got| got.bodies.clone()).collect();
-    assert_eq!(bodies, (0..10).map(|n| n.to_string()).collect::<Vec<_>>());
+    assert_eq!(rig.metric("job_handovers_total{result=\"undeliverable\"}"), 0.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_comet_that_hangs_does_not_fill_what_may_be_in_flight_for_long() {
+    let (hung, well) = (Recorder::new(Mode::Never), Recorder::new(Mode::AtOnce));
+    let in_flight = InFlightConfig { records_max: 5.try_into().unwrap(), ..InFlightConfig::default() };
+    let mut rig =
+        Rig::new(Config { in_flight, ..Config::default() }, &[("hung", &hung), ("well", &well)]);
+    for n in numbers(50) {
+        rig.append(vec![to_key("hung", "k", n.as_str()), to_key("well", "k", n)]);
+    }
+    rig.until("handed over", |_| well.got().len() == 50).await;
+    assert!(rig.start.elapsed() < Duration::from_millis(1200), "{:?}", rig.start.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rooms_messages_wait_once_and_not_long_for_a_comet_that_hangs() {
+    let (hung, well) = (Recorder::new(Mode::Never), Recorder::new(Mode::AtOnce));
+    let mut rig = Rig::new(Config::default(), &[("hung", &hung), ("well", &well)]);
+    let mut waits = Vec::new();
+    for (count, n) in numbers(100).into_iter().enumerate() {
+        let before = rig.start.elapsed();
+        rig.append(vec![to_room("r", n)]);
+        rig.until("arrived", |_| bodies(&well).len() == count + 1).await;
+        waits.push((rig.start.elapsed() - before).as_millis());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let late: Vec<_> = waits.iter().filter(|wait| **wait > 15).collect();
+    assert!(late.len() <= 1 && late.iter().all(|wait| **wait <= 260), "{waits:?}");
+    assert_eq!(rig.metric("job_comets_down"), 0.0);
 }
 
 #[tokio::test(start_paused = true)]

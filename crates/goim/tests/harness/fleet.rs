@@ -1,10 +1,11 @@
 //! A cluster of processes, started by `scripts/cluster.sh`, that tests may kill, freeze, restart and cut off.
 
-use std::net::SocketAddr;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::unique;
+use super::{eventually, unique};
 
 /// Short times, so that what has died is noticed soon.
 const SETTINGS: [&str; 8] = [
@@ -39,6 +40,9 @@ impl Fleet {
             let found = addresses.lines().find_map(|line| line.strip_prefix(&prefix));
             found.unwrap_or_else(|| panic!("no {prefix}in {addresses}")).parse().unwrap()
         };
+        for job in ["job1", "job2"] {
+            eventually(&format!("{job} reads"), || is_reading(of(job, "pages")));
+        }
         Self {
             comets: [of("comet1", "tcp"), of("comet2", "tcp")],
             logics: [of("logic1", "http"), of("logic2", "http")],
@@ -68,6 +72,18 @@ impl Drop for Fleet {
             let _ = std::fs::remove_dir_all(&self.folder);
         }
     }
+}
+
+/// True when a job has its part of the log.
+fn is_reading(pages: SocketAddr) -> bool {
+    let metrics = || -> std::io::Result<String> {
+        let mut stream = TcpStream::connect(pages)?;
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        Ok(text)
+    };
+    metrics().is_ok_and(|text| text.contains("\ngoim_kafka_partitions 4\n"))
 }
 
 fn script(verb: &str, folder: &Path, arguments: &[&str]) {
