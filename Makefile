@@ -1,16 +1,28 @@
 # goim: what people type. `make help` lists it.
 .DEFAULT_GOAL := help
-.PHONY: help run test check counts bench config toolchain
+.PHONY: help run cluster cluster-stop death test check counts bench config toolchain
 
-# Arguments for the server, for example: make run ARGS="--set comet.listen.tcp=:4101"
+# Arguments for the server, for example: make run ARGS="--set comet.listen.tcp=:4101"; for the cluster settings without --set
 ARGS ?=
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
 
 run: toolchain  ## build the release binary, start the whole system in one process
 	cargo build --release --package goim
 	@exec ./target/release/goim serve $(ARGS)
+
+cluster: toolchain  ## build the release binary, start Redis, Kafka, two comets, two logics and two jobs on this machine
+	cargo build --release --package goim
+	@scripts/engines/redis.sh get
+	@scripts/cluster.sh start target/cluster $(ARGS)
+
+cluster-stop:  ## drain and stop all of them
+	@scripts/cluster.sh stop target/cluster
+
+death: toolchain  ## kill, restart, freeze and cut off parts of a cluster under load, and count what is lost
+	@scripts/cluster-death.sh
+	@scripts/cluster-partition.sh
 
 test: toolchain  ## get what the tests need, then run all of them
 	@scripts/test.sh

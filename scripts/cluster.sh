@@ -14,7 +14,8 @@
 #   CLUSTER_BINARY        the goim to run                           target/release/goim
 #   CLUSTER_PORTS         "free" takes free ports                   goim's own, and 100 more for each second one
 #   CLUSTER_HOST          where everything listens                  127.0.0.1
-#   CLUSTER_HOST_<NAME>   the same of one process                   CLUSTER_HOST
+#   CLUSTER_HOST_<NAME>   the same of one process, or of what it    CLUSTER_HOST
+#                         listens for: tcp, websocket, http, rpc, pages
 #   CLUSTER_RUN_<NAME>    what one process is run by                nothing
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -24,7 +25,7 @@ names="logic1 logic2 comet1 comet2 job1 job2"
 say() { echo "cluster.sh: $*" >&2; }
 
 usage() {
-  sed -n '2,19p' "$0" | sed 's/^# \{0,1\}//' >&2
+  sed -n '2,20p' "$0" | sed 's/^# \{0,1\}//' >&2
   exit 64
 }
 
@@ -38,9 +39,9 @@ print(*[s.getsockname()[1] for s in held])
 PYTHON
 }
 
-host_of() { # NAME
-  local own=CLUSTER_HOST_$1
-  echo "${!own:-${CLUSTER_HOST:-127.0.0.1}}"
+host_of() { # NAME [WHAT]
+  local own=CLUSTER_HOST_$1 kind=CLUSTER_HOST_${2:-$1}
+  echo "${!kind:-${!own:-${CLUSTER_HOST:-127.0.0.1}}}"
 }
 
 # Lines of "NAME WHAT HOST:PORT".
@@ -50,7 +51,7 @@ choose_addresses() {
   address() { # NAME WHAT PORT
     local port=$3
     if [ "${CLUSTER_PORTS:-}" = free ]; then port=${ports[0]}; ports=("${ports[@]:1}"); fi
-    echo "$1 $2 $(host_of "$1"):$port"
+    echo "$1 $2 $(host_of "$1" "$2"):$port"
   }
   for nth in 1 2; do
     local more=$(((nth - 1) * 100))

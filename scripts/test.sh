@@ -20,9 +20,17 @@ engine() {
 }
 engine scripts/engines/redis.sh get
 engine scripts/engines/kafka.sh get
-kafka=$(mktemp -d)
-log=$(mktemp)
-trap 'scripts/engines/kafka.sh stop "$kafka"; rm -rf "$kafka" "$log"' EXIT
+# All folders of the tests are in one, so that engines whose tests did not end them are found.
+TMPDIR=$(mktemp -d)
+export TMPDIR
+kafka=$TMPDIR/kafka
+log=$TMPDIR/log
+end() {
+  scripts/engines/kafka.sh stop "$kafka"
+  for folder in "$TMPDIR"/goim-*; do scripts/engines/redis.sh stop "$folder"; done
+  rm -rf "$TMPDIR"
+}
+trap end EXIT
 TEST_KAFKA=$(engine scripts/engines/kafka.sh start "$kafka")
 export TEST_KAFKA
 
@@ -40,6 +48,9 @@ if [ -n "$TEST_KAFKA" ] && [ $# = 0 ]; then
   done
   echo "again, with a cluster"
   TEST_CLUSTER=1 cargo test -p goim --locked --no-fail-fast "${suites[@]}" 2>&1 | tee -a "$log" || status=$?
+  echo "a cluster whose parts are killed, restarted, frozen and cut off"
+  scripts/cluster-death.sh 2>&1 | tee -a "$log" || status=$?
+  engine scripts/cluster-partition.sh 2>&1 | tee -a "$log" || status=$?
 fi
 
 # A binary that does not compile, or dies, has no result line; cargo's status knows.

@@ -2,13 +2,14 @@
 //! every call.
 //!
 //! There are no pings: Go servers take more than one in five minutes for an attack, and close the connection. So a peer that
-//! has vanished without a word is found by calls that are not answered.
+//! has vanished without a word is found by calls that are not answered, and by the kernel when it acknowledges nothing.
 
 use std::future::Future;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use hyper_util::client::legacy::connect::HttpConnector;
 use tokio::time::timeout;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
@@ -55,7 +56,6 @@ impl Connection {
     pub(super) fn new(address: &str, config: ClientConfig) -> Result<Self, AddressError> {
         let endpoint = address::endpoint(address)?
             .connect_timeout(config.connect_timeout)
-            .tcp_nodelay(true)
             .initial_stream_window_size(WINDOW_BYTES)
             .initial_connection_window_size(WINDOW_BYTES);
         let (channel, unanswered) = Default::default();
@@ -80,7 +80,19 @@ impl Connection {
     }
 
     fn channel(&self) -> Channel {
-        self.lock().get_or_insert_with(|| self.endpoint.connect_lazy()).clone()
+        let make = || self.endpoint.connect_with_connector_lazy(self.connector());
+        self.lock().get_or_insert_with(make).clone()
+    }
+
+    /// Of sockets that give up what is not acknowledged in time: a way that was cut and healed is tried again at ever longer
+    /// intervals, up to minutes, where a new connection goes through at once.
+    fn connector(&self) -> HttpConnector {
+        let mut connector = HttpConnector::new();
+        connector.enforce_http(false);
+        connector.set_nodelay(true);
+        connector.set_connect_timeout(Some(self.config.connect_timeout));
+        connector.set_tcp_user_timeout(Some(self.config.call_deadline));
+        connector
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Channel>> {

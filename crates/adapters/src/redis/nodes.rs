@@ -7,7 +7,7 @@
 //! said.
 
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use goim_ports::{Call, CometNode, DirectoryError, NodeDirectory, NodeError, ServerId};
 use redis::{Cmd, cmd};
@@ -44,8 +44,14 @@ struct Shared {
     store: RedisStore,
     config: RedisNodesConfig,
     snapshot: RwLock<Arc<Vec<CometNode>>>,
-    /// What this process has announced, for the timestamps.
-    announced: tokio::sync::Mutex<Vec<CometNode>>,
+    announced: tokio::sync::Mutex<Vec<Announced>>,
+}
+
+/// What this process has announced.
+struct Announced {
+    node: CometNode,
+    /// When the last announcement that was answered began: its lease is this long at least.
+    begun: Instant,
 }
 
 /// A comet's record.
@@ -163,10 +169,11 @@ impl Shared {
 
     async fn announce(&self, mut node: CometNode) -> Result<(), DirectoryError> {
         let mut announced = self.announced.lock().await;
-        let known = announced.iter().position(|known| known.server == node.server);
-        node.latest_timestamp = match known {
-            Some(known) if is_same(&announced[known], &node) => announced[known].latest_timestamp,
-            Some(known) => now().max(announced[known].latest_timestamp + 1),
+        let begun = Instant::now();
+        let known = announced.iter().position(|known| known.node.server == node.server);
+        node.latest_timestamp = match known.map(|known| &announced[known].node) {
+            Some(known) if is_same(known, &node) => known.latest_timestamp,
+            Some(known) => now().max(known.latest_timestamp + 1),
             None => now(),
         };
         let lease = u64::try_from(self.config.lease.as_millis()).unwrap_or(u64::MAX);
@@ -178,11 +185,14 @@ impl Shared {
             cmd("SADD").arg(NAMES).arg(&name).to_owned(),
         ];
         let before: Option<String> = answer(self.store.run(commands).await?.into_iter().nth(1))?;
-        if before.is_none() && known.is_some() {
+        // Redis may have taken an announcement whose answer never came, when all was over: the time counts too.
+        let may_have_ended = known.is_some_and(|known| announced[known].begun.elapsed() > self.config.lease);
+        if may_have_ended || before.is_none() && known.is_some() {
             // Meanwhile its sessions may have been removed.
             tracing::warn!(server = name, "the lease of this comet had ended; it says again what it has");
             self.store.lost();
         }
+        let node = Announced { node, begun };
         match known {
             Some(known) => announced[known] = node,
             None => announced.push(node),
@@ -192,7 +202,7 @@ impl Shared {
     }
 
     async fn withdraw(&self, server: ServerId) -> Result<(), DirectoryError> {
-        self.announced.lock().await.retain(|known| known.server != server);
+        self.announced.lock().await.retain(|known| known.node.server != server);
         // Else it might be kept for one that Redis has lost.
         let mut without = Vec::clone(&self.snapshot.read().unwrap_or_else(PoisonError::into_inner));
         without.retain(|comet| comet.server != server);

@@ -12,7 +12,10 @@ use redis::aio::{ConnectionManager, ConnectionManagerConfig, MultiplexedConnecti
 use redis::cluster::ClusterClientBuilder;
 use redis::cluster_async::ClusterConnection;
 use redis::sentinel::{SentinelClient, SentinelServerType};
-use redis::{AsyncConnectionConfig, Client, Cmd, ErrorKind, Pipeline, RedisResult, Value};
+use redis::io::tcp::TcpSettings;
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ErrorKind, IntoConnectionInfo, Pipeline, RedisResult, Value,
+};
 use tokio::sync::{Mutex, Semaphore, watch};
 use tokio::time::timeout;
 
@@ -204,9 +207,12 @@ impl Way {
             reason: error.to_string(),
         };
         let deadline = config.deadline;
+        // What is not acknowledged in time is not tried again at ever longer intervals: the connection is made anew.
+        let socket = TcpSettings::default().set_nodelay(true).set_user_timeout(deadline.saturating_mul(2));
         match &config.place {
             RedisPlace::Single(url) => {
-                let client = Client::open(url.as_str()).map_err(wrong)?;
+                let info = url.as_str().into_connection_info().map_err(wrong)?.set_tcp_settings(socket);
+                let client = Client::open(info).map_err(wrong)?;
                 let manager = ConnectionManagerConfig::new()
                     .set_connection_timeout(Some(deadline))
                     .set_response_timeout(Some(deadline))
@@ -222,6 +228,7 @@ impl Way {
                 let client = ClusterClientBuilder::new(nodes.iter().map(String::as_str))
                     .connection_timeout(deadline)
                     .response_timeout(deadline)
+                    .tcp_settings(socket)
                     .build()
                     .map_err(wrong)?;
                 client.get_async_connection().await.map(Self::Cluster).map_err(unavailable)

@@ -450,3 +450,27 @@ async fn a_redis_that_has_lost_everything_makes_nobody_disappear() {
     }
     assert!(*losses.borrow() >= 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_announcement_that_redis_takes_too_late_counts_as_a_loss() {
+    let Some(own) = Own::start("single") else { return };
+    let mut config = own.config();
+    config.deadline = Duration::from_millis(100);
+    let store = RedisStore::connect(config).await.unwrap();
+    let lease = Duration::from_millis(500);
+    let nodes_config = RedisNodesConfig { lease, refresh: Duration::from_secs(60) };
+    let nodes = RedisNodes::start(store, nodes_config).await.unwrap();
+    let losses = nodes.losses();
+    nodes.announce(conformance::node("a")).await.unwrap();
+    own.signal(&own.urls[0], "STOP");
+    // It is in Redis's socket, and will be executed when the lease is long over: then the record is there again.
+    nodes.announce(conformance::node("a")).await.unwrap_err();
+    tokio::time::sleep(lease).await;
+    own.signal(&own.urls[0], "CONT");
+    assert!(!losses.has_changed().unwrap());
+    let until = Instant::now() + Duration::from_secs(10);
+    while nodes.announce(conformance::node("a")).await.is_err() {
+        assert!(Instant::now() < until);
+    }
+    assert!(losses.has_changed().unwrap(), "its sessions may have been swept meanwhile");
+}

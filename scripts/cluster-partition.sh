@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# Cuts one of two comets off from everything else, without a word to anybody, and heals the cut, under a steady load of pushes. Each
+# comet is in a network namespace of its own, all the rest in another, none of them the machine's. Prints what was lost, and how long
+# it took. About a minute; needs root, and what scripts/test.sh needs.
+#
+# usage: cluster-partition.sh            run it all
+#        cluster-partition.sh cut NAME   what the test calls: comet1 or comet2 hears and says nothing from now on
+#        cluster-partition.sh heal NAME  the contrary
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+space() { echo "goim-$1-${PARTITION_ID:?set by the script itself}"; }
+
+# A namespace with a way to the others: 10.77.N.2, and 10.77.N.1 at their end.
+join() { # NAME N
+  local name=$1 net=10.77.$2 space
+  space=$(space "$1")
+  ip netns add "$space"
+  ip link add "$name" type veth peer name out netns "$space"
+  ip addr add "$net.1/24" dev "$name"
+  ip link set "$name" up
+  ip -n "$space" addr add "$net.2/24" dev out
+  ip -n "$space" link set lo up
+  ip -n "$space" link set out up
+  ip -n "$space" route add default via "$net.1"
+}
+
+leave() {
+  ip netns del "$(space comet1)" 2> /dev/null || true
+  ip netns del "$(space comet2)" 2> /dev/null || true
+}
+
+inside() {
+  ip link set lo up
+  ip addr add 10.77.0.1/32 dev lo
+  export PARTITION_ID=$$
+  trap leave EXIT
+  join comet1 1
+  join comet2 2
+  # Pushes are taken from this machine only, and the namespace of the test is what counts as that.
+  export CLUSTER_HOST=10.77.0.1 CLUSTER_HOST_http=127.0.0.1 CLUSTER_HOST_comet1=10.77.1.2 CLUSTER_HOST_comet2=10.77.2.2
+  CLUSTER_RUN_comet1="ip netns exec $(space comet1)" CLUSTER_RUN_comet2="ip netns exec $(space comet2)"
+  export CLUSTER_RUN_comet1 CLUSTER_RUN_comet2
+  cargo test --offline -p goim --locked --test cluster_partition -- --ignored --nocapture
+}
+
+get() {
+  command -v ip > /dev/null && command -v nft > /dev/null && return
+  if command -v apt-get > /dev/null && [ "$(id -u)" = 0 ]; then
+    { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends iproute2 nftables; } > /dev/null 2>&1 || true
+  fi
+  command -v ip > /dev/null && command -v nft > /dev/null \
+    || { echo "cluster-partition.sh: needs ip and nft (Debian: apt-get install iproute2 nftables)" >&2; exit 2; }
+}
+
+case "${1:-}" in
+  "")
+    [ "$(id -u)" = 0 ] || { echo "cluster-partition.sh: needs root, for network namespaces" >&2; exit 2; }
+    get
+    scripts/engines/redis.sh get
+    scripts/engines/kafka.sh get
+    # Nothing can be fetched inside.
+    cargo test -p goim --locked --test cluster_partition --no-run
+    exec unshare --net "$0" inside
+    ;;
+  inside) inside ;;
+  cut)
+    ip netns exec "$(space "$2")" nft -f - << 'RULES'
+table inet cut {
+  chain incoming { type filter hook input priority 0; iifname != "lo" drop; }
+  chain outgoing { type filter hook output priority 0; oifname != "lo" drop; }
+}
+RULES
+    ;;
+  heal) ip netns exec "$(space "$2")" nft delete table inet cut ;;
+  *) sed -n '2,9p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 64 ;;
+esac
