@@ -1,24 +1,27 @@
 //! A cluster of one comet, one logic and one job in this process, over engines of its own: a Redis server and a topic on the Kafka
 //! broker that `TEST_KAFKA` names.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
 
 use goim::cluster::{Running, start_comet, start_job, start_logic};
 
+use super::http::Http;
 use super::server::{Addrs, RUNTIME, Settings};
-use super::{DEADLINE, unique};
+use super::{eventually, unique};
 
 /// A running cluster. It stops when this is dropped, and its Redis with it.
 pub struct Cluster {
     /// Where it listens.
     pub addrs: Addrs,
+    settings: Settings,
     // Dropped in this order: who stops says so to the others.
-    _job: Running,
-    _comet: Running,
-    _logic: Running,
-    _redis: Redis,
+    job: Option<Running>,
+    comet: Option<Running>,
+    logic: Running,
+    /// Its directories.
+    pub redis: Redis,
 }
 
 /// A Redis server of its own.
@@ -72,6 +75,14 @@ fn script(verb: &str, folder: &Path) -> std::process::Output {
 impl Cluster {
     /// Starts one, and waits until all know each other.
     pub fn start(settings: &Settings) -> Self {
+        let mut cluster = Self::without_job(settings);
+        cluster.start_comet();
+        cluster.start_job();
+        cluster
+    }
+
+    /// A logic over its engines, and nothing else yet.
+    pub fn without_job(settings: &Settings) -> Self {
         let kafka = std::env::var("TEST_KAFKA").expect("TEST_KAFKA names a broker: run scripts/test.sh");
         let redis = Redis::start();
         let topic = unique(&format!("e2e-{}", std::process::id()));
@@ -88,25 +99,89 @@ impl Cluster {
             .set("cluster.comet_pages", "127.0.0.1:0")
             .set("cluster.job_pages", "127.0.0.1:0");
         let logic = up(RUNTIME.block_on(start_logic(settings.config())));
-        let settings = settings.set("cluster.logic", &format!("grpc://{}", line(&logic, "rpc")));
-        let comet = up(RUNTIME.block_on(start_comet(settings.config())));
-        let addrs = Addrs {
-            tcp: line(&comet, "tcp").parse().unwrap(),
-            websocket: line(&comet, "websocket").parse().unwrap(),
-            http: line(&logic, "http").parse().unwrap(),
-            comet_rpc: line(&comet, "rpc").parse().unwrap(),
-            logic_rpc: line(&logic, "rpc").parse().unwrap(),
-        };
-        // A job that starts now finds the comet on the list.
-        let server = line(&comet, "server").to_owned();
-        let started = Instant::now();
-        while !redis.has(&format!("goim:node:{server}")) {
-            assert!(started.elapsed() < DEADLINE, "{server} is not on the list");
-            std::thread::sleep(std::time::Duration::from_millis(10));
-        }
-        let job = up(RUNTIME.block_on(start_job(settings.config())));
-        Self { addrs, _job: job, _comet: comet, _logic: logic, _redis: redis }
+        let logic_rpc = line(&logic, "rpc").parse().unwrap();
+        let settings = settings.set("cluster.logic", &format!("grpc://{logic_rpc}"));
+        let nobody = SocketAddr::from(([127, 0, 0, 1], 0));
+        let http = line(&logic, "http").parse().unwrap();
+        let addrs = Addrs { tcp: nobody, websocket: nobody, http, comet_rpc: nobody, logic_rpc };
+        Self { addrs, settings, job: None, comet: None, logic, redis }
     }
+
+    /// Starts the comet; on the same ports as before, when there was one.
+    pub fn start_comet(&mut self) {
+        let comet = self.another_comet(&self.settings);
+        self.addrs = Addrs { logic_rpc: self.addrs.logic_rpc, http: self.addrs.http, ..addrs_of(&comet) };
+        let addrs = self.addrs;
+        let settings = self.settings.clone();
+        self.settings = settings
+            .set("comet.listen.tcp", &addrs.tcp.to_string())
+            .set("comet.listen.websocket", &addrs.websocket.to_string())
+            .set("rpc.comet", &addrs.comet_rpc.to_string());
+        self.comet = Some(comet);
+    }
+
+    /// A comet with settings of its own.
+    pub fn another_comet(&self, settings: &Settings) -> Running {
+        let comet = up(RUNTIME.block_on(start_comet(settings.config())));
+        // A job that starts now finds the comet on the list.
+        let key = format!("goim:node:{}", line(&comet, "server"));
+        eventually(&format!("there is {key}"), || self.redis.has(&key));
+        comet
+    }
+
+    /// What its roles are told.
+    pub fn settings(&self) -> Settings {
+        self.settings.clone()
+    }
+
+    /// Starts the job.
+    pub fn start_job(&mut self) {
+        self.job = Some(up(RUNTIME.block_on(start_job(self.settings.config()))));
+    }
+
+    /// Stops the job gently.
+    pub fn stop_job(&mut self) {
+        RUNTIME.block_on(self.job.take().expect("a job runs").drain());
+    }
+
+    /// Stops the comet gently.
+    pub fn stop_comet(&mut self) {
+        RUNTIME.block_on(self.comet.take().expect("a comet runs").drain());
+    }
+
+    /// The value of a metric of the job.
+    pub fn job_metric(&self, name: &str) -> Option<f64> {
+        metric(line(self.job.as_ref().expect("a job runs"), "pages").parse().unwrap(), name)
+    }
+
+    /// The value of a metric of the logic.
+    pub fn logic_metric(&self, name: &str) -> Option<f64> {
+        metric(line(&self.logic, "http").parse().unwrap(), name)
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let _inside = RUNTIME.enter();
+        (self.job, self.comet) = (None, None);
+    }
+}
+
+/// Where a comet listens; where logic does is not for it to say.
+pub fn addrs_of(comet: &Running) -> Addrs {
+    let nobody = SocketAddr::from(([127, 0, 0, 1], 0));
+    Addrs {
+        tcp: line(comet, "tcp").parse().unwrap(),
+        websocket: line(comet, "websocket").parse().unwrap(),
+        comet_rpc: line(comet, "rpc").parse().unwrap(),
+        http: nobody,
+        logic_rpc: nobody,
+    }
+}
+
+fn metric(pages: SocketAddr, name: &str) -> Option<f64> {
+    let text = Http::connect(pages).request("GET", "/metrics", &[], b"").text();
+    text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
 }
 
 fn up(started: Result<Running, goim::cluster::StartError>) -> Running {

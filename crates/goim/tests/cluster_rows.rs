@@ -1,0 +1,229 @@
+//! The rows of the table of conformance that are about several processes, over a real Redis and a real Kafka: here each process is
+//! a role in this one, with ports of its own.
+//!
+//! What the engines hold byte for byte is tested beside their adapters; here it is what clients and the business see when parts go,
+//! come, or are several.
+
+#![allow(clippy::unwrap_used)]
+
+mod harness;
+
+use std::time::{Duration, Instant};
+
+use harness::cluster::{Cluster, addrs_of};
+use harness::{Client, Server, Settings, Transport, Who, eventually, unique};
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::{Message, OwnedMessage};
+
+/// True where a broker is; without one, when everything must run, this fails.
+fn has_broker() -> bool {
+    let has = std::env::var_os("TEST_KAFKA").is_some_and(|broker| !broker.is_empty());
+    assert!(has || std::env::var_os("CI").is_none(), "TEST_KAFKA names no broker: run scripts/test.sh");
+    if !has {
+        eprintln!("passed over: TEST_KAFKA names no broker; scripts/test.sh starts one");
+    }
+    has
+}
+
+fn consumer(cluster: &Cluster) -> (BaseConsumer, String) {
+    let config = cluster.settings().config();
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", config.kafka.brokers.join(","))
+        .set("group.id", &config.kafka.group)
+        .set("enable.auto.commit", "false")
+        .create()
+        .unwrap();
+    (consumer, config.kafka.topic)
+}
+
+const LONG: Duration = Duration::from_secs(10);
+
+/// The records of the push log, as Kafka has them, once there are so many.
+fn records(cluster: &Cluster, count: usize) -> Vec<OwnedMessage> {
+    let (consumer, topic) = consumer(cluster);
+    let metadata = consumer.fetch_metadata(Some(&topic), LONG).unwrap();
+    let mut all = rdkafka::TopicPartitionList::new();
+    for partition in metadata.topics()[0].partitions() {
+        all.add_partition_offset(&topic, partition.id(), rdkafka::Offset::Beginning).unwrap();
+    }
+    consumer.assign(&all).unwrap();
+    let mut records = Vec::new();
+    eventually(&format!("{count} records"), || {
+        records.extend(consumer.poll(Duration::from_millis(50)).map(|record| record.unwrap().detach()));
+        records.len() >= count
+    });
+    records
+}
+
+#[test]
+fn row_072_a_broadcast_that_reaches_a_job_without_comets_harms_nobody() {
+    if !has_broker() {
+        return;
+    }
+    let mut cluster = Cluster::without_job(&Settings::new());
+    cluster.start_job();
+    let server = Server::at(cluster.addrs);
+    server.push_all(1000, "to nobody");
+    server.push("/goim/push/all?operation=1000&speed=64", "to nobody, slowly");
+    server.push_room(1000, "live://1", "to nobody's room");
+    eventually("all three are read", || {
+        cluster.job_metric("goim_job_handovers_total{result=\"no_comet\"}") == Some(3.0)
+    });
+    cluster.start_comet();
+    let server = Server::at(cluster.addrs);
+    let mut client = Client::login(&server, Transport::Tcp, &Who::new().accepts(&[1000]).room("live://1"));
+    server.push_all(1000, "to everybody");
+    client.expect_push(1000, "to everybody");
+}
+
+#[test]
+fn row_101_the_count_of_a_room_is_over_all_comets() {
+    if !has_broker() {
+        return;
+    }
+    let mut cluster = Cluster::without_job(&Settings::new());
+    cluster.start_comet();
+    let settings = cluster.settings();
+    let fresh = ["comet.listen.tcp", "comet.listen.websocket", "rpc.comet"];
+    let other = fresh.iter().fold(settings, |settings, key| settings.set(key, "127.0.0.1:0"));
+    let other = cluster.another_comet(&other.set("comet.node.server", "h2"));
+    let (here, there) = (Server::at(cluster.addrs), Server::at(addrs_of(&other)));
+    let room = unique("live") + "://1";
+    let who = || Who::new().room(&room);
+    let clients: Vec<_> = (0..40).map(|_| Client::login(&there, Transport::Tcp, &who())).collect();
+    let mut client = Client::login(&here, Transport::Tcp, &who());
+    eventually("the heartbeat says 41", || client.heartbeat() == 41);
+    drop(clients);
+    eventually("the heartbeat says 1", || client.heartbeat() == 1);
+}
+
+#[test]
+fn row_109_members_on_one_comet_are_one_record_with_the_first_key() {
+    if !has_broker() {
+        return;
+    }
+    let mut cluster = Cluster::without_job(&Settings::new());
+    cluster.start_comet();
+    let server = Server::at(cluster.addrs);
+    let whos = [Who::new(), Who::new()];
+    let _clients = whos.each_ref().map(|who| Client::login(&server, Transport::Tcp, who));
+    server.push_mids(1000, &[whos[0].mid, whos[1].mid], "hello");
+    let records = records(&cluster, 1);
+    assert_eq!(records.len(), 1);
+    // goim.logic.PushMsg: operation, server, keys, msg.
+    let mut value = [&b"\x10\xe8\x07\x22\x02h1"[..]].concat();
+    let first = records[0].key().unwrap();
+    let mut keys = [whos[0].key.as_bytes(), whos[1].key.as_bytes()];
+    if keys[0] != first {
+        keys.reverse();
+    }
+    assert_eq!(keys[0], first, "the record's key is that of a session");
+    for key in keys {
+        value.extend([0x32, u8::try_from(key.len()).unwrap()]);
+        value.extend(key);
+    }
+    value.extend(b"\x3a\x05hello");
+    assert_eq!(records[0].payload().unwrap(), value);
+}
+
+#[test]
+fn row_110_without_redis_established_sessions_are_served() {
+    if !has_broker() {
+        return;
+    }
+    let cluster = Cluster::start(&Settings::new().set("redis.deadline", "300ms"));
+    let server = Server::at(cluster.addrs);
+    let room = unique("live") + "://1";
+    let who = Who::new().room(&room).accepts(&[1000]);
+    let mut client = Client::login(&server, Transport::Tcp, &who);
+    server.push_keys(1000, &[&who.key], "before");
+    client.expect_push(1000, "before");
+
+    cluster.redis.kill();
+    let code = |target: &str| server.post(target, "x").text().split(',').next().unwrap().to_owned();
+    assert_eq!(code(&format!("/goim/push/keys?operation=1000&keys={}", who.key)), r#"{"code":-400"#);
+    assert_eq!(code(&format!("/goim/push/mids?operation=1000&mids={}", who.mid)), r#"{"code":-500"#);
+    server.push_room(1000, &room, "to the room");
+    client.expect_push(1000, "to the room");
+    server.push_all(1000, "to all");
+    client.expect_push(1000, "to all");
+    client.heartbeat();
+    let mut refused = Client::open(&server, Transport::Tcp);
+    refused.send(&Who::new().auth());
+    assert_eq!(refused.rest(), b"", "closed without a packet");
+
+    cluster.redis.start_again();
+    eventually("who was there is found again", || {
+        let target = format!("/goim/push/keys?operation=1000&keys={}", who.key);
+        server.post(&target, "after").text().starts_with(r#"{"code":0,"#) && client.comes_to_get("after")
+    });
+    Client::login(&server, Transport::Tcp, &Who::new());
+}
+
+#[test]
+fn row_112_a_comet_that_stops_and_starts_is_reached_again() {
+    if !has_broker() {
+        return;
+    }
+    let mut cluster = Cluster::start(&Settings::new());
+    let server = Server::at(cluster.addrs);
+    let who = Who::new().accepts(&[1000]);
+    let mut client = Client::login(&server, Transport::Tcp, &who);
+    cluster.stop_comet();
+    assert_eq!(client.rest(), b"", "closed without a packet");
+    cluster.start_comet();
+    let server = Server::at(cluster.addrs);
+    let mut client = Client::login(&server, Transport::Tcp, &who);
+    let came = Instant::now();
+    eventually("a push arrives", || {
+        server.push_keys(1000, &[&who.key], "again");
+        client.comes_to_get("again")
+    });
+    assert!(came.elapsed() < Duration::from_secs(4), "{:?}", came.elapsed());
+}
+
+#[test]
+fn row_113_the_end_of_the_log_is_committed() {
+    if !has_broker() {
+        return;
+    }
+    let cluster = Cluster::start(&Settings::new());
+    let server = Server::at(cluster.addrs);
+    for n in 0..50 {
+        server.push_room(1000, &format!("live://{n}"), "x");
+    }
+    let (consumer, topic) = consumer(&cluster);
+    let partitions = consumer.fetch_metadata(Some(&topic), LONG).unwrap().topics()[0].partitions().len();
+    let mut list = rdkafka::TopicPartitionList::new();
+    list.add_partition_range(&topic, 0, i32::try_from(partitions).unwrap() - 1);
+    let started = Instant::now();
+    eventually("the offsets are at the end", || {
+        let committed = consumer.committed_offsets(list.clone(), LONG).unwrap();
+        let at_end = |element: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| {
+            let (_, end) = consumer.fetch_watermarks(&topic, element.partition(), LONG).unwrap();
+            assert_eq!(element.metadata(), "");
+            end == 0 || element.offset() == rdkafka::Offset::Offset(end)
+        };
+        committed.elements().iter().all(at_end)
+    });
+    assert!(started.elapsed() < Duration::from_secs(6), "{:?}", started.elapsed());
+}
+
+#[test]
+fn row_114_what_is_pushed_while_no_job_runs_arrives_when_one_starts() {
+    if !has_broker() {
+        return;
+    }
+    let mut cluster = Cluster::start(&Settings::new());
+    let server = Server::at(cluster.addrs);
+    let who = Who::new().accepts(&[1000]).room("live://1");
+    let mut client = Client::login(&server, Transport::Tcp, &who);
+    server.push_keys(1000, &[&who.key], "with a job");
+    client.expect_push(1000, "with a job");
+    cluster.stop_job();
+    server.push_keys(1000, &[&who.key], "without");
+    client.expect_nothing();
+    cluster.start_job();
+    client.expect_push(1000, "without");
+}
