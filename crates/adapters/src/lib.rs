@@ -4,6 +4,7 @@
 //! The roles never name this crate; the `goim` binary puts an adapter behind each trait.
 //!
 //! - [`memory`]: everything in this process. What `goim serve` runs on.
+//! - `discovery` (a feature): nodes on a bilibili/discovery server, beside goim's Go processes.
 //! - `kafka` (a feature): the push log on goim's topic.
 //! - `redis` (a feature): sessions, room counts and nodes on goim's keys.
 //! - [`grpc`]: goim's services, to be called by other nodes, and the same services of other nodes behind our ports.
@@ -14,6 +15,8 @@
 
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
+#[cfg(feature = "discovery")]
+pub mod discovery;
 pub mod grpc;
 #[cfg(feature = "kafka")]
 pub mod kafka;
