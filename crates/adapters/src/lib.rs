@@ -7,6 +7,7 @@
 //! - `discovery` (a feature): nodes on a bilibili/discovery server, beside goim's Go processes.
 //! - `kafka` (a feature): the push log on goim's topic.
 //! - `redis` (a feature): sessions, room counts and nodes on goim's keys.
+//! - [`list`]: nodes by address, as an operator or DNS lists them.
 //! - [`grpc`]: goim's services, to be called by other nodes, and the same services of other nodes behind our ports.
 #![cfg_attr(
     any(test, feature = "conformance"),
@@ -20,6 +21,7 @@ pub mod discovery;
 pub mod grpc;
 #[cfg(feature = "kafka")]
 pub mod kafka;
+pub mod list;
 pub mod memory;
 mod push_size;
 #[cfg(feature = "redis")]

@@ -9,7 +9,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use goim_ports::ServerId;
+use goim_ports::{CometNode, ServerId};
 use goim_session::SlowConsumerPolicy;
 
 /// Everything that a comet can be told.
@@ -53,6 +53,26 @@ pub struct NodeConfig {
     pub public_addrs: Vec<String>,
     /// Where this comet's RPC is reached, for the node list.
     pub rpc_addr: Option<SocketAddr>,
+}
+
+impl NodeConfig {
+    /// The comet as others see it, without anybody on it.
+    #[must_use]
+    pub fn described(&self) -> CometNode {
+        CometNode {
+            server: self.server.clone(),
+            region: self.region.clone(),
+            zone: self.zone.clone(),
+            env: self.env.clone(),
+            rpc_addrs: self.rpc_addr.iter().map(|addr| format!("grpc://{addr}")).collect(),
+            public_addrs: self.public_addrs.clone(),
+            weight: self.weight,
+            offline: self.offline,
+            connections: 0,
+            addresses: 0,
+            latest_timestamp: 0,
+        }
+    }
 }
 
 /// The listeners. Port 0 takes a free one.

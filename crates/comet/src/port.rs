@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use goim_ports::{
-    Broadcast, Call, CometError, CometPort, KeyPush, Operation, PacketBuf, RoomId, RoomPush, SessionKey,
+    Broadcast, Call, CometError, CometNode, CometPort, KeyPush, Operation, PacketBuf, RoomId, RoomPush, SessionKey,
 };
 use goim_session::EncodedPush;
 use goim_wire::batch;
@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 
 use crate::inbox::{Command, Cost, Located, Pace, Refused, ShardHandle, Targets};
 use crate::key_index::Location;
+use crate::report;
 use crate::rooms::{Holders, SMALL_ROOM_MAX};
 use crate::shard::Shared;
 use crate::stats::SharedCounter;
@@ -103,6 +104,10 @@ impl CometPort for Port {
             let push = encoded.for_another_thread();
             (shard, cost, Command::Room { room, hash, operation, push, accepted_at })
         }))
+    }
+
+    fn describe(&self) -> Call<Result<CometNode, CometError>> {
+        Call::Ready(Ok(report::describe(&self.shared)))
     }
 
     fn rooms(&self) -> Call<Result<Vec<RoomId>, CometError>> {

@@ -65,18 +65,9 @@ impl Word {
 
 /// This comet as others see it.
 pub(crate) fn describe(shared: &Shared) -> CometNode {
-    let node = &shared.config.node;
     CometNode {
-        server: shared.server.clone(),
-        region: node.region.clone(),
-        zone: node.zone.clone(),
-        env: node.env.clone(),
-        rpc_addrs: node.rpc_addr.iter().map(|addr| format!("grpc://{addr}")).collect(),
-        public_addrs: node.public_addrs.clone(),
-        weight: node.weight,
-        offline: node.offline,
         connections: shared.addresses.connections() as u64,
         addresses: shared.addresses.addresses() as u64,
-        latest_timestamp: 0,
+        ..shared.config.node.described()
     }
 }

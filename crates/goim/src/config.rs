@@ -41,6 +41,16 @@ pub struct Config {
 /// How the processes of a cluster find each other, and where those that have no API show their figures.
 #[derive(Debug, Clone)]
 pub struct ClusterConfig {
+    /// Where the list of comets is, and with discovery that of logics. Default [`Directory::Redis`].
+    pub directory: Directory,
+    /// Comets, for [`Directory::List`]. Default none.
+    pub comets: Vec<String>,
+    /// Discovery servers, for [`Directory::Discovery`]. Default none.
+    pub discovery: Vec<String>,
+    /// What a process is called on discovery. Default its own name: that of a comet, else the machine's with the role's behind it.
+    pub discovery_host: Option<String>,
+    /// Where comets reach this logic, for discovery. Default where it listens.
+    pub logic_addr: Option<SocketAddr>,
     /// Where comets find logics. Default `grpc://127.0.0.1:3119`.
     pub logic: Vec<String>,
     /// How long a comet is listed that says nothing. Default 10 s. Must be several of `comet.report_interval`.
@@ -76,6 +86,17 @@ pub struct KafkaConfig {
     pub commit_interval: Duration,
     /// Properties of librdkafka. Default none.
     pub properties: BTreeMap<String, String>,
+}
+
+/// Where the list of comets is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Directory {
+    /// On Redis, where each comet keeps its record alive.
+    Redis,
+    /// In the settings or in DNS; each address is asked which comet is there.
+    List,
+    /// On a bilibili/discovery server, beside goim's own processes.
+    Discovery,
 }
 
 /// Where a group begins that has committed nothing.
@@ -188,6 +209,11 @@ impl Default for ClusterConfig {
     fn default() -> Self {
         let everywhere = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
         Self {
+            directory: Directory::Redis,
+            comets: Vec::new(),
+            discovery: Vec::new(),
+            discovery_host: None,
+            logic_addr: None,
             logic: vec!["grpc://127.0.0.1:3119".to_owned()],
             lease: Duration::from_secs(10),
             refresh: Duration::from_secs(1),
@@ -223,6 +249,29 @@ impl Default for RedisConfig {
             master: "mymaster".to_owned(),
             expire: Duration::from_secs(30 * 60),
             deadline: Duration::from_secs(2),
+        }
+    }
+}
+
+impl fmt::Display for Directory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Redis => "redis",
+            Self::List => "list",
+            Self::Discovery => "discovery",
+        })
+    }
+}
+
+impl FromStr for Directory {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text {
+            "redis" => Ok(Self::Redis),
+            "list" => Ok(Self::List),
+            "discovery" => Ok(Self::Discovery),
+            _ => Err(()),
         }
     }
 }

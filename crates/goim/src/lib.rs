@@ -22,5 +22,5 @@ pub mod serve;
 pub mod settings;
 
 pub use config::{
-    ClusterConfig, Config, HttpConfig, KafkaConfig, LogConfig, LogFormat, LogStart, RedisConfig, RpcConfig,
+    ClusterConfig, Config, Directory, HttpConfig, KafkaConfig, LogConfig, LogFormat, LogStart, RedisConfig, RpcConfig,
 };

@@ -3,7 +3,7 @@
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use crate::{AcceptedAt, Call, Operation, PacketBuf, RoomId, ServerId, SessionKey};
+use crate::{AcceptedAt, Call, CometNode, Operation, PacketBuf, RoomId, ServerId, SessionKey};
 
 /// A comet as job sees it.
 ///
@@ -34,6 +34,12 @@ pub trait CometPort: Send + Sync {
 
     /// The rooms that have sessions here.
     fn rooms(&self) -> Call<Result<Vec<RoomId>, CometError>>;
+
+    /// What the comet says of itself; where its RPC is reached and since when is for whoever asks to know. By default nothing is
+    /// known.
+    fn describe(&self) -> Call<Result<CometNode, CometError>> {
+        Call::Ready(Err(CometError::Invalid("the comet does not describe itself")))
+    }
 }
 
 /// A message to some keys.

@@ -221,7 +221,7 @@ async fn row_115_a_server_that_stops_and_starts_empty_takes_nobody_away() {
     logic.register_logic("grpc://10.0.0.1:3119".to_owned(), 10).await.unwrap();
     let (own, seen) = (DiscoveryNodes::new(Arc::clone(&comet)), DiscoveryNodes::new(logic));
     own.announce(conformance::node("h1")).await.unwrap();
-    let both = || names(&seen) == ["h1"] && comet.logics() == ["grpc://10.0.0.1:3119"];
+    let both = || names(&seen) == ["h1"] && *comet.logics() == ["grpc://10.0.0.1:3119"];
     becomes("both know each other", both).await;
     registry.stop().await;
     own.announce(conformance::node("h1")).await.unwrap_err();
@@ -245,10 +245,10 @@ async fn logics_of_the_own_zone_come_first() {
         (json!("bj001"), json!(["http://x:1", "grpc://a:1", "grpc://10.0.0.2:3119"]));
     registry.register(LOGIC, elsewhere);
     let discovery = Discovery::start(config(&registry.address), LOGIC).await.unwrap();
-    becomes("those elsewhere, if there are no others", || discovery.logics() == ["grpc://10.0.0.2:3119"])
+    becomes("those elsewhere, if there are no others", || *discovery.logics() == ["grpc://10.0.0.2:3119"])
         .await;
     registry.register(LOGIC, instance(LOGIC, "l1"));
-    becomes("those of the zone", || discovery.logics() == ["grpc://127.0.0.1:3109"]).await;
+    becomes("those of the zone", || *discovery.logics() == ["grpc://127.0.0.1:3109"]).await;
 }
 
 #[tokio::test]

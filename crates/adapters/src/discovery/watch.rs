@@ -4,7 +4,7 @@
 //! everything must not take a cluster down.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -29,6 +29,8 @@ pub struct Discovery {
     pub(super) client: Arc<Client>,
     pub(super) registrations: Registrations,
     pub(super) instances: watch::Receiver<Arc<Vec<Instance>>>,
+    /// What [`Discovery::logics`] gave last, and what it was made of.
+    logics: Mutex<(Arc<Vec<Instance>>, Arc<Vec<String>>)>,
     poller: JoinHandle<()>,
 }
 
@@ -46,7 +48,8 @@ impl Discovery {
         // What is known at the first look is known when this returns; a server that has no such app hangs, or says so.
         let _ = tokio::time::timeout(client.config().pause, poll.once()).await;
         let registrations = Registrations::new(Arc::clone(&client));
-        Ok(Self { client, registrations, instances, poller: tokio::spawn(poll.run()) })
+        let (logics, poller) = (Mutex::default(), tokio::spawn(poll.run()));
+        Ok(Self { client, registrations, instances, logics, poller })
     }
 
     /// Registers this process as a logic that is reached at `addr` (`grpc://host:port`), and renews that.
@@ -59,10 +62,18 @@ impl Discovery {
     }
 
     /// Addresses of the logics, as `grpc://host:port`: those of this process's own zone, if there are any, else all. As goim's
-    /// comets choose.
+    /// comets choose. The same `Arc` while nothing has changed.
     #[must_use]
-    pub fn logics(&self) -> Vec<String> {
+    pub fn logics(&self) -> Arc<Vec<String>> {
         let instances = self.instances.borrow().clone();
+        let mut logics = self.logics.lock().unwrap_or_else(PoisonError::into_inner);
+        if !Arc::ptr_eq(&logics.0, &instances) {
+            *logics = (Arc::clone(&instances), Arc::new(self.choose(&instances)));
+        }
+        Arc::clone(&logics.1)
+    }
+
+    fn choose(&self, instances: &[Instance]) -> Vec<String> {
         let own = |instance: &&Instance| instance.zone == self.client.config().zone;
         let has_own = instances.iter().any(|instance| own(&instance));
         let chosen = instances.iter().filter(|instance| !has_own || own(instance));

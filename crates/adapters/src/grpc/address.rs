@@ -21,6 +21,14 @@ pub(super) fn endpoint(address: &str) -> Result<Endpoint, AddressError> {
     Endpoint::from_shared(format!("http://{host}:{port}")).map_err(|_| wrong())
 }
 
+/// Looks whether something can be reached under an address: `grpc://host:port` or `host:port`.
+///
+/// # Errors
+/// [`AddressError`] when it makes no sense.
+pub fn check(address: &str) -> Result<(), AddressError> {
+    endpoint(address).map(drop)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

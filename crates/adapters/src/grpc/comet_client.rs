@@ -3,12 +3,13 @@
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use goim_ports::{Broadcast, Call, CometError, CometPort, KeyPush, RoomId, RoomPush};
+use goim_ports::{Broadcast, Call, CometError, CometNode, CometPort, KeyPush, RoomId, RoomPush};
 use tonic::transport::Channel;
 
 use super::address::AddressError;
 use super::channel::{ClientConfig, Connection, REPLY_BYTES_MAX};
 use super::convert::{micros_of, proto_of};
+use super::proto::cluster::{DescribeReq, comet_client as cluster_client};
 use super::proto::comet::comet_client::CometClient;
 use super::proto::comet::{BroadcastReq, BroadcastRoomReq, PushMsgReq, RoomsReq};
 use super::status;
@@ -83,5 +84,28 @@ impl CometPort for GrpcComet {
             async |mut comet| comet.rooms(RoomsReq {}).await,
             |reply| reply.rooms.into_keys().map(RoomId::from).collect(),
         )
+    }
+
+    fn describe(&self) -> Call<Result<CometNode, CometError>> {
+        let connection = Arc::clone(&self.connection);
+        Call::pending(async move {
+            let call = |channel| async move {
+                cluster_client::CometClient::new(channel).describe(DescribeReq {}).await
+            };
+            let reply = connection.call(call).await.map_err(|error| status::to_comet(&error))?;
+            Ok(CometNode {
+                server: reply.server.into(),
+                region: reply.region,
+                zone: reply.zone,
+                env: reply.env,
+                rpc_addrs: Vec::new(),
+                public_addrs: reply.public_addrs,
+                weight: reply.weight,
+                offline: reply.offline,
+                connections: reply.connections,
+                addresses: reply.addresses,
+                latest_timestamp: 0,
+            })
+        })
     }
 }

@@ -15,6 +15,8 @@ use super::comet_client::GrpcComet;
 /// The comets that a node directory lists.
 pub struct GrpcComets {
     nodes: Arc<dyn NodeDirectory>,
+    /// Empty for all.
+    zone: String,
     config: ClientConfig,
     known: Mutex<Known>,
 }
@@ -27,26 +29,27 @@ struct Known {
 }
 
 impl GrpcComets {
-    /// The comets of `nodes`.
+    /// The comets of `nodes`: all, or when `zone` is not empty those of that zone, as goim's job chooses. What is pushed to others is
+    /// for jobs of their zones.
     #[must_use]
-    pub fn new(nodes: Arc<dyn NodeDirectory>, config: ClientConfig) -> Self {
-        Self { nodes, config, known: Mutex::default() }
+    pub fn new(nodes: Arc<dyn NodeDirectory>, zone: String, config: ClientConfig) -> Self {
+        Self { nodes, zone, config, known: Mutex::default() }
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
         let list = self.nodes.comets();
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if !Arc::ptr_eq(&known.list, &list) {
-            known.learn(list, &self.config);
+            known.learn(list, &self.zone, &self.config);
         }
         known
     }
 }
 
 impl Known {
-    fn learn(&mut self, list: Arc<Vec<CometNode>>, config: &ClientConfig) {
+    fn learn(&mut self, list: Arc<Vec<CometNode>>, zone: &str, config: &ClientConfig) {
         let mut before = std::mem::take(&mut self.comets);
-        for node in list.iter() {
+        for node in list.iter().filter(|node| zone.is_empty() || node.zone == zone) {
             let Some(address) = node.rpc_addrs.first() else { continue };
             let kept = before.remove(&node.server).filter(|(at, _)| at == address);
             let comet = match kept {

@@ -8,6 +8,7 @@ use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
 use super::convert::{accepted_at_of, packet_of};
+use super::proto::cluster::{DescribeReply, DescribeReq, comet_server as cluster_server};
 use super::proto::comet::comet_server::{Comet, CometServer};
 use super::proto::comet::{
     BroadcastReply, BroadcastReq, BroadcastRoomReply, BroadcastRoomReq, PushMsgReply, PushMsgReq, RoomsReply,
@@ -23,7 +24,8 @@ struct CometService(Arc<dyn CometPort>);
 /// What is sent is the packet of the request, with its version, operation and sequence: a back end may call directly.
 #[must_use]
 pub fn comet_service(comet: Arc<dyn CometPort>) -> Routes {
-    Routes::new(accepting!(CometServer::new(CometService(comet))))
+    let own = accepting!(cluster_server::CometServer::new(CometService(Arc::clone(&comet))));
+    Routes::new(accepting!(CometServer::new(CometService(comet)))).add_service(own)
 }
 
 fn reply<T>(answer: Result<(), CometError>, reply: T) -> Result<Response<T>, Status> {
@@ -80,5 +82,23 @@ impl Comet for CometService {
         let rooms = self.0.rooms().await.map_err(|error| status::from_comet(&error))?;
         let rooms = rooms.into_iter().map(|room| (room.to_string(), true)).collect();
         Ok(Response::new(RoomsReply { rooms }))
+    }
+}
+
+#[tonic::async_trait]
+impl cluster_server::Comet for CometService {
+    async fn describe(&self, _: Request<DescribeReq>) -> Result<Response<DescribeReply>, Status> {
+        let node = self.0.describe().await.map_err(|error| status::from_comet(&error))?;
+        Ok(Response::new(DescribeReply {
+            server: node.server.to_string(),
+            region: node.region,
+            zone: node.zone,
+            env: node.env,
+            public_addrs: node.public_addrs,
+            weight: node.weight,
+            offline: node.offline,
+            connections: node.connections,
+            addresses: node.addresses,
+        }))
     }
 }

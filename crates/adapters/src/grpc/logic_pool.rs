@@ -1,10 +1,10 @@
 //! Several logics as one: calls take turns, and go to another when one does not answer.
 //!
 //! A logic that failed a call is passed over for a while, so that one that hangs costs each caller one deadline at most, and
-//! few of them. When all have failed, they are all asked again.
+//! few of them. When all have failed, they are all asked again. Which logics there are is asked with each call: a list may change.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -13,12 +13,14 @@ use goim_ports::{
     SessionRef, Upstream,
 };
 
-use super::address::AddressError;
 use super::channel::ClientConfig;
 use super::logic_client::GrpcLogic;
 
 /// How long a logic that failed a call is passed over.
 const REST: Duration = Duration::from_secs(3);
+
+/// Gives the addresses of the logics that there are; the same `Arc` while nothing has changed.
+pub type LogicAddresses = Arc<dyn Fn() -> Arc<Vec<String>> + Send + Sync>;
 
 /// The logics that a comet knows.
 #[derive(Debug, Clone)]
@@ -26,33 +28,35 @@ pub struct GrpcLogics {
     shared: Arc<Shared>,
 }
 
-#[derive(Debug)]
 struct Shared {
-    logics: Vec<Place>,
+    addresses: LogicAddresses,
+    config: ClientConfig,
+    known: Mutex<Known>,
     next: AtomicUsize,
     started: Instant,
 }
 
+#[derive(Default)]
+struct Known {
+    /// What `places` was made of.
+    list: Arc<Vec<String>>,
+    places: Arc<Vec<Arc<Place>>>,
+}
+
 #[derive(Debug)]
 struct Place {
+    address: String,
     logic: GrpcLogic,
     /// Until when it is passed over, in milliseconds since the start.
     rests_until: AtomicU64,
 }
 
 impl GrpcLogics {
-    /// The logics at `addresses`, of which there must be one at least.
-    ///
-    /// # Errors
-    /// [`AddressError`] for the first address that makes no sense.
-    pub fn new(addresses: &[String], config: &ClientConfig) -> Result<Self, AddressError> {
-        let place = |address: &String| {
-            let logic = GrpcLogic::new(address, config.clone())?;
-            Ok(Place { logic, rests_until: AtomicU64::new(0) })
-        };
-        let logics = addresses.iter().map(place).collect::<Result<Vec<_>, _>>()?;
-        let (next, started) = (AtomicUsize::new(0), Instant::now());
-        Ok(Self { shared: Arc::new(Shared { logics, next, started }) })
+    /// The logics at `addresses`, whichever they are when one is called.
+    #[must_use]
+    pub fn new(addresses: LogicAddresses, config: ClientConfig) -> Self {
+        let (known, next, started) = (Mutex::default(), AtomicUsize::new(0), Instant::now());
+        Self { shared: Arc::new(Shared { addresses, config, known, next, started }) }
     }
 
     /// Makes a call, and makes it again at others while none has answered: for calls that may be made twice.
@@ -72,7 +76,7 @@ impl GrpcLogics {
             for place in shared.in_turn() {
                 match call(&place.logic).await {
                     Err(error) if is_unavailable(&error) => {
-                        shared.failed(place);
+                        shared.failed(&place);
                         last = Some(error);
                     }
                     answer => return answer,
@@ -84,24 +88,66 @@ impl GrpcLogics {
 }
 
 impl Shared {
+    fn places(&self) -> Arc<Vec<Arc<Place>>> {
+        let list = (self.addresses)();
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if !Arc::ptr_eq(&known.list, &list) {
+            known.learn(list, &self.config);
+        }
+        Arc::clone(&known.places)
+    }
+
     fn now(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     /// All logics, from the one whose turn it is; those that rest come last.
-    fn in_turn(&self) -> impl Iterator<Item = &Place> {
-        let first = self.next.fetch_add(1, Ordering::Relaxed);
-        let count = self.logics.len();
-        let turn = move |at: usize| &self.logics[(first + at) % count];
+    fn in_turn(&self) -> impl Iterator<Item = Arc<Place>> + use<> {
+        let places = self.places();
+        let first = self.next.fetch_add(1, Ordering::Relaxed) % places.len().max(1);
         let now = self.now();
-        let rests = move |place: &&Place| place.rests_until.load(Ordering::Relaxed) > now;
-        let awake = (0..count).map(turn).filter(move |place| !rests(place));
-        awake.chain((0..count).map(turn).filter(move |place| rests(place)))
+        let turn = places[first..].iter().chain(&places[..first]);
+        let (rest, awake): (Vec<_>, Vec<_>) =
+            turn.cloned().partition(|place| place.rests_until.load(Ordering::Relaxed) > now);
+        awake.into_iter().chain(rest)
     }
 
     fn failed(&self, place: &Place) {
         let rest = u64::try_from(REST.as_millis()).unwrap_or(u64::MAX);
         place.rests_until.store(self.now().saturating_add(rest), Ordering::Relaxed);
+    }
+}
+
+impl Known {
+    fn learn(&mut self, list: Arc<Vec<String>>, config: &ClientConfig) {
+        let place = |address: &String| {
+            // One that stays keeps its connection.
+            if let Some(known) = self.places.iter().find(|known| known.address == *address) {
+                return Some(Arc::clone(known));
+            }
+            match GrpcLogic::new(address, config.clone()) {
+                Ok(logic) => {
+                    tracing::info!(address, "a logic has come");
+                    let place = Place { address: address.clone(), logic, rests_until: AtomicU64::new(0) };
+                    Some(Arc::new(place))
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a logic cannot be reached");
+                    None
+                }
+            }
+        };
+        let places: Vec<Arc<Place>> = list.iter().filter_map(place).collect();
+        for gone in self.places.iter().filter(|known| !list.contains(&known.address)) {
+            tracing::info!(address = gone.address, "a logic has gone");
+        }
+        (self.list, self.places) = (list, Arc::new(places));
+    }
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("logics", &self.places()).finish_non_exhaustive()
     }
 }
 
@@ -141,7 +187,7 @@ impl LogicPort for GrpcLogics {
             let Some(place) = shared.in_turn().next() else { return Err(no_logic()) };
             let answer = place.logic.receive(upstream).await;
             if answer.as_ref().is_err_and(is_unavailable) {
-                shared.failed(place);
+                shared.failed(&place);
             }
             answer
         })

@@ -2,8 +2,8 @@
 //!
 //! The servers put a port behind the wire ([`comet_service()`], [`logic_service()`], [`serve`]); the clients put the wire behind
 //! a port ([`GrpcComet`], [`GrpcLogic`]). The contracts are in `api/`: goim's packages, paths and numbers, so each end
-//! works with a Go process on the other. What goim lacks travels in fields from number 16 up, which Go skips; without
-//! them everything works as in goim.
+//! works with a Go process on the other. What goim lacks travels in fields from number 16 up, which Go skips, and in calls of
+//! our own (`goim.cluster`), which Go does not know; without them everything works as in goim.
 //!
 //! Nothing here decides anything: a request becomes a call of the port, its answer becomes the reply. Errors have the status
 //! UNKNOWN and goim's text. Because that does not tell a refusal from a failure, our servers add a header that says
@@ -31,18 +31,21 @@ pub(crate) mod proto {
     pub mod comet {
         tonic::include_proto!("goim.comet");
     }
+    pub mod cluster {
+        tonic::include_proto!("goim.cluster");
+    }
     pub mod logic {
         tonic::include_proto!("goim.logic");
     }
 }
 
-pub use address::AddressError;
+pub use address::{AddressError, check as check_address};
 pub use channel::ClientConfig;
 pub use comet_client::GrpcComet;
 pub use comet_pool::GrpcComets;
 pub use comet_service::comet_service;
 pub use logic_client::GrpcLogic;
-pub use logic_pool::GrpcLogics;
+pub use logic_pool::{GrpcLogics, LogicAddresses};
 pub use logic_service::{NodesFn, logic_service};
 pub use proto::logic::{Backoff, NodesReply};
 pub use server::{ServeError, ServerConfig, serve};

@@ -9,7 +9,8 @@ use prometheus_client::registry::Registry;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use super::{Running, StartError, engines, pages};
+use super::directory::{self, Directory, Role};
+use super::{Running, StartError, pages};
 use crate::memory::{self, Activity};
 use crate::operate::Operation;
 use crate::serve::{self, Bound, told};
@@ -22,10 +23,6 @@ use crate::{Config, process_metrics};
 pub async fn start(mut config: Config) -> Result<Running, StartError> {
     config.check()?;
     config.complete();
-    if config.cluster.logic.is_empty() {
-        return Err(StartError::NoLogic);
-    }
-    let logics = GrpcLogics::new(&config.cluster.logic, &ClientConfig::default())?;
     let rpc = serve::listen_if("rpc.comet", config.rpc.comet).await?;
     let rpc = rpc.ok_or(StartError::NoRpcAddress("none"))?;
     if config.comet.node.rpc_addr.is_none() {
@@ -36,8 +33,10 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
     }
     let shown = serve::listen("cluster.comet_pages", config.cluster.comet_pages).await?;
     serve::probe_clients(&config)?;
-    let nodes = engines::nodes(&config, engines::redis(&config).await?).await?;
-    let losses = nodes.losses();
+    let directory = directory::open(&config, Role::Comet, None).await?;
+    let addresses = directory.logics(&config).await?;
+    let logics = GrpcLogics::new(Arc::clone(&addresses), ClientConfig::default());
+    let Directory { nodes, losses, .. } = directory;
     be_listed(&config, &*nodes).await?;
     let comet = Comet::start(
         config.comet.clone(),
@@ -48,26 +47,14 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
         },
     )
     .map_err(|error| serve::comet_error(error, &config))?;
-    Ok(run(Arc::new(comet), config, rpc, shown, losses))
+    let logic = addresses().join(" ");
+    Ok(run(Arc::new(comet), config, Bounds { rpc, shown, logic }, losses))
 }
 
 /// Is on the list before the first client is let in: what is pushed to that client goes by the jobs' lists, and they must have read it.
 async fn be_listed(config: &Config, nodes: &dyn NodeDirectory) -> Result<(), NodeError> {
-    let node = &config.comet.node;
-    let listed = CometNode {
-        server: node.server.clone(),
-        region: node.region.clone(),
-        zone: node.zone.clone(),
-        env: node.env.clone(),
-        rpc_addrs: node.rpc_addr.iter().map(|addr| format!("grpc://{addr}")).collect(),
-        public_addrs: node.public_addrs.clone(),
-        weight: node.weight,
-        // Clients need not be sent here yet.
-        offline: true,
-        connections: 0,
-        addresses: 0,
-        latest_timestamp: 0,
-    };
+    // Clients need not be sent here yet.
+    let listed = CometNode { offline: true, ..config.comet.node.described() };
     nodes.announce(listed).await?;
     tokio::time::sleep(config.cluster.refresh * 2).await;
     Ok(())
@@ -81,8 +68,22 @@ async fn confirm_after_losses(comet: Weak<Comet>, mut losses: watch::Receiver<u6
     }
 }
 
-fn run(comet: Arc<Comet>, config: Config, rpc: Bound, shown: Bound, losses: watch::Receiver<u64>) -> Running {
-    let confirming = super::Endless(tokio::spawn(confirm_after_losses(Arc::downgrade(&comet), losses)));
+/// What was bound and found.
+struct Bounds {
+    rpc: Bound,
+    shown: Bound,
+    logic: String,
+}
+
+fn run(
+    comet: Arc<Comet>,
+    config: Config,
+    Bounds { rpc, shown, logic }: Bounds,
+    losses: Option<watch::Receiver<u64>>,
+) -> Running {
+    let confirming = losses.map(|losses| {
+        super::Endless(tokio::spawn(confirm_after_losses(Arc::downgrade(&comet), losses)))
+    });
     let mut registry = Registry::default();
     comet.register_metrics(&mut registry);
     process_metrics::register(&mut registry);
@@ -99,7 +100,7 @@ fn run(comet: Arc<Comet>, config: Config, rpc: Bound, shown: Bound, losses: watc
         ("websocket_tls", all(&addrs.websocket_tls)),
         ("rpc", rpc.addr.to_string()),
         ("pages", shown.addr.to_string()),
-        ("logic", config.cluster.logic.join(" ")),
+        ("logic", logic),
     ];
     let pages = pages::serve(shown, Arc::clone(&operation), stopping.clone());
     let services = comet_service(comet.port());

@@ -1,9 +1,7 @@
 //! The engines as the settings describe them.
 
-use std::sync::Arc;
-
 use goim_adapters::kafka::{DeadLetter, KafkaConfig, Start};
-use goim_adapters::redis::{RedisConfig, RedisNodes, RedisNodesConfig, RedisPlace, RedisStore};
+use goim_adapters::redis::{RedisConfig, RedisPlace, RedisStore};
 
 use super::StartError;
 use crate::{Config, LogStart};
@@ -48,8 +46,3 @@ pub(super) async fn redis(config: &Config) -> Result<RedisStore, StartError> {
     Ok(RedisStore::connect(RedisConfig { place, expire, deadline, ..RedisConfig::default() }).await?)
 }
 
-/// The list of comets.
-pub(super) async fn nodes(config: &Config, store: RedisStore) -> Result<Arc<RedisNodes>, StartError> {
-    let times = RedisNodesConfig { lease: config.cluster.lease, refresh: config.cluster.refresh };
-    Ok(Arc::new(RedisNodes::start(store, times).await?))
-}

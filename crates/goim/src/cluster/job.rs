@@ -8,6 +8,7 @@ use goim_job::Job;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
+use super::directory::{self, Role};
 use super::{Running, StartError, engines, metrics, pages};
 use crate::operate::Operation;
 use crate::serve::{self, told};
@@ -21,8 +22,9 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
     config.check()?;
     config.complete();
     let shown = serve::listen("cluster.job_pages", config.cluster.job_pages).await?;
-    let nodes = engines::nodes(&config, engines::redis(&config).await?).await?;
-    let comets = Arc::new(GrpcComets::new(nodes, ClientConfig::default()));
+    let directory = directory::open(&config, Role::Job, None).await?;
+    let zone = config.comet.node.zone.clone();
+    let comets = Arc::new(GrpcComets::new(directory.nodes, zone, ClientConfig::default()));
     let reader = KafkaPushLogReader::join(engines::kafka(&config)).await?;
 
     let stats = reader.stats();

@@ -10,6 +10,7 @@ use goim_ports::{NodeDirectory, ServerId};
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
+use super::directory::{self, Role};
 use super::{Running, StartError, engines, metrics, sweep};
 use crate::operate::{self, Operation};
 use crate::serve::{self, told};
@@ -25,7 +26,8 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
     let http = serve::listen("http.listen", config.http.listen).await?;
     let rpc = serve::listen_if("rpc.logic", config.rpc.logic).await?;
     let store = engines::redis(&config).await?;
-    let nodes: Arc<dyn NodeDirectory> = engines::nodes(&config, store.clone()).await?;
+    let directory = directory::open(&config, Role::Logic, Some(store.clone())).await?;
+    let nodes = Arc::clone(&directory.nodes);
     let log = KafkaPushLog::start(engines::kafka(&config)).await?;
 
     let sessions = RedisSessions::new(store.clone());
@@ -46,6 +48,7 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
     process_metrics::register(&mut registry);
     let operation = Arc::new(Operation::default());
     let (stop_serving, stopping) = watch::channel(false);
+    let rpc_addr = rpc.as_ref().map(|bound| bound.addr);
     let lines = vec![
         ("http", http.addr.to_string()),
         ("rpc", rpc.as_ref().map_or("closed".to_owned(), |bound| bound.addr.to_string())),
@@ -65,10 +68,12 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
         serving.push(tokio::spawn(serve::rpc("logic", bound, server, services, told(stopping))));
     }
     let sweeping = super::Endless(tokio::spawn(sweep::run(sessions, nodes, config.cluster.refresh)));
+    directory.announce_logic(&config, rpc_addr).await?;
     operation.is_up(registry);
     let stop = move || -> super::Stop {
         Box::pin(async move {
             operation.is_draining();
+            directory.leave().await;
             // A closed channel would tell them too.
             let _ = stop_serving.send(true);
             for task in serving {

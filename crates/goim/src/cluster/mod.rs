@@ -1,10 +1,11 @@
 //! The roles as processes of their own: the same as in `goim serve`, composed with the engines of a cluster.
 //!
-//! Composition and nothing else. comet knows logics by address and announces itself in the list of comets; logic keeps sessions,
-//! counts and that list on Redis and writes the push log on Kafka; job reads it and reaches the comets of the list. Everything is
-//! checked, reached and bound before anything runs.
+//! Composition and nothing else. comet knows logics and announces itself in the list of comets; logic keeps sessions and counts on
+//! Redis and writes the push log on Kafka; job reads it and reaches the comets of the list. Everything is checked, reached and bound
+//! before anything runs.
 
 mod comet;
+mod directory;
 mod engines;
 mod job;
 mod logic;
@@ -15,6 +16,7 @@ mod sweep;
 use std::future::Future;
 use std::pin::Pin;
 
+use goim_adapters::discovery::DiscoveryError;
 use goim_adapters::grpc::AddressError;
 use goim_adapters::kafka::KafkaError;
 use goim_adapters::redis::RedisError;
@@ -43,11 +45,28 @@ pub enum StartError {
     #[error("{0}\n  see the settings redis.*")]
     Redis(#[from] RedisError),
     /// The list of comets.
-    #[error("{0}\n  see the settings redis.*")]
+    #[error("{0}\n  see the settings cluster.directory and redis.*")]
     Nodes(#[from] NodeError),
     /// The address of a logic.
     #[error("cluster.logic: {0}")]
-    Logic(#[from] AddressError),
+    Logic(AddressError),
+    /// The address of a comet.
+    #[error("cluster.comets: {0}")]
+    Comets(AddressError),
+    /// cluster.comets is empty, and the directory is a list.
+    #[error(
+        "cluster.comets names no comet: give it the addresses of some, such as [\"grpc://10.0.0.1:3109\"], or dns://name:port"
+    )]
+    NoComet,
+    /// A discovery server.
+    #[error("{0}\n  see the settings cluster.discovery and comet.node.zone and env")]
+    Discovery(#[from] DiscoveryError),
+    /// Comets could not reach the logic.
+    #[error(
+        "rpc.logic is every address of this machine: say with cluster.logic_addr under which one comets reach this logic, or let \
+         rpc.logic be one that they reach"
+    )]
+    NoLogicAddress,
     /// cluster.logic is empty.
     #[error(
         "cluster.logic names no logic: give it the addresses of some, such as [\"grpc://10.0.0.2:3119\"]"

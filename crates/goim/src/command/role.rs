@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::future::Future;
 
 use clap::Args;
+use goim_adapters::discovery::DiscoveryError;
 
 use super::serve::{Signals, open_files, runtime};
 use super::{Failure, SettingsArguments, print};
@@ -85,12 +86,13 @@ impl From<StartError> for Failure {
         match error {
             StartError::Config(error) => error.into(),
             StartError::Serve(error) => error.into(),
-            StartError::NoLogic | StartError::NoRpcAddress(_) | StartError::Logic(_) => {
-                Self::usage(error.to_string())
-            }
-            StartError::Kafka(_) | StartError::Redis(_) | StartError::Nodes(_) => {
+            StartError::Kafka(_)
+            | StartError::Redis(_)
+            | StartError::Nodes(_)
+            | StartError::Discovery(DiscoveryError::Unavailable { .. }) => {
                 Self::unavailable(error.to_string())
             }
+            error => Self::usage(error.to_string()),
         }
     }
 }

@@ -32,7 +32,7 @@ pub(super) fn settings() -> Vec<Setting> {
 
         [comet.node.server] = "comet-1", "Name of the comet, unique in its cluster: sessions are found by it. Not set: this machine's host name.";
         [comet.node.region], "Region, for example \"sh\".";
-        [comet.node.zone], "Zone inside the region, for example \"sh001\".";
+        [comet.node.zone], "Zone inside the region, for example \"sh001\". A job that has a zone hands over to comets of that zone only, as goim's; without one to all.";
         [comet.node.env], "Deployment environment, for example \"dev\".";
         [comet.node.weight], "Share of new clients relative to other comets.";
         [comet.node.offline], "True: takes no new clients by way of the node list.";

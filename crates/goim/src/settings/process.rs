@@ -46,8 +46,13 @@ pub(super) fn settings() -> Vec<Setting> {
         [push_log.age_max], "Age of the oldest record that is not read yet, beyond which pushes wait as if the log were full: what bounds a message's wait here.";
         [push_log.read_records_max], "Records that one read of job gives at most.";
 
-        [cluster.logic], "Addresses of logics, for comets: calls take turns, and go to another when one does not answer.";
-        [cluster.lease], "How long a comet is listed that says nothing; then its sessions are removed. Several of comet.report_interval.";
+        [cluster.directory], "Where the list of comets is: \"redis\", where each keeps its record alive; \"list\", cluster.comets, each of which is asked; \"discovery\", a bilibili/discovery server, where logics are found too: for life beside goim's own processes.";
+        [cluster.comets], "Addresses of comets, for the directory \"list\": grpc://host:port, or dns://name:port for every address that DNS has for a name.";
+        [cluster.discovery], "HOST:PORT of discovery servers, for the directory \"discovery\". Region, zone and env are those of comet.node, in every role.";
+        [cluster.discovery_host] = "logic-1", "What this process is called on discovery; no other may be called so. Not set: comet.node.server, and for logic and job that with -logic or -job behind it.";
+        [cluster.logic_addr] = "10.0.0.2:3119", "Where comets reach this logic, for the directory \"discovery\". Not set: where rpc.logic listens.";
+        [cluster.logic], "Addresses of logics, for comets, unless discovery knows them: grpc://host:port, or dns://name:port for every address that DNS has for a name. Calls take turns, and go to another when one does not answer.";
+        [cluster.lease], "How long a comet is listed that says nothing; then its sessions are removed. Several of comet.report_interval. Discovery has a time of its own.";
         [cluster.refresh], "How often the list of comets is read.";
         [cluster.counts_refresh], "How long the sum of the rooms' counts over all comets is used before it is made anew.";
         [cluster.comet_pages], "Address of /metrics, /healthz and /readyz of `goim comet`. Port 0 takes a free one.";

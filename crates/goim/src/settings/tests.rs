@@ -147,6 +147,7 @@ fn a_row_changes_its_own_field_and_no_other() {
             Some(toml::Value::String(text)) => match text.as_str() {
                 "pretty" => "json".to_owned(),
                 "newest" => "oldest".to_owned(),
+                "redis" => "list".to_owned(),
                 "drop-newest" => "close".to_owned(),
                 text if text.ends_with(" B") || text.ends_with("iB") => "12345 B".to_owned(),
                 text if text.contains(':') => "127.0.0.1:9".to_owned(),

@@ -14,7 +14,7 @@ use goim_comet::SlowConsumerPolicy;
 use goim_logic::ApiKey;
 use goim_ports::ServerId;
 
-use crate::config::{LogFormat, LogStart};
+use crate::config::{Directory, LogFormat, LogStart};
 
 /// What unsets an optional setting, as does an empty text.
 const NONE: &str = "none";
@@ -84,6 +84,7 @@ macro_rules! integer {
 by_text! {
     String, "a text";
     LogFormat, "`pretty` or `json`";
+    Directory, "`redis`, `list` or `discovery`";
     LogStart, "`newest` or `oldest`";
 }
 
