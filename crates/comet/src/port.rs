@@ -4,7 +4,8 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use goim_ports::{
-    Broadcast, Call, CometError, CometNode, CometPort, KeyPush, Operation, PacketBuf, RoomId, RoomPush, SessionKey,
+    Broadcast, Call, CometError, CometNode, CometPort, KeyPush, Operation, PacketBuf, RoomId, RoomPush,
+    RoomsNews, RoomsVersion, SessionKey,
 };
 use goim_session::EncodedPush;
 use goim_wire::batch;
@@ -104,6 +105,11 @@ impl CometPort for Port {
             let push = encoded.for_another_thread();
             (shard, cost, Command::Room { room, hash, operation, push, accepted_at })
         }))
+    }
+
+    fn rooms_since(&self, known: RoomsVersion) -> Call<Result<RoomsNews, CometError>> {
+        let news = self.shared.census.news(&known);
+        Call::Ready(news.ok_or(CometError::Invalid("the comet has too many rooms to list them")))
     }
 
     fn describe(&self) -> Call<Result<CometNode, CometError>> {

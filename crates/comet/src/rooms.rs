@@ -4,15 +4,16 @@
 //! counter of the sessions on this comet, one of those elsewhere, and which shards have members, so that a message goes
 //! to those only. It is locked when a shard opens or closes a room, not when sessions join or leave.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher as _, RandomState};
 use std::hint::black_box;
 use std::num::NonZeroU32;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use goim_ports::{RoomCounts, RoomId};
+use goim_ports::{RoomCounts, RoomId, RoomsNews, RoomsVersion, StripeNews};
 use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
 use slab::Slab;
 use smallvec::SmallVec;
 
@@ -24,6 +25,10 @@ const STRIPES: usize = 64;
 const SHRINK_ABOVE: usize = 256;
 /// Rooms of more members on one comet count as large.
 pub(crate) const SMALL_ROOM_MAX: u32 = 16;
+/// Changes that each stripe keeps for who asks what is new: 16,384 in all.
+const CHANGES_KEPT: usize = 256;
+/// More rooms are not listed for who knows none: that would be megabytes, and a comet with so many has members of nearly every room.
+const ROOMS_LISTED_MAX: usize = 100_000;
 /// Counters of large rooms, spread over them by the hash of their name.
 const LARGE_SLOTS: usize = 1024;
 
@@ -57,7 +62,11 @@ pub(crate) struct Holders {
     pub(crate) here: u32,
 }
 
-type Stripe = HashTable<Arc<SharedRoom>>;
+#[derive(Default)]
+struct Stripe {
+    rooms: HashTable<Arc<SharedRoom>>,
+    journal: Journal,
+}
 
 /// All rooms of this comet.
 pub(crate) struct Census {
@@ -66,13 +75,20 @@ pub(crate) struct Census {
     /// Large rooms with this hash modulo the length: few bytes that stay in the caches say of nearly all rooms that they
     /// are small.
     large: Box<[AtomicU32]>,
+    /// Somebody asks for changes, so that they are kept.
+    is_watched: AtomicBool,
+    /// Says that versions are this census's.
+    epoch: u64,
 }
 
 impl Census {
     pub(crate) fn new() -> Self {
         let stripes = (0..STRIPES).map(|_| Mutex::default()).collect();
         let large = (0..LARGE_SLOTS).map(|_| AtomicU32::new(0)).collect();
-        Self { stripes, hasher: RandomState::new(), large }
+        let hasher = RandomState::new();
+        // As random as the hasher's keys are; zero is for who knows nothing.
+        let epoch = hasher.hash_one("epoch").max(1);
+        Self { stripes, hasher, large, is_watched: AtomicBool::new(false), epoch }
     }
 
     /// The hash of a room's name, by which all tables of this comet know it.
@@ -88,9 +104,13 @@ impl Census {
 
     /// Shard `shard` opens the room.
     fn open(&self, room: RoomId, hash: u64, shard: usize) -> Arc<SharedRoom> {
-        let mut rooms = self.stripe(hash);
+        let mut stripe = self.stripe(hash);
+        let Stripe { rooms, journal } = &mut *stripe;
         let rehash = |room: &Arc<SharedRoom>| self.hash(room.id.as_str());
         let entry = rooms.entry(hash, |known| known.id == room, rehash);
+        if self.is_watched.load(Ordering::Relaxed) && matches!(entry, Entry::Vacant(_)) {
+            journal.note(room.clone(), true);
+        }
         let shared = entry.or_insert_with(|| Arc::new(SharedRoom::new(room))).get().clone();
         shared.shards.fetch_or(1 << (shard % 64), Ordering::AcqRel);
         shared
@@ -98,7 +118,7 @@ impl Census {
 
     /// Shard `shard` has no members left, and gives its reference back.
     fn close(&self, room: Arc<SharedRoom>, hash: u64, shard: usize, shards: usize) {
-        let mut rooms = self.stripe(hash);
+        let mut stripe = self.stripe(hash);
         if shards <= 64 {
             room.shards.fetch_and(!(1 << (shard % 64)), Ordering::AcqRel);
         }
@@ -108,8 +128,12 @@ impl Census {
             drop(room);
             return;
         }
+        let Stripe { rooms, journal } = &mut *stripe;
         if let Ok(entry) = rooms.find_entry(hash, |known| Arc::ptr_eq(known, &room)) {
             entry.remove();
+            if self.is_watched.load(Ordering::Relaxed) {
+                journal.note(room.id.clone(), false);
+            }
         }
         if rooms.is_empty() {
             *rooms = HashTable::new();
@@ -144,8 +168,8 @@ impl Census {
 
     /// Who has members of the room with this hash and name.
     pub(crate) fn holders(&self, hash: u64, room: &RoomId) -> Holders {
-        let rooms = self.stripe(hash);
-        rooms.find(hash, |known| known.id == *room).map_or_else(Holders::default, |room| Holders {
+        let stripe = self.stripe(hash);
+        stripe.rooms.find(hash, |known| known.id == *room).map_or_else(Holders::default, |room| Holders {
             shards: room.shards.load(Ordering::Acquire),
             here: room.here.load(Ordering::Relaxed),
         })
@@ -157,14 +181,14 @@ impl Census {
 
     /// Rooms with sessions.
     pub(crate) fn len(&self) -> usize {
-        self.each_stripe().map(|stripe| stripe.len()).sum()
+        self.each_stripe().map(|stripe| stripe.rooms.len()).sum()
     }
 
     /// Every room with the sessions that it has here.
     pub(crate) fn here(&self) -> HashMap<RoomId, u32> {
         let mut all = HashMap::new();
-        for rooms in self.each_stripe() {
-            let counted = rooms.iter().map(|room| (&room.id, room.here.load(Ordering::Relaxed)));
+        for stripe in self.each_stripe() {
+            let counted = stripe.rooms.iter().map(|room| (&room.id, room.here.load(Ordering::Relaxed)));
             all.extend(counted.filter(|(_, count)| *count > 0).map(|(room, count)| (room.clone(), count)));
         }
         all
@@ -172,14 +196,78 @@ impl Census {
 
     /// Takes over what the cluster has said: `totals` includes what this comet had `reported`.
     pub(crate) fn learn(&self, totals: &RoomCounts, reported: &RoomCounts) {
-        for rooms in self.each_stripe() {
-            for room in rooms.iter() {
+        for stripe in self.each_stripe() {
+            for room in &stripe.rooms {
                 let total = totals.get(&room.id).copied().unwrap_or(0);
                 let own = reported.get(&room.id).copied().unwrap_or(0);
                 room.elsewhere.store(total.saturating_sub(own), Ordering::Relaxed);
             }
         }
     }
+}
+
+/// The last changes of a stripe. They are noted under its lock, so that their order is true.
+#[derive(Debug, Default)]
+struct Journal {
+    /// Changes ever noted.
+    version: u64,
+    /// The last of them: whether the room has come.
+    kept: VecDeque<(RoomId, bool)>,
+}
+
+impl Journal {
+    fn note(&mut self, room: RoomId, has_come: bool) {
+        if self.kept.len() == CHANGES_KEPT {
+            self.kept.pop_front();
+        }
+        self.version += 1;
+        self.kept.push_back((room, has_come));
+    }
+
+    /// The changes since that version, the last one of each room; `None` when they are no longer known.
+    fn since(&self, version: u64) -> Option<HashMap<&RoomId, bool>> {
+        let missed = usize::try_from(self.version.checked_sub(version)?).ok()?;
+        let first = self.kept.len().checked_sub(missed)?;
+        Some(self.kept.range(first..).map(|(room, has_come)| (room, *has_come)).collect())
+    }
+}
+
+impl Census {
+    /// What has changed since `known`, and from now on keeps what changes. `None` when there is more to list than is listed.
+    pub(crate) fn news(&self, known: &RoomsVersion) -> Option<RoomsNews> {
+        // Before the first stripe is looked at: what changes in it later is noted.
+        self.is_watched.store(true, Ordering::SeqCst);
+        let is_known = known.epoch == self.epoch && known.stripes.len() == STRIPES;
+        if !is_known && self.len() > ROOMS_LISTED_MAX {
+            return None;
+        }
+        let mut news = RoomsNews::default();
+        news.version.epoch = self.epoch;
+        for (number, stripe) in self.each_stripe().enumerate() {
+            news.version.stripes.push(stripe.journal.version);
+            let changes = if is_known { stripe.journal.since(known.stripes[number]) } else { None };
+            let stripe_news = match changes {
+                Some(changes) if changes.is_empty() => continue,
+                Some(changes) => of_changes(number as u32, changes),
+                None => StripeNews {
+                    stripe: number as u32,
+                    complete: true,
+                    come: stripe.rooms.iter().map(|room| room.id.clone()).collect(),
+                    gone: Vec::new(),
+                },
+            };
+            news.stripes.push(stripe_news);
+        }
+        Some(news)
+    }
+}
+
+fn of_changes(stripe: u32, changes: HashMap<&RoomId, bool>) -> StripeNews {
+    let mut news = StripeNews { stripe, ..StripeNews::default() };
+    for (room, has_come) in changes {
+        if has_come { news.come.push(room.clone()) } else { news.gone.push(room.clone()) }
+    }
+    news
 }
 
 /// A session's place in a room of its shard.
@@ -380,6 +468,44 @@ mod tests {
                 assert_eq!(census.may_be_large(hash), places.len() > SMALL_ROOM_MAX as usize);
             }
         }
+    }
+
+    #[test]
+    fn whoever_asks_what_is_new_knows_all_rooms() {
+        let census = Arc::new(Census::new());
+        let mut rooms = Rooms::new(0, 1, census.clone());
+        let mut places: HashMap<String, Membership> = HashMap::new();
+        let (mut version, mut known) = (RoomsVersion::default(), HashMap::<RoomId, u32>::new());
+        let mut random = 7_u64;
+        for round in 0..200 {
+            // Some rounds change more than is kept.
+            for _ in 0..if round % 50 == 49 { 40_000 } else { round } {
+                random =
+                    random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                let name = format!("live://{}", (random >> 33) % 300);
+                match places.remove(&name) {
+                    Some(place) => assert!(rooms.leave(place).is_none()),
+                    None => drop(places.insert(name.clone(), rooms.join(name.as_str().into(), 1))),
+                }
+            }
+            let news = census.news(&version).unwrap();
+            version = news.version;
+            for stripe in news.stripes {
+                if stripe.complete {
+                    known.retain(|_, of| *of != stripe.stripe);
+                }
+                stripe.gone.iter().for_each(|room| drop(known.remove(room)));
+                known.extend(stripe.come.into_iter().map(|room| (room, stripe.stripe)));
+            }
+            let mut there: Vec<_> = places.keys().cloned().collect();
+            let mut said: Vec<_> = known.keys().map(ToString::to_string).collect();
+            there.sort();
+            said.sort();
+            assert_eq!(said, there, "round {round}");
+        }
+        assert!(census.news(&version).unwrap().stripes.is_empty(), "nothing has changed");
+        let other = RoomsVersion { epoch: version.epoch + 1, ..version };
+        assert!(census.news(&other).unwrap().stripes.iter().all(|stripe| stripe.complete), "another start");
     }
 
     #[test]

@@ -22,5 +22,6 @@ pub mod serve;
 pub mod settings;
 
 pub use config::{
-    ClusterConfig, Config, Directory, HttpConfig, KafkaConfig, LogConfig, LogFormat, LogStart, RedisConfig, RpcConfig,
+    ClusterConfig, Config, Directory, HttpConfig, KafkaConfig, LogConfig, LogFormat, LogStart, RedisConfig,
+    RpcConfig,
 };

@@ -87,7 +87,11 @@ fn under_load(
 
 fn chosen(names: &[&'static str]) -> Vec<&'static str> {
     let only = std::env::var("DEATH_OF").unwrap_or_default();
-    names.iter().copied().filter(|name| only.is_empty() || only.split(',').any(|part| part == *name)).collect()
+    names
+        .iter()
+        .copied()
+        .filter(|name| only.is_empty() || only.split(',').any(|part| part == *name))
+        .collect()
 }
 
 #[test]

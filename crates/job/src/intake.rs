@@ -24,6 +24,7 @@ use crate::lane::Request;
 use crate::lanes::{Assignment, Held, Lanes};
 use crate::metrics::{Metrics, Outcome};
 use crate::rooms::{Batch, Message, Rooms};
+use crate::routing::{Answer, Routing};
 
 /// How often comets that have gone are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
@@ -42,6 +43,7 @@ pub(crate) struct Intake {
     pool: Arc<dyn CometPool>,
     rooms: Rooms,
     lanes: Lanes,
+    routing: Routing,
     in_flight: Arc<InFlight>,
     metrics: Arc<Metrics>,
     next_sweep: Instant,
@@ -52,6 +54,8 @@ pub(crate) struct Intake {
 enum Event {
     Read(Vec<LogEntry>),
     ReadFailed(ReadError),
+    /// A comet has said which rooms it has.
+    Rooms(Answer),
     /// Something is finished, or due by the clock.
     Housekeeping,
     /// Shut down, or the log is used up.
@@ -70,6 +74,7 @@ impl Intake {
             reader,
             rooms: Rooms::new(config.room),
             lanes: Lanes::new(config.comet, Arc::clone(&pool), Arc::clone(&metrics)),
+            routing: Routing::new(Arc::clone(&pool), Arc::clone(&metrics)),
             in_flight: Arc::new(InFlight::new(config.in_flight)),
             pool,
             metrics,
@@ -85,6 +90,11 @@ impl Intake {
             match self.next_event(shutdown.as_mut()).await {
                 Event::Read(entries) => self.take(entries).await,
                 Event::ReadFailed(error) => self.read_failed(&error),
+                Event::Rooms(answer) => {
+                    let mut decided = Vec::new();
+                    self.routing.learn(answer, Instant::now(), &mut decided);
+                    self.assign(decided).await;
+                }
                 Event::Housekeeping => {}
                 Event::End => break,
             }
@@ -105,6 +115,7 @@ impl Intake {
         if !self.in_flight.has_room() {
             due = due.min(now + HUNG_CHECK_INTERVAL);
         }
+        due = self.routing.next_due().map_or(due, |next| due.min(next));
         let paused = self.read_pause.map(|(until, _)| until).filter(|until| *until > now);
         let may_read = paused.is_none() && self.in_flight.has_room() && self.rooms.has_room();
         tokio::select! {
@@ -112,6 +123,7 @@ impl Intake {
             () = shutdown => Event::End,
             // Before reading, so that a log that always has more does not keep gathered messages waiting.
             () = sleep_until(paused.map_or(due, |until| until.min(due))) => Event::Housekeeping,
+            answer = self.routing.answer() => Event::Rooms(answer),
             read = self.reader.read(), if may_read => match read {
                 Ok(Some(entries)) => Event::Read(entries),
                 Ok(None) => Event::End,
@@ -177,8 +189,10 @@ impl Intake {
         let mut batches = Vec::new();
         self.rooms.take_due(now, &mut batches);
         self.assign_batches(batches).await;
+        self.routing.ask(now);
         if now >= self.next_sweep {
             self.lanes.forget_gone();
+            self.routing.forget_gone();
             self.next_sweep = now + SWEEP_INTERVAL;
         }
     }
@@ -237,7 +251,7 @@ impl Intake {
         part.collect()
     }
 
-    fn spread_batch(&self, batch: Batch) -> Vec<Assignment> {
+    fn spread_batch(&mut self, batch: Batch) -> Vec<Assignment> {
         self.metrics.room_batch_messages.observe(batch.tickets.len() as f64);
         let share = Share::of_room(&self.in_flight, batch.tickets, batch.flight);
         let comets = self.pool.all();
@@ -245,15 +259,27 @@ impl Intake {
             self.metrics.handed_over(Outcome::NoComet);
         }
         let lane = self.lanes.lane_of(batch.push.room.as_str());
-        // A single comet has nobody to hold up, and the room's batches grow while it is slow.
-        let are_several = comets.len() > 1;
-        let part = comets.into_iter().map(|(server, _)| {
-            let request = Request::Room(batch.push.clone());
-            let is_waited_for = !are_several || !self.lanes.is_late(&server);
-            let share = if is_waited_for { share.clone() } else { share.without_flight() };
-            Assignment { server, lane, request, share }
-        });
-        part.collect()
+        let mut leaving = Vec::with_capacity(comets.len());
+        // A single comet has nobody to hold up, and the room's batches grow while it is slow; and it is where everybody is.
+        let [(only, _)] = comets.as_slice() else {
+            let now = Instant::now();
+            for (server, _) in comets {
+                let assignment = Assignment {
+                    server,
+                    lane,
+                    request: Request::Room(batch.push.clone()),
+                    share: share.without_flight(),
+                };
+                self.routing.route(&batch.push.room, assignment, now, &mut leaving);
+            }
+            // What is parked is not waited for.
+            for assignment in leaving.iter_mut().filter(|leaving| !self.lanes.is_late(&leaving.server)) {
+                assignment.share = share.clone();
+            }
+            return leaving;
+        };
+        leaving.push(Assignment { server: only.clone(), lane, request: Request::Room(batch.push), share });
+        leaving
     }
 
     async fn assign_batches(&mut self, batches: Vec<Batch>) {
@@ -304,6 +330,8 @@ impl Intake {
         let mut batches = Vec::new();
         self.rooms.take_all(&mut batches);
         self.assign_batches(batches).await;
+        let parked = self.routing.take_all();
+        self.assign(parked).await;
         loop {
             tokio::select! {
                 () = self.lanes.finish() => break,

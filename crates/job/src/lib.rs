@@ -27,6 +27,7 @@ mod lane;
 mod lanes;
 mod metrics;
 mod rooms;
+mod routing;
 mod silence;
 
 use std::future::Future;

@@ -38,6 +38,7 @@ pub(crate) struct Metrics {
     pub(crate) retries: Counter,
     pub(crate) held_back: Counter,
     pub(crate) worker_panics: Counter,
+    pub(crate) room_calls_saved: Counter,
     pub(crate) room_batch_messages: Histogram,
     pub(crate) call_seconds: Histogram,
     pub(crate) lane_calls: Gauge,
@@ -66,6 +67,7 @@ impl Default for Metrics {
             retries: Counter::default(),
             held_back: Counter::default(),
             worker_panics: Counter::default(),
+            room_calls_saved: Counter::default(),
             room_batch_messages: Histogram::new([1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0, 100.0]),
             call_seconds: Histogram::new(exponential_buckets(0.0005, 4.0, 8)),
             lane_calls: Gauge::default(),
@@ -88,6 +90,11 @@ impl Metrics {
         registry.register("read_errors", "Failed reads from the push log", self.read_errors.clone());
         registry.register("retries", "Calls to comets that were made again", self.retries.clone());
         registry.register("held_back", "Times that reading stopped for a full lane", self.held_back.clone());
+        registry.register(
+            "room_calls_saved",
+            "Calls that messages of rooms did not need, since nobody of the room is on that comet",
+            self.room_calls_saved.clone(),
+        );
         registry.register("worker_panics", "Workers that ended by a bug", self.worker_panics.clone());
         registry.register(
             "room_batch_messages",

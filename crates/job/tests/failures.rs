@@ -87,8 +87,7 @@ async fn a_full_lane_of_a_comet_that_hangs_holds_the_reader_back_for_a_second() 
 
 #[tokio::test(start_paused = true)]
 async fn a_full_lane_of_a_comet_that_answers_is_waited_for() {
-    let (slow, well) =
-        (Recorder::new(Mode::After(Duration::from_millis(700))), Recorder::new(Mode::AtOnce));
+    let (slow, well) = (Recorder::new(Mode::After(Duration::from_millis(700))), Recorder::new(Mode::AtOnce));
     let mut rig = Rig::new(full_after(2), &[("slow", &slow), ("well", &well)]);
     for n in numbers(20) {
         rig.append(vec![to_room("r", n)]);
@@ -103,8 +102,7 @@ async fn a_full_lane_of_a_comet_that_answers_is_waited_for() {
 async fn a_comet_that_hangs_does_not_fill_what_may_be_in_flight_for_long() {
     let (hung, well) = (Recorder::new(Mode::Never), Recorder::new(Mode::AtOnce));
     let in_flight = InFlightConfig { records_max: 5.try_into().unwrap(), ..InFlightConfig::default() };
-    let mut rig =
-        Rig::new(Config { in_flight, ..Config::default() }, &[("hung", &hung), ("well", &well)]);
+    let mut rig = Rig::new(Config { in_flight, ..Config::default() }, &[("hung", &hung), ("well", &well)]);
     for n in numbers(50) {
         rig.append(vec![to_key("hung", "k", n.as_str()), to_key("well", "k", n)]);
     }

@@ -35,6 +35,16 @@ pub trait CometPort: Send + Sync {
     /// The rooms that have sessions here.
     fn rooms(&self) -> Call<Result<Vec<RoomId>, CometError>>;
 
+    /// What has changed in [`CometPort::rooms`] since an earlier answer: what was true at some moment between question and answer. By
+    /// default nobody knows.
+    ///
+    /// # Errors
+    /// [`CometError::Invalid`] from who cannot tell, now and for some time.
+    fn rooms_since(&self, known: RoomsVersion) -> Call<Result<RoomsNews, CometError>> {
+        drop(known);
+        Call::Ready(Err(CometError::Invalid("the comet does not tell what has changed")))
+    }
+
     /// What the comet says of itself; where its RPC is reached and since when is for whoever asks to know. By default nothing is
     /// known.
     fn describe(&self) -> Call<Result<CometNode, CometError>> {
@@ -77,6 +87,37 @@ pub struct RoomPush {
     pub packet: PacketBuf,
     /// When logic took the (oldest) message in it from the publisher, where that is known.
     pub accepted_at: Option<AcceptedAt>,
+}
+
+/// How much somebody knows of a comet's rooms. The default knows nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RoomsVersion {
+    /// Another one for each start of a comet.
+    pub epoch: u64,
+    /// One number for each stripe: rooms are spread over them by a rule of the comet's own.
+    pub stripes: Vec<u64>,
+}
+
+/// What has changed in a comet's rooms.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RoomsNews {
+    /// What is known with this.
+    pub version: RoomsVersion,
+    /// The stripes that have changed.
+    pub stripes: Vec<StripeNews>,
+}
+
+/// What has changed in one stripe.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct StripeNews {
+    /// Its number.
+    pub stripe: u32,
+    /// True when `come` is all that there is, whatever was known before.
+    pub complete: bool,
+    /// Rooms that have sessions now.
+    pub come: Vec<RoomId>,
+    /// Rooms that have none any more.
+    pub gone: Vec<RoomId>,
 }
 
 /// Why a comet did not take a message.

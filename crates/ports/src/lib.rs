@@ -22,7 +22,9 @@ mod node;
 mod push_log;
 
 pub use call::{BoxFuture, Call};
-pub use comet::{Broadcast, CometError, CometPool, CometPort, KeyPush, RoomPush};
+pub use comet::{
+    Broadcast, CometError, CometPool, CometPort, KeyPush, RoomPush, RoomsNews, RoomsVersion, StripeNews,
+};
 pub use directory::{DirectoryError, RoomCounts, RoomDirectory, SessionDirectory, SessionRecord};
 pub use goim_wire::{Operation, PacketBuf, Sequence, Version};
 pub use id::{Mid, RoomId, ServerId, SessionKey};

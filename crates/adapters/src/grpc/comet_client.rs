@@ -3,13 +3,16 @@
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use goim_ports::{Broadcast, Call, CometError, CometNode, CometPort, KeyPush, RoomId, RoomPush};
+use goim_ports::{
+    Broadcast, Call, CometError, CometNode, CometPort, KeyPush, RoomId, RoomPush, RoomsNews, RoomsVersion,
+    StripeNews,
+};
 use tonic::transport::Channel;
 
 use super::address::AddressError;
 use super::channel::{ClientConfig, Connection, REPLY_BYTES_MAX};
 use super::convert::{micros_of, proto_of};
-use super::proto::cluster::{DescribeReq, comet_client as cluster_client};
+use super::proto::cluster::{self, DescribeReq, RoomsSinceReq, comet_client as cluster_client};
 use super::proto::comet::comet_client::CometClient;
 use super::proto::comet::{BroadcastReq, BroadcastRoomReq, PushMsgReq, RoomsReq};
 use super::status;
@@ -84,6 +87,31 @@ impl CometPort for GrpcComet {
             async |mut comet| comet.rooms(RoomsReq {}).await,
             |reply| reply.rooms.into_keys().map(RoomId::from).collect(),
         )
+    }
+
+    fn rooms_since(&self, known: RoomsVersion) -> Call<Result<RoomsNews, CometError>> {
+        let connection = Arc::clone(&self.connection);
+        Call::pending(async move {
+            let RoomsVersion { epoch, stripes } = known;
+            let request = RoomsSinceReq { known: Some(cluster::RoomsVersion { epoch, stripes }) };
+            let call = |channel| async move {
+                let client = cluster_client::CometClient::new(channel);
+                client.max_decoding_message_size(REPLY_BYTES_MAX).rooms_since(request).await
+            };
+            let reply = connection.call(call).await.map_err(|error| status::to_comet(&error))?;
+            let rooms = |texts: Vec<String>| texts.into_iter().map(RoomId::from).collect();
+            let stripe = |news: cluster::StripeNews| StripeNews {
+                stripe: news.stripe,
+                complete: news.complete,
+                come: rooms(news.come),
+                gone: rooms(news.gone),
+            };
+            let cluster::RoomsVersion { epoch, stripes } = reply.version.unwrap_or_default();
+            Ok(RoomsNews {
+                version: RoomsVersion { epoch, stripes },
+                stripes: reply.stripes.into_iter().map(stripe).collect(),
+            })
+        })
     }
 
     fn describe(&self) -> Call<Result<CometNode, CometError>> {

@@ -3,12 +3,15 @@
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use goim_ports::{Broadcast, CometError, CometPort, KeyPush, Operation, RoomPush, SessionKey};
+use goim_ports::{Broadcast, CometError, CometPort, KeyPush, Operation, RoomId, RoomPush, SessionKey};
 use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
 use super::convert::{accepted_at_of, packet_of};
-use super::proto::cluster::{DescribeReply, DescribeReq, comet_server as cluster_server};
+use super::proto::cluster::{
+    DescribeReply, DescribeReq, RoomsSinceReply, RoomsSinceReq, RoomsVersion, StripeNews,
+    comet_server as cluster_server,
+};
 use super::proto::comet::comet_server::{Comet, CometServer};
 use super::proto::comet::{
     BroadcastReply, BroadcastReq, BroadcastRoomReply, BroadcastRoomReq, PushMsgReply, PushMsgReq, RoomsReply,
@@ -87,6 +90,27 @@ impl Comet for CometService {
 
 #[tonic::async_trait]
 impl cluster_server::Comet for CometService {
+    async fn rooms_since(
+        &self,
+        request: Request<RoomsSinceReq>,
+    ) -> Result<Response<RoomsSinceReply>, Status> {
+        let known = request.into_inner().known.unwrap_or_default();
+        let known = goim_ports::RoomsVersion { epoch: known.epoch, stripes: known.stripes };
+        let news = self.0.rooms_since(known).await.map_err(|error| status::from_comet(&error))?;
+        let texts = |rooms: Vec<RoomId>| rooms.iter().map(ToString::to_string).collect();
+        let stripe = |news: goim_ports::StripeNews| StripeNews {
+            stripe: news.stripe,
+            complete: news.complete,
+            come: texts(news.come),
+            gone: texts(news.gone),
+        };
+        let goim_ports::RoomsVersion { epoch, stripes } = news.version;
+        Ok(Response::new(RoomsSinceReply {
+            version: Some(RoomsVersion { epoch, stripes }),
+            stripes: news.stripes.into_iter().map(stripe).collect(),
+        }))
+    }
+
     async fn describe(&self, _: Request<DescribeReq>) -> Result<Response<DescribeReply>, Status> {
         let node = self.0.describe().await.map_err(|error| status::from_comet(&error))?;
         Ok(Response::new(DescribeReply {

@@ -102,7 +102,9 @@ impl Asked {
         let there = self.known.values().filter(is_there).filter_map(|known| known.node.clone());
         let mut comets: Vec<CometNode> = there.collect();
         // Of two that say they are the same, the later started: an address may have gone to another.
-        comets.sort_by(|a, b| (a.server.as_str(), b.latest_timestamp).cmp(&(b.server.as_str(), a.latest_timestamp)));
+        comets.sort_by(|a, b| {
+            (a.server.as_str(), b.latest_timestamp).cmp(&(b.server.as_str(), a.latest_timestamp))
+        });
         comets.dedup_by(|later, first| later.server == first.server);
         let mut told = self.comets.write().unwrap_or_else(PoisonError::into_inner);
         if **told != comets {
@@ -115,7 +117,9 @@ impl Known {
     fn answers(&mut self, mut node: CometNode) {
         let before = self.node.take();
         node.latest_timestamp = match before {
-            Some(before) if before == (CometNode { latest_timestamp: before.latest_timestamp, ..node.clone() }) => {
+            Some(before)
+                if before == (CometNode { latest_timestamp: before.latest_timestamp, ..node.clone() }) =>
+            {
                 before.latest_timestamp
             }
             _ => now(),

@@ -84,7 +84,12 @@ const TIMES: ListedNodesConfig =
 
 #[tokio::test]
 async fn a_name_stands_for_its_addresses_and_an_address_for_itself() {
-    let list = ["grpc://10.0.0.1:3109", "dns://localhost:3119", "dns://no.such.name.invalid:1", "grpc://10.0.0.1:3109"];
+    let list = [
+        "grpc://10.0.0.1:3109",
+        "dns://localhost:3119",
+        "dns://no.such.name.invalid:1",
+        "grpc://10.0.0.1:3109",
+    ];
     let list = list.map(str::to_owned).to_vec();
     let addresses = Addresses::start(list, Duration::from_millis(20)).await;
     let now = addresses.now();
@@ -97,15 +102,22 @@ async fn a_name_stands_for_its_addresses_and_an_address_for_itself() {
 
 #[tokio::test]
 async fn comets_are_listed_while_they_answer() {
-    let (a, b, other) =
-        (Served::start(Some(node("a"))).await, Served::start(Some(node("b"))).await, Served::start(None).await);
+    let (a, b, other) = (
+        Served::start(Some(node("a"))).await,
+        Served::start(Some(node("b"))).await,
+        Served::start(None).await,
+    );
     let nobody = "grpc://127.0.0.1:1".to_owned();
-    let list = vec![a.address.clone(), b.address.clone(), other.address.clone(), nobody, "nonsense".to_owned()];
+    let list =
+        vec![a.address.clone(), b.address.clone(), other.address.clone(), nobody, "nonsense".to_owned()];
     let nodes = ListedNodes::start(Addresses::start(list, TIMES.refresh).await, TIMES).await;
     assert_eq!(names(&nodes), ["a", "b"]);
     let first = nodes.comets();
-    let expected =
-        CometNode { rpc_addrs: vec![a.address.clone()], latest_timestamp: first[0].latest_timestamp, ..node("a") };
+    let expected = CometNode {
+        rpc_addrs: vec![a.address.clone()],
+        latest_timestamp: first[0].latest_timestamp,
+        ..node("a")
+    };
     assert_eq!(first[0], expected);
     tokio::time::sleep(TIMES.refresh * 3).await;
     assert!(Arc::ptr_eq(&first, &nodes.comets()), "nothing has changed");
@@ -139,7 +151,9 @@ impl NodeDirectory for Fixed {
 async fn row_080_a_job_in_a_zone_knows_the_comets_of_that_zone_only() {
     let in_zone = |server: &str, zone: &str| CometNode { zone: zone.to_owned(), ..node(server) };
     let all = Arc::new(vec![in_zone("c1", "z1"), in_zone("c2", "z2"), in_zone("c3", "")]);
-    for (zone, expected) in [("z1", vec!["c1"]), ("z2", vec!["c2"]), ("z9", vec![]), ("", vec!["c1", "c2", "c3"])] {
+    for (zone, expected) in
+        [("z1", vec!["c1"]), ("z2", vec!["c2"]), ("z9", vec![]), ("", vec!["c1", "c2", "c3"])]
+    {
         let nodes = Arc::new(Fixed(Arc::clone(&all), AtomicBool::new(false)));
         let comets = GrpcComets::new(nodes, zone.to_owned(), ClientConfig::default());
         let mut known: Vec<_> = comets.all().into_iter().map(|(server, _)| server.to_string()).collect();

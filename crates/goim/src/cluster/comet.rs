@@ -81,9 +81,8 @@ fn run(
     Bounds { rpc, shown, logic }: Bounds,
     losses: Option<watch::Receiver<u64>>,
 ) -> Running {
-    let confirming = losses.map(|losses| {
-        super::Endless(tokio::spawn(confirm_after_losses(Arc::downgrade(&comet), losses)))
-    });
+    let confirming = losses
+        .map(|losses| super::Endless(tokio::spawn(confirm_after_losses(Arc::downgrade(&comet), losses))));
     let mut registry = Registry::default();
     comet.register_metrics(&mut registry);
     process_metrics::register(&mut registry);

@@ -113,7 +113,11 @@ impl Directory {
     }
 
     /// Says that a logic is here, where logics are found that way.
-    pub(super) async fn announce_logic(&self, config: &Config, rpc: Option<std::net::SocketAddr>) -> Result<(), StartError> {
+    pub(super) async fn announce_logic(
+        &self,
+        config: &Config,
+        rpc: Option<std::net::SocketAddr>,
+    ) -> Result<(), StartError> {
         let (Some(discovery), Some(rpc)) = (&self.discovery, rpc) else { return Ok(()) };
         let addr = match config.cluster.logic_addr {
             Some(addr) => addr,

@@ -45,4 +45,3 @@ pub(super) async fn redis(config: &Config) -> Result<RedisStore, StartError> {
     let (expire, deadline) = (settings.expire, settings.deadline);
     Ok(RedisStore::connect(RedisConfig { place, expire, deadline, ..RedisConfig::default() }).await?)
 }
-
