@@ -494,7 +494,7 @@ mod tests {
                 if stripe.complete {
                     known.retain(|_, of| *of != stripe.stripe);
                 }
-                stripe.gone.iter().for_each(|room| drop(known.remove(room)));
+                known.retain(|room, _| !stripe.gone.contains(room));
                 known.extend(stripe.come.into_iter().map(|room| (room, stripe.stripe)));
             }
             let mut there: Vec<_> = places.keys().cloned().collect();

@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 #![allow(clippy::unwrap_used, reason = "this is test code")]
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -11,7 +11,8 @@ use bytes::Bytes;
 use goim_job::{Config, Job};
 use goim_ports::{
     AcceptedAt, BoxFuture, Broadcast, Call, CometError, CometPool, CometPort, KeyPush, LogEntry, LogPosition,
-    Operation, PacketBuf, PushLogReader, PushRecord, PushTarget, ReadError, RoomId, RoomPush, ServerId,
+    Operation, PacketBuf, PushLogReader, PushRecord, PushTarget, ReadError, RoomId, RoomPush, RoomsNews,
+    RoomsVersion, ServerId, StripeNews,
 };
 use goim_wire::batch;
 use prometheus_client::registry::Registry;
@@ -192,6 +193,10 @@ struct Record {
     asked: usize,
     /// Pushes that each of the next calls for many takes at once; further ones take none.
     at_once: VecDeque<usize>,
+    /// Where somebody is; a comet without this cannot tell.
+    rooms: Option<BTreeSet<String>>,
+    /// How long an answer about rooms takes; it is true of the moment of the question.
+    rooms_delay: Duration,
 }
 
 /// A message that a comet took.
@@ -227,6 +232,16 @@ impl Recorder {
     /// Each of the next calls that bring many pushes takes so many of them at once.
     pub(crate) fn take_at_once(&self, counts: impl IntoIterator<Item = usize>) {
         self.state.lock().unwrap().at_once.extend(counts);
+    }
+
+    /// Somebody is in these rooms, and in no others.
+    pub(crate) fn has_rooms(&self, rooms: &[&str]) {
+        self.state.lock().unwrap().rooms = Some(rooms.iter().map(|room| (*room).to_owned()).collect());
+    }
+
+    /// An answer about rooms takes so long.
+    pub(crate) fn tells_rooms_after(&self, delay: Duration) {
+        self.state.lock().unwrap().rooms_delay = delay;
     }
 
     /// What it took, in the order in which it took it.
@@ -303,6 +318,20 @@ impl CometPort for Recorder {
 
     fn push_room(&self, push: RoomPush) -> Call<Result<(), CometError>> {
         self.answer(got(format!("room:{}", push.room), push.packet, push.accepted_at))
+    }
+
+    fn rooms_since(&self, known: RoomsVersion) -> Call<Result<RoomsNews, CometError>> {
+        let state = self.state.lock().unwrap();
+        let Some(rooms) = &state.rooms else { return Call::Ready(Err(CometError::Invalid("cannot tell"))) };
+        let come = rooms.iter().map(|room| room.as_str().into()).collect();
+        let stripes = vec![StripeNews { stripe: 0, complete: true, come, gone: Vec::new() }];
+        let version =
+            RoomsVersion { epoch: 1, stripes: vec![known.stripes.first().map_or(1, |known| known + 1)] };
+        let (delay, news) = (state.rooms_delay, RoomsNews { version, stripes });
+        Call::pending(async move {
+            tokio::time::sleep(delay).await;
+            Ok(news)
+        })
     }
 
     fn rooms(&self) -> Call<Result<Vec<RoomId>, CometError>> {
