@@ -227,3 +227,60 @@ fn row_114_what_is_pushed_while_no_job_runs_arrives_when_one_starts() {
     cluster.start_job();
     client.expect_push(1000, "without");
 }
+
+/// A port that nobody has at this moment.
+fn free_address() -> String {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+}
+
+/// Two comets that are known by their addresses alone, and a room with somebody on one of them.
+#[test]
+fn a_list_of_addresses_is_enough_and_a_room_costs_calls_only_where_somebody_is() {
+    if !has_broker() {
+        return;
+    }
+    let rpc = [free_address(), free_address()];
+    let settings = Settings::new().set("cluster.directory", "list").set(
+        "cluster.comets",
+        &format!("[\"grpc://{}\", \"dns://{}\"]", rpc[0], rpc[1].replace("127.0.0.1", "localhost")),
+    );
+    let mut cluster = Cluster::without_job(&settings);
+    let at = |settings: Settings, nth: usize| {
+        settings.set("comet.node.server", ["h1", "h2"][nth]).set("rpc.comet", &rpc[nth])
+    };
+    let comets = [0, 1].map(|nth| cluster.listed_comet(&at(cluster.settings(), nth)));
+    let servers = comets.each_ref().map(|comet| Server::at(addrs_of(comet)));
+    cluster.start_job();
+    let logic = Server::at(cluster.addrs);
+    let (room, everywhere) = (unique("live") + "://1", unique("live") + "://2");
+    let mut clients = [&room, &everywhere]
+        .map(|room| Client::login(&servers[0], Transport::Tcp, &Who::new().room(room).accepts(&[1000])));
+    let who = Who::new().room(&everywhere).accepts(&[1000]);
+    let mut other = Client::login(&servers[1], Transport::Tcp, &who);
+    eventually("both comets are found", || {
+        logic.push_all(1000, "to all");
+        clients.iter_mut().chain([&mut other]).all(|client| client.comes_to_get("to all"))
+    });
+    for n in 0..20 {
+        logic.push_room(1000, &room, format!("to one-{n}."));
+        logic.push_room(1000, &everywhere, format!("to both-{n}."));
+    }
+    let last = |client: &mut Client, body: &str| {
+        eventually(body, || client.comes_to_get(body));
+    };
+    last(&mut clients[0], "to one-19.");
+    last(&mut clients[1], "to both-19.");
+    last(&mut other, "to both-19.");
+    eventually("calls were saved", || {
+        cluster.job_metric("goim_job_room_calls_saved_total").is_some_and(|saved| saved >= 1.0)
+    });
+    // Whoever comes to a room is reached by what is pushed from then on, each time.
+    for n in 0..20 {
+        let room = unique("live") + "://new";
+        let mut newcomer = Client::login(&servers[n % 2], Transport::Tcp, &Who::new().room(&room));
+        logic.push_room(1000, &room, "welcome");
+        newcomer.expect_push(1000, "welcome");
+    }
+    logic.push_keys(1000, &[&who.key], "by key");
+    last(&mut other, "by key");
+}

@@ -1,28 +1,63 @@
-//! Every row of goim's behaviour that concerns one process has a test with its number in the name.
-//!
-//! The rows that are missing here are about several processes, or about Kafka, Redis and discovery.
+//! Every row of goim's observable behaviour has a test with its number in the name: those about one process here, those about
+//! several, and about Kafka, Redis and discovery, in `cluster_rows` or beside the adapter.
 
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
-use std::ops::RangeInclusive;
+use std::path::Path;
 
-const ROWS: [RangeInclusive<u32>; 8] =
-    [1..=64, 71..=71, 81..=100, 102..=104, 106..=107, 116..=117, 119..=121, 105..=105];
+const ROWS: std::ops::RangeInclusive<u32> = 1..=121;
+
+/// The rows that a test's name says it is about: `row_072_a…`, `rows_68_69_and_105_b…`, `rows_073_to_075_c…`.
+fn rows_of(name: &str) -> BTreeSet<u32> {
+    let mut rows = BTreeSet::new();
+    let (mut last, mut to) = (None, false);
+    for part in name.split('_').skip(1) {
+        match part.parse::<u32>() {
+            Ok(row) if to => rows.extend(last.unwrap_or(row)..=row),
+            Ok(row) => drop(rows.insert(row)),
+            Err(_) if part == "and" || part == "to" => {}
+            Err(_) => break,
+        }
+        to = part == "to";
+        last = part.parse().ok().or(last);
+    }
+    rows
+}
+
+fn tested(file: &Path, rows: &mut BTreeSet<u32>) {
+    let source = std::fs::read_to_string(file).unwrap();
+    for found in source.split("fn row").skip(1) {
+        rows.extend(rows_of(found.split(['(', '<']).next().unwrap()));
+    }
+}
 
 #[test]
 fn every_row_has_a_test() {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests");
-    let mut tested = BTreeSet::new();
-    for file in std::fs::read_dir(folder).unwrap() {
+    let crates = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut rows = BTreeSet::new();
+    for file in std::fs::read_dir(crates.join("goim/tests")).unwrap() {
         let path = file.unwrap().path();
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        if name.starts_with("conformance_") {
-            let source = std::fs::read_to_string(&path).unwrap();
-            let rows = source.split("#[test]\nfn row_").skip(1);
-            tested.extend(rows.map(|rest| rest[..3].parse::<u32>().expect("a row has three digits")));
+        if name.starts_with("conformance_") && name != "conformance_rows.rs" || name == "cluster_rows.rs" {
+            tested(&path, &mut rows);
         }
     }
-    let missing: Vec<u32> = ROWS.into_iter().flatten().filter(|row| !tested.contains(row)).collect();
+    for adapter in ["kafka/tests", "redis/tests", "discovery/tests", "list/tests", "grpc/tests/captured"] {
+        tested(&crates.join(format!("adapters/src/{adapter}.rs")), &mut rows);
+    }
+    let missing: Vec<u32> = ROWS.filter(|row| !rows.contains(row)).collect();
     assert!(missing.is_empty(), "rows without a test: {missing:?}");
+}
+
+#[test]
+fn names_say_which_rows() {
+    for (name, expected) in [
+        ("_072_a_broadcast", vec![72]),
+        ("s_68_69_and_105_what", vec![68, 69, 105]),
+        ("s_073_to_075_reports", vec![73, 74, 75]),
+        ("_118_a_message_over_4_mib", vec![118]),
+    ] {
+        assert_eq!(rows_of(name).into_iter().collect::<Vec<_>>(), expected, "{name}");
+    }
 }

@@ -115,7 +115,7 @@ impl Intake {
         if !self.in_flight.has_room() {
             due = due.min(now + HUNG_CHECK_INTERVAL);
         }
-        due = self.routing.next_due().map_or(due, |next| due.min(next));
+        due = self.routing.next_due(now).map_or(due, |next| due.min(next));
         let paused = self.read_pause.map(|(until, _)| until).filter(|until| *until > now);
         let may_read = paused.is_none() && self.in_flight.has_room() && self.rooms.has_room();
         tokio::select! {

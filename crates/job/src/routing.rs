@@ -90,7 +90,7 @@ impl Routing {
     /// Asks the comets that should be asked now.
     pub(crate) fn ask(&mut self, now: Instant) {
         for (server, view) in &mut self.comets {
-            if view.due().is_none_or(|due| due > now) {
+            if view.due(now).is_none_or(|due| due > now) {
                 continue;
             }
             view.asked = Some(view.parked.len());
@@ -112,8 +112,8 @@ impl Routing {
     }
 
     /// When [`Routing::ask`] has something to do next.
-    pub(crate) fn next_due(&self) -> Option<Instant> {
-        self.comets.values().filter_map(View::due).min()
+    pub(crate) fn next_due(&self, now: Instant) -> Option<Instant> {
+        self.comets.values().filter_map(|view| view.due(now)).min()
     }
 
     /// The next answer.
@@ -161,14 +161,15 @@ impl Routing {
 }
 
 impl View {
-    /// When it should be asked.
-    fn due(&self) -> Option<Instant> {
-        if self.asked.is_some() || !(self.is_used || !self.parked.is_empty()) {
+    /// When it should be asked; `now` for one that never was.
+    fn due(&self, now: Instant) -> Option<Instant> {
+        let is_of_interest = self.is_used || !self.parked.is_empty();
+        if self.asked.is_some() || !is_of_interest {
             return None;
         }
         // Nothing is parked while it is blind.
         let pause = if self.parked.is_empty() { REFRESH_INTERVAL } else { ASK_INTERVAL };
-        let next = self.last_asked.map_or_else(Instant::now, |last| last + pause);
+        let next = self.last_asked.map_or(now, |last| last + pause);
         Some(self.blind_until.map_or(next, |until| next.max(until)))
     }
 

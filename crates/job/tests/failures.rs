@@ -57,7 +57,7 @@ async fn a_comet_that_was_given_up_gets_messages_again_when_it_answers() {
 }
 
 fn full_after(lane_calls_max: usize) -> Config {
-    let lane_calls_max = NonZeroUsize::new(lane_calls_max).unwrap();
+    let lane_calls_max = NonZeroUsize::new(lane_calls_max).expect("not zero");
     let room = RoomConfig { batch_messages_max: NonZeroUsize::MIN, ..RoomConfig::default() };
     Config { comet: CometConfig { lane_calls_max, ..CometConfig::default() }, room, ..Config::default() }
 }

@@ -28,7 +28,6 @@ pub(super) fn kafka(config: &Config) -> KafkaConfig {
         session_timeout: settings.session_timeout,
         commit_interval: settings.commit_interval,
         properties: settings.properties,
-        ..KafkaConfig::default()
     }
 }
 

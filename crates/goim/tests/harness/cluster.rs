@@ -129,6 +129,11 @@ impl Cluster {
         comet
     }
 
+    /// A comet that is found by its address, and announces itself nowhere.
+    pub fn listed_comet(&self, settings: &Settings) -> Running {
+        up(RUNTIME.block_on(start_comet(settings.config())))
+    }
+
     /// What its roles are told.
     pub fn settings(&self) -> Settings {
         self.settings.clone()

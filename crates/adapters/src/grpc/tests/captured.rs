@@ -109,8 +109,7 @@ fn every_captured_message_is_understood_and_written_in_the_same_way() {
 }
 
 #[tokio::test]
-async fn a_comet_answers_captured_calls_as_goim_does() {
-    // Row 71 is among them.
+async fn row_71_a_comet_answers_captured_calls_as_goim_does() {
     let comet = Arc::new(FakeComet::default());
     let served = Served::comet(&comet).await;
     let channel = served.channel();
@@ -138,9 +137,9 @@ async fn a_comet_answers_captured_calls_as_goim_does() {
     assert_eq!(errors, 3);
 }
 
-/// Rows 68, 69 and 105: what job, or anybody else, sends.
+/// What job, or anybody else, sends.
 #[tokio::test]
-async fn a_comet_gets_what_the_request_says() {
+async fn rows_68_69_and_105_a_comet_gets_what_the_request_says() {
     let comet = Arc::new(FakeComet::default());
     let served = Served::comet(&comet).await;
     let calls = [
