@@ -2,7 +2,7 @@
 //!
 //! One [`Discovery`] per process: it registers what the process is, renews it, and holds the one long poll by which the process
 //! hears of others. [`DiscoveryNodes`] is the list of comets over it; logics are found and registered by the same. Apps, metadata and requests are
-//! goim's. What is asked of the server and what it may answer: [`client`]; what is made of it: [`watch`].
+//! goim's. `client` has what is asked of the server, `watch` and `register` what is made of its answers.
 
 mod client;
 mod config;
