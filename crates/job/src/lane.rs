@@ -6,7 +6,7 @@
 //! that, when its lanes are full: others must not wait for it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use goim_ports::{Broadcast, Call, CometError, CometPool, CometPort, KeyPush, RoomPush, ServerId};
@@ -18,12 +18,51 @@ use crate::in_flight::{Level, Share};
 use crate::metrics::{Metrics, Outcome};
 use crate::silence::Silence;
 
+/// Pushes that travel in one call at most, and their bytes: well below the 4 MiB that a server takes.
+const MANY_MAX: usize = 256;
+const MANY_BYTES_MAX: usize = 1024 * 1024;
+/// How long a comet is not asked again to take many that did not know the call. It may be replaced by one that does.
+const SINGLES_FOR: Duration = Duration::from_secs(60);
+
 /// What a comet is asked.
 #[derive(Debug)]
 pub(crate) enum Request {
     Keys(KeyPush),
+    /// Several of those, which travel together.
+    Many(Vec<KeyPush>),
     Room(RoomPush),
     All(Broadcast),
+}
+
+impl Request {
+    fn as_keys(&self) -> Option<&KeyPush> {
+        if let Self::Keys(push) = self { Some(push) } else { None }
+    }
+}
+
+/// Calls that can travel together, each other one alone; in order.
+fn in_groups(waiting: impl Iterator<Item = Work>) -> Vec<Vec<Work>> {
+    let mut groups: Vec<Vec<Work>> = Vec::new();
+    let mut room = 0;
+    for work in waiting {
+        let bytes = work.request.as_keys().map(bytes_of);
+        match (groups.last_mut(), bytes) {
+            (Some(group), Some(bytes)) if bytes <= room => {
+                room -= bytes;
+                group.push(work);
+            }
+            _ => {
+                room = bytes.map_or(0, |bytes| MANY_BYTES_MAX.saturating_sub(bytes));
+                groups.push(vec![work]);
+            }
+        }
+    }
+    groups
+}
+
+/// What a push takes in a call, near enough for a bound.
+fn bytes_of(push: &KeyPush) -> usize {
+    push.keys.iter().map(|key| key.as_str().len() + 8).sum::<usize>() + push.packet.body.len() + 64
 }
 
 /// A call that waits in a lane.
@@ -44,6 +83,8 @@ pub(crate) struct Comet {
     /// Calls that wait in its lanes or are under way.
     pub(crate) calls: Level,
     silence: Silence,
+    /// Takes pushes one by one until then.
+    singles_until: Mutex<Option<Instant>>,
     down: watch::Sender<bool>,
     /// Calls given up since it went down.
     lost: AtomicU64,
@@ -56,20 +97,53 @@ impl Comet {
         config: CometConfig,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
-        let (calls, down, lost) = Default::default();
-        Arc::new(Self { server, pool, config, metrics, calls, silence: Silence::new(), down, lost })
+        let (calls, singles_until, down, lost) = Default::default();
+        let silence = Silence::new();
+        Arc::new(Self { server, pool, config, metrics, calls, silence, singles_until, down, lost })
     }
 
     /// Works until the lane's queue is closed and empty.
     pub(crate) async fn work(self: Arc<Self>, mut queue: mpsc::Receiver<Work>) {
-        while let Some(work) = queue.recv().await {
-            let Work { request, share, open } = work;
-            let outcome = self.hand_over(&request).await;
-            self.metrics.handed_over(outcome);
-            share.has_answered();
-            drop(open);
-            drop(share);
+        let mut waiting = Vec::new();
+        while queue.recv_many(&mut waiting, MANY_MAX).await > 0 {
+            for group in in_groups(waiting.drain(..)) {
+                self.work_on(group).await;
+            }
         }
+    }
+
+    /// Pushes to keys that stand behind each other travel together, to a comet that takes them so: a call over the network costs
+    /// far more than what it carries.
+    async fn work_on(self: &Arc<Self>, group: Vec<Work>) {
+        if group.len() > 1 && self.takes_many() {
+            let pushes = group.iter().filter_map(|work| work.request.as_keys()).cloned().collect();
+            let outcome = self.hand_over(&Request::Many(pushes)).await;
+            if outcome != Outcome::Refused {
+                group.into_iter().for_each(|work| self.finish(work, outcome));
+                return;
+            }
+            // It does not know the call, or refuses one of them: one by one then.
+        }
+        for work in group {
+            let outcome = self.hand_over(&work.request).await;
+            self.finish(work, outcome);
+        }
+    }
+
+    fn finish(&self, work: Work, outcome: Outcome) {
+        let Work { request: _, share, open } = work;
+        self.metrics.handed_over(outcome);
+        share.has_answered();
+        drop(open);
+        drop(share);
+    }
+
+    fn singles_until(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.singles_until.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn takes_many(&self) -> bool {
+        self.singles_until().is_none_or(|until| until <= Instant::now())
     }
 
     async fn hand_over(self: &Arc<Self>, request: &Request) -> Outcome {
@@ -83,6 +157,10 @@ impl Comet {
             }
             match self.call(&*comet, request).await {
                 Ok(()) => return Outcome::Delivered,
+                Err(CometError::UNKNOWN_CALL) if matches!(request, Request::Many(_)) => {
+                    *self.singles_until() = Some(Instant::now() + SINGLES_FOR);
+                    return Outcome::Refused;
+                }
                 Err(CometError::Invalid(reason)) => {
                     tracing::debug!(server = %self.server, reason, "comet refused a push");
                     return Outcome::Refused;
@@ -109,6 +187,7 @@ impl Comet {
     async fn call(&self, comet: &dyn CometPort, request: &Request) -> Result<(), CometError> {
         let call = match request {
             Request::Keys(push) => comet.push(push.clone()),
+            Request::Many(pushes) => comet.push_many(pushes.clone()),
             Request::Room(push) => comet.push_room(push.clone()),
             Request::All(broadcast) => comet.broadcast(broadcast.clone()),
         };

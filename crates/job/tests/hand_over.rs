@@ -286,3 +286,43 @@ async fn reading_goes_on_after_failures() {
     let elapsed = rig.start.elapsed().as_millis();
     assert!((12_000..12_300).contains(&elapsed), "{elapsed} ms");
 }
+
+#[tokio::test(start_paused = true)]
+async fn pushes_that_wait_behind_each_other_travel_together_and_in_order() {
+    let comet = Recorder::new(Mode::After(Duration::from_millis(10)));
+    comet.takes_many();
+    let mut rig = Rig::new(Config::default(), &[("a", &comet)]);
+    for n in 0..1000 {
+        rig.append(vec![to_key("a", "k", n.to_string())]);
+        if n % 100 == 50 {
+            rig.append(vec![to_all(0, "between")]);
+        }
+    }
+    rig.until("done", |rig| rig.done() == Some(1009)).await;
+    let to_key: Vec<_> = comet.got().into_iter().filter(|got| got.to == "key:k").collect();
+    let bodies: Vec<_> = to_key.iter().flat_map(|got| got.bodies.clone()).collect();
+    assert_eq!(bodies, (0..1000).map(|n| n.to_string()).collect::<Vec<_>>());
+    let many = comet.many();
+    assert!(many.len() < 20 && many.iter().all(|count| *count <= 256), "{many:?}");
+    assert_eq!(rig.metric("job_handovers_total{result=\"delivered\"}"), 1010.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_comet_that_takes_them_one_by_one_is_asked_once_a_minute() {
+    let comet = Recorder::new(Mode::After(Duration::from_millis(10)));
+    let mut rig = Rig::new(Config::default(), &[("a", &comet)]);
+    for n in 0..100 {
+        rig.append(vec![to_key("a", "k", n.to_string())]);
+    }
+    rig.until("done", |rig| rig.done() == Some(99)).await;
+    assert_eq!(comet.got().len(), 100);
+    assert_eq!(comet.asked(), 101, "one call for many, which it did not know");
+    // It is replaced by one that knows.
+    comet.takes_many();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    for n in 100..200 {
+        rig.append(vec![to_key("a", "k", n.to_string())]);
+    }
+    rig.until("done", |rig| rig.done() == Some(199)).await;
+    assert!(!comet.many().is_empty());
+}

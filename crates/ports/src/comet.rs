@@ -26,6 +26,16 @@ pub trait CometPort: Send + Sync {
         pushes
     }
 
+    /// Pushes one after the other in one call. An error is of all of them: some may have been taken, and the caller who makes them again
+    /// may double those. By default unknown.
+    ///
+    /// # Errors
+    /// [`CometError::UNKNOWN_CALL`] from who takes them one by one only.
+    fn push_many(&self, pushes: Vec<KeyPush>) -> Call<Result<(), CometError>> {
+        drop(pushes);
+        Call::Ready(Err(CometError::UNKNOWN_CALL))
+    }
+
     /// To every session that subscribed to the operation.
     fn broadcast(&self, broadcast: Broadcast) -> Call<Result<(), CometError>>;
 
@@ -42,13 +52,13 @@ pub trait CometPort: Send + Sync {
     /// [`CometError::Invalid`] from who cannot tell, now and for some time.
     fn rooms_since(&self, known: RoomsVersion) -> Call<Result<RoomsNews, CometError>> {
         drop(known);
-        Call::Ready(Err(CometError::Invalid("the comet does not tell what has changed")))
+        Call::Ready(Err(CometError::UNKNOWN_CALL))
     }
 
     /// What the comet says of itself; where its RPC is reached and since when is for whoever asks to know. By default nothing is
     /// known.
     fn describe(&self) -> Call<Result<CometNode, CometError>> {
-        Call::Ready(Err(CometError::Invalid("the comet does not describe itself")))
+        Call::Ready(Err(CometError::UNKNOWN_CALL))
     }
 }
 
@@ -138,6 +148,11 @@ pub enum CometError {
         /// How many the comet allows.
         limit: usize,
     },
+}
+
+impl CometError {
+    /// The comet is of another kind, or older, and does not know what is asked.
+    pub const UNKNOWN_CALL: Self = Self::Invalid("the comet does not know the call");
 }
 
 /// The comets that a job knows.

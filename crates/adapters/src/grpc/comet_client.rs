@@ -12,7 +12,7 @@ use tonic::transport::Channel;
 use super::address::AddressError;
 use super::channel::{ClientConfig, Connection, REPLY_BYTES_MAX};
 use super::convert::{micros_of, proto_of};
-use super::proto::cluster::{self, DescribeReq, RoomsSinceReq, comet_client as cluster_client};
+use super::proto::cluster::{self, DescribeReq, PushManyReq, RoomsSinceReq, comet_client as cluster_client};
 use super::proto::comet::comet_client::CometClient;
 use super::proto::comet::{BroadcastReq, BroadcastRoomReq, PushMsgReq, RoomsReq};
 use super::status;
@@ -51,14 +51,28 @@ impl GrpcComet {
     }
 }
 
+fn request_of(push: KeyPush) -> PushMsgReq {
+    PushMsgReq {
+        keys: push.keys.iter().map(ToString::to_string).collect(),
+        proto: Some(proto_of(push.packet)),
+        proto_op: push.operation.0,
+        accepted_at: micros_of(push.accepted_at),
+    }
+}
+
 impl CometPort for GrpcComet {
+    fn push_many(&self, pushes: Vec<KeyPush>) -> Call<Result<(), CometError>> {
+        let connection = Arc::clone(&self.connection);
+        let request = PushManyReq { pushes: pushes.into_iter().map(request_of).collect() };
+        Call::pending(async move {
+            let call =
+                |channel| async move { cluster_client::CometClient::new(channel).push_many(request).await };
+            connection.call(call).await.map(drop).map_err(|error| status::to_comet(&error))
+        })
+    }
+
     fn push(&self, push: KeyPush) -> Call<Result<(), CometError>> {
-        let request = PushMsgReq {
-            keys: push.keys.iter().map(ToString::to_string).collect(),
-            proto: Some(proto_of(push.packet)),
-            proto_op: push.operation.0,
-            accepted_at: micros_of(push.accepted_at),
-        };
+        let request = request_of(push);
         self.call(async move |mut comet| comet.push_msg(request).await, drop)
     }
 

@@ -9,8 +9,8 @@ use tonic::{Request, Response, Status};
 
 use super::convert::{accepted_at_of, packet_of};
 use super::proto::cluster::{
-    DescribeReply, DescribeReq, RoomsSinceReply, RoomsSinceReq, RoomsVersion, StripeNews,
-    comet_server as cluster_server,
+    DescribeReply, DescribeReq, PushManyReply, PushManyReq, RoomsSinceReply, RoomsSinceReq, RoomsVersion,
+    StripeNews, comet_server as cluster_server,
 };
 use super::proto::comet::comet_server::{Comet, CometServer};
 use super::proto::comet::{
@@ -35,19 +35,23 @@ fn reply<T>(answer: Result<(), CometError>, reply: T) -> Result<Response<T>, Sta
     answer.map(|()| Response::new(reply)).map_err(|error| status::from_comet(&error))
 }
 
+#[allow(clippy::result_large_err)]
+fn push_of(request: PushMsgReq) -> Result<KeyPush, Status> {
+    let (Some(proto), false) = (request.proto, request.keys.is_empty()) else {
+        return Err(Status::unknown(status::PUSH_ARGUMENTS));
+    };
+    Ok(KeyPush {
+        keys: request.keys.into_iter().map(SessionKey::from).collect(),
+        operation: Operation(request.proto_op),
+        packet: packet_of(proto),
+        accepted_at: accepted_at_of(request.accepted_at),
+    })
+}
+
 #[tonic::async_trait]
 impl Comet for CometService {
     async fn push_msg(&self, request: Request<PushMsgReq>) -> Result<Response<PushMsgReply>, Status> {
-        let request = request.into_inner();
-        let (Some(proto), false) = (request.proto, request.keys.is_empty()) else {
-            return Err(Status::unknown(status::PUSH_ARGUMENTS));
-        };
-        let push = KeyPush {
-            keys: request.keys.into_iter().map(SessionKey::from).collect(),
-            operation: Operation(request.proto_op),
-            packet: packet_of(proto),
-            accepted_at: accepted_at_of(request.accepted_at),
-        };
+        let push = push_of(request.into_inner())?;
         reply(self.0.push(push).await, PushMsgReply {})
     }
 
@@ -90,6 +94,15 @@ impl Comet for CometService {
 
 #[tonic::async_trait]
 impl cluster_server::Comet for CometService {
+    async fn push_many(&self, request: Request<PushManyReq>) -> Result<Response<PushManyReply>, Status> {
+        let pushes = request.into_inner().pushes.into_iter().map(push_of).collect::<Result<Vec<_>, _>>()?;
+        // Whoever calls has no other call for these keys under way, as lanes are made.
+        for push in self.0.push_now(pushes) {
+            self.0.push(push).await.map_err(|error| status::from_comet(&error))?;
+        }
+        Ok(Response::new(PushManyReply {}))
+    }
+
     async fn rooms_since(
         &self,
         request: Request<RoomsSinceReq>,

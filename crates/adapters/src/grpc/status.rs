@@ -60,7 +60,7 @@ pub(super) fn to_comet(status: &Status) -> CometError {
     match status.code() {
         Code::Unknown if is_answer(status) => comet_answer(status),
         Code::DeadlineExceeded => CometError::Timeout,
-        Code::Unimplemented => CometError::Invalid("the comet does not know the call"),
+        Code::Unimplemented => CometError::UNKNOWN_CALL,
         Code::ResourceExhausted => CometError::Invalid("the message is larger than the comet takes"),
         _ => CometError::Unavailable(text_of(status)),
     }

@@ -193,6 +193,8 @@ struct Record {
     asked: usize,
     /// Pushes that each of the next calls for many takes at once; further ones take none.
     at_once: VecDeque<usize>,
+    /// Takes many in one call; how many came in each.
+    many: Option<Vec<usize>>,
     /// Where somebody is; a comet without this cannot tell.
     rooms: Option<BTreeSet<String>>,
     /// How long an answer about rooms takes; it is true of the moment of the question.
@@ -232,6 +234,16 @@ impl Recorder {
     /// Each of the next calls that bring many pushes takes so many of them at once.
     pub(crate) fn take_at_once(&self, counts: impl IntoIterator<Item = usize>) {
         self.state.lock().unwrap().at_once.extend(counts);
+    }
+
+    /// Takes many pushes in one call.
+    pub(crate) fn takes_many(&self) {
+        self.state.lock().unwrap().many = Some(Vec::new());
+    }
+
+    /// How many pushes came in each call that brought many.
+    pub(crate) fn many(&self) -> Vec<usize> {
+        self.state.lock().unwrap().many.clone().unwrap_or_default()
     }
 
     /// Somebody is in these rooms, and in no others.
@@ -300,6 +312,21 @@ fn got_by_key(push: KeyPush) -> Got {
 impl CometPort for Recorder {
     fn push(&self, push: KeyPush) -> Call<Result<(), CometError>> {
         self.answer(got_by_key(push))
+    }
+
+    fn push_many(&self, pushes: Vec<KeyPush>) -> Call<Result<(), CometError>> {
+        let mut state = self.state.lock().unwrap();
+        let Some(many) = &mut state.many else {
+            state.asked += 1;
+            return Call::Ready(Err(CometError::UNKNOWN_CALL));
+        };
+        many.push(pushes.len());
+        let shared = Arc::clone(&self.state);
+        Call::pending(async move {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            shared.lock().unwrap().calls.extend(pushes.into_iter().map(got_by_key));
+            Ok(())
+        })
     }
 
     fn push_now(&self, mut pushes: Vec<KeyPush>) -> Vec<KeyPush> {

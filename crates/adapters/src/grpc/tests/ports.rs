@@ -5,9 +5,9 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use goim_ports::{
-    Accepted, AcceptedAt, Broadcast, CometError, CometPort, ConnectError, ConnectRequest, KeyPush,
-    LogicError, LogicPort, Mid, OnlineReport, Operation, PacketBuf, RoomPush, Sequence, SessionRef, Upstream,
-    Version,
+    Accepted, AcceptedAt, Broadcast, Call, CometError, CometPort, ConnectError, ConnectRequest, KeyPush,
+    LogicError, LogicPort, Mid, OnlineReport, Operation, PacketBuf, RoomId, RoomPush, RoomsNews, RoomsVersion,
+    Sequence, SessionRef, StripeNews, Upstream, Version,
 };
 
 use super::*;
@@ -147,4 +147,91 @@ async fn logic_is_the_same_over_the_wire() {
         assert_eq!(ask_logic(&remote).await, direct);
         assert_eq!(logic.take_calls(), direct_calls);
     }
+}
+
+#[tokio::test]
+async fn many_pushes_are_taken_in_order_until_one_is_not() {
+    let comet = Arc::new(FakeComet::default());
+    let served = Served::comet(&comet).await;
+    let remote = GrpcComet::new(&format!("grpc://{}", served.address), ClientConfig::default()).unwrap();
+    let push = |key: &str| KeyPush {
+        keys: vec![key.into()],
+        operation: Operation(1000),
+        packet: packet(),
+        accepted_at: Some(AcceptedAt(7)),
+    };
+    let pushes = ["a", "b", "c"].map(push);
+    remote.push_many(pushes.to_vec()).await.unwrap();
+    assert_eq!(comet.take_calls(), pushes.each_ref().map(|push| format!("{push:?}")));
+    comet.answers.lock().unwrap().extend([Ok(()), Err(CometError::Timeout)]);
+    assert_eq!(remote.push_many(pushes.to_vec()).await, Err(CometError::Timeout));
+    assert_eq!(comet.take_calls().len(), 2, "the third is for the next try");
+    let nobody = KeyPush { keys: Vec::new(), ..push("") };
+    assert_eq!(
+        remote.push_many(vec![push("a"), nobody]).await,
+        Err(CometError::Invalid("rpc pushmsg arg error"))
+    );
+}
+
+/// Rooms that change, told to who asks.
+struct Told(std::sync::Mutex<RoomsNews>);
+
+impl CometPort for Told {
+    fn push(&self, _: KeyPush) -> Call<Result<(), CometError>> {
+        Call::Ready(Ok(()))
+    }
+
+    fn broadcast(&self, _: Broadcast) -> Call<Result<(), CometError>> {
+        Call::Ready(Ok(()))
+    }
+
+    fn push_room(&self, _: RoomPush) -> Call<Result<(), CometError>> {
+        Call::Ready(Ok(()))
+    }
+
+    fn rooms(&self) -> Call<Result<Vec<RoomId>, CometError>> {
+        Call::Ready(Ok(Vec::new()))
+    }
+
+    fn rooms_since(&self, known: RoomsVersion) -> Call<Result<RoomsNews, CometError>> {
+        let mut news = self.0.lock().unwrap().clone();
+        news.version.stripes.extend(known.stripes);
+        Call::Ready(Ok(news))
+    }
+}
+
+#[tokio::test]
+async fn what_is_new_of_rooms_comes_over_the_wire() {
+    let stripes = vec![
+        StripeNews {
+            stripe: 3,
+            complete: true,
+            come: vec!["live://1".into(), "直播://2".into()],
+            gone: Vec::new(),
+        },
+        StripeNews { stripe: 63, complete: false, come: Vec::new(), gone: vec!["live://9".into()] },
+    ];
+    let news = RoomsNews { version: RoomsVersion { epoch: u64::MAX, stripes: vec![1, 2] }, stripes };
+    let mut served = Served::new(comet_service(Arc::new(Told(std::sync::Mutex::new(news.clone()))))).await;
+    let remote = GrpcComet::new(&format!("grpc://{}", served.address), ClientConfig::default()).unwrap();
+    let known = RoomsVersion { epoch: 5, stripes: vec![7; 64] };
+    let told = remote.rooms_since(known).await.unwrap();
+    assert_eq!(told.version.stripes, [vec![1, 2], vec![7; 64]].concat(), "what is known is asked from");
+    assert_eq!((told.version.epoch, told.stripes), (u64::MAX, news.stripes));
+    served.stop().await;
+
+    let cannot_tell = Served::comet(&Arc::default()).await;
+    let remote = GrpcComet::new(&format!("grpc://{}", cannot_tell.address), ClientConfig::default()).unwrap();
+    let refused = remote.rooms_since(RoomsVersion::default()).await;
+    assert_eq!(refused, Err(CometError::Invalid("the comet does not know the call")));
+}
+
+#[tokio::test]
+async fn a_comet_of_goims_does_not_know_our_calls() {
+    // A server with another service answers as a Go comet does.
+    let served = Served::logic(&Arc::default()).await;
+    let remote = GrpcComet::new(&format!("grpc://{}", served.address), ClientConfig::default()).unwrap();
+    assert_eq!(remote.push_many(Vec::new()).await, Err(CometError::UNKNOWN_CALL));
+    assert_eq!(remote.rooms_since(RoomsVersion::default()).await, Err(CometError::UNKNOWN_CALL));
+    assert_eq!(remote.describe().await, Err(CometError::UNKNOWN_CALL));
 }
