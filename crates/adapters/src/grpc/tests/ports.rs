@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use goim_ports::{
     Accepted, AcceptedAt, Broadcast, Call, CometError, CometPort, ConnectError, ConnectRequest, KeyPush,
-    LogicError, LogicPort, Mid, OnlineReport, Operation, PacketBuf, RoomId, RoomPush, RoomsNews, RoomsVersion,
-    Sequence, SessionRef, StripeNews, Upstream, Version,
+    LogicError, LogicPort, Mid, OnlineReport, Operation, PacketBuf, RoomId, RoomPush, RoomsNews,
+    RoomsVersion, Sequence, SessionRef, StripeNews, Upstream, Version,
 };
 
 use super::*;
