@@ -43,6 +43,7 @@ fn is_answer(status: &Status) -> bool {
 pub(super) fn from_comet(error: &CometError) -> Status {
     let text = error.to_string();
     match error {
+        unknown if *unknown == CometError::UNKNOWN_CALL => Status::unimplemented(text),
         CometError::Invalid(text) => Status::unknown(*text),
         CometError::Unavailable(_) => of_kind(UNAVAILABLE, text),
         CometError::Timeout => of_kind(TIMEOUT, text),

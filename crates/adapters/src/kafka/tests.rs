@@ -1,5 +1,7 @@
 //! The push log on a real broker. `scripts/test.sh` starts one and says where it is; tests that stop brokers start their own.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
@@ -59,7 +61,12 @@ fn unique(name: &str) -> String {
 
 /// Settings for a topic of so many partitions that is made for the test.
 async fn with_topic(broker: &str, partitions: i32) -> KafkaConfig {
-    let topic = unique("push");
+    with_named_topic(broker, &unique("push"), partitions).await
+}
+
+/// The same with a name.
+async fn with_named_topic(broker: &str, topic: &str, partitions: i32) -> KafkaConfig {
+    let topic = topic.to_owned();
     let admin: AdminClient<_> = ClientConfig::new().set("bootstrap.servers", broker).create().unwrap();
     let new = NewTopic::new(&topic, partitions, TopicReplication::Fixed(1));
     let made = admin.create_topics([&new], &AdminOptions::new()).await.unwrap();
@@ -461,42 +468,118 @@ async fn two_members_read_on_soon_after_their_broker_is_back() {
     members.iter().for_each(tokio::task::JoinHandle::abort);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_group_with_goims_jobs_is_not_joined() {
-    let Some(broker) = broker() else { return };
-    let config = with_topic(&broker, 2).await;
-    // What the check goes by is the client id; goim's jobs have this one.
-    let go_job: BaseConsumer = ClientConfig::new()
-        .set("bootstrap.servers", &broker)
-        .set("group.id", &config.group)
-        .set("client.id", "sarama")
-        .create()
-        .unwrap();
-    go_job.subscribe(&[config.topic.as_str()]).unwrap();
-    becomes("the Go job is in the group", || {
-        let _ = go_job.poll(Duration::from_millis(10));
-        let assigned = go_job.assignment().unwrap();
-        assigned.count() == 2
-    })
-    .await;
-    let polling = Arc::new(std::sync::atomic::AtomicBool::new(true));
-    let kept = Arc::clone(&polling);
-    let go_job = std::thread::spawn(move || {
-        while kept.load(Ordering::Relaxed) {
-            let _ = go_job.poll(Duration::from_millis(10));
+/// One of goim's jobs, as the group sees it: it sends the requests that were captured of one, bytes and versions, with names of the same
+/// length in the place of goim's.
+struct GoJob {
+    stream: TcpStream,
+    group: String,
+    topic: String,
+    member: Option<String>,
+}
+
+impl GoJob {
+    fn connect(broker: &str, group: &str, topic: &str) -> Self {
+        let stream = TcpStream::connect(broker).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        Self { stream, group: group.to_owned(), topic: topic.to_owned(), member: None }
+    }
+
+    /// The first captured request of this kind and version after `from`, sent; the answer from the correlation id on.
+    fn ask(&mut self, api: &str, from: usize, change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../testdata/goim-v2/kafka.json");
+        let file: serde_json::Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+        let requests = file["group"].as_array().unwrap();
+        let found = requests.iter().skip(from).find(|request| request["api"] == api).unwrap();
+        let mut request = from_hex(found["request_hex"].as_str().unwrap());
+        replace(&mut request, b"goim-push-group-job", self.group.as_bytes());
+        replace(&mut request, b"goim-push-topic", self.topic.as_bytes());
+        if let Some(member) = &self.member {
+            let at = |request: &[u8], from: usize| {
+                let found = request[from..].windows(7).position(|bytes| bytes == b"sarama-");
+                found.map(|at| from + at)
+            };
+            let mut from = 0;
+            while let Some(found) = at(&request, from) {
+                request[found..found + member.len()].copy_from_slice(member.as_bytes());
+                from = found + member.len();
+            }
         }
+        change(&mut request);
+        self.stream.write_all(&request).unwrap();
+        let mut length = [0; 4];
+        self.stream.read_exact(&mut length).unwrap();
+        let mut answer = vec![0; u32::from_be_bytes(length) as usize];
+        self.stream.read_exact(&mut answer).unwrap();
+        answer
+    }
+
+    /// Joins as the only member, and takes the only partition.
+    fn join(&mut self) {
+        let until = Instant::now() + Duration::from_secs(30);
+        let joined = loop {
+            let joined = self.ask("JoinGroup", 3, |_| ());
+            match joined[4..6] {
+                [0, 0] => break joined,
+                // The coordinator is not there yet, or not this broker yet.
+                _ => assert!(Instant::now() < until, "{}", hex(&joined)),
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        };
+        assert_eq!(joined[6..10], [0, 0, 0, 1], "the first generation, as in the captured requests");
+        let member = joined.windows(7).position(|bytes| bytes == b"sarama-").unwrap();
+        self.member = Some(String::from_utf8(joined[member..member + 43].to_vec()).unwrap());
+        let synced = self.ask("SyncGroup", 4, |_| ());
+        assert_eq!(synced[4..6], [0, 0], "{}", hex(&synced));
+    }
+
+    /// Commits that everything before `offset` is done.
+    fn commit(&mut self, offset: i64) {
+        let committed = self.ask("OffsetCommit", 9, |request| {
+            let at = request.len() - 10;
+            request[at..at + 8].copy_from_slice(&offset.to_be_bytes());
+        });
+        assert!(committed.ends_with(&[0, 0]), "{}", hex(&committed));
+    }
+
+    fn leave(&mut self) {
+        let left = self.ask("LeaveGroup", 30, |_| ());
+        assert_eq!(left[4..6], [0, 0], "{}", hex(&left));
+    }
+}
+
+fn replace(bytes: &mut [u8], old: &[u8], new: &[u8]) {
+    assert_eq!(old.len(), new.len());
+    for at in 0..bytes.len().saturating_sub(old.len() - 1) {
+        if bytes[at..].starts_with(old) {
+            bytes[at..at + new.len()].copy_from_slice(new);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_with_goims_jobs_is_not_joined_and_goes_on_at_their_offsets() {
+    let Some(broker) = broker() else { return };
+    // As long as goim's names.
+    let own = std::process::id() % 1000;
+    let (group, topic) = (format!("goim-push-group-{own:03}"), format!("goim-push-go{own:03}"));
+    let config = KafkaConfig { group, ..with_named_topic(&broker, &topic, 1).await };
+    let log = KafkaPushLog::start(config.clone()).await.unwrap();
+    for body in ["pushed by Go, done", "pushed by Go, done too", "not done"] {
+        log.append(record_for_key("k", body)).await.unwrap();
+    }
+    let mut go_job = GoJob::connect(&broker, &config.group, &config.topic);
+    tokio::task::block_in_place(|| {
+        go_job.join();
+        go_job.commit(2);
     });
     let error = KafkaPushLogReader::join(config.clone()).await.unwrap_err();
     assert!(matches!(&error, KafkaError::Group(GroupError::GoJobs { members: 1, .. })), "{error:?}");
     let text = error.to_string();
     assert!(text.contains(&config.group) && text.contains("stop the Go jobs first"), "{text}");
-    polling.store(false, Ordering::Relaxed);
-    go_job.join().unwrap();
-    // It has left: ours goes on at its offsets.
+    tokio::task::block_in_place(|| go_job.leave());
     let mut reader = KafkaPushLogReader::join(config.clone()).await.unwrap();
-    let log = KafkaPushLog::start(config).await.unwrap();
     log.append(record_for_key("k", "next")).await.unwrap();
-    assert_eq!(bodies(&read(&mut reader, 1).await), ["next"]);
+    assert_eq!(bodies(&read(&mut reader, 2).await), ["not done", "next"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
