@@ -19,9 +19,10 @@ pub struct Config {
 
 /// Batches of room messages.
 ///
-/// A message to a quiet room leaves at once. Those that come within `batch_interval` after it, or before all comets have
-/// taken it, leave together after that, or when a batch is full. A full batch that cannot leave yet stops the reading of
-/// the log. A room is forgotten when an interval passes without a message.
+/// A message to a quiet room leaves at once. Those that come within `batch_interval` after it, or before the comet has
+/// taken it, leave together after that, or when a batch is full; each comet has batches of its own. Full batches that cannot
+/// leave yet stop the reading of the log: one where there is a single comet, 32 where others would be held up. A room is
+/// forgotten when an interval passes without a message.
 #[derive(Debug, Clone)]
 pub struct RoomConfig {
     /// Messages in one batch. Default 64; goim has 20, but gathers by the clock, where this gathers while comets are busy.
@@ -40,9 +41,6 @@ pub struct CometConfig {
     /// Lanes for each comet, besides one for broadcasts: calls that may be under way at once. Keys and rooms are spread
     /// over them. Default 8.
     pub lanes: NonZeroUsize,
-    /// Calls that wait in one lane. Default 1,024, as in goim. When a lane is full, nothing is read; a comet that has answered
-    /// nothing for a second is given up then.
-    pub lane_calls_max: NonZeroUsize,
     /// How long one call may take. Default 5 s.
     pub call_deadline: Duration,
     /// How often a call is made again after a comet was not reached or did not answer in time. Default 2. A comet that did
@@ -92,7 +90,6 @@ impl Default for CometConfig {
     fn default() -> Self {
         Self {
             lanes: NonZeroUsize::MIN.saturating_add(7),
-            lane_calls_max: NonZeroUsize::MIN.saturating_add(1023),
             call_deadline: Duration::from_secs(5),
             retries_max: 2,
             retry_pause: Duration::from_millis(200),

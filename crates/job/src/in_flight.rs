@@ -11,7 +11,6 @@ use goim_ports::{LogPosition, PushRecord, PushTarget};
 use tokio::sync::Notify;
 
 use crate::config::InFlightConfig;
-use crate::rooms::Flight;
 
 /// What a record takes besides its body and its keys.
 const RECORD_OVERHEAD: usize = 200;
@@ -25,7 +24,7 @@ const PLACES_MAX: usize = 1 << 20;
 pub(crate) struct InFlight {
     config: InFlightConfig,
     state: Mutex<State>,
-    /// Told when something was finished.
+    /// Told when something was finished, or a room may go on.
     changed: Notify,
 }
 
@@ -62,59 +61,30 @@ pub(crate) struct Ticket {
     number: u64,
 }
 
-/// The share that one call has in some records: when the last share is dropped, they are finished. Dropped, not
-/// told: so that no way out of a worker, a panic included, leaves a record open for ever.
+/// The share that one call has in a record: when the last share is dropped, it is finished. Dropped, not told: so that
+/// no way out of a worker, a panic included, leaves a record open for ever.
 #[derive(Debug, Clone)]
 #[must_use = "dropping it says that the call is over"]
 pub(crate) struct Share {
-    /// Of a room's batch.
-    flight: Option<Arc<Flight>>,
-    tickets: Arc<Tickets>,
+    _of: Arc<Entered>,
 }
 
 #[derive(Debug)]
-struct Tickets {
+struct Entered {
     in_flight: Arc<InFlight>,
-    tickets: Vec<Ticket>,
+    ticket: Ticket,
 }
 
 impl Share {
-    pub(crate) fn new(in_flight: &Arc<InFlight>, tickets: Vec<Ticket>) -> Self {
-        Self { flight: None, tickets: Arc::new(Tickets { in_flight: Arc::clone(in_flight), tickets }) }
-    }
-
-    /// The same of a batch of a room, whose next may leave when the last share is dropped.
-    pub(crate) fn of_room(in_flight: &Arc<InFlight>, tickets: Vec<Ticket>, flight: Flight) -> Self {
-        let mut share = Self::new(in_flight, tickets);
-        share.flight = Some(Arc::new(flight));
-        share
-    }
-
-    /// The same for a comet for whose answer the room's next batch need not wait.
-    pub(crate) fn without_flight(&self) -> Self {
-        Self { flight: None, tickets: Arc::clone(&self.tickets) }
-    }
-
-    /// A comet has answered, or was given up.
-    pub(crate) fn has_answered(&self) {
-        if let Some(flight) = &self.flight {
-            flight.has_answer();
-        }
+    pub(crate) fn new(in_flight: &Arc<InFlight>, ticket: Ticket) -> Self {
+        Self { _of: Arc::new(Entered { in_flight: Arc::clone(in_flight), ticket }) }
     }
 }
 
-impl Drop for Share {
+impl Drop for Entered {
     fn drop(&mut self) {
-        // First, so that whoever is told that something has changed finds it.
-        if self.flight.take().is_some_and(|flight| Arc::into_inner(flight).is_some()) {
-            self.tickets.in_flight.changed.notify_one();
-        }
-    }
-}
-
-impl Drop for Tickets {
-    fn drop(&mut self) {
-        self.in_flight.finish(&self.tickets);
+        self.in_flight.finish_untold(std::slice::from_ref(&self.ticket));
+        self.in_flight.tell();
     }
 }
 
@@ -139,8 +109,8 @@ impl InFlight {
         Ticket { partition: position.partition, number }
     }
 
-    fn finish(&self, tickets: &[Ticket]) {
-        self.finish_untold(tickets);
+    /// Wakes who waits for changes.
+    pub(crate) fn tell(&self) {
         self.changed.notify_one();
     }
 
@@ -169,7 +139,7 @@ impl InFlight {
         moved.collect()
     }
 
-    /// Returns when something was finished since the last time.
+    /// Returns when something was finished, or has landed, since the last time.
     pub(crate) async fn changed(&self) {
         self.changed.notified().await;
     }
@@ -253,7 +223,7 @@ mod tests {
     }
 
     fn enter(in_flight: &Arc<InFlight>, position: LogPosition) -> Share {
-        Share::new(in_flight, vec![in_flight.enter(position, &record())])
+        Share::new(in_flight, in_flight.enter(position, &record()))
     }
 
     fn new() -> Arc<InFlight> {

@@ -1,7 +1,7 @@
 //! The loop: reads records, spreads them over the lanes, and tells the log what is done.
 //!
-//! It waits in three places only: for something to do, for room in a full lane, and at the end for the lanes. In each of
-//! them it goes on telling the log what is done.
+//! It waits in two places only: for something to do, and at the end for the lanes. In both it goes on telling the log what is
+//! done. A lane takes whatever may be in flight, so that what one comet does not take keeps nothing from the others.
 
 use std::future::Future;
 use std::num::NonZeroU32;
@@ -12,16 +12,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use goim_ports::{
     Broadcast, CometPool, KeyPush, LogEntry, Operation, PacketBuf, PushLogReader, PushTarget, ReadError,
-    ServerId,
+    RoomId, ServerId,
 };
 use goim_wire::batch::BatchBuilder;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::at_once::{AtOnce, ToIdle};
 use crate::config::Config;
 use crate::in_flight::{InFlight, Share};
-use crate::lane::Request;
-use crate::lanes::{Assignment, Held, Lanes};
+use crate::lane::{Request, Stake};
+use crate::lanes::{Assignment, Lanes};
 use crate::metrics::{Metrics, Outcome};
 use crate::rooms::{Batch, Message, Rooms};
 use crate::routing::{Answer, Routing};
@@ -69,13 +69,14 @@ impl Intake {
         pool: Arc<dyn CometPool>,
         metrics: Arc<Metrics>,
     ) -> Self {
+        let in_flight = Arc::new(InFlight::new(config.in_flight));
         Self {
             drain_deadline: config.drain_deadline,
             reader,
-            rooms: Rooms::new(config.room),
+            rooms: Rooms::new(config.room, Arc::clone(&in_flight)),
             lanes: Lanes::new(config.comet, Arc::clone(&pool), Arc::clone(&metrics)),
             routing: Routing::new(Arc::clone(&pool), Arc::clone(&metrics)),
-            in_flight: Arc::new(InFlight::new(config.in_flight)),
+            in_flight,
             pool,
             metrics,
             next_sweep: Instant::now(),
@@ -93,12 +94,12 @@ impl Intake {
                 Event::Rooms(answer) => {
                     let mut decided = Vec::new();
                     self.routing.learn(answer, Instant::now(), &mut decided);
-                    self.assign(decided).await;
+                    self.assign(decided);
                 }
                 Event::Housekeeping => {}
                 Event::End => break,
             }
-            self.housekeeping().await;
+            self.housekeeping();
         }
         let (records, _) = self.in_flight.load();
         tracing::info!(records, "job stops reading and hands over what it has");
@@ -112,12 +113,12 @@ impl Intake {
     async fn next_event(&mut self, shutdown: Pin<&mut (impl Future<Output = ()> + Send)>) -> Event {
         let now = Instant::now();
         let mut due = self.rooms.next_due().map_or(self.next_sweep, |due| due.min(self.next_sweep));
-        if !self.in_flight.has_room() {
+        if !self.has_room() {
             due = due.min(now + HUNG_CHECK_INTERVAL);
         }
         due = self.routing.next_due(now).map_or(due, |next| due.min(next));
         let paused = self.read_pause.map(|(until, _)| until).filter(|until| *until > now);
-        let may_read = paused.is_none() && self.in_flight.has_room() && self.rooms.has_room();
+        let may_read = paused.is_none() && self.has_room();
         tokio::select! {
             biased;
             () = shutdown => Event::End,
@@ -131,6 +132,11 @@ impl Intake {
             },
             () = self.in_flight.changed() => Event::Housekeeping,
         }
+    }
+
+    /// True when more may be read.
+    fn has_room(&self) -> bool {
+        self.in_flight.has_room() && self.rooms.has_room(|server| self.lanes.is_late(server))
     }
 
     fn read_failed(&mut self, error: &ReadError) {
@@ -151,18 +157,18 @@ impl Intake {
             self.metrics.read(&entry.record.target);
             let Some(entry) = at_once.take(entry, &self.lanes, &self.in_flight) else { continue };
             let assignments = self.spread(entry);
-            self.assign(assignments).await;
+            self.assign(assignments);
         }
-        self.push_at_once(at_once).await;
+        self.push_at_once(at_once);
         let mut batches = Vec::new();
         self.rooms.take_woken(Instant::now(), &mut batches);
-        self.assign_batches(batches).await;
+        self.assign_batches(batches);
         // A log that always has more must not keep the thread from the lanes.
         tokio::task::yield_now().await;
     }
 
     /// Hands pushes over without a detour through lanes; what their comets cannot take now goes there.
-    async fn push_at_once(&mut self, at_once: AtOnce) {
+    fn push_at_once(&mut self, at_once: AtOnce) {
         for ToIdle { server, pushes, mut tickets } in at_once.into_comets() {
             let rest = match self.pool.get(&server) {
                 Some(comet) => comet.push_now(pushes),
@@ -172,15 +178,15 @@ impl Intake {
             self.metrics.delivered(tickets.len());
             self.in_flight.finish_untold(&tickets);
             for (push, ticket) in rest.into_iter().zip(rest_of_tickets) {
-                let share = Share::new(&self.in_flight, vec![ticket]);
+                let share = Share::new(&self.in_flight, ticket);
                 let assignments = self.spread_keys(&server, push, &share);
-                self.assign(assignments).await;
+                self.assign(assignments);
             }
         }
     }
 
     /// What has to be done from time to time, cheap when there is nothing to do.
-    async fn housekeeping(&mut self) {
+    fn housekeeping(&mut self) {
         self.report_done();
         if !self.in_flight.has_room() {
             self.lanes.give_up_hung();
@@ -188,10 +194,11 @@ impl Intake {
         let now = Instant::now();
         let mut batches = Vec::new();
         self.rooms.take_due(now, &mut batches);
-        self.assign_batches(batches).await;
+        self.assign_batches(batches);
         self.routing.ask(now);
         if now >= self.next_sweep {
             self.lanes.forget_gone();
+            self.rooms.forget_gone(|server| self.pool.get(server).is_some());
             self.routing.forget_gone();
             self.next_sweep = now + SWEEP_INTERVAL;
         }
@@ -201,22 +208,20 @@ impl Intake {
     fn spread(&mut self, entry: LogEntry) -> Vec<Assignment> {
         let LogEntry { position, record } = entry;
         let ticket = self.in_flight.enter(position, &record);
+        let share = Share::new(&self.in_flight, ticket);
         let (operation, body, accepted_at) = (record.operation, record.body, record.accepted_at);
         match record.target {
             PushTarget::Room(room) => {
-                let mut batches = Vec::new();
-                let message = Message { operation, body, accepted_at, ticket };
-                self.rooms.add(&room, message, Instant::now(), &mut batches);
+                let message = Message { operation, body, accepted_at, share };
+                let batches = self.gather(&room, &message);
                 batches.into_iter().flat_map(|batch| self.spread_batch(batch)).collect()
             }
             PushTarget::Keys { server, keys } => {
-                let share = Share::new(&self.in_flight, vec![ticket]);
                 let packet = raw(operation, body);
                 let push = KeyPush { keys, operation, packet, accepted_at: Some(accepted_at) };
                 self.spread_keys(&server, push, &share)
             }
             PushTarget::All { speed } => {
-                let share = Share::new(&self.in_flight, vec![ticket]);
                 let packet = raw(operation, body);
                 let to_all = Broadcast { operation, packet, accepted_at: Some(accepted_at), speed };
                 self.spread_broadcast(&to_all, &share)
@@ -233,7 +238,8 @@ impl Intake {
         let parts = self.lanes.split(std::mem::take(&mut push.keys)).into_iter();
         let part = parts.map(|(lane, keys)| {
             let request = Request::Keys(KeyPush { keys, ..push.clone() });
-            Assignment { server: server.clone(), lane, request, share: share.clone() }
+            let stake = Stake::Push(share.clone());
+            Assignment { server: server.clone(), lane, request, stake }
         });
         part.collect()
     }
@@ -246,75 +252,50 @@ impl Intake {
         let speed = broadcast.speed.map(|speed| share_of_speed(speed, comets.len()));
         let part = comets.into_iter().map(|(server, _)| {
             let request = Request::All(Broadcast { speed, ..broadcast.clone() });
-            Assignment { server, lane: self.lanes.broadcast_lane(), request, share: share.clone() }
+            let stake = Stake::Push(share.clone());
+            Assignment { server, lane: self.lanes.broadcast_lane(), request, stake }
         });
         part.collect()
     }
 
-    fn spread_batch(&mut self, batch: Batch) -> Vec<Assignment> {
-        self.metrics.room_batch_messages.observe(batch.tickets.len() as f64);
-        let share = Share::of_room(&self.in_flight, batch.tickets, batch.flight);
+    /// Adds a room's message to what gathers for each comet. Gives what must leave now.
+    fn gather(&mut self, room: &RoomId, message: &Message) -> Vec<Batch> {
         let comets = self.pool.all();
         if comets.is_empty() {
             self.metrics.handed_over(Outcome::NoComet);
         }
-        let lane = self.lanes.lane_of(batch.push.room.as_str());
-        let mut leaving = Vec::with_capacity(comets.len());
-        // A single comet has nobody to hold up, and the room's batches grow while it is slow; and it is where everybody is.
-        let [(only, _)] = comets.as_slice() else {
-            let now = Instant::now();
-            for (server, _) in comets {
-                let assignment = Assignment {
-                    server,
-                    lane,
-                    request: Request::Room(batch.push.clone()),
-                    share: share.without_flight(),
-                };
-                self.routing.route(&batch.push.room, assignment, now, &mut leaving);
-            }
-            // What is parked is not waited for.
-            for assignment in leaving.iter_mut().filter(|leaving| !self.lanes.is_late(&leaving.server)) {
-                assignment.share = share.clone();
-            }
-            return leaving;
-        };
-        leaving.push(Assignment { server: only.clone(), lane, request: Request::Room(batch.push), share });
+        let (now, mut batches) = (Instant::now(), Vec::new());
+        for (server, _) in comets {
+            self.rooms.add(&server, room, message.clone(), now, &mut batches);
+        }
+        batches
+    }
+
+    fn spread_batch(&mut self, batch: Batch) -> Vec<Assignment> {
+        self.metrics.room_batch_messages.observe(batch.shares.len() as f64);
+        let Batch { server, push, shares, flight } = batch;
+        let room = push.room.clone();
+        let lane = self.lanes.lane_of(room.as_str());
+        let stake = Stake::Batch(shares, flight);
+        let assignment = Assignment { server, lane, request: Request::Room(push), stake };
+        // A single comet is where everybody is.
+        if self.pool.all().len() == 1 {
+            return vec![assignment];
+        }
+        let mut leaving = Vec::new();
+        self.routing.route(&room, assignment, Instant::now(), &mut leaving);
         leaving
     }
 
-    async fn assign_batches(&mut self, batches: Vec<Batch>) {
+    fn assign_batches(&mut self, batches: Vec<Batch>) {
         for batch in batches {
             let assignments = self.spread_batch(batch);
-            self.assign(assignments).await;
+            self.assign(assignments);
         }
     }
 
-    /// Puts calls into their lanes: first where there is room, so that a full lane of one comet does not keep the message
-    /// from the others.
-    async fn assign(&mut self, assignments: Vec<Assignment>) {
-        let held: Vec<Held> =
-            assignments.into_iter().filter_map(|assignment| self.lanes.assign(assignment)).collect();
-        for held in held {
-            self.metrics.held_back.inc();
-            self.wait_for_room(held).await;
-        }
-    }
-
-    async fn wait_for_room(&mut self, held: Held) {
-        let mut room = pin!(held.lane.reserve());
-        loop {
-            tokio::select! {
-                room = &mut room => {
-                    // An error means that the lane's worker has panicked; the message is given up with the lane.
-                    if let Ok(room) = room {
-                        room.send(held.work);
-                    }
-                    return;
-                }
-                () = self.in_flight.changed() => self.report_done(),
-                () = sleep(HUNG_CHECK_INTERVAL) => held.comet.give_up_if_hung(),
-            }
-        }
+    fn assign(&mut self, assignments: Vec<Assignment>) {
+        assignments.into_iter().for_each(|assignment| self.lanes.assign(assignment));
     }
 
     fn report_done(&mut self) {
@@ -329,9 +310,9 @@ impl Intake {
     async fn drain(&mut self) {
         let mut batches = Vec::new();
         self.rooms.take_all(&mut batches);
-        self.assign_batches(batches).await;
+        self.assign_batches(batches);
         let parked = self.routing.take_all();
-        self.assign(parked).await;
+        self.assign(parked);
         loop {
             tokio::select! {
                 () = self.lanes.finish() => break,

@@ -3,7 +3,7 @@
 //! A comet that cannot be reached, or does not answer in time, is asked again a few times. When that fails too it is
 //! *down* for all its lanes: what is for it is given up at once, until it answers a probe. The probe asks for something
 //! harmless, so that no message has to be risked, and no lane to be blocked, to find out. A comet that hangs goes down before
-//! that, when its lanes are full: others must not wait for it.
+//! that, when no more may be in flight: others must not wait for it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::config::CometConfig;
 use crate::in_flight::{Level, Share};
 use crate::metrics::{Metrics, Outcome};
+use crate::rooms::Flight;
 use crate::silence::Silence;
 
 /// Pushes that travel in one call at most, and their bytes: well below the 4 MiB that a server takes.
@@ -38,6 +39,15 @@ impl Request {
     fn as_keys(&self) -> Option<&KeyPush> {
         if let Self::Keys(push) = self { Some(push) } else { None }
     }
+}
+
+/// What a call holds until it is over.
+#[derive(Debug)]
+#[must_use = "dropping it says that the call is over"]
+#[expect(dead_code, reason = "held for what happens when they are dropped")]
+pub(crate) enum Stake {
+    Push(Share),
+    Batch(Vec<Share>, Flight),
 }
 
 /// Calls that can travel together, each other one alone; in order.
@@ -69,7 +79,7 @@ fn bytes_of(push: &KeyPush) -> usize {
 pub(crate) struct Work {
     pub(crate) request: Request,
     /// Dropped when the call is over.
-    pub(crate) share: Share,
+    pub(crate) stake: Stake,
     /// The same.
     pub(crate) open: OpenCall,
 }
@@ -103,7 +113,7 @@ impl Comet {
     }
 
     /// Works until the lane's queue is closed and empty.
-    pub(crate) async fn work(self: Arc<Self>, mut queue: mpsc::Receiver<Work>) {
+    pub(crate) async fn work(self: Arc<Self>, mut queue: mpsc::UnboundedReceiver<Work>) {
         let mut waiting = Vec::new();
         while queue.recv_many(&mut waiting, MANY_MAX).await > 0 {
             for group in in_groups(waiting.drain(..)) {
@@ -131,11 +141,10 @@ impl Comet {
     }
 
     fn finish(&self, work: Work, outcome: Outcome) {
-        let Work { request: _, share, open } = work;
+        let Work { request: _, stake, open } = work;
         self.metrics.handed_over(outcome);
-        share.has_answered();
         drop(open);
-        drop(share);
+        drop(stake);
     }
 
     fn singles_until(&self) -> MutexGuard<'_, Option<Instant>> {

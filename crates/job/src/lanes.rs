@@ -6,12 +6,11 @@ use std::sync::Arc;
 
 use goim_ports::{CometPool, ServerId, SessionKey};
 use tokio::sync::mpsc;
-use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::mpsc::error::SendError;
 use tokio::task::JoinSet;
 
 use crate::config::CometConfig;
-use crate::in_flight::Share;
-use crate::lane::{Comet, OpenCall, Request, Work};
+use crate::lane::{Comet, OpenCall, Request, Stake, Work};
 use crate::metrics::Metrics;
 
 /// One lane of each comet.
@@ -24,14 +23,7 @@ pub(crate) struct Assignment {
     pub(crate) server: ServerId,
     pub(crate) lane: LaneId,
     pub(crate) request: Request,
-    pub(crate) share: Share,
-}
-
-/// A call whose lane is full, with the lane.
-pub(crate) struct Held {
-    pub(crate) comet: Arc<Comet>,
-    pub(crate) lane: mpsc::Sender<Work>,
-    pub(crate) work: Work,
+    pub(crate) stake: Stake,
 }
 
 /// The lanes of all comets that had something to get.
@@ -47,7 +39,7 @@ pub(crate) struct Lanes {
 struct CometLanes {
     comet: Arc<Comet>,
     /// One for each part of the keys and rooms, and at the end the one for broadcasts.
-    queues: Vec<mpsc::Sender<Work>>,
+    queues: Vec<mpsc::UnboundedSender<Work>>,
 }
 
 impl Lanes {
@@ -82,25 +74,17 @@ impl Lanes {
         parts
     }
 
-    /// Puts a call into its lane; gives it back when the lane is full.
-    pub(crate) fn assign(&mut self, assignment: Assignment) -> Option<Held> {
-        let Assignment { server, lane, request, share } = assignment;
+    /// Puts a call into its lane, which is bounded by what may be in flight.
+    pub(crate) fn assign(&mut self, assignment: Assignment) {
+        let Assignment { server, lane, request, stake } = assignment;
         let lanes = self.lanes_to(&server);
-        let queue = &lanes.queues[lane.0];
-        let work = Work { request, share, open: OpenCall::new(&lanes.comet) };
-        match queue.try_send(work) {
-            Ok(()) => None,
-            Err(TrySendError::Full(work)) => {
-                Some(Held { comet: Arc::clone(&lanes.comet), lane: queue.clone(), work })
-            }
-            Err(TrySendError::Closed(work)) => {
-                // A worker ends early only by a panic: a bug in a port. The comet goes on with new lanes.
-                self.metrics.worker_panics.inc();
-                tracing::error!(%server, "the worker of a lane has panicked; the comet gets new lanes");
-                self.comets.remove(&server);
-                let Work { request, share, .. } = work;
-                self.assign(Assignment { server, lane, request, share })
-            }
+        let work = Work { request, stake, open: OpenCall::new(&lanes.comet) };
+        if let Err(SendError(Work { request, stake, .. })) = lanes.queues[lane.0].send(work) {
+            // A worker ends early only by a panic: a bug in a port. The comet goes on with new lanes.
+            self.metrics.worker_panics.inc();
+            tracing::error!(%server, "the worker of a lane has panicked; the comet gets new lanes");
+            self.comets.remove(&server);
+            self.assign(Assignment { server, lane, request, stake });
         }
     }
 
@@ -124,7 +108,7 @@ impl Lanes {
             let (config, metrics) = (self.config.clone(), Arc::clone(&self.metrics));
             let comet = Comet::new(server.clone(), Arc::clone(&self.pool), config, metrics);
             let queues = (0..=self.config.lanes.get()).map(|_| {
-                let (queue, calls) = mpsc::channel(self.config.lane_calls_max.get());
+                let (queue, calls) = mpsc::unbounded_channel();
                 self.workers.spawn(Arc::clone(&comet).work(calls));
                 queue
             });

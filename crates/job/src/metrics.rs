@@ -36,7 +36,6 @@ pub(crate) struct Metrics {
     undeliverable: Counter,
     pub(crate) read_errors: Counter,
     pub(crate) retries: Counter,
-    pub(crate) held_back: Counter,
     pub(crate) worker_panics: Counter,
     pub(crate) room_calls_saved: Counter,
     pub(crate) room_batch_messages: Histogram,
@@ -65,7 +64,6 @@ impl Default for Metrics {
             handovers,
             read_errors: Counter::default(),
             retries: Counter::default(),
-            held_back: Counter::default(),
             worker_panics: Counter::default(),
             room_calls_saved: Counter::default(),
             room_batch_messages: Histogram::new([1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0, 100.0]),
@@ -89,7 +87,6 @@ impl Metrics {
         );
         registry.register("read_errors", "Failed reads from the push log", self.read_errors.clone());
         registry.register("retries", "Calls to comets that were made again", self.retries.clone());
-        registry.register("held_back", "Times that reading stopped for a full lane", self.held_back.clone());
         registry.register(
             "room_calls_saved",
             "Calls that messages of rooms did not need, since nobody of the room is on that comet",
@@ -98,7 +95,7 @@ impl Metrics {
         registry.register("worker_panics", "Workers that ended by a bug", self.worker_panics.clone());
         registry.register(
             "room_batch_messages",
-            "Messages in one room batch",
+            "Messages in one batch of a room for one comet",
             self.room_batch_messages.clone(),
         );
         registry.register(

@@ -51,10 +51,8 @@ struct View {
     rooms: HashMap<RoomId, u32>,
     /// The comet gets everything until then.
     blind_until: Option<Instant>,
-    /// Messages for rooms that are not known here, in order. Bounded by what may be in flight.
+    /// Batches of rooms that are not known here, one of each at most: the next gathers until this one's way is decided.
     parked: VecDeque<(RoomId, Assignment)>,
-    /// How many of them are of each room.
-    parked_of: HashMap<RoomId, usize>,
     /// How many were there when the question that is out was asked.
     asked: Option<usize>,
     last_asked: Option<Instant>,
@@ -68,7 +66,7 @@ impl Routing {
         Self { pool, metrics, comets: HashMap::new(), tell, answers }
     }
 
-    /// Takes a room's message for one comet: what can leave now goes to `out`.
+    /// Takes a room's batch for one comet: what can leave now goes to `out`.
     pub(crate) fn route(
         &mut self,
         room: &RoomId,
@@ -79,10 +77,9 @@ impl Routing {
         let view = self.comets.entry(assignment.server.clone()).or_default();
         view.is_used = true;
         let is_blind = view.blind_until.is_some_and(|until| until > now);
-        if is_blind || view.rooms.contains_key(room) && !view.parked_of.contains_key(room) {
+        if is_blind || view.rooms.contains_key(room) {
             out.push(assignment);
         } else {
-            *view.parked_of.entry(room.clone()).or_default() += 1;
             view.parked.push_back((room.clone(), assignment));
         }
     }
@@ -191,12 +188,6 @@ impl View {
     fn decide(&mut self, count: usize, out: &mut Vec<Assignment>) -> u64 {
         let mut saved = 0;
         for (room, assignment) in self.parked.drain(..count.min(self.parked.len())) {
-            if let Some(left) = self.parked_of.get_mut(&room) {
-                *left -= 1;
-                if *left == 0 {
-                    self.parked_of.remove(&room);
-                }
-            }
             if self.rooms.contains_key(&room) {
                 out.push(assignment);
             } else {

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// A comet that is silent for longer does not hold up others any more: what they get no longer waits for its answers. Well
+/// A comet that is silent for longer does not hold up the reading of the log by what gathers for it. Well
 /// above what a busy comet takes for one call of the many that are under way.
-pub(crate) const LATE: Duration = Duration::from_millis(250);
+const LATE: Duration = Duration::from_millis(250);
 
 /// A comet that is silent for longer hangs: it is given up as soon as what waits for it would stop the reading.
 const HUNG: Duration = Duration::from_secs(1);

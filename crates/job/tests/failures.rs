@@ -2,10 +2,9 @@
 
 mod support;
 
-use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use goim_job::{CometConfig, Config, InFlightConfig, RoomConfig};
+use goim_job::{Config, InFlightConfig};
 use goim_ports::CometError;
 use support::{Mode, Recorder, Rig, settle, to_all, to_key, to_room};
 
@@ -28,7 +27,6 @@ async fn a_hung_comet_delays_nobody_else() {
     settle().await;
     assert_eq!(well.got().len(), 1_500);
     assert!(rig.start.elapsed() < Duration::from_millis(2));
-    assert_eq!(rig.metric("job_held_back_total"), 0.0);
     assert_eq!(rig.done(), None, "nothing is done before the first record is");
 
     rig.until("given up", |rig| rig.done() == Some(1_999)).await;
@@ -56,12 +54,6 @@ async fn a_comet_that_was_given_up_gets_messages_again_when_it_answers() {
     assert_eq!(comet.summary(), ["key:k: 2"]);
 }
 
-fn full_after(lane_calls_max: usize) -> Config {
-    let lane_calls_max = NonZeroUsize::new(lane_calls_max).expect("not zero");
-    let room = RoomConfig { batch_messages_max: NonZeroUsize::MIN, ..RoomConfig::default() };
-    Config { comet: CometConfig { lane_calls_max, ..CometConfig::default() }, room, ..Config::default() }
-}
-
 fn bodies(comet: &Recorder) -> Vec<String> {
     comet.got().iter().flat_map(|got| got.bodies.clone()).collect()
 }
@@ -71,30 +63,15 @@ fn numbers(count: usize) -> Vec<String> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_full_lane_of_a_comet_that_hangs_holds_the_reader_back_for_a_second() {
-    let (hung, well) = (Recorder::new(Mode::Never), Recorder::new(Mode::AtOnce));
-    let mut rig = Rig::new(full_after(2), &[("hung", &hung), ("well", &well)]);
-    for n in numbers(10) {
-        rig.append(vec![to_room("r", n)]);
-    }
-    tokio::time::sleep(Duration::from_millis(900)).await;
-    assert_eq!(rig.metric("job_comets_down"), 0.0, "it may yet answer");
-    assert!(rig.unread() >= 1 && rig.metric("job_held_back_total") >= 1.0);
-    tokio::time::sleep(Duration::from_millis(900)).await;
-    assert_eq!(bodies(&well), numbers(10));
-    assert_eq!((rig.metric("job_comets_down"), rig.done()), (1.0, Some(9)));
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_full_lane_of_a_comet_that_answers_is_waited_for() {
+async fn a_comet_that_answers_late_is_waited_for() {
     let (slow, well) = (Recorder::new(Mode::After(Duration::from_millis(700))), Recorder::new(Mode::AtOnce));
-    let mut rig = Rig::new(full_after(2), &[("slow", &slow), ("well", &well)]);
+    let in_flight = InFlightConfig { records_max: 5.try_into().unwrap(), ..InFlightConfig::default() };
+    let mut rig = Rig::new(Config { in_flight, ..Config::default() }, &[("slow", &slow), ("well", &well)]);
     for n in numbers(20) {
         rig.append(vec![to_room("r", n)]);
     }
     rig.until("handed over", |rig| rig.done() == Some(19)).await;
     assert_eq!((bodies(&slow), bodies(&well)), (numbers(20), numbers(20)));
-    assert!(rig.metric("job_held_back_total") >= 1.0);
     assert_eq!(rig.metric("job_handovers_total{result=\"undeliverable\"}"), 0.0);
 }
 
@@ -111,7 +88,7 @@ async fn a_comet_that_hangs_does_not_fill_what_may_be_in_flight_for_long() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_rooms_messages_wait_once_and_not_long_for_a_comet_that_hangs() {
+async fn a_rooms_messages_never_wait_for_a_comet_that_hangs() {
     let (hung, well) = (Recorder::new(Mode::Never), Recorder::new(Mode::AtOnce));
     let mut rig = Rig::new(Config::default(), &[("hung", &hung), ("well", &well)]);
     let mut waits = Vec::new();
@@ -122,8 +99,7 @@ async fn a_rooms_messages_wait_once_and_not_long_for_a_comet_that_hangs() {
         waits.push((rig.start.elapsed() - before).as_millis());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    let late: Vec<_> = waits.iter().filter(|wait| **wait > 15).collect();
-    assert!(late.len() <= 1 && late.iter().all(|wait| **wait <= 260), "{waits:?}");
+    assert!(waits.iter().all(|wait| *wait <= 15), "{waits:?}");
     assert_eq!(rig.metric("job_comets_down"), 0.0);
 }
 

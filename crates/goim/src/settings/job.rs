@@ -22,7 +22,6 @@ pub(super) fn settings() -> Vec<Setting> {
         [job.room.batch_interval], "How long messages of a busy room are gathered. Zero gathers only what was read together.";
 
         [job.comet.lanes], "Lanes for each comet, besides one for broadcasts: calls that may be under way at once. Keys and rooms are spread over them.";
-        [job.comet.lane_calls_max], "Calls that wait in one lane. When a lane is full, nothing is read; a comet that has answered nothing for a second is given up then.";
         [job.comet.call_deadline], "How long one call may take.";
         [job.comet.retries_max], "How often a call is made again after a comet was not reached or did not answer in time. When the last try fails, the comet is given up until it answers a probe, and what is for it meanwhile is undeliverable.";
         [job.comet.retry_pause], "Pause before a call is made again.";

@@ -1,11 +1,11 @@
-//! Rooms on a made-up clock.
+//! Rooms on a made-up clock, most of them of one comet.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
 use goim_ports::{LogPosition, PushRecord, PushTarget};
-use goim_wire::batch;
+use goim_wire::{HEADER_LEN, batch};
 
 use super::*;
 use crate::config::InFlightConfig;
@@ -21,7 +21,8 @@ struct Check {
 impl Check {
     fn new(config: RoomConfig) -> Self {
         let in_flight = Arc::new(InFlight::new(InFlightConfig::default()));
-        Self { rooms: Rooms::new(config), in_flight, start: Instant::now(), offset: 0 }
+        let rooms = Rooms::new(config, Arc::clone(&in_flight));
+        Self { rooms, in_flight, start: Instant::now(), offset: 0 }
     }
 
     fn at(&self, ms: u64) -> Instant {
@@ -30,6 +31,10 @@ impl Check {
 
     /// Adds a message and says what left at once.
     fn add(&mut self, ms: u64, room: &str, body: &str) -> Vec<String> {
+        show(self.add_for(&["a"], ms, room, body))
+    }
+
+    fn add_for(&mut self, comets: &[&str], ms: u64, room: &str, body: &str) -> Vec<Batch> {
         let (position, body) =
             (LogPosition { partition: 0, offset: self.offset }, Bytes::from(body.to_owned()));
         let record = PushRecord {
@@ -40,10 +45,13 @@ impl Check {
         };
         let ticket = self.in_flight.enter(position, &record);
         self.offset += 1;
-        let message = Message { operation: record.operation, body, accepted_at: record.accepted_at, ticket };
+        let share = Share::new(&self.in_flight, ticket);
+        let message = Message { operation: record.operation, body, accepted_at: record.accepted_at, share };
         let (now, mut out) = (self.at(ms), Vec::new());
-        self.rooms.add(&room.into(), message, now, &mut out);
-        show(out)
+        for comet in comets {
+            self.rooms.add(&ServerId::from(*comet), &room.into(), message.clone(), now, &mut out);
+        }
+        out
     }
 
     fn woken(&mut self, ms: u64) -> Vec<String> {
@@ -66,7 +74,7 @@ fn show(batches: Vec<Batch>) -> Vec<String> {
         let bodies: Vec<_> = batch::packets(&batch.push.packet.body)
             .map(|packet| String::from_utf8(packet.expect("whole").body.to_vec()).expect("text"))
             .collect();
-        assert_eq!(bodies.len(), batch.tickets.len());
+        assert_eq!(bodies.len(), batch.shares.len());
         format!("{}: {}", batch.push.room, bodies.join(" "))
     };
     batches.into_iter().map(show).collect()
@@ -81,9 +89,11 @@ fn a_lone_message_leaves_at_once_and_the_room_is_forgotten() {
     assert_eq!(check.woken(0), ["r: a"]);
     assert_eq!(check.rooms.next_due(), Some(check.at(10)));
     assert_eq!(check.due(9), NOTHING);
-    assert_eq!(check.rooms.rooms.len(), 1);
+    check.rooms.forget_gone(|_| false);
+    assert_eq!(check.rooms.comets.len(), 1, "its interval is not over");
     assert_eq!(check.due(10), NOTHING);
-    assert!(check.rooms.rooms.is_empty() && check.rooms.ends.is_empty());
+    check.rooms.forget_gone(|_| false);
+    assert!(check.rooms.comets.is_empty());
     assert_eq!(check.add(11, "r", "b"), NOTHING);
     assert_eq!(check.woken(11), ["r: b"]);
 }
@@ -193,7 +203,7 @@ fn while_a_batch_is_out_messages_gather_and_leave_as_soon_as_it_has_landed() {
     assert_eq!(check.due(50), NOTHING);
     assert_eq!(check.add(60, "r", "c"), NOTHING);
     assert_eq!(check.woken(60), NOTHING);
-    assert!(check.rooms.has_room());
+    assert!(check.rooms.has_room(|_| false));
     drop(first);
     assert_eq!(check.due(61), ["r: b c"]);
     // Nothing came since: the room is forgotten when its interval is over, and quiet again.
@@ -208,21 +218,40 @@ fn full_batches_wait_their_turn_and_nothing_more_is_read() {
     let mut check = Check::new(RoomConfig { batch_messages_max: two, ..RoomConfig::default() });
     let mut out = Vec::new();
     for body in ["a", "b", "c", "d", "e"] {
-        let (now, record) = (check.at(0), body.to_owned());
-        let position = LogPosition { partition: 0, offset: check.offset };
-        let target = PushTarget::Room("r".into());
-        let accepted_at = AcceptedAt(0);
-        let body = Bytes::from(record);
-        let record = PushRecord { target, operation: Operation(1000), body: body.clone(), accepted_at };
-        let ticket = check.in_flight.enter(position, &record);
-        check.offset += 1;
-        let message = Message { operation: Operation(1000), body, accepted_at, ticket };
-        check.rooms.add(&"r".into(), message, now, &mut out);
+        out.extend(check.add_for(&["a"], 0, "r", body));
     }
     let first = out.pop().expect("the first two leave");
-    assert!(out.is_empty() && !check.rooms.has_room());
+    assert!(out.is_empty() && !check.rooms.has_room(|_| false));
+    assert!(check.rooms.has_room(|server| server.as_str() == "a"), "nobody should wait for it");
     drop(first);
     assert_eq!(check.due(1), ["r: c d"]);
-    assert!(check.rooms.has_room());
+    assert!(check.rooms.has_room(|_| false));
     assert_eq!(check.due(20), ["r: e"]);
+}
+
+#[test]
+fn what_one_comet_does_not_take_keeps_nothing_from_another() {
+    let two = NonZeroUsize::new(2).expect("two");
+    let mut check = Check::new(RoomConfig { batch_messages_max: two, ..RoomConfig::default() });
+    let (mut hung, mut taken) = (Vec::new(), Vec::new());
+    let mut sort = |batches: Vec<Batch>| {
+        for batch in batches {
+            if batch.server.as_str() == "hung" {
+                hung.push(batch);
+            } else {
+                taken.extend(show(vec![batch]));
+            }
+        }
+    };
+    for n in 0..SEALED_MAX * 2 + 2 {
+        assert!(check.rooms.has_room(|_| false), "at {n}");
+        let ms = n as u64;
+        sort(check.add_for(&["hung", "well"], ms, "r", &n.to_string()));
+        let (now, mut due) = (check.at(ms), Vec::new());
+        check.rooms.take_due(now, &mut due);
+        sort(due);
+    }
+    assert_eq!(taken.len(), SEALED_MAX + 1);
+    assert!(!check.rooms.has_room(|_| false) && check.rooms.has_room(|server| server.as_str() == "hung"));
+    assert_eq!(show(hung), ["r: 0 1"]);
 }
