@@ -17,7 +17,7 @@ use goim_comet::Config;
 use goim_comet::harness::{Harness, Opened};
 use goim_ports::{
     Accepted, Broadcast, Call, ConnectError, ConnectRequest, KeyPush, LogicError, LogicPort, Mid,
-    OnlineReport, Operation, PacketBuf, RoomCounts, RoomPush, SessionRef, Upstream,
+    OnlineReport, OnlineTotals, Operation, PacketBuf, RoomCounts, RoomPush, SessionRef, Upstream,
 };
 
 /// One session, or so many in one room: `-100` in a path's name says that a count is for as many deliveries.
@@ -66,8 +66,8 @@ impl LogicPort for Everybody {
         Call::Ready(Ok(()))
     }
 
-    fn renew_online(&self, _: OnlineReport) -> Call<Result<RoomCounts, LogicError>> {
-        Call::Ready(Ok(RoomCounts::default()))
+    fn renew_online(&self, _: OnlineReport) -> Call<Result<OnlineTotals, LogicError>> {
+        Call::Ready(Ok(OnlineTotals::default()))
     }
 
     fn receive(&self, _: Upstream) -> Call<Result<Bytes, LogicError>> {

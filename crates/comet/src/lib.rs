@@ -155,7 +155,7 @@ impl Comet {
         });
         let mut tasks = vec![
             needs.runtime.spawn(report::announce(shared.clone(), needs.nodes.clone())),
-            needs.runtime.spawn(report::run(shared.clone())),
+            needs.runtime.spawn(report::run(shared.clone(), confirm(shards.clone()))),
         ];
         if shared.certificates.is_some() {
             tasks.push(needs.runtime.spawn(watch_certificate(shared.clone())));
@@ -212,7 +212,7 @@ impl Comet {
 
     /// Tells logic of all sessions again, for when what it kept of them may be lost: some thousands a second.
     pub fn confirm_sessions(&self) {
-        self.shards.iter().for_each(|shard| shard.notice(Notice::ConfirmAll));
+        confirm(self.shards.clone())();
     }
 
     /// Connections held at this moment, authenticated or not.
@@ -265,6 +265,11 @@ impl Drop for Comet {
 }
 
 type Started = (Vec<ShardHandle>, Vec<Arc<ShardStats>>, Vec<std::thread::JoinHandle<()>>);
+
+/// Has every shard enter its sessions in the directory again.
+fn confirm(shards: Vec<ShardHandle>) -> impl Fn() {
+    move || shards.iter().for_each(|shard| shard.notice(Notice::ConfirmAll))
+}
 
 /// Makes all inboxes first: every shard knows every other.
 fn start_shards(

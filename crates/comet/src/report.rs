@@ -16,8 +16,9 @@ pub(crate) async fn announce(shared: Arc<Shared>, nodes: Arc<dyn NodeDirectory>)
     }
 }
 
-/// Reports the rooms until dropped.
-pub(crate) async fn run(shared: Arc<Shared>) {
+/// Reports the rooms until dropped. `confirm` has all sessions entered in the directory again.
+pub(crate) async fn run(shared: Arc<Shared>, confirm: impl Fn()) {
+    let mut generation = None;
     let mut word = Word::new("report its rooms");
     loop {
         let began = Instant::now();
@@ -27,7 +28,16 @@ pub(crate) async fn run(shared: Arc<Shared>) {
         let totals = shared.logic.renew_online(report).await;
         let began = Instant::now();
         if let Ok(totals) = &totals {
-            shared.census.learn(totals, &rooms);
+            shared.census.learn(&totals.rooms, &rooms);
+            if totals.generation.is_some() {
+                let before = std::mem::replace(&mut generation, totals.generation.clone());
+                if before.is_some_and(|before| Some(before) != generation) {
+                    tracing::warn!(
+                        "the directory may have lost sessions of this comet; it enters them again"
+                    );
+                    confirm();
+                }
+            }
         }
         worked += began.elapsed();
         word.ends(totals);

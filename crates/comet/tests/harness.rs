@@ -10,7 +10,7 @@ use goim_comet::Config;
 use goim_comet::harness::{Harness, Opened, Written};
 use goim_ports::{
     Accepted, Broadcast, Call, ConnectError, ConnectRequest, KeyPush, LogicError, LogicPort, Mid,
-    OnlineReport, Operation, PacketBuf, RoomCounts, RoomPush, SessionRef, Upstream,
+    OnlineReport, OnlineTotals, Operation, PacketBuf, RoomPush, SessionRef, Upstream,
 };
 
 /// Accepts every token but `no` as a key.
@@ -42,8 +42,8 @@ impl LogicPort for Anybody {
         Call::Ready(Ok(()))
     }
 
-    fn renew_online(&self, report: OnlineReport) -> Call<Result<RoomCounts, LogicError>> {
-        Call::Ready(Ok(report.rooms))
+    fn renew_online(&self, report: OnlineReport) -> Call<Result<OnlineTotals, LogicError>> {
+        Call::Ready(Ok(OnlineTotals { rooms: report.rooms, generation: None }))
     }
 
     fn receive(&self, upstream: Upstream) -> Call<Result<Bytes, LogicError>> {

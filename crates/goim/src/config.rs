@@ -123,6 +123,8 @@ pub struct RedisConfig {
     pub expire: Duration,
     /// How long a command may take. Default 2 s.
     pub deadline: Duration,
+    /// How long comets may take to enter their sessions again after a loss. Default 6 s.
+    pub rebuilding: Duration,
 }
 
 /// Where the push API, the node list and the operator's pages are served.
@@ -249,6 +251,7 @@ impl Default for RedisConfig {
             master: "mymaster".to_owned(),
             expire: Duration::from_secs(30 * 60),
             deadline: Duration::from_secs(2),
+            rebuilding: Duration::from_secs(6),
         }
     }
 }

@@ -283,4 +283,10 @@ fn a_list_of_addresses_is_enough_and_a_room_costs_calls_only_where_somebody_is()
     }
     logic.push_keys(1000, &[&who.key], "by key");
     last(&mut other, "by key");
+    // Comets without a way to Redis of their own hear from logic that it has lost what it had.
+    cluster.redis.kill();
+    cluster.redis.start_again();
+    eventually("the session is entered again", || cluster.redis.has(&format!("key_{}", who.key)));
+    logic.push_keys(1000, &[&who.key], "after the loss");
+    last(&mut other, "after the loss");
 }

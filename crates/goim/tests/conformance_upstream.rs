@@ -16,7 +16,7 @@ use std::time::Duration;
 use goim_comet::{Comet, Config, Dependencies};
 use goim_ports::{
     Accepted, Call, CometNode, ConnectError, ConnectRequest, LogicError, LogicPort, Mid, NodeDirectory,
-    NodeError, OnlineReport, Operation, RoomCounts, RoomId, ServerId, SessionKey, SessionRef, Upstream,
+    NodeError, OnlineReport, OnlineTotals, Operation, RoomId, ServerId, SessionKey, SessionRef, Upstream,
 };
 use harness::{BOTH, Client, Packet, Transport, eventually, unique};
 
@@ -63,8 +63,8 @@ impl LogicPort for Recorder {
         self.answer(())
     }
 
-    fn renew_online(&self, report: OnlineReport) -> Call<Result<RoomCounts, LogicError>> {
-        self.answer(report.rooms)
+    fn renew_online(&self, report: OnlineReport) -> Call<Result<OnlineTotals, LogicError>> {
+        self.answer(OnlineTotals { rooms: report.rooms, generation: None })
     }
 
     fn receive(&self, upstream: Upstream) -> Call<Result<bytes::Bytes, LogicError>> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use goim_ports::{
     Accepted, Call, ConnectError, ConnectRequest, DirectoryError, LogicError, LogicPort, OnlineReport,
-    RoomCounts, ServerId, SessionRef, Upstream,
+    OnlineTotals, ServerId, SessionRef, Upstream,
 };
 
 use crate::Logic;
@@ -49,14 +49,22 @@ impl LogicPort for Logic {
         self.ask(self.sessions.touch(session))
     }
 
-    fn renew_online(&self, report: OnlineReport) -> Call<Result<RoomCounts, LogicError>> {
-        let reported = self.ask(self.rooms.report(report.server, report.rooms));
-        let rooms = Arc::clone(&self.rooms);
+    fn renew_online(&self, report: OnlineReport) -> Call<Result<OnlineTotals, LogicError>> {
+        let OnlineReport { server, rooms: here } = report;
+        let reported = self.ask(self.rooms.report(server.clone(), here));
+        let (rooms, sessions) = (Arc::clone(&self.rooms), Arc::clone(&self.sessions));
         let deadline = self.config.directory_deadline;
-        then(reported, move |reported| match reported {
+        let totals = then(reported, move |reported| match reported {
             Ok(()) => {
                 within(deadline, rooms.totals(), directory_late).map(|totals| totals.map_err(unavailable))
             }
+            Err(error) => Call::Ready(Err(error)),
+        });
+        then(totals, move |totals| match totals {
+            Ok(rooms) => within(deadline, sessions.generation(server), directory_late).map(|generation| {
+                let generation = Some(generation.map_err(unavailable)?);
+                Ok(OnlineTotals { rooms, generation })
+            }),
             Err(error) => Call::Ready(Err(error)),
         })
     }

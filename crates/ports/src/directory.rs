@@ -24,9 +24,21 @@ pub trait SessionDirectory: Send + Sync {
     /// The comets of these keys, one answer for each key, in order.
     fn servers_of(&self, keys: &[SessionKey]) -> Call<Result<Vec<Option<ServerId>>, DirectoryError>>;
 
+    /// Changes when sessions of this comet may have gone that are there: the directory has lost what it had, or they were removed in
+    /// the belief that the comet was dead. The comet must enter them again then. A directory that never loses any need not say
+    /// anything else than it does by itself: always the same.
+    fn generation(&self, server: ServerId) -> Call<Result<Generation, DirectoryError>> {
+        let _ = server;
+        Call::Ready(Ok(Generation::default()))
+    }
+
     /// All sessions of these members; the order is not defined, no session comes twice.
     fn sessions_of(&self, mids: Vec<Mid>) -> Call<Result<Vec<SessionRecord>, DirectoryError>>;
 }
+
+/// What a directory's memory of one comet's sessions is known by. Means nothing but equal or not.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Generation(pub String);
 
 /// A session with the comet that holds it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -25,11 +25,12 @@ pub use call::{BoxFuture, Call};
 pub use comet::{
     Broadcast, CometError, CometPool, CometPort, KeyPush, RoomPush, RoomsNews, RoomsVersion, StripeNews,
 };
-pub use directory::{DirectoryError, RoomCounts, RoomDirectory, SessionDirectory, SessionRecord};
+pub use directory::{DirectoryError, Generation, RoomCounts, RoomDirectory, SessionDirectory, SessionRecord};
 pub use goim_wire::{Operation, PacketBuf, Sequence, Version};
 pub use id::{Mid, RoomId, ServerId, SessionKey};
 pub use logic::{
-    Accepted, ConnectError, ConnectRequest, LogicError, LogicPort, OnlineReport, SessionRef, Upstream,
+    Accepted, ConnectError, ConnectRequest, LogicError, LogicPort, OnlineReport, OnlineTotals, SessionRef,
+    Upstream,
 };
 pub use node::{CometNode, NodeDirectory, NodeError};
 pub use push_log::{

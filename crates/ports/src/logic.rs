@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::{Call, Mid, Operation, PacketBuf, RoomCounts, RoomId, ServerId, SessionKey, Version};
+use crate::{Call, Generation, Mid, Operation, PacketBuf, RoomCounts, RoomId, ServerId, SessionKey, Version};
 
 /// Logic as comet sees it.
 ///
@@ -22,7 +22,7 @@ pub trait LogicPort: Send + Sync {
     fn heartbeat(&self, session: SessionRef) -> Call<Result<(), LogicError>>;
 
     /// The rooms of this comet with their counts; the answer has the counts of the whole cluster.
-    fn renew_online(&self, report: OnlineReport) -> Call<Result<RoomCounts, LogicError>>;
+    fn renew_online(&self, report: OnlineReport) -> Call<Result<OnlineTotals, LogicError>>;
 
     /// A packet for the business. The answer is the body of the reply, empty when nobody handles the operation.
     fn receive(&self, upstream: Upstream) -> Call<Result<Bytes, LogicError>>;
@@ -86,6 +86,15 @@ pub struct OnlineReport {
     pub server: ServerId,
     /// Sessions in each room; rooms without sessions are absent.
     pub rooms: RoomCounts,
+}
+
+/// What a comet learns when it reports its rooms.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct OnlineTotals {
+    /// Sessions in each room, over all comets.
+    pub rooms: RoomCounts,
+    /// By another one than before a comet sees that it must enter its sessions again; `None` where logic cannot tell (goim's).
+    pub generation: Option<Generation>,
 }
 
 /// A packet on its way from a client to the business.

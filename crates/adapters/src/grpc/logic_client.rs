@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use goim_ports::{
-    Accepted, Call, ConnectError, ConnectRequest, LogicError, LogicPort, Mid, OnlineReport, Operation,
-    RoomCounts, RoomId, SessionRef, Upstream, Version,
+    Accepted, Call, ConnectError, ConnectRequest, Generation, LogicError, LogicPort, Mid, OnlineReport,
+    OnlineTotals, Operation, RoomId, SessionRef, Upstream, Version,
 };
 use tonic::codec::CompressionEncoding;
 use tonic::transport::Channel;
@@ -91,14 +91,17 @@ impl LogicPort for GrpcLogic {
     }
 
     /// Compressed, as goim does it: the only call that may be large.
-    fn renew_online(&self, report: OnlineReport) -> Call<Result<RoomCounts, LogicError>> {
+    fn renew_online(&self, report: OnlineReport) -> Call<Result<OnlineTotals, LogicError>> {
         let request = OnlineReq { server: report.server.to_string(), room_count: map_of(&report.rooms) };
         self.call(
             async move |logic| {
                 let gzip = CompressionEncoding::Gzip;
                 logic.send_compressed(gzip).accept_compressed(gzip).renew_online(request).await
             },
-            |reply| counts_of(reply.all_room_count),
+            |reply| OnlineTotals {
+                rooms: counts_of(reply.all_room_count),
+                generation: reply.generation.map(Generation),
+            },
             status::to_logic,
         )
     }

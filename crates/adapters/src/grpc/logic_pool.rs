@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use goim_ports::{
-    Accepted, Call, ConnectError, ConnectRequest, LogicError, LogicPort, OnlineReport, RoomCounts,
+    Accepted, Call, ConnectError, ConnectRequest, LogicError, LogicPort, OnlineReport, OnlineTotals,
     SessionRef, Upstream,
 };
 
@@ -176,7 +176,7 @@ impl LogicPort for GrpcLogics {
         self.ask(no_logic, is_unavailable, move |logic| logic.heartbeat(session.clone()))
     }
 
-    fn renew_online(&self, report: OnlineReport) -> Call<Result<RoomCounts, LogicError>> {
+    fn renew_online(&self, report: OnlineReport) -> Call<Result<OnlineTotals, LogicError>> {
         self.ask(no_logic, is_unavailable, move |logic| logic.renew_online(report.clone()))
     }
 

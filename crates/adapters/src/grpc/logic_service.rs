@@ -71,7 +71,8 @@ impl Logic for LogicService {
         let OnlineReq { server, room_count } = request.into_inner();
         let report = OnlineReport { server: server.into(), rooms: counts_of(room_count) };
         let totals = self.logic.renew_online(report).await.map_err(status::from_logic)?;
-        Ok(Response::new(OnlineReply { all_room_count: map_of(&totals) }))
+        let generation = totals.generation.map(|generation| generation.0);
+        Ok(Response::new(OnlineReply { all_room_count: map_of(&totals.rooms), generation }))
     }
 
     async fn receive(&self, request: Request<ReceiveReq>) -> Result<Response<ReceiveReply>, Status> {

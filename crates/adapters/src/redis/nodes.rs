@@ -7,7 +7,7 @@
 //! said.
 
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use goim_ports::{Call, CometNode, DirectoryError, NodeDirectory, NodeError, ServerId};
 use redis::{Cmd, cmd};
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::sessions::answer;
-use super::store::{EPOCH, RedisStore};
+use super::store::{EPOCH, RedisStore, now};
 
 const NAMES: &str = "goim:nodes";
 
@@ -222,11 +222,6 @@ fn record_of(name: &str) -> String {
 
 fn is_same(known: &CometNode, node: &CometNode) -> bool {
     *known == CometNode { latest_timestamp: known.latest_timestamp, ..node.clone() }
-}
-
-fn now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
 fn unavailable(DirectoryError::Unavailable(reason): DirectoryError) -> NodeError {

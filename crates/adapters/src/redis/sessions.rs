@@ -8,22 +8,19 @@
 //! miss a session that was there all the time.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use goim_ports::{
-    Call, DirectoryError, Mid, ServerId, SessionDirectory, SessionKey, SessionRecord, SessionRef,
+    Call, DirectoryError, Generation, Mid, ServerId, SessionDirectory, SessionKey, SessionRecord, SessionRef,
 };
 use redis::{Cmd, FromRedisValue, Value, cmd};
 
-use super::store::{EPOCH, RedisStore};
+use super::store::{EPOCH, RedisStore, now};
 
 /// Removes a key if it has this value; answers how many it removed.
 const DELETE_IF: &str =
     "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0";
 /// Removes a field of a hash if it has this value.
 const DELETE_FIELD_IF: &str = "if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then return redis.call('HDEL', KEYS[1], ARGV[1]) end return 0";
-/// How long comets may take to enter their sessions again after a loss.
-const REBUILDING: Duration = Duration::from_secs(6);
 /// Sessions that are swept together.
 const SWEEP_BLOCK: usize = 512;
 
@@ -65,7 +62,12 @@ impl RedisSessions {
                 let session = SessionRef { mid, key: pair[0].as_str().into(), server: server.clone() };
                 removal(&session)
             });
-            self.store.run(commands.collect()).await?;
+            let told = [
+                cmd("INCR").arg(swept_of(server)).to_owned(),
+                cmd("EXPIRE").arg(swept_of(server)).arg(self.store.expire_seconds()).to_owned(),
+            ];
+            // Behind the removals: a comet that is alive after all enters its sessions again when it sees that.
+            self.store.run(commands.chain(told).collect()).await?;
             swept += fields.len() / 2;
             cursor = next;
             if cursor == 0 {
@@ -124,6 +126,20 @@ impl RedisSessions {
         answers.first().map_or(Ok(false), |removed| Ok(number(removed)? == 1))
     }
 
+    async fn generation_of(&self, server: ServerId) -> Result<Generation, DirectoryError> {
+        let asked = vec![
+            cmd("SET").arg(EPOCH).arg(now()).arg("NX").to_owned(),
+            self.epoch(),
+            cmd("GET").arg(swept_of(&server)).to_owned(),
+        ];
+        let mut answers = self.store.run(asked).await?.into_iter().skip(1);
+        let epoch: Option<String> = answer(answers.next())?;
+        let swept: Option<String> = answer(answers.next())?;
+        let generation = format!("{}.{}", epoch.as_deref().unwrap_or(""), swept.as_deref().unwrap_or("0"));
+        self.store.learn(epoch);
+        Ok(Generation(generation))
+    }
+
     async fn find(&self, keys: Vec<SessionKey>) -> Result<Vec<Option<ServerId>>, DirectoryError> {
         if keys.is_empty() {
             return Ok(Vec::new());
@@ -150,7 +166,7 @@ impl RedisSessions {
     /// Fails while sessions may be missing that are there.
     fn is_complete(&self) -> Result<(), DirectoryError> {
         match self.store.since_loss() {
-            Some(since) if since < REBUILDING => {
+            Some(since) if since < self.store.rebuilding() => {
                 Err(self.store.unavailable("it has lost its sessions, and comets are entering them again"))
             }
             _ => Ok(()),
@@ -219,6 +235,11 @@ fn of_server(server: &ServerId) -> String {
     ["goim:sessions:", server.as_str()].concat()
 }
 
+/// How often sessions of the comet were swept.
+fn swept_of(server: &ServerId) -> String {
+    ["goim:swept:", server.as_str()].concat()
+}
+
 /// The first of them answers 1 when the session was still its comet's.
 fn removal(session: &SessionRef) -> Vec<Cmd> {
     let SessionRef { mid, key, server } = session;
@@ -274,6 +295,11 @@ impl SessionDirectory for RedisSessions {
     fn servers_of(&self, keys: &[SessionKey]) -> Call<Result<Vec<Option<ServerId>>, DirectoryError>> {
         let (this, keys) = (self.clone(), keys.to_vec());
         Call::pending(async move { this.find(keys).await })
+    }
+
+    fn generation(&self, server: ServerId) -> Call<Result<Generation, DirectoryError>> {
+        let this = self.clone();
+        Call::pending(async move { this.generation_of(server).await })
     }
 
     fn sessions_of(&self, mids: Vec<Mid>) -> Call<Result<Vec<SessionRecord>, DirectoryError>> {

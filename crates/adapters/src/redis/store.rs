@@ -4,7 +4,7 @@
 //! command that was out then fails, and its caller decides. How many are out is bounded; more wait, within their deadline.
 
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures_util::future::try_join_all;
 use goim_ports::DirectoryError;
@@ -50,6 +50,12 @@ pub struct RedisStore {
 
 /// Has a value that is made anew when Redis has come back without what it had.
 pub(super) const EPOCH: &str = "goim:epoch";
+
+/// The clock in nanoseconds since 1970, for what must differ from before.
+pub(super) fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
 
 /// What is known of Redis's own memory.
 #[derive(Debug, Default)]
@@ -121,6 +127,11 @@ impl RedisStore {
     pub(super) fn since_loss(&self) -> Option<Duration> {
         let memory = self.shared.memory.lock().unwrap_or_else(PoisonError::into_inner);
         memory.lost_at.map(|at| at.elapsed())
+    }
+
+    /// How long sessions may be missing after a loss.
+    pub(super) fn rebuilding(&self) -> Duration {
+        self.shared.config.rebuilding
     }
 
     /// Says that something of what this process had said is lost.

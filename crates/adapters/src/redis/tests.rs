@@ -452,6 +452,23 @@ async fn a_redis_that_has_lost_everything_makes_nobody_disappear() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_loss_and_a_sweep_show_in_the_generation_of_who_is_concerned() {
+    let Some(own) = Own::start("single") else { return };
+    let sessions = RedisSessions::new(own.store().await);
+    let generation = async |server: &str| sessions.generation(server.into()).await.unwrap();
+    let before = [generation("a").await, generation("b").await];
+    sessions.add(session(1, "k", "a")).await.unwrap();
+    assert_eq!([generation("a").await, generation("b").await], before);
+    assert_eq!(sessions.sweep(&"a".into(), || true).await.unwrap(), 1);
+    let swept = generation("a").await;
+    assert_ne!(swept, before[0]);
+    assert_eq!(generation("b").await, before[1], "its sessions were left alone");
+    let _: () = redis::cmd("FLUSHALL").query(&mut own.masters()[0]).unwrap();
+    assert_ne!(generation("a").await, swept);
+    assert_ne!(generation("b").await, before[1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_announcement_that_redis_takes_too_late_counts_as_a_loss() {
     let Some(own) = Own::start("single") else { return };
     let mut config = own.config();

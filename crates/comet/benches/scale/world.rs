@@ -13,7 +13,7 @@ use goim_comet::Config;
 use goim_comet::harness::{Harness, Opened};
 use goim_ports::{
     Accepted, Broadcast, Call, ConnectError, ConnectRequest, KeyPush, LogicError, LogicPort, Mid,
-    OnlineReport, Operation, PacketBuf, RoomCounts, RoomPush, ServerId, SessionDirectory as _, SessionKey,
+    OnlineReport, OnlineTotals, Operation, PacketBuf, RoomPush, ServerId, SessionDirectory as _, SessionKey,
     SessionRef, Upstream,
 };
 
@@ -64,8 +64,8 @@ impl LogicPort for Directory {
         Call::Ready(Ok(()))
     }
 
-    fn renew_online(&self, _: OnlineReport) -> Call<Result<RoomCounts, LogicError>> {
-        Call::Ready(Ok(Arc::new(HashMap::new())))
+    fn renew_online(&self, _: OnlineReport) -> Call<Result<OnlineTotals, LogicError>> {
+        Call::Ready(Ok(OnlineTotals::default()))
     }
 
     fn receive(&self, _: Upstream) -> Call<Result<Bytes, LogicError>> {

@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use goim_comet::{Comet, Config, Dependencies};
 use goim_ports::{
-    Accepted, Call, CometNode, ConnectError, ConnectRequest, LogicError, LogicPort, Mid, NodeDirectory,
-    NodeError, OnlineReport, Operation, RoomCounts, ServerId, SessionKey, SessionRef, Upstream, Version,
+    Accepted, Call, CometNode, ConnectError, ConnectRequest, Generation, LogicError, LogicPort, Mid,
+    NodeDirectory, NodeError, OnlineReport, OnlineTotals, Operation, RoomCounts, ServerId, SessionKey,
+    SessionRef, Upstream, Version,
 };
 
 /// How long a test waits for what must come.
@@ -31,6 +32,8 @@ pub struct Recorder {
     pub withdrawn: AtomicBool,
     /// What the cluster is said to have.
     pub totals: Mutex<RoomCounts>,
+    /// What the directory's memory of this comet is known by.
+    pub generation: Mutex<Option<Generation>>,
 }
 
 impl Recorder {
@@ -78,9 +81,11 @@ impl LogicPort for Recorder {
         self.answer(Ok(()))
     }
 
-    fn renew_online(&self, report: OnlineReport) -> Call<Result<RoomCounts, LogicError>> {
+    fn renew_online(&self, report: OnlineReport) -> Call<Result<OnlineTotals, LogicError>> {
         self.reports.lock().expect("lock").push(report.rooms);
-        self.answer(Ok(self.totals.lock().expect("lock").clone()))
+        let rooms = self.totals.lock().expect("lock").clone();
+        let generation = self.generation.lock().expect("lock").clone();
+        self.answer(Ok(OnlineTotals { rooms, generation }))
     }
 
     fn receive(&self, upstream: Upstream) -> Call<Result<Bytes, LogicError>> {

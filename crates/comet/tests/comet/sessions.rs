@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::harness::{eventually, start};
-use goim_ports::RoomId;
+use goim_ports::{Generation, RoomId};
 
 #[test]
 fn late_answers_of_logic_keep_replies_in_order() {
@@ -148,4 +148,26 @@ fn a_drain_tells_everybody_at_a_pace_and_leaves_no_record() {
     assert!(server.world.withdrawn.load(Ordering::SeqCst));
     assert!(server.world.directory.lock().unwrap().is_empty());
     assert!(std::net::TcpStream::connect(server.comet.addrs().tcp[0]).is_err());
+}
+
+#[test]
+fn sessions_are_entered_again_when_the_directory_has_another_generation() {
+    let server = start(|config| config.report_interval = Duration::from_millis(10));
+    let _client = server.session("k");
+    let generation =
+        |text: &str| *server.world.generation.lock().unwrap() = Some(Generation(text.to_owned()));
+    let reports = || server.world.reports.lock().unwrap().len();
+    let entered = || server.world.touched.lock().unwrap().len();
+    let reported_again = || {
+        let seen = reports();
+        eventually("the comet reports twice", || reports() > seen + 2);
+    };
+    reported_again();
+    generation("first");
+    reported_again();
+    assert_eq!(entered(), 0, "the first says nothing, and none neither");
+    generation("second");
+    eventually("the session is entered again", || entered() == 1);
+    reported_again();
+    assert_eq!(entered(), 1, "once");
 }

@@ -41,6 +41,7 @@ pub(super) async fn redis(config: &Config) -> Result<RedisStore, StartError> {
     } else {
         RedisPlace::Single(settings.url.clone())
     };
-    let (expire, deadline) = (settings.expire, settings.deadline);
-    Ok(RedisStore::connect(RedisConfig { place, expire, deadline, ..RedisConfig::default() }).await?)
+    let (expire, deadline, rebuilding) = (settings.expire, settings.deadline, settings.rebuilding);
+    let config = RedisConfig { place, expire, deadline, rebuilding, ..RedisConfig::default() };
+    Ok(RedisStore::connect(config).await?)
 }

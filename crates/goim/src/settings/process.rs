@@ -74,6 +74,7 @@ pub(super) fn settings() -> Vec<Setting> {
         [redis.master], "What the Sentinels call the master.";
         [redis.expire], "How long a record of a session lives that nobody touches. More than twice the time between a session's heartbeats to logic.";
         [redis.deadline], "How long a command may take.";
+        [redis.rebuilding], "How long comets may take to enter their sessions again when Redis has lost what it had: until then a push to somebody who is not found is refused, not answered as if he were not there. A comet enters 5,000 sessions a second and shard.";
 
         [log.level], "error, warn, info, debug, trace, or directives by module: \"info,goim_comet=debug\".";
         [log.format], "\"pretty\" for people, \"json\" for collectors (one object a line).";

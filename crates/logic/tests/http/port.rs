@@ -78,7 +78,7 @@ fn a_comet_reports_its_rooms_and_learns_of_all() {
     let rooms = Arc::new([(RoomId::from("live://1"), 3)].into_iter().collect());
     let report = OnlineReport { server: ServerId::from("h1"), rooms };
     let totals = now(logic.renew_online(report)).unwrap();
-    assert_eq!(totals.get("live://1"), Some(&3));
+    assert_eq!(totals.rooms.get("live://1"), Some(&3));
 }
 
 #[test]
@@ -111,7 +111,7 @@ async fn a_directory_that_takes_time_is_waited_for_and_one_that_hangs_is_not() {
     assert_eq!(call.await.unwrap().key, SessionKey::from("k"));
     let rooms = Arc::new([(RoomId::from("live://1"), 3)].into_iter().collect());
     let report = OnlineReport { server: ServerId::from("h1"), rooms };
-    assert_eq!(logic.renew_online(report).await.unwrap().len(), 1);
+    assert_eq!(logic.renew_online(report).await.unwrap().rooms.len(), 1);
     world.state().directory_fault = Fault::Hangs;
     assert!(matches!(connect(&logic, "{}").await, Err(ConnectError::Unavailable(_))));
     assert!(matches!(logic.heartbeat(session(1, "k", "h1")).await, Err(LogicError::Unavailable(_))));

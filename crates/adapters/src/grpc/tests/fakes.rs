@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::sync::Mutex;
 
 use goim_ports::{
-    Accepted, Broadcast, Call, CometError, CometPort, ConnectError, ConnectRequest, KeyPush, LogicError,
-    LogicPort, OnlineReport, RoomCounts, RoomId, RoomPush, SessionRef, Upstream,
+    Accepted, Broadcast, Call, CometError, CometPort, ConnectError, ConnectRequest, Generation, KeyPush,
+    LogicError, LogicPort, OnlineReport, OnlineTotals, RoomCounts, RoomId, RoomPush, SessionRef, Upstream,
 };
 
 use super::*;
@@ -60,6 +60,7 @@ pub(super) struct FakeLogic {
     pub(super) accepted: Mutex<Option<Result<Accepted, ConnectError>>>,
     pub(super) error: Mutex<Option<LogicError>>,
     pub(super) totals: Mutex<RoomCounts>,
+    pub(super) generation: Mutex<Option<Generation>>,
     pub(super) body: Mutex<Bytes>,
 }
 
@@ -89,12 +90,13 @@ impl LogicPort for FakeLogic {
         self.answer(format!("heartbeat {session:?}"), ())
     }
 
-    fn renew_online(&self, report: OnlineReport) -> Call<Result<RoomCounts, LogicError>> {
+    fn renew_online(&self, report: OnlineReport) -> Call<Result<OnlineTotals, LogicError>> {
         let mut rooms: Vec<_> = report.rooms.iter().collect();
         rooms.sort();
         let call = format!("renew {} {rooms:?}", report.server);
-        let totals = Arc::clone(&self.totals.lock().unwrap());
-        self.answer(call, totals)
+        let rooms = Arc::clone(&self.totals.lock().unwrap());
+        let generation = self.generation.lock().unwrap().clone();
+        self.answer(call, OnlineTotals { rooms, generation })
     }
 
     fn receive(&self, upstream: Upstream) -> Call<Result<Bytes, LogicError>> {

@@ -5,8 +5,8 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use goim_ports::{
-    Accepted, AcceptedAt, Broadcast, Call, CometError, CometPort, ConnectError, ConnectRequest, KeyPush,
-    LogicError, LogicPort, Mid, OnlineReport, Operation, PacketBuf, RoomId, RoomPush, RoomsNews,
+    Accepted, AcceptedAt, Broadcast, Call, CometError, CometPort, ConnectError, ConnectRequest, Generation,
+    KeyPush, LogicError, LogicPort, Mid, OnlineReport, Operation, PacketBuf, RoomId, RoomPush, RoomsNews,
     RoomsVersion, Sequence, SessionRef, StripeNews, Upstream, Version,
 };
 
@@ -95,7 +95,10 @@ async fn ask_logic(port: &dyn LogicPort) -> Vec<String> {
     let report = OnlineReport { server: "comet01".into(), rooms };
     let upstream = Upstream { mid: Mid(5), key: "k".into(), packet: packet() };
     let mut totals: Vec<_> = match port.renew_online(report).await {
-        Ok(totals) => totals.iter().map(|(room, count)| format!("{room} {count}")).collect(),
+        Ok(totals) => {
+            let rooms = totals.rooms.iter().map(|(room, count)| format!("{room} {count}"));
+            rooms.chain([format!("{:?}", totals.generation)]).collect()
+        }
         Err(error) => vec![format!("{error:?}")],
     };
     totals.sort();
@@ -113,6 +116,7 @@ async fn logic_is_the_same_over_the_wire() {
     let logic = Arc::new(FakeLogic::default());
     let served = Served::logic(&logic).await;
     let remote = GrpcLogic::new(&format!("grpc://{}", served.address), ClientConfig::default()).unwrap();
+    *logic.generation.lock().unwrap() = Some(Generation("third".to_owned()));
     *logic.totals.lock().unwrap() =
         Arc::new(HashMap::from([("live://1".into(), 43), ("other".into(), u32::MAX / 2)]));
     *logic.body.lock().unwrap() = Bytes::from_static(b"reply");
