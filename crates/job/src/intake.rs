@@ -271,13 +271,18 @@ impl Intake {
         batches
     }
 
-    fn spread_batch(&mut self, batch: Batch) -> Vec<Assignment> {
+    /// The call of a batch, whether or not somebody of the room is there.
+    fn call_of(&self, batch: Batch) -> (RoomId, Assignment) {
         self.metrics.room_batch_messages.observe(batch.shares.len() as f64);
         let Batch { server, push, shares, flight } = batch;
         let room = push.room.clone();
         let lane = self.lanes.lane_of(room.as_str());
         let stake = Stake::Batch(shares, flight);
-        let assignment = Assignment { server, lane, request: Request::Room(push), stake };
+        (room, Assignment { server, lane, request: Request::Room(push), stake })
+    }
+
+    fn spread_batch(&mut self, batch: Batch) -> Vec<Assignment> {
+        let (room, assignment) = self.call_of(batch);
         // A single comet is where everybody is.
         if self.pool.all().len() == 1 {
             return vec![assignment];
@@ -310,9 +315,10 @@ impl Intake {
     async fn drain(&mut self) {
         let mut batches = Vec::new();
         self.rooms.take_all(&mut batches);
-        self.assign_batches(batches);
-        let parked = self.routing.take_all();
-        self.assign(parked);
+        // What is parked is the oldest of its rooms. Nobody is asked any more.
+        let mut rest = self.routing.take_all();
+        rest.extend(batches.into_iter().map(|batch| self.call_of(batch).1));
+        self.assign(rest);
         loop {
             tokio::select! {
                 () = self.lanes.finish() => break,

@@ -62,12 +62,15 @@ impl RedisSessions {
                 let session = SessionRef { mid, key: pair[0].as_str().into(), server: server.clone() };
                 removal(&session)
             });
-            let told = [
-                cmd("INCR").arg(swept_of(server)).to_owned(),
-                cmd("EXPIRE").arg(swept_of(server)).arg(self.store.expire_seconds()).to_owned(),
-            ];
-            // Behind the removals: a comet that is alive after all enters its sessions again when it sees that.
-            self.store.run(commands.chain(told).collect()).await?;
+            let told = cmd("SET")
+                .arg(swept_of(server))
+                .arg(now())
+                .arg("EX")
+                .arg(self.store.expire_seconds())
+                .to_owned();
+            // Behind the removals: a comet that is alive after all enters its sessions again when it sees that. A time and not a
+            // count, which would begin anew when it has expired and could then be what it was before.
+            self.store.run(commands.chain([told]).collect()).await?;
             swept += fields.len() / 2;
             cursor = next;
             if cursor == 0 {
@@ -235,7 +238,7 @@ fn of_server(server: &ServerId) -> String {
     ["goim:sessions:", server.as_str()].concat()
 }
 
-/// How often sessions of the comet were swept.
+/// When sessions of the comet were swept last.
 fn swept_of(server: &ServerId) -> String {
     ["goim:swept:", server.as_str()].concat()
 }
