@@ -62,15 +62,9 @@ impl RedisSessions {
                 let session = SessionRef { mid, key: pair[0].as_str().into(), server: server.clone() };
                 removal(&session)
             });
-            let told = cmd("SET")
-                .arg(swept_of(server))
-                .arg(now())
-                .arg("EX")
-                .arg(self.store.expire_seconds())
-                .to_owned();
-            // Behind the removals: a comet that is alive after all enters its sessions again when it sees that. A time and not a
-            // count, which would begin anew when it has expired and could then be what it was before.
-            self.store.run(commands.chain([told]).collect()).await?;
+            // Behind the removals: a comet that is alive after all finds another mark, and enters its sessions again.
+            let unmark = cmd("DEL").arg(mark_of(server)).to_owned();
+            self.store.run(commands.chain([unmark]).collect()).await?;
             swept += fields.len() / 2;
             cursor = next;
             if cursor == 0 {
@@ -129,17 +123,19 @@ impl RedisSessions {
         answers.first().map_or(Ok(false), |removed| Ok(number(removed)? == 1))
     }
 
+    /// A mark that stands as long as the comet reports and nothing was removed, by a sweep or with all that Redis had.
     async fn generation_of(&self, server: ServerId) -> Result<Generation, DirectoryError> {
+        let mark = mark_of(&server);
         let asked = vec![
             cmd("SET").arg(EPOCH).arg(now()).arg("NX").to_owned(),
+            cmd("SET").arg(&mark).arg(now()).arg("NX").to_owned(),
+            cmd("EXPIRE").arg(&mark).arg(self.store.expire_seconds()).to_owned(),
+            cmd("GET").arg(&mark).to_owned(),
             self.epoch(),
-            cmd("GET").arg(swept_of(&server)).to_owned(),
         ];
-        let mut answers = self.store.run(asked).await?.into_iter().skip(1);
-        let epoch: Option<String> = answer(answers.next())?;
-        let swept: Option<String> = answer(answers.next())?;
-        let generation = format!("{}.{}", epoch.as_deref().unwrap_or(""), swept.as_deref().unwrap_or("0"));
-        self.store.learn(epoch);
+        let mut answers = self.store.run(asked).await?.into_iter().skip(3);
+        let generation: String = answer(answers.next())?;
+        self.store.learn(answer(answers.next())?);
         Ok(Generation(generation))
     }
 
@@ -238,9 +234,9 @@ fn of_server(server: &ServerId) -> String {
     ["goim:sessions:", server.as_str()].concat()
 }
 
-/// When sessions of the comet were swept last.
-fn swept_of(server: &ServerId) -> String {
-    ["goim:swept:", server.as_str()].concat()
+/// The mark of what a comet has entered.
+fn mark_of(server: &ServerId) -> String {
+    ["goim:entered:", server.as_str()].concat()
 }
 
 /// The first of them answers 1 when the session was still its comet's.
