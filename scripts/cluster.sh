@@ -29,13 +29,21 @@ usage() {
   exit 64
 }
 
+# From below those that the system draws for outgoing connections: a port must be free when a process is started again too.
 free_ports() { # COUNT
   python3 - "$1" << 'PYTHON'
-import socket, sys
-held = [socket.socket() for _ in range(int(sys.argv[1]))]
-for s in held:
-    s.bind(("127.0.0.1", 0))
-print(*[s.getsockname()[1] for s in held])
+import random, socket, sys
+held, ports = [], []
+while len(ports) < int(sys.argv[1]):
+    port = random.randrange(22000, 32000)
+    s = socket.socket()
+    try:
+        s.bind(("127.0.0.1", port))
+    except OSError:
+        continue
+    held.append(s)
+    ports.append(port)
+print(*ports)
 PYTHON
 }
 

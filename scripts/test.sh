@@ -53,6 +53,11 @@ if [ -n "$TEST_KAFKA" ] && [ $# = 0 ]; then
   engine scripts/cluster-partition.sh 2>&1 | tee -a "$log" || status=$?
 fi
 
-# A binary that does not compile, or dies, has no result line; cargo's status knows.
+# What went wrong, once more, where the end of a long output is read: a binary that does not compile, or dies, has no result line.
+if [ "$status" != 0 ]; then
+  echo "what failed:"
+  grep -aE '^error|^test .* FAILED|panicked at|Caused by|process didn.t exit|signal: |^ +`-p |: needs | must be ' "$log" | tail -n 60 || true
+fi
+# A binary without a result line counts nowhere; cargo's status knows.
 awk '/^test result:/ { passed += $4; failed += $6 } END { print passed + 0 " passed, " failed + 0 " failed" }' "$log"
 exit "$status"

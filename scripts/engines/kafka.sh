@@ -39,8 +39,19 @@ POM
   mv "$jars.part" "$jars"
 }
 
+# A port that nobody has, and that the system gives to nobody: from below those it draws for outgoing connections.
 free_port() {
-  python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
+  python3 - << 'PYTHON'
+import random, socket
+while True:
+    port = random.randrange(22000, 32000)
+    try:
+        socket.socket().bind(("127.0.0.1", port))
+    except OSError:
+        continue
+    print(port)
+    break
+PYTHON
 }
 
 java_in() { # DIR HEAP MAIN ARGUMENTS...

@@ -24,28 +24,21 @@ get() {
   command -v redis-server > /dev/null || { say "needs redis-server (Debian: apt-get install redis-server)"; exit 2; }
 }
 
-# As many free ports, of which the bus ports of a cluster, 10000 above, can exist too.
+# As many ports that nobody has, and that the system gives to nobody: from below those it draws for outgoing connections. The bus
+# ports of a cluster, 10000 above, are so too.
 free_ports() {
   python3 - "$1" << 'PYTHON'
-import socket, sys
+import random, socket, sys
 held, ports = [], []
 while len(ports) < int(sys.argv[1]):
+    port = random.randrange(11000, 22000)
     s = socket.socket()
-    s.bind(("127.0.0.1", 0))
+    try:
+        s.bind(("127.0.0.1", port))
+    except OSError:
+        continue
     held.append(s)
-    if s.getsockname()[1] < 55000:
-        ports.append(s.getsockname()[1])
-    elif len(held) > 2000:
-        for port in range(20000, 55000):
-            t = socket.socket()
-            try:
-                t.bind(("127.0.0.1", port))
-                held.append(t)
-                ports.append(port)
-            except OSError:
-                pass
-            if len(ports) == int(sys.argv[1]):
-                break
+    ports.append(port)
 print(*ports)
 PYTHON
 }
@@ -57,24 +50,44 @@ server() { # DIR PORT OPTIONS...
   redis-server --bind 127.0.0.1 --port "$port" --dir "$dir" --pidfile "$dir/pid" --daemonize yes --logfile "$dir/log" --save "" --appendonly no "$@" > /dev/null
 }
 
-answers() { # PORT
-  for _ in $(seq 100); do
-    [ "$(redis-cli -p "$1" ping 2> /dev/null)" = PONG ] && return
+# Waits for the server of this folder and port; nobody else who answers there will do.
+is_up() { # DIR PORT
+  local said
+  for _ in $(seq 200); do
+    said=$(redis-cli -p "$2" info server 2> /dev/null | tr -d '\r' | sed -n 's/^process_id://p')
+    [ -n "$said" ] && [ "$said" = "$(cat "$1/$2/pid" 2> /dev/null)" ] && return
+    # It has given up: somebody else was faster.
+    grep -qs "Failed listening" "$1/$2/log" && return 1
     sleep 0.05
   done
-  say "no answer on port $1"
+  return 1
+}
+
+answers() { # DIR PORT
+  is_up "$1" "$2" && return
+  say "no answer on port $2:"
+  tail -n 20 "$1/$2/log" >&2 || true
   exit 1
 }
 
 start_single() {
-  local ports
-  if [ -e "$1/port" ]; then ports=$(cat "$1/port"); else ports=$(free_ports 1); echo "$ports" > "$1/port"; fi
-  local host=${REDIS_HOST:-127.0.0.1} bind=127.0.0.1
+  local port host=${REDIS_HOST:-127.0.0.1} bind=127.0.0.1 try
   [ "$host" = 127.0.0.1 ] || bind="$bind $host"
-  # shellcheck disable=SC2086
-  server "$1" "$ports" --bind $bind --protected-mode no
-  answers "$ports"
-  echo "redis://$host:$ports"
+  for try in 1 2 3 4 5; do
+    # One that is started again keeps its port.
+    if [ -e "$1/port" ]; then port=$(cat "$1/port"); else port=$(free_ports 1); fi
+    rm -f "$1/$port/log"
+    # shellcheck disable=SC2086
+    server "$1" "$port" --bind $bind --protected-mode no || true
+    if is_up "$1" "$port"; then
+      echo "$port" > "$1/port"
+      echo "redis://$host:$port"
+      return
+    fi
+    say "no answer on port $port (try $try):"
+    tail -n 5 "$1/$port/log" >&2 || true
+  done
+  exit 1
 }
 
 start_cluster() {
@@ -84,7 +97,7 @@ start_cluster() {
     server "$1" "$port" --cluster-enabled yes --cluster-config-file nodes.conf --cluster-node-timeout 2000
     nodes+=("127.0.0.1:$port")
   done
-  for port in $ports; do answers "$port"; done
+  for port in $ports; do answers "$1" "$port"; done
   redis-cli --cluster create "${nodes[@]}" --cluster-replicas 1 --cluster-yes > "$1/create.log" 2>&1 || { cat "$1/create.log" >&2; exit 1; }
   for port in $ports; do
     for _ in $(seq 200); do
@@ -100,9 +113,9 @@ start_sentinel() {
   local ports port urls=()
   read -r -a ports <<< "$(free_ports 5)"
   server "$1" "${ports[0]}"
-  answers "${ports[0]}"
+  answers "$1" "${ports[0]}"
   server "$1" "${ports[1]}" --replicaof 127.0.0.1 "${ports[0]}"
-  answers "${ports[1]}"
+  answers "$1" "${ports[1]}"
   for port in "${ports[@]:2}"; do
     mkdir -p "$1/$port"
     cat > "$1/$port/sentinel.conf" << CONF
@@ -122,7 +135,7 @@ CONF
   done
   # All must know the replica and each other before anything may fail.
   for port in "${ports[@]:2}"; do
-    answers "$port"
+    answers "$1" "$port"
     for _ in $(seq 300); do
       redis-cli -p "$port" sentinel master goim 2> /dev/null | paste -s -d ' ' | grep -Eq 'num-slaves 1 num-other-sentinels 2' && break
       sleep 0.1
