@@ -19,6 +19,7 @@ pub mod conformance;
 #[cfg(feature = "discovery")]
 pub mod discovery;
 pub mod grpc;
+pub mod http;
 #[cfg(feature = "kafka")]
 pub mod kafka;
 pub mod list;

@@ -54,6 +54,9 @@ impl LogicPort for Everybody {
             room: Some(ROOM.into()),
             accepts: vec![OPERATION, Operation(1001), Operation(1002)],
             heartbeat: Duration::from_secs(60),
+            rooms: Vec::new(),
+            scope: None,
+            expires_at: None,
             protover: None,
         }))
     }

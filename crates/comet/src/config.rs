@@ -78,13 +78,13 @@ impl NodeConfig {
 /// The listeners. Port 0 takes a free one.
 #[derive(Debug, Clone)]
 pub struct ListenConfig {
-    /// Plain TCP. Default port 3101.
+    /// Plain TCP. Default `127.0.0.1:3101`.
     pub tcp: Vec<SocketAddr>,
     /// TCP inside TLS. Default none.
     pub tcp_tls: Vec<SocketAddr>,
-    /// WebSocket. Default port 3102.
+    /// WebSocket. Default `127.0.0.1:3102`.
     pub websocket: Vec<SocketAddr>,
-    /// WebSocket inside TLS. Default port 3103; open only when a certificate is configured.
+    /// WebSocket inside TLS. Default `127.0.0.1:3103`; open only when a certificate is configured.
     pub websocket_tls: Vec<SocketAddr>,
     /// The only request target that is upgraded. Default `/sub`.
     pub websocket_path: String,
@@ -123,6 +123,8 @@ pub struct LimitsConfig {
     pub body_bytes_max: usize,
     /// Inbound packets a second, on average. `None` (default): no limit. One above it is read later, not refused.
     pub packets_per_second_max: Option<NonZeroU32>,
+    /// Rooms that one session may be in. Default 1000.
+    pub rooms_max: NonZeroUsize,
     /// Inbound packets that may come at once before `packets_per_second_max` applies. Default 100.
     pub packets_burst: NonZeroU32,
 }
@@ -196,7 +198,7 @@ impl Default for NodeConfig {
 }
 
 fn any(port: u16) -> Vec<SocketAddr> {
-    vec![SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))]
+    vec![SocketAddr::from((Ipv4Addr::LOCALHOST, port))]
 }
 
 impl Default for ListenConfig {
@@ -239,6 +241,7 @@ impl Default for LimitsConfig {
             request_head_bytes_max: 8 * 1024,
             body_bytes_max: goim_wire::INBOUND_BODY_MAX,
             packets_per_second_max: None,
+            rooms_max: NonZeroUsize::MIN.saturating_add(999),
             packets_burst: NonZeroU32::MIN.saturating_add(99),
         }
     }

@@ -4,7 +4,7 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use goim_ports::{Mid, SessionKey};
+use goim_ports::{Mid, RoomScope, SessionKey};
 use goim_session::{Moment, ServerSession};
 
 use crate::rooms::Membership;
@@ -32,6 +32,8 @@ pub(crate) struct Connection {
     pub(crate) armed: Option<Tick>,
     pub(crate) membership: Option<Membership>,
     pub(crate) generation: u32,
+    /// When the token ends, in seconds since the comet's start; the largest number is never.
+    expires_s: u32,
     /// Which listener it came through.
     pub(crate) listener: u16,
     /// The kernel may hold input.
@@ -59,6 +61,10 @@ struct Rare {
     throttled_until: Option<Moment>,
     closing: Option<Closing>,
     rate: Option<Rate>,
+    /// Rooms besides the one of `membership`.
+    further_rooms: Vec<Membership>,
+    /// The rooms that the session may be in; `None` is any.
+    scope: Option<RoomScope>,
     /// Much waits for the session: when its socket last took something of it, or when it became much.
     drained_at: Option<Moment>,
 }
@@ -106,6 +112,7 @@ impl Connection {
             armed: None,
             identity: None,
             membership: None,
+            expires_s: u32::MAX,
             touch_after: Moment::NEVER,
             rare: None,
             remote,
@@ -137,9 +144,19 @@ impl Connection {
         self.remote.to_canonical()
     }
 
+    /// When the session's token ends.
+    pub(crate) fn expires(&self) -> Moment {
+        if self.expires_s == u32::MAX { Moment::NEVER } else { Moment(u64::from(self.expires_s) * 1000) }
+    }
+
+    /// The token ends then: a part of a second counts as a whole one. [`Moment::NEVER`] is never.
+    pub(crate) fn set_expires(&mut self, at: Moment) {
+        self.expires_s = u32::try_from(at.0.div_ceil(1000)).unwrap_or(u32::MAX);
+    }
+
     /// When the connection must be looked at, whatever happens until then.
     pub(crate) fn deadline(&self) -> Moment {
-        let session = self.session.deadline();
+        let session = self.session.deadline().min(self.expires());
         let Some(rare) = &self.rare else { return session };
         match rare.closing {
             Some(closing) => closing.until,
@@ -199,6 +216,59 @@ impl Connection {
         self.rare.get_or_insert_default().rate.get_or_insert(full)
     }
 
+    /// The rooms besides the one of `membership`.
+    pub(crate) fn further_rooms(&self) -> &[Membership] {
+        self.rare.as_ref().map_or(&[], |rare| &rare.further_rooms)
+    }
+
+    /// Every room that the session is in.
+    pub(crate) fn memberships(&self) -> impl Iterator<Item = Membership> {
+        self.membership.into_iter().chain(self.further_rooms().iter().copied())
+    }
+
+    pub(crate) fn add_room(&mut self, membership: Membership) {
+        self.rare.get_or_insert_default().further_rooms.push(membership);
+    }
+
+    /// Takes a further room off the list; whoever calls leaves it.
+    pub(crate) fn take_room(&mut self, which: impl Fn(Membership) -> bool) -> Option<Membership> {
+        let rooms = &mut self.rare.as_mut()?.further_rooms;
+        let place = rooms.iter().position(|membership| which(*membership))?;
+        let taken = rooms.swap_remove(place);
+        if rooms.is_empty() {
+            *rooms = Vec::new();
+        }
+        self.tidy();
+        Some(taken)
+    }
+
+    /// The session has another place in a room that it is in.
+    pub(crate) fn moved(&mut self, place: Membership) {
+        if self.membership.is_some_and(|membership| membership.same_room(place)) {
+            self.membership = Some(place);
+            return;
+        }
+        let further = self.rare.as_mut().map(|rare| &mut rare.further_rooms);
+        let found = further.into_iter().flatten().find(|membership| membership.same_room(place));
+        if let Some(found) = found {
+            *found = place;
+        }
+    }
+
+    /// The rooms that the session may be in; `None` is any.
+    pub(crate) fn scope(&self) -> Option<&RoomScope> {
+        self.rare.as_ref().and_then(|rare| rare.scope.as_ref())
+    }
+
+    pub(crate) fn set_scope(&mut self, scope: Option<RoomScope>) {
+        match (&mut self.rare, scope) {
+            (None, None) => {}
+            (None, scope) => self.rare.get_or_insert_default().scope = scope,
+            (Some(rare), scope) => rare.scope = scope,
+        }
+        self.tidy();
+    }
+
     /// Much has begun to wait for the session, or its socket has taken something of it; `None` when there is no longer much.
     pub(crate) fn set_drained_at(&mut self, now: Option<Moment>) {
         match (&mut self.rare, now) {
@@ -217,9 +287,10 @@ impl Connection {
     /// Gives the box back when nothing is in it.
     fn tidy(&mut self) {
         let Some(rare) = &self.rare else { return };
-        let Rare { unread, throttled_until, closing, rate, drained_at } = &**rare;
+        let Rare { unread, throttled_until, closing, rate, further_rooms, scope, drained_at } = &**rare;
         let has_times = throttled_until.is_some() || drained_at.is_some();
-        if unread.is_none() && closing.is_none() && rate.is_none() && !has_times {
+        let has_rooms = !further_rooms.is_empty() || scope.is_some();
+        if unread.is_none() && closing.is_none() && rate.is_none() && !has_times && !has_rooms {
             self.rare = None;
         }
     }

@@ -13,7 +13,7 @@ use std::sync::{Arc, mpsc as std_mpsc};
 use std::time::Duration;
 
 use bytes::Bytes;
-use goim_ports::{Accepted, AcceptedAt, ConnectError, LogicError, Operation, RoomId, SessionKey};
+use goim_ports::{Accepted, AcceptedAt, ConnectError, LogicError, Operation, Refreshed, RoomId, SessionKey};
 use goim_session::EncodedPush;
 use smallvec::SmallVec;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -66,6 +66,8 @@ pub(crate) enum Notice {
     Connected { connection: ConnectionId, farewells: u64, result: Result<Accepted, ConnectError> },
     /// The business has answered.
     Replied { connection: ConnectionId, result: Result<Bytes, LogicError> },
+    /// Logic has decided about a new token.
+    Refreshed { connection: ConnectionId, result: Result<Refreshed, ConnectError> },
     /// Another connection has the key now.
     Superseded(ConnectionId),
     /// Logic may have forgotten this session: tell it again.

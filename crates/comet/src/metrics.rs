@@ -92,7 +92,14 @@ impl CometCollector {
         let writes = self.sum(|shard| shard.writes.get());
         counters(out, "socket_writes", "System calls that wrote to sockets", &one(writes))?;
         let errors = self.sum(|shard| shard.upstream_errors.get());
-        counters(out, "upstream_errors", "Packets of clients that logic did not handle", &one(errors))
+        counters(out, "upstream_errors", "Packets of clients that logic did not handle", &one(errors))?;
+        let refused = self.sum(|shard| shard.rooms_refused.get());
+        counters(
+            out,
+            "rooms_refused",
+            "Rooms that clients wanted to be in and their tokens did not allow",
+            &one(refused),
+        )
     }
 
     fn queues(&self, out: &mut DescriptorEncoder<'_>) -> Encoded {

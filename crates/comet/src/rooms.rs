@@ -286,6 +286,11 @@ impl Membership {
     fn room(self) -> usize {
         self.room.get() as usize - 1
     }
+
+    /// True when both are in one room of one shard.
+    pub(crate) fn same_room(self, other: Self) -> bool {
+        self.room == other.room
+    }
 }
 
 struct Room {
@@ -337,6 +342,11 @@ impl Rooms {
     /// True when the membership is in the room of this name.
     pub(crate) fn is_in(&self, membership: Membership, room: &str) -> bool {
         self.rooms.get(membership.room()).is_some_and(|entry| entry.shared.id.as_str() == room)
+    }
+
+    /// The room's name.
+    pub(crate) fn name(&self, membership: Membership) -> Option<&RoomId> {
+        self.rooms.get(membership.room()).map(|entry| &entry.shared.id)
     }
 
     /// Sessions in the room over the whole cluster.

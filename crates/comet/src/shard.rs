@@ -4,7 +4,7 @@
 //! each of them once. Nothing here waits for a peer, for another shard or for logic.
 //!
 //! This file owns the loop and the state; what happens in it is in the files beside: `accept` lets connections
-//! in, `input` takes their bytes, `answers` deals with logic's, `fanout` sends, `ending` lets them go.
+//! in, `input` takes their bytes, `answers` deals with logic's, `requests` has rooms and new tokens, `fanout` sends, `ending` lets them go.
 
 mod accept;
 mod answers;
@@ -14,6 +14,7 @@ mod ending;
 mod fanout;
 mod foresee;
 mod input;
+mod requests;
 
 use std::collections::VecDeque;
 use std::io;
@@ -22,7 +23,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use goim_ports::{LogicPort, ServerId};
-use goim_session::{Moment, OutboxPool, QueueLimit, ServerRules};
+use goim_session::{CloseReason, Moment, OutboxPool, QueueLimit, ServerRules};
 use mio::{Events, Poll, Token};
 use smallvec::SmallVec;
 
@@ -340,6 +341,10 @@ impl Shard {
             if now >= closing.until {
                 self.remove(slot);
             }
+            return;
+        }
+        if now >= connection.expires() && connection.session.is_open() {
+            self.close(slot, CloseReason::TokenExpired);
             return;
         }
         if let Some(reason) = connection.session.expired(now) {

@@ -151,6 +151,8 @@ pub(crate) struct ShardStats {
     pub(crate) closes: [Counter; CloseReason::ALL.len()],
     /// Answers of the business that were errors.
     pub(crate) upstream_errors: Counter,
+    /// Rooms that a token did not allow.
+    pub(crate) rooms_refused: Counter,
     /// Commands that wait.
     pub(crate) inbox_depth: Arc<AtomicUsize>,
     /// Sessions whose socket is full.

@@ -20,7 +20,7 @@ impl LogicPort for Anybody {
     fn connect(&self, request: ConnectRequest) -> Call<Result<Accepted, ConnectError>> {
         let key = String::from_utf8_lossy(&request.token).into_owned();
         if key == "no" {
-            return Call::Ready(Err(ConnectError::Refused("as asked".to_owned())));
+            return Call::Ready(Err(ConnectError::refused("as asked")));
         }
         let accepts = vec![Operation(1000)];
         let heartbeat = Duration::from_secs(60);
@@ -30,6 +30,9 @@ impl LogicPort for Anybody {
             room: None,
             accepts,
             heartbeat,
+            rooms: Vec::new(),
+            scope: None,
+            expires_at: None,
             protover: None,
         }))
     }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use goim_logic::PushProtection;
+use goim_logic::{IdentityMethod, PushProtection};
 
 use crate::serve::{Addrs, Running};
 use crate::{Config, machine};
@@ -26,10 +26,7 @@ pub(crate) fn text(config: &Config, running: &Running) -> String {
     line("operation", &format!("http://{}/metrics  /healthz  /readyz", reachable(addrs.http)));
     let rpc = |addr: Option<SocketAddr>| addr.map_or("closed".to_owned(), |addr| addr.to_string());
     line("gRPC", &format!("comet {}  logic {}", rpc(addrs.comet_rpc), rpc(addrs.logic_rpc)));
-    line(
-        "identity",
-        "open: clients are believed what they say of themselves; for development and trusted networks",
-    );
+    line("identity", running.logic().identity());
     let _ = write!(
         text,
         "\nConnect a client, in another terminal:\n  {program} connect{} --room {ROOM} --accepts 1000\n\n\
@@ -56,7 +53,9 @@ pub(crate) fn log(config: &Config, running: &Running) {
         push = %running.logic().push_protection(),
         "up"
     );
-    tracing::warn!("identity is open: clients are believed what they say of themselves");
+    if config.logic.identity.method == IdentityMethod::Open {
+        tracing::warn!("identity is open: clients are believed what they say of themselves");
+    }
     let MemoryBound { push_log, in_flight, http_bodies, sessions } =
         memory_bound(config, machine::open_files_max());
     tracing::info!(

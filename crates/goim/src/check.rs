@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use goim_comet::TlsConfig;
+use goim_logic::IdentityMethod;
 
 use crate::Config;
 use crate::settings::{ConfigError, Fault};
@@ -44,6 +45,28 @@ impl Config {
         add("rpc.comet", self.rpc.comet.as_slice());
         add("rpc.logic", self.rpc.logic.as_slice());
         all
+    }
+}
+
+impl Config {
+    /// The same for the whole system in one process, where who may connect and where they connect are both known.
+    ///
+    /// # Errors
+    /// [`ConfigError::Faults`], as [`Config::check`].
+    pub fn check_serve(&self) -> Result<(), ConfigError> {
+        self.check()?;
+        let identity = &self.logic.identity;
+        if identity.method != IdentityMethod::Open || identity.open_to_all {
+            return Ok(());
+        }
+        let is_public =
+            |(key, addr): &(&str, SocketAddr)| key.starts_with("comet.listen.") && !addr.ip().is_loopback();
+        let Some((key, addr)) = self.listeners().into_iter().find(is_public) else { return Ok(()) };
+        Err(ConfigError::Faults(vec![Fault::Combination(format!(
+            "{key} = {addr} lets others in than this machine, and logic.identity.method = \"open\" believes whatever they say they \
+             are: choose \"jwt\" or \"webhook\", or listen on 127.0.0.1, or, in a network that you trust, set \
+             logic.identity.open_to_all = true"
+        ))]))
     }
 }
 
@@ -164,6 +187,10 @@ fn limits(config: &Config, faults: &mut Faults) {
         "push_log.append_deadline: wants less than logic.push.append_deadline, so that a full log says so",
     );
     faults.add_if(job.in_flight.bytes_max == 0, "job.in_flight.bytes_max: wants more than zero");
+    faults.add_if(
+        config.logic.identity.webhook.timeout >= config.logic.directory_deadline,
+        "logic.identity.webhook.timeout: wants less than logic.directory_deadline, which ends the wait for it",
+    );
     positive("job.comet.call_deadline", job.comet.call_deadline, faults);
     positive("job.comet.probe_interval", job.comet.probe_interval, faults);
     if let Err(error) = config.logic.validate() {
@@ -241,7 +268,7 @@ mod tests {
     fn addresses() {
         check(
             &["comet.listen.websocket=:3101"],
-            "comet.listen.tcp and comet.listen.websocket both want 0.0.0.0:3101",
+            "comet.listen.tcp and comet.listen.websocket both want 127.0.0.1:3101",
         );
         check(&["http.listen=127.0.0.1:3101"], "comet.listen.tcp and http.listen both want");
         check(&["rpc.comet=127.0.0.1:3119"], "rpc.comet and rpc.logic both want 127.0.0.1:3119");
@@ -250,6 +277,26 @@ mod tests {
         check(&["comet.listen.tcp=", "comet.listen.websocket="], "no client could connect");
         check(&["comet.listen.websocket_path=sub"], "wants a path such as /sub");
         check(&["rpc.comet=none", "rpc.logic=none"], "");
+    }
+
+    #[test]
+    fn open_identity_is_for_this_machine() {
+        let check = |set: &[&str]| {
+            let set = set.iter().map(|text| (*text).to_owned()).collect();
+            load(&Sources { set, ..Sources::default() }).unwrap().config.check_serve()
+        };
+        check(&[]).unwrap();
+        let secret = format!("logic.identity.jwt.secrets={}", "x".repeat(32));
+        for listener in
+            ["comet.listen.tcp=:3101", "comet.listen.websocket=10.0.0.1:3102", "comet.listen.tcp=[::]:3101"]
+        {
+            let error = check(&[listener]).unwrap_err().to_string();
+            assert!(error.contains("logic.identity.open_to_all"), "{listener}: {error}");
+            check(&[listener, "logic.identity.open_to_all=true"]).unwrap();
+            check(&[listener, "logic.identity.method=jwt", &secret]).unwrap();
+        }
+        // The API has its own protection.
+        check(&["http.listen=:3111"]).unwrap();
     }
 
     #[test]

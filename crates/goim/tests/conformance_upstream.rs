@@ -42,7 +42,7 @@ impl LogicPort for Recorder {
     fn connect(&self, request: ConnectRequest) -> Call<Result<Accepted, ConnectError>> {
         assert!(request.token.starts_with(b"{"), "the token arrives as it was sent");
         if self.away.load(Ordering::SeqCst) {
-            return Call::pending(async { Err(ConnectError::Unavailable("no connection".to_owned())) });
+            return Call::pending(async { Err(ConnectError::unavailable("no connection")) });
         }
         Call::Ready(Ok(Accepted {
             mid: Mid(123),
@@ -50,6 +50,9 @@ impl LogicPort for Recorder {
             room: Some(RoomId::from("live://1000")),
             accepts: vec![Operation(1000)],
             heartbeat: Duration::from_secs(480),
+            rooms: Vec::new(),
+            scope: None,
+            expires_at: None,
             protover: None,
         }))
     }

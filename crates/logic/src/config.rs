@@ -6,7 +6,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::num::NonZeroU32;
+use std::path::PathBuf;
 use std::time::Duration;
+
+use crate::webhook::WebhookConfig;
 
 /// Everything that logic can be told.
 #[derive(Debug, Clone)]
@@ -22,8 +25,63 @@ pub struct Config {
     pub push: PushConfig,
     /// The HTTP API.
     pub http: HttpConfig,
+    /// Who may connect.
+    pub identity: IdentityConfig,
     /// How long a directory may take to answer. Default 3 s, below comet's handshake timeout. goim waits for ever.
     pub directory_deadline: Duration,
+}
+
+/// Who may connect.
+#[derive(Debug, Clone, Default)]
+pub struct IdentityConfig {
+    /// How somebody is identified. Default [`IdentityMethod::Open`].
+    pub method: IdentityMethod,
+    /// With [`IdentityMethod::Open`]: clients from elsewhere than this machine are let in, whoever they say they are. Default false.
+    pub open_to_all: bool,
+    /// Without [`IdentityMethod::Open`]: a client may name its session where neither token nor business does. Whoever knows the key of
+    /// somebody else's session can then take it over. Default false.
+    pub client_keys: bool,
+    /// Signed tokens.
+    pub jwt: JwtConfig,
+    /// Asking the business.
+    pub webhook: WebhookConfig,
+}
+
+/// How somebody is identified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum IdentityMethod {
+    /// goim's way: the client is believed. For development and trusted networks.
+    #[default]
+    Open,
+    /// By a signed token.
+    Jwt,
+    /// By asking the business.
+    Webhook,
+}
+
+/// Signed tokens: JSON Web Tokens with HS256, RS256, ES256 or EdDSA (Ed25519). A key is taken for one algorithm only.
+#[derive(Debug, Clone)]
+pub struct JwtConfig {
+    /// Shared secrets for HS256, each at least 32 bytes. Default none.
+    pub secrets: Vec<Secret>,
+    /// Files with public keys in PEM. Default none.
+    pub public_keys: Vec<PathBuf>,
+    /// Where the business publishes its public keys, as a JSON Web Key Set. Default none.
+    pub jwks_url: Option<String>,
+    /// Keys from there are fetched again when they are older. Default 5 min.
+    pub jwks_refresh: Duration,
+    /// And when a token names a key that is not there, but not sooner than this after the last time. Default 10 s.
+    pub jwks_pause: Duration,
+    /// Whom a token must be for: one of these. Default none: for anybody, and not looked at.
+    pub audience: Vec<String>,
+    /// Whom a token must be from: one of these. Default none: from anybody who has a key.
+    pub issuer: Vec<String>,
+    /// The claim with the member's number. Default `mid`.
+    pub mid_claim: String,
+    /// Tokens without an end are taken. Default false.
+    pub endless: bool,
+    /// How far the clocks of whoever signs and of this machine may differ. Default 5 s.
+    pub leeway: Duration,
 }
 
 /// What clients are told of the comets.
@@ -127,6 +185,30 @@ impl fmt::Debug for ApiKey {
     }
 }
 
+/// A shared secret. Never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// For whoever presents it or signs with it.
+    #[must_use]
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for Secret {
+    fn from(secret: String) -> Self {
+        Self(secret)
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
 /// A setting that logic cannot work with.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error("{key} is {value}, {expected}")]
@@ -141,6 +223,9 @@ pub struct ConfigError {
 
 /// Shortest API key that is taken, in bytes: below it, guessing over the network is realistic.
 const API_KEY_BYTES_MIN: usize = 16;
+
+/// Shortest secret for HS256 (RFC 7518, section 3.2): as long as what it makes.
+const JWT_SECRET_BYTES_MIN: usize = 32;
 
 impl Config {
     /// Checks the settings against each other and against what they mean.
@@ -205,8 +290,55 @@ impl Config {
         ] {
             refuse(value.is_zero(), key, &value, above_zero)?;
         }
+        self.identity.validate()
+    }
+}
+
+impl IdentityConfig {
+    fn validate(&self) -> Result<(), ConfigError> {
+        let jwt = &self.jwt;
+        refuse(
+            jwt.secrets.iter().any(|secret| secret.0.len() < JWT_SECRET_BYTES_MIN),
+            "logic.identity.jwt.secrets",
+            &"not shown",
+            "each secret must have at least 32 bytes",
+        )?;
+        let url = jwt.jwks_url.as_deref();
+        refuse(
+            url.is_some_and(|url| !is_http(url)),
+            "logic.identity.jwt.jwks_url",
+            &url.unwrap_or_default(),
+            "must begin with https:// or http://",
+        )?;
+        let has_keys = !jwt.secrets.is_empty() || !jwt.public_keys.is_empty() || url.is_some();
+        refuse(
+            self.method == IdentityMethod::Jwt && !has_keys,
+            "logic.identity.method",
+            &"jwt",
+            "and needs logic.identity.jwt.secrets, public_keys or jwks_url to check signatures with",
+        )?;
+        refuse(
+            self.method == IdentityMethod::Webhook && !is_http(&self.webhook.url),
+            "logic.identity.webhook.url",
+            &self.webhook.url,
+            "must begin with https:// or http://",
+        )?;
+        refuse(jwt.mid_claim.is_empty(), "logic.identity.jwt.mid_claim", &"", "must be the name of a claim")?;
+        for (key, value) in [
+            ("logic.identity.jwt.jwks_refresh", jwt.jwks_refresh),
+            ("logic.identity.jwt.jwks_pause", jwt.jwks_pause),
+            ("logic.identity.webhook.timeout", self.webhook.timeout),
+        ] {
+            refuse(value.is_zero(), key, &value, "must be above zero")?;
+        }
         Ok(())
     }
+}
+
+/// True for the address of something that speaks HTTP.
+pub(crate) fn is_http(url: &str) -> bool {
+    let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
+    rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/')) && url.parse::<hyper::Uri>().is_ok()
 }
 
 fn refuse(
@@ -226,7 +358,25 @@ impl Default for Config {
             regions: BTreeMap::new(),
             push: PushConfig::default(),
             http: HttpConfig::default(),
+            identity: IdentityConfig::default(),
             directory_deadline: Duration::from_secs(3),
+        }
+    }
+}
+
+impl Default for JwtConfig {
+    fn default() -> Self {
+        Self {
+            secrets: Vec::new(),
+            public_keys: Vec::new(),
+            jwks_url: None,
+            jwks_refresh: Duration::from_secs(5 * 60),
+            jwks_pause: Duration::from_secs(10),
+            audience: Vec::new(),
+            issuer: Vec::new(),
+            mid_claim: "mid".to_owned(),
+            endless: false,
+            leeway: Duration::from_secs(5),
         }
     }
 }
@@ -307,6 +457,14 @@ mod tests {
         check(|c| c.http.connections_max = 0, "logic.http.connections_max");
         check(|c| c.http.api_keys = vec![ApiKey::from("short".to_owned())], "logic.http.api_keys");
         check(|c| c.http.request_timeout = Duration::ZERO, "logic.http.request_timeout");
+        check(|c| c.identity.method = IdentityMethod::Jwt, "logic.identity.method");
+        check(|c| c.identity.method = IdentityMethod::Webhook, "logic.identity.webhook.url");
+        check(|c| c.identity.jwt.jwks_url = Some("ftp://keys".to_owned()), "logic.identity.jwt.jwks_url");
+        check(
+            |c| c.identity.jwt.secrets = vec![Secret::from("short".to_owned())],
+            "logic.identity.jwt.secrets",
+        );
+        check(|c| c.identity.jwt.jwks_pause = Duration::ZERO, "logic.identity.jwt.jwks_pause");
     }
 
     #[test]

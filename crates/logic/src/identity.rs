@@ -1,53 +1,137 @@
 //! Who somebody is who presents a token.
 //!
-//! `open` is goim's way and so far the only one: the client is believed. Others (signed tokens, asking the business)
-//! are further implementations of [`Identify`]; they may take their time, so the answer is a [`Call`].
+//! The body of the auth packet is goim's JSON object ([`token`]). Whether the client is believed depends on the method: `open`, as
+//! goim, believes it; `jwt` believes what somebody has signed whose key is known; `webhook` asks the business. The last two
+//! find out a [`Grant`], and what the client says of itself must agree with it.
 
+mod grant;
 mod json;
+mod jwks;
+mod jwt;
+mod key;
 mod token;
+mod webhook;
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use goim_ports::{Accepted, Call, ConnectError, ConnectRequest, Mid, RoomId, SessionKey, Version};
+use goim_ports::{
+    Accepted, Call, ConnectError, ConnectRequest, HttpClient, Mid, RefreshRequest, Refreshed, RoomId,
+    SessionKey, Version,
+};
 
+use crate::config::{IdentityConfig, IdentityMethod};
+use grant::Grant;
 use token::Token;
+
+pub use key::KeyError;
 
 /// Highest packet version that this server sends.
 const PROTOVER_MAX: i64 = 1;
 
+/// What somebody presents, with the facts that may matter to who decides.
+#[derive(Clone)]
+struct Presented {
+    token: Token,
+    remote: std::net::IpAddr,
+    cookie: String,
+    user_agent: String,
+    server: String,
+}
+
+/// Somebody who decides about credentials.
+trait Check: Send + Sync {
+    /// What the credential grants, or why it grants nothing.
+    fn check(&self, presented: Presented) -> Call<Result<Grant, ConnectError>>;
+}
+
 /// Decides whether somebody gets a session, and whose.
-pub(crate) trait Identify: Send + Sync {
-    /// The session that the token stands for, or why there is none.
-    fn identify(&self, request: &ConnectRequest) -> Call<Result<Accepted, ConnectError>>;
-}
-
-/// goim's identity: the token is a JSON object in which the client says who it is.
-pub(crate) struct Open {
+pub(crate) struct Identity {
+    /// `None` believes the client.
+    check: Option<Box<dyn Check>>,
+    /// With a check: clients may name their sessions as they like.
+    client_keys: bool,
     /// A session ends after this much time without a heartbeat.
-    pub(crate) heartbeat: Duration,
+    heartbeat: Duration,
 }
 
-impl Identify for Open {
-    fn identify(&self, request: &ConnectRequest) -> Call<Result<Accepted, ConnectError>> {
-        Call::Ready(self.accept(&request.token))
+impl Identity {
+    /// # Errors
+    /// [`KeyError`] when a key cannot be read.
+    pub(crate) fn new(
+        config: &IdentityConfig,
+        heartbeat: Duration,
+        http: &Arc<dyn HttpClient>,
+    ) -> Result<Self, KeyError> {
+        let check: Option<Box<dyn Check>> = match config.method {
+            IdentityMethod::Open => None,
+            IdentityMethod::Jwt => Some(Box::new(jwt::Jwt::new(config.jwt.clone(), http)?)),
+            IdentityMethod::Webhook => Some(Box::new(webhook::Webhook::new(config.webhook.clone(), http))),
+        };
+        Ok(Self { check, client_keys: config.client_keys, heartbeat })
     }
-}
 
-impl Open {
-    fn accept(&self, token: &[u8]) -> Result<Accepted, ConnectError> {
-        // The reason names the place and never quotes the token.
-        let token = Token::parse(token).map_err(|error| ConnectError::Refused(error.to_string()))?;
+    /// The session that the token stands for, or why there is none.
+    pub(crate) fn identify(&self, request: &ConnectRequest) -> Call<Result<Accepted, ConnectError>> {
+        let token = match read(&request.token) {
+            Ok(token) => token,
+            Err(error) => return Call::Ready(Err(error)),
+        };
+        let extended = token.protover.is_some();
+        let Some(check) = &self.check else {
+            return Call::Ready(self.accept(token).map_err(|error| ConnectError { extended, ..error }));
+        };
+        let presented = Presented {
+            token: token.clone(),
+            remote: request.remote,
+            cookie: request.cookie.clone(),
+            user_agent: request.user_agent.clone(),
+            server: request.server.to_string(),
+        };
+        let (client_keys, heartbeat) = (self.client_keys, self.heartbeat);
+        check.check(presented).map(move |grant| {
+            let accepted = grant.and_then(|grant| grant.accept(token, client_keys, heartbeat));
+            accepted.map_err(|error| ConnectError { extended, ..error })
+        })
+    }
+
+    /// What a new token changes of a session.
+    pub(crate) fn refresh(&self, request: RefreshRequest) -> Call<Result<Refreshed, ConnectError>> {
+        let RefreshRequest { session, token, remote } = request;
+        let token = match read(&token) {
+            Ok(token) => token,
+            Err(error) => return Call::Ready(Err(error)),
+        };
+        let Some(check) = &self.check else {
+            return Call::Ready(Ok(Refreshed { scope: None, expires_at: None }));
+        };
+        let (cookie, user_agent) = (String::new(), String::new());
+        let presented = Presented { token, remote, cookie, user_agent, server: session.server.to_string() };
+        check.check(presented).map(move |grant| grant?.refresh(session.mid, &session.key))
+    }
+
+    /// goim's way: the client is who it says.
+    fn accept(&self, token: Token) -> Result<Accepted, ConnectError> {
         let key = if token.key.is_empty() { random_key()? } else { SessionKey::from(token.key) };
-        let room = (!token.room_id.is_empty()).then(|| RoomId::from(token.room_id));
+        let extended = token.protover.is_some();
+        let rooms = if extended { token.rooms.into_iter().map(RoomId::from).collect() } else { Vec::new() };
         Ok(Accepted {
             mid: Mid(token.mid),
             key,
-            room,
+            room: (!token.room_id.is_empty()).then(|| RoomId::from(token.room_id)),
+            rooms,
+            scope: None,
+            expires_at: None,
             accepts: token.accepts,
             heartbeat: self.heartbeat,
             protover: token.protover.map(agree),
         })
     }
+}
+
+/// The reason names the place and never quotes the token.
+fn read(token: &[u8]) -> Result<Token, ConnectError> {
+    Token::parse(token).map_err(|error| ConnectError::refused(error.to_string()))
 }
 
 /// The packet version for a client that reads versions up to `offered`. 0 and 1 mean the same, so that 1 is the least.
@@ -61,7 +145,7 @@ fn random_key() -> Result<SessionKey, ConnectError> {
     use std::fmt::Write as _;
     let mut bytes = [0_u8; 16];
     getrandom::fill(&mut bytes)
-        .map_err(|error| ConnectError::Unavailable(format!("no random numbers: {error}")))?;
+        .map_err(|error| ConnectError::unavailable(format!("no random numbers: {error}")))?;
     bytes[6] = (bytes[6] & 0x0f) | 0x40;
     bytes[8] = (bytes[8] & 0x3f) | 0x80;
     let mut text = String::with_capacity(36);
@@ -76,10 +160,11 @@ fn random_key() -> Result<SessionKey, ConnectError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use goim_ports::Operation;
+    use goim_ports::{NoSession, Operation};
 
     fn accept(token: &str) -> Result<Accepted, ConnectError> {
-        Open { heartbeat: Duration::from_secs(480) }.accept(token.as_bytes())
+        let open = Identity { check: None, client_keys: false, heartbeat: Duration::from_secs(480) };
+        open.accept(read(token.as_bytes())?)
     }
 
     #[test]
@@ -114,14 +199,25 @@ mod tests {
             assert_eq!(accepted.protover, Some(Version(agreed)), "{offered}");
         }
         assert_eq!(accept(r#"{"protover":null}"#).unwrap().protover, None);
-        assert!(matches!(accept(r#"{"protover":"2"}"#), Err(ConnectError::Refused(_))));
+        assert_eq!(accept(r#"{"protover":"2"}"#).unwrap_err().reason, NoSession::Refused);
+    }
+
+    #[test]
+    fn rooms_are_for_extended_clients() {
+        let rooms = |token: &str| accept(token).unwrap().rooms;
+        assert_eq!(
+            rooms(r#"{"protover":1,"rooms":["a://1","b://2"]}"#),
+            ["a://1", "b://2"].map(RoomId::from)
+        );
+        // What goim skips is skipped.
+        assert_eq!(rooms(r#"{"rooms":["a://1"]}"#), []);
+        assert_eq!(rooms(r#"{"rooms":7,"token":{"a":[]},"positions":"x"}"#), []);
     }
 
     #[test]
     fn a_refusal_does_not_quote_the_token() {
-        let Err(ConnectError::Refused(reason)) = accept(r#"{"key":"secret","mid":"secret"}"#) else {
-            panic!("accepted");
-        };
-        assert!(!reason.contains("secret"), "{reason}");
+        let error = accept(r#"{"key":"secret","mid":"secret"}"#).unwrap_err();
+        assert_eq!(error.reason, NoSession::Refused);
+        assert!(!error.to_string().contains("secret"), "{error}");
     }
 }

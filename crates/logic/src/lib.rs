@@ -17,6 +17,7 @@
 
 mod balancer;
 mod batch;
+mod circuit;
 mod complaint;
 mod config;
 mod deadline;
@@ -30,11 +31,17 @@ mod online;
 mod port;
 mod push;
 mod record;
+mod webhook;
 
 pub use batch::{BatchError, BatchMessage, Receivers};
-pub use config::{ApiKey, Backoff, Config, ConfigError, HttpConfig, NodeInfoConfig, PushConfig};
+pub use config::{
+    ApiKey, Backoff, Config, ConfigError, HttpConfig, IdentityConfig, IdentityMethod, JwtConfig,
+    NodeInfoConfig, PushConfig, Secret,
+};
 pub use handler::{Handler, Handlers, Overlap};
+pub use identity::KeyError;
 pub use logic::{Dependencies, Logic, PushProtection};
 pub use nodes::NodesReply;
 pub use online::{OnlineTotal, RoomOnline};
 pub use push::PushError;
+pub use webhook::WebhookConfig;

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use goim_ports::{NodeDirectory, PushLog, RoomCounts, RoomDirectory, SessionDirectory};
+use goim_ports::{HttpClient, NodeDirectory, PushLog, RoomCounts, RoomDirectory, SessionDirectory};
 use prometheus_client::registry::Registry;
 
 use crate::balancer::Balancer;
 use crate::complaint::Complaint;
-use crate::config::{Config, NodeInfoConfig};
+use crate::config::{Config, IdentityMethod, NodeInfoConfig};
 use crate::handler::Handlers;
-use crate::identity::{Identify, Open};
+use crate::identity::{Identity, KeyError};
 use crate::metrics::Metrics;
 
 /// What logic needs of the world.
@@ -26,6 +26,8 @@ pub struct Dependencies {
     pub nodes: Arc<dyn NodeDirectory>,
     /// Where accepted pushes go.
     pub push_log: Arc<dyn PushLog>,
+    /// The way to the business, and to whoever signs tokens.
+    pub http: Arc<dyn HttpClient>,
 }
 
 impl fmt::Debug for Dependencies {
@@ -41,7 +43,7 @@ pub struct Logic {
     pub(crate) rooms: Arc<dyn RoomDirectory>,
     pub(crate) nodes: Arc<dyn NodeDirectory>,
     pub(crate) push_log: Arc<dyn PushLog>,
-    pub(crate) identity: Box<dyn Identify>,
+    pub(crate) identity: Identity,
     pub(crate) handlers: Handlers,
     pub(crate) balancer: Balancer,
     /// The counts that the room directory answered last. They are served while it does not answer.
@@ -76,11 +78,13 @@ impl Logic {
     /// Puts logic together. Starts no task and opens nothing.
     ///
     /// `config` should have passed [`Config::validate`].
-    #[must_use]
-    pub fn new(config: Config, dependencies: Dependencies) -> Arc<Self> {
-        let Dependencies { sessions, rooms, nodes, push_log } = dependencies;
-        let identity = Box::new(Open { heartbeat: session_heartbeat(&config.node) });
-        Arc::new(Self {
+    ///
+    /// # Errors
+    /// [`KeyError`] when a key for signed tokens cannot be read.
+    pub fn new(config: Config, dependencies: Dependencies) -> Result<Arc<Self>, KeyError> {
+        let Dependencies { sessions, rooms, nodes, push_log, http } = dependencies;
+        let identity = Identity::new(&config.identity, session_heartbeat(&config.node), &http)?;
+        Ok(Arc::new(Self {
             sessions,
             rooms,
             nodes,
@@ -92,7 +96,7 @@ impl Logic {
             metrics: Metrics::default(),
             pushes_failing: Complaint::default(),
             config,
-        })
+        }))
     }
 
     /// Adds logic's metrics to `registry`.
@@ -104,6 +108,18 @@ impl Logic {
     #[must_use]
     pub fn handlers(&self) -> &Handlers {
         &self.handlers
+    }
+
+    /// Who may connect, for the start-up message.
+    #[must_use]
+    pub fn identity(&self) -> &'static str {
+        match self.config.identity.method {
+            IdentityMethod::Open => {
+                "open: clients are believed what they say of themselves; for development and trusted networks"
+            }
+            IdentityMethod::Jwt => "jwt: clients present tokens that are signed with a known key",
+            IdentityMethod::Webhook => "webhook: the business is asked about every client",
+        }
     }
 
     /// Who may push over HTTP, for the start-up message.

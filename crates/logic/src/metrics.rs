@@ -1,5 +1,6 @@
 //! What logic counts. Everything is created at the start: counting is an addition, never a look-up.
 
+use goim_ports::NoSession;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -12,6 +13,8 @@ use crate::http::Route;
 /// The metrics of one logic.
 pub(crate) struct Metrics {
     pub(crate) connects: Connects,
+    /// New tokens of sessions.
+    pub(crate) refreshes: Connects,
     pub(crate) upstream: UpstreamPackets,
     pub(crate) pushes: Pushes,
     pub(crate) requests: Requests,
@@ -23,13 +26,23 @@ pub(crate) struct Metrics {
     pub(crate) stale_counts: Counter,
 }
 
-/// Sessions asked for, by result.
+/// Sessions asked for, or tokens presented, by result.
 #[derive(Clone)]
 pub(crate) struct Connects {
     family: Family<ResultLabel, Counter>,
-    pub(crate) accepted: Counter,
-    pub(crate) refused: Counter,
-    pub(crate) unavailable: Counter,
+    accepted: Counter,
+    /// By [`NoSession::ALL`].
+    refused: [Counter; NoSession::ALL.len()],
+}
+
+impl Connects {
+    /// Counts one; `None` was accepted.
+    pub(crate) fn count(&self, refused: Option<NoSession>) {
+        match refused.and_then(|reason| NoSession::ALL.iter().position(|other| *other == reason)) {
+            None => self.accepted.inc(),
+            Some(index) => self.refused[index].inc(),
+        };
+    }
 }
 
 /// Packets from clients, by whether a handler took them.
@@ -127,6 +140,11 @@ impl Metrics {
             self.connects.family.clone(),
         );
         registry.register(
+            "goim_logic_token_refreshes",
+            "New tokens that sessions have presented, by result",
+            self.refreshes.family.clone(),
+        );
+        registry.register(
             "goim_logic_upstream_packets",
             "Packets from clients, by whether a handler took them",
             self.upstream.family.clone(),
@@ -164,6 +182,7 @@ impl Default for Metrics {
     fn default() -> Self {
         Self {
             connects: Connects::default(),
+            refreshes: Connects::default(),
             upstream: UpstreamPackets::default(),
             pushes: Pushes::default(),
             requests: Requests::default(),
@@ -179,7 +198,7 @@ impl Default for Connects {
     fn default() -> Self {
         let family = Family::<ResultLabel, Counter>::default();
         let of = |result| family.get_or_create_owned(&ResultLabel { result });
-        Self { accepted: of("accepted"), refused: of("refused"), unavailable: of("unavailable"), family }
+        Self { accepted: of("accepted"), refused: NoSession::ALL.map(|reason| of(reason.label())), family }
     }
 }
 

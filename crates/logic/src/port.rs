@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use goim_ports::{
     Accepted, Call, ConnectError, ConnectRequest, DirectoryError, LogicError, LogicPort, OnlineReport,
-    OnlineTotals, ServerId, SessionRef, Upstream,
+    OnlineTotals, RefreshRequest, Refreshed, ServerId, SessionRef, Upstream,
 };
 
 use crate::Logic;
@@ -13,9 +13,8 @@ use crate::deadline::{then, within};
 
 impl LogicPort for Logic {
     fn connect(&self, request: ConnectRequest) -> Call<Result<Accepted, ConnectError>> {
-        let identified = within(self.config.directory_deadline, self.identity.identify(&request), || {
-            ConnectError::Unavailable("identity did not answer in time".to_owned())
-        });
+        let identified =
+            within(self.config.directory_deadline, self.identity.identify(&request), identity_late);
         let server = request.server;
         let sessions = Arc::clone(&self.sessions);
         let deadline = self.config.directory_deadline;
@@ -28,15 +27,23 @@ impl LogicPort for Logic {
             let added = sessions.add(session_of(&accepted, server));
             within(deadline, added, directory_late).map(|added| match added {
                 Ok(()) => Ok(accepted),
-                Err(DirectoryError::Unavailable(reason)) => Err(ConnectError::Unavailable(reason)),
+                Err(DirectoryError::Unavailable(reason)) => Err(ConnectError {
+                    extended: accepted.protover.is_some(),
+                    ..ConnectError::unavailable(reason)
+                }),
             })
         });
         entered.map(move |result| {
-            match &result {
-                Ok(_) => metrics.accepted.inc(),
-                Err(ConnectError::Refused(_)) => metrics.refused.inc(),
-                Err(ConnectError::Unavailable(_)) => metrics.unavailable.inc(),
-            };
+            metrics.count(result.as_ref().err().map(|error| error.reason));
+            result
+        })
+    }
+
+    fn refresh(&self, request: RefreshRequest) -> Call<Result<Refreshed, ConnectError>> {
+        let refreshes = self.metrics.refreshes.clone();
+        let refreshed = self.identity.refresh(request);
+        within(self.config.directory_deadline, refreshed, identity_late).map(move |result| {
+            refreshes.count(result.as_ref().err().map(|error| error.reason));
             result
         })
     }
@@ -95,6 +102,10 @@ impl Logic {
 
 fn session_of(accepted: &Accepted, server: ServerId) -> SessionRef {
     SessionRef { mid: accepted.mid, key: accepted.key.clone(), server }
+}
+
+fn identity_late() -> ConnectError {
+    ConnectError::unavailable("identity did not answer in time")
 }
 
 pub(crate) fn directory_late() -> DirectoryError {

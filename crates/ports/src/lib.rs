@@ -12,10 +12,12 @@
 //! | [`PushLogReader`] | job | the push log's reading end |
 //! | [`SessionDirectory`], [`RoomDirectory`] | logic | where sessions and room counts are kept |
 //! | [`NodeDirectory`] | comet, logic | where the nodes find each other |
+//! | [`HttpClient`] | logic | whoever makes requests to the business |
 
 mod call;
 mod comet;
 mod directory;
+mod http;
 mod id;
 mod logic;
 mod node;
@@ -27,10 +29,11 @@ pub use comet::{
 };
 pub use directory::{DirectoryError, Generation, RoomCounts, RoomDirectory, SessionDirectory, SessionRecord};
 pub use goim_wire::{Operation, PacketBuf, Sequence, Version};
+pub use http::{HttpAnswer, HttpClient, HttpError, HttpRequest};
 pub use id::{Mid, RoomId, ServerId, SessionKey};
 pub use logic::{
-    Accepted, ConnectError, ConnectRequest, LogicError, LogicPort, OnlineReport, OnlineTotals, SessionRef,
-    Upstream,
+    Accepted, ConnectError, ConnectRequest, ExpiresAt, LogicError, LogicPort, NoSession, OnlineReport,
+    OnlineTotals, RefreshRequest, Refreshed, RoomScope, SessionRef, Upstream,
 };
 pub use node::{CometNode, NodeDirectory, NodeError};
 pub use push_log::{

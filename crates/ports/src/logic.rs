@@ -1,7 +1,8 @@
 //! What comet asks of logic: goim's service `goim.logic.Logic` without its transport.
 
 use std::net::IpAddr;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
@@ -13,6 +14,12 @@ use crate::{Call, Generation, Mid, Operation, PacketBuf, RoomCounts, RoomId, Ser
 pub trait LogicPort: Send + Sync {
     /// Somebody presents a token. On success the session is in the directory before the answer is given.
     fn connect(&self, request: ConnectRequest) -> Call<Result<Accepted, ConnectError>>;
+
+    /// A session presents a new token, which takes the place of the one that it began with. By default nobody can tell.
+    fn refresh(&self, request: RefreshRequest) -> Call<Result<Refreshed, ConnectError>> {
+        drop(request);
+        Call::Ready(Err(ConnectError::unavailable("this logic refreshes no tokens")))
+    }
 
     /// A session has ended. Not called for a session that another one with its key has superseded on the same comet.
     /// The answer says whether the directory still had it.
@@ -35,6 +42,8 @@ pub struct ConnectRequest {
     pub server: ServerId,
     /// Value of the first `Cookie` header of the upgrade request; empty over TCP.
     pub cookie: String,
+    /// Value of the first `User-Agent` header of the upgrade request; empty over TCP.
+    pub user_agent: String,
     /// Body of the auth packet, unread.
     pub token: Bytes,
     /// Where the connection comes from.
@@ -60,12 +69,81 @@ pub struct Accepted {
     pub key: SessionKey,
     /// The room to be in from the start.
     pub room: Option<RoomId>,
+    /// Further rooms to be in from the start.
+    pub rooms: Vec<RoomId>,
+    /// The rooms that the session may be in; `None` is any.
+    pub scope: Option<RoomScope>,
+    /// The session ends then, unless it has presented a new token; `None` is never.
+    pub expires_at: Option<ExpiresAt>,
     /// Operations that the session wants from pushes by key, by member and to all.
     pub accepts: Vec<Operation>,
     /// The session ends when this much time passes without a heartbeat packet. Zero ends it at once.
     pub heartbeat: Duration,
     /// Highest packet version that the client reads. Its presence makes the client an extended one.
     pub protover: Option<Version>,
+}
+
+/// A session that presents a new token.
+#[derive(Clone)]
+pub struct RefreshRequest {
+    /// The session.
+    pub session: SessionRef,
+    /// What it presents: the body of the packet, unread.
+    pub token: Bytes,
+    /// Where the connection comes from.
+    pub remote: IpAddr,
+}
+
+impl std::fmt::Debug for RefreshRequest {
+    /// Leaves out the token: it is a credential.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RefreshRequest")
+            .field("session", &self.session)
+            .field("remote", &self.remote)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a new token has changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refreshed {
+    /// As in [`Accepted`].
+    pub scope: Option<RoomScope>,
+    /// As in [`Accepted`].
+    pub expires_at: Option<ExpiresAt>,
+}
+
+/// When a token ends, in seconds since 1970.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ExpiresAt(pub u64);
+
+impl ExpiresAt {
+    /// Time left, by the clock of this machine; zero when it has passed.
+    #[must_use]
+    pub fn left(self) -> Duration {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Duration::from_secs(self.0).saturating_sub(now)
+    }
+}
+
+/// The rooms that a session may be in: names, and beginnings of names with `*` behind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RoomScope(pub Arc<Vec<String>>);
+
+impl RoomScope {
+    /// True when it has the room.
+    #[must_use]
+    pub fn allows(&self, room: &str) -> bool {
+        self.0.iter().any(|pattern| match pattern.strip_suffix('*') {
+            Some(beginning) => room.starts_with(beginning),
+            None => pattern == room,
+        })
+    }
+
+    /// The names that stand for one room each.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(String::as_str).filter(|pattern| !pattern.ends_with('*'))
+    }
 }
 
 /// One session, as comet names it to logic.
@@ -110,13 +188,94 @@ pub struct Upstream {
 
 /// Why somebody got no session.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ConnectError {
-    /// The token is not acceptable; trying again with the same one is useless.
-    #[error("refused: {0}")]
-    Refused(String),
+#[error("{}: {detail}", .reason.label())]
+pub struct ConnectError {
+    /// What the client is told, if it can be told anything.
+    pub reason: NoSession,
+    /// More, for the log. Quotes nothing of the token.
+    pub detail: String,
+    /// True when the client has said that it knows more than goim: it is told why it gets no session.
+    pub extended: bool,
+}
+
+/// The kinds of reasons.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum NoSession {
     /// The answer could not be found out; trying again later may help.
-    #[error("not available: {0}")]
-    Unavailable(String),
+    Unavailable,
+    /// The token cannot be read, or says what makes no sense.
+    Refused,
+    /// The token has ended.
+    Expired,
+    /// The token begins later.
+    NotYet,
+    /// The token is for somebody else, or of somebody else.
+    Audience,
+    /// The signature is wrong, or of a kind or key that is not taken.
+    Signature,
+    /// What the client says of itself is not what the token says.
+    Mismatch,
+    /// The business has said no.
+    Denied,
+    /// The token does not allow the room.
+    Room,
+}
+
+impl NoSession {
+    /// Every kind.
+    pub const ALL: [Self; 9] = [
+        Self::Unavailable,
+        Self::Refused,
+        Self::Expired,
+        Self::NotYet,
+        Self::Audience,
+        Self::Signature,
+        Self::Mismatch,
+        Self::Denied,
+        Self::Room,
+    ];
+
+    /// The word for logs, metrics and headers.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Unavailable => "unavailable",
+            Self::Refused => "refused",
+            Self::Expired => "expired",
+            Self::NotYet => "not_yet",
+            Self::Audience => "audience",
+            Self::Signature => "signature",
+            Self::Mismatch => "mismatch",
+            Self::Denied => "denied",
+            Self::Room => "room",
+        }
+    }
+}
+
+impl ConnectError {
+    /// For this reason; of a client that has not said what it knows.
+    #[must_use]
+    pub fn because(reason: NoSession, detail: impl Into<String>) -> Self {
+        Self { reason, detail: detail.into(), extended: false }
+    }
+
+    /// The token is not acceptable; trying again with the same one is useless.
+    #[must_use]
+    pub fn refused(detail: impl Into<String>) -> Self {
+        Self::because(NoSession::Refused, detail)
+    }
+
+    /// The answer could not be found out.
+    #[must_use]
+    pub fn unavailable(detail: impl Into<String>) -> Self {
+        Self::because(NoSession::Unavailable, detail)
+    }
+
+    /// True when trying again later, or elsewhere, may help.
+    #[must_use]
+    pub fn is_unavailable(&self) -> bool {
+        self.reason == NoSession::Unavailable
+    }
 }
 
 /// Why logic did not do what comet asked.

@@ -1,7 +1,7 @@
-//! Why connections end: one table of reasons, their codes and what a client should do next.
+//! Why connections end and requests fail: one table of reasons, their codes and what a client should do next.
 //!
 //! The reason is the label of the metric, the word in the log and, for extended clients, the code in the last packet
-//! (operation 6). Codes are grouped so that a client that does not know one still knows what to do:
+//! (operation 6) or in the answer to a request that has failed (operation 25). Codes are grouped so that a client that does not know one still knows what to do:
 //!
 //! | code | what the client does |
 //! |---|---|
@@ -28,15 +28,15 @@ pub enum Return {
 }
 
 macro_rules! reasons {
-    ($($(#[$doc:meta])* $variant:ident = $code:literal, $label:literal;)+) => {
-        /// Why a connection has ended.
+    ($(#[$doc_of:meta])* $name:ident: $($(#[$doc:meta])* $variant:ident = $code:literal, $label:literal;)+) => {
+        $(#[$doc_of])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         #[repr(u8)]
-        pub enum CloseReason {
+        pub enum $name {
             $($(#[$doc])* $variant,)+
         }
 
-        impl CloseReason {
+        impl $name {
             /// Every reason, in the order of their declaration.
             pub const ALL: &'static [Self] = &[$(Self::$variant),+];
 
@@ -51,11 +51,31 @@ macro_rules! reasons {
             pub const fn label(self) -> &'static str {
                 match self { $(Self::$variant => $label),+ }
             }
+
+            /// What a client should do next, by the range of the code.
+            #[must_use]
+            pub const fn advice(self) -> Return {
+                Return::for_code(self.code())
+            }
+
+            /// The one with this code, or `None` when there is none.
+            #[must_use]
+            pub fn from_code(code: u16) -> Option<Self> {
+                Self::ALL.iter().copied().find(|reason| reason.code() == code)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.label())
+            }
         }
     };
 }
 
 reasons! {
+    /// Why a connection has ended.
+    CloseReason:
     /// The client has ended it, by the end of its stream or by a close frame.
     PeerClosed = 3000, "peer_closed";
     /// The connection broke.
@@ -78,6 +98,22 @@ reasons! {
     TooManyFromAddress = 3103, "too_many_from_address";
     /// The token was not accepted.
     AuthRefused = 3200, "auth_refused";
+    /// The token has ended, before the session began or during it.
+    TokenExpired = 3201, "token_expired";
+    /// The token begins later.
+    TokenNotYetValid = 3202, "token_not_yet_valid";
+    /// The token is for somebody else, or from somebody else.
+    TokenAudience = 3203, "token_audience";
+    /// The token's signature is wrong, or of a kind or key that is not taken.
+    TokenSignature = 3204, "token_signature";
+    /// What the client says of itself is not what the token says.
+    TokenMismatch = 3205, "token_mismatch";
+    /// The business has said no.
+    AuthDenied = 3206, "auth_denied";
+    /// The token does not allow the room.
+    RoomNotAllowed = 3207, "room_not_allowed";
+    /// The business has ended the session; it takes a new token to come back.
+    Revoked = 3208, "revoked";
     /// Another session with the same key has taken over.
     Superseded = 3500, "superseded";
     /// The bytes were no packet.
@@ -88,20 +124,14 @@ reasons! {
     BadUpgrade = 3503, "bad_upgrade";
     /// The bytes were not TLS, or TLS could not be agreed on.
     BadTls = 3504, "bad_tls";
-}
-
-impl CloseReason {
-    /// What a client should do next, by the range of the code.
-    #[must_use]
-    pub const fn advice(self) -> Return {
-        Return::for_code(self.code())
-    }
-
-    /// The reason with this code, or `None` when there is none.
-    #[must_use]
-    pub fn from_code(code: u16) -> Option<Self> {
-        Self::ALL.iter().copied().find(|reason| reason.code() == code)
-    }
+    /// The business has ended the session, for good.
+    Kicked = 3505, "kicked";
+    /// The member has come with another device, and may have no more of them.
+    TooManyDevices = 3506, "too_many_devices";
+    /// A compressed body would be larger than is taken.
+    InflatedTooLarge = 3507, "inflated_too_large";
+    /// A body is not compressed as its version says.
+    BadCompression = 3508, "bad_compression";
 }
 
 impl Return {
@@ -117,10 +147,22 @@ impl Return {
     }
 }
 
-impl fmt::Display for CloseReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.label())
-    }
+reasons! {
+    /// Why a request of an extended client has failed: the code of operation 25. The session goes on. A new token that is not
+    /// accepted has the code that it would have had at the beginning.
+    RequestFailure:
+    /// As many requests of the kind are under way as may be.
+    Busy = 3110, "busy";
+    /// Whoever answers the request did not in time. It may or may not have been dealt with.
+    NotInTime = 3111, "not_in_time";
+    /// Whoever answers the request cannot be reached.
+    Unavailable = 3112, "unavailable";
+    /// The request cannot be read.
+    BadRequest = 3510, "bad_request";
+    /// The session would be in more rooms than it may.
+    TooManyRooms = 3511, "too_many_rooms";
+    /// Whoever answers the request has said no.
+    Failed = 3512, "failed";
 }
 
 #[cfg(test)]
@@ -135,6 +177,11 @@ mod tests {
             for other in &CloseReason::ALL[index + 1..] {
                 assert_ne!(reason.label(), other.label());
             }
+        }
+        for failure in RequestFailure::ALL {
+            assert_eq!(RequestFailure::from_code(failure.code()), Some(*failure));
+            assert!((3000..3600).contains(&failure.code()), "{failure}");
+            assert_eq!(CloseReason::from_code(failure.code()), None, "{failure} has a code of its own");
         }
     }
 }

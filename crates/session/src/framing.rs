@@ -52,17 +52,25 @@ pub fn websocket_rules(lenient: bool, message_bytes_max: usize) -> websocket::Ru
 #[derive(Debug)]
 pub(crate) enum Incoming<'a> {
     Packet(Packet<'a>),
-    /// The upgrade is made. At the server: the answer to the request, and the request's first cookie. At the client
-    /// both are empty.
+    /// The upgrade is made. At the server: the answer to the request, and what the request said. At the client both are empty.
     Upgraded {
         response: Vec<u8>,
-        cookie: String,
+        facts: UpgradeFacts,
     },
     Ping(&'a [u8]),
     /// Nothing that anybody must know of.
     Nothing,
     /// The peer has sent a close frame.
     Closed,
+}
+
+/// What the request for an upgrade said that somebody may want to know who decides about a token. All empty over a byte stream.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct UpgradeFacts {
+    /// The first `Cookie` header.
+    pub cookie: String,
+    /// The first `User-Agent` header.
+    pub user_agent: String,
 }
 
 /// Why the bytes that came in cannot be understood.
@@ -165,13 +173,15 @@ impl Framing {
             *at = at.saturating_add(used);
             *self = Self::WebSocket(websocket::Reader::new());
             let response = handshake::response(&upgrade.key);
-            return Ok(Some(Incoming::Upgraded { response, cookie: upgrade.cookie }));
+            let facts = UpgradeFacts { cookie: upgrade.cookie, user_agent: upgrade.user_agent };
+            return Ok(Some(Incoming::Upgraded { response, facts }));
         }
         if let Self::Answering(answer) = self {
             let Some(used) = read_answer(answer, rules, input, at)? else { return Ok(None) };
             *at = at.saturating_add(used);
             *self = Self::WebSocket(websocket::Reader::new());
-            return Ok(Some(Incoming::Upgraded { response: Vec::new(), cookie: String::new() }));
+            let facts = UpgradeFacts::default();
+            return Ok(Some(Incoming::Upgraded { response: Vec::new(), facts }));
         }
         match self {
             Self::Stream(decoder) => {

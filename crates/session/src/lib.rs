@@ -31,8 +31,8 @@ pub mod outbox;
 pub mod server;
 
 pub use client::{ClientRules, ClientSession, ClientStep, Ended, Opening};
-pub use close::{CloseReason, Return};
-pub use framing::{EncodedPush, FramingRules, Transport, websocket_rules};
+pub use close::{CloseReason, RequestFailure, Return};
+pub use framing::{EncodedPush, FramingRules, Transport, UpgradeFacts, websocket_rules};
 pub use moment::Moment;
 pub use outbox::{Admission, Outbox, OutboxPool, QueueLimit, SlowConsumerPolicy};
 pub use server::{Established, SUBSCRIPTIONS_MAX, ServerRules, ServerSession, Step};

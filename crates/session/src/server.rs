@@ -8,13 +8,13 @@
 //! exactly one reply, with its version and sequence; nothing but operation 2 keeps a session alive; a violation closes
 //! without a packet.
 
-use alloc::string::String;
+use alloc::boxed::Box;
 use core::time::Duration;
 
 use goim_wire::{Operation, Packet, Sequence, Version, control};
 use smallvec::SmallVec;
 
-use crate::framing::{EncodedPush, Framing, FramingRules, Incoming, Transport};
+use crate::framing::{EncodedPush, Framing, FramingRules, Incoming, Transport, UpgradeFacts};
 use crate::outbox::{Admission, Outbox, OutboxPool, QueueLimit};
 use crate::{CloseReason, Moment};
 
@@ -58,6 +58,19 @@ pub enum Step<'a> {
     ChangeRoom {
         /// The room's name as it came.
         room: &'a [u8],
+    },
+    /// An extended client wants to be in these rooms as well, or no longer; call [`ServerSession::reply_control`].
+    Rooms {
+        /// True for joining.
+        join: bool,
+        /// Body of the packet: a list in JSON.
+        rooms: &'a [u8],
+    },
+    /// An extended client presents a new token: find out, then call [`ServerSession::reply_control`] or
+    /// [`ServerSession::reply_error`].
+    Refresh {
+        /// Body of the packet.
+        token: &'a [u8],
     },
     /// A packet for the business; call [`ServerSession::reply_upstream`] with its answer.
     Upstream {
@@ -114,8 +127,7 @@ pub struct ServerSession {
     heartbeat_ms: u32,
     deadline: Moment,
     /// Between upgrade and authentication only.
-    #[expect(clippy::box_collection, reason = "one word for what nearly nobody has")]
-    cookie: Option<alloc::boxed::Box<String>>,
+    facts: Option<Box<UpgradeFacts>>,
 }
 
 impl ServerSession {
@@ -130,7 +142,7 @@ impl ServerSession {
             heartbeat_ms: 0,
             accepts: SmallVec::new(),
             protover: None,
-            cookie: None,
+            facts: None,
         }
     }
 
@@ -176,9 +188,15 @@ impl ServerSession {
         Some(if self.is_open() { CloseReason::HeartbeatTimeout } else { CloseReason::HandshakeTimeout })
     }
 
-    /// The first cookie of the upgrade request, once: it is not needed after authentication.
-    pub fn take_cookie(&mut self) -> String {
-        self.cookie.take().map(|cookie| *cookie).unwrap_or_default()
+    /// What the upgrade request said, once: it is not needed after authentication.
+    pub fn take_facts(&mut self) -> UpgradeFacts {
+        self.facts.take().map(|facts| *facts).unwrap_or_default()
+    }
+
+    /// The packet version that the client reads: that of goim when it has named none.
+    #[must_use]
+    pub fn protover(&self) -> Version {
+        self.protover.unwrap_or(Version::GOIM)
     }
 
     /// True when the session wants pushes of this operation.
@@ -212,6 +230,7 @@ impl ServerSession {
             return Ok(Step::Idle);
         }
         let transport = self.framing.transport();
+        let extended = self.protover.is_some();
         let incoming = match self.framing.next(&rules.framing, input, at) {
             Ok(incoming) => incoming,
             Err(error) => {
@@ -224,8 +243,8 @@ impl ServerSession {
             None => return Ok(Step::Idle),
             Some(Incoming::Packet(packet)) => packet,
             Some(Incoming::Nothing) => return Ok(Step::Handled { packet: None }),
-            Some(Incoming::Upgraded { response, cookie }) => {
-                self.cookie = (!cookie.is_empty()).then(|| alloc::boxed::Box::new(cookie));
+            Some(Incoming::Upgraded { response, facts }) => {
+                self.facts = (facts != UpgradeFacts::default()).then(|| Box::new(facts));
                 self.outbox.reply(pool, |out| out.extend_from_slice(&response));
                 return Ok(Step::Handled { packet: None });
             }
@@ -274,7 +293,12 @@ impl ServerSession {
             }
             _ => {
                 self.phase = Phase::AwaitingReply { version, operation, sequence };
-                Ok(Step::Upstream { packet })
+                Ok(match operation {
+                    Operation::JOIN_ROOMS if extended => Step::Rooms { join: true, rooms: body },
+                    Operation::LEAVE_ROOMS if extended => Step::Rooms { join: false, rooms: body },
+                    Operation::REFRESH_TOKEN if extended => Step::Refresh { token: body },
+                    _ => Step::Upstream { packet },
+                })
             }
         }
     }
@@ -301,6 +325,37 @@ impl ServerSession {
         online: u32,
     ) {
         self.reply(pool, version, Operation::HEARTBEAT_REPLY, sequence, &control::online_count(online));
+    }
+
+    /// Queues the reply to a request of an extended client whose reply has an operation of its own: that of the request and one. Gives
+    /// that operation.
+    pub fn reply_control(&mut self, pool: &mut OutboxPool, body: &[u8]) -> Option<Operation> {
+        let Phase::AwaitingReply { version, operation, sequence } = self.phase else { return None };
+        self.phase = Phase::Open;
+        let reply = Operation(operation.0.wrapping_add(1));
+        self.reply(pool, version, reply, sequence, body);
+        Some(reply)
+    }
+
+    /// Tells an extended client that its request has failed, and takes input again. Gives the operation that has failed; `None`, and
+    /// nothing is done, for a client of goim.
+    pub fn reply_error(
+        &mut self,
+        pool: &mut OutboxPool,
+        body: impl FnOnce(Operation) -> alloc::vec::Vec<u8>,
+    ) -> Option<Operation> {
+        let Phase::AwaitingReply { version, operation, sequence } = self.phase else { return None };
+        if !self.is_extended() {
+            return None;
+        }
+        self.phase = Phase::Open;
+        self.reply(pool, version, Operation::ERROR, sequence, &body(operation));
+        Some(operation)
+    }
+
+    /// The client has said, in a token that was not accepted, that it knows more than goim: it may be told why.
+    pub fn is_known_extended(&mut self) {
+        self.protover = Some(Version::GOIM);
     }
 
     /// Queues the answer of the business to the packet that waits for it, and takes input again. Gives the operation
@@ -343,7 +398,8 @@ impl ServerSession {
     /// Ends the session: nothing is read or pushed any more. An extended client is told why, and where to go; a goim
     /// client sees the end of the connection only, as in goim.
     pub fn close(&mut self, pool: &mut OutboxPool, reason: CloseReason, farewell: &[u8]) {
-        let told = self.is_open() && self.is_extended() && reason != CloseReason::PeerClosed;
+        let was_there = self.phase != Phase::Closed && self.phase != Phase::Unauthenticated;
+        let told = was_there && self.is_extended() && reason != CloseReason::PeerClosed;
         if told {
             self.reply(pool, Version::GOIM, Operation::DISCONNECT, Sequence::NONE, farewell);
             let transport = self.transport();

@@ -16,6 +16,8 @@ enum Asked {
     Heartbeat,
     Room(Vec<u8>),
     Upstream(i32, Vec<u8>),
+    Rooms(bool, Vec<u8>),
+    Refresh(Vec<u8>),
 }
 
 /// A driver without sockets. It answers tokens and packets at once unless told to wait.
@@ -76,6 +78,16 @@ impl Driver {
                     self.session.reply_heartbeat(&mut self.pool, version, sequence, self.online);
                 }
                 Ok(Step::ChangeRoom { room }) => self.asked.push(Asked::Room(room.to_vec())),
+                Ok(Step::Rooms { join, rooms }) => {
+                    self.asked.push(Asked::Rooms(join, rooms.to_vec()));
+                    self.session.reply_control(&mut self.pool, b"{}");
+                }
+                Ok(Step::Refresh { token }) => {
+                    self.asked.push(Asked::Refresh(token.to_vec()));
+                    if self.answers {
+                        self.session.reply_error(&mut self.pool, |_| b"no".to_vec());
+                    }
+                }
                 Ok(Step::Upstream { packet }) => {
                     self.asked.push(Asked::Upstream(packet.operation.0, packet.body.to_vec()));
                     if self.answers {
@@ -355,7 +367,7 @@ fn websocket_from_upgrade_to_push() {
         // The answer to the upgrade had to be read before the token was taken.
         driver.feed(b"").unwrap();
         output.extend(driver.output());
-        assert_eq!(driver.session.take_cookie(), "a=b");
+        assert_eq!(driver.session.take_facts().cookie, "a=b");
         let text = String::from_utf8_lossy(&output);
         assert!(text.contains("Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"), "{text}");
         assert!(output.ends_with(&[&[0x82, 16][..], &packet(8, 1, b"")].concat()), "cut {cut}");
@@ -413,4 +425,49 @@ fn nothing_is_pushed_to_who_is_not_open() {
 #[test]
 fn an_open_session_is_small_and_owns_no_heap() {
     assert!(size_of::<ServerSession>() <= 104, "{}", size_of::<ServerSession>());
+}
+
+#[test]
+fn rooms_and_new_tokens_are_for_extended_clients() {
+    let mut driver = Driver::new(Transport::Stream);
+    driver.answers = false;
+    driver.feed(&packet(7, 1, b"token")).unwrap();
+    driver.authenticate(Some(Version(1)));
+    driver.output();
+    driver.asked.clear();
+    driver
+        .feed(&[packet(26, 2, b"[]"), packet(28, 3, b"[1]"), packet(30, 4, b"t"), packet(2, 5, b"")].concat())
+        .unwrap();
+    assert_eq!(driver.output(), [packet(27, 2, b"{}"), packet(29, 3, b"{}")].concat());
+    let expected = [
+        Asked::Rooms(true, b"[]".to_vec()),
+        Asked::Rooms(false, b"[1]".to_vec()),
+        Asked::Refresh(b"t".to_vec()),
+    ];
+    assert_eq!(driver.asked, expected, "nothing more is taken until the token is decided about");
+    assert_eq!(
+        driver.session.reply_error(&mut driver.pool, |operation| operation.to_string().into_bytes()),
+        Some(Operation(30))
+    );
+    driver.feed(b"").unwrap();
+    assert_eq!(driver.output(), [packet(25, 4, b"30"), packet(3, 5, &[0, 0, 0, 1])].concat());
+
+    // To goim all of them are packets for the business.
+    let mut driver = Driver::open();
+    driver.feed(&[packet(26, 2, b"[]"), packet(28, 3, b"[]"), packet(30, 4, b"t")].concat()).unwrap();
+    assert_eq!(driver.output(), [packet(26, 2, b""), packet(28, 3, b""), packet(30, 4, b"")].concat());
+}
+
+#[test]
+fn who_gets_no_session_is_told_why_when_it_can_be_told() {
+    for (extended, expected) in [(true, packet(6, 0, b"why")), (false, Vec::new())] {
+        let mut driver = Driver::new(Transport::Stream);
+        driver.answers = false;
+        driver.feed(&packet(7, 1, b"token")).unwrap();
+        if extended {
+            driver.session.is_known_extended();
+        }
+        driver.session.close(&mut driver.pool, CloseReason::TokenExpired, b"why");
+        assert_eq!(driver.output(), expected, "{extended}");
+    }
 }

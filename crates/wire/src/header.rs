@@ -60,6 +60,18 @@ impl Operation {
     pub const UNSUBSCRIBE_REPLY: Self = Self(17);
     /// The request that carries the sequence has failed, for extended clients.
     pub const ERROR: Self = Self(25);
+    /// Client joins the rooms that the body lists in JSON, for extended clients.
+    pub const JOIN_ROOMS: Self = Self(26);
+    /// Reply to [`Operation::JOIN_ROOMS`].
+    pub const JOIN_ROOMS_REPLY: Self = Self(27);
+    /// Client leaves the rooms that the body lists in JSON, for extended clients.
+    pub const LEAVE_ROOMS: Self = Self(28);
+    /// Reply to [`Operation::LEAVE_ROOMS`].
+    pub const LEAVE_ROOMS_REPLY: Self = Self(29);
+    /// Client presents a new token, for extended clients.
+    pub const REFRESH_TOKEN: Self = Self(30);
+    /// Reply to [`Operation::REFRESH_TOKEN`].
+    pub const REFRESH_TOKEN_REPLY: Self = Self(31);
     /// First operation of the range that belongs to the business.
     pub const BUSINESS_MIN: Self = Self(1000);
 }

@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use goim_ports::{AcceptedAt, Operation, PacketBuf, RoomCounts, RoomId, Sequence, Version};
+use goim_ports::{AcceptedAt, Operation, PacketBuf, RoomCounts, RoomId, RoomScope, Sequence, Version};
 
+use super::proto::logic;
 use super::proto::protocol::Proto;
 
 pub(super) fn packet_of(proto: Proto) -> PacketBuf {
@@ -24,6 +25,14 @@ pub(super) fn proto_of(packet: PacketBuf) -> Proto {
         seq: packet.sequence.0,
         body: packet.body,
     }
+}
+
+pub(super) fn scope_of(scope: Option<logic::RoomScope>) -> Option<RoomScope> {
+    scope.map(|scope| RoomScope(Arc::new(scope.rooms)))
+}
+
+pub(super) fn rooms_of(scope: Option<RoomScope>) -> Option<logic::RoomScope> {
+    scope.map(|scope| logic::RoomScope { rooms: scope.0.to_vec() })
 }
 
 /// Zero, the value of an absent field, is not a time.

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use goim_ports::{
-    Accepted, Call, ConnectError, ConnectRequest, Generation, LogicError, LogicPort, Mid, OnlineReport,
-    OnlineTotals, Operation, RoomId, SessionRef, Upstream, Version,
+    Accepted, Call, ConnectError, ConnectRequest, ExpiresAt, Generation, LogicError, LogicPort, Mid,
+    OnlineReport, OnlineTotals, Operation, RefreshRequest, Refreshed, RoomId, SessionRef, Upstream, Version,
 };
 use tonic::codec::CompressionEncoding;
 use tonic::transport::Channel;
@@ -14,7 +14,9 @@ use tonic::{Response, Status};
 
 use super::address::AddressError;
 use super::channel::{ClientConfig, Connection, REPLY_BYTES_MAX};
-use super::convert::{counts_of, map_of, proto_of};
+use super::convert::{counts_of, map_of, proto_of, scope_of};
+use super::proto::cluster::RefreshReq;
+use super::proto::cluster::logic_client::LogicClient as ClusterClient;
 use super::proto::logic::logic_client::LogicClient;
 use super::proto::logic::{ConnectReply, ConnectReq, DisconnectReq, HeartbeatReq, OnlineReq, ReceiveReq};
 use super::status;
@@ -61,6 +63,9 @@ fn accepted(reply: ConnectReply) -> Accepted {
         mid: Mid(reply.mid),
         key: reply.key.into(),
         room,
+        rooms: reply.rooms.into_iter().map(RoomId::from).collect(),
+        scope: scope_of(reply.scope),
+        expires_at: reply.expires_at.map(ExpiresAt),
         accepts: reply.accepts.into_iter().map(Operation).collect(),
         heartbeat: Duration::from_nanos(u64::try_from(reply.heartbeat).unwrap_or(0)),
         protover: reply.protover.map(|version| Version(i16::try_from(version).unwrap_or(i16::MAX))),
@@ -72,10 +77,28 @@ impl LogicPort for GrpcLogic {
         let request = ConnectReq {
             server: request.server.to_string(),
             cookie: request.cookie,
+            user_agent: request.user_agent,
             token: request.token,
             remote: request.remote.to_string(),
         };
         self.call(async move |mut logic| logic.connect(request).await, accepted, status::to_connect)
+    }
+
+    fn refresh(&self, request: RefreshRequest) -> Call<Result<Refreshed, ConnectError>> {
+        let RefreshRequest { session, token, remote } = request;
+        let request = RefreshReq {
+            mid: session.mid.0,
+            key: session.key.to_string(),
+            server: session.server.to_string(),
+            token,
+            remote: remote.to_string(),
+        };
+        let connection = Arc::clone(&self.connection);
+        Call::pending(async move {
+            let call = async move |channel| ClusterClient::new(channel).refresh(request).await;
+            let reply = connection.call(call).await.map_err(|status| status::to_refresh(&status))?;
+            Ok(Refreshed { scope: scope_of(reply.scope), expires_at: reply.expires_at.map(ExpiresAt) })
+        })
     }
 
     fn disconnect(&self, session: SessionRef) -> Call<Result<bool, LogicError>> {

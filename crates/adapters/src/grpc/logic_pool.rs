@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use goim_ports::{
     Accepted, Call, ConnectError, ConnectRequest, LogicError, LogicPort, OnlineReport, OnlineTotals,
-    SessionRef, Upstream,
+    RefreshRequest, Refreshed, SessionRef, Upstream,
 };
 
 use super::channel::ClientConfig;
@@ -162,9 +162,17 @@ fn no_logic() -> LogicError {
 impl LogicPort for GrpcLogics {
     fn connect(&self, request: ConnectRequest) -> Call<Result<Accepted, ConnectError>> {
         self.ask(
-            || ConnectError::Unavailable("no logic is known".to_owned()),
-            |error| matches!(error, ConnectError::Unavailable(_)),
+            || ConnectError::unavailable("no logic is known"),
+            ConnectError::is_unavailable,
             move |logic| logic.connect(request.clone()),
+        )
+    }
+
+    fn refresh(&self, request: RefreshRequest) -> Call<Result<Refreshed, ConnectError>> {
+        self.ask(
+            || ConnectError::unavailable("no logic is known"),
+            ConnectError::is_unavailable,
+            move |logic| logic.refresh(request.clone()),
         )
     }
 

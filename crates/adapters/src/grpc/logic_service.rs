@@ -3,11 +3,13 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use goim_ports::{ConnectRequest, LogicPort, Mid, OnlineReport, SessionRef, Upstream};
+use goim_ports::{ConnectRequest, LogicPort, Mid, OnlineReport, RefreshRequest, SessionRef, Upstream};
 use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
-use super::convert::{counts_of, map_of, packet_of};
+use super::convert::{counts_of, map_of, packet_of, rooms_of};
+use super::proto::cluster::logic_server::{Logic as ClusterLogic, LogicServer as ClusterServer};
+use super::proto::cluster::{RefreshReply, RefreshReq};
 use super::proto::logic::logic_server::{Logic, LogicServer};
 use super::proto::logic::{
     ConnectReply, ConnectReq, DisconnectReply, DisconnectReq, HeartbeatReply, HeartbeatReq, NodesReply,
@@ -29,7 +31,30 @@ struct LogicService {
 /// A Go comet does not say where a client comes from; its clients have the address `0.0.0.0`.
 #[must_use]
 pub fn logic_service(logic: Arc<dyn LogicPort>, nodes: NodesFn) -> Routes {
-    Routes::new(accepting!(LogicServer::new(LogicService { logic, nodes })))
+    let own = ClusterServer::new(OwnService { logic: Arc::clone(&logic) });
+    Routes::new(accepting!(LogicServer::new(LogicService { logic, nodes }))).add_service(own)
+}
+
+/// What only our own comets ask.
+struct OwnService {
+    logic: Arc<dyn LogicPort>,
+}
+
+#[tonic::async_trait]
+impl ClusterLogic for OwnService {
+    async fn refresh(&self, request: Request<RefreshReq>) -> Result<Response<RefreshReply>, Status> {
+        let RefreshReq { mid, key, server, token, remote } = request.into_inner();
+        let session = SessionRef { mid: Mid(mid), key: key.into(), server: server.into() };
+        let request = RefreshRequest { session, token, remote: address_of(&remote) };
+        let refreshed = self.logic.refresh(request).await.map_err(status::from_connect)?;
+        let expires_at = refreshed.expires_at.map(|at| at.0);
+        Ok(Response::new(RefreshReply { scope: rooms_of(refreshed.scope), expires_at }))
+    }
+}
+
+/// A Go comet does not say where a client comes from.
+fn address_of(text: &str) -> IpAddr {
+    text.parse().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
 }
 
 #[tonic::async_trait]
@@ -39,8 +64,9 @@ impl Logic for LogicService {
         let request = ConnectRequest {
             server: request.server.into(),
             cookie: request.cookie,
+            user_agent: request.user_agent,
             token: request.token,
-            remote: request.remote.parse().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+            remote: address_of(&request.remote),
         };
         let accepted = self.logic.connect(request).await.map_err(status::from_connect)?;
         Ok(Response::new(ConnectReply {
@@ -50,6 +76,9 @@ impl Logic for LogicService {
             accepts: accepted.accepts.into_iter().map(|operation| operation.0).collect(),
             heartbeat: i64::try_from(accepted.heartbeat.as_nanos()).unwrap_or(i64::MAX),
             protover: accepted.protover.map(|version| i32::from(version.0)),
+            rooms: accepted.rooms.iter().map(ToString::to_string).collect(),
+            scope: rooms_of(accepted.scope),
+            expires_at: accepted.expires_at.map(|at| at.0),
         }))
     }
 

@@ -5,7 +5,7 @@
 
 use std::error::Error;
 
-use goim_ports::{CometError, ConnectError, LogicError};
+use goim_ports::{CometError, ConnectError, LogicError, NoSession};
 use tonic::metadata::{AsciiMetadataValue, MetadataMap, MetadataValue};
 use tonic::{Code, Status};
 
@@ -13,6 +13,9 @@ use tonic::{Code, Status};
 const KIND: &str = "goim-error";
 /// Header with the limit that a [`BUSY`] comet has reached.
 const LIMIT: &str = "goim-limit";
+
+/// Header of a refusal: the client is an extended one, and may be told why.
+const EXTENDED: &str = "goim-extended";
 
 const UNAVAILABLE: &str = "unavailable";
 const TIMEOUT: &str = "timeout";
@@ -84,17 +87,34 @@ fn comet_answer(status: &Status) -> CometError {
 }
 
 pub(super) fn from_connect(error: ConnectError) -> Status {
-    match error {
-        ConnectError::Refused(text) => Status::unknown(text),
-        ConnectError::Unavailable(text) => of_kind(UNAVAILABLE, text),
+    let ConnectError { reason, detail, extended } = error;
+    // goim's refusal has no kind.
+    let mut status = match reason {
+        NoSession::Refused => Status::unknown(detail),
+        reason => of_kind(reason.label(), detail),
+    };
+    if extended {
+        status.metadata_mut().insert(EXTENDED, MetadataValue::from_static("1"));
     }
+    status
 }
 
 pub(super) fn to_connect(status: &Status) -> ConnectError {
-    if is_answer(status) && kind_of(status) != Some(UNAVAILABLE) {
-        ConnectError::Refused(status.message().to_owned())
-    } else {
-        ConnectError::Unavailable(text_of(status))
+    let extended = status.metadata().contains_key(EXTENDED);
+    if !is_answer(status) {
+        return ConnectError { extended, ..ConnectError::unavailable(text_of(status)) };
+    }
+    let kind = kind_of(status);
+    let reason = NoSession::ALL.into_iter().find(|reason| Some(reason.label()) == kind);
+    let detail = status.message().to_owned();
+    ConnectError { extended, ..ConnectError::because(reason.unwrap_or(NoSession::Refused), detail) }
+}
+
+/// The same of a call that only our own logics know.
+pub(super) fn to_refresh(status: &Status) -> ConnectError {
+    match status.code() {
+        Code::Unimplemented => ConnectError::unavailable("the logic refreshes no tokens"),
+        _ => to_connect(status),
     }
 }
 

@@ -10,8 +10,8 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Poll;
-use std::time::Duration;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 use goim_ports::{BoxFuture, LogEntry, LogPosition, PushLogReader, ReadError};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance, StreamConsumer};
@@ -30,7 +30,7 @@ const GROUP_DEADLINE: Duration = Duration::from_secs(10);
 /// Poison records that are described in the log, of each thousand.
 const POISON_SAID_EVERY: u64 = 1000;
 
-/// The reading end of the push log on Kafka. Dropping it leaves the group, which blocks for 2 s at most.
+/// The reading end of the push log on Kafka. Dropping it leaves the group, which blocks for 4 s at most.
 pub struct KafkaPushLogReader {
     consumer: Leaving,
     shared: Arc<Shared>,
@@ -40,9 +40,42 @@ pub struct KafkaPushLogReader {
 
 /// How long is waited for the last commit and the farewell to the group.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// Until the partitions of a consumer that leaves are taken from it, and until an agreement is over that nobody has told of.
+const REVOCATION: Duration = Duration::from_millis(200);
+const AGREEMENT: Duration = Duration::from_millis(50);
+/// How often is looked whether the group has agreed.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// A consumer that says farewell elsewhere: with a broker that has gone that can take for ever.
+///
+/// While the group is agreeing on who reads what, a consumer must not be closed: the answer of the coordinator that comes after its
+/// end reaches for the coordinator that is no longer there (librdkafka 2.12.1: `rd_kafka_cgrp_handle_LeaveGroup` reads through a null
+/// pointer, and the process is gone). So the end of the agreement is waited for, and the group is left before the consumer is closed:
+/// an agreement that began without a word ends meanwhile. When the others do not agree in time it is closed all the same.
 struct Leaving(Option<StreamConsumer<Member>>);
+
+/// Leaves the group when it has agreed, or when that has taken too long.
+fn leave_group(consumer: &StreamConsumer<Member>) {
+    let shared = Arc::clone(&consumer.context().shared);
+    hears(consumer, FAREWELL, || shared.is_settled.load(Ordering::SeqCst));
+    consumer.unsubscribe();
+    // Without partitions there is nothing to hear.
+    hears(consumer, REVOCATION, || !shared.is_settled.load(Ordering::SeqCst));
+    hears(consumer, AGREEMENT, || false);
+}
+
+/// Hears of rebalances until something is so, or the time has passed. What is read here is not said to be done: others read it again.
+fn hears(consumer: &StreamConsumer<Member>, time: Duration, is_so: impl Fn() -> bool) {
+    let until = Instant::now() + time;
+    let mut context = Context::from_waker(Waker::noop());
+    while !is_so() {
+        if Instant::now() >= until {
+            return;
+        }
+        let _ = pin!(consumer.recv()).as_mut().poll(&mut context);
+        std::thread::sleep(LOOK);
+    }
+}
 
 impl std::ops::Deref for Leaving {
     type Target = StreamConsumer<Member>;
@@ -57,12 +90,13 @@ impl Drop for Leaving {
         let Some(consumer) = self.0.take() else { return };
         let (gone, is_gone) = std::sync::mpsc::channel();
         let leave = move || {
+            leave_group(&consumer);
             drop(consumer);
             // Nobody may wait any longer.
             let _ = gone.send(());
         };
         let thread = std::thread::Builder::new().name("kafka consumer leaves".into()).spawn(leave);
-        if thread.is_ok() && is_gone.recv_timeout(FAREWELL).is_err() {
+        if thread.is_ok() && is_gone.recv_timeout(FAREWELL * 2).is_err() {
             tracing::warn!("kafka: the group was not left in time; it will notice");
         }
     }
@@ -78,6 +112,8 @@ struct Shared {
     poison: Count,
     rebalances: Count,
     errors: Count,
+    /// The group has agreed, and nothing has begun another agreement since.
+    is_settled: AtomicBool,
     /// Since the last record there were errors.
     is_troubled: AtomicBool,
 }
@@ -159,6 +195,7 @@ impl ClientContext for Member {
 
 impl ConsumerContext for Member {
     fn pre_rebalance(&self, _: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        self.shared.is_settled.store(false, Ordering::SeqCst);
         if let Rebalance::Revoke(leaving) = rebalance {
             let mut places = self.shared.places();
             for element in leaving.elements() {
@@ -172,6 +209,7 @@ impl ConsumerContext for Member {
         self.shared.rebalances.add(1);
         match rebalance {
             Rebalance::Assign(coming) => {
+                self.shared.is_settled.store(true, Ordering::SeqCst);
                 let mut places = self.shared.places();
                 for element in coming.elements() {
                     places.insert(element.partition(), Place::default());

@@ -315,6 +315,22 @@ async fn members_that_come_and_go_lose_nothing_and_keep_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_member_may_leave_while_the_group_is_agreeing() {
+    let Some(broker) = broker() else { return };
+    let config = with_topic(&broker, 8).await;
+    // librdkafka does not survive a consumer that is closed in the midst of it; where exactly that is differs.
+    for nth in 0..30 {
+        let leaves = KafkaPushLogReader::join(config.clone()).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(nth * 5)).await;
+        tokio::task::spawn_blocking(move || drop(leaves)).await.unwrap();
+    }
+    // Whoever comes next is alone, and reads.
+    let (log, mut reader) = both_ends(&config).await;
+    log.append(record_for_room("live://1", "after")).await.unwrap();
+    assert_eq!(read(&mut reader, 1).await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn poison_is_counted_put_aside_and_never_in_the_way() {
     let Some(broker) = broker() else { return };
     let config = with_topic(&broker, 1).await;

@@ -266,6 +266,9 @@ impl Connection {
                     let room = String::from_utf8(room.to_vec()).unwrap();
                     self.tell(Seen::Room(room));
                 }
+                Step::Rooms { .. } | Step::Refresh { .. } => {
+                    self.session.reply_control(&mut self.pool, br#"{"code":0}"#);
+                }
                 Step::Upstream { packet } => {
                     let (operation, body) = (packet.operation.0, packet.body.to_vec());
                     answer = (operation != 1001).then(|| body.clone());

@@ -51,6 +51,9 @@ impl LogicPort for Directory {
             room: (!room.is_empty()).then(|| room.into()),
             accepts: vec![OPERATION, Operation(1001), Operation(1002)],
             heartbeat: HEARTBEAT_MAX,
+            rooms: Vec::new(),
+            scope: None,
+            expires_at: None,
             protover: None,
         }))
     }

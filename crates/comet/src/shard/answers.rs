@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use goim_ports::{
-    Accepted, Call, ConnectError, ConnectRequest, LogicError, PacketBuf, RoomId, Sequence, SessionRef,
+    Accepted, Call, ConnectError, ConnectRequest, LogicError, NoSession, PacketBuf, Sequence, SessionRef,
     Upstream, Version,
 };
-use goim_session::{CloseReason, Established, Moment};
+use goim_session::{CloseReason, Established, Moment, RequestFailure};
 
 use super::Shard;
 use crate::connection::{ConnectionId, Identity};
@@ -35,9 +35,11 @@ impl Shard {
     pub(super) fn authenticate(&mut self, slot: u32, token: Bytes) {
         let connection = &mut self.connections[slot];
         let id = ConnectionId { slot, generation: connection.generation };
+        let facts = connection.session.take_facts();
         let request = ConnectRequest {
             server: self.shared.server.clone(),
-            cookie: connection.session.take_cookie(),
+            cookie: facts.cookie,
+            user_agent: facts.user_agent,
             token,
             remote: connection.remote(),
         };
@@ -68,6 +70,12 @@ impl Shard {
                     self.take_input(slot);
                 }
             }
+            Notice::Refreshed { connection, result } => {
+                if let Some(slot) = self.find(connection) {
+                    self.refreshed(slot, result);
+                    self.take_input(slot);
+                }
+            }
             Notice::Superseded(connection) => {
                 if let Some(slot) = self.find(connection) {
                     self.close(slot, CloseReason::Superseded);
@@ -92,13 +100,12 @@ impl Shard {
         match (slot, result) {
             (Some(slot), Ok(accepted)) => self.open(slot, farewells, accepted),
             (Some(slot), Err(error)) => {
-                let remote = self.connections[slot].remote();
-                let reason = match &error {
-                    ConnectError::Refused(_) => CloseReason::AuthRefused,
-                    ConnectError::Unavailable(_) => CloseReason::AuthUnavailable,
-                };
-                tracing::debug!(%remote, %error, "no session");
-                self.close(slot, reason);
+                let connection = &mut self.connections[slot];
+                tracing::debug!(remote = %connection.remote(), %error, "no session");
+                if error.extended {
+                    connection.session.is_known_extended();
+                }
+                self.close(slot, reason_of(error.reason));
             }
             // The client did not wait for the answer, and logic has entered a session that is not there.
             (None, Ok(accepted)) => {
@@ -119,8 +126,28 @@ impl Shard {
         let connection = &mut self.connections[slot];
         let id = ConnectionId { slot, generation: connection.generation };
         let location = Location { shard: self.index as u16, connection: id };
+        let mut rooms = Vec::with_capacity(accepted.rooms.len() + 1);
+        rooms.extend(accepted.room.clone());
+        for room in accepted.rooms {
+            if !rooms.contains(&room) && rooms.len() < self.shared.config.limits.rooms_max.get() {
+                rooms.push(room);
+            }
+        }
         let reply = match accepted.protover {
-            Some(protover) => auth_reply(&accepted, protover, self.shared.server.as_str()),
+            Some(protover) => {
+                let names: Vec<&str> = rooms.iter().map(goim_ports::RoomId::as_str).collect();
+                let reply = serde_json::json!({
+                    "code": 0,
+                    "mid": accepted.mid.0,
+                    "key": accepted.key.as_str(),
+                    "protover": protover.0,
+                    "heartbeat": accepted.heartbeat.as_secs(),
+                    "rooms": names,
+                    "server": self.shared.server.as_str(),
+                    "expires_at": accepted.expires_at.map(|at| at.0),
+                });
+                reply.to_string().into_bytes()
+            }
             None => Vec::new(),
         };
         let established = Established {
@@ -142,8 +169,17 @@ impl Shard {
         if entered.confirm {
             self.touch(slot);
         }
-        if let Some(room) = accepted.room {
+        let connection = &mut self.connections[slot];
+        connection.set_scope(accepted.scope);
+        connection.set_expires(expires(self.now, accepted.expires_at));
+        let mut rooms = rooms.into_iter();
+        if accepted.room.is_some()
+            && let Some(room) = rooms.next()
+        {
             self.join(slot, room);
+        }
+        for room in rooms {
+            self.join_further(slot, room);
         }
         self.arm(slot);
         self.stage(slot);
@@ -182,7 +218,7 @@ impl Shard {
         self.confirming = Some(confirming);
     }
 
-    fn session_ref(&self, slot: u32) -> Option<SessionRef> {
+    pub(super) fn session_ref(&self, slot: u32) -> Option<SessionRef> {
         let identity = self.connections.get(slot)?.identity.as_ref()?;
         let server = self.shared.server.clone();
         Some(SessionRef { mid: identity.mid, key: identity.key.clone(), server })
@@ -197,34 +233,6 @@ impl Shard {
             let touch_in = TOUCH_MIN + Duration::from_millis(self.random(TOUCH_MIN.as_millis() as u64));
             self.connections[slot].touch_after = self.now.after(touch_in);
             self.touch(slot);
-        }
-    }
-
-    /// Moves a session to another room in one step; to the one that it is in, nothing happens.
-    pub(super) fn change_room(&mut self, slot: u32, room: &str) {
-        let connection = &self.connections[slot];
-        self.stats.packets_out(
-            goim_ports::Operation::CHANGE_ROOM_REPLY,
-            1,
-            goim_wire::HEADER_LEN + room.len(),
-        );
-        if connection.membership.is_some_and(|membership| self.rooms.is_in(membership, room)) {
-            return;
-        }
-        self.leave_room(slot);
-        if !room.is_empty() {
-            self.join(slot, RoomId::from(room));
-        }
-    }
-
-    fn join(&mut self, slot: u32, room: RoomId) {
-        self.connections[slot].membership = Some(self.rooms.join(room, slot));
-    }
-
-    pub(super) fn leave_room(&mut self, slot: u32) {
-        let Some(membership) = self.connections[slot].membership.take() else { return };
-        if let Some((moved, place)) = self.rooms.leave(membership) {
-            self.connections[moved].membership = Some(place);
         }
     }
 
@@ -248,11 +256,22 @@ impl Shard {
 
     /// The reply goes out whether or not the business was reached: goim's clients count on one.
     fn replied(&mut self, slot: u32, result: Result<Bytes, LogicError>) {
-        let body = result.unwrap_or_else(|error| {
-            self.stats.upstream_errors.add(1);
-            tracing::debug!(%error, "a packet was not handled; the client gets an empty reply");
-            Bytes::new()
-        });
+        let body = match result {
+            Ok(body) => body,
+            Err(error) => {
+                self.stats.upstream_errors.add(1);
+                tracing::debug!(%error, "a packet was not handled");
+                let failure = match error {
+                    LogicError::Unavailable(_) => RequestFailure::Unavailable,
+                    LogicError::Failed(_) => RequestFailure::Failed,
+                };
+                if self.fail_request(slot, failure.code(), failure.label(), "") {
+                    return;
+                }
+                // A client of goim gets goim's empty echo.
+                Bytes::new()
+            }
+        };
         let connection = &mut self.connections[slot];
         if let Some(operation) = connection.session.reply_upstream(&mut self.pool, &body) {
             self.stats.packets_out(operation, 1, goim_wire::HEADER_LEN + body.len());
@@ -261,18 +280,22 @@ impl Shard {
     }
 }
 
-/// The body of the auth reply for an extended client.
-fn auth_reply(accepted: &Accepted, protover: Version, server: &str) -> Vec<u8> {
-    let rooms: Vec<&str> = accepted.room.iter().map(RoomId::as_str).collect();
-    serde_json::json!({
-        "code": 0,
-        "mid": accepted.mid.0,
-        "key": accepted.key.as_str(),
-        "protover": protover.0,
-        "heartbeat": accepted.heartbeat.as_secs(),
-        "rooms": rooms,
-        "server": server,
-    })
-    .to_string()
-    .into_bytes()
+/// When a token's end is by a shard's clock.
+pub(super) fn expires(now: Moment, at: Option<goim_ports::ExpiresAt>) -> Moment {
+    at.map_or(Moment::NEVER, |at| now.after(at.left()))
+}
+
+/// What a client is told that gets no session.
+pub(super) fn reason_of(reason: NoSession) -> CloseReason {
+    match reason {
+        NoSession::Unavailable => CloseReason::AuthUnavailable,
+        NoSession::Refused => CloseReason::AuthRefused,
+        NoSession::Expired => CloseReason::TokenExpired,
+        NoSession::NotYet => CloseReason::TokenNotYetValid,
+        NoSession::Audience => CloseReason::TokenAudience,
+        NoSession::Signature => CloseReason::TokenSignature,
+        NoSession::Mismatch => CloseReason::TokenMismatch,
+        NoSession::Denied => CloseReason::AuthDenied,
+        NoSession::Room => CloseReason::RoomNotAllowed,
+    }
 }

@@ -48,7 +48,7 @@ impl Shard {
         let identity = connection.identity.take();
         tracing::debug!(remote = %connection.remote(), %reason, key = identity.as_ref().map(|who| who.key.as_str()), "connection ends");
         self.stats.closed(reason);
-        self.leave_room(slot);
+        self.leave_rooms(slot);
         if let Some(identity) = identity {
             self.stats.sessions.down();
             self.forget(identity, id);

@@ -17,6 +17,8 @@ enum Action {
     Authenticate(Bytes),
     Heartbeat(Version, Sequence),
     ChangeRoom(String),
+    ChangeRooms(bool, Bytes),
+    Refresh(Bytes),
     Upstream(PacketBuf),
     Close(CloseReason),
 }
@@ -143,6 +145,15 @@ impl Shard {
                     self.stats.packet_in(Operation::CHANGE_ROOM, room.len());
                     Action::ChangeRoom(String::from_utf8_lossy(room).into_owned())
                 }
+                Ok(Step::Rooms { join, rooms }) => {
+                    let operation = if join { Operation::JOIN_ROOMS } else { Operation::LEAVE_ROOMS };
+                    self.stats.packet_in(operation, rooms.len());
+                    Action::ChangeRooms(join, Bytes::copy_from_slice(rooms))
+                }
+                Ok(Step::Refresh { token }) => {
+                    self.stats.packet_in(Operation::REFRESH_TOKEN, token.len());
+                    Action::Refresh(Bytes::copy_from_slice(token))
+                }
                 Ok(Step::Upstream { packet }) => {
                     self.stats.packet_in(packet.operation, packet.body.len());
                     Action::Upstream(packet.to_owned())
@@ -159,6 +170,8 @@ impl Shard {
             Action::Authenticate(token) => self.authenticate(slot, token),
             Action::Heartbeat(version, sequence) => self.heartbeat(slot, version, sequence),
             Action::ChangeRoom(room) => self.change_room(slot, &room),
+            Action::ChangeRooms(join, rooms) => self.change_rooms(slot, join, &rooms),
+            Action::Refresh(token) => self.refresh(slot, token),
             Action::Upstream(packet) => self.upstream(slot, packet),
             Action::Close(reason) => self.close(slot, reason),
         }

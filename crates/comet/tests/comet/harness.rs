@@ -52,7 +52,7 @@ impl LogicPort for Recorder {
     fn connect(&self, request: ConnectRequest) -> Call<Result<Accepted, ConnectError>> {
         let token = String::from_utf8_lossy(&request.token).into_owned();
         if token == "no" {
-            return self.answer(Err(ConnectError::Refused("the token is no".into())));
+            return self.answer(Err(ConnectError::refused("the token is no")));
         }
         let extended = token.ends_with('!');
         let (key, room) = match token.trim_end_matches('!').split_once('@') {
@@ -66,6 +66,9 @@ impl LogicPort for Recorder {
             room: room.map(Into::into),
             accepts: vec![Operation(1000), Operation(1001)],
             heartbeat: Duration::from_secs(60),
+            rooms: Vec::new(),
+            scope: None,
+            expires_at: None,
             protover: extended.then_some(Version(1)),
         }))
     }

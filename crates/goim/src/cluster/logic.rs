@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use goim_adapters::grpc::logic_service;
+use goim_adapters::http::HyperClient;
 use goim_adapters::kafka::KafkaPushLog;
 use goim_adapters::redis::{RedisRooms, RedisSessions, Servers};
 use goim_logic::Logic;
@@ -40,8 +41,10 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
             rooms: Arc::new(rooms),
             nodes: Arc::clone(&nodes),
             push_log: log.clone(),
+            http: Arc::new(HyperClient::new()),
         },
-    );
+    )
+    .map_err(serve::StartError::Key)?;
     let mut registry = Registry::default();
     logic.register_metrics(&mut registry);
     metrics::register_log(&mut registry, log);
@@ -53,6 +56,7 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
         ("http", http.addr.to_string()),
         ("rpc", rpc.as_ref().map_or("closed".to_owned(), |bound| bound.addr.to_string())),
         ("push", logic.push_protection().to_string()),
+        ("identity", logic.identity().to_owned()),
         ("kafka", format!("{} on {}", config.kafka.topic, config.kafka.brokers.join(","))),
     ];
     let pages = operate::router(operation.clone());

@@ -24,6 +24,9 @@ pub enum StartError {
         /// What the system said.
         error: io::Error,
     },
+    /// A key for signed tokens cannot be used.
+    #[error(transparent)]
+    Key(#[from] goim_logic::KeyError),
     /// comet did not start for another reason: its certificate, its threads.
     #[error("comet does not start: {0}")]
     Comet(goim_comet::StartError),

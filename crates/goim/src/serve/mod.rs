@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use goim_adapters::http::HyperClient;
 use goim_adapters::memory::{
     MemoryNodes, MemoryPushLog, MemoryRooms, MemorySessions, SharedComets, push_log,
 };
@@ -81,7 +82,7 @@ pub struct Running {
 /// # Cancel safety
 /// Dropping the future before it is done stops what was started.
 pub async fn start(mut config: Config) -> Result<Running, StartError> {
-    config.check()?;
+    config.check_serve()?;
     config.complete();
     let http = bind::listen("http.listen", config.http.listen).await?;
     let comet_rpc = bind::listen_if("rpc.comet", config.rpc.comet).await?;
@@ -96,8 +97,14 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
     let rooms = Arc::new(MemoryRooms::new());
     let logic = Logic::new(
         config.logic.clone(),
-        goim_logic::Dependencies { sessions, rooms, nodes: nodes.clone(), push_log: log.clone() },
-    );
+        goim_logic::Dependencies {
+            sessions,
+            rooms,
+            nodes: nodes.clone(),
+            push_log: log.clone(),
+            http: Arc::new(HyperClient::new()),
+        },
+    )?;
     let comet = Comet::start(
         config.comet.clone(),
         goim_comet::Dependencies {

@@ -56,6 +56,7 @@ pub(super) fn settings() -> Vec<Setting> {
         size [comet.limits.request_head_bytes_max], "The WebSocket upgrade request.";
         size [comet.limits.body_bytes_max], "Body of an inbound packet.";
         [comet.limits.packets_per_second_max] = "50", "Inbound packets a second of one client, on average. Not set: no limit. One above it is read later, not refused.";
+        [comet.limits.rooms_max], "Rooms that one session may be in; a client of goim is in one.";
         [comet.limits.packets_burst], "Inbound packets that may come at once before packets_per_second_max applies.";
 
         size [comet.send.queue_bytes_max], "What waits for one session whose socket is full. Worst-case memory is this times the sessions that do not read; raise it to ride out longer stalls of mobile clients at that cost. The packet at the front does not count, whatever its size.";

@@ -12,6 +12,18 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
     ),
     ("logic.push", "What is pushed."),
     ("logic.http", "The HTTP API. Its address is http.listen."),
+    (
+        "logic.identity",
+        "Who may connect. \"open\" believes the clients, as goim does: for development and trusted networks. \"jwt\" believes tokens that somebody has signed whose key is known. \"webhook\" asks the business.",
+    ),
+    (
+        "logic.identity.jwt",
+        "JSON Web Tokens with HS256, RS256, ES256 or EdDSA, in the member `token` of the auth packet. Claims: mid (required), exp, nbf, aud, iss, key, rooms, rooms_allowed, accepts. A key is taken for one algorithm only.",
+    ),
+    (
+        "logic.identity.webhook",
+        "The business is asked by POST with JSON: token, mid, key, room_id, rooms, platform, protover, ip, cookie, user_agent, server. It answers 200 with JSON: mid (required), key, rooms, rooms_allowed, accepts, expires_at (seconds since 1970); or 401 or 403, or {\"refuse\": \"why\"}. Anything else is no decision, and the client may come back.",
+    ),
 ];
 
 pub(super) fn settings() -> Vec<Setting> {
@@ -46,5 +58,26 @@ pub(super) fn settings() -> Vec<Setting> {
         [logic.http.request_timeout], "From the end of a request's head to its answer.";
         [logic.http.connections_max], "Connections held at once. More wait to be accepted.";
         [logic.http.shutdown_timeout], "How long requests under way may take to end when the server stops.";
+
+        [logic.identity.method], "\"open\", \"jwt\" or \"webhook\".";
+        [logic.identity.open_to_all], "With \"open\": clients from elsewhere than this machine are let in, whoever they say they are. Off, `goim serve` refuses to listen to others with \"open\".";
+        [logic.identity.client_keys], "Without \"open\": a client may name its session where neither its token nor the business does. Whoever knows the key of another's session can then take it over.";
+
+        secret [logic.identity.jwt.secrets], "Shared secrets for HS256, each at least 32 bytes; several while one replaces another. Better in the environment than in a file: GOIM_LOGIC_IDENTITY_JWT_SECRETS.";
+        [logic.identity.jwt.public_keys], "Files with public keys in PEM: RSA (RS256), P-256 (ES256) or Ed25519 (EdDSA).";
+        [logic.identity.jwt.jwks_url] = "https://login.example.com/.well-known/jwks.json", "Where the public keys are published, as a JSON Web Key Set. Keys are chosen by their name (kid); a new one is fetched when a token names it.";
+        [logic.identity.jwt.jwks_refresh], "Keys from there are fetched again when they are older; those that are there stay good while the place does not answer.";
+        [logic.identity.jwt.jwks_pause], "The shortest time between two fetches, whatever names of keys tokens invent.";
+        [logic.identity.jwt.audience], "Whom a token must be for (aud): one of these. None: not looked at.";
+        [logic.identity.jwt.issuer], "Whom a token must be from (iss): one of these. None: from anybody who has a key.";
+        [logic.identity.jwt.mid_claim], "The claim with the member's number: an integer, or a text that is one.";
+        [logic.identity.jwt.endless], "Tokens without an end (exp) are taken.";
+        [logic.identity.jwt.leeway], "How far the clocks of whoever signs and of this machine may differ.";
+
+        [logic.identity.webhook.url], "Where the business is asked: https:// or http://.";
+        secret [logic.identity.webhook.secret] = "the-secret-of-this-hook", "Presented as `Authorization: Bearer`, so that the business knows who asks.";
+        [logic.identity.webhook.timeout], "From the question to the last byte of the answer; below logic.directory_deadline.";
+        [logic.identity.webhook.calls_max], "Questions under way at once. More wait for `timeout` at most.";
+
     }
 }

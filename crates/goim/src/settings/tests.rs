@@ -122,7 +122,7 @@ fn the_printed_examples_can_be_used() {
         );
         let shown =
             (setting.get)(&config).unwrap_or_else(|| panic!("{} does not keep its example", setting.key));
-        let example = setting.example;
+        let example = if setting.secret { super::value::REDACTED } else { setting.example };
         assert!(
             [example.to_owned(), format!("\"{example}\"")].contains(&shown.to_string()),
             "{}: {shown}",
@@ -149,6 +149,7 @@ fn a_row_changes_its_own_field_and_no_other() {
                 "newest" => "oldest".to_owned(),
                 "redis" => "list".to_owned(),
                 "drop-newest" => "close".to_owned(),
+                "open" => "webhook".to_owned(),
                 text if text.ends_with(" B") || text.ends_with("iB") => "12345 B".to_owned(),
                 text if text.contains(':') => "127.0.0.1:9".to_owned(),
                 text if text.ends_with(['s', 'm', 'h']) && text.starts_with(|c: char| c.is_ascii_digit()) => {

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use goim_comet::SlowConsumerPolicy;
-use goim_logic::ApiKey;
+use goim_logic::{ApiKey, IdentityMethod, Secret};
 use goim_ports::ServerId;
 
 use crate::config::{Directory, LogFormat, LogStart};
@@ -291,6 +291,45 @@ impl Value for ApiKey {
 
     fn to_toml(&self) -> Option<toml::Value> {
         Some(toml::Value::String(REDACTED.to_owned()))
+    }
+}
+
+/// Is read, and never shown.
+impl Value for Secret {
+    fn wants() -> String {
+        "a text".to_owned()
+    }
+
+    fn from_text(text: &str) -> Option<Self> {
+        (!text.is_empty()).then(|| Self::from(text.to_owned()))
+    }
+
+    fn to_toml(&self) -> Option<toml::Value> {
+        Some(toml::Value::String(REDACTED.to_owned()))
+    }
+}
+
+impl Value for IdentityMethod {
+    fn wants() -> String {
+        "`open`, `jwt` or `webhook`".to_owned()
+    }
+
+    fn from_text(text: &str) -> Option<Self> {
+        Some(match text {
+            "open" => Self::Open,
+            "jwt" => Self::Jwt,
+            "webhook" => Self::Webhook,
+            _ => return None,
+        })
+    }
+
+    fn to_toml(&self) -> Option<toml::Value> {
+        let name = match self {
+            Self::Open => "open",
+            Self::Jwt => "jwt",
+            Self::Webhook => "webhook",
+        };
+        Some(toml::Value::String(name.to_owned()))
     }
 }
 

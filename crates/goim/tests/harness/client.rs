@@ -144,6 +144,34 @@ impl Client {
         &self.stream
     }
 
+    /// Presents this as the body of the auth packet, and gives the first packet that comes; `None` when the server closes.
+    pub fn present(server: &Server, transport: Transport, token: impl AsRef<[u8]>) -> (Self, Option<Packet>) {
+        let mut client = Self::open(server, transport);
+        client.send(&Packet::new(7, 1, token));
+        let came = client.packet_or_end();
+        (client, came)
+    }
+
+    /// The next packet; `None` when the server closes before one has come. A close frame is an end.
+    pub fn packet_or_end(&mut self) -> Option<Packet> {
+        let started = Instant::now();
+        let there = |received: &[u8], transport| match transport {
+            Transport::Tcp => Packet::is_complete(received),
+            Transport::Ws => frame::is_complete(received),
+        };
+        while !there(&self.received, self.transport) {
+            match self.fill(DEADLINE.saturating_sub(started.elapsed())) {
+                Some(0) => return None,
+                Some(_) => {}
+                None => panic!("{:?}: neither a packet nor an end", self.transport),
+            }
+        }
+        if self.transport == Transport::Ws && self.received[0] == 0x88 {
+            return None;
+        }
+        Some(self.packet())
+    }
+
     /// Bytes as they are. That the server has closed meanwhile is not an error here.
     pub fn send_bytes(&mut self, bytes: &[u8]) {
         match self.stream.write_all(bytes) {

@@ -37,6 +37,7 @@ pub(super) enum Kind {
 const DEPTH_MAX: usize = 10_000;
 
 /// Takes a document apart from the front.
+#[derive(Clone)]
 pub(super) struct Scanner<'a> {
     bytes: &'a [u8],
     at: usize,

@@ -1,17 +1,23 @@
-//! The members of goim's token, by Go's rules for them.
+//! The members of goim's token, by Go's rules for them, and those that goim does not know. Of the latter a value of another kind than
+//! ours is skipped, as goim skips it: only what an extended client says must make sense.
 
 use goim_ports::Operation;
 
 use super::json::{JsonError, Kind, Scanner};
 
 /// What a client says of itself in the body of its auth packet.
-#[derive(Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub(super) struct Token {
     pub(super) mid: i64,
     pub(super) key: String,
     pub(super) room_id: String,
+    pub(super) platform: String,
     pub(super) accepts: Vec<Operation>,
     pub(super) protover: Option<i64>,
+    /// The credential. Not in goim.
+    pub(super) token: String,
+    /// Further rooms. Not in goim.
+    pub(super) rooms: Vec<String>,
 }
 
 impl Token {
@@ -40,7 +46,7 @@ impl Token {
         } else if same_name(name, "room_id") {
             string(scanner, &mut self.room_id)
         } else if same_name(name, "platform") {
-            string(scanner, &mut String::new())
+            string(scanner, &mut self.platform)
         } else if same_name(name, "accepts") {
             operations(scanner, &mut self.accepts)
         } else if same_name(name, "protover") {
@@ -48,10 +54,37 @@ impl Token {
                 self.protover = Some(scanner.integer()?);
             }
             Ok(())
+        } else if same_name(name, "token") {
+            or_skip(scanner, |scanner| string(scanner, &mut self.token))
+        } else if same_name(name, "rooms") {
+            or_skip(scanner, |scanner| strings(scanner, &mut self.rooms))
         } else {
             scanner.skip()
         }
     }
+}
+
+/// Reads a value that goim does not know, or skips one that is of another kind.
+fn or_skip<'a>(
+    scanner: &mut Scanner<'a>,
+    read: impl FnOnce(&mut Scanner<'a>) -> Result<(), JsonError>,
+) -> Result<(), JsonError> {
+    let before = scanner.clone();
+    read(scanner).or_else(|_| {
+        *scanner = before;
+        scanner.skip()
+    })
+}
+
+fn strings(scanner: &mut Scanner<'_>, member: &mut Vec<String>) -> Result<(), JsonError> {
+    let mut found = Vec::new();
+    let mut more = scanner.open(Kind::Array, "an array of strings")?;
+    while more {
+        found.push(scanner.string()?);
+        more = scanner.another(Kind::Array)?;
+    }
+    *member = found;
+    Ok(())
 }
 
 fn integer(scanner: &mut Scanner<'_>, member: &mut i64) -> Result<(), JsonError> {

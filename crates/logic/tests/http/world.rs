@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use axum::Router;
 use goim_logic::{Config, Dependencies, Logic};
 use goim_ports::{
-    AppendError, Appended, Call, CometNode, DirectoryError, Mid, NodeDirectory, NodeError, PushLog,
-    PushRecord, PushTarget, RoomCounts, RoomDirectory, RoomId, ServerId, SessionDirectory, SessionKey,
-    SessionRecord, SessionRef,
+    AppendError, Appended, Call, CometNode, DirectoryError, HttpAnswer, HttpClient, HttpError, HttpRequest,
+    Mid, NodeDirectory, NodeError, PushLog, PushRecord, PushTarget, RoomCounts, RoomDirectory, RoomId,
+    ServerId, SessionDirectory, SessionKey, SessionRecord, SessionRef,
 };
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, oneshot};
@@ -67,6 +67,7 @@ impl World {
             rooms: Arc::clone(self) as _,
             nodes: Arc::clone(self) as _,
             push_log: Arc::clone(self) as _,
+            http: Arc::new(Nobody),
         }
     }
 
@@ -262,7 +263,7 @@ impl Server {
         let mut config = Config::default();
         change(&mut config);
         let world = Arc::new(World::default());
-        let logic = Logic::new(config, world.dependencies());
+        let logic = Logic::new(config, world.dependencies()).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
@@ -292,5 +293,14 @@ impl Server {
     /// Waits until it has.
     pub(crate) async fn stopped(self) {
         self.served.await.unwrap().unwrap();
+    }
+}
+
+/// Nobody answers over HTTP.
+struct Nobody;
+
+impl HttpClient for Nobody {
+    fn send(&self, _: HttpRequest) -> Call<Result<HttpAnswer, HttpError>> {
+        Call::Ready(Err(HttpError::Unreachable("nobody is there".to_owned())))
     }
 }

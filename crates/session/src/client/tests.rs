@@ -127,6 +127,9 @@ impl Server {
                     self.session.reply_heartbeat(&mut self.pool, version, sequence, 7);
                 }
                 Step::ChangeRoom { room } => self.rooms.push(room.to_vec()),
+                Step::Rooms { .. } | Step::Refresh { .. } => {
+                    self.session.reply_control(&mut self.pool, br#"{"code":0}"#);
+                }
                 Step::Upstream { packet } => {
                     let body = packet.body.to_vec();
                     self.session.reply_upstream(&mut self.pool, &body);

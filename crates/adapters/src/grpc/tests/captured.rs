@@ -179,6 +179,9 @@ fn accepted() -> Accepted {
         room: Some("live://1000".into()),
         accepts: vec![Operation(1000), Operation(1001)],
         heartbeat: Duration::from_secs(480),
+        rooms: Vec::new(),
+        scope: None,
+        expires_at: None,
         protover: None,
     }
 }
@@ -199,7 +202,7 @@ async fn a_refusal_is_unknown_with_its_text() {
     let logic = Arc::new(FakeLogic::default());
     let served = Served::logic(&logic).await;
     for call in captured().into_iter().filter(|call| call.path.ends_with("/Connect") && call.status != 0) {
-        *logic.accepted.lock().unwrap() = Some(Err(ConnectError::Refused(call.text.clone())));
+        *logic.accepted.lock().unwrap() = Some(Err(ConnectError::refused(call.text.clone())));
         let error = raw(served.channel(), &call.path, call.request, false).await.unwrap_err();
         assert_eq!((error.code(), error.message()), (Code::Unknown, call.text.as_str()));
     }

@@ -5,7 +5,8 @@ use std::sync::Mutex;
 
 use goim_ports::{
     Accepted, Broadcast, Call, CometError, CometPort, ConnectError, ConnectRequest, Generation, KeyPush,
-    LogicError, LogicPort, OnlineReport, OnlineTotals, RoomCounts, RoomId, RoomPush, SessionRef, Upstream,
+    LogicError, LogicPort, OnlineReport, OnlineTotals, RefreshRequest, Refreshed, RoomCounts, RoomId,
+    RoomPush, SessionRef, Upstream,
 };
 
 use super::*;
@@ -77,9 +78,18 @@ impl FakeLogic {
 
 impl LogicPort for FakeLogic {
     fn connect(&self, request: ConnectRequest) -> Call<Result<Accepted, ConnectError>> {
-        let ConnectRequest { server, cookie, token, remote } = request;
-        self.calls.lock().unwrap().push(format!("connect {server} {cookie} {token:?} {remote}"));
+        let ConnectRequest { server, cookie, user_agent, token, remote } = request;
+        self.calls.lock().unwrap().push(format!("connect {server} {cookie}{user_agent} {token:?} {remote}"));
         Call::Ready(self.accepted.lock().unwrap().clone().expect("the test has set an answer"))
+    }
+
+    fn refresh(&self, request: RefreshRequest) -> Call<Result<Refreshed, ConnectError>> {
+        let RefreshRequest { session, token, remote } = request;
+        self.calls.lock().unwrap().push(format!("refresh {session:?} {token:?} {remote}"));
+        let accepted = self.accepted.lock().unwrap().clone().expect("the test has set an answer");
+        Call::Ready(
+            accepted.map(|accepted| Refreshed { scope: accepted.scope, expires_at: accepted.expires_at }),
+        )
     }
 
     fn disconnect(&self, session: SessionRef) -> Call<Result<bool, LogicError>> {

@@ -5,9 +5,10 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use goim_ports::{
-    Accepted, AcceptedAt, Broadcast, Call, CometError, CometPort, ConnectError, ConnectRequest, Generation,
-    KeyPush, LogicError, LogicPort, Mid, OnlineReport, Operation, PacketBuf, RoomId, RoomPush, RoomsNews,
-    RoomsVersion, Sequence, SessionRef, StripeNews, Upstream, Version,
+    Accepted, AcceptedAt, Broadcast, Call, CometError, CometPort, ConnectError, ConnectRequest, ExpiresAt,
+    Generation, KeyPush, LogicError, LogicPort, Mid, NoSession, OnlineReport, Operation, PacketBuf,
+    RefreshRequest, RoomId, RoomPush, RoomScope, RoomsNews, RoomsVersion, Sequence, SessionRef, StripeNews,
+    Upstream, Version,
 };
 
 use super::*;
@@ -88,8 +89,14 @@ async fn ask_logic(port: &dyn LogicPort) -> Vec<String> {
     let connect = ConnectRequest {
         server: "comet01".into(),
         cookie: "a=b; c=д".to_owned(),
+        user_agent: "phone/2 (д)".to_owned(),
         token: Bytes::from_static(b"{\"mid\":1}\xff"),
         remote: "2001:db8::1".parse().unwrap(),
+    };
+    let refresh = RefreshRequest {
+        session: session.clone(),
+        token: Bytes::from_static(b"new\xff"),
+        remote: "192.0.2.1".parse().unwrap(),
     };
     let rooms = Arc::new(HashMap::from([("live://1".into(), 3), ("直播://房间一".into(), 1)]));
     let report = OnlineReport { server: "comet01".into(), rooms };
@@ -104,6 +111,7 @@ async fn ask_logic(port: &dyn LogicPort) -> Vec<String> {
     totals.sort();
     vec![
         format!("{:?}", port.connect(connect).await),
+        format!("{:?}", port.refresh(refresh).await),
         format!("{:?}", port.disconnect(session.clone()).await),
         format!("{:?}", port.heartbeat(session).await),
         format!("{totals:?}"),
@@ -126,9 +134,15 @@ async fn logic_is_the_same_over_the_wire() {
         room: None,
         accepts: vec![Operation(-1), Operation(i32::MAX)],
         heartbeat: Duration::from_nanos(480_000_000_001),
+        rooms: vec!["a://1".into(), "b://2".into()],
+        scope: Some(RoomScope(Arc::new(vec!["a://*".to_owned()]))),
+        expires_at: Some(ExpiresAt(4_000_000_000)),
         protover: Some(Version(3)),
     };
     let goim = Accepted {
+        rooms: Vec::new(),
+        scope: None,
+        expires_at: None,
         protover: None,
         room: Some("live://1".into()),
         heartbeat: Duration::ZERO,
@@ -136,10 +150,12 @@ async fn logic_is_the_same_over_the_wire() {
     };
     let answers = [
         (Ok(accepted), None),
-        (Ok(goim), None),
-        (Err(ConnectError::Refused("no: <ü>".to_owned())), Some(LogicError::Failed("said no".to_owned()))),
+        (Ok(goim.clone()), None),
+        (Ok(Accepted { scope: Some(RoomScope(Arc::default())), ..goim.clone() }), None),
+        (Err(ConnectError { extended: true, ..ConnectError::because(NoSession::Expired, "late") }), None),
+        (Err(ConnectError::refused("no: <ü>")), Some(LogicError::Failed("said no".to_owned()))),
         (
-            Err(ConnectError::Unavailable("redis".to_owned())),
+            Err(ConnectError::unavailable("redis")),
             Some(LogicError::Unavailable("dial tcp: refused".to_owned())),
         ),
     ];

@@ -1,0 +1,121 @@
+//! Requests over HTTP/1.1, plain or in TLS, on connections that are kept open between them.
+//!
+//! Certificates are checked against what the system trusts; `SSL_CERT_FILE` in the environment names a file of others instead.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use goim_ports::{Call, HttpAnswer, HttpClient, HttpError, HttpRequest};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::Request;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use rustls::{ClientConfig, RootCertStore};
+
+/// How long an unused connection is kept. Below what most servers and balancers keep theirs, so that a request rarely meets the
+/// end of one.
+const IDLE: Duration = Duration::from_secs(20);
+/// Unused connections kept to one host.
+const IDLE_MAX: usize = 64;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Makes requests. Cheap to clone: clones share their connections.
+#[derive(Clone)]
+pub struct HyperClient {
+    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+}
+
+impl HyperClient {
+    /// Reads which certificates the system trusts. Opens nothing.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        tcp.set_nodelay(true);
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(tls())
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(tcp);
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE)
+            .pool_max_idle_per_host(IDLE_MAX)
+            .build(connector);
+        Self { client }
+    }
+}
+
+impl Default for HyperClient {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl std::fmt::Debug for HyperClient {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HyperClient").finish_non_exhaustive()
+    }
+}
+
+fn tls() -> ClientConfig {
+    let mut roots = RootCertStore::empty();
+    let found = rustls_native_certs::load_native_certs();
+    let (added, _) = roots.add_parsable_certificates(found.certs);
+    if added == 0 {
+        tracing::debug!(errors = ?found.errors, "no certificates are trusted: requests over https will fail");
+    }
+    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+    let versions = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    // The provider has the versions that it says it has.
+    let builder = versions.unwrap_or_else(|error| unreachable!("ring knows TLS 1.2 and 1.3: {error}"));
+    builder.with_root_certificates(roots).with_no_client_auth()
+}
+
+impl HttpClient for HyperClient {
+    fn send(&self, request: HttpRequest) -> Call<Result<HttpAnswer, HttpError>> {
+        let client = self.client.clone();
+        Call::pending(async move {
+            let timeout = request.timeout;
+            let late = |_| HttpError::Timeout(timeout);
+            tokio::time::timeout(timeout, exchange(client, request)).await.map_err(late)?
+        })
+    }
+}
+
+async fn exchange(
+    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    request: HttpRequest,
+) -> Result<HttpAnswer, HttpError> {
+    let HttpRequest { body, url, headers, answer_bytes_max, .. } = request;
+    let method = if body.is_some() { hyper::Method::POST } else { hyper::Method::GET };
+    let mut builder = Request::builder().method(method).uri(url);
+    for (name, value) in headers {
+        builder = builder.header(name, value);
+    }
+    let request = builder.body(Full::new(body.unwrap_or_default())).map_err(|error| unreachable(&error))?;
+    let answer = client.request(request).await.map_err(|error| unreachable(&error))?;
+    let status = answer.status().as_u16();
+    let body = Limited::new(answer.into_body(), answer_bytes_max).collect().await.map_err(|error| {
+        if error.is::<LengthLimitError>() {
+            HttpError::TooLarge(answer_bytes_max)
+        } else {
+            HttpError::Unreachable(error.to_string())
+        }
+    })?;
+    Ok(HttpAnswer { status, body: body.to_bytes() })
+}
+
+/// The error with its causes, which is what an operator needs.
+fn unreachable(error: &(dyn std::error::Error + 'static)) -> HttpError {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    HttpError::Unreachable(text)
+}

@@ -1,0 +1,234 @@
+//! What a session asks of the shard besides the business: rooms, and a new token.
+//!
+//! A client of goim is in one room and moves from it to another. An extended client may be in more; they are a list behind that one.
+
+use bytes::Bytes;
+use goim_ports::{Call, ConnectError, RefreshRequest, Refreshed, RoomId};
+use goim_session::RequestFailure;
+
+use super::Shard;
+use super::answers::{expires, reason_of};
+use crate::connection::ConnectionId;
+use crate::inbox::Notice;
+
+/// What a client is told to wait before it makes a request again that nobody could answer.
+const RETRY_AFTER_MS: u64 = 1000;
+
+impl Shard {
+    /// Moves a session from its one room to another in one step; to the one that it is in, nothing happens, nor to one that it may
+    /// not be in. The reply has gone out already, as in goim.
+    pub(super) fn change_room(&mut self, slot: u32, room: &str) {
+        let connection = &self.connections[slot];
+        self.stats.packets_out(
+            goim_ports::Operation::CHANGE_ROOM_REPLY,
+            1,
+            goim_wire::HEADER_LEN + room.len(),
+        );
+        if connection.membership.is_some_and(|membership| self.rooms.is_in(membership, room)) {
+            return;
+        }
+        if !room.is_empty() && connection.scope().is_some_and(|scope| !scope.allows(room)) {
+            self.stats.rooms_refused.add(1);
+            return;
+        }
+        self.leave_room(slot);
+        if room.is_empty() {
+            return;
+        }
+        let rooms = &self.rooms;
+        match self.connections[slot].take_room(|membership| rooms.is_in(membership, room)) {
+            // It is there already, by way of the list.
+            Some(membership) => self.connections[slot].membership = Some(membership),
+            None => self.join(slot, RoomId::from(room)),
+        }
+    }
+
+    pub(super) fn join(&mut self, slot: u32, room: RoomId) {
+        self.connections[slot].membership = Some(self.rooms.join(room, slot));
+    }
+
+    pub(super) fn join_further(&mut self, slot: u32, room: RoomId) {
+        let membership = self.rooms.join(room, slot);
+        self.connections[slot].add_room(membership);
+    }
+
+    /// Leaves the one room.
+    pub(super) fn leave_room(&mut self, slot: u32) {
+        if let Some(membership) = self.connections[slot].membership.take() {
+            self.leave(membership);
+        }
+    }
+
+    /// Leaves every room.
+    pub(super) fn leave_rooms(&mut self, slot: u32) {
+        self.leave_room(slot);
+        while let Some(membership) = self.connections[slot].take_room(|_| true) {
+            self.leave(membership);
+        }
+    }
+
+    fn leave(&mut self, membership: crate::rooms::Membership) {
+        if let Some((moved, place)) = self.rooms.leave(membership) {
+            self.connections[moved].moved(place);
+        }
+    }
+
+    /// Operations 26 and 28: joins or leaves the rooms of a list. What is not allowed is named in the reply, and the rest is done.
+    pub(super) fn change_rooms(&mut self, slot: u32, join: bool, list: &[u8]) {
+        let Ok(names) = serde_json::from_slice::<Vec<String>>(list) else {
+            self.fail_request(
+                slot,
+                RequestFailure::BadRequest.code(),
+                "bad_request",
+                "wants a list of names of rooms in JSON",
+            );
+            return;
+        };
+        let reply = if join { self.join_all(slot, names) } else { self.leave_all(slot, names) };
+        let Some(reply) = reply else {
+            let max = self.shared.config.limits.rooms_max;
+            let detail = format!("a session may be in {max} rooms");
+            self.fail_request(
+                slot,
+                RequestFailure::TooManyRooms.code(),
+                RequestFailure::TooManyRooms.label(),
+                &detail,
+            );
+            return;
+        };
+        self.reply_control(slot, &reply);
+    }
+
+    fn join_all(&mut self, slot: u32, names: Vec<String>) -> Option<serde_json::Value> {
+        let (mut joined, mut refused) = (Vec::new(), Vec::new());
+        for name in names {
+            let connection = &self.connections[slot];
+            let is_member = connection.memberships().any(|membership| self.rooms.is_in(membership, &name));
+            if name.is_empty() || connection.scope().is_some_and(|scope| !scope.allows(&name)) {
+                refused.push(name);
+            } else if is_member || joined.contains(&name) {
+                joined.push(name);
+            } else if connection.memberships().count() < self.shared.config.limits.rooms_max.get() {
+                self.join_further(slot, RoomId::from(name.as_str()));
+                joined.push(name);
+            } else {
+                // Those before stay joined: the client knows them by asking again.
+                return None;
+            }
+        }
+        self.stats.rooms_refused.add(refused.len());
+        Some(serde_json::json!({ "code": 0, "joined": joined, "refused": refused }))
+    }
+
+    fn leave_all(&mut self, slot: u32, names: Vec<String>) -> Option<serde_json::Value> {
+        let mut left = Vec::new();
+        for name in names {
+            let rooms = &self.rooms;
+            if let Some(membership) =
+                self.connections[slot].take_room(|membership| rooms.is_in(membership, &name))
+            {
+                self.leave(membership);
+                left.push(name);
+            } else if self.connections[slot].membership.is_some_and(|own| self.rooms.is_in(own, &name)) {
+                self.leave_room(slot);
+                left.push(name);
+            }
+        }
+        Some(serde_json::json!({ "code": 0, "left": left }))
+    }
+
+    /// Operation 30: asks logic about a new token. The session takes no further packet until the answer is there.
+    pub(super) fn refresh(&mut self, slot: u32, token: Bytes) {
+        let Some(session) = self.session_ref(slot) else { return };
+        let connection = &self.connections[slot];
+        let id = ConnectionId { slot, generation: connection.generation };
+        let request = RefreshRequest { session, token, remote: connection.remote() };
+        match self.shared.logic.refresh(request) {
+            Call::Ready(result) => self.refreshed(slot, result),
+            Call::Pending(answer) => {
+                let own = self.peers[self.index].clone();
+                self.shared.runtime.spawn(async move {
+                    own.notice(Notice::Refreshed { connection: id, result: answer.await });
+                });
+            }
+        }
+    }
+
+    /// A token that is not accepted changes nothing: the session ends with the one that it has.
+    pub(super) fn refreshed(&mut self, slot: u32, result: Result<Refreshed, ConnectError>) {
+        if self.connections[slot].is_closing() {
+            return;
+        }
+        match result {
+            Ok(Refreshed { scope, expires_at }) => {
+                let expires = expires(self.now, expires_at);
+                let connection = &mut self.connections[slot];
+                connection.set_scope(scope);
+                connection.set_expires(expires);
+                self.leave_forbidden(slot);
+                self.arm(slot);
+                self.reply_control(
+                    slot,
+                    &serde_json::json!({ "code": 0, "expires_at": expires_at.map(|at| at.0) }),
+                );
+            }
+            Err(error) => {
+                tracing::debug!(%error, "a new token was not accepted");
+                let reason = reason_of(error.reason);
+                self.fail_request(slot, reason.code(), reason.label(), "");
+            }
+        }
+    }
+
+    /// Leaves the rooms that a new token no longer allows.
+    fn leave_forbidden(&mut self, slot: u32) {
+        let Some(scope) = self.connections[slot].scope().cloned() else { return };
+        let rooms = &self.rooms;
+        let forbidden = |membership| rooms.name(membership).is_some_and(|room| !scope.allows(room.as_str()));
+        let own = self.connections[slot].membership.is_some_and(forbidden);
+        let mut gone = Vec::new();
+        while let Some(membership) = self.connections[slot].take_room(forbidden) {
+            gone.push(membership);
+        }
+        for membership in gone {
+            // Others may have been moved by those before, but this session is no longer on their lists.
+            self.leave(membership);
+        }
+        if own {
+            self.leave_room(slot);
+        }
+    }
+
+    fn reply_control(&mut self, slot: u32, reply: &serde_json::Value) {
+        let body = reply.to_string();
+        let connection = &mut self.connections[slot];
+        if let Some(operation) = connection.session.reply_control(&mut self.pool, body.as_bytes()) {
+            self.stats.packets_out(operation, 1, goim_wire::HEADER_LEN + body.len());
+        }
+        self.stage(slot);
+    }
+
+    /// Tells an extended client that its request has failed. False, and nothing is done, for a client of goim.
+    pub(super) fn fail_request(&mut self, slot: u32, code: u16, label: &str, detail: &str) -> bool {
+        let later = goim_session::Return::for_code(code) == goim_session::Return::Later;
+        let mut body_len = 0;
+        let failed = self.connections[slot].session.reply_error(&mut self.pool, |operation| {
+            let message = if detail.is_empty() { label.to_owned() } else { format!("{label}: {detail}") };
+            let body = serde_json::json!({
+                "code": code,
+                "message": message,
+                "retry_after_ms": if later { Some(RETRY_AFTER_MS) } else { None },
+                "op": operation.0,
+            })
+            .to_string()
+            .into_bytes();
+            body_len = body.len();
+            body
+        });
+        if failed.is_some() {
+            self.stats.packets_out(goim_ports::Operation::ERROR, 1, goim_wire::HEADER_LEN + body_len);
+            self.stage(slot);
+        }
+        failed.is_some()
+    }
+}

@@ -1,0 +1,108 @@
+//! The keys that the business publishes, fetched when they are needed and kept.
+//!
+//! Keys are fetched with the first token, again when they are older than `jwks_refresh` (the old ones serve meanwhile), and when a
+//! token names a key that is not there: that is how a new key is found at once. Whoever invents names of keys makes one request a
+//! `jwks_pause` at most. While the place cannot be reached the keys that are there stay good.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use goim_ports::{HttpClient, HttpRequest};
+use tokio::sync::Mutex;
+
+use super::key::Key;
+
+/// How long one fetch may take, and how large a set may be.
+const TIMEOUT: Duration = Duration::from_secs(2);
+const BYTES_MAX: usize = 256 * 1024;
+
+/// The keys of one place.
+pub(super) struct Jwks {
+    url: String,
+    refresh: Duration,
+    pause: Duration,
+    http: Arc<dyn HttpClient>,
+    fetched: ArcSwap<Fetched>,
+    /// When it was last tried; held while it is.
+    tried: Mutex<Option<Instant>>,
+}
+
+#[derive(Default)]
+struct Fetched {
+    keys: Arc<Vec<Key>>,
+    /// `None` before the first time.
+    at: Option<Instant>,
+}
+
+impl Jwks {
+    pub(super) fn new(url: String, refresh: Duration, pause: Duration, http: Arc<dyn HttpClient>) -> Self {
+        Self { url, refresh, pause, http, fetched: ArcSwap::default(), tried: Mutex::default() }
+    }
+
+    /// The keys that are there.
+    pub(super) fn keys(&self) -> Arc<Vec<Key>> {
+        Arc::clone(&self.fetched.load().keys)
+    }
+
+    /// True when they should be fetched again, or for the first time.
+    pub(super) fn are_old(&self) -> bool {
+        self.fetched.load().at.is_none_or(|at| at.elapsed() >= self.refresh)
+    }
+
+    /// True when they have never been fetched.
+    pub(super) fn are_missing(&self) -> bool {
+        self.fetched.load().at.is_none()
+    }
+
+    /// Fetches the keys, unless that was tried a short while ago; the answer says whether it was done since this was called. Several
+    /// who ask at once wait for one fetch.
+    pub(super) async fn fetch(&self) -> bool {
+        let asked = Instant::now();
+        let mut tried = self.tried.lock().await;
+        // Somebody else has done it meanwhile.
+        if tried.is_some_and(|at| at >= asked) {
+            return true;
+        }
+        if tried.is_some_and(|at| at.elapsed() < self.pause) {
+            return false;
+        }
+        *tried = Some(Instant::now());
+        match self.try_fetch().await {
+            Ok(keys) => {
+                tracing::info!(url = self.url, keys = keys.len(), "keys for tokens fetched");
+                self.fetched.store(Arc::new(Fetched { keys: Arc::new(keys), at: Some(Instant::now()) }));
+            }
+            Err(error) => tracing::warn!(
+                url = self.url,
+                error,
+                "keys for tokens cannot be fetched; those that are there stay good"
+            ),
+        }
+        true
+    }
+
+    async fn try_fetch(&self) -> Result<Vec<Key>, String> {
+        let request = HttpRequest {
+            body: None,
+            url: self.url.clone(),
+            headers: vec![("accept", "application/json".to_owned())],
+            timeout: TIMEOUT,
+            answer_bytes_max: BYTES_MAX,
+        };
+        let answer = self.http.send(request).await.map_err(|error| error.to_string())?;
+        if answer.status != 200 {
+            return Err(format!("the status is {}", answer.status));
+        }
+        // One by one: a key of a kind that nobody here knows must not hide the others.
+        let set: serde_json::Value =
+            serde_json::from_slice(&answer.body).map_err(|error| format!("is no JSON: {error}"))?;
+        let list = set.get("keys").and_then(serde_json::Value::as_array).ok_or("has no list of keys")?;
+        let read = |jwk: &serde_json::Value| Key::of_set(&serde_json::from_value(jwk.clone()).ok()?);
+        let keys: Vec<Key> = list.iter().filter_map(read).collect();
+        if keys.is_empty() {
+            return Err("has no key for RS256, ES256 or EdDSA".to_owned());
+        }
+        Ok(keys)
+    }
+}

@@ -1,0 +1,104 @@
+//! Asking the business who somebody is.
+//!
+//! The credential and the connection's facts go out as JSON; the answer is a [`Grant`], or a refusal with the status 401 or 403, or
+//! with a member `refuse`. Whatever else comes back, or nothing, is no decision: the client may come back later.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use goim_ports::{Call, ConnectError, HttpClient, NoSession};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::grant::Grant;
+use super::{Check, Presented};
+use crate::webhook::{self, WebhookConfig};
+
+/// Largest answer in bytes: a thousand rooms fit.
+const ANSWER_BYTES_MAX: usize = 64 * 1024;
+
+/// The hook.
+pub(super) struct Webhook(Arc<webhook::Webhook>);
+
+impl Webhook {
+    pub(super) fn new(config: WebhookConfig, http: &Arc<dyn HttpClient>) -> Self {
+        Self(Arc::new(webhook::Webhook::new("identity", config, Arc::clone(http), ANSWER_BYTES_MAX)))
+    }
+}
+
+impl Check for Webhook {
+    fn check(&self, presented: Presented) -> Call<Result<Grant, ConnectError>> {
+        let hook = Arc::clone(&self.0);
+        Call::pending(async move {
+            let question = Bytes::from(question(&presented).to_string());
+            let answer = hook.post("application/json", Vec::new(), question).await;
+            let answer =
+                answer.map_err(|error| ConnectError::unavailable(format!("the business: {error}")))?;
+            decide(answer.status, &answer.body)
+        })
+    }
+}
+
+fn question(presented: &Presented) -> serde_json::Value {
+    let Presented { token, remote, cookie, user_agent, server } = presented;
+    json!({
+        "token": token.token,
+        "mid": token.mid,
+        "key": token.key,
+        "room_id": token.room_id,
+        "rooms": token.rooms,
+        "platform": token.platform,
+        "protover": token.protover,
+        "ip": remote.to_string(),
+        "cookie": cookie,
+        "user_agent": user_agent,
+        "server": server,
+    })
+}
+
+/// A word of the business against somebody.
+#[derive(Deserialize)]
+struct Refusal {
+    refuse: String,
+}
+
+fn decide(status: u16, body: &[u8]) -> Result<Grant, ConnectError> {
+    let refusal = serde_json::from_slice::<Refusal>(body).ok();
+    if status == 401 || status == 403 || refusal.is_some() {
+        let word = refusal.map(|refusal| refusal.refuse).unwrap_or_default();
+        return Err(ConnectError::because(NoSession::Denied, format!("the business says no: {word}")));
+    }
+    if status != 200 {
+        return Err(ConnectError::unavailable(format!("the business answers {status}")));
+    }
+    // Not quoted: the answer may hold what is nobody's business.
+    serde_json::from_slice(body)
+        .map_err(|_| ConnectError::unavailable("the answer of the business makes no sense"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_answers_mean() {
+        let reason = |status, body: &str| decide(status, body.as_bytes()).err().map(|error| error.reason);
+        let cases = [
+            (200, r#"{"mid":7}"#, None),
+            (200, r#"{"mid":7,"anything":{}}"#, None),
+            (200, r#"{"refuse":"banned"}"#, Some(NoSession::Denied)),
+            (403, "", Some(NoSession::Denied)),
+            (401, "<html>", Some(NoSession::Denied)),
+            (200, "", Some(NoSession::Unavailable)),
+            (200, "{}", Some(NoSession::Unavailable)),
+            (200, r#"{"mid":"x"}"#, Some(NoSession::Unavailable)),
+            (200, r#"{"mid":7,"rooms":"a"}"#, Some(NoSession::Unavailable)),
+            (204, "", Some(NoSession::Unavailable)),
+            (302, r#"{"mid":7}"#, Some(NoSession::Unavailable)),
+            (404, r#"{"mid":7}"#, Some(NoSession::Unavailable)),
+        ];
+        for (status, body, expected) in cases {
+            assert_eq!(reason(status, body), expected, "{status} {body}");
+        }
+    }
+}
