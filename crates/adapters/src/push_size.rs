@@ -28,7 +28,12 @@ fn value_len(record: &PushRecord) -> usize {
             int(TYPE_BROADCAST) + speed.map_or(0, |speed| int(i32::try_from(speed.get()).unwrap_or(i32::MAX)))
         }
     };
-    target + int(record.operation.0) + text(record.body.len())
+    target + int(record.operation.0) + text(record.body.len()) + extension_len(record)
+}
+
+/// What goes with it, and some bytes for what is around.
+fn extension_len(record: &PushRecord) -> usize {
+    record.extension.as_ref().map_or(0, |extension| 16 + extension.bytes_len())
 }
 
 /// A text or bytes field: absent when empty.
@@ -62,6 +67,7 @@ mod tests {
             operation: Operation(operation),
             body: Bytes::from_static(body),
             accepted_at: AcceptedAt(0),
+            extension: None,
         };
         assert_eq!(value_len(&record), value, "{record:?}");
         assert_eq!(kafka_len(&record), 26 + record.partition_key().len() + value, "{record:?}");

@@ -104,7 +104,13 @@ fn push_key(times: u32) {
     let key = format!("key-{:032}", 7);
     for _ in 0..times {
         let keys = vec![key.as_str().into()];
-        assert!(harness.push(KeyPush { keys, operation: OPERATION, packet: packet(), accepted_at: None }));
+        assert!(harness.push(KeyPush {
+            keys,
+            operation: OPERATION,
+            packet: packet(),
+            accepted_at: None,
+            extension: None
+        }));
         harness.settle();
     }
     check(before, times.into());
@@ -116,7 +122,12 @@ fn room<const TOGETHER: u32>(times: u32) {
     let before = Harness::written().writes;
     for _ in 0..times {
         for _ in 0..TOGETHER {
-            assert!(harness.push_room(RoomPush { room: ROOM.into(), packet: packet(), accepted_at: None }));
+            assert!(harness.push_room(RoomPush {
+                room: ROOM.into(),
+                packet: packet(),
+                accepted_at: None,
+                extension: None
+            }));
         }
         harness.settle();
     }
@@ -127,7 +138,13 @@ fn broadcast(times: u32) {
     let (mut harness, _) = shard();
     let before = Harness::written().writes;
     for _ in 0..times {
-        let message = Broadcast { operation: OPERATION, packet: packet(), accepted_at: None, speed: None };
+        let message = Broadcast {
+            operation: OPERATION,
+            packet: packet(),
+            accepted_at: None,
+            speed: None,
+            extension: None,
+        };
         assert!(harness.broadcast(message));
         harness.settle();
     }

@@ -9,7 +9,8 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use goim_ports::{CometNode, ServerId};
+use goim_compression::Levels;
+use goim_ports::{CometNode, ServerId, VersionTable};
 use goim_session::SlowConsumerPolicy;
 
 /// Everything that a comet can be told.
@@ -27,6 +28,10 @@ pub struct Config {
     pub limits: LimitsConfig,
     /// How packets leave.
     pub send: SendConfig,
+    /// What versions of packets mean. Default goim's and the two that everybody has.
+    pub versions: VersionTable,
+    /// When bodies are compressed, and how.
+    pub compression: CompressionConfig,
     /// How often the comet reports its rooms and its load. Default 1 s; stretched by itself when a report takes more
     /// than a hundredth of it.
     pub report_interval: Duration,
@@ -129,6 +134,25 @@ pub struct LimitsConfig {
     pub packets_burst: NonZeroU32,
 }
 
+/// When bodies are compressed, and how. Only what an extended client reads is: its `protover` says so.
+#[derive(Debug, Clone)]
+pub struct CompressionConfig {
+    /// Off, bodies leave as they are; those that come in are inflated all the same. Default on.
+    pub enabled: bool,
+    /// Smaller bodies leave as they are. Default 512 bytes.
+    pub threshold_bytes: usize,
+    /// How hard is tried.
+    pub levels: Levels,
+    /// What a body that comes in may grow to. Default 64 KiB. A larger one ends the connection.
+    pub inflated_bytes_max: usize,
+}
+
+impl Default for CompressionConfig {
+    fn default() -> Self {
+        Self { enabled: true, threshold_bytes: 512, levels: Levels::default(), inflated_bytes_max: 64 * 1024 }
+    }
+}
+
 /// How packets leave.
 #[derive(Debug, Clone)]
 pub struct SendConfig {
@@ -176,6 +200,8 @@ impl Default for Config {
             tls: None,
             limits: LimitsConfig::default(),
             send: SendConfig::default(),
+            versions: VersionTable::default(),
+            compression: CompressionConfig::default(),
             report_interval: Duration::from_secs(1),
             drain: DrainConfig::default(),
         }

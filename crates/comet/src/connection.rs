@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use goim_ports::{Mid, RoomScope, SessionKey};
 use goim_session::{Moment, ServerSession};
 
+use crate::message::ClassId;
 use crate::rooms::Membership;
 use crate::timers::Tick;
 use crate::transport::Socket;
@@ -35,7 +36,9 @@ pub(crate) struct Connection {
     /// When the token ends, in seconds since the comet's start; the largest number is never.
     expires_s: u32,
     /// Which listener it came through.
-    pub(crate) listener: u16,
+    pub(crate) listener: u8,
+    /// Which form of a message the session gets.
+    pub(crate) class: ClassId,
     /// The kernel may hold input.
     pub(crate) readable: bool,
     /// The peer has ended its stream, or it broke: reads must go to the end.
@@ -78,6 +81,7 @@ pub(crate) struct Rate {
 }
 
 /// Who a session is.
+#[derive(Clone)]
 pub(crate) struct Identity {
     pub(crate) key: SessionKey,
     pub(crate) mid: Mid,
@@ -98,7 +102,7 @@ impl Connection {
         socket: Socket,
         session: ServerSession,
         generation: u32,
-        listener: u16,
+        listener: u8,
         remote: IpAddr,
     ) -> Self {
         let remote = match remote {
@@ -117,6 +121,7 @@ impl Connection {
             rare: None,
             remote,
             listener,
+            class: ClassId::GOIM,
             readable: false,
             half_closed: false,
             writable: true,

@@ -78,6 +78,10 @@ impl Harness {
             server: config.node.server.clone(),
             logic,
             runtime: runtime.handle().clone(),
+            versions: Arc::new(crate::message::Versions::new(
+                config.versions.clone(),
+                config.compression.clone(),
+            )),
             keys: crate::key_index::KeyIndex::new(),
             unknown_keys: Arc::default(),
             addresses,

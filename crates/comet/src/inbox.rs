@@ -14,28 +14,36 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use goim_ports::{Accepted, AcceptedAt, ConnectError, LogicError, Operation, Refreshed, RoomId, SessionKey};
-use goim_session::EncodedPush;
 use smallvec::SmallVec;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::connection::ConnectionId;
+use crate::message::Outgoing;
 
 /// Something to send, from outside.
 #[derive(Debug)]
 pub(crate) enum Command {
     /// To these connections, if they subscribed.
-    Push { targets: Targets, operation: Operation, push: EncodedPush, accepted_at: Option<AcceptedAt> },
+    Push { targets: Targets, operation: Operation, push: Outgoing, accepted_at: Option<AcceptedAt> },
     /// To all in the room.
     Room {
         room: RoomId,
         /// Of the room's name, by the census.
         hash: u64,
         operation: Operation,
-        push: EncodedPush,
+        push: Outgoing,
         accepted_at: Option<AcceptedAt>,
     },
     /// To all that subscribed.
-    Broadcast { operation: Operation, push: EncodedPush, pace: Option<Pace>, accepted_at: Option<AcceptedAt> },
+    Broadcast { operation: Operation, push: Outgoing, pace: Option<Pace>, accepted_at: Option<AcceptedAt> },
+}
+
+impl Command {
+    /// What is sent.
+    pub(crate) fn push(&self) -> &Outgoing {
+        let (Self::Push { push, .. } | Self::Room { push, .. } | Self::Broadcast { push, .. }) = self;
+        push
+    }
 }
 
 /// Connections that a push is for; mostly one.
@@ -295,7 +303,11 @@ mod tests {
 
     fn command() -> Command {
         let packet = goim_ports::PacketBuf::push(Operation(1000), Bytes::from_static(b"x"));
-        let (push, operation) = (EncodedPush::new(packet), Operation(1000));
+        let versions = Arc::new(crate::message::Versions::new(
+            goim_ports::VersionTable::default(),
+            crate::config::CompressionConfig::default(),
+        ));
+        let (push, operation) = (Outgoing::new(packet, None, &versions), Operation(1000));
         Command::Broadcast { operation, push, pace: None, accepted_at: None }
     }
 

@@ -23,6 +23,7 @@ pub mod harness;
 mod inbox;
 mod key_index;
 mod listen;
+mod message;
 mod metrics;
 mod port;
 mod report;
@@ -134,6 +135,7 @@ impl Comet {
             server: config.node.server.clone(),
             logic: needs.logic,
             runtime: needs.runtime.clone(),
+            versions: Arc::new(message::Versions::new(config.versions.clone(), config.compression.clone())),
             keys: key_index::KeyIndex::new(),
             unknown_keys: Arc::default(),
             addresses: address_book::AddressBook::new(

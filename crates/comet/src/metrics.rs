@@ -1,14 +1,16 @@
 //! A comet's numbers for Prometheus: read from the shards' counters when somebody asks.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use goim_ports::Encoding;
 use goim_session::CloseReason;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 
 use crate::inbox::ShardHandle;
+use crate::message::Compressed;
 use crate::shard::Shared;
 use crate::stats::{BOUNDS_US, DROPS, Histogram, RANGES, ShardStats, SharedCounter};
 use crate::transport::KINDS;
@@ -37,6 +39,7 @@ impl Collector for CometCollector {
         self.connections(out)?;
         self.traffic(out)?;
         self.queues(out)?;
+        self.compression(out)?;
         self.times(out)
     }
 }
@@ -100,6 +103,27 @@ impl CometCollector {
             "Rooms that clients wanted to be in and their tokens did not allow",
             &one(refused),
         )
+    }
+
+    fn compression(&self, out: &mut DescriptorEncoder<'_>) -> Encoded {
+        let rows = |read: fn(&Compressed) -> &AtomicU64| -> Vec<(Label<'_>, u64)> {
+            let label = |encoding: Encoding| vec![("encoding", encoding.name().to_owned())];
+            let compressed = self.shared.versions.compressed();
+            compressed.map(|(encoding, of)| (label(encoding), read(of).load(Ordering::Relaxed))).collect()
+        };
+        counters(
+            out,
+            "compressions",
+            "Bodies compressed; each is shared by all that get it",
+            &rows(|of| &of.count),
+        )?;
+        counters(
+            out,
+            "compressed_bytes_before",
+            "Bytes of bodies before they were compressed",
+            &rows(|of| &of.bytes_before),
+        )?;
+        counters(out, "compressed_bytes_after", "Bytes that they had then", &rows(|of| &of.bytes_after))
     }
 
     fn queues(&self, out: &mut DescriptorEncoder<'_>) -> Encoded {

@@ -4,16 +4,15 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use goim_ports::{
-    Broadcast, Call, CometError, CometNode, CometPort, KeyPush, Operation, PacketBuf, RoomId, RoomPush,
-    RoomsNews, RoomsVersion, SessionKey,
+    Broadcast, Call, CometError, CometNode, CometPort, KeyPush, PacketBuf, RoomId, RoomPush, RoomsNews,
+    RoomsVersion, SessionKey,
 };
-use goim_session::EncodedPush;
-use goim_wire::batch;
 use smallvec::SmallVec;
 use tokio::sync::Semaphore;
 
 use crate::inbox::{Command, Cost, Located, Pace, Refused, ShardHandle, Targets};
 use crate::key_index::Location;
+use crate::message::{Outgoing, Versions, carried};
 use crate::report;
 use crate::rooms::{Holders, SMALL_ROOM_MAX};
 use crate::shard::Shared;
@@ -40,10 +39,10 @@ type Handover = Call<Result<(), CometError>>;
 impl CometPort for Port {
     fn push(&self, push: KeyPush) -> Handover {
         if self.shards.len() == 1 {
-            return self.hand_over(unresolved(push));
+            return self.hand_over(unresolved(push, &self.shared.versions));
         }
         let places = self.places(&push.keys);
-        self.hand_over(commands(&push, &places))
+        self.hand_over(commands(&push, &places, &self.shared.versions))
     }
 
     fn push_now(&self, pushes: Vec<KeyPush>) -> Vec<KeyPush> {
@@ -56,7 +55,7 @@ impl CometPort for Port {
     fn broadcast(&self, broadcast: Broadcast) -> Handover {
         let Some(speed) = broadcast.speed else {
             let bytes_each = broadcast.packet.body.len();
-            let encoded = EncodedPush::new(broadcast.packet);
+            let encoded = Outgoing::new(broadcast.packet, broadcast.extension, &self.shared.versions);
             let (operation, accepted_at) = (broadcast.operation, broadcast.accepted_at);
             let receivers = self.shared.addresses.connections() / self.shards.len().max(1);
             let cost = Cost { receivers, bytes_each };
@@ -98,7 +97,7 @@ impl CometPort for Port {
         let receivers = here as usize / (shards.count_ones() as usize).min(self.shards.len()).max(1);
         let operation = carried(&push.packet);
         let cost = Cost { receivers, bytes_each: push.packet.body.len() };
-        let encoded = EncodedPush::new(push.packet);
+        let encoded = Outgoing::new(push.packet, push.extension, &self.shared.versions);
         let holders = (0..self.shards.len()).filter(|shard| shards & (1 << (shard % 64)) != 0);
         self.hand_over(holders.map(|shard| {
             let (room, accepted_at) = (push.room.clone(), push.accepted_at);
@@ -125,7 +124,11 @@ impl CometPort for Port {
 type Places = SmallVec<[Option<Location>; 1]>;
 
 /// One command for each shard that holds receivers, with the shard and the sends that it leads to.
-fn commands(push: &KeyPush, places: &Places) -> SmallVec<[(usize, Cost, Command); 1]> {
+fn commands(
+    push: &KeyPush,
+    places: &Places,
+    versions: &Arc<Versions>,
+) -> SmallVec<[(usize, Cost, Command); 1]> {
     let mut by_shard: SmallVec<[(usize, Located); 1]> = SmallVec::new();
     for place in places.iter().flatten() {
         let shard = usize::from(place.shard);
@@ -137,7 +140,7 @@ fn commands(push: &KeyPush, places: &Places) -> SmallVec<[(usize, Cost, Command)
     if by_shard.is_empty() {
         return SmallVec::new();
     }
-    let encoded = EncodedPush::new(push.packet.clone());
+    let encoded = Outgoing::new(push.packet.clone(), push.extension.clone(), versions);
     let (operation, accepted_at) = (push.operation, push.accepted_at);
     let command = |(shard, targets): (usize, Located)| {
         let cost = cost_of(targets.len(), &push.packet);
@@ -149,12 +152,12 @@ fn commands(push: &KeyPush, places: &Places) -> SmallVec<[(usize, Cost, Command)
 
 /// The command for the only shard. Keys are looked up there, many at a time: one by one each look-up would wait for
 /// memory several times over.
-fn unresolved(push: KeyPush) -> Option<(usize, Cost, Command)> {
-    let KeyPush { keys, operation, packet, accepted_at } = push;
+fn unresolved(push: KeyPush, versions: &Arc<Versions>) -> Option<(usize, Cost, Command)> {
+    let KeyPush { keys, operation, packet, accepted_at, extension } = push;
     if keys.is_empty() {
         return None;
     }
-    let (cost, push) = (cost_of(keys.len(), &packet), EncodedPush::new(packet));
+    let (cost, push) = (cost_of(keys.len(), &packet), Outgoing::new(packet, extension, versions));
     Some((0, cost, Command::Push { targets: Targets::Keys(keys), operation, push, accepted_at }))
 }
 
@@ -182,7 +185,7 @@ impl Port {
         }
         let places = self.places(&push.keys);
         let mut full: SmallVec<[usize; 1]> = SmallVec::new();
-        for (shard, cost, command) in commands(&push, &places) {
+        for (shard, cost, command) in commands(&push, &places, &self.shared.versions) {
             if self.shards[shard].leave(command, cost).is_err() {
                 full.push(shard);
             }
@@ -198,14 +201,17 @@ impl Port {
 
     /// The same where there is one shard only.
     fn leave_unresolved(&self, push: KeyPush) -> Result<(), KeyPush> {
-        let Some((shard, cost, command)) = unresolved(push) else { return Ok(()) };
+        let Some((shard, cost, command)) = unresolved(push, &self.shared.versions) else { return Ok(()) };
         match self.shards[shard].leave(command, cost) {
             Err(Refused::Full(Command::Push {
                 targets: Targets::Keys(keys),
                 operation,
                 push,
                 accepted_at,
-            })) => Err(KeyPush { keys, operation, packet: push.into_packet(), accepted_at }),
+            })) => {
+                let (packet, extension) = push.into_parts();
+                Err(KeyPush { keys, operation, packet, accepted_at, extension })
+            }
             // A shard that is gone has no sessions.
             Ok(()) | Err(_) => Ok(()),
         }
@@ -219,7 +225,7 @@ impl Port {
         speed: NonZeroU32,
         permit: tokio::sync::OwnedSemaphorePermit,
     ) -> Handover {
-        let encoded = EncodedPush::new(broadcast.packet);
+        let encoded = Outgoing::new(broadcast.packet, broadcast.extension, &self.shared.versions);
         let speed = crate::shard::share(speed, self.shards.len());
         let permit = Arc::new(permit);
         let (operation, accepted_at) = (broadcast.operation, broadcast.accepted_at);
@@ -256,15 +262,6 @@ impl Port {
             Ok(())
         })
     }
-}
-
-/// The operation that a packet is about: of a batch, that of its first packet. Policies and counters go by it.
-fn carried(packet: &PacketBuf) -> Operation {
-    if packet.operation != Operation::RAW {
-        return packet.operation;
-    }
-    let first = batch::packets(&packet.body).next();
-    first.and_then(Result::ok).map_or(Operation::RAW, |first| first.operation)
 }
 
 fn gone() -> CometError {

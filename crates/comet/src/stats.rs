@@ -34,11 +34,13 @@ pub(crate) enum Drop {
     Closed,
     /// It had gone.
     Gone,
+    /// It reads none of the schemas in which the message is there.
+    Unreadable,
 }
 
 /// The labels of [`Drop`], in its order.
-pub(crate) const DROPS: [&str; 4] =
-    ["slow_consumer_newest", "slow_consumer_oldest", "slow_consumer_closed", "gone"];
+pub(crate) const DROPS: [&str; 5] =
+    ["slow_consumer_newest", "slow_consumer_oldest", "slow_consumer_closed", "gone", "unreadable"];
 
 /// Upper bounds of the buckets of a histogram of times, in microseconds.
 pub(crate) const BOUNDS_US: [u64; 18] = [

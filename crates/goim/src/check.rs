@@ -165,6 +165,17 @@ fn collide(one: SocketAddr, other: SocketAddr) -> bool {
 fn limits(config: &Config, faults: &mut Faults) {
     let (comet, job) = (&config.comet, &config.job);
     let packet = comet.limits.body_bytes_max.saturating_add(goim_wire::HEADER_LEN);
+    if let Err(error) = goim_ports::VersionTable::new(config.versions.rows.clone()) {
+        faults.add(format!("versions.rows: {error}"));
+    }
+    let levels = comet.compression.levels;
+    faults.add_if(!(1..=9).contains(&levels.zlib), "comet.compression.levels.zlib: wants 1 to 9");
+    faults.add_if(levels.brotli > 11, "comet.compression.levels.brotli: wants 0 to 11");
+    faults.add_if(!(1..=19).contains(&levels.zstd), "comet.compression.levels.zstd: wants 1 to 19");
+    faults.add_if(
+        comet.compression.inflated_bytes_max < comet.limits.body_bytes_max,
+        "comet.compression.inflated_bytes_max: wants no less than comet.limits.body_bytes_max",
+    );
     faults.add_if(comet.limits.connections_max == 0, "comet.limits.connections_max: wants at least 1");
     faults.add_if(
         comet.limits.request_head_bytes_max < 256,
@@ -310,5 +321,7 @@ mod tests {
         check(&["push_log.append_deadline=5s"], "push_log.append_deadline: wants less");
         check(&["log.level=goim_comet=loud"], "log.level");
         check(&["log.level=info,goim_comet=debug"], "");
+        check(&["versions.rows=0 = schema 1, identity"], "versions.rows: version 1 must be");
+        check(&["comet.compression.levels.zstd=20"], "levels.zstd: wants 1 to 19");
     }
 }

@@ -10,6 +10,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use goim_adapters::memory::PushLogConfig;
+use goim_ports::{VersionRow, VersionTable};
 
 use crate::machine;
 
@@ -24,6 +25,8 @@ pub struct Config {
     pub job: goim_job::Config,
     /// The push log between logic and job. `record_bytes_max` is taken from `logic.push`.
     pub push_log: PushLogConfig,
+    /// What versions of packets mean. `comet.versions` and `logic.versions` are taken from here.
+    pub versions: VersionsConfig,
     /// The HTTP listener.
     pub http: HttpConfig,
     /// The gRPC listeners.
@@ -127,6 +130,19 @@ pub struct RedisConfig {
     pub rebuilding: Duration,
 }
 
+/// What versions of packets mean.
+#[derive(Debug, Clone)]
+pub struct VersionsConfig {
+    /// Default the four rows that everybody has.
+    pub rows: Vec<VersionRow>,
+}
+
+impl Default for VersionsConfig {
+    fn default() -> Self {
+        Self { rows: VersionTable::default().rows().to_vec() }
+    }
+}
+
 /// Where the push API, the node list and the operator's pages are served.
 #[derive(Debug, Clone)]
 pub struct HttpConfig {
@@ -172,6 +188,11 @@ impl Config {
             self.comet.node.server = machine::host_name().into();
         }
         self.push_log.record_bytes_max = self.logic.push.record_bytes_max;
+        // `check` has seen to it that it is one.
+        if let Ok(table) = VersionTable::new(self.versions.rows.clone()) {
+            self.comet.versions = table.clone();
+            self.logic.versions = table;
+        }
     }
 }
 
@@ -184,6 +205,7 @@ impl Default for Config {
             logic: goim_logic::Config::default(),
             job: goim_job::Config::default(),
             push_log: PushLogConfig::default(),
+            versions: VersionsConfig::default(),
             http: HttpConfig::default(),
             rpc: RpcConfig::default(),
             cluster: ClusterConfig::default(),

@@ -15,10 +15,11 @@ fn root() -> PathBuf {
 const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("goim-wire", &[]),
     ("goim-websocket", &[]),
+    ("goim-compression", &["goim-wire"]),
     ("goim-session", &["goim-wire", "goim-websocket"]),
     ("goim-ports", &["goim-wire"]),
     ("goim-adapters", &["goim-ports", "goim-wire"]),
-    ("goim-comet", &["goim-ports", "goim-session", "goim-wire"]),
+    ("goim-comet", &["goim-compression", "goim-ports", "goim-session", "goim-wire"]),
     ("goim-logic", &["goim-ports", "goim-wire"]),
     ("goim-job", &["goim-ports", "goim-wire"]),
     ("goim-client", &["goim-session", "goim-wire", "goim-websocket"]),

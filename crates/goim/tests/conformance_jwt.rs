@@ -6,7 +6,7 @@
 mod harness;
 
 use std::sync::LazyLock;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use harness::business::{Answer, Business};
 use harness::{BOTH, Client, Packet, Server, Settings, Transport, eventually, number, unique};

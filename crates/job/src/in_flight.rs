@@ -185,7 +185,8 @@ fn size_of_record(record: &PushRecord) -> usize {
         PushTarget::Keys { keys, .. } => keys.iter().map(|key| key.as_str().len() + 32).sum(),
         PushTarget::Room(_) | PushTarget::All { .. } => 0,
     };
-    RECORD_OVERHEAD + keys + record.body.len()
+    let extension = record.extension.as_ref().map_or(0, |extension| extension.bytes_len());
+    RECORD_OVERHEAD + keys + record.body.len() + extension
 }
 
 /// A number that several threads raise and lower, with its meaning at the place where it is kept.
@@ -215,7 +216,13 @@ mod tests {
 
     fn record() -> PushRecord {
         let target = PushTarget::Room("r".into());
-        PushRecord { target, operation: Operation(1), body: Bytes::new(), accepted_at: AcceptedAt(0) }
+        PushRecord {
+            target,
+            operation: Operation(1),
+            body: Bytes::new(),
+            accepted_at: AcceptedAt(0),
+            extension: None,
+        }
     }
 
     fn at(partition: i32, offset: i64) -> LogPosition {

@@ -210,20 +210,22 @@ impl Intake {
         let ticket = self.in_flight.enter(position, &record);
         let share = Share::new(&self.in_flight, ticket);
         let (operation, body, accepted_at) = (record.operation, record.body, record.accepted_at);
+        let extension = record.extension;
         match record.target {
             PushTarget::Room(room) => {
-                let message = Message { operation, body, accepted_at, share };
+                let message = Message { operation, body, accepted_at, extension, share };
                 let batches = self.gather(&room, &message);
                 batches.into_iter().flat_map(|batch| self.spread_batch(batch)).collect()
             }
             PushTarget::Keys { server, keys } => {
                 let packet = raw(operation, body);
-                let push = KeyPush { keys, operation, packet, accepted_at: Some(accepted_at) };
+                let push = KeyPush { keys, operation, packet, accepted_at: Some(accepted_at), extension };
                 self.spread_keys(&server, push, &share)
             }
             PushTarget::All { speed } => {
                 let packet = raw(operation, body);
-                let to_all = Broadcast { operation, packet, accepted_at: Some(accepted_at), speed };
+                let to_all =
+                    Broadcast { operation, packet, accepted_at: Some(accepted_at), speed, extension };
                 self.spread_broadcast(&to_all, &share)
             }
         }

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use goim_ports::{AcceptedAt, Operation, RoomId, RoomPush, ServerId};
+use goim_ports::{AcceptedAt, Extension, Operation, RoomId, RoomPush, ServerId};
 use tokio::time::Instant;
 
 use crate::config::RoomConfig;
@@ -32,6 +32,8 @@ pub(crate) struct Message {
     pub(crate) operation: Operation,
     pub(crate) body: Bytes,
     pub(crate) accepted_at: AcceptedAt,
+    /// A message with one is a batch of its own: what goes with it is for it alone.
+    pub(crate) extension: Extension,
     pub(crate) share: Share,
 }
 

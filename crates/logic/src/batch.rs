@@ -8,7 +8,8 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use goim_ports::{
-    AcceptedAt, AppendError, Appended, Mid, Operation, PushRecord, PushTarget, RoomId, ServerId, SessionKey,
+    AcceptedAt, AppendError, Appended, Extension, Mid, Operation, PushRecord, PushTarget, RoomId, ServerId,
+    SessionKey,
 };
 
 use crate::deadline::within;
@@ -23,8 +24,10 @@ pub struct BatchMessage {
     pub to: Receivers,
     /// What the packet is; for keys, members and everybody also what a session must have subscribed to.
     pub operation: Operation,
-    /// The body of the packet.
+    /// The body of the packet, in the first schema.
     pub body: Bytes,
+    /// What goes with it: bodies in other schemas.
+    pub extension: Extension,
 }
 
 /// Whom a message of a batch is for.
@@ -120,9 +123,15 @@ impl Logic {
         let mut servers = &servers[..];
         let accepted_at = AcceptedAt::now();
         let mut records = Records::default();
-        for (index, BatchMessage { to, operation, body }) in messages.into_iter().enumerate() {
+        for (index, BatchMessage { to, operation, body, extension }) in messages.into_iter().enumerate() {
             let mut add = |target, body| {
-                records.records.push(PushRecord { target, operation, body, accepted_at });
+                records.records.push(PushRecord {
+                    target,
+                    operation,
+                    body,
+                    accepted_at,
+                    extension: extension.clone(),
+                });
                 records.of.push(index);
             };
             let groups = match to {

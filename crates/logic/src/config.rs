@@ -9,6 +9,8 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use goim_ports::VersionTable;
+
 use crate::webhook::WebhookConfig;
 
 /// Everything that logic can be told.
@@ -27,6 +29,8 @@ pub struct Config {
     pub http: HttpConfig,
     /// Who may connect.
     pub identity: IdentityConfig,
+    /// What versions of packets mean; comets have the same.
+    pub versions: VersionTable,
     /// How long a directory may take to answer. Default 3 s, below comet's handshake timeout. goim waits for ever.
     pub directory_deadline: Duration,
 }
@@ -359,6 +363,7 @@ impl Default for Config {
             push: PushConfig::default(),
             http: HttpConfig::default(),
             identity: IdentityConfig::default(),
+            versions: VersionTable::default(),
             directory_deadline: Duration::from_secs(3),
         }
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use goim_ports::{Call, LogicError, Operation, Upstream};
+use goim_ports::{Call, LogicError, Operation, Schema, Upstream};
 
 /// Answers packets of some operations.
 pub trait Handler: Send + Sync {
@@ -25,6 +25,8 @@ pub struct Handlers(ArcSwap<Table>);
 #[derive(Default, Clone)]
 struct Table {
     single: HashMap<i32, Arc<dyn Handler>>,
+    /// For one schema; these come first.
+    of_schema: HashMap<(i32, Schema), Arc<dyn Handler>>,
     /// Ascending, without overlaps.
     ranges: Vec<(RangeInclusive<i32>, Arc<dyn Handler>)>,
 }
@@ -45,6 +47,26 @@ impl Handlers {
                 return Err(Overlap(operation.0..=operation.0));
             }
             table.single.insert(operation.0, Arc::clone(&handler));
+            Ok(())
+        })
+    }
+
+    /// Gives the packets of one operation whose body is in one schema to `handler`: the others go where they went before. This is how
+    /// a new version of a client's messages is taken beside the old one.
+    ///
+    /// # Errors
+    /// [`Overlap`] when operation and schema have a handler of their own.
+    pub fn register_schema(
+        &self,
+        operation: Operation,
+        schema: Schema,
+        handler: Arc<dyn Handler>,
+    ) -> Result<(), Overlap> {
+        self.change(|table| {
+            if table.of_schema.contains_key(&(operation.0, schema)) {
+                return Err(Overlap(operation.0..=operation.0));
+            }
+            table.of_schema.insert((operation.0, schema), Arc::clone(&handler));
             Ok(())
         })
     }
@@ -71,9 +93,14 @@ impl Handlers {
         })
     }
 
-    /// Who answers `operation`.
-    pub(crate) fn find(&self, operation: Operation) -> Option<Arc<dyn Handler>> {
+    /// Who answers packets of this operation with a body in this schema.
+    pub(crate) fn find(&self, operation: Operation, schema: Schema) -> Option<Arc<dyn Handler>> {
         let table = self.0.load();
+        if !table.of_schema.is_empty()
+            && let Some(handler) = table.of_schema.get(&(operation.0, schema))
+        {
+            return Some(Arc::clone(handler));
+        }
         if let Some(handler) = table.single.get(&operation.0) {
             return Some(Arc::clone(handler));
         }
@@ -120,8 +147,14 @@ mod tests {
     fn answer(handlers: &Handlers, operation: i32) -> Option<Bytes> {
         use goim_ports::{Mid, PacketBuf, SessionKey};
         let packet = PacketBuf::push(Operation(operation), Bytes::new());
-        let upstream = Upstream { mid: Mid(1), key: SessionKey::from("k"), packet };
-        match handlers.find(Operation(operation))?.handle(upstream) {
+        let upstream = Upstream {
+            mid: Mid(1),
+            key: SessionKey::from("k"),
+            packet,
+            schema: goim_ports::Schema::FIRST,
+            extended: false,
+        };
+        match handlers.find(Operation(operation), Schema::FIRST)?.handle(upstream) {
             Call::Ready(answer) => answer.ok(),
             Call::Pending(_) => None,
         }
@@ -148,6 +181,19 @@ mod tests {
         for (operation, name) in expected {
             assert_eq!(answer(&handlers, operation).as_deref(), name.map(str::as_bytes), "{operation}");
         }
+    }
+
+    #[test]
+    fn a_schema_may_have_a_handler_of_its_own() {
+        let handlers = Handlers::default();
+        handlers.register_range(1000..=1999, named("old")).unwrap();
+        handlers.register_schema(Operation(1001), Schema(2), named("new")).unwrap();
+        assert!(handlers.register_schema(Operation(1001), Schema(2), named("newer")).is_err());
+        let who = |operation, schema| {
+            handlers.find(Operation(operation), Schema(schema)).map(|found| Arc::as_ptr(&found).cast::<u8>())
+        };
+        assert_ne!(who(1001, 2), who(1001, 1));
+        assert_eq!((who(1001, 3), who(1000, 2)), (who(1001, 1), who(1001, 1)));
     }
 
     #[test]

@@ -26,9 +26,6 @@ use token::Token;
 
 pub use key::KeyError;
 
-/// Highest packet version that this server sends.
-const PROTOVER_MAX: i64 = 1;
-
 /// What somebody presents, with the facts that may matter to who decides.
 #[derive(Clone)]
 struct Presented {
@@ -51,8 +48,24 @@ pub(crate) struct Identity {
     check: Option<Box<dyn Check>>,
     /// With a check: clients may name their sessions as they like.
     client_keys: bool,
+    terms: Terms,
+}
+
+/// What all sessions have in common.
+#[derive(Debug, Clone, Copy)]
+struct Terms {
     /// A session ends after this much time without a heartbeat.
     heartbeat: Duration,
+    /// The highest packet version that this server sends.
+    protover_max: Version,
+}
+
+impl Terms {
+    /// The packet version for a client that reads versions up to `offered`. 0 and 1 mean the same, so that 1 is the least.
+    fn agree(self, offered: i64) -> Version {
+        let agreed = offered.clamp(Version::GOIM.0.into(), self.protover_max.0.max(Version::GOIM.0).into());
+        Version(i16::try_from(agreed).unwrap_or(Version::GOIM.0))
+    }
 }
 
 impl Identity {
@@ -61,6 +74,7 @@ impl Identity {
     pub(crate) fn new(
         config: &IdentityConfig,
         heartbeat: Duration,
+        protover_max: Version,
         http: &Arc<dyn HttpClient>,
     ) -> Result<Self, KeyError> {
         let check: Option<Box<dyn Check>> = match config.method {
@@ -68,7 +82,7 @@ impl Identity {
             IdentityMethod::Jwt => Some(Box::new(jwt::Jwt::new(config.jwt.clone(), http)?)),
             IdentityMethod::Webhook => Some(Box::new(webhook::Webhook::new(config.webhook.clone(), http))),
         };
-        Ok(Self { check, client_keys: config.client_keys, heartbeat })
+        Ok(Self { check, client_keys: config.client_keys, terms: Terms { heartbeat, protover_max } })
     }
 
     /// The session that the token stands for, or why there is none.
@@ -88,9 +102,9 @@ impl Identity {
             user_agent: request.user_agent.clone(),
             server: request.server.to_string(),
         };
-        let (client_keys, heartbeat) = (self.client_keys, self.heartbeat);
+        let (client_keys, terms) = (self.client_keys, self.terms);
         check.check(presented).map(move |grant| {
-            let accepted = grant.and_then(|grant| grant.accept(token, client_keys, heartbeat));
+            let accepted = grant.and_then(|grant| grant.accept(token, client_keys, terms));
             accepted.map_err(|error| ConnectError { extended, ..error })
         })
     }
@@ -123,8 +137,8 @@ impl Identity {
             scope: None,
             expires_at: None,
             accepts: token.accepts,
-            heartbeat: self.heartbeat,
-            protover: token.protover.map(agree),
+            heartbeat: self.terms.heartbeat,
+            protover: token.protover.map(|offered| self.terms.agree(offered)),
         })
     }
 }
@@ -132,12 +146,6 @@ impl Identity {
 /// The reason names the place and never quotes the token.
 fn read(token: &[u8]) -> Result<Token, ConnectError> {
     Token::parse(token).map_err(|error| ConnectError::refused(error.to_string()))
-}
-
-/// The packet version for a client that reads versions up to `offered`. 0 and 1 mean the same, so that 1 is the least.
-fn agree(offered: i64) -> Version {
-    let agreed = offered.clamp(1, PROTOVER_MAX);
-    Version(i16::try_from(agreed).unwrap_or(Version::GOIM.0))
 }
 
 /// A random UUID (version 4) in lower case, as goim draws it for clients that bring no key.
@@ -163,7 +171,8 @@ mod tests {
     use goim_ports::{NoSession, Operation};
 
     fn accept(token: &str) -> Result<Accepted, ConnectError> {
-        let open = Identity { check: None, client_keys: false, heartbeat: Duration::from_secs(480) };
+        let terms = Terms { heartbeat: Duration::from_secs(480), protover_max: Version(3) };
+        let open = Identity { check: None, client_keys: false, terms };
         open.accept(read(token.as_bytes())?)
     }
 
@@ -194,7 +203,7 @@ mod tests {
 
     #[test]
     fn protover_makes_an_extended_client() {
-        for (offered, agreed) in [("0", 1), ("1", 1), ("2", 1), ("70000", 1), ("-3", 1)] {
+        for (offered, agreed) in [("0", 1), ("1", 1), ("2", 2), ("3", 3), ("4", 3), ("70000", 3), ("-3", 1)] {
             let accepted = accept(&format!(r#"{{"protover":{offered}}}"#)).unwrap();
             assert_eq!(accepted.protover, Some(Version(agreed)), "{offered}");
         }

@@ -83,7 +83,8 @@ impl Logic {
     /// [`KeyError`] when a key for signed tokens cannot be read.
     pub fn new(config: Config, dependencies: Dependencies) -> Result<Arc<Self>, KeyError> {
         let Dependencies { sessions, rooms, nodes, push_log, http } = dependencies;
-        let identity = Identity::new(&config.identity, session_heartbeat(&config.node), &http)?;
+        let (heartbeat, protover_max) = (session_heartbeat(&config.node), config.versions.highest());
+        let identity = Identity::new(&config.identity, heartbeat, protover_max, &http)?;
         Ok(Arc::new(Self {
             sessions,
             rooms,

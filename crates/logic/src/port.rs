@@ -77,7 +77,7 @@ impl LogicPort for Logic {
 
     fn receive(&self, upstream: Upstream) -> Call<Result<Bytes, LogicError>> {
         let operation = upstream.packet.operation;
-        if let Some(handler) = self.handlers.find(operation) {
+        if let Some(handler) = self.handlers.find(operation, upstream.schema) {
             self.metrics.upstream.handled.inc();
             return handler.handle(upstream);
         }

@@ -149,7 +149,7 @@ impl Logic {
     }
 
     async fn append(&self, target: PushTarget, operation: Operation, body: Bytes) -> Result<(), PushError> {
-        let record = PushRecord { target, operation, body, accepted_at: AcceptedAt::now() };
+        let record = PushRecord { target, operation, body, accepted_at: AcceptedAt::now(), extension: None };
         let size = record::size(&record);
         let limit = self.config.push.record_bytes_max;
         if size > limit {

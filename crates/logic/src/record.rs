@@ -31,7 +31,9 @@ fn message_len(record: &PushRecord) -> usize {
         number => 1 + varint_len(i64::from(number).cast_unsigned()),
     };
     let body = if record.body.is_empty() { 0 } else { bytes_len(record.body.len()) };
-    target + operation + body
+    // What is not in goim counts with some bytes for what is around it.
+    let extension = record.extension.as_ref().map_or(0, |extension| 16 + extension.bytes_len());
+    target + operation + body + extension
 }
 
 /// A field of bytes: tag, length, bytes.
@@ -56,6 +58,7 @@ mod tests {
             operation: Operation(operation),
             body: Bytes::from_static(body),
             accepted_at: AcceptedAt(0),
+            extension: None,
         }
     }
 

@@ -3,7 +3,7 @@
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use crate::{AcceptedAt, Call, CometNode, Operation, PacketBuf, RoomId, ServerId, SessionKey};
+use crate::{AcceptedAt, Call, CometNode, Extension, Operation, PacketBuf, RoomId, ServerId, SessionKey};
 
 /// A comet as job sees it.
 ///
@@ -73,6 +73,8 @@ pub struct KeyPush {
     pub packet: PacketBuf,
     /// When logic took the (oldest) message in it from the publisher, where that is known.
     pub accepted_at: Option<AcceptedAt>,
+    /// What goes with it.
+    pub extension: Extension,
 }
 
 /// A message to everybody.
@@ -84,6 +86,8 @@ pub struct Broadcast {
     pub packet: PacketBuf,
     /// When logic took the (oldest) message in it from the publisher, where that is known.
     pub accepted_at: Option<AcceptedAt>,
+    /// What goes with it.
+    pub extension: Extension,
     /// Sessions per second on this comet; `None` is as fast as it goes.
     pub speed: Option<NonZeroU32>,
 }
@@ -97,6 +101,8 @@ pub struct RoomPush {
     pub packet: PacketBuf,
     /// When logic took the (oldest) message in it from the publisher, where that is known.
     pub accepted_at: Option<AcceptedAt>,
+    /// What goes with it.
+    pub extension: Extension,
 }
 
 /// How much somebody knows of a comet's rooms. The default knows nothing.

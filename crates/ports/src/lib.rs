@@ -17,6 +17,7 @@
 mod call;
 mod comet;
 mod directory;
+mod extension;
 mod http;
 mod id;
 mod logic;
@@ -28,7 +29,8 @@ pub use comet::{
     Broadcast, CometError, CometPool, CometPort, KeyPush, RoomPush, RoomsNews, RoomsVersion, StripeNews,
 };
 pub use directory::{DirectoryError, Generation, RoomCounts, RoomDirectory, SessionDirectory, SessionRecord};
-pub use goim_wire::{Operation, PacketBuf, Sequence, Version};
+pub use extension::{EndCode, Extended, Extension, SchemaBody};
+pub use goim_wire::{Encoding, Operation, PacketBuf, Schema, Sequence, Version, VersionRow, VersionTable};
 pub use http::{HttpAnswer, HttpClient, HttpError, HttpRequest};
 pub use id::{Mid, RoomId, ServerId, SessionKey};
 pub use logic::{

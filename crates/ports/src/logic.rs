@@ -6,7 +6,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
-use crate::{Call, Generation, Mid, Operation, PacketBuf, RoomCounts, RoomId, ServerId, SessionKey, Version};
+use crate::{
+    Call, Generation, Mid, Operation, PacketBuf, RoomCounts, RoomId, Schema, ServerId, SessionKey, Version,
+};
 
 /// Logic as comet sees it.
 ///
@@ -182,8 +184,12 @@ pub struct Upstream {
     pub mid: Mid,
     /// The sender's session.
     pub key: SessionKey,
-    /// What was sent.
+    /// What was sent; not compressed.
     pub packet: PacketBuf,
+    /// What the packet's version says of the body's form.
+    pub schema: Schema,
+    /// True for a client that knows more than goim: it can be told that something has failed.
+    pub extended: bool,
 }
 
 /// Why somebody got no session.
@@ -287,4 +293,10 @@ pub enum LogicError {
     /// Logic understood and said no.
     #[error("failed: {0}")]
     Failed(String),
+    /// As many calls of the kind are under way as may be; nothing was done.
+    #[error("busy: {0}")]
+    Busy(String),
+    /// Whoever was asked did not answer in time. It may or may not have been done.
+    #[error("no answer in time: {0}")]
+    Late(String),
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
-use crate::{BoxFuture, Call, Operation, RoomId, ServerId, SessionKey};
+use crate::{BoxFuture, Call, Extension, Operation, RoomId, ServerId, SessionKey};
 
 /// One accepted push: goim's Kafka record as a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +19,8 @@ pub struct PushRecord {
     pub body: Bytes,
     /// When logic took it from the publisher.
     pub accepted_at: AcceptedAt,
+    /// What goes with it.
+    pub extension: Extension,
 }
 
 /// The receivers of a push.

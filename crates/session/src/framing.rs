@@ -318,6 +318,8 @@ pub struct EncodedPush {
     version: Version,
     operation: Operation,
     sequence: Sequence,
+    /// A run of packets that goes without its header on a stream.
+    is_bare: bool,
 }
 
 impl EncodedPush {
@@ -325,8 +327,17 @@ impl EncodedPush {
     #[must_use]
     pub fn new(packet: PacketBuf) -> Self {
         let PacketBuf { version, operation, sequence, .. } = packet;
-        let stream = if operation == Operation::RAW { packet.body } else { packet.to_message_bytes() };
-        Self { stream: Arc::new(stream), websocket: OnceCell::new(), version, operation, sequence }
+        let is_bare = operation == Operation::RAW;
+        let stream = if is_bare { packet.body } else { packet.to_message_bytes() };
+        Self { stream: Arc::new(stream), websocket: OnceCell::new(), version, operation, sequence, is_bare }
+    }
+
+    /// Encodes `packet` with its header on every transport, also when it is a batch: one that is compressed is no run of packets.
+    #[must_use]
+    pub fn whole(packet: PacketBuf) -> Self {
+        let PacketBuf { version, operation, sequence, .. } = packet;
+        let stream = Arc::new(packet.to_message_bytes());
+        Self { stream, websocket: OnceCell::new(), version, operation, sequence, is_bare: false }
     }
 
     /// The same bytes under reference counts of their own: for another thread, so that two threads with thousands of
@@ -341,17 +352,16 @@ impl EncodedPush {
     /// The packet again.
     #[must_use]
     pub fn into_packet(self) -> PacketBuf {
-        let Self { stream, version, operation, sequence, .. } = self;
+        let Self { stream, version, operation, sequence, is_bare, .. } = self;
         let bytes = Arc::unwrap_or_clone(stream);
-        let body = if operation == Operation::RAW { bytes } else { bytes.slice(HEADER_LEN..) };
+        let body = if is_bare { bytes } else { bytes.slice(HEADER_LEN..) };
         PacketBuf { version, operation, sequence, body }
     }
 
     fn websocket(&self) -> &Arc<Bytes> {
         self.websocket.get_or_init(|| {
-            let Self { stream, version, operation, sequence, .. } = self;
-            // On a stream a batch goes without its header.
-            let body = if *operation == Operation::RAW { &stream[..] } else { &stream[HEADER_LEN..] };
+            let Self { stream, version, operation, sequence, is_bare, .. } = self;
+            let body = if *is_bare { &stream[..] } else { &stream[HEADER_LEN..] };
             let packet = Packet { version: *version, operation: *operation, sequence: *sequence, body };
             let head = websocket::frame_head(Opcode::Binary, packet.encoded_len(), None);
             let mut message = Vec::with_capacity(head.as_slice().len().saturating_add(packet.encoded_len()));

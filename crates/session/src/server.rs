@@ -327,6 +327,15 @@ impl ServerSession {
         self.reply(pool, version, Operation::HEARTBEAT_REPLY, sequence, &control::online_count(online));
     }
 
+    /// The version of the packet that waits for an answer.
+    #[must_use]
+    pub fn awaited(&self) -> Option<Version> {
+        match self.phase {
+            Phase::AwaitingReply { version, .. } => Some(version),
+            _ => None,
+        }
+    }
+
     /// Queues the reply to a request of an extended client whose reply has an operation of its own: that of the request and one. Gives
     /// that operation.
     pub fn reply_control(&mut self, pool: &mut OutboxPool, body: &[u8]) -> Option<Operation> {
@@ -360,10 +369,17 @@ impl ServerSession {
 
     /// Queues the answer of the business to the packet that waits for it, and takes input again. Gives the operation
     /// that was answered.
-    pub fn reply_upstream(&mut self, pool: &mut OutboxPool, body: &[u8]) -> Option<Operation> {
+    ///
+    /// The version is that of the packet, unless the body is written as `written` says.
+    pub fn reply_upstream(
+        &mut self,
+        pool: &mut OutboxPool,
+        written: Option<Version>,
+        body: &[u8],
+    ) -> Option<Operation> {
         let Phase::AwaitingReply { version, operation, sequence } = self.phase else { return None };
         self.phase = Phase::Open;
-        self.reply(pool, version, operation, sequence, body);
+        self.reply(pool, written.unwrap_or(version), operation, sequence, body);
         Some(operation)
     }
 

@@ -91,7 +91,7 @@ impl Driver {
                 Ok(Step::Upstream { packet }) => {
                     self.asked.push(Asked::Upstream(packet.operation.0, packet.body.to_vec()));
                     if self.answers {
-                        self.session.reply_upstream(&mut self.pool, b"");
+                        self.session.reply_upstream(&mut self.pool, None, b"");
                     }
                 }
                 Err(reason) => break Err(reason),
@@ -230,7 +230,7 @@ fn while_an_answer_is_outstanding_nothing_more_is_taken() {
     driver.feed(&[packet(1000, 1, b"a"), packet(2, 2, b"")].concat()).unwrap();
     assert_eq!(driver.asked, [Asked::Upstream(1000, b"a".into())]);
     assert!(!driver.session.wants_input(&driver.rules));
-    assert_eq!(driver.session.reply_upstream(&mut driver.pool, b"answer"), Some(Operation(1000)));
+    assert_eq!(driver.session.reply_upstream(&mut driver.pool, None, b"answer"), Some(Operation(1000)));
     driver.feed(b"").unwrap();
     assert_eq!(driver.output(), [packet(1000, 1, b"answer"), count(2, 1)].concat());
 }

@@ -34,10 +34,12 @@ pub mod control;
 pub mod header;
 pub mod packet;
 pub mod stream;
+pub mod versions;
 
 pub use header::{HEADER_LEN, Header, Operation, Sequence, Version};
 pub use packet::{Packet, PacketBuf};
 pub use stream::StreamDecoder;
+pub use versions::{Encoding, Schema, TableError, VersionRow, VersionTable};
 
 /// Largest inbound body that goim accepts, in bytes, and the default here.
 pub const INBOUND_BODY_MAX: usize = 4096;

@@ -17,6 +17,7 @@ pub fn record_for_key(key: &str, body: impl Into<Bytes>) -> PushRecord {
         operation: Operation(1000),
         body: body.into(),
         accepted_at: AcceptedAt(1_700_000_000_000_000),
+        extension: None,
     }
 }
 
@@ -75,6 +76,7 @@ async fn everything_of_a_record_is_kept<L: PushLog + ?Sized, R: PushLogReader>(l
             operation: Operation(operation),
             body,
             accepted_at: AcceptedAt(1_700_000_123_456_000),
+            extension: None,
         });
     }
     sent.push(record_for_key("empty body", ""));

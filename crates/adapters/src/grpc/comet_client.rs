@@ -11,7 +11,7 @@ use tonic::transport::Channel;
 
 use super::address::AddressError;
 use super::channel::{ClientConfig, Connection, REPLY_BYTES_MAX};
-use super::convert::{micros_of, proto_of};
+use super::convert::{message_of, micros_of, proto_of};
 use super::proto::cluster::{self, DescribeReq, PushManyReq, RoomsSinceReq, comet_client as cluster_client};
 use super::proto::comet::comet_client::CometClient;
 use super::proto::comet::{BroadcastReq, BroadcastRoomReq, PushMsgReq, RoomsReq};
@@ -54,6 +54,7 @@ impl GrpcComet {
 fn request_of(push: KeyPush) -> PushMsgReq {
     PushMsgReq {
         keys: push.keys.iter().map(ToString::to_string).collect(),
+        extension: message_of(&push.extension),
         proto: Some(proto_of(push.packet)),
         proto_op: push.operation.0,
         accepted_at: micros_of(push.accepted_at),
@@ -83,6 +84,7 @@ impl CometPort for GrpcComet {
             proto: Some(proto_of(broadcast.packet)),
             speed: i32::try_from(speed).unwrap_or(i32::MAX),
             accepted_at: micros_of(broadcast.accepted_at),
+            extension: message_of(&broadcast.extension),
         };
         self.call(async move |mut comet| comet.broadcast(request).await, drop)
     }
@@ -92,6 +94,7 @@ impl CometPort for GrpcComet {
             room_id: push.room.to_string(),
             proto: Some(proto_of(push.packet)),
             accepted_at: micros_of(push.accepted_at),
+            extension: message_of(&push.extension),
         };
         self.call(async move |mut comet| comet.broadcast_room(request).await, drop)
     }

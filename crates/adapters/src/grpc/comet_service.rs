@@ -7,7 +7,7 @@ use goim_ports::{Broadcast, CometError, CometPort, KeyPush, Operation, RoomId, R
 use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
-use super::convert::{accepted_at_of, packet_of};
+use super::convert::{accepted_at_of, extension_of, packet_of};
 use super::proto::cluster::{
     DescribeReply, DescribeReq, PushManyReply, PushManyReq, RoomsSinceReply, RoomsSinceReq, RoomsVersion,
     StripeNews, comet_server as cluster_server,
@@ -45,6 +45,7 @@ fn push_of(request: PushMsgReq) -> Result<KeyPush, Status> {
         operation: Operation(request.proto_op),
         packet: packet_of(proto),
         accepted_at: accepted_at_of(request.accepted_at),
+        extension: extension_of(request.extension),
     })
 }
 
@@ -64,6 +65,7 @@ impl Comet for CometService {
             operation: Operation(request.proto_op),
             packet: packet_of(proto),
             accepted_at: accepted_at_of(request.accepted_at),
+            extension: extension_of(request.extension),
             speed: u32::try_from(request.speed).ok().and_then(NonZeroU32::new),
         };
         reply(self.0.broadcast(broadcast).await, BroadcastReply {})
@@ -81,6 +83,7 @@ impl Comet for CometService {
             room: request.room_id.into(),
             packet: packet_of(proto),
             accepted_at: accepted_at_of(request.accepted_at),
+            extension: extension_of(request.extension),
         };
         reply(self.0.push_room(push).await, BroadcastRoomReply {})
     }

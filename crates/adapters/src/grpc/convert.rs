@@ -3,10 +3,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use goim_ports::{AcceptedAt, Operation, PacketBuf, RoomCounts, RoomId, RoomScope, Sequence, Version};
+use goim_ports::{
+    AcceptedAt, EndCode, Extended, Extension, Operation, PacketBuf, RoomCounts, RoomId, RoomScope, Schema,
+    SchemaBody, Sequence, Version,
+};
 
 use super::proto::logic;
-use super::proto::protocol::Proto;
+use super::proto::protocol::{self, Proto};
 
 pub(super) fn packet_of(proto: Proto) -> PacketBuf {
     PacketBuf {
@@ -33,6 +36,32 @@ pub(super) fn scope_of(scope: Option<logic::RoomScope>) -> Option<RoomScope> {
 
 pub(super) fn rooms_of(scope: Option<RoomScope>) -> Option<logic::RoomScope> {
     scope.map(|scope| logic::RoomScope { rooms: scope.0.to_vec() })
+}
+
+/// A schema beyond the range is one that nobody reads.
+pub(crate) fn extension_of(extension: Option<protocol::Extension>) -> Extension {
+    let protocol::Extension { bodies, without_first, end } = extension?;
+    let mut bodies: Vec<SchemaBody> = bodies
+        .into_iter()
+        .map(|body| SchemaBody {
+            schema: Schema(u16::try_from(body.schema).unwrap_or(u16::MAX)),
+            body: body.body,
+        })
+        .collect();
+    bodies.sort_by_key(|body| body.schema);
+    let end = u16::try_from(end).ok().filter(|code| *code != 0).map(EndCode);
+    Some(Arc::new(Extended { bodies, without_first, end }))
+}
+
+pub(crate) fn message_of(extension: &Extension) -> Option<protocol::Extension> {
+    let Extended { bodies, without_first, end } = &**extension.as_ref()?;
+    let body =
+        |body: &SchemaBody| protocol::SchemaBody { schema: body.schema.0.into(), body: body.body.clone() };
+    Some(protocol::Extension {
+        bodies: bodies.iter().map(body).collect(),
+        without_first: *without_first,
+        end: end.map_or(0, |end| end.0.into()),
+    })
 }
 
 /// Zero, the value of an absent field, is not a time.

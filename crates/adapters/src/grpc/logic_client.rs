@@ -134,6 +134,8 @@ impl LogicPort for GrpcLogic {
             mid: upstream.mid.0,
             proto: Some(proto_of(upstream.packet)),
             key: upstream.key.to_string(),
+            schema: upstream.schema.0.into(),
+            extended: upstream.extended,
         };
         self.call(async move |mut logic| logic.receive(request).await, |reply| reply.body, status::to_logic)
     }

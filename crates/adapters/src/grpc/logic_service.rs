@@ -3,7 +3,9 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use goim_ports::{ConnectRequest, LogicPort, Mid, OnlineReport, RefreshRequest, SessionRef, Upstream};
+use goim_ports::{
+    ConnectRequest, LogicPort, Mid, OnlineReport, RefreshRequest, Schema, SessionRef, Upstream,
+};
 use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
@@ -105,9 +107,10 @@ impl Logic for LogicService {
     }
 
     async fn receive(&self, request: Request<ReceiveReq>) -> Result<Response<ReceiveReply>, Status> {
-        let ReceiveReq { mid, proto, key } = request.into_inner();
+        let ReceiveReq { mid, proto, key, schema, extended } = request.into_inner();
         let packet = packet_of(proto.unwrap_or_default());
-        let upstream = Upstream { mid: Mid(mid), key: key.into(), packet };
+        let schema = u16::try_from(schema).unwrap_or(u16::MAX).max(Schema::FIRST.0);
+        let upstream = Upstream { mid: Mid(mid), key: key.into(), packet, schema: Schema(schema), extended };
         let body = self.logic.receive(upstream).await.map_err(status::from_logic)?;
         Ok(Response::new(ReceiveReply { body }))
     }

@@ -14,7 +14,7 @@ mod channel;
 mod comet_client;
 mod comet_pool;
 mod comet_service;
-mod convert;
+pub(crate) mod convert;
 mod logic_client;
 mod logic_pool;
 mod logic_service;

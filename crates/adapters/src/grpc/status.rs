@@ -122,14 +122,21 @@ pub(super) fn from_logic(error: LogicError) -> Status {
     match error {
         LogicError::Failed(text) => Status::unknown(text),
         LogicError::Unavailable(text) => of_kind(UNAVAILABLE, text),
+        LogicError::Busy(text) => of_kind(BUSY, text),
+        LogicError::Late(text) => of_kind(TIMEOUT, text),
     }
 }
 
 pub(super) fn to_logic(status: &Status) -> LogicError {
-    if is_answer(status) && kind_of(status) != Some(UNAVAILABLE) {
-        LogicError::Failed(status.message().to_owned())
-    } else {
-        LogicError::Unavailable(text_of(status))
+    if !is_answer(status) {
+        return LogicError::Unavailable(text_of(status));
+    }
+    let text = status.message().to_owned();
+    match kind_of(status) {
+        Some(UNAVAILABLE) => LogicError::Unavailable(text),
+        Some(BUSY) => LogicError::Busy(text),
+        Some(TIMEOUT) => LogicError::Late(text),
+        _ => LogicError::Failed(text),
     }
 }
 

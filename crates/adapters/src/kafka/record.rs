@@ -7,12 +7,17 @@ use std::num::NonZeroU32;
 use goim_ports::{AcceptedAt, Operation, PushRecord, PushTarget};
 use prost::Message;
 
+use crate::grpc::convert::{extension_of, message_of};
 use crate::grpc::proto::logic::{PushMsg, push_msg::Type};
 
 /// The value.
 pub(super) fn value(record: &PushRecord) -> Vec<u8> {
-    let mut message =
-        PushMsg { operation: record.operation.0, msg: record.body.clone(), ..PushMsg::default() };
+    let mut message = PushMsg {
+        operation: record.operation.0,
+        msg: record.body.clone(),
+        extension: message_of(&record.extension),
+        ..PushMsg::default()
+    };
     match &record.target {
         PushTarget::Keys { server, keys } => {
             message.server = server.as_str().to_owned();
@@ -65,5 +70,12 @@ pub(super) fn read(value: &[u8], timestamp: Option<i64>) -> Result<PushRecord, P
     let accepted_at = timestamp
         .and_then(|millis| u64::try_from(millis).ok())
         .map_or_else(AcceptedAt::now, |millis| AcceptedAt(millis.saturating_mul(1000)));
-    Ok(PushRecord { target, operation: Operation(message.operation), body: message.msg, accepted_at })
+    let extension = extension_of(message.extension);
+    Ok(PushRecord {
+        target,
+        operation: Operation(message.operation),
+        body: message.msg,
+        accepted_at,
+        extension,
+    })
 }

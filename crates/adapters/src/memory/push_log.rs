@@ -496,7 +496,8 @@ fn size_of_record(record: &PushRecord) -> usize {
         PushTarget::Room(room) => room.as_str().len(),
         PushTarget::All { .. } => 0,
     };
-    RECORD_OVERHEAD + target + record.body.len()
+    let extension = record.extension.as_ref().map_or(0, |extension| extension.bytes_len());
+    RECORD_OVERHEAD + target + record.body.len() + extension
 }
 
 #[cfg(test)]

@@ -277,7 +277,7 @@ impl Connection {
                 }
             }
             if let Some(body) = answer {
-                self.session.reply_upstream(&mut self.pool, &body);
+                self.session.reply_upstream(&mut self.pool, None, &body);
             }
         }
     }

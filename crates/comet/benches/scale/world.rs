@@ -236,7 +236,7 @@ impl World {
     }
 
     fn key_push(&self, keys: Vec<SessionKey>) -> KeyPush {
-        KeyPush { keys, operation: OPERATION, packet: self.packet(), accepted_at: None }
+        KeyPush { keys, operation: OPERATION, packet: self.packet(), accepted_at: None, extension: None }
     }
 
     /// As logic does it: from the member to its sessions, from there to the comet.
@@ -257,7 +257,7 @@ impl World {
     }
 
     fn room_push(&self, room: &str) -> RoomPush {
-        RoomPush { room: room.into(), packet: self.packet(), accepted_at: None }
+        RoomPush { room: room.into(), packet: self.packet(), accepted_at: None, extension: None }
     }
 
     pub(crate) fn heartbeats(&mut self, operations: usize, together: usize) -> u64 {
@@ -318,7 +318,13 @@ impl World {
     pub(crate) fn broadcast(&mut self, messages: usize) -> f64 {
         self.fan_out(messages, |world| {
             let (operation, packet) = (OPERATION, world.packet());
-            world.harness.broadcast(Broadcast { operation, packet, accepted_at: None, speed: None })
+            world.harness.broadcast(Broadcast {
+                operation,
+                packet,
+                accepted_at: None,
+                speed: None,
+                extension: None,
+            })
         })
     }
 

@@ -137,8 +137,7 @@ impl Shard {
         self.generation = self.generation.wrapping_add(1);
         let generation = self.generation;
         let session = ServerSession::new(kind.transport, &self.rules[index], self.now);
-        let slot =
-            self.connections.insert(Connection::new(socket, session, generation, index as u16, remote));
+        let slot = self.connections.insert(Connection::new(socket, session, generation, index as u8, remote));
         self.stats.connections[ShardStats::kind_index(kind)].up();
         self.connections_peak = self.connections_peak.max(self.connections.len());
         self.arm(slot);
@@ -163,7 +162,7 @@ impl Shard {
     }
 
     /// The kind of listener that a connection came through.
-    pub(super) fn kind_of(&self, listener: u16) -> Kind {
+    pub(super) fn kind_of(&self, listener: u8) -> Kind {
         self.kinds[usize::from(listener)]
     }
 

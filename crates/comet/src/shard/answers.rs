@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use goim_compression::{InflateError, inflate};
 use goim_ports::{
-    Accepted, Call, ConnectError, ConnectRequest, LogicError, NoSession, PacketBuf, Sequence, SessionRef,
-    Upstream, Version,
+    Accepted, Call, ConnectError, ConnectRequest, Encoding, LogicError, NoSession, PacketBuf, Schema,
+    Sequence, SessionRef, Upstream, Version,
 };
 use goim_session::{CloseReason, Established, Moment, RequestFailure};
 
@@ -133,7 +134,10 @@ impl Shard {
                 rooms.push(room);
             }
         }
-        let reply = match accepted.protover {
+        let versions = &self.shared.versions;
+        let protover = accepted.protover.map(|protover| protover.min(versions.table().highest()));
+        let class = versions.class_of(protover);
+        let reply = match protover {
             Some(protover) => {
                 let names: Vec<&str> = rooms.iter().map(goim_ports::RoomId::as_str).collect();
                 let reply = serde_json::json!({
@@ -153,11 +157,13 @@ impl Shard {
         let established = Established {
             accepts: &accepted.accepts,
             heartbeat: accepted.heartbeat,
-            protover: accepted.protover,
+            protover,
             reply: &reply,
         };
         connection.session.authenticated(&mut self.pool, self.now, &established);
         connection.identity = Some(Identity { key: accepted.key.clone(), mid: accepted.mid });
+        connection.class = class;
+        self.shared.versions.came(class);
         self.stats.sessions.up();
         self.stats.packets_out(goim_ports::Operation::AUTH_REPLY, 1, goim_wire::HEADER_LEN + reply.len());
         let touch_in = TOUCH_MIN + Duration::from_millis(self.random(TOUCH_MIN.as_millis() as u64));
@@ -239,9 +245,16 @@ impl Shard {
     /// Hands a packet to the business. The session takes no further packet until the answer is there.
     pub(super) fn upstream(&mut self, slot: u32, packet: PacketBuf) {
         let connection = &self.connections[slot];
-        let Some(identity) = connection.identity.as_ref() else { return };
+        let Some(identity) = connection.identity.clone() else { return };
         let id = ConnectionId { slot, generation: connection.generation };
-        let upstream = Upstream { mid: identity.mid, key: identity.key.clone(), packet };
+        let extended = connection.session.is_extended();
+        // goim ignores the version.
+        let Some((schema, packet)) =
+            (if extended { self.read(slot, packet) } else { Some((Schema::FIRST, packet)) })
+        else {
+            return;
+        };
+        let upstream = Upstream { mid: identity.mid, key: identity.key.clone(), packet, schema, extended };
         match self.shared.logic.receive(upstream) {
             Call::Ready(result) => self.replied(slot, result),
             Call::Pending(answer) => {
@@ -264,6 +277,8 @@ impl Shard {
                 let failure = match error {
                     LogicError::Unavailable(_) => RequestFailure::Unavailable,
                     LogicError::Failed(_) => RequestFailure::Failed,
+                    LogicError::Busy(_) => RequestFailure::Busy,
+                    LogicError::Late(_) => RequestFailure::NotInTime,
                 };
                 if self.fail_request(slot, failure.code(), failure.label(), "") {
                     return;
@@ -273,10 +288,46 @@ impl Shard {
             }
         };
         let connection = &mut self.connections[slot];
-        if let Some(operation) = connection.session.reply_upstream(&mut self.pool, &body) {
+        let (written, body) = if connection.session.is_extended() && !body.is_empty() {
+            let schema =
+                self.shared.versions.schema_of(connection.session.awaited().unwrap_or(Version::GOIM));
+            let (version, body) = self.shared.versions.write(connection.session.protover(), schema, body);
+            (Some(version), body)
+        } else {
+            (None, body)
+        };
+        if let Some(operation) = connection.session.reply_upstream(&mut self.pool, written, &body) {
             self.stats.packets_out(operation, 1, goim_wire::HEADER_LEN + body.len());
         }
         self.stage(slot);
+    }
+
+    /// The body of a packet of an extended client as its version says. `None` when that could not be done, and the client has been
+    /// told or is gone.
+    fn read(&mut self, slot: u32, packet: PacketBuf) -> Option<(Schema, PacketBuf)> {
+        let versions = &self.shared.versions;
+        let Some(row) = versions.table().row(packet.version) else {
+            let failure = RequestFailure::BadRequest;
+            self.fail_request(slot, failure.code(), failure.label(), "the version is not in the table");
+            return None;
+        };
+        if row.encoding == Encoding::Identity {
+            return Some((row.schema, packet));
+        }
+        match inflate(row.encoding, &packet.body, versions.config().inflated_bytes_max) {
+            Ok(body) => Some((row.schema, PacketBuf { body: body.into(), ..packet })),
+            Err(error) => {
+                tracing::debug!(remote = %self.connections[slot].remote(), %error, "a body cannot be inflated");
+                self.close(
+                    slot,
+                    match error {
+                        InflateError::TooLarge(_) => CloseReason::InflatedTooLarge,
+                        InflateError::Malformed(_) => CloseReason::BadCompression,
+                    },
+                );
+                None
+            }
+        }
     }
 }
 

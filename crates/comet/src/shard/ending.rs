@@ -46,11 +46,13 @@ impl Shard {
         connection.session.close(&mut self.pool, reason, &farewell);
         let id = ConnectionId { slot, generation: connection.generation };
         let identity = connection.identity.take();
+        let class = connection.class;
         tracing::debug!(remote = %connection.remote(), %reason, key = identity.as_ref().map(|who| who.key.as_str()), "connection ends");
         self.stats.closed(reason);
         self.leave_rooms(slot);
         if let Some(identity) = identity {
             self.stats.sessions.down();
+            self.shared.versions.went(class);
             self.forget(identity, id);
         }
         match reason {

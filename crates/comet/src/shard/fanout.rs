@@ -4,12 +4,13 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use goim_ports::{AcceptedAt, Operation, RoomId};
-use goim_session::{Admission, CloseReason, EncodedPush, Moment, QueueLimit};
+use goim_session::{Admission, CloseReason, Moment, QueueLimit};
 
 use super::foresee::BLOCK;
 use super::{Shard, queue_limit};
 use crate::connection::ConnectionId;
 use crate::inbox::{Command, Pace, Queued, Sends};
+use crate::message::Outgoing;
 use crate::stats::Drop;
 
 /// How often a paced broadcast goes on.
@@ -89,7 +90,7 @@ struct Staged {
 /// A broadcast that goes out at a speed. New sessions may come while it does; they are not for it.
 pub(super) struct PacedBroadcast {
     operation: Operation,
-    push: EncodedPush,
+    push: Outgoing,
     pace: Pace,
     accepted_at: Option<AcceptedAt>,
     /// The next slot to be looked at, and the last generation that was there at the start.
@@ -103,6 +104,10 @@ impl Shard {
     pub(super) fn take_command(&mut self, queued: Queued) {
         let Queued { command, mut sends } = queued;
         self.traffic_seen = Some(self.now);
+        if let Some(reason) = command.push().end() {
+            self.end_all(command, reason);
+            return;
+        }
         let (Staged { stage, behind, joined, receivers }, accepted_at) = match command {
             Command::Push { targets, operation, push, accepted_at } => {
                 (self.send_to(&self.located(targets), operation, &push), accepted_at)
@@ -124,6 +129,22 @@ impl Shard {
         match stage {
             Stage::Urgent => self.works_of_turn.push(work),
             Stage::Ring => self.works.push_back(work),
+        }
+    }
+
+    /// Ends the sessions that a command is for.
+    fn end_all(&mut self, command: Command, reason: CloseReason) {
+        let slots: Vec<u32> = match command {
+            Command::Push { targets, .. } => {
+                self.located(targets).iter().filter_map(|target| self.find(*target)).collect()
+            }
+            Command::Room { room, hash, .. } => self.rooms.members(hash, &room).to_vec(),
+            Command::Broadcast { .. } => self.connections.iter().map(|(slot, _)| slot).collect(),
+        };
+        for slot in slots {
+            if self.connections.get(slot).is_some_and(|connection| connection.session.is_open()) {
+                self.close(slot, reason);
+            }
         }
     }
 
@@ -195,7 +216,7 @@ impl Shard {
         }
     }
 
-    fn send_to(&mut self, targets: &[ConnectionId], operation: Operation, push: &EncodedPush) -> Staged {
+    fn send_to(&mut self, targets: &[ConnectionId], operation: Operation, push: &Outgoing) -> Staged {
         let limit = queue_limit(&self.shared.config, operation);
         let stage = if targets.len() <= URGENT_MAX { Stage::Urgent } else { Stage::Ring };
         let mut sent = Sent::default();
@@ -212,7 +233,7 @@ impl Shard {
         sent.staged(stage)
     }
 
-    fn send_to_room(&mut self, room: &RoomId, hash: u64, operation: Operation, push: &EncodedPush) -> Staged {
+    fn send_to_room(&mut self, room: &RoomId, hash: u64, operation: Operation, push: &Outgoing) -> Staged {
         let mut receivers = std::mem::take(&mut self.receivers);
         receivers.clear();
         receivers.extend_from_slice(self.rooms.members(hash, room));
@@ -221,7 +242,7 @@ impl Shard {
         staged
     }
 
-    fn send_to_all(&mut self, operation: Operation, push: &EncodedPush) -> Staged {
+    fn send_to_all(&mut self, operation: Operation, push: &Outgoing) -> Staged {
         let mut receivers = std::mem::take(&mut self.receivers);
         receivers.clear();
         let wanting = self.connections.iter().filter(|(_, connection)| connection.session.accepts(operation));
@@ -231,7 +252,7 @@ impl Shard {
         staged
     }
 
-    fn send_to_many(&mut self, receivers: &[u32], operation: Operation, push: &EncodedPush) -> Staged {
+    fn send_to_many(&mut self, receivers: &[u32], operation: Operation, push: &Outgoing) -> Staged {
         let limit = queue_limit(&self.shared.config, operation);
         let stage = if receivers.len() <= URGENT_MAX { Stage::Urgent } else { Stage::Ring };
         let mut sent = Sent::default();
@@ -248,16 +269,16 @@ impl Shard {
     fn deliver_counted(
         &mut self,
         slot: u32,
-        push: &EncodedPush,
+        push: &Outgoing,
         limit: QueueLimit,
         stage: Stage,
         sent: &mut Sent,
     ) {
         let joins =
             stage == Stage::Ring && self.connections.get(slot).is_some_and(|connection| connection.in_ring);
-        if self.deliver(slot, push, limit, stage) {
+        if let Some(bytes) = self.deliver(slot, push, limit, stage) {
             sent.packets += 1;
-            sent.bytes += push.len(self.transport_of(slot));
+            sent.bytes += bytes;
             sent.joined += usize::from(joins);
             if stage == Stage::Urgent && self.is_behind(slot) {
                 let generation = self.connections[slot].generation;
@@ -267,14 +288,14 @@ impl Shard {
         }
     }
 
-    fn transport_of(&self, slot: u32) -> goim_session::Transport {
-        self.connections[slot].session.transport()
-    }
-
-    /// Queues a push on one session and has it flushed. False when the session did not take it.
-    fn deliver(&mut self, slot: u32, push: &EncodedPush, limit: QueueLimit, stage: Stage) -> bool {
+    /// Queues a push on one session and has it flushed. Gives the bytes that it takes; `None` when the session did not take it.
+    fn deliver(&mut self, slot: u32, push: &Outgoing, limit: QueueLimit, stage: Stage) -> Option<usize> {
         let behind_bytes = self.behind_bytes();
-        let Some(connection) = self.connections.get_mut(slot) else { return false };
+        let connection = self.connections.get_mut(slot)?;
+        let Some(push) = push.for_class(connection.class, &self.shared.versions) else {
+            self.stats.dropped(Drop::Unreadable, 1);
+            return None;
+        };
         if !connection.session.outbox().is_empty() && connection.writable {
             let len = push.len(connection.session.transport());
             if !connection.session.outbox().has_room(len, limit.bytes_max) {
@@ -282,11 +303,12 @@ impl Shard {
                 self.flush(slot);
             }
         }
-        let Some(connection) = self.connections.get_mut(slot) else { return false };
+        let connection = self.connections.get_mut(slot)?;
         if connection.is_closing() || !connection.session.is_open() {
             self.stats.dropped(Drop::Gone, 1);
-            return false;
+            return None;
         }
+        let bytes = push.len(connection.session.transport());
         let before = connection.session.outbox().push_bytes();
         let admission = connection.session.push(&mut self.pool, push, limit);
         let after = connection.session.outbox().push_bytes();
@@ -299,12 +321,12 @@ impl Shard {
             Admission::DroppedOlder(count) => self.stats.dropped(Drop::Oldest, count),
             Admission::DroppedNewest => {
                 self.stats.dropped(Drop::Newest, 1);
-                return false;
+                return None;
             }
             Admission::MustClose => {
                 self.stats.dropped(Drop::Closed, 1);
                 self.close(slot, CloseReason::SlowConsumer);
-                return false;
+                return None;
             }
         }
         match stage {
@@ -312,7 +334,7 @@ impl Shard {
             Stage::Urgent => self.stage(slot),
             Stage::Ring => self.stage_in_ring(slot),
         }
-        true
+        Some(bytes)
     }
 
     /// Writes what waits on a connection, as much as its socket takes.
@@ -371,7 +393,7 @@ impl Shard {
     fn begin_paced(
         &mut self,
         operation: Operation,
-        push: EncodedPush,
+        push: Outgoing,
         pace: Pace,
         accepted_at: Option<AcceptedAt>,
     ) {
@@ -415,8 +437,8 @@ impl Shard {
                 return false;
             };
             broadcast.credit -= 1.0;
-            if self.deliver(slot, &broadcast.push, limit, Stage::Urgent) {
-                self.stats.packets_out(broadcast.operation, 1, broadcast.push.len(self.transport_of(slot)));
+            if let Some(bytes) = self.deliver(slot, &broadcast.push, limit, Stage::Urgent) {
+                self.stats.packets_out(broadcast.operation, 1, bytes);
             }
         }
         true

@@ -172,6 +172,7 @@ impl Server {
             operation: Operation(operation),
             packet: goim_ports::PacketBuf::push(Operation(operation), Bytes::copy_from_slice(body)),
             accepted_at: None,
+            extension: None,
         };
         let call = self.comet.port().push(push);
         self.runtime.block_on(async { call.await }).expect("the comet takes a push");
@@ -186,6 +187,7 @@ impl Server {
             room: room.into(),
             packet: goim_ports::PacketBuf::push(Operation(operation), Bytes::copy_from_slice(body)),
             accepted_at: None,
+            extension: None,
         };
         let call = self.comet.port().push_room(push);
         self.runtime.block_on(async { call.await }).expect("the comet takes a push");
@@ -197,6 +199,7 @@ impl Server {
             packet: goim_ports::PacketBuf::push(Operation(1000), Bytes::copy_from_slice(body)),
             speed: speed.and_then(std::num::NonZeroU32::new),
             accepted_at: None,
+            extension: None,
         };
         let call = self.comet.port().broadcast(broadcast);
         self.runtime.block_on(async { call.await }).expect("the comet takes a broadcast");

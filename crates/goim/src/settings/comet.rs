@@ -22,6 +22,11 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
         "What one client, and all together, may use. A client that breaks a limit is disconnected, and counted by reason.",
     ),
     ("comet.send", "How packets leave."),
+    (
+        "comet.compression",
+        "Bodies for clients whose protover has a compressing version, once for each message and version.",
+    ),
+    ("comet.compression.levels", "How hard is tried."),
     ("comet.drain", "How sessions are told to go when the process is asked to stop (SIGTERM)."),
 ];
 
@@ -66,6 +71,13 @@ pub(super) fn settings() -> Vec<Setting> {
         [comet.send.inbox_commands_max], "Commands that wait for one shard. Full, the caller waits.";
         [comet.send.inbox_sends_max], "Sends that commands of one shard lead to, until they are flushed: what bounds a message's wait here. What joins other messages to a session counts by its bytes only. Full, the caller waits.";
         [comet.send.paced_broadcasts_max], "Broadcasts with a speed that may be under way at once.";
+
+        [comet.compression.enabled], "Large bodies are compressed for clients that read it. Off, they leave as they are; what comes in is inflated all the same.";
+        size [comet.compression.threshold_bytes], "Smaller bodies leave as they are.";
+        size [comet.compression.inflated_bytes_max], "What a body that comes in may grow to. A larger one ends the connection.";
+        [comet.compression.levels.zlib], "1 to 9.";
+        [comet.compression.levels.brotli], "0 to 11. Above 5 the time grows much faster than the size shrinks.";
+        [comet.compression.levels.zstd], "1 to 19.";
 
         [comet.drain.sessions_per_second], "Sessions a second that are told to go.";
         [comet.drain.deadline], "After this much time the rest is closed at once.";

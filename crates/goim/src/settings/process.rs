@@ -5,6 +5,10 @@ use super::{Setting, settings};
 
 pub(super) const SECTIONS: &[(&str, &str)] = &[
     (
+        "versions",
+        "What versions of packets mean: the schema of a body, and how it is encoded. An extended client says the highest that it reads (protover).",
+    ),
+    (
         "http",
         "The push API, the node list, and the operator's pages: /metrics, /healthz, /readyz, /openapi.json.",
     ),
@@ -28,6 +32,8 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
 
 pub(super) fn settings() -> Vec<Setting> {
     settings! {
+        [versions.rows], "The table: add rows such as \"4 = schema 2, identity\" and \"5 = schema 2, zstd\", and never change or take away one. All comets and logics must have the same; clients find it at /v1/protocol. In text rows are separated by ;.";
+
         [http.listen], "Address of the HTTP listener. Port 0 takes a free one.";
 
         [rpc.comet] = "127.0.0.1:3109", "goim.comet.Comet, which job calls. \"none\" leaves it closed.";

@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use super::*;
 
 /// Fields without a row of their own, with the reason.
-const WITHOUT_ROW: [(&str, &str); 2] = [
+const WITHOUT_ROW: [(&str, &str); 4] = [
+    ("comet.versions", "follows versions.rows"),
+    ("logic.versions", "follows versions.rows"),
     ("push_log.record_bytes_max", "follows logic.push.record_bytes_max"),
     ("comet.tls", "an optional group; its fields have rows"),
 ];
@@ -40,7 +42,7 @@ fn fields(config: &Config) -> BTreeSet<String> {
         } else if closes {
             path.pop();
         } else if let Some((name, value)) = line.split_once(": ") {
-            if value.ends_with("Config {") || value == "Backoff {" {
+            if value.ends_with("Config {") || matches!(value, "Backoff {" | "Levels {") {
                 path.push(name);
                 continue;
             }
@@ -141,6 +143,7 @@ fn a_row_changes_its_own_field_and_no_other() {
             Some(toml::Value::Float(number)) => (number / 2.0).to_string(),
             Some(toml::Value::Array(_)) if setting.secret => "another-secret-of-enough-bytes".to_owned(),
             Some(toml::Value::Array(_)) if setting.key.ends_with("slow_consumer") => "7 close".to_owned(),
+            Some(toml::Value::Array(_)) if setting.key == "versions.rows" => "4 = schema 2, zstd".to_owned(),
             Some(toml::Value::Array(_)) => "127.0.0.1:9".to_owned(),
             Some(toml::Value::Table(_)) if setting.secret => "{ name = \"text\" }".to_owned(),
             Some(toml::Value::Table(_)) => "{ sh = [\"a\"] }".to_owned(),

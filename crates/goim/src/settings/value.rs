@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use goim_comet::SlowConsumerPolicy;
 use goim_logic::{ApiKey, IdentityMethod, Secret};
-use goim_ports::ServerId;
+use goim_ports::{ServerId, VersionRow};
 
 use crate::config::{Directory, LogFormat, LogStart};
 
@@ -24,6 +24,9 @@ pub(super) const REDACTED: &str = "<redacted>";
 
 /// A type that a setting can have. The error of both readers says what would be right.
 pub(crate) trait Value: Sized {
+    /// What stands between several in a text.
+    const SEPARATOR: char = ',';
+
     /// What a good value looks like, to follow "wants".
     fn wants() -> String;
 
@@ -86,6 +89,23 @@ by_text! {
     LogFormat, "`pretty` or `json`";
     Directory, "`redis`, `list` or `discovery`";
     LogStart, "`newest` or `oldest`";
+}
+
+/// Has a comma in it.
+impl Value for VersionRow {
+    const SEPARATOR: char = ';';
+
+    fn wants() -> String {
+        "a row such as `4 = schema 2, identity`; encodings are identity, zlib, brotli and zstd".to_owned()
+    }
+
+    fn from_text(text: &str) -> Option<Self> {
+        text.parse().ok()
+    }
+
+    fn to_toml(&self) -> Option<toml::Value> {
+        Some(toml::Value::String(self.to_string()))
+    }
 }
 
 integer! {
@@ -236,7 +256,7 @@ impl<T: Value> Value for Option<T> {
 
 impl<T: Value> Value for Vec<T> {
     fn wants() -> String {
-        format!("a list (in text: separated by commas), each of it {}", T::wants())
+        format!("a list (in text: separated by `{}`), each of it {}", T::SEPARATOR, T::wants())
     }
 
     fn from_text(text: &str) -> Option<Self> {
@@ -245,7 +265,7 @@ impl<T: Value> Value for Vec<T> {
         {
             return table.get("list").and_then(Self::from_toml);
         }
-        text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(T::from_text).collect()
+        text.split(T::SEPARATOR).map(str::trim).filter(|part| !part.is_empty()).map(T::from_text).collect()
     }
 
     fn from_toml(value: &toml::Value) -> Option<Self> {

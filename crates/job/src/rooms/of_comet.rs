@@ -9,7 +9,7 @@ use std::collections::{HashMap, VecDeque};
 use std::mem;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use goim_ports::{AcceptedAt, RoomId, RoomPush, Sequence, ServerId, Version};
+use goim_ports::{AcceptedAt, Extension, RoomId, RoomPush, Sequence, ServerId, Version};
 use goim_wire::{HEADER_LEN, Packet, batch::BatchBuilder};
 use tokio::time::Instant;
 
@@ -43,6 +43,7 @@ struct Room {
     builder: BatchBuilder,
     shares: Vec<Share>,
     accepted_at: Option<AcceptedAt>,
+    extension: Extension,
 }
 
 /// A batch that has not left.
@@ -107,7 +108,8 @@ impl RoomsOfComet {
         };
         let (bytes_max, messages_max) = (self.config.batch_bytes_max, self.config.batch_messages_max.get());
         let crowded = |room: &Room| {
-            !room.builder.is_empty() && room.builder.bytes_len() + HEADER_LEN + message.body.len() > bytes_max
+            let bytes = room.builder.bytes_len() + HEADER_LEN + message.body.len();
+            !room.builder.is_empty() && (bytes > bytes_max || message.extension.is_some())
         };
         if self.rooms.get(id).is_some_and(crowded) {
             self.full(id, now, out);
@@ -120,7 +122,9 @@ impl RoomsOfComet {
         room.shares.push(message.share);
         let oldest = room.accepted_at.map_or(message.accepted_at, |oldest| oldest.min(message.accepted_at));
         room.accepted_at = Some(oldest);
-        if room.builder.len() >= messages_max || room.builder.bytes_len() >= bytes_max {
+        let is_alone = message.extension.is_some();
+        room.extension = message.extension;
+        if is_alone || room.builder.len() >= messages_max || room.builder.bytes_len() >= bytes_max {
             self.full(id, now, out);
         }
     }
@@ -230,7 +234,12 @@ impl Room {
             return None;
         }
         let packet = mem::take(&mut self.builder).finish();
-        let push = RoomPush { room: id.clone(), packet, accepted_at: self.accepted_at.take() };
+        let push = RoomPush {
+            room: id.clone(),
+            packet,
+            accepted_at: self.accepted_at.take(),
+            extension: self.extension.take(),
+        };
         Some(Waiting { push, shares: mem::take(&mut self.shares) })
     }
 }

@@ -42,11 +42,18 @@ impl Check {
             operation: Operation(1000),
             body: body.clone(),
             accepted_at: AcceptedAt(self.offset.cast_unsigned()),
+            extension: None,
         };
         let ticket = self.in_flight.enter(position, &record);
         self.offset += 1;
         let share = Share::new(&self.in_flight, ticket);
-        let message = Message { operation: record.operation, body, accepted_at: record.accepted_at, share };
+        let message = Message {
+            operation: record.operation,
+            body,
+            accepted_at: record.accepted_at,
+            extension: None,
+            share,
+        };
         let (now, mut out) = (self.at(ms), Vec::new());
         for comet in comets {
             self.rooms.add(&ServerId::from(*comet), &room.into(), message.clone(), now, &mut out);

@@ -372,7 +372,7 @@ impl CometPort for Recorder {
 
 fn record(target: PushTarget, body: impl Into<String>) -> PushRecord {
     let body = Bytes::from(body.into());
-    PushRecord { target, operation: Operation(1000), body, accepted_at: AcceptedAt(1_000) }
+    PushRecord { target, operation: Operation(1000), body, accepted_at: AcceptedAt(1_000), extension: None }
 }
 
 pub(crate) fn to_keys(server: &str, keys: &[&str], body: impl Into<String>) -> PushRecord {

@@ -41,6 +41,7 @@ pub(super) async fn act(
         Action::OnlineTotal => online_total(logic),
         Action::NodesWeighted => nodes_weighted(logic, values),
         Action::NodesInstances => nodes_instances(logic),
+        Action::Protocol => protocol(logic),
         Action::OpenApi => reply::document(openapi::document()),
     }
 }
@@ -199,6 +200,20 @@ fn write_nodes(out: &mut Vec<u8>, nodes: &NodesReply) {
     backoff.close();
     object.some_number("heartbeat_max", nodes.heartbeat_max);
     object.close();
+}
+
+fn protocol(logic: &Logic) -> Response<Body> {
+    let table = &logic.config.versions;
+    let row = |row: &goim_ports::VersionRow| {
+        serde_json::json!({
+            "version": row.version.0, "schema": row.schema.0, "encoding": row.encoding.name(),
+        })
+    };
+    let rows: Vec<_> = table.rows().iter().map(row).collect();
+    reply::data(|out| {
+        let data = serde_json::json!({ "protover": table.highest().0, "versions": rows });
+        out.extend_from_slice(data.to_string().as_bytes());
+    })
 }
 
 fn nodes_instances(logic: &Logic) -> Response<Body> {

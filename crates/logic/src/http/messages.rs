@@ -10,7 +10,7 @@ use std::num::NonZeroU32;
 use axum::body::Bytes;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use goim_ports::{Mid, Operation, RoomId, SessionKey};
+use goim_ports::{Extended, Mid, Operation, RoomId, Schema, SchemaBody, SessionKey};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
@@ -196,23 +196,27 @@ impl<'de> Deserialize<'de> for Message {
             type Value = Message;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object with `to`, `operation`, and `body` or `body_base64`")
+                f.write_str("an object with `to`, `operation`, and `body`, `body_base64` or `bodies`")
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Message, A::Error> {
-                let (mut to, mut operation, mut text, mut bytes) = (None, None, None, None);
+                let (mut to, mut operation, mut text, mut bytes, mut bodies) = (None, None, None, None, None);
                 while let Some(Text(name)) = map.next_key()? {
                     match &*name {
                         "to" => field(&mut map, &mut to, "to")?,
                         "operation" => field(&mut map, &mut operation, "operation")?,
                         "body" => field(&mut map, &mut text, "body")?,
                         "body_base64" => field(&mut map, &mut bytes, "body_base64")?,
+                        "bodies" => field(&mut map, &mut bodies, "bodies")?,
                         other => {
-                            return Err(unknown(other, "`to`, `operation`, `body` and `body_base64`"));
+                            return Err(unknown(
+                                other,
+                                "`to`, `operation`, `body`, `body_base64` and `bodies`",
+                            ));
                         }
                     }
                 }
-                message(to, operation, text, bytes).map(Message).map_err(A::Error::custom)
+                message(to, operation, text, bytes, bodies).map(Message).map_err(A::Error::custom)
             }
         }
         deserializer.deserialize_map(Fields)
@@ -224,21 +228,75 @@ fn message(
     operation: Option<i32>,
     text: Option<Text<'_>>,
     bytes: Option<Text<'_>>,
+    bodies: Option<Vec<InSchema<'_>>>,
 ) -> Result<BatchMessage, String> {
     let To(to) = to.ok_or("to: is missing; name keys, mids, a room or all")?;
     let operation = operation
         .filter(|operation| *operation != 0)
         .ok_or("operation: must be a number of 32 bits other than 0; the business's own begin at 1000")?;
-    let body = match (text, bytes) {
-        (Some(Text(text)), None) => Bytes::copy_from_slice(text.as_bytes()),
-        (None, Some(Text(text))) => STANDARD
-            .decode(&*text)
-            .map_err(|error| format!("body_base64: must be base64 with padding: {error}"))?
-            .into(),
-        (None, None) => return Err("body: is missing; give a text there, or bytes in body_base64".to_owned()),
-        (Some(_), Some(_)) => return Err("body: must not be given together with body_base64".to_owned()),
+    let operation = Operation(operation);
+    let Some(bodies) = bodies else {
+        let missing = "body: is missing; give a text there, bytes in body_base64, or several forms in bodies";
+        let body = body_of(text, bytes)?.ok_or(missing)?;
+        return Ok(BatchMessage { to, operation, body, extension: None });
     };
-    Ok(BatchMessage { to, operation: Operation(operation), body })
+    if text.is_some() || bytes.is_some() {
+        return Err("bodies: must not be given together with body or body_base64".to_owned());
+    }
+    let (body, extension) = in_schemas(bodies).map_err(|wrong| format!("bodies{wrong}"))?;
+    Ok(BatchMessage { to, operation, body, extension: Some(extension.into()) })
+}
+
+fn body_of(text: Option<Text<'_>>, bytes: Option<Text<'_>>) -> Result<Option<Bytes>, String> {
+    match (text, bytes) {
+        (Some(Text(text)), None) => Ok(Some(Bytes::copy_from_slice(text.as_bytes()))),
+        (None, Some(Text(text))) => {
+            let decoded = STANDARD.decode(&*text);
+            let wrong = |error| format!("body_base64: must be base64 with padding: {error}");
+            decoded.map(|bytes| Some(bytes.into())).map_err(wrong)
+        }
+        (None, None) => Ok(None),
+        (Some(_), Some(_)) => Err("body: must not be given together with body_base64".to_owned()),
+    }
+}
+
+/// Most schemas of one message. An upgrade has two or three.
+const SCHEMAS_MAX: usize = 16;
+
+/// A message in one schema.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct InSchema<'t> {
+    schema: u16,
+    #[serde(borrow, default)]
+    body: Option<Text<'t>>,
+    #[serde(borrow, default)]
+    body_base64: Option<Text<'t>>,
+}
+
+/// The body in the first schema, empty when there is none, and the others.
+fn in_schemas(given: Vec<InSchema<'_>>) -> Result<(Bytes, Extended), String> {
+    if given.is_empty() || given.len() > SCHEMAS_MAX {
+        return Err(format!(": must have 1 to {SCHEMAS_MAX} elements"));
+    }
+    let (mut first, mut bodies) = (None, Vec::new());
+    for (place, InSchema { schema, body, body_base64 }) in given.into_iter().enumerate() {
+        let wrong = |what: &str| format!("[{place}]: {what}");
+        let body = body_of(body, body_base64).map_err(|error| wrong(&error))?;
+        let body = body.ok_or_else(|| wrong("body: is missing"))?;
+        let is_there = |known: &SchemaBody| known.schema.0 == schema;
+        if schema == 0 || bodies.iter().any(is_there) || schema == Schema::FIRST.0 && first.is_some() {
+            return Err(wrong("schema: must be above zero and there once"));
+        }
+        if schema == Schema::FIRST.0 {
+            first = Some(body);
+        } else {
+            bodies.push(SchemaBody { schema: Schema(schema), body });
+        }
+    }
+    bodies.sort_by_key(|body| body.schema);
+    let without_first = first.is_none();
+    Ok((first.unwrap_or_default(), Extended { bodies, without_first, end: None }))
 }
 
 /// The receivers of one message.

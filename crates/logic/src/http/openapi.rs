@@ -113,7 +113,7 @@ fn tag(route: &Route) -> &'static str {
         }
         Action::OnlineTop | Action::OnlineRoom | Action::OnlineTotal => "online",
         Action::NodesWeighted | Action::NodesInstances => "nodes",
-        Action::OpenApi => "description",
+        Action::Protocol | Action::OpenApi => "description",
     }
 }
 
@@ -246,6 +246,7 @@ fn data_schema(action: Action) -> Option<Value> {
             "additionalProperties": { "type": "integer", "format": "int32" },
         }),
         Action::OnlineTotal => reference("OnlineTotal"),
+        Action::Protocol => reference("Protocol"),
         Action::NodesWeighted => reference("Nodes"),
         Action::NodesInstances => json!({ "type": ["array", "null"], "items": reference("Instance") }),
     })
@@ -298,10 +299,47 @@ fn schemas() -> Value {
                 "operation": { "type": "integer", "format": "int32", "not": { "const": 0 } },
                 "body": text(),
                 "body_base64": { "type": "string", "contentEncoding": "base64" },
+                "bodies": {
+                    "type": "array",
+                    "minItems": 1,
+                    "maxItems": 16,
+                    "items": { "$ref": "#/components/schemas/BodyInSchema" },
+                    "description": "The message in several schemas; each session gets the highest that it reads, and \
+                                    one that reads none of them nothing.",
+                },
             },
             "required": ["to", "operation"],
+            "oneOf": [{ "required": ["body"] }, { "required": ["body_base64"] }, { "required": ["bodies"] }],
+            "additionalProperties": false,
+        },
+        "BodyInSchema": {
+            "type": "object",
+            "properties": {
+                "schema": { "type": "integer", "minimum": 1, "maximum": 65535 },
+                "body": text(),
+                "body_base64": { "type": "string", "contentEncoding": "base64" },
+            },
+            "required": ["schema"],
             "oneOf": [{ "required": ["body"] }, { "required": ["body_base64"] }],
             "additionalProperties": false,
+        },
+        "Protocol": {
+            "type": "object",
+            "properties": {
+                "protover": { "type": "integer", "description": "The highest version that the server sends." },
+                "versions": {
+                    "type": "array",
+                    "items": {
+                        "type": "object",
+                        "properties": {
+                            "version": integer(), "schema": integer(),
+                            "encoding": { "enum": ["identity", "zlib", "brotli", "zstd"] },
+                        },
+                        "required": ["version", "schema", "encoding"],
+                    },
+                },
+            },
+            "required": ["protover", "versions"],
         },
         "RoomOnline": {
             "type": "object",

@@ -35,6 +35,7 @@ pub(super) enum Action {
     OnlineTotal,
     NodesWeighted,
     NodesInstances,
+    Protocol,
     OpenApi,
 }
 
@@ -234,6 +235,15 @@ impl Route {
             params: &[],
             summary: "The comets that take clients",
             description: "`null` while there are none.",
+        },
+        Self {
+            verb: Verb::Get,
+            path: "/v1/protocol",
+            action: Action::Protocol,
+            params: &[],
+            summary: "What versions of packets mean",
+            description: "The table of versions: the schema of a body and how it is encoded. A number never changes its meaning; a \
+                          client that knows a version may name it as its protover.",
         },
         Self {
             verb: Verb::Get,

@@ -1,7 +1,6 @@
 //! What a credential grants, and whether that is what the client asks for.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use goim_ports::{
     Accepted, ConnectError, ExpiresAt, Mid, NoSession, Operation, Refreshed, RoomId, RoomScope, SessionKey,
@@ -10,7 +9,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 
 use super::token::Token;
-use super::{agree, random_key};
+use super::{Terms, random_key};
 
 /// What somebody who can be believed says of a client. The members of a signed token, and of the business's answer.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -73,7 +72,7 @@ impl Grant {
         self,
         token: Token,
         client_keys: bool,
-        heartbeat: Duration,
+        terms: Terms,
     ) -> Result<Accepted, ConnectError> {
         let mismatch = |what: &str| Err(ConnectError::because(NoSession::Mismatch, what));
         if token.mid != 0 && token.mid != self.mid {
@@ -120,8 +119,8 @@ impl Grant {
             scope,
             expires_at,
             accepts,
-            heartbeat,
-            protover: token.protover.map(agree),
+            heartbeat: terms.heartbeat,
+            protover: token.protover.map(|offered| terms.agree(offered)),
         })
     }
 
@@ -139,6 +138,7 @@ impl Grant {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     fn grant(json: &str) -> Grant {
         serde_json::from_str(json).unwrap()
@@ -146,7 +146,8 @@ mod tests {
 
     fn accept(json: &str, token: &str) -> Result<Accepted, ConnectError> {
         let token = Token::parse(token.as_bytes()).unwrap();
-        grant(json).accept(token, false, Duration::from_secs(60))
+        let terms = Terms { heartbeat: Duration::from_secs(60), protover_max: goim_ports::Version(1) };
+        grant(json).accept(token, false, terms)
     }
 
     #[test]

@@ -43,7 +43,13 @@ fn session(mid: i64, key: &str, server: &str) -> SessionRef {
 
 fn upstream(operation: i32) -> Upstream {
     let packet = PacketBuf::push(Operation(operation), Bytes::from_static(b"hey"));
-    Upstream { mid: Mid(123), key: SessionKey::from("k"), packet }
+    Upstream {
+        mid: Mid(123),
+        key: SessionKey::from("k"),
+        packet,
+        schema: goim_ports::Schema::FIRST,
+        extended: false,
+    }
 }
 
 #[test]

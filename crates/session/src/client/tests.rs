@@ -132,7 +132,7 @@ impl Server {
                 }
                 Step::Upstream { packet } => {
                     let body = packet.body.to_vec();
-                    self.session.reply_upstream(&mut self.pool, &body);
+                    self.session.reply_upstream(&mut self.pool, None, &body);
                 }
             }
         }

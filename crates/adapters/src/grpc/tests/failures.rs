@@ -12,7 +12,7 @@ use super::*;
 
 fn push() -> KeyPush {
     let packet = PacketBuf::push(Operation(1), Bytes::new());
-    KeyPush { keys: vec!["k".into()], operation: Operation(1), packet, accepted_at: None }
+    KeyPush { keys: vec!["k".into()], operation: Operation(1), packet, accepted_at: None, extension: None }
 }
 
 #[tokio::test]

@@ -28,9 +28,10 @@ async fn ask_comet(port: &dyn CometPort) -> Vec<CometAnswer> {
     let accepted_at = Some(AcceptedAt(1_700_000_000_000_001));
     let (operation, packet) = (Operation(1000), packet());
     let keys = vec!["k1".into(), "ключ".into(), "k1".into()];
-    let push = KeyPush { keys, operation, packet: packet.clone(), accepted_at };
-    let room = RoomPush { room: "直播://房间一".into(), packet: packet.clone(), accepted_at };
-    let all = Broadcast { operation, packet, accepted_at, speed: NonZeroU32::new(64) };
+    let push = KeyPush { keys, operation, packet: packet.clone(), accepted_at, extension: None };
+    let room =
+        RoomPush { room: "直播://房间一".into(), packet: packet.clone(), accepted_at, extension: None };
+    let all = Broadcast { operation, packet, accepted_at, speed: NonZeroU32::new(64), extension: None };
     let unpaced = Broadcast { speed: None, accepted_at: None, ..all.clone() };
     vec![
         port.push(push).await,
@@ -100,7 +101,13 @@ async fn ask_logic(port: &dyn LogicPort) -> Vec<String> {
     };
     let rooms = Arc::new(HashMap::from([("live://1".into(), 3), ("直播://房间一".into(), 1)]));
     let report = OnlineReport { server: "comet01".into(), rooms };
-    let upstream = Upstream { mid: Mid(5), key: "k".into(), packet: packet() };
+    let upstream = Upstream {
+        mid: Mid(5),
+        key: "k".into(),
+        packet: packet(),
+        schema: goim_ports::Schema(7),
+        extended: true,
+    };
     let mut totals: Vec<_> = match port.renew_online(report).await {
         Ok(totals) => {
             let rooms = totals.rooms.iter().map(|(room, count)| format!("{room} {count}"));
@@ -179,6 +186,7 @@ async fn many_pushes_are_taken_in_order_until_one_is_not() {
         operation: Operation(1000),
         packet: packet(),
         accepted_at: Some(AcceptedAt(7)),
+        extension: None,
     };
     let pushes = ["a", "b", "c"].map(push);
     remote.push_many(pushes.to_vec()).await.unwrap();

@@ -1,0 +1,222 @@
+//! Bodies compressed and inflated, by the encodings of the version table.
+//!
+//! This crate owns which libraries that takes and the bound on what inflating may cost. It owns neither when a body is compressed nor
+//! who shares the result.
+//!
+//! Invariants:
+//! - What is inflated never takes more memory than the bound and one buffer, whatever the input says of itself.
+//! - Input that goes on behind the end of its stream is refused: a body is one stream and nothing else.
+
+use std::io::{self, Read};
+
+use goim_wire::Encoding;
+
+/// How hard is tried. Higher takes more time and makes less.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Levels {
+    /// 1 to 9. Default 6.
+    pub zlib: u32,
+    /// 0 to 11. Default 5: above it the time grows much faster than the size shrinks.
+    pub brotli: u32,
+    /// 1 to 19. Default 3.
+    pub zstd: i32,
+}
+
+impl Default for Levels {
+    fn default() -> Self {
+        Self { zlib: 6, brotli: 5, zstd: 3 }
+    }
+}
+
+/// Why a body cannot be inflated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum InflateError {
+    /// It has more bytes than allowed.
+    #[error("more than {0} bytes when inflated")]
+    TooLarge(usize),
+    /// It is not what its version says.
+    #[error("not {0}")]
+    Malformed(Encoding),
+}
+
+/// Log of the window of brotli. 256 KiB: bodies are small, and a reader needs as much.
+const BROTLI_WINDOW: u32 = 18;
+/// Log of the largest window of zstd that is taken: 8 MiB, what every encoder stays below unless told otherwise.
+const ZSTD_WINDOW_MAX: u32 = 23;
+
+/// The body compressed. `None` when that makes it no smaller, and for [`Encoding::Identity`].
+#[must_use]
+pub fn compress(encoding: Encoding, body: &[u8], levels: Levels) -> Option<Vec<u8>> {
+    if encoding == Encoding::Identity {
+        return None;
+    }
+    Some(compress_always(encoding, body, levels)).filter(|compressed| compressed.len() < body.len())
+}
+
+/// The body in this encoding, even when it becomes larger.
+#[must_use]
+pub fn compress_always(encoding: Encoding, body: &[u8], levels: Levels) -> Vec<u8> {
+    let compressed = match encoding {
+        Encoding::Identity => Ok(body.to_vec()),
+        Encoding::Zlib => {
+            let level = flate2::Compression::new(levels.zlib.min(9));
+            read_all(flate2::read::ZlibEncoder::new(body, level))
+        }
+        Encoding::Brotli => {
+            let buffer = body.len().clamp(64, 4096);
+            read_all(brotli::CompressorReader::new(body, buffer, levels.brotli.min(11), BROTLI_WINDOW))
+        }
+        Encoding::Zstd => zstd::bulk::compress(body, levels.zstd),
+    };
+    // Reading from memory does not fail.
+    compressed.unwrap_or_default()
+}
+
+fn read_all(mut reader: impl Read) -> io::Result<Vec<u8>> {
+    let mut out = Vec::new();
+    reader.read_to_end(&mut out)?;
+    Ok(out)
+}
+
+/// The body inflated, up to so many bytes.
+///
+/// # Errors
+/// [`InflateError`].
+pub fn inflate(encoding: Encoding, body: &[u8], bytes_max: usize) -> Result<Vec<u8>, InflateError> {
+    let malformed = |_| InflateError::Malformed(encoding);
+    let mut rest = body;
+    let inflated = match encoding {
+        Encoding::Identity if body.len() > bytes_max => return Err(InflateError::TooLarge(bytes_max)),
+        Encoding::Identity => return Ok(body.to_vec()),
+        Encoding::Zlib => {
+            // `bufread`: it takes nothing behind the end.
+            let decoder = flate2::bufread::ZlibDecoder::new(&mut rest);
+            read_up_to(decoder, bytes_max).map_err(malformed)?
+        }
+        Encoding::Brotli => return inflate_brotli(body, bytes_max),
+        Encoding::Zstd => {
+            let mut decoder = zstd::stream::read::Decoder::with_buffer(&mut rest).map_err(malformed)?;
+            decoder.window_log_max(ZSTD_WINDOW_MAX).map_err(malformed)?;
+            read_up_to(decoder.single_frame(), bytes_max).map_err(malformed)?
+        }
+    };
+    if inflated.len() > bytes_max {
+        return Err(InflateError::TooLarge(bytes_max));
+    }
+    if rest.is_empty() { Ok(inflated) } else { Err(InflateError::Malformed(encoding)) }
+}
+
+/// Everything, or one byte more than allowed.
+fn read_up_to(reader: impl Read, bytes_max: usize) -> io::Result<Vec<u8>> {
+    let limit = u64::try_from(bytes_max).unwrap_or(u64::MAX).saturating_add(1);
+    read_all(reader.take(limit))
+}
+
+/// The library's reader takes what is behind the end for no error; its state machine tells.
+fn inflate_brotli(body: &[u8], bytes_max: usize) -> Result<Vec<u8>, InflateError> {
+    use brotli::{BrotliDecompressStream, BrotliResult, BrotliState, HeapAlloc, HuffmanCode};
+    let malformed = InflateError::Malformed(Encoding::Brotli);
+    let mut state = BrotliState::new(
+        HeapAlloc::<u8>::new(0),
+        HeapAlloc::<u32>::new(0),
+        HeapAlloc::<HuffmanCode>::new(HuffmanCode::default()),
+    );
+    let (mut left, mut at) = (body.len(), 0);
+    let mut total = 0;
+    let mut out = Vec::new();
+    let mut piece = vec![0; 16 * 1024];
+    loop {
+        let (mut room, mut written) = (piece.len(), 0);
+        let result = BrotliDecompressStream(
+            &mut left,
+            &mut at,
+            body,
+            &mut room,
+            &mut written,
+            &mut piece,
+            &mut total,
+            &mut state,
+        );
+        if out.len() + written > bytes_max {
+            return Err(InflateError::TooLarge(bytes_max));
+        }
+        out.extend_from_slice(&piece[..written]);
+        match result {
+            BrotliResult::ResultSuccess if left == 0 => return Ok(out),
+            BrotliResult::NeedsMoreOutput => {}
+            BrotliResult::ResultSuccess | BrotliResult::NeedsMoreInput | BrotliResult::ResultFailure => {
+                return Err(malformed);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const COMPRESSING: [Encoding; 3] = [Encoding::Zlib, Encoding::Brotli, Encoding::Zstd];
+
+    #[test]
+    fn a_bomb_costs_no_more_than_the_bound() {
+        let zeros = vec![0; 10 << 20];
+        for encoding in COMPRESSING {
+            let bomb = compress(encoding, &zeros, Levels::default()).unwrap();
+            assert!(bomb.len() < 12 << 10, "{encoding}: {}", bomb.len());
+            assert_eq!(inflate(encoding, &bomb, 64 << 10), Err(InflateError::TooLarge(64 << 10)));
+            assert_eq!(
+                inflate(encoding, &bomb, zeros.len() - 1),
+                Err(InflateError::TooLarge(zeros.len() - 1))
+            );
+            assert_eq!(inflate(encoding, &bomb, zeros.len()).map(|inflated| inflated.len()), Ok(zeros.len()));
+        }
+    }
+
+    #[test]
+    fn what_gets_no_smaller_is_left_alone() {
+        for encoding in COMPRESSING {
+            assert_eq!(compress(encoding, b"", Levels::default()), None, "{encoding}");
+            assert_eq!(compress(encoding, b"abc", Levels::default()), None, "{encoding}");
+        }
+        assert_eq!(compress(Encoding::Identity, &[0; 1000], Levels::default()), None);
+    }
+
+    #[test]
+    fn what_is_no_stream_is_refused() {
+        for encoding in COMPRESSING {
+            let good = compress(encoding, &[7; 1000], Levels::default()).unwrap();
+            let malformed = Err(InflateError::Malformed(encoding));
+            assert_eq!(inflate(encoding, b"", 1000), malformed, "{encoding}: nothing");
+            assert_eq!(inflate(encoding, b"<html>", 1000), malformed, "{encoding}: something else");
+            assert_eq!(inflate(encoding, &good[..good.len() - 1], 1000), malformed, "{encoding}: cut off");
+            assert_eq!(
+                inflate(encoding, &[&good[..], b"x"].concat(), 1000),
+                malformed,
+                "{encoding}: more behind"
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn bodies_come_back(words in prop::collection::vec("[a-z]{1,6}", 0..600), level in 1_u32..9) {
+            let body = words.concat().into_bytes();
+            for encoding in COMPRESSING {
+                let levels = Levels { zlib: level, brotli: level, zstd: level as i32 };
+                if let Some(compressed) = compress(encoding, &body, levels) {
+                    prop_assert_eq!(&inflate(encoding, &compressed, body.len()).unwrap(), &body);
+                }
+            }
+        }
+
+        #[test]
+        fn no_bytes_break_it(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            for encoding in COMPRESSING {
+                if let Ok(inflated) = inflate(encoding, &bytes, 4096) {
+                    prop_assert!(inflated.len() <= 4096);
+                }
+            }
+        }
+    }
+}
