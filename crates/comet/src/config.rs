@@ -91,6 +91,16 @@ pub struct ListenConfig {
     pub websocket: Vec<SocketAddr>,
     /// WebSocket inside TLS. Default `127.0.0.1:3103`; open only when a certificate is configured.
     pub websocket_tls: Vec<SocketAddr>,
+    /// Plain TCP for clients that speak the dialect of live danmaku. Default none.
+    pub danmaku_tcp: Vec<SocketAddr>,
+    /// TCP inside TLS for them. Default none.
+    pub danmaku_tcp_tls: Vec<SocketAddr>,
+    /// WebSocket for them. Default none.
+    pub danmaku_websocket: Vec<SocketAddr>,
+    /// WebSocket inside TLS for them. Default none.
+    pub danmaku_websocket_tls: Vec<SocketAddr>,
+    /// Their rooms are numbers; this is the type in front. Default `live`: room 1000 is `live://1000`.
+    pub danmaku_room_type: String,
     /// The only request target that is upgraded. Default `/sub`.
     pub websocket_path: String,
     /// Accepts what goim accepts of old clients: text frames, unmasked frames, oversized control frames. Default
@@ -234,6 +244,11 @@ impl Default for ListenConfig {
             tcp_tls: Vec::new(),
             websocket: any(3102),
             websocket_tls: any(3103),
+            danmaku_tcp: Vec::new(),
+            danmaku_tcp_tls: Vec::new(),
+            danmaku_websocket: Vec::new(),
+            danmaku_websocket_tls: Vec::new(),
+            danmaku_room_type: "live".to_owned(),
             websocket_path: "/sub".to_owned(),
             websocket_lenient: true,
             backlog: 4096,

@@ -18,6 +18,7 @@ mod address_book;
 mod config;
 mod connection;
 mod connections;
+mod danmaku;
 #[cfg(feature = "harness")]
 pub mod harness;
 mod inbox;
@@ -77,6 +78,14 @@ pub struct ListenAddrs {
     pub websocket: Vec<SocketAddr>,
     /// WebSocket inside TLS.
     pub websocket_tls: Vec<SocketAddr>,
+    /// The same four for clients that speak the dialect of live danmaku.
+    pub danmaku_tcp: Vec<SocketAddr>,
+    /// TCP inside TLS.
+    pub danmaku_tcp_tls: Vec<SocketAddr>,
+    /// WebSocket.
+    pub danmaku_websocket: Vec<SocketAddr>,
+    /// WebSocket inside TLS.
+    pub danmaku_websocket_tls: Vec<SocketAddr>,
 }
 
 /// Why a comet did not start.

@@ -20,6 +20,8 @@ use goim_session::{CloseReason, EncodedPush};
 use goim_wire::{Packet, batch};
 
 use crate::config::CompressionConfig;
+use crate::danmaku;
+use crate::transport::Dialect;
 
 /// Names a class. The first is goim's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -32,6 +34,7 @@ impl ClassId {
 /// What sessions of one class read.
 #[derive(Debug, Clone, Copy)]
 struct Class {
+    dialect: Dialect,
     protover: Version,
     /// The best encoding that it reads.
     encoding: Encoding,
@@ -60,7 +63,7 @@ impl Versions {
     pub(crate) fn new(table: VersionTable, config: CompressionConfig) -> Self {
         let of = |protover| {
             let encoding = if config.enabled { table.best(protover).encoding } else { Encoding::Identity };
-            Class { protover, encoding }
+            Class { dialect: Dialect::Goim, protover, encoding }
         };
         let mut classes = vec![of(Version::GOIM)];
         // More classes than a byte counts are not needed: the highest then share one.
@@ -72,6 +75,11 @@ impl Versions {
                 .map(|row| of(row.version))
                 .take(250),
         );
+        let danmaku = |encoding| {
+            let encoding = if config.enabled { encoding } else { Encoding::Identity };
+            Class { dialect: Dialect::Danmaku, protover: Version::GOIM, encoding }
+        };
+        classes.extend([Encoding::Identity, Encoding::Zlib, Encoding::Brotli].map(danmaku));
         let (readers, compressed) = Default::default();
         Self { table, config, classes, readers, compressed }
     }
@@ -86,8 +94,17 @@ impl Versions {
 
     pub(crate) fn class_of(&self, protover: Option<Version>) -> ClassId {
         let protover = protover.unwrap_or(Version::GOIM);
-        let above = self.classes.partition_point(|class| class.protover <= protover);
+        let is_up_to = |class: &Class| class.dialect == Dialect::Goim && class.protover <= protover;
+        let above = self.classes.partition_point(is_up_to);
         ClassId(u8::try_from(above.saturating_sub(1)).unwrap_or_default())
+    }
+
+    /// The class of those who speak the dialect of live danmaku and read this encoding at best.
+    pub(crate) fn class_of_danmaku(&self, encoding: Encoding) -> ClassId {
+        let encoding = if self.config.enabled { encoding } else { Encoding::Identity };
+        let is_it = |class: &Class| class.dialect == Dialect::Danmaku && class.encoding == encoding;
+        let place = self.classes.iter().position(is_it).unwrap_or_default();
+        ClassId(u8::try_from(place).unwrap_or_default())
     }
 
     /// A session of this class has come.
@@ -168,7 +185,7 @@ struct Message {
     versions: Arc<Versions>,
     packet: PacketBuf,
     extension: Extension,
-    /// By place of the schema, then by encoding.
+    /// By place of the schema, then by encoding; behind them those of the dialect, by encoding.
     forms: Vec<OnceLock<Form>>,
 }
 
@@ -179,6 +196,8 @@ enum Form {
     Goim(PacketBuf),
     /// One packet, whatever its operation.
     Whole(PacketBuf),
+    /// Packets one behind the other, and nothing around them.
+    Run(Bytes),
 }
 
 impl Outgoing {
@@ -245,7 +264,7 @@ impl More {
 impl Message {
     fn new(packet: PacketBuf, extension: Extension, versions: Arc<Versions>) -> Self {
         let schemas = 1 + extension.as_ref().map_or(0, |extension| extension.bodies.len());
-        let forms = (0..schemas * Encoding::ALL.len()).map(|_| OnceLock::new()).collect();
+        let forms = (0..(schemas + 1) * Encoding::ALL.len()).map(|_| OnceLock::new()).collect();
         Self { versions, packet, extension, forms }
     }
 
@@ -264,11 +283,34 @@ impl Message {
         let class = self.versions.classes.get(usize::from(class.0))?;
         let schema = self.versions.table.schema_for(class.protover, |schema| self.place(schema).is_some())?;
         let place = self.place(schema)?;
-        let form = self.forms.get(place * Encoding::ALL.len() + class.encoding as usize)?;
-        Some(match form.get_or_init(|| self.make(schema, place, class.encoding)).clone() {
+        let form = match class.dialect {
+            Dialect::Goim => {
+                let form = self.forms.get(place * Encoding::ALL.len() + class.encoding as usize)?;
+                form.get_or_init(|| self.make(schema, place, class.encoding))
+            }
+            Dialect::Danmaku => {
+                let first = self.forms.len() - Encoding::ALL.len();
+                self.forms
+                    .get(first + class.encoding as usize)?
+                    .get_or_init(|| self.make_danmaku(class.encoding))
+            }
+        };
+        Some(match form.clone() {
             Form::Goim(packet) => EncodedPush::new(packet),
             Form::Whole(packet) => EncodedPush::whole(packet),
+            Form::Run(packets) => EncodedPush::run(packets),
         })
+    }
+
+    fn make_danmaku(&self, encoding: Encoding) -> Form {
+        let run = danmaku::run(&match self.packet.operation {
+            Operation::RAW => self.packet.body.clone(),
+            _ => self.packet.to_message_bytes(),
+        });
+        match self.versions.compress(encoding, &run) {
+            Some(body) => Form::Whole(danmaku::compressed(encoding, body)),
+            None => Form::Run(run),
+        }
     }
 
     fn make(&self, schema: Schema, place: usize, encoding: Encoding) -> Form {

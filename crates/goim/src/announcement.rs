@@ -22,6 +22,10 @@ pub(crate) fn text(config: &Config, running: &Running) -> String {
         let _ = writeln!(text, "  {name:<10} {value}");
     };
     line("clients", &clients(config, addrs).join("  "));
+    let danmaku = danmaku(config, addrs);
+    if !danmaku.is_empty() {
+        line("danmaku", &danmaku.join("  "));
+    }
     line("push API", &format!("http://{}  {}", reachable(addrs.http), running.logic().push_protection()));
     line("operation", &format!("http://{}/metrics  /healthz  /readyz", reachable(addrs.http)));
     let rpc = |addr: Option<SocketAddr>| addr.map_or("closed".to_owned(), |addr| addr.to_string());
@@ -103,6 +107,22 @@ fn clients(config: &Config, addrs: &Addrs) -> Vec<String> {
         urls("wss", &addrs.websocket_tls, path),
     ]
     .concat()
+}
+
+/// The same for clients of the dialect of live danmaku.
+fn danmaku(config: &Config, addrs: &Addrs) -> Vec<String> {
+    let path = &config.comet.listen.websocket_path;
+    let doors = [
+        ("tcp", &addrs.danmaku_tcp, ""),
+        ("ws", &addrs.danmaku_websocket, path.as_str()),
+        ("tls", &addrs.danmaku_tcp_tls, ""),
+        ("wss", &addrs.danmaku_websocket_tls, path.as_str()),
+    ];
+    let url = |scheme: &str, addr: &SocketAddr, path: &str| format!("{scheme}://{}{path}", reachable(*addr));
+    doors
+        .into_iter()
+        .flat_map(|(scheme, addrs, path)| addrs.iter().map(move |addr| url(scheme, addr, path)))
+        .collect()
 }
 
 /// An address that this machine can connect to: "every interface" is none.

@@ -40,7 +40,11 @@ impl Config {
         if tls_is_on {
             add("comet.listen.tcp_tls", &listen.tcp_tls);
             add("comet.listen.websocket_tls", &listen.websocket_tls);
+            add("comet.listen.danmaku_tcp_tls", &listen.danmaku_tcp_tls);
+            add("comet.listen.danmaku_websocket_tls", &listen.danmaku_websocket_tls);
         }
+        add("comet.listen.danmaku_tcp", &listen.danmaku_tcp);
+        add("comet.listen.danmaku_websocket", &listen.danmaku_websocket);
         add("http.listen", &[self.http.listen]);
         add("rpc.comet", self.rpc.comet.as_slice());
         add("rpc.logic", self.rpc.logic.as_slice());
@@ -105,13 +109,20 @@ fn tls(config: &Config, faults: &mut Faults) {
             }
             positive("comet.tls.reload_interval", *reload_interval, faults);
             faults.add_if(
-                listen.tcp_tls.is_empty() && listen.websocket_tls.is_empty(),
+                listen.tcp_tls.is_empty()
+                    && listen.websocket_tls.is_empty()
+                    && listen.danmaku_tcp_tls.is_empty()
+                    && listen.danmaku_websocket_tls.is_empty(),
                 "a certificate is configured, but comet.listen.tcp_tls and comet.listen.websocket_tls are both empty: open one",
             );
         }
         None => {
             let needs = "needs comet.tls.cert_file and comet.tls.key_file";
             faults.add_if(!listen.tcp_tls.is_empty(), format!("comet.listen.tcp_tls {needs}"));
+            faults
+                .add_if(!listen.danmaku_tcp_tls.is_empty(), format!("comet.listen.danmaku_tcp_tls {needs}"));
+            let danmaku = !listen.danmaku_websocket_tls.is_empty();
+            faults.add_if(danmaku, format!("comet.listen.danmaku_websocket_tls {needs}"));
             // The default address stays closed without a certificate; one that somebody wrote is meant.
             let usual = goim_comet::ListenConfig::default().websocket_tls;
             let written = !listen.websocket_tls.is_empty() && listen.websocket_tls != usual;
@@ -144,7 +155,11 @@ fn listeners(config: &Config, faults: &mut Faults) {
     }
     let listen = &config.comet.listen;
     faults.add_if(
-        listen.tcp.is_empty() && listen.websocket.is_empty() && config.comet.tls.is_none(),
+        listen.tcp.is_empty()
+            && listen.websocket.is_empty()
+            && listen.danmaku_tcp.is_empty()
+            && listen.danmaku_websocket.is_empty()
+            && config.comet.tls.is_none(),
         "no client could connect: comet.listen.tcp and comet.listen.websocket are both empty and there is no certificate for TLS",
     );
     faults.add_if(

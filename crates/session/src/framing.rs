@@ -12,7 +12,9 @@ use core::cell::OnceCell;
 use crate::CloseReason;
 use bytes::Bytes;
 use goim_websocket::{self as websocket, Event, FrameError, Opcode, handshake};
-use goim_wire::{DecodeError, HEADER_LEN, Operation, Packet, PacketBuf, Sequence, StreamDecoder, Version};
+use goim_wire::{
+    DecodeError, HEADER_LEN, Header, Operation, Packet, PacketBuf, Sequence, StreamDecoder, Version,
+};
 
 /// How packets are carried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -318,8 +320,18 @@ pub struct EncodedPush {
     version: Version,
     operation: Operation,
     sequence: Sequence,
-    /// A run of packets that goes without its header on a stream.
-    is_bare: bool,
+    wrapping: Wrapping,
+}
+
+/// What of a packet stands on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wrapping {
+    /// Header and body.
+    Packet,
+    /// A run of packets: alone on a stream, behind a header of its own in a message.
+    Batch,
+    /// A run of packets, alone everywhere.
+    Run,
 }
 
 impl EncodedPush {
@@ -327,9 +339,11 @@ impl EncodedPush {
     #[must_use]
     pub fn new(packet: PacketBuf) -> Self {
         let PacketBuf { version, operation, sequence, .. } = packet;
-        let is_bare = operation == Operation::RAW;
-        let stream = if is_bare { packet.body } else { packet.to_message_bytes() };
-        Self { stream: Arc::new(stream), websocket: OnceCell::new(), version, operation, sequence, is_bare }
+        let (wrapping, stream) = match operation {
+            Operation::RAW => (Wrapping::Batch, packet.body),
+            _ => (Wrapping::Packet, packet.to_message_bytes()),
+        };
+        Self { stream: Arc::new(stream), websocket: OnceCell::new(), version, operation, sequence, wrapping }
     }
 
     /// Encodes `packet` with its header on every transport, also when it is a batch: one that is compressed is no run of packets.
@@ -337,7 +351,15 @@ impl EncodedPush {
     pub fn whole(packet: PacketBuf) -> Self {
         let PacketBuf { version, operation, sequence, .. } = packet;
         let stream = Arc::new(packet.to_message_bytes());
-        Self { stream, websocket: OnceCell::new(), version, operation, sequence, is_bare: false }
+        Self { stream, websocket: OnceCell::new(), version, operation, sequence, wrapping: Wrapping::Packet }
+    }
+
+    /// A run of complete packets that goes as it is on every transport: in one message over WebSocket, without a header around it.
+    #[must_use]
+    pub fn run(packets: Bytes) -> Self {
+        let PacketBuf { version, operation, sequence, body } = PacketBuf::push(Operation::RAW, packets);
+        let (stream, websocket) = (Arc::new(body), OnceCell::new());
+        Self { stream, websocket, version, operation, sequence, wrapping: Wrapping::Run }
     }
 
     /// The same bytes under reference counts of their own: for another thread, so that two threads with thousands of
@@ -352,21 +374,24 @@ impl EncodedPush {
     /// The packet again.
     #[must_use]
     pub fn into_packet(self) -> PacketBuf {
-        let Self { stream, version, operation, sequence, is_bare, .. } = self;
+        let Self { stream, version, operation, sequence, wrapping, .. } = self;
         let bytes = Arc::unwrap_or_clone(stream);
-        let body = if is_bare { bytes } else { bytes.slice(HEADER_LEN..) };
+        let body = if wrapping == Wrapping::Packet { bytes.slice(HEADER_LEN..) } else { bytes };
         PacketBuf { version, operation, sequence, body }
     }
 
     fn websocket(&self) -> &Arc<Bytes> {
         self.websocket.get_or_init(|| {
-            let Self { stream, version, operation, sequence, is_bare, .. } = self;
-            let body = if *is_bare { &stream[..] } else { &stream[HEADER_LEN..] };
-            let packet = Packet { version: *version, operation: *operation, sequence: *sequence, body };
-            let head = websocket::frame_head(Opcode::Binary, packet.encoded_len(), None);
-            let mut message = Vec::with_capacity(head.as_slice().len().saturating_add(packet.encoded_len()));
+            let Self { stream, version, operation, sequence, wrapping, .. } = self;
+            let header = (*wrapping == Wrapping::Batch)
+                .then(|| Header::new(*version, *operation, *sequence, stream.len()).to_bytes());
+            let header = header.as_ref().map_or(&[][..], |header| header);
+            let payload_len = header.len().saturating_add(stream.len());
+            let head = websocket::frame_head(Opcode::Binary, payload_len, None);
+            let mut message = Vec::with_capacity(head.as_slice().len().saturating_add(payload_len));
             message.extend_from_slice(head.as_slice());
-            packet.encode(&mut message);
+            message.extend_from_slice(header);
+            message.extend_from_slice(stream);
             Arc::new(Bytes::from(message))
         })
     }

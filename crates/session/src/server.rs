@@ -362,6 +362,12 @@ impl ServerSession {
         Some(operation)
     }
 
+    /// Queues an auth reply for somebody who gets no session: for a dialect that has one. The connection is to be closed then.
+    pub fn reply_refused(&mut self, pool: &mut OutboxPool, body: &[u8]) {
+        let Phase::Authenticating { version, sequence } = self.phase else { return };
+        self.reply(pool, version, Operation::AUTH_REPLY, sequence, body);
+    }
+
     /// The client has said, in a token that was not accepted, that it knows more than goim: it may be told why.
     pub fn is_known_extended(&mut self) {
         self.protover = Some(Version::GOIM);

@@ -12,8 +12,10 @@ use goim_session::{CloseReason, Established, Moment, RequestFailure};
 
 use super::Shard;
 use crate::connection::{ConnectionId, Identity};
+use crate::danmaku;
 use crate::inbox::Notice;
 use crate::key_index::Location;
+use crate::transport::Dialect;
 
 /// The directory is told that a session lives when this long has passed, and up to twice as long: goim's records
 /// expire after 30 minutes, so one miss is forgiven.
@@ -34,6 +36,10 @@ pub(super) struct Confirming {
 impl Shard {
     /// Asks logic about a token.
     pub(super) fn authenticate(&mut self, slot: u32, token: Bytes) {
+        let token = match self.read_token(slot, token) {
+            Some(token) => token,
+            None => return self.refuse(slot, CloseReason::AuthRefused),
+        };
         let connection = &mut self.connections[slot];
         let id = ConnectionId { slot, generation: connection.generation };
         let facts = connection.session.take_facts();
@@ -55,6 +61,28 @@ impl Shard {
                 });
             }
         }
+    }
+
+    /// The token in goim's words. `None` when it is none in the words of the listener's dialect.
+    fn read_token(&mut self, slot: u32, token: Bytes) -> Option<Bytes> {
+        let connection = &mut self.connections[slot];
+        match self.kinds[usize::from(connection.listener)].dialect {
+            Dialect::Goim => Some(token),
+            Dialect::Danmaku => {
+                let auth = danmaku::read_auth(&token, &self.shared.config.listen.danmaku_room_type)?;
+                connection.class = self.shared.versions.class_of_danmaku(auth.encoding);
+                Some(auth.token)
+            }
+        }
+    }
+
+    /// Ends a connection that gets no session.
+    fn refuse(&mut self, slot: u32, reason: CloseReason) {
+        let connection = &mut self.connections[slot];
+        if self.kinds[usize::from(connection.listener)].dialect == Dialect::Danmaku {
+            connection.session.reply_refused(&mut self.pool, danmaku::REFUSED);
+        }
+        self.close(slot, reason);
     }
 
     pub(super) fn take_notice(&mut self, notice: Notice) {
@@ -106,7 +134,7 @@ impl Shard {
                 if error.extended {
                     connection.session.is_known_extended();
                 }
-                self.close(slot, reason_of(error.reason));
+                self.refuse(slot, reason_of(error.reason));
             }
             // The client did not wait for the answer, and logic has entered a session that is not there.
             (None, Ok(accepted)) => {
@@ -135,8 +163,14 @@ impl Shard {
             }
         }
         let versions = &self.shared.versions;
-        let protover = accepted.protover.map(|protover| protover.min(versions.table().highest()));
-        let class = versions.class_of(protover);
+        let dialect = self.kinds[usize::from(connection.listener)].dialect;
+        let highest = versions.table().highest();
+        let protover =
+            accepted.protover.filter(|_| dialect == Dialect::Goim).map(|protover| protover.min(highest));
+        let class = match dialect {
+            Dialect::Goim => versions.class_of(protover),
+            Dialect::Danmaku => connection.class,
+        };
         let reply = match protover {
             Some(protover) => {
                 let names: Vec<&str> = rooms.iter().map(goim_ports::RoomId::as_str).collect();
@@ -152,6 +186,7 @@ impl Shard {
                 });
                 reply.to_string().into_bytes()
             }
+            None if dialect == Dialect::Danmaku => danmaku::WELCOME.to_vec(),
             None => Vec::new(),
         };
         let established = Established {

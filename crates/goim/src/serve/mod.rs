@@ -17,7 +17,7 @@ use goim_adapters::http::HyperClient;
 use goim_adapters::memory::{
     MemoryNodes, MemoryPushLog, MemoryRooms, MemorySessions, SharedComets, push_log,
 };
-use goim_comet::{Comet, ListenAddrs};
+use goim_comet::Comet;
 use goim_job::Job;
 use goim_logic::Logic;
 use goim_ports::{LogicPort, ServerId};
@@ -47,6 +47,14 @@ pub struct Addrs {
     pub websocket: Vec<SocketAddr>,
     /// Clients over WebSocket inside TLS.
     pub websocket_tls: Vec<SocketAddr>,
+    /// Clients of the dialect of live danmaku, over TCP.
+    pub danmaku_tcp: Vec<SocketAddr>,
+    /// The same inside TLS.
+    pub danmaku_tcp_tls: Vec<SocketAddr>,
+    /// The same over WebSocket.
+    pub danmaku_websocket: Vec<SocketAddr>,
+    /// The same over WebSocket inside TLS.
+    pub danmaku_websocket_tls: Vec<SocketAddr>,
     /// The HTTP API and the operator's pages.
     pub http: SocketAddr,
     /// gRPC of comet.
@@ -129,12 +137,16 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
     let operation = Arc::new(Operation::default());
 
     let (stop_serving, stopping) = watch::channel(false);
-    let ListenAddrs { tcp, tcp_tls, websocket, websocket_tls } = comet.addrs().clone();
+    let clients = comet.addrs().clone();
     let addrs = Addrs {
-        tcp,
-        tcp_tls,
-        websocket,
-        websocket_tls,
+        tcp: clients.tcp,
+        tcp_tls: clients.tcp_tls,
+        websocket: clients.websocket,
+        websocket_tls: clients.websocket_tls,
+        danmaku_tcp: clients.danmaku_tcp,
+        danmaku_tcp_tls: clients.danmaku_tcp_tls,
+        danmaku_websocket: clients.danmaku_websocket,
+        danmaku_websocket_tls: clients.danmaku_websocket_tls,
         http: http.addr,
         comet_rpc: comet_rpc.as_ref().map(|bound| bound.addr),
         logic_rpc: logic_rpc.as_ref().map(|bound| bound.addr),

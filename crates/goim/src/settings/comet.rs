@@ -48,6 +48,11 @@ pub(super) fn settings() -> Vec<Setting> {
         [comet.listen.tcp_tls], "TCP inside TLS; needs a certificate.";
         [comet.listen.websocket], "WebSocket.";
         [comet.listen.websocket_tls], "WebSocket inside TLS; the default opens only when a certificate is configured.";
+        [comet.listen.danmaku_tcp], "Plain TCP for clients that speak the dialect of live danmaku: docs/protocol.md.";
+        [comet.listen.danmaku_tcp_tls], "TCP inside TLS for them; needs a certificate.";
+        [comet.listen.danmaku_websocket], "WebSocket for them.";
+        [comet.listen.danmaku_websocket_tls], "WebSocket inside TLS for them; needs a certificate.";
+        [comet.listen.danmaku_room_type], "Their rooms are numbers; this is the type in front: with \"live\" room 1000 is live://1000.";
         [comet.listen.websocket_path], "The only request target that is upgraded to WebSocket.";
         [comet.listen.websocket_lenient], "Accepts what goim accepts of old clients: text frames, unmasked frames, oversized control frames. False: strict RFC 6455.";
         [comet.listen.backlog], "Connections waiting to be accepted, per listener and shard; the kernel's somaxconn caps it.";
