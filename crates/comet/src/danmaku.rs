@@ -58,7 +58,9 @@ fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
 
 /// Reads the body of an auth packet; the room is of the type `rooms`. `None` when it is no such object.
 pub(crate) fn read_auth(body: &[u8], rooms: &str) -> Option<Auth> {
-    let Object { uid, roomid, protover, platform, key } = serde_json::from_slice(body).ok()?;
+    // Of a list the derived reader would take the elements as members.
+    let object: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(body).ok()?;
+    let Object { uid, roomid, protover, platform, key } = serde_json::from_value(object.into()).ok()?;
     let token = serde_json::json!({
         "mid": uid,
         "room_id": format!("{rooms}://{roomid}"),

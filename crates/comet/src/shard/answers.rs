@@ -36,9 +36,8 @@ pub(super) struct Confirming {
 impl Shard {
     /// Asks logic about a token.
     pub(super) fn authenticate(&mut self, slot: u32, token: Bytes) {
-        let token = match self.read_token(slot, token) {
-            Some(token) => token,
-            None => return self.refuse(slot, CloseReason::AuthRefused),
+        let Some(token) = self.read_token(slot, token) else {
+            return self.refuse(slot, CloseReason::AuthRefused);
         };
         let connection = &mut self.connections[slot];
         let id = ConnectionId { slot, generation: connection.generation };

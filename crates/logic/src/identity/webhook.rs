@@ -63,7 +63,10 @@ struct Refusal {
 }
 
 fn decide(status: u16, body: &[u8]) -> Result<Grant, ConnectError> {
-    let refusal = serde_json::from_slice::<Refusal>(body).ok();
+    // Of a list the derived readers would take the elements as members.
+    let object = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(body).ok();
+    let object = serde_json::Value::from(object.unwrap_or_default());
+    let refusal = serde_json::from_value::<Refusal>(object.clone()).ok();
     if status == 401 || status == 403 || refusal.is_some() {
         let word = refusal.map(|refusal| refusal.refuse).unwrap_or_default();
         return Err(ConnectError::because(NoSession::Denied, format!("the business says no: {word}")));
@@ -72,7 +75,7 @@ fn decide(status: u16, body: &[u8]) -> Result<Grant, ConnectError> {
         return Err(ConnectError::unavailable(format!("the business answers {status}")));
     }
     // Not quoted: the answer may hold what is nobody's business.
-    serde_json::from_slice(body)
+    serde_json::from_value(object)
         .map_err(|_| ConnectError::unavailable("the answer of the business makes no sense"))
 }
 
@@ -91,6 +94,8 @@ mod tests {
             (401, "<html>", Some(NoSession::Denied)),
             (200, "", Some(NoSession::Unavailable)),
             (200, "{}", Some(NoSession::Unavailable)),
+            (200, "[7]", Some(NoSession::Unavailable)),
+            (200, r#"["no"]"#, Some(NoSession::Unavailable)),
             (200, r#"{"mid":"x"}"#, Some(NoSession::Unavailable)),
             (200, r#"{"mid":7,"rooms":"a"}"#, Some(NoSession::Unavailable)),
             (204, "", Some(NoSession::Unavailable)),
