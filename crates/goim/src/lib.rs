@@ -18,8 +18,11 @@ mod memory;
 mod operate;
 mod process_metrics;
 mod push_log_metrics;
+mod routes;
 pub mod serve;
 pub mod settings;
+
+pub use routes::RouteError;
 
 pub use config::{
     ClusterConfig, Config, Directory, HttpConfig, KafkaConfig, LogConfig, LogFormat, LogStart, RedisConfig,

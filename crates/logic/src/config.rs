@@ -9,8 +9,9 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use goim_ports::VersionTable;
+use goim_ports::{Operation, VersionTable};
 
+use crate::route::RouteConfig;
 use crate::webhook::WebhookConfig;
 
 /// Everything that logic can be told.
@@ -29,6 +30,8 @@ pub struct Config {
     pub http: HttpConfig,
     /// Who may connect.
     pub identity: IdentityConfig,
+    /// Where packets of clients go.
+    pub upstream: UpstreamConfig,
     /// What versions of packets mean; comets have the same.
     pub versions: VersionTable,
     /// How long a directory may take to answer. Default 3 s, below comet's handshake timeout. goim waits for ever.
@@ -49,6 +52,14 @@ pub struct IdentityConfig {
     pub jwt: JwtConfig,
     /// Asking the business.
     pub webhook: WebhookConfig,
+}
+
+/// Where packets of clients go that are not goim's own.
+#[derive(Debug, Clone, Default)]
+pub struct UpstreamConfig {
+    /// Routes by operation. Default none: such packets are answered with an empty body, as in goim. Whoever puts logic together makes
+    /// them with [`crate::Logic::route`].
+    pub routes: Vec<RouteConfig>,
 }
 
 /// How somebody is identified.
@@ -228,6 +239,9 @@ pub struct ConfigError {
 /// Shortest API key that is taken, in bytes: below it, guessing over the network is realistic.
 const API_KEY_BYTES_MIN: usize = 16;
 
+/// Below what a comet waits for logic.
+const ROUTE_TIMEOUT_MAX: Duration = Duration::from_secs(4);
+
 /// Shortest secret for HS256 (RFC 7518, section 3.2): as long as what it makes.
 const JWT_SECRET_BYTES_MIN: usize = 32;
 
@@ -293,6 +307,21 @@ impl Config {
             ("logic.http.request_timeout", http.request_timeout),
         ] {
             refuse(value.is_zero(), key, &value, above_zero)?;
+        }
+        for route in &self.upstream.routes {
+            let (first, last) = (*route.operations.start(), *route.operations.end());
+            refuse(
+                first < Operation::BUSINESS_MIN.0 && last > 0 && first <= 31 && last >= 2,
+                "logic.upstream.routes",
+                &route.operations,
+                "and the operations up to 31 are goim's own; the business's begin at 1000",
+            )?;
+            refuse(
+                route.timeout.is_zero() || route.timeout > ROUTE_TIMEOUT_MAX,
+                "logic.upstream.routes",
+                &route.timeout,
+                "must be above zero and at most 4 s: a comet waits 5 s for logic",
+            )?;
         }
         self.identity.validate()
     }
@@ -363,6 +392,7 @@ impl Default for Config {
             push: PushConfig::default(),
             http: HttpConfig::default(),
             identity: IdentityConfig::default(),
+            upstream: UpstreamConfig::default(),
             versions: VersionTable::default(),
             directory_deadline: Duration::from_secs(3),
         }

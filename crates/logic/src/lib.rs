@@ -10,7 +10,7 @@
 //!   users could notice.
 //!
 //! Map of the modules: `identity` reads tokens, `port` answers comet, `handler` is where the business hangs in its
-//! own packets, `push` turns requests into records of the push log, `batch` those with many messages, `online` counts, `balancer` and `nodes` choose
+//! own packets and `route` sends them to a business elsewhere, `push` turns requests into records of the push log, `batch` those with many messages, `online` counts, `balancer` and `nodes` choose
 //! comets for clients, `metrics` counts what happens, [`http`] is the only one that knows HTTP and JSON.
 //!
 //! Invariant: tokens, cookies and API keys are never in a log, a metric or an error.
@@ -31,12 +31,13 @@ mod online;
 mod port;
 mod push;
 mod record;
+mod route;
 mod webhook;
 
 pub use batch::{BatchError, BatchMessage, Receivers};
 pub use config::{
     ApiKey, Backoff, Config, ConfigError, HttpConfig, IdentityConfig, IdentityMethod, JwtConfig,
-    NodeInfoConfig, PushConfig, Secret,
+    NodeInfoConfig, PushConfig, Secret, UpstreamConfig,
 };
 pub use handler::{Handler, Handlers, Overlap};
 pub use identity::KeyError;
@@ -44,4 +45,5 @@ pub use logic::{Dependencies, Logic, PushProtection};
 pub use nodes::NodesReply;
 pub use online::{OnlineTotal, RoomOnline};
 pub use push::PushError;
+pub use route::RouteConfig;
 pub use webhook::WebhookConfig;

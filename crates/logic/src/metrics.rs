@@ -9,6 +9,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::http::Route;
+use crate::route::RouteMetrics;
 
 /// The metrics of one logic.
 pub(crate) struct Metrics {
@@ -16,6 +17,8 @@ pub(crate) struct Metrics {
     /// New tokens of sessions.
     pub(crate) refreshes: Connects,
     pub(crate) upstream: UpstreamPackets,
+    /// By route.
+    pub(crate) routes: Routes,
     pub(crate) pushes: Pushes,
     pub(crate) requests: Requests,
     /// HTTP connections that are open.
@@ -50,6 +53,44 @@ pub(crate) struct UpstreamPackets {
     family: Family<ResultLabel, Counter>,
     pub(crate) handled: Counter,
     pub(crate) unhandled: Counter,
+}
+
+/// Packets on their way to the business, by route.
+pub(crate) struct Routes {
+    calls: Family<RouteLabels, Counter>,
+    retries: Family<RouteLabel, Counter>,
+    under_way: Family<RouteLabel, Gauge>,
+    seconds: Family<RouteLabel, Histogram, fn() -> Histogram>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RouteLabel {
+    route: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RouteLabels {
+    route: String,
+    result: &'static str,
+}
+
+impl Routes {
+    /// What is counted of the route with this name.
+    pub(crate) fn of(&self, route: &str) -> RouteMetrics {
+        let label = || RouteLabel { route: route.to_owned() };
+        let calls = |result| self.calls.get_or_create_owned(&RouteLabels { route: route.to_owned(), result });
+        RouteMetrics {
+            answered: calls("answered"),
+            failed: calls("failed"),
+            unavailable: calls("unavailable"),
+            late: calls("late"),
+            busy: calls("busy"),
+            repeated: calls("repeated"),
+            retries: self.retries.get_or_create_owned(&label()),
+            under_way: self.under_way.get_or_create_owned(&label()),
+            seconds: self.seconds.get_or_create_owned(&label()),
+        }
+    }
 }
 
 /// Whom a push is for.
@@ -150,6 +191,27 @@ impl Metrics {
             self.upstream.family.clone(),
         );
         registry.register(
+            "goim_logic_route_calls",
+            "Packets sent to the business, by route and result",
+            self.routes.calls.clone(),
+        );
+        registry.register(
+            "goim_logic_route_retries",
+            "Further tries of packets that were not answered, by route",
+            self.routes.retries.clone(),
+        );
+        registry.register(
+            "goim_logic_route_calls_under_way",
+            "Packets that wait for the business, by route",
+            self.routes.under_way.clone(),
+        );
+        registry.register_with_unit(
+            "goim_logic_route",
+            "Time from a packet to its answer, by route",
+            Unit::Seconds,
+            self.routes.seconds.clone(),
+        );
+        registry.register(
             "goim_logic_pushes",
             "Push requests, by kind and result",
             self.pushes.family.clone(),
@@ -184,6 +246,13 @@ impl Default for Metrics {
             connects: Connects::default(),
             refreshes: Connects::default(),
             upstream: UpstreamPackets::default(),
+            routes: Routes {
+                calls: Family::default(),
+                retries: Family::default(),
+                under_way: Family::default(),
+                // 1 ms to 4 s, which is as long as a route may take.
+                seconds: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.001, 2.0, 13))),
+            },
             pushes: Pushes::default(),
             requests: Requests::default(),
             // 10 µs in memory to 20 s in a cluster that suffers.

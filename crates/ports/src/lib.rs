@@ -13,6 +13,7 @@
 //! | [`SessionDirectory`], [`RoomDirectory`] | logic | where sessions and room counts are kept |
 //! | [`NodeDirectory`] | comet, logic | where the nodes find each other |
 //! | [`HttpClient`] | logic | whoever makes requests to the business |
+//! | [`UpstreamPort`] | logic | the business, for packets of clients |
 
 mod call;
 mod comet;
@@ -23,6 +24,7 @@ mod id;
 mod logic;
 mod node;
 mod push_log;
+mod upstream;
 
 pub use call::{BoxFuture, Call};
 pub use comet::{
@@ -42,3 +44,4 @@ pub use push_log::{
     AcceptedAt, AppendError, Appended, LogEntry, LogPosition, PushLog, PushLogReader, PushRecord, PushTarget,
     ReadError,
 };
+pub use upstream::UpstreamPort;

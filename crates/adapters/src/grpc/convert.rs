@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use goim_ports::{
     AcceptedAt, EndCode, Extended, Extension, Operation, PacketBuf, RoomCounts, RoomId, RoomScope, Schema,
-    SchemaBody, Sequence, Version,
+    SchemaBody, Sequence, Upstream, Version,
 };
 
+use super::proto::business::HandleReq;
 use super::proto::logic;
 use super::proto::protocol::{self, Proto};
 
@@ -36,6 +37,19 @@ pub(super) fn scope_of(scope: Option<logic::RoomScope>) -> Option<RoomScope> {
 
 pub(super) fn rooms_of(scope: Option<RoomScope>) -> Option<logic::RoomScope> {
     scope.map(|scope| logic::RoomScope { rooms: scope.0.to_vec() })
+}
+
+/// A packet for the business.
+pub(crate) fn handle_req_of(upstream: Upstream) -> HandleReq {
+    let Upstream { mid, key, packet, schema, .. } = upstream;
+    HandleReq {
+        mid: mid.0,
+        key: key.to_string(),
+        operation: packet.operation.0,
+        sequence: packet.sequence.0,
+        schema: schema.0.into(),
+        body: packet.body,
+    }
 }
 
 /// A schema beyond the range is one that nobody reads.

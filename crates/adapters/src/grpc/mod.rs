@@ -10,6 +10,7 @@
 //! which it is, and our clients look for it.
 
 mod address;
+mod business_client;
 mod channel;
 mod comet_client;
 mod comet_pool;
@@ -34,12 +35,16 @@ pub(crate) mod proto {
     pub mod cluster {
         tonic::include_proto!("goim.cluster");
     }
+    pub mod business {
+        tonic::include_proto!("goim.business");
+    }
     pub mod logic {
         tonic::include_proto!("goim.logic");
     }
 }
 
 pub use address::{AddressError, check as check_address};
+pub use business_client::GrpcBusiness;
 pub use channel::ClientConfig;
 pub use comet_client::GrpcComet;
 pub use comet_pool::GrpcComets;

@@ -10,12 +10,14 @@ mod log;
 mod metrics;
 mod reader;
 mod record;
+mod upstream;
 
 pub use config::{DeadLetter, KafkaConfig, Start};
 pub use group::GroupError;
 pub use log::{KafkaError, KafkaPushLog};
 pub use metrics::{KafkaReadStats, KafkaWriteStats};
 pub use reader::KafkaPushLogReader;
+pub use upstream::KafkaUpstream;
 
 #[cfg(test)]
 mod tests;

@@ -331,6 +331,39 @@ async fn a_member_may_leave_while_the_group_is_agreeing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn packets_of_clients_are_on_the_topic_of_the_business() {
+    use goim_ports::{LogicError, Mid, PacketBuf, Schema, Sequence, Upstream, UpstreamPort};
+    use prost::Message as _;
+    let Some(broker) = broker() else { return };
+    let config = with_topic(&broker, 4).await;
+    let business = KafkaUpstream::new(&config, &config.topic).unwrap();
+    let upstream = |mid, sequence| Upstream {
+        mid: Mid(mid),
+        key: "k1".into(),
+        packet: PacketBuf { sequence: Sequence(sequence), ..PacketBuf::push(Operation(2000), "body".into()) },
+        schema: Schema(2),
+        extended: true,
+    };
+    for (mid, sequence) in [(7, 1), (0, 2)] {
+        assert_eq!(business.send(upstream(mid, sequence), Duration::from_secs(4)).await, Ok("".into()));
+    }
+    let mut records = records_of(&broker, &config.topic, 2);
+    records.sort_by_key(|record| std::cmp::Reverse(record.key().unwrap().len()));
+    let read = |record: &rdkafka::message::OwnedMessage| {
+        let value = crate::grpc::proto::business::HandleReq::decode(record.payload().unwrap()).unwrap();
+        (record.key().unwrap().to_vec(), value.mid, value.sequence, value.schema, value.body)
+    };
+    let expected = [(b"k1".to_vec(), 0, 2, 2, "body".into()), (b"7".to_vec(), 7, 1, 2, "body".into())];
+    assert_eq!(records.iter().map(read).collect::<Vec<_>>(), expected);
+    let nowhere =
+        KafkaUpstream::new(&KafkaConfig { brokers: vec!["127.0.0.1:1".to_owned()], ..config }, "x").unwrap();
+    let late = tokio::time::timeout(Duration::from_secs(1), async {
+        nowhere.send(upstream(7, 3), Duration::from_millis(200)).await
+    });
+    assert!(!matches!(late.await, Ok(Ok(_) | Err(LogicError::Failed(_)))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn poison_is_counted_put_aside_and_never_in_the_way() {
     let Some(broker) = broker() else { return };
     let config = with_topic(&broker, 1).await;

@@ -6,7 +6,7 @@ use goim_adapters::redis::{RedisConfig, RedisPlace, RedisStore};
 use super::StartError;
 use crate::{Config, LogStart};
 
-pub(super) fn kafka(config: &Config) -> KafkaConfig {
+pub(crate) fn kafka(config: &Config) -> KafkaConfig {
     let settings = config.kafka.clone();
     let log = &config.push_log;
     KafkaConfig {

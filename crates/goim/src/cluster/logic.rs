@@ -45,6 +45,7 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
         },
     )
     .map_err(serve::StartError::Key)?;
+    crate::routes::install(&logic, &config).map_err(serve::StartError::Route)?;
     let mut registry = Registry::default();
     logic.register_metrics(&mut registry);
     metrics::register_log(&mut registry, log);

@@ -23,6 +23,7 @@ use goim_adapters::redis::RedisError;
 use goim_ports::NodeError;
 
 pub use comet::start as start_comet;
+pub(crate) use engines::kafka;
 pub use job::start as start_job;
 pub use logic::start as start_logic;
 

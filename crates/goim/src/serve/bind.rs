@@ -27,6 +27,9 @@ pub enum StartError {
     /// A key for signed tokens cannot be used.
     #[error(transparent)]
     Key(#[from] goim_logic::KeyError),
+    /// Packets of clients cannot go where they should.
+    #[error(transparent)]
+    Route(#[from] crate::RouteError),
     /// comet did not start for another reason: its certificate, its threads.
     #[error("comet does not start: {0}")]
     Comet(goim_comet::StartError),

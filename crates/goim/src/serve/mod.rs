@@ -113,6 +113,7 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
             http: Arc::new(HyperClient::new()),
         },
     )?;
+    crate::routes::install(&logic, &config)?;
     let comet = Comet::start(
         config.comet.clone(),
         goim_comet::Dependencies {

@@ -11,6 +11,10 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
         "How clients are told to come back after a loss: after base_delay, then factor times longer each time up to max_delay, each wait changed at random by up to jitter of itself.",
     ),
     ("logic.push", "What is pushed."),
+    (
+        "logic.upstream",
+        "Packets of clients that are not goim's own. Without a route they are answered with an empty body, as in goim.",
+    ),
     ("logic.http", "The HTTP API. Its address is http.listen."),
     (
         "logic.identity",
@@ -47,6 +51,8 @@ pub(super) fn settings() -> Vec<Setting> {
 
         size [logic.push.record_bytes_max], "Largest record of the push log, counted as goim's Kafka client counts: 26, the record's key, and goim's message around the body.";
         [logic.push.append_deadline], "How long the push log may take for one record. The push then fails, and may or may not be in the log.";
+
+        [logic.upstream.routes], "Where packets go, by operation: a list of tables with operations (\"1000..1999\", or one), to (http://, https://, grpc://host:port with goim.business.Business, kafka://topic), and where wanted timeout (2s, all tries together), retries (0; only for what may be done twice), calls_max (256 at once), duplicates (a time within which a packet with the same sequence of the same member gets the answer of the first; clients must not repeat sequences then) and secret (for HTTP, presented as a bearer).";
 
         size [logic.http.body_bytes_max], "Largest request body. Well above logic.push.record_bytes_max, so that goim's users see goim's error for a message that is a little too large.";
         size [logic.http.head_bytes_max], "Largest request head: request line and headers. A request target ends at 65,534 bytes whatever this says.";

@@ -143,6 +143,9 @@ fn a_row_changes_its_own_field_and_no_other() {
             Some(toml::Value::Float(number)) => (number / 2.0).to_string(),
             Some(toml::Value::Array(_)) if setting.secret => "another-secret-of-enough-bytes".to_owned(),
             Some(toml::Value::Array(_)) if setting.key.ends_with("slow_consumer") => "7 close".to_owned(),
+            Some(toml::Value::Array(_)) if setting.key == "logic.upstream.routes" => {
+                "[{ operations = \"1000..1999\", to = \"http://127.0.0.1:8000/\" }]".to_owned()
+            }
             Some(toml::Value::Array(_)) if setting.key == "versions.rows" => "4 = schema 2, zstd".to_owned(),
             Some(toml::Value::Array(_)) => "127.0.0.1:9".to_owned(),
             Some(toml::Value::Table(_)) if setting.secret => "{ name = \"text\" }".to_owned(),

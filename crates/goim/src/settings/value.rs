@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use goim_comet::SlowConsumerPolicy;
-use goim_logic::{ApiKey, IdentityMethod, Secret};
+use goim_logic::{ApiKey, IdentityMethod, RouteConfig, Secret};
 use goim_ports::{ServerId, VersionRow};
 
 use crate::config::{Directory, LogFormat, LogStart};
@@ -350,6 +350,68 @@ impl Value for IdentityMethod {
             Self::Webhook => "webhook",
         };
         Some(toml::Value::String(name.to_owned()))
+    }
+}
+
+/// A table of its own.
+impl Value for RouteConfig {
+    fn wants() -> String {
+        "a table such as `{ operations = \"1000..1999\", to = \"http://127.0.0.1:8000/chat\" }`, with timeout, retries, calls_max, \
+         duplicates and secret where wanted"
+            .to_owned()
+    }
+
+    fn from_text(text: &str) -> Option<Self> {
+        let table = toml::from_str::<toml::Table>(&format!("table = {text}")).ok()?;
+        Self::from_toml(table.get("table")?)
+    }
+
+    fn from_toml(value: &toml::Value) -> Option<Self> {
+        let table = value.as_table()?;
+        let text = |name: &str| table.get(name).map(|value| value.as_str());
+        let operations = match table.get("operations")? {
+            toml::Value::Integer(one) => one.to_string(),
+            other => other.as_str()?.to_owned(),
+        };
+        let (first, last) = operations.split_once("..").unwrap_or((&operations, &operations));
+        let operations: RangeInclusive<i32> = first.trim().parse().ok()?..=last.trim().parse().ok()?;
+        let to = text("to")??;
+        let known = ["http://", "https://", "grpc://", "kafka://"];
+        if operations.is_empty()
+            || !known.iter().any(|scheme| to.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty()))
+        {
+            return None;
+        }
+        let mut route = Self::new(operations, to.to_owned());
+        for (name, value) in table {
+            match name.as_str() {
+                "operations" | "to" => {}
+                "timeout" => route.timeout = Duration::from_toml(value)?,
+                "retries" => route.retries = u32::from_toml(value)?,
+                "calls_max" => route.calls_max = usize::from_toml(value)?,
+                "duplicates" => route.duplicates = Option::from_toml(value)?,
+                "secret" => route.secret = Option::from_toml(value)?,
+                _ => return None,
+            }
+        }
+        Some(route)
+    }
+
+    fn to_toml(&self) -> Option<toml::Value> {
+        let (first, last) = (self.operations.start(), self.operations.end());
+        let mut table = toml::Table::new();
+        let operations = if first == last { first.to_string() } else { format!("{first}..{last}") };
+        table.insert("operations".to_owned(), operations.into());
+        table.insert("to".to_owned(), self.to.clone().into());
+        table.insert("timeout".to_owned(), self.timeout.to_toml()?);
+        table.insert("retries".to_owned(), self.retries.to_toml()?);
+        table.insert("calls_max".to_owned(), self.calls_max.to_toml()?);
+        for (name, value) in [("duplicates", self.duplicates.to_toml()), ("secret", self.secret.to_toml())] {
+            if let Some(value) = value {
+                table.insert(name.to_owned(), value);
+            }
+        }
+        Some(toml::Value::Table(table))
     }
 }
 

@@ -40,7 +40,7 @@ fn receivers_and_bodies() {
 fn errors_name_the_message_the_field_and_the_remedy() {
     let whole = r#""to":{"all":true},"operation":1000,"body":"x""#;
     for (json, expected) in [
-        (r#"7"#, "expected an object with `to`, `operation`, and `body` or `body_base64`"),
+        (r#"7"#, "expected an object with `to`, `operation`, and `body`, `body_base64` or `bodies`"),
         (r#"{"operation":1000,"body":"x"}"#, "to: is missing"),
         (r#"{"to":{"all":true},"body":"x"}"#, "operation: must be a number"),
         (r#"{"to":{"all":true},"operation":0,"body":"x"}"#, "operation: must be a number of 32 bits other"),

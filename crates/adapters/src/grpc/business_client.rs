@@ -1,0 +1,56 @@
+//! The business as a gRPC service: `goim.business.Business`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use goim_ports::{Call, LogicError, Upstream, UpstreamPort};
+use tonic::{Code, Status};
+
+use super::address::AddressError;
+use super::channel::{ClientConfig, Connection, REPLY_BYTES_MAX};
+use super::convert::handle_req_of;
+use super::proto::business::business_client::BusinessClient;
+
+/// The business behind its RPC address. One connection.
+#[derive(Debug, Clone)]
+pub struct GrpcBusiness {
+    connection: Arc<Connection>,
+}
+
+impl GrpcBusiness {
+    /// The business at `address`, for example `grpc://10.0.0.5:9000`. Connects with the first call.
+    ///
+    /// # Errors
+    /// [`AddressError`] when the address makes no sense.
+    pub fn new(address: &str, config: ClientConfig) -> Result<Self, AddressError> {
+        Ok(Self { connection: Arc::new(Connection::new(address, config)?) })
+    }
+}
+
+impl UpstreamPort for GrpcBusiness {
+    fn send(&self, upstream: Upstream, timeout: Duration) -> Call<Result<Bytes, LogicError>> {
+        let connection = Arc::clone(&self.connection);
+        Call::pending(async move {
+            let mut request = tonic::Request::new(handle_req_of(upstream));
+            // The business hears how long somebody waits.
+            request.set_timeout(timeout);
+            let call = async move |channel| {
+                let client = BusinessClient::new(channel);
+                client.max_decoding_message_size(REPLY_BYTES_MAX).handle(request).await
+            };
+            connection.call(call).await.map(|reply| reply.body).map_err(|status| error_of(&status))
+        })
+    }
+}
+
+fn error_of(status: &Status) -> LogicError {
+    let text = status.message().to_owned();
+    match status.code() {
+        Code::DeadlineExceeded | Code::Cancelled => LogicError::Late(text),
+        Code::Unavailable | Code::ResourceExhausted => LogicError::Unavailable(text),
+        // Not the business's word, but that of the connection.
+        _ if std::error::Error::source(status).is_some() => LogicError::Unavailable(text),
+        code => LogicError::Failed(format!("{code:?}: {text}")),
+    }
+}

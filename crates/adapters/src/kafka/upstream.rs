@@ -1,0 +1,58 @@
+//! Packets of clients on a topic of the business: the value is `goim.business.HandleReq`, the key the member's number, or the session's
+//! key where there is none, so that what one sends stays in order. Nobody answers on a topic: the reply is empty, and says that the
+//! record is there.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use goim_ports::{Call, LogicError, Upstream, UpstreamPort};
+use prost::Message as _;
+use rdkafka::producer::{FutureProducer, FutureRecord};
+use rdkafka::util::Timeout;
+
+use super::config::KafkaConfig;
+use super::log::KafkaError;
+use crate::grpc::convert::handle_req_of;
+
+/// The writing end of the business's topic.
+#[derive(Clone)]
+pub struct KafkaUpstream {
+    producer: FutureProducer,
+    topic: String,
+}
+
+impl KafkaUpstream {
+    /// A topic on the brokers of the push log.
+    ///
+    /// # Errors
+    /// [`KafkaError::Config`] for a property that librdkafka refuses. Whether the topic is there shows with the first packet.
+    pub fn new(config: &KafkaConfig, topic: &str) -> Result<Self, KafkaError> {
+        let producer = config.producer().create().map_err(|error| KafkaError::Config(error.to_string()))?;
+        Ok(Self { producer, topic: topic.to_owned() })
+    }
+}
+
+impl std::fmt::Debug for KafkaUpstream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KafkaUpstream").field("topic", &self.topic).finish_non_exhaustive()
+    }
+}
+
+impl UpstreamPort for KafkaUpstream {
+    fn send(&self, upstream: Upstream, timeout: Duration) -> Call<Result<Bytes, LogicError>> {
+        let Self { producer, topic } = self.clone();
+        Call::pending(async move {
+            let key = if upstream.mid.is_anonymous() {
+                upstream.key.to_string()
+            } else {
+                upstream.mid.0.to_string()
+            };
+            let value = handle_req_of(upstream).encode_to_vec();
+            let record = FutureRecord::to(&topic).key(&key).payload(&value);
+            match producer.send(record, Timeout::After(timeout)).await {
+                Ok(_) => Ok(Bytes::new()),
+                Err((error, _)) => Err(LogicError::Unavailable(error.to_string())),
+            }
+        })
+    }
+}

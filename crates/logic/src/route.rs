@@ -1,0 +1,199 @@
+//! One route: packets of a range of operations on their way to the business, within a time, so many at once, behind a circuit.
+//!
+//! A route that hangs costs its own callers their time and nobody else anything. What has failed is made again only where the
+//! operator has said that it may be done twice; what a client sends twice is answered from the first time where the operator has
+//! said that marks do not repeat.
+
+mod duplicates;
+mod webhook;
+
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use goim_ports::{Call, HttpClient, LogicError, Upstream, UpstreamPort};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use tokio::sync::Semaphore;
+
+use crate::circuit::Circuit;
+use crate::complaint::Complaint;
+use crate::config::Secret;
+use crate::handler::Handler;
+use crate::{Logic, Overlap};
+use duplicates::Window;
+
+/// Failures in a row after which a route is left alone for a while, and for how long.
+const FAILURES_MAX: u32 = 8;
+const PAUSE: Duration = Duration::from_secs(1);
+/// Pause before the first further try; doubled before each one after it.
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
+
+/// What an operator sets of a route.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RouteConfig {
+    /// The operations that go this way.
+    pub operations: RangeInclusive<i32>,
+    /// Where they go: `http://` or `https://`, `grpc://host:port`, `kafka://topic`.
+    pub to: String,
+    /// For HTTP: presented as `Authorization: Bearer`. Default none.
+    pub secret: Option<Secret>,
+    /// From the packet to its answer, all tries together. Default 2 s.
+    pub timeout: Duration,
+    /// Further tries of a call that was not answered: only for what may be done twice. Default 0.
+    pub retries: u32,
+    /// Calls under way at once. More wait for `timeout` at most. Default 256.
+    pub calls_max: usize,
+    /// A packet with the mark of an earlier one of the same member within this time gets the answer of that one. Default none.
+    pub duplicates: Option<Duration>,
+}
+
+impl RouteConfig {
+    /// These operations to this place, the rest by default.
+    #[must_use]
+    pub fn new(operations: RangeInclusive<i32>, to: String) -> Self {
+        let timeout = Duration::from_secs(2);
+        Self { operations, to, secret: None, timeout, retries: 0, calls_max: 256, duplicates: None }
+    }
+}
+
+/// What is counted of a route.
+#[derive(Clone)]
+pub(crate) struct RouteMetrics {
+    pub(crate) answered: Counter,
+    pub(crate) failed: Counter,
+    pub(crate) unavailable: Counter,
+    pub(crate) late: Counter,
+    pub(crate) busy: Counter,
+    /// Answers of earlier packets.
+    pub(crate) repeated: Counter,
+    pub(crate) retries: Counter,
+    pub(crate) under_way: Gauge,
+    pub(crate) seconds: Histogram,
+}
+
+/// A route.
+struct Route(Arc<Inner>);
+
+struct Inner {
+    name: String,
+    config: RouteConfig,
+    to: Arc<dyn UpstreamPort>,
+    permits: Semaphore,
+    circuit: Circuit,
+    failing: Complaint,
+    duplicates: Option<Window>,
+    metrics: RouteMetrics,
+}
+
+impl Logic {
+    /// Sends packets of some operations to the business.
+    ///
+    /// # Errors
+    /// [`Overlap`] when some of the operations go elsewhere already.
+    pub fn route(&self, config: RouteConfig, to: Arc<dyn UpstreamPort>) -> Result<(), Overlap> {
+        let (first, last) = (config.operations.start(), config.operations.end());
+        let name = if first == last { first.to_string() } else { format!("{first}..{last}") };
+        let inner = Inner {
+            metrics: self.metrics.routes.of(&name),
+            name,
+            to,
+            permits: Semaphore::new(config.calls_max.max(1)),
+            circuit: Circuit::new(FAILURES_MAX, PAUSE),
+            failing: Complaint::default(),
+            duplicates: config.duplicates.map(Window::new),
+            config: config.clone(),
+        };
+        self.handlers.register_range(config.operations, Arc::new(Route(Arc::new(inner))))
+    }
+
+    /// The business behind a URL: the body by POST, what else there is in headers.
+    #[must_use]
+    pub fn business_at(&self, url: &str, secret: Option<Secret>) -> Arc<dyn UpstreamPort> {
+        let http: Arc<dyn HttpClient> = Arc::clone(&self.http);
+        Arc::new(webhook::WebhookUpstream::new(url.to_owned(), secret, http))
+    }
+}
+
+impl Handler for Route {
+    fn handle(&self, upstream: Upstream) -> Call<Result<Bytes, LogicError>> {
+        let route = Arc::clone(&self.0);
+        Call::pending(async move {
+            let answer = match route.duplicates.as_ref().and_then(|window| window.place_of(&upstream)) {
+                Some(place) => {
+                    let first = !place.initialized();
+                    let answer = place.get_or_try_init(|| route.ask(upstream)).await.cloned();
+                    if !first && answer.is_ok() {
+                        route.metrics.repeated.inc();
+                    }
+                    answer
+                }
+                None => route.ask(upstream).await,
+            };
+            route.count(&answer);
+            answer
+        })
+    }
+}
+
+impl Inner {
+    async fn ask(&self, upstream: Upstream) -> Result<Bytes, LogicError> {
+        let started = Instant::now();
+        let until = started + self.config.timeout;
+        let permit = tokio::time::timeout(self.config.timeout, self.permits.acquire()).await;
+        let Ok(Ok(_permit)) = permit else {
+            return Err(LogicError::Busy(format!(
+                "{} calls of route {} are under way",
+                self.config.calls_max, self.name
+            )));
+        };
+        self.metrics.under_way.inc();
+        let answer = self.try_until(until, upstream).await;
+        self.metrics.under_way.dec();
+        self.metrics.seconds.observe(started.elapsed().as_secs_f64());
+        answer
+    }
+
+    async fn try_until(&self, until: Instant, upstream: Upstream) -> Result<Bytes, LogicError> {
+        let (mut retries, mut pause) = (self.config.retries, RETRY_PAUSE);
+        loop {
+            if !self.circuit.allows(Instant::now()) {
+                return Err(LogicError::Unavailable(format!(
+                    "route {} is left alone after failures",
+                    self.name
+                )));
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            let answer = tokio::time::timeout(left, self.to.send(upstream.clone(), left)).await;
+            let answer = answer.unwrap_or_else(|_| Err(LogicError::Late(format!("route {}", self.name))));
+            let is_down = matches!(answer, Err(LogicError::Unavailable(_) | LogicError::Late(_)));
+            self.circuit.ended(!is_down, Instant::now());
+            if let Err(error) = &answer
+                && is_down
+                && let Some(unsaid) = self.failing.say(Instant::now())
+            {
+                tracing::warn!(route = self.name, to = self.config.to, %error, unsaid, "the business does not answer");
+            }
+            if !is_down || retries == 0 || Instant::now() + pause >= until {
+                return answer;
+            }
+            retries -= 1;
+            self.metrics.retries.inc();
+            tokio::time::sleep(pause).await;
+            pause *= 2;
+        }
+    }
+
+    fn count(&self, answer: &Result<Bytes, LogicError>) {
+        let metrics = &self.metrics;
+        match answer {
+            Ok(_) => metrics.answered.inc(),
+            Err(LogicError::Failed(_)) => metrics.failed.inc(),
+            Err(LogicError::Unavailable(_)) => metrics.unavailable.inc(),
+            Err(LogicError::Late(_)) => metrics.late.inc(),
+            Err(LogicError::Busy(_)) => metrics.busy.inc(),
+        };
+    }
+}
