@@ -13,7 +13,9 @@ use std::sync::{Arc, mpsc as std_mpsc};
 use std::time::Duration;
 
 use bytes::Bytes;
-use goim_ports::{Accepted, AcceptedAt, ConnectError, LogicError, Operation, Refreshed, RoomId, SessionKey};
+use goim_ports::{
+    Accepted, AcceptedAt, ConnectError, LogicError, Operation, Refreshed, RoomId, RoomMembers, SessionKey,
+};
 use smallvec::SmallVec;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
@@ -78,6 +80,8 @@ pub(crate) enum Notice {
     Refreshed { connection: ConnectionId, result: Result<Refreshed, ConnectError> },
     /// Another connection has the key now.
     Superseded(ConnectionId),
+    /// Somebody asks who is in a room here.
+    Members { room: RoomId, limit: usize, answer: tokio::sync::oneshot::Sender<RoomMembers> },
     /// Logic may have forgotten this session: tell it again.
     Confirm(ConnectionId),
     /// Logic may have forgotten everybody: tell it again, at a pace.

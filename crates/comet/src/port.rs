@@ -4,13 +4,13 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use goim_ports::{
-    Broadcast, Call, CometError, CometNode, CometPort, KeyPush, PacketBuf, RoomId, RoomPush, RoomsNews,
-    RoomsVersion, SessionKey,
+    Broadcast, Call, CometError, CometNode, CometPort, KeyPush, PacketBuf, RoomId, RoomMembers, RoomPush,
+    RoomsNews, RoomsVersion, SessionKey,
 };
 use smallvec::SmallVec;
 use tokio::sync::Semaphore;
 
-use crate::inbox::{Command, Cost, Located, Pace, Refused, ShardHandle, Targets};
+use crate::inbox::{Command, Cost, Located, Notice, Pace, Refused, ShardHandle, Targets};
 use crate::key_index::Location;
 use crate::message::{Outgoing, Versions, carried};
 use crate::report;
@@ -109,6 +109,22 @@ impl CometPort for Port {
     fn rooms_since(&self, known: RoomsVersion) -> Call<Result<RoomsNews, CometError>> {
         let news = self.shared.census.news(&known);
         Call::Ready(news.ok_or(CometError::Invalid("the comet has too many rooms to list them")))
+    }
+
+    fn room_members(&self, room: RoomId, limit: usize) -> Call<Result<RoomMembers, CometError>> {
+        let shards = self.shards.clone();
+        Call::pending(async move {
+            let mut all = RoomMembers::default();
+            for shard in &shards {
+                let (answer, answered) = tokio::sync::oneshot::channel();
+                let limit = limit.saturating_sub(all.members.len());
+                shard.notice(Notice::Members { room: room.clone(), limit, answer });
+                let found = answered.await.map_err(|_| gone())?;
+                all.members.extend(found.members);
+                all.count += found.count;
+            }
+            Ok(all)
+        })
     }
 
     fn describe(&self) -> Call<Result<CometNode, CometError>> {

@@ -153,7 +153,10 @@ fn a_business_that_hangs_delays_only_its_own_route() {
     }
     assert!(began.elapsed() < Duration::from_secs(10), "all have heard after {:?}", began.elapsed());
     assert!(codes.contains(&3111), "some were late: {codes:?}");
-    assert!(codes.iter().all(|code| [3110, 3111, 3112].contains(code)), "late, busy, or left alone: {codes:?}");
+    assert!(
+        codes.iter().all(|code| [3110, 3111, 3112].contains(code)),
+        "late, busy, or left alone: {codes:?}"
+    );
 }
 
 #[test]

@@ -25,6 +25,7 @@ mod handler;
 pub mod http;
 mod identity;
 mod logic;
+mod members;
 mod metrics;
 mod nodes;
 mod online;
@@ -42,6 +43,7 @@ pub use config::{
 pub use handler::{Handler, Handlers, Overlap};
 pub use identity::KeyError;
 pub use logic::{Dependencies, Logic, PushProtection};
+pub use members::MemberAt;
 pub use nodes::NodesReply;
 pub use online::{OnlineTotal, RoomOnline};
 pub use push::PushError;

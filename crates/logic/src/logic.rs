@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use goim_ports::{HttpClient, NodeDirectory, PushLog, RoomCounts, RoomDirectory, SessionDirectory};
+use goim_ports::{
+    CometPool, HttpClient, NodeDirectory, PushLog, RoomCounts, RoomDirectory, SessionDirectory,
+};
 use prometheus_client::registry::Registry;
 
 use crate::balancer::Balancer;
@@ -26,6 +28,8 @@ pub struct Dependencies {
     pub nodes: Arc<dyn NodeDirectory>,
     /// Where accepted pushes go.
     pub push_log: Arc<dyn PushLog>,
+    /// The comets themselves, for what only they know.
+    pub comets: Arc<dyn CometPool>,
     /// The way to the business, and to whoever signs tokens.
     pub http: Arc<dyn HttpClient>,
 }
@@ -43,6 +47,7 @@ pub struct Logic {
     pub(crate) rooms: Arc<dyn RoomDirectory>,
     pub(crate) nodes: Arc<dyn NodeDirectory>,
     pub(crate) push_log: Arc<dyn PushLog>,
+    pub(crate) comets: Arc<dyn CometPool>,
     pub(crate) http: Arc<dyn HttpClient>,
     pub(crate) identity: Identity,
     pub(crate) handlers: Handlers,
@@ -83,7 +88,7 @@ impl Logic {
     /// # Errors
     /// [`KeyError`] when a key for signed tokens cannot be read.
     pub fn new(config: Config, dependencies: Dependencies) -> Result<Arc<Self>, KeyError> {
-        let Dependencies { sessions, rooms, nodes, push_log, http } = dependencies;
+        let Dependencies { sessions, rooms, nodes, push_log, comets, http } = dependencies;
         let (heartbeat, protover_max) = (session_heartbeat(&config.node), config.versions.highest());
         let identity = Identity::new(&config.identity, heartbeat, protover_max, &http)?;
         Ok(Arc::new(Self {
@@ -91,6 +96,7 @@ impl Logic {
             rooms,
             nodes,
             push_log,
+            comets,
             http,
             identity,
             handlers: Handlers::default(),

@@ -150,6 +150,11 @@ impl Logic {
 
     async fn append(&self, target: PushTarget, operation: Operation, body: Bytes) -> Result<(), PushError> {
         let record = PushRecord { target, operation, body, accepted_at: AcceptedAt::now(), extension: None };
+        self.append_record(record).await
+    }
+
+    /// Appends a record within its bounds.
+    pub(crate) async fn append_record(&self, record: PushRecord) -> Result<(), PushError> {
         let size = record::size(&record);
         let limit = self.config.push.record_bytes_max;
         if size > limit {

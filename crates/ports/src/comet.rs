@@ -3,7 +3,9 @@
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use crate::{AcceptedAt, Call, CometNode, Extension, Operation, PacketBuf, RoomId, ServerId, SessionKey};
+use crate::{
+    AcceptedAt, Call, CometNode, Extension, Mid, Operation, PacketBuf, RoomId, ServerId, SessionKey,
+};
 
 /// A comet as job sees it.
 ///
@@ -55,6 +57,12 @@ pub trait CometPort: Send + Sync {
         Call::Ready(Err(CometError::UNKNOWN_CALL))
     }
 
+    /// Some sessions that are in a room here, and how many there are. By default nobody knows.
+    fn room_members(&self, room: RoomId, limit: usize) -> Call<Result<RoomMembers, CometError>> {
+        drop((room, limit));
+        Call::Ready(Err(CometError::UNKNOWN_CALL))
+    }
+
     /// What the comet says of itself; where its RPC is reached and since when is for whoever asks to know. By default nothing is
     /// known.
     fn describe(&self) -> Call<Result<CometNode, CometError>> {
@@ -103,6 +111,24 @@ pub struct RoomPush {
     pub accepted_at: Option<AcceptedAt>,
     /// What goes with it.
     pub extension: Extension,
+}
+
+/// Sessions of a room on one comet.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RoomMembers {
+    /// Some of them, in no order.
+    pub members: Vec<RoomMember>,
+    /// How many there are.
+    pub count: u64,
+}
+
+/// One session of a room.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RoomMember {
+    /// The member; anonymous when zero or below.
+    pub mid: Mid,
+    /// The session.
+    pub key: SessionKey,
 }
 
 /// How much somebody knows of a comet's rooms. The default knows nothing.

@@ -28,7 +28,8 @@ mod upstream;
 
 pub use call::{BoxFuture, Call};
 pub use comet::{
-    Broadcast, CometError, CometPool, CometPort, KeyPush, RoomPush, RoomsNews, RoomsVersion, StripeNews,
+    Broadcast, CometError, CometPool, CometPort, KeyPush, RoomMember, RoomMembers, RoomPush, RoomsNews,
+    RoomsVersion, StripeNews,
 };
 pub use directory::{DirectoryError, Generation, RoomCounts, RoomDirectory, SessionDirectory, SessionRecord};
 pub use extension::{EndCode, Extended, Extension, SchemaBody};

@@ -4,15 +4,17 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use goim_ports::{
-    Broadcast, Call, CometError, CometNode, CometPort, KeyPush, RoomId, RoomPush, RoomsNews, RoomsVersion,
-    StripeNews,
+    Broadcast, Call, CometError, CometNode, CometPort, KeyPush, Mid, RoomId, RoomMember, RoomMembers,
+    RoomPush, RoomsNews, RoomsVersion, StripeNews,
 };
 use tonic::transport::Channel;
 
 use super::address::AddressError;
 use super::channel::{ClientConfig, Connection, REPLY_BYTES_MAX};
 use super::convert::{message_of, micros_of, proto_of};
-use super::proto::cluster::{self, DescribeReq, PushManyReq, RoomsSinceReq, comet_client as cluster_client};
+use super::proto::cluster::{
+    self, DescribeReq, PushManyReq, RoomMembersReq, RoomsSinceReq, comet_client as cluster_client,
+};
 use super::proto::comet::comet_client::CometClient;
 use super::proto::comet::{BroadcastReq, BroadcastRoomReq, PushMsgReq, RoomsReq};
 use super::status;
@@ -128,6 +130,22 @@ impl CometPort for GrpcComet {
                 version: RoomsVersion { epoch, stripes },
                 stripes: reply.stripes.into_iter().map(stripe).collect(),
             })
+        })
+    }
+
+    fn room_members(&self, room: RoomId, limit: usize) -> Call<Result<RoomMembers, CometError>> {
+        let connection = Arc::clone(&self.connection);
+        Call::pending(async move {
+            let limit = u32::try_from(limit).unwrap_or(u32::MAX);
+            let request = RoomMembersReq { room: room.to_string(), limit };
+            let call = |channel| async move {
+                let client = cluster_client::CometClient::new(channel);
+                client.max_decoding_message_size(REPLY_BYTES_MAX).room_members(request).await
+            };
+            let reply = connection.call(call).await.map_err(|error| status::to_comet(&error))?;
+            let member =
+                |member: cluster::RoomMember| RoomMember { mid: Mid(member.mid), key: member.key.into() };
+            Ok(RoomMembers { members: reply.members.into_iter().map(member).collect(), count: reply.count })
         })
     }
 

@@ -9,8 +9,8 @@ use tonic::{Request, Response, Status};
 
 use super::convert::{accepted_at_of, extension_of, packet_of};
 use super::proto::cluster::{
-    DescribeReply, DescribeReq, PushManyReply, PushManyReq, RoomsSinceReply, RoomsSinceReq, RoomsVersion,
-    StripeNews, comet_server as cluster_server,
+    DescribeReply, DescribeReq, PushManyReply, PushManyReq, RoomMember, RoomMembersReply, RoomMembersReq,
+    RoomsSinceReply, RoomsSinceReq, RoomsVersion, StripeNews, comet_server as cluster_server,
 };
 use super::proto::comet::comet_server::{Comet, CometServer};
 use super::proto::comet::{
@@ -125,6 +125,19 @@ impl cluster_server::Comet for CometService {
             version: Some(RoomsVersion { epoch, stripes }),
             stripes: news.stripes.into_iter().map(stripe).collect(),
         }))
+    }
+
+    async fn room_members(
+        &self,
+        request: Request<RoomMembersReq>,
+    ) -> Result<Response<RoomMembersReply>, Status> {
+        let RoomMembersReq { room, limit } = request.into_inner();
+        let found = self.0.room_members(room.into(), limit as usize).await;
+        let found = found.map_err(|error| status::from_comet(&error))?;
+        let member =
+            |member: goim_ports::RoomMember| RoomMember { mid: member.mid.0, key: member.key.to_string() };
+        let members = found.members.into_iter().map(member).collect();
+        Ok(Response::new(RoomMembersReply { members, count: found.count }))
     }
 
     async fn describe(&self, _: Request<DescribeReq>) -> Result<Response<DescribeReply>, Status> {

@@ -114,6 +114,10 @@ impl Shard {
                     self.touch(slot);
                 }
             }
+            Notice::Members { room, limit, answer } => {
+                // Whoever asked may have gone.
+                let _ = answer.send(self.members_of(&room, limit));
+            }
             Notice::ConfirmAll => {
                 self.confirming = Some(Confirming { cursor: 0, credit: 0.0, seen: self.now });
             }

@@ -3,7 +3,7 @@
 //! A client of goim is in one room and moves from it to another. An extended client may be in more; they are a list behind that one.
 
 use bytes::Bytes;
-use goim_ports::{Call, ConnectError, RefreshRequest, Refreshed, RoomId};
+use goim_ports::{Call, ConnectError, RefreshRequest, Refreshed, RoomId, RoomMember, RoomMembers};
 use goim_session::RequestFailure;
 
 use super::Shard;
@@ -135,6 +135,20 @@ impl Shard {
             }
         }
         Some(serde_json::json!({ "code": 0, "left": left }))
+    }
+
+    /// Some sessions of a room on this shard, and how many there are.
+    pub(super) fn members_of(&self, room: &RoomId, limit: usize) -> RoomMembers {
+        let hash = self.shared.census.hash(room.as_str());
+        let slots = self.rooms.members(hash, room);
+        let member = |slot: &u32| {
+            let identity = self.connections.get(*slot)?.identity.as_ref()?;
+            Some(RoomMember { mid: identity.mid, key: identity.key.clone() })
+        };
+        RoomMembers {
+            members: slots.iter().filter_map(member).take(limit).collect(),
+            count: slots.len() as u64,
+        }
     }
 
     /// Operation 30: asks logic about a new token. The session takes no further packet until the answer is there.

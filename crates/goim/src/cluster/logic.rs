@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use goim_adapters::grpc::logic_service;
+use goim_adapters::grpc::{ClientConfig, GrpcComets, logic_service};
 use goim_adapters::http::HyperClient;
 use goim_adapters::kafka::KafkaPushLog;
 use goim_adapters::redis::{RedisRooms, RedisSessions, Servers};
@@ -41,6 +41,7 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
             rooms: Arc::new(rooms),
             nodes: Arc::clone(&nodes),
             push_log: log.clone(),
+            comets: Arc::new(GrpcComets::new(Arc::clone(&nodes), String::new(), ClientConfig::default())),
             http: Arc::new(HyperClient::new()),
         },
     )

@@ -103,6 +103,7 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
     let nodes = Arc::new(MemoryNodes::new());
     let sessions = Arc::new(MemorySessions::new());
     let rooms = Arc::new(MemoryRooms::new());
+    let comets = Arc::new(SharedComets::new());
     let logic = Logic::new(
         config.logic.clone(),
         goim_logic::Dependencies {
@@ -110,6 +111,7 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
             rooms,
             nodes: nodes.clone(),
             push_log: log.clone(),
+            comets: comets.clone(),
             http: Arc::new(HyperClient::new()),
         },
     )?;
@@ -125,7 +127,6 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
     .map_err(|error| bind::comet_error(error, &config))?;
     let comet = Arc::new(comet);
     let server = config.comet.node.server.clone();
-    let comets = Arc::new(SharedComets::new());
     comets.insert(server.clone(), comet.port());
     let job = Job::new(config.job.clone(), Box::new(reader), comets);
 

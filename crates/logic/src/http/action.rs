@@ -10,7 +10,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, HeaderValue, Response, StatusCode};
 use goim_ports::{AppendError, CometNode, Mid, Operation, RoomId, SessionKey};
 
-use super::messages::Form;
+use super::messages::{EndRequest, Form};
 use super::query::Values;
 use super::table::Action;
 use super::{json, openapi, reply};
@@ -36,6 +36,8 @@ pub(super) async fn act(
         Action::PushRoom => push_room(logic, values, body).await,
         Action::PushAll => push_all(logic, values, body).await,
         Action::PushBatch => push_batch(logic, headers, &body).await,
+        Action::EndSessions => end_sessions(logic, &body).await,
+        Action::RoomMembers => room_members(logic, values).await,
         Action::OnlineTop => online_top(logic, values).await,
         Action::OnlineRoom => online_room(logic, values).await,
         Action::OnlineTotal => online_total(logic),
@@ -112,6 +114,46 @@ async fn push_batch(logic: &Logic, headers: &HeaderMap, body: &[u8]) -> Response
             reply::refusal_but(StatusCode::SERVICE_UNAVAILABLE, accepted, &error.to_string())
         }
     }
+}
+
+async fn end_sessions(logic: &Logic, body: &[u8]) -> Response<Body> {
+    let EndRequest { of, code } = match EndRequest::read(body) {
+        Ok(request) => request,
+        Err(wrong) => return reply::refusal(StatusCode::BAD_REQUEST, &wrong),
+    };
+    match logic.end_sessions(of, code).await {
+        Ok(()) => reply::ok(),
+        Err(error) if is_full(&error) => reply::too_many(&error.to_string(), FULL_WAIT),
+        Err(error) => reply::refusal(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
+    }
+}
+
+/// Most sessions of a room in one answer.
+const MEMBERS_MAX: i64 = 10_000;
+
+async fn room_members(logic: &Logic, values: &Values<'_>) -> Response<Body> {
+    let limit = values.number("limit");
+    if !(1..=MEMBERS_MAX).contains(&limit) {
+        return reply::bad_parameter(&format!("limit must be from 1 to {MEMBERS_MAX}: {limit}"));
+    }
+    let id = [values.text("type"), b"://", values.text("room")].concat();
+    let Ok(id) = String::from_utf8(id) else {
+        return reply::failure(reply::SERVER_ERROR, NOT_UTF8);
+    };
+    let (members, count) =
+        logic.room_members(&RoomId::from(id), usize::try_from(limit).unwrap_or_default()).await;
+    reply::data(|out| {
+        let mut object = json::Object::open(out);
+        json::number(object.member(b"count"), count);
+        json::array(object.member(b"members"), members, |out, (server, member)| {
+            let mut object = json::Object::open(out);
+            object.number("mid", member.mid.0);
+            object.text("key", member.key.as_str());
+            object.text("server", server.as_str());
+            object.close();
+        });
+        object.close();
+    })
 }
 
 fn operation(values: &Values<'_>) -> Operation {

@@ -114,7 +114,7 @@ impl Api {
         let Some(route) = route.and_then(|row| Route::ALL.get(row)) else {
             return Err(redirect(parts).unwrap_or_else(reply::not_found));
         };
-        if route.is_push() {
+        if route.is_protected() {
             guard::check(&self.logic.config.http.api_keys, peer, &parts.headers)
                 .map_err(guard::Refusal::reply)?;
         }

@@ -10,7 +10,7 @@ use std::num::NonZeroU32;
 use axum::body::Bytes;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use goim_ports::{Extended, Mid, Operation, RoomId, Schema, SchemaBody, SessionKey};
+use goim_ports::{EndCode, Extended, Mid, Operation, RoomId, Schema, SchemaBody, SessionKey};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
@@ -393,6 +393,42 @@ impl<'de> Deserialize<'de> for Keys {
             }
         }
         deserializer.deserialize_seq(Elements)
+    }
+}
+
+/// The order to end sessions.
+pub(super) struct EndRequest {
+    pub(super) of: Receivers,
+    pub(super) code: EndCode,
+}
+
+/// Codes of the table of reasons that the business may give.
+const REASONS: [(&str, EndCode); 2] = [("kicked", EndCode(3505)), ("revoked", EndCode(3208))];
+
+impl EndRequest {
+    /// Reads `{"of":{…},"reason":"…"}`.
+    ///
+    /// # Errors
+    /// A text that names what is wrong, and what would be right.
+    pub(super) fn read(body: &[u8]) -> Result<Self, String> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Fields {
+            of: To,
+            #[serde(default)]
+            reason: Option<String>,
+        }
+        let object: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_slice(body).map_err(|error| format!("wants an object with `of`: {error}"))?;
+        let text = serde_json::Value::Object(object).to_string();
+        let Fields { of: To(of), reason } = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+        if matches!(of, Receivers::All(_)) {
+            return Err("of: must name keys, mids or a room".to_owned());
+        }
+        let reason = reason.as_deref().unwrap_or("kicked");
+        let known = REASONS.iter().find(|(name, _)| *name == reason);
+        let (_, code) = known.ok_or("reason: must be `kicked` or `revoked`")?;
+        Ok(Self { of, code: *code })
     }
 }
 

@@ -58,14 +58,23 @@ fn operation(route: &Route) -> Value {
         "parameters": route.params.iter().map(parameter).collect::<Vec<_>>(),
         "responses": responses(route),
     });
-    if route.is_push() {
+    if route.is_protected() {
         operation["security"] = json!([{ "bearer": [] }, { "apiKey": [] }, {}]);
+    }
+    if route.is_push() {
         operation["requestBody"] = request_body(route.action);
     }
     operation
 }
 
 fn request_body(action: Action) -> Value {
+    if action == Action::EndSessions {
+        return json!({
+            "description": "Whose sessions, and why.",
+            "required": true,
+            "content": { "application/json": { "schema": { "$ref": "#/components/schemas/EndSessions" } } },
+        });
+    }
     if action != Action::PushBatch {
         return json!({
             "description": "The body of the packet, any bytes, of any content type; may be empty.",
@@ -111,6 +120,8 @@ fn tag(route: &Route) -> &'static str {
         Action::PushKeys | Action::PushMids | Action::PushRoom | Action::PushAll | Action::PushBatch => {
             "push"
         }
+        Action::EndSessions => "sessions",
+        Action::RoomMembers => "online",
         Action::OnlineTop | Action::OnlineRoom | Action::OnlineTotal => "online",
         Action::NodesWeighted | Action::NodesInstances => "nodes",
         Action::Protocol | Action::OpenApi => "description",
@@ -238,7 +249,9 @@ fn data_schema(action: Action) -> Option<Value> {
         | Action::PushRoom
         | Action::PushAll
         | Action::PushBatch
+        | Action::EndSessions
         | Action::OpenApi => return None,
+        Action::RoomMembers => reference("RoomMembers"),
         Action::OnlineTop => json!({ "type": "array", "items": reference("RoomOnline") }),
         Action::OnlineRoom => json!({
             "type": "object",
@@ -341,6 +354,36 @@ fn schemas() -> Value {
             },
             "required": ["protover", "versions"],
         },
+        "EndSessions": {
+            "type": "object",
+            "properties": {
+                "of": {
+                    "oneOf": [
+                        receivers("keys", json!({ "type": "array", "items": text(), "minItems": 1 })),
+                        receivers("mids", json!({ "type": "array", "items": long(), "minItems": 1 })),
+                        receivers("room", json!({ "type": "string", "description": "`type://id`." })),
+                    ],
+                },
+                "reason": { "enum": ["kicked", "revoked"] },
+            },
+            "required": ["of"],
+            "additionalProperties": false,
+        },
+        "RoomMembers": {
+            "type": "object",
+            "properties": {
+                "count": long(),
+                "members": {
+                    "type": "array",
+                    "items": {
+                        "type": "object",
+                        "properties": { "mid": long(), "key": text(), "server": text() },
+                        "required": ["mid", "key", "server"],
+                    },
+                },
+            },
+            "required": ["count", "members"],
+        },
         "RoomOnline": {
             "type": "object",
             "properties": { "room_id": text(), "count": integer() },
@@ -411,7 +454,7 @@ mod tests {
                 assert_eq!(described["required"], param.required);
                 assert!(!described["description"].as_str().unwrap().is_empty());
             }
-            assert_eq!(operation["security"].is_array(), route.is_push(), "{}", route.path);
+            assert_eq!(operation["security"].is_array(), route.is_protected(), "{}", route.path);
             assert_eq!(operation["requestBody"].is_object(), route.is_push(), "{}", route.path);
         }
         assert!(ids.contains("pushKeys") && ids.contains("openapi"), "{ids:?}");

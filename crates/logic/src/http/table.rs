@@ -30,6 +30,8 @@ pub(super) enum Action {
     PushRoom,
     PushAll,
     PushBatch,
+    EndSessions,
+    RoomMembers,
     OnlineTop,
     OnlineRoom,
     OnlineTotal,
@@ -172,6 +174,41 @@ impl Route {
                           messages.",
         },
         Self {
+            verb: Verb::Post,
+            path: "/v1/sessions/end",
+            action: Action::EndSessions,
+            params: &[],
+            summary: "End sessions",
+            description: "The sessions of keys, of members or of a room end, as soon as the order reaches their comets. An extended \
+                          client is told the reason: with `kicked` (the default) it stays away, with `revoked` it comes back with a new \
+                          token. Whoever must not come back must be refused a token too.",
+        },
+        Self {
+            verb: Verb::Get,
+            path: "/v1/rooms/members",
+            action: Action::RoomMembers,
+            params: &[
+                ROOM_TYPE,
+                Param {
+                    name: "room",
+                    field: "Room",
+                    kind: Kind::Text,
+                    required: true,
+                    description: "The part of the room's id after `://`.",
+                },
+                Param {
+                    name: "limit",
+                    field: "Limit",
+                    kind: Kind::I64,
+                    required: true,
+                    description: "Most sessions to answer, 1 to 10000.",
+                },
+            ],
+            summary: "Who is in a room",
+            description: "Some sessions of the room with their members, in no order, and how many there are on all comets. Needs an API \
+                          key where one is configured.",
+        },
+        Self {
             verb: Verb::Get,
             path: "/goim/online/top",
             action: Action::OnlineTop,
@@ -260,9 +297,14 @@ impl Route {
         Self::ALL.iter().position(|route| route.path == path && route.verb.is(method))
     }
 
-    /// True for a route that sends messages, and hence is not open to everybody.
+    /// True for a route that sends messages.
     pub(super) fn is_push(&self) -> bool {
         self.verb == Verb::Post
+    }
+
+    /// True for a route that is not open to everybody.
+    pub(super) fn is_protected(&self) -> bool {
+        self.is_push() || self.action == Action::RoomMembers
     }
 }
 

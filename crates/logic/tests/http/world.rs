@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use axum::Router;
 use goim_logic::{Config, Dependencies, Logic};
 use goim_ports::{
-    AppendError, Appended, Call, CometNode, DirectoryError, HttpAnswer, HttpClient, HttpError, HttpRequest,
-    Mid, NodeDirectory, NodeError, PushLog, PushRecord, PushTarget, RoomCounts, RoomDirectory, RoomId,
-    ServerId, SessionDirectory, SessionKey, SessionRecord, SessionRef,
+    AppendError, Appended, Call, CometNode, CometPool, CometPort, DirectoryError, HttpAnswer, HttpClient,
+    HttpError, HttpRequest, Mid, NodeDirectory, NodeError, PushLog, PushRecord, PushTarget, RoomCounts,
+    RoomDirectory, RoomId, ServerId, SessionDirectory, SessionKey, SessionRecord, SessionRef,
 };
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, oneshot};
@@ -67,6 +67,7 @@ impl World {
             rooms: Arc::clone(self) as _,
             nodes: Arc::clone(self) as _,
             push_log: Arc::clone(self) as _,
+            comets: Arc::new(Nobody),
             http: Arc::new(Nobody),
         }
     }
@@ -298,6 +299,16 @@ impl Server {
 
 /// Nobody answers over HTTP.
 struct Nobody;
+
+impl CometPool for Nobody {
+    fn get(&self, _: &ServerId) -> Option<Arc<dyn CometPort>> {
+        None
+    }
+
+    fn all(&self) -> Vec<(ServerId, Arc<dyn CometPort>)> {
+        Vec::new()
+    }
+}
 
 impl HttpClient for Nobody {
     fn send(&self, _: HttpRequest) -> Call<Result<HttpAnswer, HttpError>> {

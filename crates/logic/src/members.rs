@@ -1,0 +1,71 @@
+//! Who is in a room, and ending sessions: what the business asks and orders beyond pushes.
+
+use bytes::Bytes;
+use goim_ports::{
+    AcceptedAt, EndCode, Extended, Operation, PushRecord, PushTarget, RoomId, RoomMember, RoomMembers,
+    ServerId,
+};
+
+use crate::deadline::within;
+use crate::push::{Groups, group_keys};
+use crate::{Logic, PushError, Receivers};
+
+/// A session of a room, with the comet that holds it.
+pub type MemberAt = (ServerId, RoomMember);
+
+impl Logic {
+    /// Some sessions of a room, and how many there are on all comets that answer in time.
+    pub async fn room_members(&self, room: &RoomId, limit: usize) -> (Vec<MemberAt>, u64) {
+        let (mut members, mut count) = (Vec::new(), 0);
+        for (server, comet) in self.comets.all() {
+            let left = limit.saturating_sub(members.len());
+            let asked = comet.room_members(room.clone(), left);
+            let late = || goim_ports::CometError::Timeout;
+            match within(self.config.directory_deadline, asked, late).await {
+                Ok(RoomMembers { members: found, count: here }) => {
+                    members.extend(found.into_iter().map(|member| (server.clone(), member)));
+                    count += here;
+                }
+                Err(error) => tracing::debug!(%server, %error, "a comet does not say who is in a room"),
+            }
+        }
+        (members, count)
+    }
+
+    /// Ends sessions with a code of the table of reasons. Done when it is in the push log; sessions that have gone, or come later, are
+    /// not concerned: whoever must stay away must be refused a token too.
+    ///
+    /// # Errors
+    /// [`PushError`], as for a push.
+    pub async fn end_sessions(&self, of: Receivers, code: EndCode) -> Result<(), PushError> {
+        let targets: Vec<PushTarget> = match of {
+            Receivers::Room(room) => vec![PushTarget::Room(room)],
+            Receivers::All(speed) => vec![PushTarget::All { speed }],
+            Receivers::Keys(keys) => {
+                let servers = self.servers_of(&keys).await?;
+                to_keys(group_keys(keys, &servers))
+            }
+            Receivers::Mids(mids) => to_keys(self.sessions_by_server(mids).await?),
+        };
+        let extension = Some(std::sync::Arc::new(Extended {
+            end: Some(code),
+            without_first: true,
+            ..Extended::default()
+        }));
+        for target in targets {
+            let record = PushRecord {
+                target,
+                operation: Operation::DISCONNECT,
+                body: Bytes::new(),
+                accepted_at: AcceptedAt::now(),
+                extension: extension.clone(),
+            };
+            self.append_record(record).await?;
+        }
+        Ok(())
+    }
+}
+
+fn to_keys(groups: Groups) -> Vec<PushTarget> {
+    groups.into_iter().map(|(server, keys)| PushTarget::Keys { server, keys }).collect()
+}
