@@ -61,6 +61,8 @@ pub struct Identity {
     /// The highest packet version that the application reads. Default 1. Its presence makes the server tell why it
     /// ends a session; `None` makes this a client that knows nothing beyond goim.
     pub protover: Option<Version>,
+    /// Further rooms to be in from the start. Default: none. Only a server that knows more than goim does so.
+    pub rooms: Vec<String>,
     /// A credential, when the server checks one; text, for it stands in JSON. Default: none.
     pub token: Option<Token>,
 }
@@ -76,6 +78,7 @@ impl Identity {
             platform: None,
             accepts: Vec::new(),
             protover: Some(Version::GOIM),
+            rooms: Vec::new(),
             token: None,
         }
     }
@@ -108,6 +111,21 @@ impl Identity {
         self
     }
 
+    /// Says the highest packet version that the application reads; see [`crate::ClientConfig::versions`]. With 2 or 3 the server
+    /// compresses large messages.
+    #[must_use]
+    pub fn protover(mut self, version: Version) -> Self {
+        self.protover = Some(version);
+        self
+    }
+
+    /// Sets further rooms to be in from the start.
+    #[must_use]
+    pub fn rooms(mut self, rooms: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.rooms = rooms.into_iter().map(Into::into).collect();
+        self
+    }
+
     /// Adds a credential.
     #[must_use]
     pub fn token(mut self, token: impl Into<Token>) -> Self {
@@ -128,6 +146,10 @@ impl Identity {
         members.insert("accepts".to_owned(), accepts.into());
         if let Some(protover) = self.protover {
             members.insert("protover".to_owned(), protover.0.into());
+        }
+        if !self.rooms.is_empty() {
+            let rooms: Vec<Value> = self.rooms.iter().map(|room| room.as_str().into()).collect();
+            members.insert("rooms".to_owned(), rooms.into());
         }
         if let Some(token) = &self.token {
             members.insert("token".to_owned(), String::from_utf8_lossy(token.expose()).into());

@@ -13,7 +13,7 @@ use crate::supervisor::Supervisor;
 use crate::wanted::Wanted;
 use crate::{
     ClientConfig, ConfigError, ConnectError, Events, HeartbeatError, RoomError, SendError, Stats,
-    SubscribeError,
+    SubscribeError, Token,
 };
 
 /// Commands that wait for the task. Few: a command waits only while the session has no room for it.
@@ -39,7 +39,44 @@ enum Unfulfilled {
     Failed(Failure),
 }
 
+fn send_error(why: Unfulfilled) -> SendError {
+    match why {
+        Unfulfilled::Closed => SendError::Closed,
+        Unfulfilled::TimedOut => SendError::TimedOut,
+        Unfulfilled::Failed(Failure::Disconnected { may_have_arrived }) => {
+            SendError::Disconnected { may_have_arrived }
+        }
+        Unfulfilled::Failed(Failure::Refused(error)) => SendError::Refused(error),
+        Unfulfilled::Failed(Failure::TooLong { len, limit }) => SendError::BodyTooLong { len, limit },
+        // Only subscriptions and rooms fail so.
+        Unfulfilled::Failed(Failure::TooManyChanges) => SendError::Closed,
+    }
+}
+
+/// What a server says of rooms.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RoomsReply {
+    /// Joined, or joined before; or left.
+    pub done: Vec<String>,
+    /// Not allowed.
+    pub refused: Vec<String>,
+}
+
+impl RoomsReply {
+    fn parse(body: &[u8]) -> Self {
+        let value: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
+        let list = |name: &str| {
+            let names = value[name].as_array().into_iter().flatten();
+            names.filter_map(|name| name.as_str().map(str::to_owned)).collect::<Vec<_>>()
+        };
+        Self { done: [list("joined"), list("left")].concat(), refused: list("refused") }
+    }
+}
+
 impl Client {
+    /// Rooms, at most, that the application may join or leave besides the one.
+    pub const ROOM_CHANGES_MAX: usize = Wanted::ROOMS_MAX;
+
     /// Operations, at most, whose subscription the application may change against what its token says.
     pub const SUBSCRIPTION_CHANGES_MAX: usize = Wanted::OPERATIONS_MAX;
 
@@ -127,18 +164,7 @@ impl Client {
         if len > limit {
             return Err(SendError::BodyTooLong { len, limit });
         }
-        let result = self.ask(Wish::Request { version, operation, body }).await;
-        result.map_err(|why| match why {
-            Unfulfilled::Closed => SendError::Closed,
-            Unfulfilled::TimedOut => SendError::TimedOut,
-            Unfulfilled::Failed(Failure::Disconnected { may_have_arrived }) => {
-                SendError::Disconnected { may_have_arrived }
-            }
-            Unfulfilled::Failed(Failure::Refused(error)) => SendError::Refused(error),
-            Unfulfilled::Failed(Failure::TooLong { len, limit }) => SendError::BodyTooLong { len, limit },
-            // Only subscriptions fail so.
-            Unfulfilled::Failed(Failure::TooManyChanges) => SendError::Closed,
-        })
+        self.ask(Wish::Request { version, operation, body }).await.map_err(send_error)
     }
 
     /// Moves to a room, given as `type://room`; the client is in one room at a time. After a reconnect it goes there
@@ -186,6 +212,75 @@ impl Client {
                 Err(RoomError::NameTooLong { len, limit })
             }
         }
+    }
+
+    /// Joins rooms besides the one, given as `type://room`, now and after every reconnect. Gives the server's answer: what was joined
+    /// and what was refused. A server that knows nothing beyond goim answers nothing and does nothing.
+    ///
+    /// `Ok`: the server has answered, or there is no connection at the moment and the next one begins with it.
+    ///
+    /// # Errors
+    /// See [`RoomError`].
+    ///
+    /// # Cancel safety
+    /// As [`Client::change_room`].
+    pub async fn join_rooms(
+        &self,
+        rooms: impl IntoIterator<Item = impl Into<String>>,
+    ) -> Result<RoomsReply, RoomError> {
+        self.rooms(rooms.into_iter().map(Into::into).collect(), true).await
+    }
+
+    /// Leaves rooms of those that were joined so, now and after every reconnect.
+    ///
+    /// # Errors
+    /// See [`RoomError`].
+    ///
+    /// # Cancel safety
+    /// As [`Client::change_room`].
+    pub async fn leave_rooms(
+        &self,
+        rooms: impl IntoIterator<Item = impl Into<String>>,
+    ) -> Result<RoomsReply, RoomError> {
+        self.rooms(rooms.into_iter().map(Into::into).collect(), false).await
+    }
+
+    async fn rooms(&self, rooms: Vec<String>, wanted: bool) -> Result<RoomsReply, RoomError> {
+        let len = rooms.iter().map(|room| room.len().saturating_add(3)).sum::<usize>().saturating_add(2);
+        let limit = self.body_bytes_max;
+        if len > limit {
+            return Err(RoomError::NameTooLong { len, limit });
+        }
+        match self.ask(Wish::Rooms { rooms, wanted }).await {
+            Ok(body) => Ok(RoomsReply::parse(&body)),
+            Err(Unfulfilled::Failed(Failure::Disconnected { .. })) => Ok(RoomsReply::default()),
+            Err(Unfulfilled::Closed) => Err(RoomError::Closed),
+            Err(Unfulfilled::TimedOut) => Err(RoomError::TimedOut),
+            Err(Unfulfilled::Failed(Failure::Refused(error))) => Err(RoomError::Refused(error)),
+            Err(Unfulfilled::Failed(Failure::TooLong { len, limit })) => {
+                Err(RoomError::NameTooLong { len, limit })
+            }
+            Err(Unfulfilled::Failed(Failure::TooManyChanges)) => {
+                Err(RoomError::TooMany { limit: Self::ROOM_CHANGES_MAX })
+            }
+        }
+    }
+
+    /// Presents a new token to the server, so that the session goes on when the one that it has ends. What a later connection
+    /// presents is for [`ClientConfig::auth`] to know.
+    ///
+    /// # Errors
+    /// See [`SendError`]; refused with the code that the token would have had at the beginning.
+    ///
+    /// # Cancel safety
+    /// As [`Client::send`].
+    pub async fn refresh_token(&self, token: impl Into<Token>) -> Result<(), SendError> {
+        let token = token.into();
+        let text = String::from_utf8_lossy(token.expose());
+        let body: Bytes = serde_json::json!({ "token": text }).to_string().into();
+        let (version, operation) = (Version::GOIM, Operation::REFRESH_TOKEN);
+        let result = self.ask(Wish::Request { version, operation, body }).await;
+        result.map(drop).map_err(send_error)
     }
 
     /// Asks for pushes of these operations, now and after every reconnect.

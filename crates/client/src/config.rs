@@ -5,6 +5,7 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use goim_session::ClientRules;
+use goim_wire::VersionTable;
 
 use crate::{Auth, Backoff, Endpoint, NodeSource};
 
@@ -92,6 +93,9 @@ pub struct ClientConfig {
     pub tls_roots: TlsRoots,
     /// Header lines for the upgrade request of `ws` and `wss` endpoints, for example a cookie. Default none.
     pub websocket_headers: Headers,
+    /// What versions of packets mean; the server has the same table, at `/v1/protocol`. Default the rows that everybody has. Bodies
+    /// that are compressed come to the application inflated, with the version that the row says of them.
+    pub versions: VersionTable,
     /// Largest inbound body in bytes. Default 64 MiB, see [`ClientRules::BODY_BYTES_MAX`].
     pub inbound_body_bytes_max: usize,
     /// Largest outbound body in bytes, the token included. Default 4096: goim's server ends a connection over more.
@@ -118,6 +122,7 @@ impl ClientConfig {
             backoff: None,
             tls_roots: TlsRoots::default(),
             websocket_headers: Headers::default(),
+            versions: VersionTable::default(),
             inbound_body_bytes_max: ClientRules::BODY_BYTES_MAX,
             outbound_body_bytes_max: rules.request_body_bytes_max,
             requests_max: NonZeroUsize::new(rules.requests_max).unwrap_or(NonZeroUsize::MIN),

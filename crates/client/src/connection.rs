@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use goim_session::client::Ended;
 use goim_session::{ClientSession, ClientStep, Moment};
+use goim_wire::{Version, VersionTable};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::time::Instant;
 
 use crate::Endpoint;
 use crate::dial::Socket;
-use crate::event::AuthReply;
+use crate::event::{AuthReply, DisconnectReason};
 use crate::wanted::Wanted;
 
 /// Bytes that are read at once.
@@ -49,6 +50,9 @@ impl Clock {
 pub(crate) struct Link {
     pub(crate) session: ClientSession,
     pub(crate) clock: Clock,
+    pub(crate) versions: VersionTable,
+    /// What a compressed body may grow to.
+    body_bytes_max: usize,
     reader: ReadHalf<Box<dyn Socket>>,
     writer: WriteHalf<Box<dyn Socket>>,
     input: Vec<u8>,
@@ -70,10 +74,39 @@ pub(crate) enum Exchange {
 }
 
 impl Link {
-    pub(crate) fn new(socket: Box<dyn Socket>, session: ClientSession, clock: Clock) -> Self {
+    pub(crate) fn new(
+        socket: Box<dyn Socket>,
+        session: ClientSession,
+        clock: Clock,
+        versions: VersionTable,
+        body_bytes_max: usize,
+    ) -> Self {
         let (reader, writer) = tokio::io::split(socket);
         let input = vec![0; READ_BYTES];
-        Self { session, clock, reader, writer, input, filled: 0, at: 0, written: 0, needs_flush: false }
+        let (filled, at, written, needs_flush) = (0, 0, 0, false);
+        Self {
+            session,
+            clock,
+            versions,
+            body_bytes_max,
+            reader,
+            writer,
+            input,
+            filled,
+            at,
+            written,
+            needs_flush,
+        }
+    }
+
+    /// A body that is written as this version says.
+    pub(crate) fn inflate(&self, version: Version, body: &[u8]) -> Result<Vec<u8>, DisconnectReason> {
+        let unknown = || {
+            DisconnectReason::Protocol(format!("a body of version {}, which nobody has explained", version.0))
+        };
+        let row = self.versions.row(version).ok_or_else(unknown)?;
+        goim_compression::inflate(row.encoding, body, self.body_bytes_max)
+            .map_err(|error| DisconnectReason::Protocol(format!("a body of version {}: {error}", version.0)))
     }
 
     /// The next thing that the session makes of the input.

@@ -25,6 +25,7 @@ pub(crate) enum Wish {
     Request { version: Version, operation: Operation, body: Bytes },
     Room(Option<String>),
     Operations { operations: Vec<Operation>, wanted: bool },
+    Rooms { rooms: Vec<String>, wanted: bool },
 }
 
 /// Why a wish was not fulfilled.
@@ -157,6 +158,13 @@ impl Desk {
             }
             Wish::Operations { operations, wanted } => {
                 self.wanted.set(&operations, wanted);
+                Ok(Bytes::new())
+            }
+            Wish::Rooms { rooms, .. } if !self.wanted.has_room_for_rooms(&rooms) => {
+                Err(Failure::TooManyChanges)
+            }
+            Wish::Rooms { rooms, wanted } => {
+                self.wanted.set_rooms(&rooms, wanted);
                 Ok(Bytes::new())
             }
         };

@@ -134,7 +134,8 @@ impl Dialer {
             Opening::Stream
         };
         let session = ClientSession::new(rules, opening, token, masks, clock.now());
-        let mut link = Link::new(socket, session, clock);
+        let (versions, bytes_max) = (self.config.versions.clone(), self.config.inbound_body_bytes_max);
+        let mut link = Link::new(socket, session, clock, versions, bytes_max);
         let reply = authenticate(&mut link, endpoint).await?;
         if let Some(limit) = reply.heartbeat {
             // Half of the server's limit, so that one lost heartbeat does not end the session.

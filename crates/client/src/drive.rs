@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use goim_session::ClientStep;
 use goim_session::client::RequestError;
-use goim_wire::{Operation, Sequence, Version, control};
+use goim_wire::{Encoding, Operation, PacketBuf, Sequence, Version, control};
 use tokio::sync::mpsc::OwnedPermit;
 use tokio::time::Instant;
 
@@ -32,6 +32,18 @@ struct Waiting {
     answer: Option<Answer>,
     /// What to take back when the server refuses; `None` for requests of the application.
     change: Option<Change>,
+}
+
+/// A packet with its body as it is, whatever it came as.
+fn inflated(link: &Link, packet: PacketBuf) -> Result<PacketBuf, DisconnectReason> {
+    match link.versions.row(packet.version) {
+        Some(row) if row.encoding != Encoding::Identity => {
+            let body = link.inflate(packet.version, &packet.body)?.into();
+            let version = link.versions.plain(row.schema).map_or(packet.version, |plain| plain.version);
+            Ok(PacketBuf { version, body, ..packet })
+        }
+        _ => Ok(packet),
+    }
 }
 
 /// A connection at work.
@@ -138,13 +150,24 @@ impl Drive<'_> {
                 Ok(ClientStep::Idle) => break,
                 Ok(ClientStep::Handled | ClientStep::Authenticated { .. }) => continue,
                 Ok(ClientStep::Push(packet)) => {
+                    let packet = packet.to_owned();
+                    let packet = inflated(self.link, packet).map_err(|wrong| self.reason(wrong))?;
                     self.desk.shared.counters.pushes.add_one();
-                    Event::Push(packet.to_owned())
+                    Event::Push(packet)
+                }
+                Ok(ClientStep::Compressed { version, body }) => {
+                    let body = Bytes::copy_from_slice(body);
+                    match self.link.inflate(version, &body) {
+                        Ok(run) => self.link.session.take_run(run),
+                        Err(wrong) => return Err(self.reason(wrong)),
+                    }
+                    continue;
                 }
                 Ok(ClientStep::Online { count }) => Event::Online(u32::try_from(count).unwrap_or(0)),
                 Ok(ClientStep::Reply { request, packet }) => {
-                    let body = Bytes::copy_from_slice(packet.body);
-                    self.answer(request, Ok(body));
+                    let packet = packet.to_owned();
+                    let packet = inflated(self.link, packet).map_err(|wrong| self.reason(wrong))?;
+                    self.answer(request, Ok(packet.body));
                     continue;
                 }
                 Ok(ClientStep::Failed { request, error }) => {
@@ -207,6 +230,15 @@ impl Drive<'_> {
                 after.room = Some(room.clone());
                 (Version::GOIM, Operation::CHANGE_ROOM, room.clone().unwrap_or_default().into())
             }
+            Wish::Rooms { rooms, .. } if !after.has_room_for_rooms(rooms) => {
+                let _ = command.answer.send(Err(Failure::TooManyChanges));
+                return;
+            }
+            Wish::Rooms { rooms, wanted } => {
+                after.set_rooms(rooms, *wanted);
+                let operation = if *wanted { Operation::JOIN_ROOMS } else { Operation::LEAVE_ROOMS };
+                (Version::GOIM, operation, serde_json::Value::from(rooms.clone()).to_string().into())
+            }
             Wish::Operations { operations, .. } if !after.has_room_for(operations) => {
                 let _ = command.answer.send(Err(Failure::TooManyChanges));
                 return;
@@ -222,7 +254,7 @@ impl Drive<'_> {
             Ok(request) => {
                 let change = match command.wish {
                     Wish::Request { .. } => None,
-                    Wish::Room(_) | Wish::Operations { .. } => {
+                    Wish::Room(_) | Wish::Operations { .. } | Wish::Rooms { .. } => {
                         let before = std::mem::replace(&mut self.desk.wanted, after.clone());
                         Some(Change { before, after })
                     }

@@ -169,6 +169,12 @@ pub enum RoomError {
     /// The server does not want it; the client stays where it was.
     #[error("refused with {0}")]
     Refused(ServerError),
+    /// More rooms than a client may have changed.
+    #[error("more than {limit} rooms were changed")]
+    TooMany {
+        /// See [`crate::Client::ROOM_CHANGES_MAX`].
+        limit: usize,
+    },
     /// The client was closed, or has stopped for good.
     #[error("the client is closed")]
     Closed,

@@ -72,13 +72,13 @@ mod wanted;
 
 pub use auth::{Auth, AuthBody, Identity, ProviderError, Token, TokenProvider, TokenReason};
 pub use backoff::Backoff;
-pub use client::Client;
+pub use client::{Client, RoomsReply};
 pub use config::{ClientConfig, ConfigError, Headers, Target, TlsRoots};
 pub use endpoint::{Endpoint, EndpointError, Scheme};
 pub use error::{ConnectError, HeartbeatError, RoomError, SendError, ServerError, SubscribeError};
 pub use event::{AuthReply, DisconnectReason, Event, Events, Notice};
 pub use goim_session::Return as Advice;
-pub use goim_wire::{Operation, PacketBuf, Sequence, Version};
+pub use goim_wire::{Encoding, Operation, PacketBuf, Schema, Sequence, Version, VersionRow, VersionTable};
 pub use http::HttpError;
 pub use nodes::{NodeList, NodeSource, NodesError};
 pub use stats::Stats;

@@ -14,6 +14,8 @@ pub(crate) struct Wanted {
     pub(crate) room: Option<Option<String>>,
     /// True: wanted; false: not wanted, though the token may say so.
     pub(crate) operations: BTreeMap<Operation, bool>,
+    /// The same of rooms besides the one.
+    pub(crate) rooms: BTreeMap<String, bool>,
 }
 
 /// One change of the wishes, kept until the server has confirmed it.
@@ -33,6 +35,19 @@ impl Wanted {
         self.operations.len().saturating_add(new) <= Self::OPERATIONS_MAX
     }
 
+    /// Rooms that may be changed: what a server lets a session be in by default.
+    pub(crate) const ROOMS_MAX: usize = 1000;
+
+    /// True when these can be changed without outgrowing the bound.
+    pub(crate) fn has_room_for_rooms(&self, rooms: &[String]) -> bool {
+        let new = rooms.iter().filter(|room| !self.rooms.contains_key(*room)).count();
+        self.rooms.len().saturating_add(new) <= Self::ROOMS_MAX
+    }
+
+    pub(crate) fn set_rooms(&mut self, rooms: &[String], wanted: bool) {
+        self.rooms.extend(rooms.iter().map(|room| (room.clone(), wanted)));
+    }
+
     pub(crate) fn set(&mut self, operations: &[Operation], wanted: bool) {
         self.operations.extend(operations.iter().map(|operation| (*operation, wanted)));
     }
@@ -42,6 +57,16 @@ impl Wanted {
         let Change { before, after } = change;
         if self.room == after.room {
             self.room.clone_from(&before.room);
+        }
+        for (room, value) in &after.rooms {
+            let old = before.rooms.get(room);
+            if old == Some(value) || self.rooms.get(room) != Some(value) {
+                continue;
+            }
+            match old {
+                Some(old) => self.rooms.insert(room.clone(), *old),
+                None => self.rooms.remove(room),
+            };
         }
         for (operation, value) in &after.operations {
             let old = before.operations.get(operation);
@@ -60,6 +85,12 @@ impl Wanted {
         let mut identity = identity.clone();
         if let Some(room) = &self.room {
             identity.room_id.clone_from(room);
+        }
+        identity.rooms.retain(|room| self.rooms.get(room) != Some(&false));
+        for (room, wanted) in &self.rooms {
+            if *wanted && !identity.rooms.contains(room) {
+                identity.rooms.push(room.clone());
+            }
         }
         identity.accepts.retain(|operation| self.operations.get(operation) != Some(&false));
         for (operation, wanted) in &self.operations {
@@ -83,6 +114,16 @@ impl Wanted {
                 requests.push((request, control::format_operations(&changed)));
             }
         }
+        for (request, wanted) in [(Operation::JOIN_ROOMS, true), (Operation::LEAVE_ROOMS, false)] {
+            let changed = self
+                .rooms
+                .iter()
+                .filter(|(room, value)| **value == wanted && applied.rooms.get(*room) != Some(value));
+            let changed: Vec<&str> = changed.map(|(room, _)| room.as_str()).collect();
+            if !changed.is_empty() {
+                requests.push((request, serde_json::Value::from(changed).to_string().into_bytes()));
+            }
+        }
         if let Some(room) = &self.room
             && self.room != applied.room
         {
@@ -100,6 +141,7 @@ mod tests {
         Wanted {
             room: room.map(|room| room.map(str::to_owned)),
             operations: operations.iter().map(|(op, value)| (Operation(*op), *value)).collect(),
+            rooms: BTreeMap::new(),
         }
     }
 
@@ -131,6 +173,23 @@ mod tests {
         check(&none, &none, &[]);
         let left = wanted(Some(None), &[(1000, true), (1001, true), (1002, true)]);
         check(&some, &left, &[(Operation::SUBSCRIBE, b"1000"), (Operation::CHANGE_ROOM, b"")]);
+    }
+
+    #[test]
+    fn rooms_are_wanted_again_too() {
+        let identity = Identity::new(1).rooms(["a", "b"]);
+        let mut changed = Wanted::default();
+        changed.set_rooms(&["b".to_owned()], false);
+        changed.set_rooms(&["c".to_owned()], true);
+        assert_eq!(changed.apply(&identity).rooms, ["a", "c"]);
+        let asked =
+            [(Operation::JOIN_ROOMS, br#"["c"]"#.to_vec()), (Operation::LEAVE_ROOMS, br#"["b"]"#.to_vec())];
+        assert_eq!(changed.catch_up(&Wanted::default()), asked);
+        assert_eq!(changed.catch_up(&changed), []);
+        let before = Wanted::default();
+        let mut now = changed.clone();
+        now.take_back(&Change { before: before.clone(), after: changed });
+        assert_eq!(now, before);
     }
 
     #[test]

@@ -22,7 +22,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("goim-comet", &["goim-compression", "goim-ports", "goim-session", "goim-wire"]),
     ("goim-logic", &["goim-ports", "goim-wire"]),
     ("goim-job", &["goim-ports", "goim-wire"]),
-    ("goim-client", &["goim-session", "goim-wire", "goim-websocket"]),
+    ("goim-client", &["goim-compression", "goim-session", "goim-wire", "goim-websocket"]),
     ("goim-bench", &["goim-session", "goim-wire", "goim-websocket"]),
     (
         "goim",

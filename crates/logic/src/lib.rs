@@ -22,6 +22,8 @@ mod complaint;
 mod config;
 mod deadline;
 mod handler;
+#[cfg(feature = "harness")]
+pub mod harness;
 pub mod http;
 mod identity;
 mod logic;

@@ -133,6 +133,13 @@ pub enum ClientStep<'a> {
         /// Body of the error packet.
         error: &'a [u8],
     },
+    /// A run of packets that is compressed as this version says: inflate it and hand it back with [`ClientSession::take_run`].
+    Compressed {
+        /// How the run is written.
+        version: Version,
+        /// The run.
+        body: &'a [u8],
+    },
     /// The reply to a heartbeat that the session has sent by itself: how many are online in the room.
     Online {
         /// The count; zero in no room.
@@ -455,6 +462,11 @@ impl ClientSession {
         }
     }
 
+    /// Takes the packets of a run that was compressed: they come with the next steps.
+    pub fn take_run(&mut self, packets: Vec<u8>) {
+        self.batch = Batch::new(packets);
+    }
+
     // --- requests
 
     /// Queues a request and gives the mark by which its reply will be known.
@@ -541,8 +553,9 @@ fn sort<'a>(
     heartbeat: &mut Heartbeat,
     batch: &mut Batch,
 ) -> ClientStep<'a> {
-    let Packet { operation, sequence, body, .. } = packet;
+    let Packet { operation, sequence, body, version } = packet;
     match operation {
+        Operation::RAW if version > Version::GOIM => return ClientStep::Compressed { version, body },
         Operation::RAW => {
             batch.fill(body);
             return ClientStep::Handled;

@@ -118,7 +118,11 @@ impl Client {
                 ClientStep::Disconnect { body, .. } => {
                     return Err(format!("told to go: {}", String::from_utf8_lossy(body)));
                 }
-                ClientStep::Failed { .. } | ClientStep::Online { .. } | ClientStep::Unmatched(_) => {
+                // What nobody here has asked for.
+                ClientStep::Failed { .. }
+                | ClientStep::Online { .. }
+                | ClientStep::Unmatched(_)
+                | ClientStep::Compressed { .. } => {
                     accounts.unasked();
                 }
             }

@@ -9,6 +9,7 @@ mod push;
 #[cfg(feature = "cluster")]
 mod role;
 mod serve;
+mod token;
 
 use std::ffi::OsString;
 use std::fmt;
@@ -55,6 +56,8 @@ enum Command {
     Connect(connect::Arguments),
     /// Push a message by way of the HTTP API
     Push(push::Arguments),
+    /// Print a signed token, for trying out
+    Token(token::Arguments),
     /// Measure a server that speaks goim's protocol
     Bench(goim_bench::cli::BenchCommand),
     /// Print the version
@@ -82,6 +85,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Config(arguments) => config::run(&arguments),
         Command::Connect(arguments) => connect::run(&arguments),
         Command::Push(arguments) => push::run(&arguments),
+        Command::Token(arguments) => token::run(&arguments),
         Command::Bench(bench) => match bench.run() {
             Ok(status) => return status,
             Err(error) => Err(Failure { code: error.exit_status(), text: error.to_string() }),

@@ -122,6 +122,11 @@ static TABLE: LazyLock<Vec<Setting>> = LazyLock::new(|| {
     table
 });
 
+/// A duration as settings have it, for arguments.
+pub(crate) fn read_duration(text: &str) -> Option<std::time::Duration> {
+    Value::from_text(text)
+}
+
 /// All settings, in the order in which they are printed.
 #[must_use]
 pub fn table() -> &'static [Setting] {

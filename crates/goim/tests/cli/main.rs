@@ -7,3 +7,4 @@ mod bench;
 mod binary;
 mod connect;
 mod serve;
+mod token;

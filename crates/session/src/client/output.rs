@@ -62,6 +62,10 @@ pub(super) struct Batch {
 }
 
 impl Batch {
+    pub(super) fn new(bytes: Vec<u8>) -> Self {
+        Self { bytes, at: 0 }
+    }
+
     pub(super) fn fill(&mut self, body: &[u8]) {
         self.bytes = body.to_vec();
         self.at = 0;

@@ -45,6 +45,7 @@ enum Told {
     Failed(Sequence, Vec<u8>),
     Online(i32),
     Push(PacketBuf),
+    Compressed(Version, Vec<u8>),
     Unmatched(PacketBuf),
     Disconnect(Option<u16>, Return),
 }
@@ -63,6 +64,13 @@ fn feed(client: &mut ClientSession, now: Moment, piece: &[u8]) -> (Vec<Told>, Re
             Ok(ClientStep::Failed { request, error }) => Told::Failed(request, error.to_vec()),
             Ok(ClientStep::Online { count }) => Told::Online(count),
             Ok(ClientStep::Push(packet)) => Told::Push(packet.to_owned()),
+            Ok(ClientStep::Compressed { version, body }) => {
+                // "Inflated" here is read backwards.
+                let run = body.iter().rev().copied().collect();
+                let compressed = Told::Compressed(version, body.to_vec());
+                client.take_run(run);
+                compressed
+            }
             Ok(ClientStep::Unmatched(packet)) => Told::Unmatched(packet.to_owned()),
             Ok(ClientStep::Disconnect { code, advice, .. }) => Told::Disconnect(code, advice),
         });
@@ -526,4 +534,34 @@ fn pings_are_answered_and_a_close_is_a_close_frame() {
     link.client.close();
     assert_eq!(link.client.output().len(), close.len(), "one close frame is enough");
     assert_eq!(link.server.feed(START, &close), Err(CloseReason::PeerClosed));
+}
+
+#[test]
+fn a_run_that_is_compressed_is_taken_apart_when_it_is_inflated() {
+    for transport in [Transport::Stream, Transport::WebSocket] {
+        let now = Moment(0);
+        let mut server = Server::new(transport);
+        server.extended = true;
+        let rules = Arc::new(ClientRules::default());
+        let mut client = ClientSession::new(rules, opening(transport), b"token".to_vec(), masks(7), now);
+        for _ in 0..3 {
+            let sent = client.output().to_vec();
+            client.written(sent.len());
+            server.feed(now, &sent).unwrap();
+            let (_, ended) = feed(&mut client, now, &server.output());
+            ended.unwrap();
+        }
+        let inner =
+            [PacketBuf::push(Operation(1000), "one".into()), PacketBuf::push(Operation(1001), "two".into())];
+        let mut run = Vec::new();
+        inner.iter().for_each(|packet| packet.as_packet().encode(&mut run));
+        run.reverse();
+        let packet = PacketBuf { version: Version(3), ..PacketBuf::push(Operation::RAW, run.clone().into()) };
+        server.session.push(&mut server.pool, &EncodedPush::whole(packet), LIMIT);
+        let (told, ended) = feed(&mut client, now, &server.output());
+        ended.unwrap();
+        let expected =
+            [Told::Compressed(Version(3), run), Told::Push(inner[0].clone()), Told::Push(inner[1].clone())];
+        assert_eq!(told, expected, "{transport:?}");
+    }
 }
