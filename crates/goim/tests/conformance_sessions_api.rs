@@ -226,3 +226,51 @@ fn many_sessions_in_many_rooms_leave_in_any_order() {
     }
     sessions.iter_mut().for_each(|session| session.client.expect_nothing());
 }
+
+#[test]
+fn a_member_is_on_as_many_devices_as_it_may_be() {
+    // What of these stays when they come one after the other: key and platform.
+    let devices = [("a", "web"), ("b", "ios"), ("c", "web"), ("d", "ios"), ("e", "")];
+    for (policy, stay) in [
+        ("all", "abcde"),
+        ("newest", "e"),
+        ("one-per-platform", "cde"),
+        ("at-most 1", "e"),
+        ("at-most 3", "cde"),
+    ] {
+        let server = Server::start(&Settings::new().set("logic.identity.devices", policy));
+        for transport in BOTH {
+            let mid = number();
+            let mut sessions = Vec::new();
+            for (name, platform) in devices {
+                let body = json!({ "mid": mid, "key": unique(name), "platform": platform, "protover": 1 });
+                let (client, reply) = Client::present(&server, transport, body.to_string());
+                assert_eq!(reply.expect("a session").op, 8);
+                sessions.push((name, client));
+            }
+            // Nobody in particular may be anywhere.
+            let mut nobody = [(); 3].map(|()| login_nobody(&server, transport));
+            for (name, client) in &mut sessions {
+                if stay.contains(*name) {
+                    client.heartbeat();
+                    continue;
+                }
+                let told = client.packet_or_end().expect("an extended client is told");
+                let body: Value = serde_json::from_slice(&told.body).unwrap();
+                assert_eq!((told.op, &body["code"]), (6, &json!(3506)), "{policy} {name}");
+            }
+            nobody.iter_mut().for_each(|client| {
+                client.heartbeat();
+            });
+            // One that has left makes room.
+            let (name, _) = sessions.pop().unwrap();
+            assert_eq!(name, "e");
+        }
+    }
+}
+
+fn login_nobody(server: &Server, transport: Transport) -> Client {
+    let (client, reply) = Client::present(server, transport, r#"{"protover":1}"#);
+    assert_eq!(reply.expect("a session").op, 8);
+    client
+}

@@ -97,7 +97,7 @@ async fn rooms_are_joined_left_and_kept() {
         server.push_room(1000, room, room);
         assert_eq!(pushed(&mut events).await.1, room.as_bytes());
     }
-    assert_eq!(client.leave_rooms([c.clone()]).await.unwrap().done, [c.clone()]);
+    assert_eq!(client.leave_rooms([c.as_str()]).await.unwrap().done, [c.as_str()]);
     let refused = client.join_rooms([d, e, unique("live://r")]).await.unwrap_err();
     assert!(matches!(&refused, RoomError::Refused(error) if error.code == 3511), "{refused:?}");
     client.close().await;

@@ -48,6 +48,8 @@ pub struct IdentityConfig {
     /// Without [`IdentityMethod::Open`]: a client may name its session where neither token nor business does. Whoever knows the key of
     /// somebody else's session can then take it over. Default false.
     pub client_keys: bool,
+    /// On how many devices a member may be. Default [`DevicePolicy::All`].
+    pub devices: DevicePolicy,
     /// Signed tokens.
     pub jwt: JwtConfig,
     /// Asking the business.
@@ -60,6 +62,20 @@ pub struct UpstreamConfig {
     /// Routes by operation. Default none: such packets are answered with an empty body, as in goim. Whoever puts logic together makes
     /// them with [`crate::Logic::route`].
     pub routes: Vec<RouteConfig>,
+}
+
+/// On how many devices a member may be at once. Whoever comes last stays. Nobody in particular is not limited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DevicePolicy {
+    /// On any number.
+    #[default]
+    All,
+    /// On one of each platform; a client that names none is of the platform without a name.
+    OnePerPlatform,
+    /// On one.
+    Newest,
+    /// On so many.
+    AtMost(NonZeroU32),
 }
 
 /// How somebody is identified.

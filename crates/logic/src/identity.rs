@@ -85,15 +85,20 @@ impl Identity {
         Ok(Self { check, client_keys: config.client_keys, terms: Terms { heartbeat, protover_max } })
     }
 
-    /// The session that the token stands for, or why there is none.
-    pub(crate) fn identify(&self, request: &ConnectRequest) -> Call<Result<Accepted, ConnectError>> {
+    /// The session that the token stands for and the platform that the client names, or why there is none.
+    pub(crate) fn identify(
+        &self,
+        request: &ConnectRequest,
+    ) -> Call<Result<(Accepted, String), ConnectError>> {
         let token = match read(&request.token) {
             Ok(token) => token,
             Err(error) => return Call::Ready(Err(error)),
         };
         let extended = token.protover.is_some();
+        let platform = token.platform.clone();
         let Some(check) = &self.check else {
-            return Call::Ready(self.accept(token).map_err(|error| ConnectError { extended, ..error }));
+            let accepted = self.accept(token).map(|accepted| (accepted, platform));
+            return Call::Ready(accepted.map_err(|error| ConnectError { extended, ..error }));
         };
         let presented = Presented {
             token: token.clone(),
@@ -105,7 +110,7 @@ impl Identity {
         let (client_keys, terms) = (self.client_keys, self.terms);
         check.check(presented).map(move |grant| {
             let accepted = grant.and_then(|grant| grant.accept(token, client_keys, terms));
-            accepted.map_err(|error| ConnectError { extended, ..error })
+            accepted.map(|accepted| (accepted, platform)).map_err(|error| ConnectError { extended, ..error })
         })
     }
 

@@ -21,6 +21,7 @@ mod circuit;
 mod complaint;
 mod config;
 mod deadline;
+mod devices;
 mod handler;
 #[cfg(feature = "harness")]
 pub mod harness;
@@ -39,8 +40,8 @@ mod webhook;
 
 pub use batch::{BatchError, BatchMessage, Receivers};
 pub use config::{
-    ApiKey, Backoff, Config, ConfigError, HttpConfig, IdentityConfig, IdentityMethod, JwtConfig,
-    NodeInfoConfig, PushConfig, Secret, UpstreamConfig,
+    ApiKey, Backoff, Config, ConfigError, DevicePolicy, HttpConfig, IdentityConfig, IdentityMethod,
+    JwtConfig, NodeInfoConfig, PushConfig, Secret, UpstreamConfig,
 };
 pub use handler::{Handler, Handlers, Overlap};
 pub use identity::KeyError;

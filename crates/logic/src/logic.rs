@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use goim_ports::{
-    CometPool, HttpClient, NodeDirectory, PushLog, RoomCounts, RoomDirectory, SessionDirectory,
+    CometPool, DeviceDirectory, HttpClient, NodeDirectory, PushLog, RoomCounts, RoomDirectory,
+    SessionDirectory,
 };
 use prometheus_client::registry::Registry;
 
 use crate::balancer::Balancer;
 use crate::complaint::Complaint;
 use crate::config::{Config, IdentityMethod, NodeInfoConfig};
+use crate::devices::Devices;
 use crate::handler::Handlers;
 use crate::identity::{Identity, KeyError};
 use crate::metrics::Metrics;
@@ -24,6 +26,8 @@ pub struct Dependencies {
     pub sessions: Arc<dyn SessionDirectory>,
     /// How many sessions each room has.
     pub rooms: Arc<dyn RoomDirectory>,
+    /// On which devices members are.
+    pub devices: Arc<dyn DeviceDirectory>,
     /// Which comets there are.
     pub nodes: Arc<dyn NodeDirectory>,
     /// Where accepted pushes go.
@@ -50,6 +54,7 @@ pub struct Logic {
     pub(crate) comets: Arc<dyn CometPool>,
     pub(crate) http: Arc<dyn HttpClient>,
     pub(crate) identity: Identity,
+    pub(crate) devices: Devices,
     pub(crate) handlers: Handlers,
     pub(crate) balancer: Balancer,
     /// The counts that the room directory answered last. They are served while it does not answer.
@@ -88,10 +93,18 @@ impl Logic {
     /// # Errors
     /// [`KeyError`] when a key for signed tokens cannot be read.
     pub fn new(config: Config, dependencies: Dependencies) -> Result<Arc<Self>, KeyError> {
-        let Dependencies { sessions, rooms, nodes, push_log, comets, http } = dependencies;
+        let Dependencies { sessions, rooms, devices, nodes, push_log, comets, http } = dependencies;
         let (heartbeat, protover_max) = (session_heartbeat(&config.node), config.versions.highest());
         let identity = Identity::new(&config.identity, heartbeat, protover_max, &http)?;
+        let devices = Devices {
+            policy: config.identity.devices,
+            directory: devices,
+            sessions: Arc::clone(&sessions),
+            push_log: Arc::clone(&push_log),
+            deadline: config.directory_deadline,
+        };
         Ok(Arc::new(Self {
+            devices,
             sessions,
             rooms,
             nodes,

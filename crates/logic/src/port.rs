@@ -9,6 +9,7 @@ use goim_ports::{
 };
 
 use crate::Logic;
+use crate::config::DevicePolicy;
 use crate::deadline::{then, within};
 
 impl LogicPort for Logic {
@@ -19,21 +20,21 @@ impl LogicPort for Logic {
         let sessions = Arc::clone(&self.sessions);
         let deadline = self.config.directory_deadline;
         let metrics = self.metrics.connects.clone();
-        let entered = then(identified, move |accepted| {
-            let accepted = match accepted {
-                Ok(accepted) => accepted,
+        let entered = then(identified, move |identified| {
+            let (accepted, platform) = match identified {
+                Ok(identified) => identified,
                 Err(error) => return Call::Ready(Err(error)),
             };
             let added = sessions.add(session_of(&accepted, server));
             within(deadline, added, directory_late).map(|added| match added {
-                Ok(()) => Ok(accepted),
-                Err(DirectoryError::Unavailable(reason)) => Err(ConnectError {
-                    extended: accepted.protover.is_some(),
-                    ..ConnectError::unavailable(reason)
-                }),
+                Ok(()) => Ok((accepted, platform)),
+                Err(DirectoryError::Unavailable(reason)) => {
+                    let extended = accepted.protover.is_some();
+                    Err(ConnectError { extended, ..ConnectError::unavailable(reason) })
+                }
             })
         });
-        entered.map(move |result| {
+        self.limit_devices(entered).map(move |result| {
             metrics.count(result.as_ref().err().map(|error| error.reason));
             result
         })
@@ -49,7 +50,19 @@ impl LogicPort for Logic {
     }
 
     fn disconnect(&self, session: SessionRef) -> Call<Result<bool, LogicError>> {
-        self.ask(self.sessions.remove(session))
+        let removed = self.sessions.remove(session.clone());
+        if self.devices.policy == DevicePolicy::All || session.mid.is_anonymous() {
+            return self.ask(removed);
+        }
+        let directory = Arc::clone(&self.devices.directory);
+        let removed = then(removed, move |removed| match removed {
+            // Whoever has the key now is another.
+            Ok(true) => {
+                directory.forget(session.mid, vec![session.key]).map(|forgotten| forgotten.map(|()| true))
+            }
+            removed => Call::Ready(removed),
+        });
+        self.ask(removed)
     }
 
     fn heartbeat(&self, session: SessionRef) -> Call<Result<(), LogicError>> {
@@ -94,6 +107,24 @@ impl LogicPort for Logic {
 }
 
 impl Logic {
+    /// Ends sessions of the member that are too many beside the newcomer.
+    fn limit_devices(
+        &self,
+        entered: Call<Result<(Accepted, String), ConnectError>>,
+    ) -> Call<Result<Accepted, ConnectError>> {
+        if self.devices.policy == DevicePolicy::All {
+            return entered.map(|entered| entered.map(|(accepted, _)| accepted));
+        }
+        let devices = self.devices.clone();
+        Call::pending(async move {
+            let (accepted, platform) = entered.await?;
+            if !accepted.mid.is_anonymous() {
+                devices.came(accepted.mid, accepted.key.clone(), platform).await;
+            }
+            Ok(accepted)
+        })
+    }
+
     /// A directory's answer within its deadline.
     fn ask<T: Send + 'static>(&self, call: Call<Result<T, DirectoryError>>) -> Call<Result<T, LogicError>> {
         within(self.config.directory_deadline, call, directory_late).map(|answer| answer.map_err(unavailable))

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::{Call, Mid, RoomId, ServerId, SessionKey, SessionRef};
+use crate::{AcceptedAt, Call, Mid, RoomId, ServerId, SessionKey, SessionRef};
 
 /// Sessions in each room, shared by reference: the map of a whole cluster can be large.
 pub type RoomCounts = Arc<HashMap<RoomId, u32>>;
@@ -47,6 +47,29 @@ pub struct SessionRecord {
     pub key: SessionKey,
     /// The comet.
     pub server: ServerId,
+}
+
+/// On which devices members are, for a policy about them. What it says may be old: who asks looks at the sessions themselves too.
+pub trait DeviceDirectory: Send + Sync {
+    /// Enters a session of a member, and gives all that are entered, this one among them.
+    fn enter(
+        &self,
+        mid: Mid,
+        key: SessionKey,
+        device: Device,
+    ) -> Call<Result<Vec<(SessionKey, Device)>, DirectoryError>>;
+
+    /// Forgets sessions of a member.
+    fn forget(&self, mid: Mid, keys: Vec<SessionKey>) -> Call<Result<(), DirectoryError>>;
+}
+
+/// A device that a member is on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Device {
+    /// What the client says that it runs on; may be empty.
+    pub platform: String,
+    /// When it came.
+    pub since: AcceptedAt,
 }
 
 /// How many sessions each room has, over all comets.

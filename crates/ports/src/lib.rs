@@ -11,6 +11,7 @@
 //! | [`PushLog`] | logic | the push log's writing end |
 //! | [`PushLogReader`] | job | the push log's reading end |
 //! | [`SessionDirectory`], [`RoomDirectory`] | logic | where sessions and room counts are kept |
+//! | [`DeviceDirectory`] | logic | where the devices of members are kept |
 //! | [`NodeDirectory`] | comet, logic | where the nodes find each other |
 //! | [`HttpClient`] | logic | whoever makes requests to the business |
 //! | [`UpstreamPort`] | logic | the business, for packets of clients |
@@ -31,7 +32,10 @@ pub use comet::{
     Broadcast, CometError, CometPool, CometPort, KeyPush, RoomMember, RoomMembers, RoomPush, RoomsNews,
     RoomsVersion, StripeNews,
 };
-pub use directory::{DirectoryError, Generation, RoomCounts, RoomDirectory, SessionDirectory, SessionRecord};
+pub use directory::{
+    Device, DeviceDirectory, DirectoryError, Generation, RoomCounts, RoomDirectory, SessionDirectory,
+    SessionRecord,
+};
 pub use extension::{EndCode, Extended, Extension, SchemaBody};
 pub use goim_wire::{Encoding, Operation, PacketBuf, Schema, Sequence, Version, VersionRow, VersionTable};
 pub use http::{HttpAnswer, HttpClient, HttpError, HttpRequest};

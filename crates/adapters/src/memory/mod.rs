@@ -8,6 +8,7 @@
 //! somebody else, so that comet's shards may call from their own threads.
 
 mod comets;
+mod devices;
 mod nodes;
 mod push_log;
 mod rooms;
@@ -16,6 +17,7 @@ mod sessions;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use comets::SharedComets;
+pub use devices::MemoryDevices;
 pub use nodes::MemoryNodes;
 pub use push_log::{MemoryPushLog, MemoryPushLogReader, PushLogConfig, PushLogStats, push_log};
 pub use rooms::MemoryRooms;

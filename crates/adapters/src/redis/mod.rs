@@ -7,12 +7,14 @@
 
 mod city_hash;
 mod config;
+mod devices;
 mod nodes;
 mod rooms;
 mod sessions;
 mod store;
 
 pub use config::{RedisConfig, RedisPlace};
+pub use devices::RedisDevices;
 pub use nodes::{RedisNodes, RedisNodesConfig};
 pub use rooms::{RedisRooms, Servers};
 pub use sessions::RedisSessions;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use goim_adapters::grpc::{ClientConfig, GrpcComets, logic_service};
 use goim_adapters::http::HyperClient;
 use goim_adapters::kafka::KafkaPushLog;
-use goim_adapters::redis::{RedisRooms, RedisSessions, Servers};
+use goim_adapters::redis::{RedisDevices, RedisRooms, RedisSessions, Servers};
 use goim_logic::Logic;
 use goim_ports::{NodeDirectory, ServerId};
 use prometheus_client::registry::Registry;
@@ -33,12 +33,14 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
 
     let sessions = RedisSessions::new(store.clone());
     let servers = servers(Arc::clone(&nodes));
+    let devices = RedisDevices::new(store.clone());
     let rooms = RedisRooms::new(store, servers, config.cluster.counts_refresh);
     let logic = Logic::new(
         config.logic.clone(),
         goim_logic::Dependencies {
             sessions: Arc::new(sessions.clone()),
             rooms: Arc::new(rooms),
+            devices: Arc::new(devices),
             nodes: Arc::clone(&nodes),
             push_log: log.clone(),
             comets: Arc::new(GrpcComets::new(Arc::clone(&nodes), String::new(), ClientConfig::default())),

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use goim_adapters::http::HyperClient;
 use goim_adapters::memory::{
-    MemoryNodes, MemoryPushLog, MemoryRooms, MemorySessions, SharedComets, push_log,
+    MemoryDevices, MemoryNodes, MemoryPushLog, MemoryRooms, MemorySessions, SharedComets, push_log,
 };
 use goim_comet::Comet;
 use goim_job::Job;
@@ -109,6 +109,7 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
         goim_logic::Dependencies {
             sessions,
             rooms,
+            devices: Arc::new(MemoryDevices::default()),
             nodes: nodes.clone(),
             push_log: log.clone(),
             comets: comets.clone(),

@@ -69,6 +69,8 @@ pub(super) fn settings() -> Vec<Setting> {
         [logic.identity.open_to_all], "With \"open\": clients from elsewhere than this machine are let in, whoever they say they are. Off, `goim serve` refuses to listen to others with \"open\".";
         [logic.identity.client_keys], "Without \"open\": a client may name its session where neither its token nor the business does. Whoever knows the key of another's session can then take it over.";
 
+        [logic.identity.devices], "On how many devices a member may be at once: \"all\", \"one-per-platform\", \"newest\" (one), or \"at-most 3\". Whoever comes last stays; an extended client that has to go is told 3506.";
+
         secret [logic.identity.jwt.secrets], "Shared secrets for HS256, each at least 32 bytes; several while one replaces another. Better in the environment than in a file: GOIM_LOGIC_IDENTITY_JWT_SECRETS.";
         [logic.identity.jwt.public_keys], "Files with public keys in PEM: RSA (RS256), P-256 (ES256) or Ed25519 (EdDSA).";
         [logic.identity.jwt.jwks_url] = "https://login.example.com/.well-known/jwks.json", "Where the public keys are published, as a JSON Web Key Set. Keys are chosen by their name (kid); a new one is fetched when a token names it.";

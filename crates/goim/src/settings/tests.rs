@@ -156,6 +156,7 @@ fn a_row_changes_its_own_field_and_no_other() {
                 "redis" => "list".to_owned(),
                 "drop-newest" => "close".to_owned(),
                 "open" => "webhook".to_owned(),
+                "all" => "at-most 3".to_owned(),
                 text if text.ends_with(" B") || text.ends_with("iB") => "12345 B".to_owned(),
                 text if text.contains(':') => "127.0.0.1:9".to_owned(),
                 text if text.ends_with(['s', 'm', 'h']) && text.starts_with(|c: char| c.is_ascii_digit()) => {

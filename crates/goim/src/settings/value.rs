@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use goim_comet::SlowConsumerPolicy;
-use goim_logic::{ApiKey, IdentityMethod, RouteConfig, Secret};
+use goim_logic::{ApiKey, DevicePolicy, IdentityMethod, RouteConfig, Secret};
 use goim_ports::{ServerId, VersionRow};
 
 use crate::config::{Directory, LogFormat, LogStart};
@@ -350,6 +350,31 @@ impl Value for IdentityMethod {
             Self::Webhook => "webhook",
         };
         Some(toml::Value::String(name.to_owned()))
+    }
+}
+
+impl Value for DevicePolicy {
+    fn wants() -> String {
+        "`all`, `one-per-platform`, `newest`, or `at-most` and a number, such as `at-most 3`".to_owned()
+    }
+
+    fn from_text(text: &str) -> Option<Self> {
+        Some(match text {
+            "all" => Self::All,
+            "one-per-platform" => Self::OnePerPlatform,
+            "newest" => Self::Newest,
+            _ => Self::AtMost(text.strip_prefix("at-most ")?.trim().parse().ok()?),
+        })
+    }
+
+    fn to_toml(&self) -> Option<toml::Value> {
+        let text = match self {
+            Self::All => "all".to_owned(),
+            Self::OnePerPlatform => "one-per-platform".to_owned(),
+            Self::Newest => "newest".to_owned(),
+            Self::AtMost(most) => format!("at-most {most}"),
+        };
+        Some(toml::Value::String(text))
     }
 }
 

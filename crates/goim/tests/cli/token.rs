@@ -32,9 +32,11 @@ fn a_printed_token_gets_a_session() {
     let good = token(&["--audience", "chat", "--room", "live://1", "--claim", "role=\"admin\""]);
     let output = connect(&good);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
-    for wrong in
-        [token(&["--audience", "chat", "--expires", "0"]), token(&["--audience", "shop"]), "{}".to_owned()]
-    {
+    for wrong in [
+        token(&["--audience", "chat", "--expires", "0"]),
+        token(&["--audience", "shop"]),
+        r#"{"protover":1}"#.to_owned(),
+    ] {
         let output = connect(&wrong);
         assert_eq!(output.status.code(), Some(1), "{wrong}: {output:?}");
     }

@@ -8,9 +8,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use axum::Router;
 use goim_logic::{Config, Dependencies, Logic};
 use goim_ports::{
-    AppendError, Appended, Call, CometNode, CometPool, CometPort, DirectoryError, HttpAnswer, HttpClient,
-    HttpError, HttpRequest, Mid, NodeDirectory, NodeError, PushLog, PushRecord, PushTarget, RoomCounts,
-    RoomDirectory, RoomId, ServerId, SessionDirectory, SessionKey, SessionRecord, SessionRef,
+    AppendError, Appended, Call, CometNode, CometPool, CometPort, Device, DeviceDirectory, DirectoryError,
+    HttpAnswer, HttpClient, HttpError, HttpRequest, Mid, NodeDirectory, NodeError, PushLog, PushRecord,
+    PushTarget, RoomCounts, RoomDirectory, RoomId, ServerId, SessionDirectory, SessionKey, SessionRecord,
+    SessionRef,
 };
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, oneshot};
@@ -65,6 +66,7 @@ impl World {
         Dependencies {
             sessions: Arc::clone(self) as _,
             rooms: Arc::clone(self) as _,
+            devices: Arc::new(Nobody),
             nodes: Arc::clone(self) as _,
             push_log: Arc::clone(self) as _,
             comets: Arc::new(Nobody),
@@ -307,6 +309,21 @@ impl CometPool for Nobody {
 
     fn all(&self) -> Vec<(ServerId, Arc<dyn CometPort>)> {
         Vec::new()
+    }
+}
+
+impl DeviceDirectory for Nobody {
+    fn enter(
+        &self,
+        _: Mid,
+        _: SessionKey,
+        _: Device,
+    ) -> Call<Result<Vec<(SessionKey, Device)>, DirectoryError>> {
+        Call::Ready(Ok(Vec::new()))
+    }
+
+    fn forget(&self, _: Mid, _: Vec<SessionKey>) -> Call<Result<(), DirectoryError>> {
+        Call::Ready(Ok(()))
     }
 }
 
