@@ -32,6 +32,8 @@ pub struct Config {
     pub versions: VersionTable,
     /// When bodies are compressed, and how.
     pub compression: CompressionConfig,
+    /// What happens to sessions, told to logic.
+    pub events: EventsConfig,
     /// How often the comet reports its rooms and its load. Default 1 s; stretched by itself when a report takes more
     /// than a hundredth of it.
     pub report_interval: Duration,
@@ -144,6 +146,30 @@ pub struct LimitsConfig {
     pub packets_burst: NonZeroU32,
 }
 
+/// What happens to sessions, told to logic.
+#[derive(Debug, Clone)]
+pub struct EventsConfig {
+    /// Default off: nobody wants to know.
+    pub enabled: bool,
+    /// How often events are told. Default 200 ms.
+    pub interval: Duration,
+    /// Events told at once. Default 500.
+    pub batch_max: NonZeroUsize,
+    /// Events that wait while logic, or whoever it tells, does not take them. More are dropped. Default 100,000, some 30 MB.
+    pub waiting_max: usize,
+}
+
+impl Default for EventsConfig {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            interval: Duration::from_millis(200),
+            batch_max: NonZeroUsize::MIN.saturating_add(499),
+            waiting_max: 100_000,
+        }
+    }
+}
+
 /// When bodies are compressed, and how. Only what an extended client reads is: its `protover` says so.
 #[derive(Debug, Clone)]
 pub struct CompressionConfig {
@@ -212,6 +238,7 @@ impl Default for Config {
             send: SendConfig::default(),
             versions: VersionTable::default(),
             compression: CompressionConfig::default(),
+            events: EventsConfig::default(),
             report_interval: Duration::from_secs(1),
             drain: DrainConfig::default(),
         }

@@ -78,6 +78,7 @@ impl Harness {
             server: config.node.server.clone(),
             logic,
             runtime: runtime.handle().clone(),
+            events: Arc::new(crate::events::Events::new(config.events.clone(), config.node.server.clone())),
             versions: Arc::new(crate::message::Versions::new(
                 config.versions.clone(),
                 config.compression.clone(),

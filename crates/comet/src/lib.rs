@@ -19,6 +19,7 @@ mod config;
 mod connection;
 mod connections;
 mod danmaku;
+mod events;
 #[cfg(feature = "harness")]
 pub mod harness;
 mod inbox;
@@ -144,6 +145,7 @@ impl Comet {
             server: config.node.server.clone(),
             logic: needs.logic,
             runtime: needs.runtime.clone(),
+            events: Arc::new(events::Events::new(config.events.clone(), config.node.server.clone())),
             versions: Arc::new(message::Versions::new(config.versions.clone(), config.compression.clone())),
             keys: key_index::KeyIndex::new(),
             unknown_keys: Arc::default(),
@@ -168,6 +170,9 @@ impl Comet {
             needs.runtime.spawn(report::announce(shared.clone(), needs.nodes.clone())),
             needs.runtime.spawn(report::run(shared.clone(), confirm(shards.clone()))),
         ];
+        if shared.events.are_wanted() {
+            tasks.push(needs.runtime.spawn(shared.events.clone().run(shared.logic.clone())));
+        }
         if shared.certificates.is_some() {
             tasks.push(needs.runtime.spawn(watch_certificate(shared.clone())));
         }
@@ -256,6 +261,9 @@ impl Comet {
         let until = Instant::now() + FAREWELLS_DEADLINE;
         while self.shared.farewells.load(Ordering::SeqCst) > 0 && Instant::now() < until {
             tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        if self.shared.events.are_wanted() {
+            self.shared.events.last_words(&*self.shared.logic).await;
         }
     }
 

@@ -40,6 +40,17 @@ impl Collector for CometCollector {
         self.traffic(out)?;
         self.queues(out)?;
         self.compression(out)?;
+        let events = &self.shared.events;
+        let told = events.told.load(Ordering::Relaxed);
+        counters(out, "events_told", "Events of sessions that logic has taken", &one(told))?;
+        let dropped = events.dropped.load(Ordering::Relaxed);
+        counters(out, "events_dropped", "Events of sessions that found no room to wait", &one(dropped))?;
+        gauges(
+            out,
+            "events_waiting",
+            "Events of sessions that are not told yet",
+            &one(events.waiting_len() as u64),
+        )?;
         self.times(out)
     }
 }

@@ -68,6 +68,7 @@ pub(crate) struct Shared {
     pub(crate) server: ServerId,
     pub(crate) logic: Arc<dyn LogicPort>,
     pub(crate) runtime: tokio::runtime::Handle,
+    pub(crate) events: Arc<crate::events::Events>,
     pub(crate) versions: Arc<crate::message::Versions>,
     pub(crate) keys: KeyIndex,
     /// Keys pushed to that this comet does not hold.

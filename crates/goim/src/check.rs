@@ -183,6 +183,13 @@ fn limits(config: &Config, faults: &mut Faults) {
     if let Err(error) = goim_ports::VersionTable::new(config.versions.rows.clone()) {
         faults.add(format!("versions.rows: {error}"));
     }
+    if let Some(to) = &config.events.to {
+        let known = ["http://", "https://", "kafka://"];
+        let is_known =
+            known.iter().any(|scheme| to.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty()));
+        faults.add_if(!is_known, format!("events.to = {to:?}: wants http://, https:// or kafka://topic"));
+    }
+    positive("comet.events.interval", comet.events.interval, faults);
     let levels = comet.compression.levels;
     faults.add_if(!(1..=9).contains(&levels.zlib), "comet.compression.levels.zlib: wants 1 to 9");
     faults.add_if(levels.brotli > 11, "comet.compression.levels.brotli: wants 0 to 11");

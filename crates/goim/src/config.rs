@@ -10,6 +10,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use goim_adapters::memory::PushLogConfig;
+use goim_logic::Secret;
 use goim_ports::{VersionRow, VersionTable};
 
 use crate::machine;
@@ -27,6 +28,8 @@ pub struct Config {
     pub push_log: PushLogConfig,
     /// What versions of packets mean. `comet.versions` and `logic.versions` are taken from here.
     pub versions: VersionsConfig,
+    /// What happens to sessions, for a business that wants to know. `comet.events.enabled` follows it.
+    pub events: EventsConfig,
     /// The HTTP listener.
     pub http: HttpConfig,
     /// The gRPC listeners.
@@ -130,6 +133,15 @@ pub struct RedisConfig {
     pub rebuilding: Duration,
 }
 
+/// What happens to sessions, for a business that wants to know.
+#[derive(Debug, Clone, Default)]
+pub struct EventsConfig {
+    /// `http://`, `https://` or `kafka://topic`. Default none: nobody wants to.
+    pub to: Option<String>,
+    /// For HTTP: presented as `Authorization: Bearer`. Default none.
+    pub secret: Option<Secret>,
+}
+
 /// What versions of packets mean.
 #[derive(Debug, Clone)]
 pub struct VersionsConfig {
@@ -188,6 +200,7 @@ impl Config {
             self.comet.node.server = machine::host_name().into();
         }
         self.push_log.record_bytes_max = self.logic.push.record_bytes_max;
+        self.comet.events.enabled = self.events.to.is_some();
         // `check` has seen to it that it is one.
         if let Ok(table) = VersionTable::new(self.versions.rows.clone()) {
             self.comet.versions = table.clone();
@@ -206,6 +219,7 @@ impl Default for Config {
             job: goim_job::Config::default(),
             push_log: PushLogConfig::default(),
             versions: VersionsConfig::default(),
+            events: EventsConfig::default(),
             http: HttpConfig::default(),
             rpc: RpcConfig::default(),
             cluster: ClusterConfig::default(),

@@ -25,6 +25,6 @@ pub mod settings;
 pub use routes::RouteError;
 
 pub use config::{
-    ClusterConfig, Config, Directory, HttpConfig, KafkaConfig, LogConfig, LogFormat, LogStart, RedisConfig,
-    RpcConfig,
+    ClusterConfig, Config, Directory, EventsConfig, HttpConfig, KafkaConfig, LogConfig, LogFormat, LogStart,
+    RedisConfig, RpcConfig, VersionsConfig,
 };

@@ -1,17 +1,21 @@
-//! Putting the routes of the configuration in: which transport each destination means.
+//! Putting the routes of the configuration in, and the way of events: which transport each destination means.
 
 use std::sync::Arc;
 
 use goim_adapters::grpc::{ClientConfig, GrpcBusiness};
-use goim_logic::Logic;
-use goim_ports::UpstreamPort;
+use goim_logic::{Logic, WebhookConfig};
+use goim_ports::{EventSink, UpstreamPort};
+
+#[cfg(feature = "cluster")]
+use goim_logic::event_json;
 
 use crate::Config;
 
 /// A route that cannot be.
 #[derive(Debug, thiserror::Error)]
-#[error("logic.upstream.routes: {to}: {reason}")]
+#[error("{setting}: {to}: {reason}")]
 pub struct RouteError {
+    setting: &'static str,
     to: String,
     reason: String,
 }
@@ -19,12 +23,39 @@ pub struct RouteError {
 /// Puts all routes in.
 pub(crate) fn install(logic: &Arc<Logic>, config: &Config) -> Result<(), RouteError> {
     for route in &config.logic.upstream.routes {
-        let error = |reason: String| RouteError { to: route.to.clone(), reason };
+        let error =
+            |reason: String| RouteError { setting: "logic.upstream.routes", to: route.to.clone(), reason };
         let to = destination(logic, config, &route.to, route.secret.clone()).map_err(error)?;
         logic.route(route.clone(), to).map_err(|overlap| error(overlap.to_string()))?;
         tracing::info!(operations = ?route.operations, to = route.to, "packets of these operations go to the business");
     }
+    let Some(to) = &config.events.to else { return Ok(()) };
+    let error = |reason: String| RouteError { setting: "events.to", to: to.clone(), reason };
+    match to.strip_prefix("kafka://") {
+        Some(topic) => logic.events_to(events_on_kafka(config, topic).map_err(error)?),
+        None => {
+            let hook = WebhookConfig {
+                url: to.clone(),
+                secret: config.events.secret.clone(),
+                ..WebhookConfig::default()
+            };
+            logic.events_to(logic.event_hook(hook));
+        }
+    }
+    tracing::info!(to, "events of sessions are told");
     Ok(())
+}
+
+#[cfg(feature = "cluster")]
+fn events_on_kafka(config: &Config, topic: &str) -> Result<Arc<dyn EventSink>, String> {
+    let kafka = crate::cluster::kafka(config);
+    let events = goim_adapters::kafka::KafkaEvents::new(&kafka, topic, |event| event_json(event).to_string());
+    Ok(Arc::new(events.map_err(|error| error.to_string())?))
+}
+
+#[cfg(not(feature = "cluster"))]
+fn events_on_kafka(_: &Config, _: &str) -> Result<Arc<dyn EventSink>, String> {
+    Err("this binary was built without Kafka".to_owned())
 }
 
 fn destination(

@@ -22,6 +22,7 @@ mod complaint;
 mod config;
 mod deadline;
 mod devices;
+mod events;
 mod handler;
 #[cfg(feature = "harness")]
 pub mod harness;
@@ -43,6 +44,7 @@ pub use config::{
     ApiKey, Backoff, Config, ConfigError, DevicePolicy, HttpConfig, IdentityConfig, IdentityMethod,
     JwtConfig, NodeInfoConfig, PushConfig, Secret, UpstreamConfig,
 };
+pub use events::event_json;
 pub use handler::{Handler, Handlers, Overlap};
 pub use identity::KeyError;
 pub use logic::{Dependencies, Logic, PushProtection};

@@ -1,12 +1,12 @@
 //! The role itself: what it is made of and what it holds between requests.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use goim_ports::{
-    CometPool, DeviceDirectory, HttpClient, NodeDirectory, PushLog, RoomCounts, RoomDirectory,
+    CometPool, DeviceDirectory, EventSink, HttpClient, NodeDirectory, PushLog, RoomCounts, RoomDirectory,
     SessionDirectory,
 };
 use prometheus_client::registry::Registry;
@@ -55,6 +55,7 @@ pub struct Logic {
     pub(crate) http: Arc<dyn HttpClient>,
     pub(crate) identity: Identity,
     pub(crate) devices: Devices,
+    pub(crate) event_sink: OnceLock<Arc<dyn EventSink>>,
     pub(crate) handlers: Handlers,
     pub(crate) balancer: Balancer,
     /// The counts that the room directory answered last. They are served while it does not answer.
@@ -105,6 +106,7 @@ impl Logic {
         };
         Ok(Arc::new(Self {
             devices,
+            event_sink: OnceLock::new(),
             sessions,
             rooms,
             nodes,

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use goim_ports::{
-    Accepted, Call, ConnectError, ConnectRequest, DirectoryError, LogicError, LogicPort, OnlineReport,
-    OnlineTotals, RefreshRequest, Refreshed, ServerId, SessionRef, Upstream,
+    Accepted, Call, ConnectError, ConnectRequest, DirectoryError, LifecycleEvent, LogicError, LogicPort,
+    OnlineReport, OnlineTotals, RefreshRequest, Refreshed, ServerId, SessionRef, Upstream,
 };
 
 use crate::Logic;
@@ -86,6 +86,14 @@ impl LogicPort for Logic {
                 .map(|generation| Ok(OnlineTotals { rooms, generation: generation.ok() })),
             Err(error) => Call::Ready(Err(error)),
         })
+    }
+
+    fn events(&self, events: Vec<LifecycleEvent>) -> Call<Result<(), LogicError>> {
+        match self.event_sink.get() {
+            Some(sink) => sink.deliver(events),
+            // Nobody wants to know.
+            None => Call::Ready(Ok(())),
+        }
     }
 
     fn receive(&self, upstream: Upstream) -> Call<Result<Bytes, LogicError>> {

@@ -14,11 +14,13 @@
 //! | [`DeviceDirectory`] | logic | where the devices of members are kept |
 //! | [`NodeDirectory`] | comet, logic | where the nodes find each other |
 //! | [`HttpClient`] | logic | whoever makes requests to the business |
+//! | [`EventSink`] | logic | who hears what happens to sessions |
 //! | [`UpstreamPort`] | logic | the business, for packets of clients |
 
 mod call;
 mod comet;
 mod directory;
+mod events;
 mod extension;
 mod http;
 mod id;
@@ -36,6 +38,7 @@ pub use directory::{
     Device, DeviceDirectory, DirectoryError, Generation, RoomCounts, RoomDirectory, SessionDirectory,
     SessionRecord,
 };
+pub use events::{EventKind, EventSink, LifecycleEvent};
 pub use extension::{EndCode, Extended, Extension, SchemaBody};
 pub use goim_wire::{Encoding, Operation, PacketBuf, Schema, Sequence, Version, VersionRow, VersionTable};
 pub use http::{HttpAnswer, HttpClient, HttpError, HttpRequest};

@@ -7,7 +7,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 
 use crate::{
-    Call, Generation, Mid, Operation, PacketBuf, RoomCounts, RoomId, Schema, ServerId, SessionKey, Version,
+    Call, Generation, LifecycleEvent, Mid, Operation, PacketBuf, RoomCounts, RoomId, Schema, ServerId,
+    SessionKey, Version,
 };
 
 /// Logic as comet sees it.
@@ -32,6 +33,13 @@ pub trait LogicPort: Send + Sync {
 
     /// The rooms of this comet with their counts; the answer has the counts of the whole cluster.
     fn renew_online(&self, report: OnlineReport) -> Call<Result<OnlineTotals, LogicError>>;
+
+    /// What has happened to sessions of a comet. `Ok` means that whoever wants to know has it; else it is to be told again. By default
+    /// nobody wants to.
+    fn events(&self, events: Vec<LifecycleEvent>) -> Call<Result<(), LogicError>> {
+        drop(events);
+        Call::Ready(Ok(()))
+    }
 
     /// A packet for the business. The answer is the body of the reply, empty when nobody handles the operation.
     fn receive(&self, upstream: Upstream) -> Call<Result<Bytes, LogicError>>;

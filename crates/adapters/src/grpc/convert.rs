@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use goim_ports::{
-    AcceptedAt, EndCode, Extended, Extension, Operation, PacketBuf, RoomCounts, RoomId, RoomScope, Schema,
-    SchemaBody, Sequence, Upstream, Version,
+    AcceptedAt, EndCode, EventKind, Extended, Extension, LifecycleEvent, Mid, Operation, PacketBuf,
+    RoomCounts, RoomId, RoomScope, Schema, SchemaBody, Sequence, Upstream, Version,
 };
 
 use super::proto::business::HandleReq;
+use super::proto::cluster;
 use super::proto::logic;
 use super::proto::protocol::{self, Proto};
 
@@ -37,6 +38,44 @@ pub(super) fn scope_of(scope: Option<logic::RoomScope>) -> Option<RoomScope> {
 
 pub(super) fn rooms_of(scope: Option<RoomScope>) -> Option<logic::RoomScope> {
     scope.map(|scope| logic::RoomScope { rooms: scope.0.to_vec() })
+}
+
+pub(super) fn event_of(event: cluster::LifecycleEvent) -> LifecycleEvent {
+    let kind = match event.kind() {
+        cluster::lifecycle_event::Kind::Connect => EventKind::Connect,
+        cluster::lifecycle_event::Kind::Disconnect => EventKind::Disconnect,
+        cluster::lifecycle_event::Kind::Join => EventKind::Join,
+        cluster::lifecycle_event::Kind::Leave => EventKind::Leave,
+    };
+    LifecycleEvent {
+        id: event.id,
+        kind,
+        mid: Mid(event.mid),
+        key: event.key.into(),
+        server: event.server.into(),
+        rooms: event.rooms.into_iter().map(RoomId::from).collect(),
+        reason: event.reason,
+        at: AcceptedAt(event.at),
+    }
+}
+
+pub(super) fn event_message(event: LifecycleEvent) -> cluster::LifecycleEvent {
+    let kind = match event.kind {
+        EventKind::Connect => cluster::lifecycle_event::Kind::Connect,
+        EventKind::Disconnect => cluster::lifecycle_event::Kind::Disconnect,
+        EventKind::Join => cluster::lifecycle_event::Kind::Join,
+        EventKind::Leave => cluster::lifecycle_event::Kind::Leave,
+    };
+    cluster::LifecycleEvent {
+        id: event.id,
+        kind: kind.into(),
+        mid: event.mid.0,
+        key: event.key.to_string(),
+        server: event.server.to_string(),
+        rooms: event.rooms.iter().map(ToString::to_string).collect(),
+        reason: event.reason,
+        at: event.at.0,
+    }
 }
 
 /// A packet for the business.

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use goim_ports::{
-    Accepted, Call, ConnectError, ConnectRequest, ExpiresAt, Generation, LogicError, LogicPort, Mid,
-    OnlineReport, OnlineTotals, Operation, RefreshRequest, Refreshed, RoomId, SessionRef, Upstream, Version,
+    Accepted, Call, ConnectError, ConnectRequest, ExpiresAt, Generation, LifecycleEvent, LogicError,
+    LogicPort, Mid, OnlineReport, OnlineTotals, Operation, RefreshRequest, Refreshed, RoomId, SessionRef,
+    Upstream, Version,
 };
 use tonic::codec::CompressionEncoding;
 use tonic::transport::Channel;
@@ -14,9 +15,9 @@ use tonic::{Response, Status};
 
 use super::address::AddressError;
 use super::channel::{ClientConfig, Connection, REPLY_BYTES_MAX};
-use super::convert::{counts_of, map_of, proto_of, scope_of};
-use super::proto::cluster::RefreshReq;
+use super::convert::{counts_of, event_message, map_of, proto_of, scope_of};
 use super::proto::cluster::logic_client::LogicClient as ClusterClient;
+use super::proto::cluster::{EventsReq, RefreshReq};
 use super::proto::logic::logic_client::LogicClient;
 use super::proto::logic::{ConnectReply, ConnectReq, DisconnectReq, HeartbeatReq, OnlineReq, ReceiveReq};
 use super::status;
@@ -98,6 +99,15 @@ impl LogicPort for GrpcLogic {
             let call = async move |channel| ClusterClient::new(channel).refresh(request).await;
             let reply = connection.call(call).await.map_err(|status| status::to_refresh(&status))?;
             Ok(Refreshed { scope: scope_of(reply.scope), expires_at: reply.expires_at.map(ExpiresAt) })
+        })
+    }
+
+    fn events(&self, events: Vec<LifecycleEvent>) -> Call<Result<(), LogicError>> {
+        let request = EventsReq { events: events.into_iter().map(event_message).collect() };
+        let connection = Arc::clone(&self.connection);
+        Call::pending(async move {
+            let call = async move |channel| ClusterClient::new(channel).events(request).await;
+            connection.call(call).await.map(drop).map_err(|status| status::to_logic(&status))
         })
     }
 

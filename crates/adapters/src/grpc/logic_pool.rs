@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use goim_ports::{
-    Accepted, Call, ConnectError, ConnectRequest, LogicError, LogicPort, OnlineReport, OnlineTotals,
-    RefreshRequest, Refreshed, SessionRef, Upstream,
+    Accepted, Call, ConnectError, ConnectRequest, LifecycleEvent, LogicError, LogicPort, OnlineReport,
+    OnlineTotals, RefreshRequest, Refreshed, SessionRef, Upstream,
 };
 
 use super::channel::ClientConfig;
@@ -174,6 +174,10 @@ impl LogicPort for GrpcLogics {
             ConnectError::is_unavailable,
             move |logic| logic.refresh(request.clone()),
         )
+    }
+
+    fn events(&self, events: Vec<LifecycleEvent>) -> Call<Result<(), LogicError>> {
+        self.ask(no_logic, is_unavailable, move |logic| logic.events(events.clone()))
     }
 
     fn disconnect(&self, session: SessionRef) -> Call<Result<bool, LogicError>> {

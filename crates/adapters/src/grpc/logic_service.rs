@@ -9,9 +9,9 @@ use goim_ports::{
 use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
-use super::convert::{counts_of, map_of, packet_of, rooms_of};
+use super::convert::{counts_of, event_of, map_of, packet_of, rooms_of};
 use super::proto::cluster::logic_server::{Logic as ClusterLogic, LogicServer as ClusterServer};
-use super::proto::cluster::{RefreshReply, RefreshReq};
+use super::proto::cluster::{EventsReply, EventsReq, RefreshReply, RefreshReq};
 use super::proto::logic::logic_server::{Logic, LogicServer};
 use super::proto::logic::{
     ConnectReply, ConnectReq, DisconnectReply, DisconnectReq, HeartbeatReply, HeartbeatReq, NodesReply,
@@ -44,6 +44,12 @@ struct OwnService {
 
 #[tonic::async_trait]
 impl ClusterLogic for OwnService {
+    async fn events(&self, request: Request<EventsReq>) -> Result<Response<EventsReply>, Status> {
+        let events = request.into_inner().events.into_iter().map(event_of).collect();
+        self.logic.events(events).await.map_err(status::from_logic)?;
+        Ok(Response::new(EventsReply {}))
+    }
+
     async fn refresh(&self, request: Request<RefreshReq>) -> Result<Response<RefreshReply>, Status> {
         let RefreshReq { mid, key, server, token, remote } = request.into_inner();
         let session = SessionRef { mid: Mid(mid), key: key.into(), server: server.into() };

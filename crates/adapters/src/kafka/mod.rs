@@ -5,6 +5,7 @@
 //! though the connection breaks in between, and its offset is committed only after the comets took it.
 
 mod config;
+mod events;
 mod group;
 mod log;
 mod metrics;
@@ -13,6 +14,7 @@ mod record;
 mod upstream;
 
 pub use config::{DeadLetter, KafkaConfig, Start};
+pub use events::{KafkaEvents, WriteEvent};
 pub use group::GroupError;
 pub use log::{KafkaError, KafkaPushLog};
 pub use metrics::{KafkaReadStats, KafkaWriteStats};

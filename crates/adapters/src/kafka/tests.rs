@@ -364,6 +364,42 @@ async fn packets_of_clients_are_on_the_topic_of_the_business() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn events_of_sessions_are_on_their_topic() {
+    use goim_ports::{AcceptedAt, EventKind, EventSink, LifecycleEvent, Mid};
+    let Some(broker) = broker() else { return };
+    let config = with_topic(&broker, 4).await;
+    let event = |mid, nth: u64| LifecycleEvent {
+        id: format!("e{nth}"),
+        kind: EventKind::Connect,
+        mid: Mid(mid),
+        key: "k1".into(),
+        server: "s1".into(),
+        rooms: Vec::new(),
+        reason: String::new(),
+        at: AcceptedAt::now(),
+    };
+    let events = KafkaEvents::new(&config, &config.topic, |event| event.id.clone()).unwrap();
+    let batch = vec![event(7, 1), event(0, 2), event(7, 3)];
+    assert_eq!(events.deliver(batch.clone()).await, Ok(()));
+    let mut told: Vec<(String, String)> = records_of(&broker, &config.topic, 3)
+        .iter()
+        .map(|record| [record.key().unwrap(), record.payload().unwrap()])
+        .map(|[key, value]| (String::from_utf8_lossy(key).into(), String::from_utf8_lossy(value).into()))
+        .collect();
+    // The order of one member's is that of the topic; that of members among each other is not.
+    told.sort_by(|(one, _), (other, _)| one.cmp(other));
+    let expected = [("7", "e1"), ("7", "e3"), ("k1", "e2")].map(|(key, value)| (key.into(), value.into()));
+    assert_eq!(told, expected);
+    let nowhere = KafkaConfig {
+        brokers: vec!["127.0.0.1:1".to_owned()],
+        acknowledge_deadline: Duration::from_millis(300),
+        ..config
+    };
+    let nowhere = KafkaEvents::new(&nowhere, "x", |event| event.id.clone()).unwrap();
+    assert!(nowhere.deliver(batch).await.is_err(), "what nobody has taken is told again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn poison_is_counted_put_aside_and_never_in_the_way() {
     let Some(broker) = broker() else { return };
     let config = with_topic(&broker, 1).await;
@@ -566,6 +602,8 @@ impl GoJob {
     fn join(&mut self) {
         let until = Instant::now() + Duration::from_secs(30);
         let joined = loop {
+            // A broker that was never asked for a coordinator has none, and makes none for those that join.
+            self.ask("FindCoordinator", 0, |_| ());
             let joined = self.ask("JoinGroup", 3, |_| ());
             match joined[4..6] {
                 [0, 0] => break joined,

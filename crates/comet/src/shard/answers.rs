@@ -5,8 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use goim_compression::{InflateError, inflate};
 use goim_ports::{
-    Accepted, Call, ConnectError, ConnectRequest, Encoding, LogicError, NoSession, PacketBuf, Schema,
-    Sequence, SessionRef, Upstream, Version,
+    Accepted, Call, ConnectError, ConnectRequest, Encoding, EventKind, LogicError, NoSession, PacketBuf,
+    Schema, Sequence, SessionRef, Upstream, Version,
 };
 use goim_session::{CloseReason, Established, Moment, RequestFailure};
 
@@ -216,6 +216,9 @@ impl Shard {
         let connection = &mut self.connections[slot];
         connection.set_scope(accepted.scope);
         connection.set_expires(expires(self.now, accepted.expires_at));
+        if self.shared.events.are_wanted() {
+            self.shared.events.note(EventKind::Connect, accepted.mid, &accepted.key, rooms.clone(), "");
+        }
         let mut rooms = rooms.into_iter();
         if accepted.room.is_some()
             && let Some(room) = rooms.next()

@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use goim_ports::{Call, SessionRef};
+use goim_ports::{Call, EventKind, SessionRef};
 use goim_session::{CloseReason, Moment, Return};
 
 use super::{Shard, share};
@@ -51,6 +51,8 @@ impl Shard {
         self.stats.closed(reason);
         self.leave_rooms(slot);
         if let Some(identity) = identity {
+            let events = &self.shared.events;
+            events.note(EventKind::Disconnect, identity.mid, &identity.key, Vec::new(), reason.label());
             self.stats.sessions.down();
             self.shared.versions.went(class);
             self.forget(identity, id);

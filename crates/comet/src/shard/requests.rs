@@ -3,7 +3,7 @@
 //! A client of goim is in one room and moves from it to another. An extended client may be in more; they are a list behind that one.
 
 use bytes::Bytes;
-use goim_ports::{Call, ConnectError, RefreshRequest, Refreshed, RoomId, RoomMember, RoomMembers};
+use goim_ports::{Call, ConnectError, EventKind, RefreshRequest, Refreshed, RoomId, RoomMember, RoomMembers};
 use goim_session::RequestFailure;
 
 use super::Shard;
@@ -31,10 +31,14 @@ impl Shard {
             self.stats.rooms_refused.add(1);
             return;
         }
+        let left =
+            self.connections[slot].membership.and_then(|membership| self.rooms.name(membership).cloned());
+        self.note(slot, EventKind::Leave, left.into_iter().collect());
         self.leave_room(slot);
         if room.is_empty() {
             return;
         }
+        self.note(slot, EventKind::Join, vec![RoomId::from(room)]);
         let rooms = &self.rooms;
         match self.connections[slot].take_room(|membership| rooms.is_in(membership, room)) {
             // It is there already, by way of the list.
@@ -73,6 +77,14 @@ impl Shard {
         }
     }
 
+    /// Notes that a session has joined or left rooms.
+    fn note(&self, slot: u32, kind: EventKind, rooms: Vec<RoomId>) {
+        let identity = self.connections.get(slot).and_then(|connection| connection.identity.as_ref());
+        if let (false, Some(identity)) = (rooms.is_empty(), identity) {
+            self.shared.events.note(kind, identity.mid, &identity.key, rooms, "");
+        }
+    }
+
     /// Operations 26 and 28: joins or leaves the rooms of a list. What is not allowed is named in the reply, and the rest is done.
     pub(super) fn change_rooms(&mut self, slot: u32, join: bool, list: &[u8]) {
         let Ok(names) = serde_json::from_slice::<Vec<String>>(list) else {
@@ -100,7 +112,8 @@ impl Shard {
     }
 
     fn join_all(&mut self, slot: u32, names: Vec<String>) -> Option<serde_json::Value> {
-        let (mut joined, mut refused) = (Vec::new(), Vec::new());
+        let (mut joined, mut refused, mut new) = (Vec::new(), Vec::new(), Vec::new());
+        let mut is_full = false;
         for name in names {
             let connection = &self.connections[slot];
             let is_member = connection.memberships().any(|membership| self.rooms.is_in(membership, &name));
@@ -110,13 +123,19 @@ impl Shard {
                 joined.push(name);
             } else if connection.memberships().count() < self.shared.config.limits.rooms_max.get() {
                 self.join_further(slot, RoomId::from(name.as_str()));
+                new.push(RoomId::from(name.as_str()));
                 joined.push(name);
             } else {
                 // Those before stay joined: the client knows them by asking again.
-                return None;
+                is_full = true;
+                break;
             }
         }
         self.stats.rooms_refused.add(refused.len());
+        self.note(slot, EventKind::Join, new);
+        if is_full {
+            return None;
+        }
         Some(serde_json::json!({ "code": 0, "joined": joined, "refused": refused }))
     }
 
@@ -134,6 +153,7 @@ impl Shard {
                 left.push(name);
             }
         }
+        self.note(slot, EventKind::Leave, left.iter().map(|name| RoomId::from(name.as_str())).collect());
         Some(serde_json::json!({ "code": 0, "left": left }))
     }
 
@@ -204,6 +224,10 @@ impl Shard {
         while let Some(membership) = self.connections[slot].take_room(forbidden) {
             gone.push(membership);
         }
+        let first = self.connections[slot].membership.filter(|_| own);
+        let left = gone.iter().chain(first.as_ref());
+        let names = left.filter_map(|membership| self.rooms.name(*membership).cloned()).collect();
+        self.note(slot, EventKind::Leave, names);
         for membership in gone {
             // Others may have been moved by those before, but this session is no longer on their lists.
             self.leave(membership);

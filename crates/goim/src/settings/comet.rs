@@ -26,6 +26,7 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
         "comet.compression",
         "Bodies for clients whose protover has a compressing version, once for each message and version.",
     ),
+    ("comet.events", "Events of sessions on their way to logic, and from there to events.to."),
     ("comet.compression.levels", "How hard is tried."),
     ("comet.drain", "How sessions are told to go when the process is asked to stop (SIGTERM)."),
 ];
@@ -83,6 +84,10 @@ pub(super) fn settings() -> Vec<Setting> {
         [comet.compression.levels.zlib], "1 to 9.";
         [comet.compression.levels.brotli], "0 to 11. Above 5 the time grows much faster than the size shrinks.";
         [comet.compression.levels.zstd], "1 to 19.";
+
+        [comet.events.interval], "How often events are told.";
+        [comet.events.batch_max], "Events told at once.";
+        [comet.events.waiting_max], "Events that wait while nobody takes them. More are dropped, and counted.";
 
         [comet.drain.sessions_per_second], "Sessions a second that are told to go.";
         [comet.drain.deadline], "After this much time the rest is closed at once.";

@@ -9,6 +9,10 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
         "What versions of packets mean: the schema of a body, and how it is encoded. An extended client says the highest that it reads (protover).",
     ),
     (
+        "events",
+        "What happens to sessions, for a business that wants to know: connect, disconnect, join, leave, in batches, each at least once and with an id by which a second time is known. All roles must have the same.",
+    ),
+    (
         "http",
         "The push API, the node list, and the operator's pages: /metrics, /healthz, /readyz, /openapi.json.",
     ),
@@ -33,6 +37,9 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
 pub(super) fn settings() -> Vec<Setting> {
     settings! {
         [versions.rows], "The table: add rows such as \"4 = schema 2, identity\" and \"5 = schema 2, zstd\", and never change or take away one. All comets and logics must have the same; clients find it at /v1/protocol. In text rows are separated by ;.";
+
+        [events.to] = "http://127.0.0.1:8000/sessions", "Where events go: http:// or https:// (by POST, {\"events\": [...]}; any answer of 2xx takes them) or kafka://topic (one record each, JSON). Not set: nobody wants to know.";
+        secret [events.secret] = "the-secret-of-this-hook", "For HTTP: presented as `Authorization: Bearer`.";
 
         [http.listen], "Address of the HTTP listener. Port 0 takes a free one.";
 

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use super::*;
 
 /// Fields without a row of their own, with the reason.
-const WITHOUT_ROW: [(&str, &str); 4] = [
+const WITHOUT_ROW: [(&str, &str); 5] = [
+    ("comet.events.enabled", "follows events.to"),
     ("comet.versions", "follows versions.rows"),
     ("logic.versions", "follows versions.rows"),
     ("push_log.record_bytes_max", "follows logic.push.record_bytes_max"),
