@@ -296,7 +296,8 @@ impl Loop {
         let mut bytes = Vec::new();
         for number in first..first.wrapping_add(order.burst) {
             let message = Message { run: order.run, stream: order.stream, number, due_ns };
-            bytes.extend(frame(self.carrier, self.push(&message.encode(order.sizes.of(number)))));
+            let body = message.encode_with(order.sizes.filler(), order.sizes.of(number));
+            bytes.extend(frame(self.carrier, self.push(&body)));
         }
         bytes
     }

@@ -67,6 +67,8 @@ pub(crate) struct Plan {
     pub(crate) operation: i32,
     /// The one room that all of them are in.
     pub(crate) room: String,
+    /// The highest version that they read; `None` for clients of goim.
+    pub(crate) protover: Option<i16>,
 }
 
 /// From the parent to a worker.
@@ -129,6 +131,8 @@ pub(crate) struct Progress {
     pub(crate) beats_sent: u64,
     /// Heartbeats answered.
     pub(crate) beats_answered: u64,
+    /// Bytes received, with everything around the messages, inside TLS without it.
+    pub(crate) received_bytes: u64,
     /// The worker's own processor time in nanoseconds.
     pub(crate) cpu_ns: u64,
     /// Why clients have ended, and how many did for that reason.
@@ -212,6 +216,7 @@ mod tests {
             in_flight_max: 5,
             operation: 1000,
             room: "a\nb".into(),
+            protover: Some(3),
         };
         for command in [
             Command::Connect(plan),

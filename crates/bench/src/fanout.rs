@@ -17,7 +17,7 @@ use crate::summary::{Figure, Pair, Unit};
 pub(crate) struct Arguments {
     #[command(flatten)]
     pub(crate) subject: Subject,
-    /// Bytes in the body of a message, at least 32; or `chat`: sizes as people write
+    /// Bytes in the body of a message, at least 32; `json:2048`: so many bytes of JSON; or `chat`: sizes as people write
     #[arg(long, default_value = "64", value_name = "BYTES", value_parser = Sizes::parse)]
     size: Sizes,
     /// Messages that are published at once, in one request
@@ -46,6 +46,7 @@ Examples:
   goim bench room --spawn                                     one message at a time to a room of 10,000
   goim bench room --spawn --over ws --size 1024               the same over WebSocket, larger messages
   goim bench room --spawn --burst 20                          20 messages published at once
+  goim bench room --spawn --size json:2048 --protover 2       JSON of 2 KiB, compressed with zlib
   goim bench room --spawn --rate 100 --seconds 10s            100 messages a second
   goim bench room --spawn --flood --publishers 64             as fast as the server accepts
   goim bench room --server-pid $(pidof comet) --connections 8000 --heartbeat 30s    goim's Go server";
@@ -71,7 +72,14 @@ impl Arguments {
             }
             (None, false) => format!("{} bursts, each drained", self.messages),
         };
-        vec![("size", self.size.to_string()), ("at once", self.burst.to_string()), ("rhythm", rhythm)]
+        let protover =
+            self.subject.protover.map_or("goim".to_owned(), |protover| format!("up to {protover}"));
+        vec![
+            ("clients read", protover),
+            ("size", self.size.to_string()),
+            ("at once", self.burst.to_string()),
+            ("rhythm", rhythm),
+        ]
     }
 }
 
@@ -169,6 +177,8 @@ fn figures(block: &Block) -> Vec<Figure> {
         ));
         list.push(Figure::compared("server CPU, of a core", Unit::Percent, share));
     }
+    let bytes = float(block.received_bytes) / float(block.deliveries.max(1));
+    list.push(Figure::compared("bytes per delivery", Unit::Bytes, bytes));
     let client = block.client_cpu;
     list.push(Figure::compared(
         "client CPU per delivery",

@@ -69,6 +69,7 @@ pub(crate) struct Overall {
     pub(crate) delivered: Vec<u64>,
     pub(crate) beats_sent: u64,
     pub(crate) beats_answered: u64,
+    pub(crate) received_bytes: u64,
     pub(crate) cpu_ns: u64,
     /// Clients back after a return, see [`Fleet::take_returned`].
     pub(crate) returned: usize,
@@ -175,6 +176,7 @@ impl Fleet {
             all.last_opened_ns = all.last_opened_ns.max(progress.last_opened_ns);
             all.beats_sent += progress.beats_sent;
             all.beats_answered += progress.beats_answered;
+            all.received_bytes += progress.received_bytes;
             all.cpu_ns += progress.cpu_ns;
             all.delivered.resize(all.delivered.len().max(progress.delivered.len()), 0);
             for (sum, more) in all.delivered.iter_mut().zip(&progress.delivered) {

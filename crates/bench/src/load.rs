@@ -115,6 +115,7 @@ impl Load {
             in_flight_max: (IN_FLIGHT / self.workers()?).max(1),
             operation: OPERATION,
             room: room_id(run),
+            protover: None,
         })
     }
 

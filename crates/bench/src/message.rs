@@ -10,7 +10,7 @@
 //! | 4 | bytes in the body |
 //! | 8 | when it was due, in nanoseconds of the machine's monotonic clock |
 //! | 8 | FNV-1a over everything else |
-//! | rest | filler that depends on the number |
+//! | rest | filler that depends on the number: a pattern, or JSON |
 
 /// Bytes in the smallest message.
 pub(crate) const SIZE_MIN: usize = 32;
@@ -27,6 +27,15 @@ pub(crate) struct Message {
     pub(crate) due_ns: u64,
 }
 
+/// What fills a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Filler {
+    /// Bytes that follow from each other.
+    Pattern,
+    /// What a chat room sends: objects with numbers that differ and words of some hundred. How well it is compressed is that of such text.
+    Json,
+}
+
 /// Why a body is not a message of this benchmark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Damage {
@@ -39,6 +48,11 @@ pub(crate) enum Damage {
 impl Message {
     /// The body of `size` bytes, at least [`SIZE_MIN`].
     pub(crate) fn encode(&self, size: usize) -> Vec<u8> {
+        self.encode_with(Filler::Pattern, size)
+    }
+
+    /// The same with another filler.
+    pub(crate) fn encode_with(&self, filler: Filler, size: usize) -> Vec<u8> {
         let size = size.max(SIZE_MIN);
         let mut body = Vec::with_capacity(size);
         body.extend_from_slice(&self.run.to_be_bytes());
@@ -46,8 +60,10 @@ impl Message {
         body.extend_from_slice(&self.number.to_be_bytes());
         body.extend_from_slice(&u32::try_from(size).unwrap_or(u32::MAX).to_be_bytes());
         body.extend_from_slice(&self.due_ns.to_be_bytes());
-        let filler = (SIZE_MIN..size).map(|at| filler(self.number, at));
-        let filler: Vec<u8> = filler.collect();
+        let filler: Vec<u8> = match filler {
+            Filler::Pattern => (SIZE_MIN..size).map(|at| pattern(self.number, at)).collect(),
+            Filler::Json => json(self.number, size - SIZE_MIN),
+        };
         let check = fnv(fnv(FNV_START, &body), &filler);
         body.extend_from_slice(&check.to_be_bytes());
         body.extend_from_slice(&filler);
@@ -88,10 +104,42 @@ fn take_u32(bytes: &[u8]) -> Option<(u32, &[u8])> {
     Some((u32::from_be_bytes(*number), rest))
 }
 
-fn filler(number: u32, at: usize) -> u8 {
+fn pattern(number: u32, at: usize) -> u8 {
     let at = u32::try_from(at).unwrap_or_default();
     // Taking the low byte is the point: a pattern that differs from message to message.
     number.wrapping_mul(31).wrapping_add(at).to_be_bytes()[3]
+}
+
+/// Objects one behind the other, cut off at the end.
+fn json(number: u32, len: usize) -> Vec<u8> {
+    const WORDS: &[u8] = b"the room is here and who has seen what they say about it now or later when some people come back \
+from work with news of a game that was won by one team after all so everybody writes at once how good they were tonight \
+nobody knows why but it was great fun to watch please turn up the sound again thanks see you tomorrow same time";
+    let words: Vec<&[u8]> = WORDS.split(|byte| *byte == b' ').collect();
+    let mut state = u64::from(number).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mut draw = |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        usize::try_from(state >> 33).unwrap_or_default() % below
+    };
+    let mut out = Vec::with_capacity(len + 256);
+    while out.len() < len {
+        let (id, user) = (draw(1_000_000_000), draw(100_000_000));
+        out.extend_from_slice(
+            format!(r#"{{"id":{id},"user":{{"id":{user},"level":{}}},"text":""#, draw(40)).as_bytes(),
+        );
+        for nth in 0..3 + draw(12) {
+            out.extend_from_slice(if nth == 0 { b"" } else { b" " });
+            out.extend_from_slice(words[draw(words.len())]);
+        }
+        out.extend_from_slice(
+            format!(r#"","at":{},"gift":null}},"#, 1_764_115_200_000_u64 + draw(86_400_000) as u64)
+                .as_bytes(),
+        );
+    }
+    out.truncate(len);
+    out
 }
 
 const FNV_START: u64 = 0xcbf2_9ce4_8422_2325;
@@ -110,8 +158,10 @@ mod tests {
     #[test]
     fn sizes() {
         for (asked, len) in [(0, SIZE_MIN), (SIZE_MIN, SIZE_MIN), (64, 64), (1024, 1024)] {
-            let body = MESSAGE.encode(asked);
-            assert_eq!((body.len(), Message::decode(&body)), (len, Ok(MESSAGE)), "{asked}");
+            for filler in [Filler::Pattern, Filler::Json] {
+                let body = MESSAGE.encode_with(filler, asked);
+                assert_eq!((body.len(), Message::decode(&body)), (len, Ok(MESSAGE)), "{asked} {filler:?}");
+            }
         }
     }
 

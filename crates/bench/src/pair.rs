@@ -84,6 +84,10 @@ pub(crate) struct Subject {
     /// Time between two heartbeats of one client, besides what is measured
     #[arg(long, default_value = "2m", value_name = "DURATION", value_parser = duration)]
     pub(crate) heartbeat: Duration,
+    /// Clients say that they read versions up to this one, and inflate what comes compressed: 2 is zlib, 3 brotli. The
+    /// reference sends as it is
+    #[arg(long, value_name = "VERSION", value_parser = clap::value_parser!(i16).range(1..=3))]
+    pub(crate) protover: Option<i16>,
     /// Connect from this address; may be given many times. Towards loopback, 127.0.0.2 and the next are taken
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) source: Vec<IpAddr>,
@@ -281,6 +285,8 @@ pub(crate) struct Block {
     pub(crate) messages: u64,
     pub(crate) server_cpu: Option<Duration>,
     pub(crate) client_cpu: Duration,
+    /// Received by all clients, with everything around the messages.
+    pub(crate) received_bytes: u64,
     pub(crate) latency: Latency,
     pub(crate) last_receiver: Latency,
     /// How often a publisher was told to come again.
@@ -303,6 +309,7 @@ impl Block {
             (own, more) => own.or(more),
         };
         self.client_cpu += more.client_cpu;
+        self.received_bytes += more.received_bytes;
         self.latency.add(&more.latency.samples());
         self.last_receiver.add(&more.last_receiver.samples());
         self.held_back += more.held_back;
@@ -370,7 +377,7 @@ impl Side {
         progress: &Progress,
     ) -> Result<Self, BenchError> {
         let load = subject.load()?;
-        let plan = Plan { streams, ..load.plan(made.run, vec![made.target])? };
+        let plan = Plan { streams, protover: subject.protover, ..load.plan(made.run, vec![made.target])? };
         let fleet = open(&load, &plan, progress)?;
         let mut side = Self {
             source: made.source,
@@ -427,7 +434,7 @@ impl Side {
         let before_ns = now_ns();
         let before = self.clocks();
         let first = self.published.first().copied().unwrap_or_default();
-        let received = self.received();
+        let (received, received_bytes) = (self.received(), self.fleet.overall().received_bytes);
         let messages: u64 = self.published.iter().map(|number| u64::from(*number)).sum();
         progress.phase(self.name(), 0);
         let mut block = Block::default();
@@ -452,6 +459,7 @@ impl Side {
         }
         self.since(&before, &mut block);
         block.deliveries = self.received().saturating_sub(received);
+        block.received_bytes = self.fleet.overall().received_bytes.saturating_sub(received_bytes);
         block.messages = self.published.iter().map(|number| u64::from(*number)).sum::<u64>() - messages;
         let sum = Sum::of(&self.fleet.reports(&self.published.clone())?);
         block.latency = sum.latency();
@@ -483,7 +491,10 @@ impl Side {
     fn publish(&mut self, audience: Audience, burst: u32, due_ns: u64) -> Result<u64, BenchError> {
         let first = self.published.first().copied().unwrap_or_default();
         let (run, sizes) = (self.run, self.sizes);
-        let body = |number| Message { run, stream: 0, number, due_ns }.encode(sizes.of(number));
+        let body = |number| {
+            let message = Message { run, stream: 0, number, due_ns };
+            message.encode_with(sizes.filler(), sizes.of(number))
+        };
         let held_back = match &mut self.source {
             Source::Bare(bare) => {
                 let order = Order { run, stream: 0, first, burst, sizes, due_ns, flood_ms: 0 };
@@ -552,7 +563,8 @@ impl Side {
                 let (mut number, mut held_back) = (first, 0_u64);
                 while Instant::now() < until {
                     let message = Message { run, stream, number, due_ns: now_ns() };
-                    match http.try_publish(audience, &message.encode(sizes.of(number)))? {
+                    let body = message.encode_with(sizes.filler(), sizes.of(number));
+                    match http.try_publish(audience, &body)? {
                         Taken::All => number += 1,
                         Taken::Front { again_in, .. } => {
                             held_back += 1;

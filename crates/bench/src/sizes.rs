@@ -1,8 +1,8 @@
-//! How large messages are: all alike, or as people write.
+//! How large messages are, and what is in them: all alike, or as people write.
 
 use serde::{Deserialize, Serialize};
 
-use crate::message::SIZE_MIN;
+use crate::message::{Filler, SIZE_MIN};
 
 /// UTF-8 bytes of 31,465 real short messages of a chat: the share of messages up to a size.
 const CHAT: [(f64, usize); 7] =
@@ -15,25 +15,37 @@ pub(crate) enum Sizes {
     Fixed(usize),
     /// The distribution of a real chat, each increased by the head of our own messages.
     Chat,
+    /// All alike, filled with JSON as a chat room has it.
+    Json(usize),
 }
 
 impl Sizes {
     /// The size of one message.
     pub(crate) fn of(self, number: u32) -> usize {
         match self {
-            Self::Fixed(size) => size,
+            Self::Fixed(size) | Self::Json(size) => size,
             Self::Chat => SIZE_MIN.saturating_add(chat(share(number))),
         }
     }
 
-    /// Reads `64` or `chat`.
+    /// What messages are filled with.
+    pub(crate) fn filler(self) -> Filler {
+        match self {
+            Self::Fixed(_) | Self::Chat => Filler::Pattern,
+            Self::Json(_) => Filler::Json,
+        }
+    }
+
+    /// Reads `64`, `json:2048` or `chat`.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         if text == "chat" {
             return Ok(Self::Chat);
         }
-        let size = text.parse().ok().filter(|size| (SIZE_MIN..=900_000).contains(size));
-        size.map(Self::Fixed)
-            .ok_or_else(|| format!("{text:?} is no size: wants {SIZE_MIN} to 900000, or chat"))
+        let (kind, number): (fn(usize) -> Self, _) =
+            text.strip_prefix("json:").map_or((Self::Fixed, text), |number| (Self::Json, number));
+        let size = number.parse().ok().filter(|size| (SIZE_MIN..=900_000).contains(size));
+        size.map(kind)
+            .ok_or_else(|| format!("{text:?} is no size: wants {SIZE_MIN} to 900000, json:2048 or chat"))
     }
 }
 
@@ -41,6 +53,7 @@ impl std::fmt::Display for Sizes {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Fixed(size) => write!(f, "{size} B"),
+            Self::Json(size) => write!(f, "{size} B of JSON"),
             Self::Chat => f.write_str("chat sizes"),
         }
     }
@@ -77,7 +90,8 @@ mod tests {
     fn what_is_typed() {
         assert_eq!(Sizes::parse("64"), Ok(Sizes::Fixed(64)));
         assert_eq!(Sizes::parse("chat"), Ok(Sizes::Chat));
-        for wrong in ["", "31", "900001", "chats"] {
+        assert_eq!(Sizes::parse("json:2048"), Ok(Sizes::Json(2048)));
+        for wrong in ["", "json", "json:", "json:31", "json:x", "31", "900001", "chats"] {
             assert!(Sizes::parse(wrong).unwrap_err().contains("wants 32"), "{wrong}");
         }
     }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use goim_logic::{IdentityMethod, PushProtection};
+use goim_logic::{IdentityConfig, IdentityMethod, PushProtection};
 
 use crate::serve::{Addrs, Running};
 use crate::{Config, machine};
@@ -33,9 +33,8 @@ pub(crate) fn text(config: &Config, running: &Running) -> String {
     line("identity", running.logic().identity());
     let _ = write!(
         text,
-        "\nConnect a client, in another terminal:\n  {program} connect{} --room {ROOM} --accepts 1000\n\n\
-         Push to it, in a third:\n  {}\n",
-        url_option(config, addrs),
+        "\nConnect a client, in another terminal{}\n\nPush to it, in a third:\n  {}\n",
+        connect(&program, &url_option(config, addrs), &config.logic.identity),
         curl(addrs.http, running.logic().push_protection()),
     );
     text
@@ -135,6 +134,33 @@ fn reachable(addr: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, addr.port())
 }
 
+/// The command of a client that is let in, and what it needs.
+fn connect(program: &str, url: &str, identity: &IdentityConfig) -> String {
+    match identity.method {
+        IdentityMethod::Open => format!(":\n  {program} connect{url} --room {ROOM} --accepts 1000"),
+        IdentityMethod::Webhook => format!(
+            ", with a token that the business takes:\n  \
+             {program} connect{url} --token '{{\"token\":\"...\",\"room_id\":\"{ROOM}\"}}'"
+        ),
+        IdentityMethod::Jwt => {
+            let jwt = &identity.jwt;
+            let (needs, key) = if jwt.secrets.is_empty() {
+                ("the private key in key.pem", " --private-key key.pem")
+            } else {
+                ("the secret in GOIM_TOKEN_SECRET", "")
+            };
+            let one = |option: &str, list: &[String]| {
+                list.first().map_or_else(String::new, |first| format!(" --{option} {first}"))
+            };
+            let (audience, issuer) = (one("audience", &jwt.audience), one("issuer", &jwt.issuer));
+            format!(
+                ", with {needs}:\n  {program} connect{url} --token \
+                 \"$({program} token --mid 1 --room {ROOM}{key}{audience}{issuer} --body)\""
+            )
+        }
+    }
+}
+
 /// Nothing where `goim connect` finds the server by itself.
 fn url_option(config: &Config, addrs: &Addrs) -> String {
     match addrs.tcp.first() {
@@ -174,6 +200,24 @@ mod tests {
             "curl -d hello 'http://127.0.0.1:3111/goim/push/room?operation=1000&type=live&room=1000'"
         );
         assert!(curl(http, PushProtection::ApiKeys(2)).contains("Bearer $GOIM_API_KEY"));
+    }
+
+    #[test]
+    fn the_command_of_a_client_has_what_it_needs() {
+        let mut identity = IdentityConfig::default();
+        assert_eq!(
+            connect("goim", "", &identity),
+            ":\n  goim connect --room live://1000 --accepts 1000"
+        );
+        identity.method = IdentityMethod::Jwt;
+        identity.jwt.audience = vec!["chat".to_owned()];
+        assert_eq!(
+            connect("goim", " --url tcp://h:1", &identity),
+            ", with the private key in key.pem:\n  goim connect --url tcp://h:1 --token \
+             \"$(goim token --mid 1 --room live://1000 --private-key key.pem --audience chat --body)\""
+        );
+        identity.method = IdentityMethod::Webhook;
+        assert!(connect("goim", "", &identity).contains("that the business takes"));
     }
 
     #[test]

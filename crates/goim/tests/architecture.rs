@@ -23,7 +23,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("goim-logic", &["goim-ports", "goim-wire"]),
     ("goim-job", &["goim-ports", "goim-wire"]),
     ("goim-client", &["goim-compression", "goim-session", "goim-wire", "goim-websocket"]),
-    ("goim-bench", &["goim-session", "goim-wire", "goim-websocket"]),
+    ("goim-bench", &["goim-compression", "goim-session", "goim-wire", "goim-websocket"]),
     (
         "goim",
         &[

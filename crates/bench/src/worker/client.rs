@@ -2,8 +2,9 @@
 
 use std::io::{self, Read, Write};
 
+use goim_compression::inflate;
 use goim_session::{ClientSession, ClientStep, Moment, Opening};
-use goim_wire::{Operation, Sequence, Version, control};
+use goim_wire::{Operation, Sequence, Version, VersionTable, control};
 use mio::{Interest, Registry, Token};
 
 use super::connecting::{Beginning, connect};
@@ -11,6 +12,9 @@ use super::crowd::Accounts;
 use super::wire::Wire;
 use crate::clock::now_ns;
 use crate::tracker::Tracker;
+
+/// What a compressed run may grow to: as many messages as a server may send together, of the largest size.
+const RUN_BYTES_MAX: usize = 64 << 20;
 
 /// One client, from its first step of connecting to its end.
 pub(super) struct Client {
@@ -85,6 +89,7 @@ impl Client {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(said(error)),
             };
+            accounts.received_bytes = accounts.received_bytes.saturating_add(len as u64);
             let full = len == buffer.len() || self.wire.is_tls();
             self.take(accounts, buffer.get_mut(..len).unwrap_or_default())?;
             if !self.session.output().is_empty() {
@@ -118,11 +123,12 @@ impl Client {
                 ClientStep::Disconnect { body, .. } => {
                     return Err(format!("told to go: {}", String::from_utf8_lossy(body)));
                 }
+                ClientStep::Compressed { version, body } => {
+                    let run = inflated(version, body)?;
+                    self.session.take_run(run);
+                }
                 // What nobody here has asked for.
-                ClientStep::Failed { .. }
-                | ClientStep::Online { .. }
-                | ClientStep::Unmatched(_)
-                | ClientStep::Compressed { .. } => {
+                ClientStep::Failed { .. } | ClientStep::Online { .. } | ClientStep::Unmatched(_) => {
                     accounts.unasked();
                 }
             }
@@ -164,6 +170,14 @@ impl Client {
         }
         if self.phase == Phase::Connecting { Ok(()) } else { self.wire.flush().map_err(said) }
     }
+}
+
+/// A run of packets by the table that every server begins with.
+fn inflated(version: Version, body: &[u8]) -> Result<Vec<u8>, String> {
+    let row = VersionTable::default().row(version);
+    let row = row.ok_or_else(|| format!("a body of version {}, which is not in the table", version.0))?;
+    inflate(row.encoding, body, RUN_BYTES_MAX)
+        .map_err(|error| format!("a body of version {}: {error}", version.0))
 }
 
 fn said(error: io::Error) -> String {

@@ -59,6 +59,7 @@ pub(super) struct Accounts {
     beat_latency: Latency,
     online: Option<i32>,
     unasked: u64,
+    pub(super) received_bytes: u64,
     /// How often everybody has vanished and come back.
     returns: u32,
     reasons: BTreeMap<String, u32>,
@@ -264,6 +265,7 @@ impl Crowd {
             delivered: accounts.ledger.delivered().collect(),
             beats_sent: accounts.beats.sent,
             beats_answered: accounts.beats.answered,
+            received_bytes: accounts.received_bytes,
             cpu_ns: crate::clock::nanos(crate::clock::own_cpu()),
             reasons: accounts.reasons.clone(),
         }
@@ -304,6 +306,7 @@ impl Accounts {
             beat_latency: Latency::default(),
             online: None,
             unasked: 0,
+            received_bytes: 0,
             returns: 0,
             reasons: BTreeMap::new(),
         }
@@ -366,16 +369,18 @@ fn source(plan: &Plan, number: u32, returns: u32) -> Option<Source> {
 
 /// What client `number` says of itself: a key of 36 bytes, a member, the room, three subscriptions.
 fn token(plan: &Plan, number: u32) -> Vec<u8> {
-    let Plan { run, room, operation, .. } = plan;
+    let Plan { run, room, operation, protover, .. } = plan;
     let member = super::member(number);
     let accepts = [0, 1, 2].map(|more| operation.wrapping_add(more));
-    serde_json::json!({
+    let mut token = serde_json::json!({
         "mid": member,
         "key": super::key(*run, number),
         "room_id": room,
         "platform": "bench",
         "accepts": accepts,
-    })
-    .to_string()
-    .into_bytes()
+    });
+    if let Some(protover) = protover {
+        token["protover"] = (*protover).into();
+    }
+    token.to_string().into_bytes()
 }
