@@ -48,6 +48,12 @@ pub(crate) fn check(data: &[u8]) {
 
 /// Any pieces give the same, and what was read can be written and read again.
 pub(crate) fn check_frames(bytes: &[u8], rules: &Rules, seed: u32) {
+    check_frames_of(Reader::new, bytes, rules, seed);
+    check_frames_of(Reader::deflating, bytes, rules, seed);
+}
+
+fn check_frames_of(reader: fn() -> Reader, bytes: &[u8], rules: &Rules, seed: u32) {
+    let read = |bytes: &[u8], pieces: &[usize], rules: &Rules| read_by(reader(), bytes, pieces, rules);
     let (events, end) = read(bytes, &[bytes.len()], rules);
     let pieces = crate::pieces::cut(bytes.len(), seed);
     assert_eq!(read(bytes, &pieces, rules), (events.clone(), end), "in pieces of {pieces:?}");
@@ -73,7 +79,10 @@ pub(crate) fn check_frames(bytes: &[u8], rules: &Rules, seed: u32) {
 
 /// Feeds `bytes` to a reader in pieces of the given lengths.
 pub(crate) fn read(bytes: &[u8], pieces: &[usize], rules: &Rules) -> (Vec<Seen>, End) {
-    let mut reader = Reader::new();
+    read_by(Reader::new(), bytes, pieces, rules)
+}
+
+fn read_by(mut reader: Reader, bytes: &[u8], pieces: &[usize], rules: &Rules) -> (Vec<Seen>, End) {
     let mut events = Vec::new();
     let mut start = 0;
     for piece in pieces {
@@ -101,7 +110,7 @@ pub(crate) fn read(bytes: &[u8], pieces: &[usize], rules: &Rules) -> (Vec<Seen>,
 fn own(event: Event<'_>, rules: &Rules) -> Seen {
     let (seen, len_max) = match event {
         Event::Message { kind, payload } => {
-            assert!(rules.lenient || kind == Kind::Binary || std::str::from_utf8(payload).is_ok());
+            assert!(rules.lenient || kind != Kind::Text || std::str::from_utf8(payload).is_ok());
             (Seen::Message(kind, payload.to_vec()), rules.message_bytes_max)
         }
         Event::Ping(payload) => (Seen::Ping(payload.to_vec()), rules.frame_bytes_max),
@@ -121,6 +130,11 @@ pub(crate) fn write(out: &mut Vec<u8>, event: &Seen, mask: Option<[u8; 4]>) {
     match event {
         Seen::Message(Kind::Text, payload) => encode_frame(out, Opcode::Text, payload, mask),
         Seen::Message(Kind::Binary, payload) => encode_frame(out, Opcode::Binary, payload, mask),
+        Seen::Message(Kind::Deflated, payload) => {
+            let from = out.len();
+            encode_frame(out, Opcode::Binary, payload, mask);
+            out[from] |= 0x40;
+        }
         Seen::Ping(payload) => encode_frame(out, Opcode::Ping, payload, mask),
         Seen::Pong(payload) => encode_frame(out, Opcode::Pong, payload, mask),
         Seen::Close(code, reason) => {

@@ -108,6 +108,9 @@ pub struct ListenConfig {
     /// Accepts what goim accepts of old clients: text frames, unmasked frames, oversized control frames. Default
     /// true. Off, the codec is strict.
     pub websocket_lenient: bool,
+    /// Takes permessage-deflate where a client offers it, as browsers do. Default false. Neither side keeps anything from one message to the
+    /// next: a message to many is compressed once.
+    pub websocket_deflate: bool,
     /// Connections waiting to be accepted, per listener and shard. Default 4096; the kernel's `somaxconn` caps it.
     pub backlog: i32,
 }
@@ -278,6 +281,7 @@ impl Default for ListenConfig {
             danmaku_room_type: "live".to_owned(),
             websocket_path: "/sub".to_owned(),
             websocket_lenient: true,
+            websocket_deflate: false,
             backlog: 4096,
         }
     }

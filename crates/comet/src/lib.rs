@@ -356,6 +356,7 @@ fn rules(config: &Config) -> ServerRules {
             body_bytes_max: config.limits.body_bytes_max,
             head_bytes_max: config.limits.request_head_bytes_max,
             path: config.listen.websocket_path.clone(),
+            deflate: config.listen.websocket_deflate,
             websocket: goim_session::websocket_rules(config.listen.websocket_lenient, message_bytes_max),
         },
         handshake_timeout: config.limits.handshake_timeout,

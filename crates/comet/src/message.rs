@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use goim_compression::{Levels, compress};
+use goim_compression::{Levels, compress, deflate_message};
 use goim_ports::{
     Encoding, EndCode, Extended, Extension, Operation, PacketBuf, Schema, Sequence, Version, VersionTable,
 };
@@ -38,6 +38,8 @@ struct Class {
     protover: Version,
     /// The best encoding that it reads.
     encoding: Encoding,
+    /// Whole messages are compressed, over WebSocket: for those that read no encoding.
+    deflates: bool,
 }
 
 /// The classes of a comet, and what compressing costs it.
@@ -63,7 +65,7 @@ impl Versions {
     pub(crate) fn new(table: VersionTable, config: CompressionConfig) -> Self {
         let of = |protover| {
             let encoding = if config.enabled { table.best(protover).encoding } else { Encoding::Identity };
-            Class { dialect: Dialect::Goim, protover, encoding }
+            Class { dialect: Dialect::Goim, protover, encoding, deflates: false }
         };
         let mut classes = vec![of(Version::GOIM)];
         // More classes than a byte counts are not needed: the highest then share one.
@@ -73,13 +75,16 @@ impl Versions {
                 .iter()
                 .filter(|row| row.version > Version::GOIM)
                 .map(|row| of(row.version))
-                .take(250),
+                .take(120),
         );
         let danmaku = |encoding| {
             let encoding = if config.enabled { encoding } else { Encoding::Identity };
-            Class { dialect: Dialect::Danmaku, protover: Version::GOIM, encoding }
+            Class { dialect: Dialect::Danmaku, protover: Version::GOIM, encoding, deflates: false }
         };
+        let goim = classes.clone();
         classes.extend([Encoding::Identity, Encoding::Zlib, Encoding::Brotli].map(danmaku));
+        let reads_none = goim.into_iter().filter(|class| class.encoding == Encoding::Identity);
+        classes.extend(reads_none.map(|class| Class { deflates: true, ..class }));
         let (readers, compressed) = Default::default();
         Self { table, config, classes, readers, compressed }
     }
@@ -92,11 +97,17 @@ impl Versions {
         &self.config
     }
 
-    pub(crate) fn class_of(&self, protover: Option<Version>) -> ClassId {
+    /// The class of who reads versions up to this one, over a WebSocket that deflates or not.
+    pub(crate) fn class_of(&self, protover: Option<Version>, deflates: bool) -> ClassId {
         let protover = protover.unwrap_or(Version::GOIM);
-        let is_up_to = |class: &Class| class.dialect == Dialect::Goim && class.protover <= protover;
-        let above = self.classes.partition_point(is_up_to);
-        ClassId(u8::try_from(above.saturating_sub(1)).unwrap_or_default())
+        let is_up_to =
+            |class: &Class| class.dialect == Dialect::Goim && !class.deflates && class.protover <= protover;
+        let plain = self.classes.partition_point(is_up_to).saturating_sub(1);
+        let twin = self.classes.get(plain).filter(|_| deflates).and_then(|plain| {
+            let is_twin = |class: &Class| class.deflates && class.protover == plain.protover;
+            self.classes.iter().position(is_twin).filter(|_| plain.encoding == Encoding::Identity)
+        });
+        ClassId(u8::try_from(twin.unwrap_or(plain)).unwrap_or_default())
     }
 
     /// The class of those who speak the dialect of live danmaku and read this encoding at best.
@@ -121,9 +132,26 @@ impl Versions {
         }
     }
 
-    /// What was compressed, by encoding.
-    pub(crate) fn compressed(&self) -> impl Iterator<Item = (Encoding, &Compressed)> {
-        Encoding::ALL.into_iter().zip(&self.compressed).skip(1)
+    /// What was compressed, by the name of the encoding.
+    pub(crate) fn compressed(&self) -> impl Iterator<Item = (&'static str, &Compressed)> {
+        let name = |encoding| match encoding {
+            // Nothing is written in it; its place counts what is compressed as a message.
+            Encoding::Identity => "deflate",
+            encoding => Encoding::name(encoding),
+        };
+        Encoding::ALL.into_iter().map(name).zip(&self.compressed)
+    }
+
+    /// The frame of a message for those who deflate, when it is large enough and becomes smaller.
+    fn deflate(&self, push: &EncodedPush) -> Option<Bytes> {
+        push.deflated(|message| {
+            if message.len() < self.config.threshold_bytes {
+                return None;
+            }
+            let made = deflate_message(message, self.levels());
+            self.count(Encoding::Identity, message.len(), made.as_ref().map_or(message.len(), Vec::len));
+            made
+        })
     }
 
     /// The body compressed, when it is large enough and becomes smaller.
@@ -132,12 +160,15 @@ impl Versions {
             return None;
         }
         let made = compress(encoding, body, self.levels());
-        let counted = &self.compressed[encoding as usize];
-        let after = made.as_ref().map_or(body.len(), Vec::len);
-        counted.count.fetch_add(1, Ordering::Relaxed);
-        counted.bytes_before.fetch_add(body.len() as u64, Ordering::Relaxed);
-        counted.bytes_after.fetch_add(after as u64, Ordering::Relaxed);
+        self.count(encoding, body.len(), made.as_ref().map_or(body.len(), Vec::len));
         made.map(Bytes::from)
+    }
+
+    fn count(&self, encoding: Encoding, before: usize, after: usize) {
+        let counted = &self.compressed[encoding as usize];
+        counted.count.fetch_add(1, Ordering::Relaxed);
+        counted.bytes_before.fetch_add(before as u64, Ordering::Relaxed);
+        counted.bytes_after.fetch_add(after as u64, Ordering::Relaxed);
     }
 
     fn levels(&self) -> Levels {
@@ -187,6 +218,8 @@ struct Message {
     extension: Extension,
     /// By place of the schema, then by encoding; behind them those of the dialect, by encoding.
     forms: Vec<OnceLock<Form>>,
+    /// Frames for those who deflate, by place of the schema; `None` where that gives nothing.
+    frames: Vec<OnceLock<Option<Bytes>>>,
 }
 
 /// How a message is written.
@@ -265,7 +298,8 @@ impl Message {
     fn new(packet: PacketBuf, extension: Extension, versions: Arc<Versions>) -> Self {
         let schemas = 1 + extension.as_ref().map_or(0, |extension| extension.bodies.len());
         let forms = (0..(schemas + 1) * Encoding::ALL.len()).map(|_| OnceLock::new()).collect();
-        Self { versions, packet, extension, forms }
+        let frames = (0..schemas).map(|_| OnceLock::new()).collect();
+        Self { versions, packet, extension, forms, frames }
     }
 
     fn is_without_first(&self) -> bool {
@@ -295,10 +329,15 @@ impl Message {
                     .get_or_init(|| self.make_danmaku(class.encoding))
             }
         };
-        Some(match form.clone() {
+        let push = match form.clone() {
             Form::Goim(packet) => EncodedPush::new(packet),
             Form::Whole(packet) => EncodedPush::whole(packet),
             Form::Run(packets) => EncodedPush::run(packets),
+        };
+        let frame = self.frames.get(place).filter(|_| class.deflates);
+        Some(match frame.and_then(|frame| frame.get_or_init(|| self.versions.deflate(&push)).clone()) {
+            Some(frame) => push.with_frame(frame),
+            None => push,
         })
     }
 
@@ -377,13 +416,35 @@ mod tests {
         batch::BatchBuilder::one(PacketBuf::push(Operation(1000), Bytes::copy_from_slice(body)).as_packet())
     }
 
+    #[test]
+    fn a_message_is_deflated_once_for_all_who_read_no_encoding() {
+        let versions = versions();
+        let [plain, twin] = [false, true].map(|deflates| versions.class_of(None, deflates));
+        assert_ne!(plain, twin);
+        assert_eq!(versions.class_of(Some(Version(3)), true), versions.class_of(Some(Version(3)), false));
+        versions.came(twin);
+        let message = Outgoing::new(push(&[b'x'; 3000]), None, &versions);
+        for message in [message.for_another_thread(), message] {
+            for _ in 0..3 {
+                let bytes = message.for_class(twin, &versions).unwrap().bytes(Transport::WebSocket);
+                assert!(bytes[0] == 0xc2 && bytes.len() < 100, "{bytes:x?}");
+                let bytes = message.for_class(plain, &versions).unwrap().bytes(Transport::WebSocket);
+                assert!(bytes[0] == 0x82 && bytes.len() > 3000);
+            }
+        }
+        let counts = versions.compressed().map(|(name, of)| (name, of.count.load(Ordering::Relaxed)));
+        assert_eq!(counts.filter(|(_, count)| *count > 0).collect::<Vec<_>>(), [("deflate", 1)]);
+        let small = Outgoing::new(push(b"small"), None, &versions);
+        assert_eq!(small.for_class(twin, &versions).unwrap().bytes(Transport::WebSocket)[0], 0x82);
+    }
+
     /// What a session of this protover gets over WebSocket: outer version and operation, then the packets inside.
     fn got(
         message: &Outgoing,
         versions: &Arc<Versions>,
         protover: Option<i16>,
     ) -> Option<Vec<(i16, Vec<u8>)>> {
-        let class = versions.class_of(protover.map(Version));
+        let class = versions.class_of(protover.map(Version), false);
         let encoded = message.for_class(class, versions)?;
         let bytes = encoded.bytes(Transport::Stream);
         let first = Packet::from_message(bytes, usize::MAX).unwrap();
@@ -441,7 +502,7 @@ mod tests {
         let versions = versions();
         let body = b"the same again and again ".repeat(100);
         for protover in [2, 3, 5] {
-            versions.came(versions.class_of(Some(Version(protover))));
+            versions.came(versions.class_of(Some(Version(protover)), false));
         }
         let message = Outgoing::new(push(&body), None, &versions);
         let shards: Vec<Outgoing> = (0..4).map(|_| message.for_another_thread()).collect();
@@ -452,12 +513,12 @@ mod tests {
         }
         let counts: Vec<u64> =
             versions.compressed().map(|(_, of)| of.count.load(Ordering::Relaxed)).collect();
-        assert_eq!(counts, [1, 1, 1], "zlib, brotli, zstd");
+        assert_eq!(counts, [0, 1, 1, 1], "deflate, zlib, brotli, zstd");
         let small = Outgoing::new(push(b"small"), None, &versions);
         assert_eq!(got(&small, &versions, Some(3)), Some(vec![(1, b"small".to_vec())]));
         let counts: Vec<u64> =
             versions.compressed().map(|(_, of)| of.count.load(Ordering::Relaxed)).collect();
-        assert_eq!(counts, [1, 1, 1], "below the threshold nothing is tried");
+        assert_eq!(counts, [0, 1, 1, 1], "below the threshold nothing is tried");
     }
 
     #[test]

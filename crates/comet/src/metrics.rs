@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use goim_ports::Encoding;
 use goim_session::CloseReason;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
@@ -118,7 +117,7 @@ impl CometCollector {
 
     fn compression(&self, out: &mut DescriptorEncoder<'_>) -> Encoded {
         let rows = |read: fn(&Compressed) -> &AtomicU64| -> Vec<(Label<'_>, u64)> {
-            let label = |encoding: Encoding| vec![("encoding", encoding.name().to_owned())];
+            let label = |encoding: &str| vec![("encoding", encoding.to_owned())];
             let compressed = self.shared.versions.compressed();
             compressed.map(|(encoding, of)| (label(encoding), read(of).load(Ordering::Relaxed))).collect()
         };

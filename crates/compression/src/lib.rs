@@ -106,6 +106,66 @@ pub fn inflate(encoding: Encoding, body: &[u8], bytes_max: usize) -> Result<Vec<
     if rest.is_empty() { Ok(inflated) } else { Err(InflateError::Malformed(encoding)) }
 }
 
+/// The end of a message that permessage-deflate leaves out: RFC 7692, section 7.2.1.
+const DEFLATE_TAIL: [u8; 4] = [0, 0, 0xff, 0xff];
+
+/// The payload of a WebSocket message under permessage-deflate, by itself. `None` when that makes it no smaller.
+#[must_use]
+pub fn deflate_message(message: &[u8], levels: Levels) -> Option<Vec<u8>> {
+    let mut deflate = flate2::Compress::new(flate2::Compression::new(levels.zlib.min(9)), false);
+    // More than this is no gain, and there is room for the tail.
+    let mut out = Vec::with_capacity(message.len().checked_add(DEFLATE_TAIL.len())?);
+    deflate.compress_vec(message, &mut out, flate2::FlushCompress::Sync).ok()?;
+    let is_whole = deflate.total_in() == message.len() as u64 && out.ends_with(&DEFLATE_TAIL);
+    out.truncate(out.len().saturating_sub(DEFLATE_TAIL.len()));
+    (is_whole && out.len() < message.len()).then_some(out)
+}
+
+/// The message that this payload stands for, up to so many bytes.
+///
+/// # Errors
+/// [`InflateError`], which names zlib as the encoding.
+pub fn inflate_message(payload: &[u8], bytes_max: usize) -> Result<Vec<u8>, InflateError> {
+    let malformed = InflateError::Malformed(Encoding::Zlib);
+    let mut inflate = flate2::Decompress::new(false);
+    let mut out = Vec::new();
+    for part in [payload, &DEFLATE_TAIL] {
+        let mut rest = part;
+        loop {
+            if out.len() == out.capacity() {
+                if out.len() > bytes_max {
+                    return Err(InflateError::TooLarge(bytes_max));
+                }
+                // One byte more than allowed, so that too much is seen to be.
+                out.reserve_exact(out.len().max(512).min(bytes_max + 1 - out.len()));
+            }
+            let (before, room) = (inflate.total_in(), out.capacity() - out.len());
+            let status = inflate.decompress_vec(rest, &mut out, flate2::FlushDecompress::Sync);
+            let status = status.map_err(|_| malformed)?;
+            rest = rest
+                .get(usize::try_from(inflate.total_in() - before).unwrap_or(usize::MAX)..)
+                .unwrap_or_default();
+            let is_full = out.len() == out.capacity();
+            if status == flate2::Status::StreamEnd {
+                // A last block may end a message; behind it may stand an empty one, whose end is left out, and nothing else.
+                let ended = part == DEFLATE_TAIL || matches!(rest, [] | [0]);
+                return match (ended, out.len() > bytes_max) {
+                    (true, false) => Ok(out),
+                    (true, true) => Err(InflateError::TooLarge(bytes_max)),
+                    (false, _) => Err(malformed),
+                };
+            }
+            if rest.is_empty() && !is_full {
+                break;
+            }
+            if !is_full && inflate.total_in() == before && room > 0 {
+                return Err(malformed);
+            }
+        }
+    }
+    if out.len() > bytes_max { Err(InflateError::TooLarge(bytes_max)) } else { Ok(out) }
+}
+
 /// Everything, or one byte more than allowed.
 fn read_up_to(reader: impl Read, bytes_max: usize) -> io::Result<Vec<u8>> {
     let limit = u64::try_from(bytes_max).unwrap_or(u64::MAX).saturating_add(1);
@@ -174,6 +234,39 @@ mod tests {
     }
 
     #[test]
+    fn messages_of_permessage_deflate() {
+        // The examples of RFC 7692, section 7.2.3: compressed, in a block without compression, with a last block, in two blocks.
+        let hello: [&[u8]; 4] = [
+            &[0xf2, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00],
+            &[0x00, 0x05, 0x00, 0xfa, 0xff, 0x48, 0x65, 0x6c, 0x6c, 0x6f, 0x00],
+            &[0xf3, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00, 0x00],
+            &[0xf2, 0x48, 0x05, 0x00, 0x00, 0x00, 0xff, 0xff, 0xca, 0xc9, 0xc9, 0x07, 0x00],
+        ];
+        for payload in hello {
+            assert_eq!(inflate_message(payload, 5).as_deref(), Ok(&b"Hello"[..]), "{payload:x?}");
+            assert_eq!(inflate_message(payload, 4), Err(InflateError::TooLarge(4)), "{payload:x?}");
+        }
+        assert_eq!(inflate_message(&[0], 10), Ok(Vec::new()), "an empty message");
+        for wrong in [
+            &b"\xff\xff\xff"[..],
+            b"no stream at all",
+            &[0xf3, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00, 0x00, 9, 9],
+        ] {
+            assert_eq!(
+                inflate_message(wrong, 1000),
+                Err(InflateError::Malformed(Encoding::Zlib)),
+                "{wrong:x?}"
+            );
+        }
+        let zeros = vec![0; 10 << 20];
+        let bomb = deflate_message(&zeros, Levels::default()).unwrap();
+        assert!(bomb.len() < 12 << 10);
+        assert_eq!(inflate_message(&bomb, 64 << 10), Err(InflateError::TooLarge(64 << 10)));
+        assert_eq!(inflate_message(&bomb, zeros.len()).map(|inflated| inflated.len()), Ok(zeros.len()));
+        assert_eq!(deflate_message(b"abc", Levels::default()), None);
+    }
+
+    #[test]
     fn what_gets_no_smaller_is_left_alone() {
         for encoding in COMPRESSING {
             assert_eq!(compress(encoding, b"", Levels::default()), None, "{encoding}");
@@ -207,6 +300,21 @@ mod tests {
                 if let Some(compressed) = compress(encoding, &body, levels) {
                     prop_assert_eq!(&inflate(encoding, &compressed, body.len()).unwrap(), &body);
                 }
+            }
+        }
+
+        #[test]
+        fn messages_come_back(words in prop::collection::vec("[a-z]{1,6}", 0..600), level in 1_u32..9) {
+            let message = words.concat().into_bytes();
+            if let Some(payload) = deflate_message(&message, Levels { zlib: level, ..Levels::default() }) {
+                prop_assert_eq!(&inflate_message(&payload, message.len()).unwrap(), &message);
+            }
+        }
+
+        #[test]
+        fn no_message_breaks_it(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            if let Ok(inflated) = inflate_message(&bytes, 1000) {
+                prop_assert!(inflated.len() <= 1000);
             }
         }
 

@@ -205,10 +205,7 @@ mod tests {
     #[test]
     fn the_command_of_a_client_has_what_it_needs() {
         let mut identity = IdentityConfig::default();
-        assert_eq!(
-            connect("goim", "", &identity),
-            ":\n  goim connect --room live://1000 --accepts 1000"
-        );
+        assert_eq!(connect("goim", "", &identity), ":\n  goim connect --room live://1000 --accepts 1000");
         identity.method = IdentityMethod::Jwt;
         identity.jwt.audience = vec!["chat".to_owned()];
         assert_eq!(

@@ -101,8 +101,13 @@ struct Driver {
 impl Driver {
     fn new(transport: Transport) -> Self {
         let websocket = websocket_rules(true, 8192);
-        let framing =
-            FramingRules { body_bytes_max: 4096, head_bytes_max: 8192, path: "/sub".into(), websocket };
+        let framing = FramingRules {
+            body_bytes_max: 4096,
+            head_bytes_max: 8192,
+            path: "/sub".into(),
+            deflate: false,
+            websocket,
+        };
         let rules =
             ServerRules { framing, handshake_timeout: Duration::from_secs(5), reply_bytes_max: 16 * 1024 };
         Self { session: ServerSession::new(transport, &rules, Moment(0)), rules, pool: OutboxPool::new(4) }

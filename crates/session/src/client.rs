@@ -74,7 +74,13 @@ impl ClientRules {
         };
         let head_bytes_max = 16 * 1024;
         Self {
-            framing: FramingRules { body_bytes_max, head_bytes_max, path: String::new(), websocket },
+            framing: FramingRules {
+                body_bytes_max,
+                head_bytes_max,
+                path: String::new(),
+                deflate: false,
+                websocket,
+            },
             handshake_timeout: Duration::from_secs(10),
             heartbeat_interval: Duration::from_secs(240),
             heartbeat_timeout: Duration::from_secs(15),
@@ -433,7 +439,8 @@ impl ClientSession {
         };
         match incoming {
             None => Ok(ClientStep::Idle),
-            Some(Incoming::Nothing) => Ok(ClientStep::Handled),
+            // The client asks for no extension, so that nothing comes deflated.
+            Some(Incoming::Nothing | Incoming::Deflated(_)) => Ok(ClientStep::Handled),
             Some(Incoming::Upgraded { .. }) => {
                 present(&mut self.token, &mut self.output);
                 Ok(ClientStep::Handled)

@@ -11,7 +11,7 @@ use core::cell::OnceCell;
 
 use crate::CloseReason;
 use bytes::Bytes;
-use goim_websocket::{self as websocket, Event, FrameError, Opcode, handshake};
+use goim_websocket::{self as websocket, Event, FrameError, Kind, Opcode, handshake};
 use goim_wire::{
     DecodeError, HEADER_LEN, Header, Operation, Packet, PacketBuf, Sequence, StreamDecoder, Version,
 };
@@ -34,6 +34,8 @@ pub struct FramingRules {
     pub head_bytes_max: usize,
     /// The only request target that is upgraded.
     pub path: String,
+    /// Takes permessage-deflate where a client offers it.
+    pub deflate: bool,
     /// Rules of the frames.
     pub websocket: websocket::Rules,
 }
@@ -54,6 +56,8 @@ pub fn websocket_rules(lenient: bool, message_bytes_max: usize) -> websocket::Ru
 #[derive(Debug)]
 pub(crate) enum Incoming<'a> {
     Packet(Packet<'a>),
+    /// A message that is to be inflated and taken for a packet then.
+    Deflated(&'a [u8]),
     /// The upgrade is made. At the server: the answer to the request, and what the request said. At the client both are empty.
     Upgraded {
         response: Vec<u8>,
@@ -163,6 +167,11 @@ impl Framing {
         }
     }
 
+    /// True when the other side reads messages that permessage-deflate has compressed.
+    pub(crate) fn deflates(&self) -> bool {
+        matches!(self, Self::WebSocket(reader) if reader.deflates())
+    }
+
     /// The next thing in `input` from `*at` on, or `None` when `input` is used up.
     pub(crate) fn next<'a>(
         &'a mut self,
@@ -173,8 +182,12 @@ impl Framing {
         if let Self::Upgrading(head) = self {
             let Some((upgrade, used)) = read_upgrade(head, rules, input, at)? else { return Ok(None) };
             *at = at.saturating_add(used);
-            *self = Self::WebSocket(websocket::Reader::new());
-            let response = handshake::response(&upgrade.key);
+            let (reader, response) = if rules.deflate && upgrade.deflate {
+                (websocket::Reader::deflating(), handshake::response_deflating(&upgrade.key))
+            } else {
+                (websocket::Reader::new(), handshake::response(&upgrade.key))
+            };
+            *self = Self::WebSocket(reader);
             let facts = UpgradeFacts { cookie: upgrade.cookie, user_agent: upgrade.user_agent };
             return Ok(Some(Incoming::Upgraded { response, facts }));
         }
@@ -302,6 +315,7 @@ fn read_answer(
 
 fn frame(event: Event<'_>, body_bytes_max: usize) -> Result<Incoming<'_>, FramingError> {
     Ok(match event {
+        Event::Message { kind: Kind::Deflated, payload } => Incoming::Deflated(payload),
         Event::Message { payload, .. } => Incoming::Packet(Packet::from_message(payload, body_bytes_max)?),
         Event::Ping(payload) => Incoming::Ping(payload),
         Event::Pong(_) => Incoming::Nothing,
@@ -380,11 +394,34 @@ impl EncodedPush {
         PacketBuf { version, operation, sequence, body }
     }
 
+    /// The frame of a message over WebSocket that permessage-deflate has compressed: `compress` gets the payload. `None` when it gives
+    /// nothing.
+    #[must_use]
+    pub fn deflated(&self, compress: impl FnOnce(&[u8]) -> Option<Vec<u8>>) -> Option<Bytes> {
+        let header = self.batch_header();
+        let header = header.as_ref().map_or(&[][..], |header| header);
+        let payload = compress(&[header, self.stream.as_ref()].concat())?;
+        let head = websocket::frame_head(Opcode::Binary, payload.len(), None).deflated();
+        Some(Bytes::from([head.as_slice(), payload.as_slice()].concat()))
+    }
+
+    /// The same packet with this frame over WebSocket.
+    #[must_use]
+    pub fn with_frame(self, frame: Bytes) -> Self {
+        Self { websocket: OnceCell::from(Arc::new(frame)), ..self }
+    }
+
+    /// The header in front of a run of packets in a message.
+    fn batch_header(&self) -> Option<[u8; HEADER_LEN]> {
+        let Self { stream, version, operation, sequence, wrapping, .. } = self;
+        (*wrapping == Wrapping::Batch)
+            .then(|| Header::new(*version, *operation, *sequence, stream.len()).to_bytes())
+    }
+
     fn websocket(&self) -> &Arc<Bytes> {
         self.websocket.get_or_init(|| {
-            let Self { stream, version, operation, sequence, wrapping, .. } = self;
-            let header = (*wrapping == Wrapping::Batch)
-                .then(|| Header::new(*version, *operation, *sequence, stream.len()).to_bytes());
+            let stream = &self.stream;
+            let header = self.batch_header();
             let header = header.as_ref().map_or(&[][..], |header| header);
             let payload_len = header.len().saturating_add(stream.len());
             let head = websocket::frame_head(Opcode::Binary, payload_len, None);

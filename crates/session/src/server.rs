@@ -72,6 +72,11 @@ pub enum Step<'a> {
         /// Body of the packet.
         token: &'a [u8],
     },
+    /// A message under permessage-deflate: inflate it, within a bound, and call [`ServerSession::inflated`] with what comes out.
+    Inflate {
+        /// What came, without the four bytes that RFC 7692 leaves out.
+        message: &'a [u8],
+    },
     /// A packet for the business; call [`ServerSession::reply_upstream`] with its answer.
     Upstream {
         /// The packet.
@@ -110,6 +115,69 @@ enum Phase {
     },
     /// Nothing is read any more; what waits may still be sent.
     Closed,
+}
+
+/// What taking a packet changes in a session. The packet may lie in the rest of it.
+struct Taking<'s> {
+    outbox: &'s mut Outbox,
+    accepts: &'s mut SmallVec<[Operation; 4]>,
+    phase: &'s mut Phase,
+    deadline: &'s mut Moment,
+    /// The deadline that a heartbeat sets.
+    next_deadline: Moment,
+    transport: Transport,
+    extended: bool,
+}
+
+impl Taking<'_> {
+    #[inline]
+    fn packet<'a>(self, pool: &mut OutboxPool, packet: Packet<'a>) -> Step<'a> {
+        let Packet { version, operation, sequence, body } = packet;
+        let handled = Step::Handled { packet: Some((operation, body.len())) };
+        if *self.phase == Phase::Unauthenticated {
+            if operation != Operation::AUTH {
+                return handled;
+            }
+            *self.phase = Phase::Authenticating { version, sequence };
+            return Step::Authenticate { token: body };
+        }
+        let transport = self.transport;
+        let mut echo = |operation| {
+            let packet = Packet { version, operation, sequence, body };
+            self.outbox.reply(pool, |out| transport.encode(packet, None, out));
+        };
+        match operation {
+            Operation::HEARTBEAT => {
+                *self.deadline = self.next_deadline;
+                Step::Heartbeat { version, sequence }
+            }
+            Operation::CHANGE_ROOM => {
+                echo(Operation::CHANGE_ROOM_REPLY);
+                Step::ChangeRoom { room: body }
+            }
+            Operation::SUBSCRIBE => {
+                echo(Operation::SUBSCRIBE_REPLY);
+                subscribe(self.accepts, &control::parse_operations(body).unwrap_or_default());
+                handled
+            }
+            Operation::UNSUBSCRIBE => {
+                echo(Operation::UNSUBSCRIBE_REPLY);
+                let mut gone = control::parse_operations(body).unwrap_or_default();
+                gone.sort_unstable();
+                self.accepts.retain(|operation| gone.binary_search(operation).is_err());
+                handled
+            }
+            _ => {
+                *self.phase = Phase::AwaitingReply { version, operation, sequence };
+                match operation {
+                    Operation::JOIN_ROOMS if self.extended => Step::Rooms { join: true, rooms: body },
+                    Operation::LEAVE_ROOMS if self.extended => Step::Rooms { join: false, rooms: body },
+                    Operation::REFRESH_TOKEN if self.extended => Step::Refresh { token: body },
+                    _ => Step::Upstream { packet },
+                }
+            }
+        }
+    }
 }
 
 /// One connection, seen from the server. The fields lie in this order: what a push needs comes first and together, since
@@ -152,6 +220,12 @@ impl ServerSession {
     #[must_use]
     pub fn transport(&self) -> Transport {
         self.framing.transport()
+    }
+
+    /// True when the client reads messages that permessage-deflate has compressed.
+    #[must_use]
+    pub fn deflates(&self) -> bool {
+        self.framing.deflates()
     }
 
     /// True between authentication and the end.
@@ -242,6 +316,7 @@ impl ServerSession {
         let packet = match incoming {
             None => return Ok(Step::Idle),
             Some(Incoming::Packet(packet)) => packet,
+            Some(Incoming::Deflated(message)) => return Ok(Step::Inflate { message }),
             Some(Incoming::Nothing) => return Ok(Step::Handled { packet: None }),
             Some(Incoming::Upgraded { response, facts }) => {
                 self.facts = (facts != UpgradeFacts::default()).then(|| Box::new(facts));
@@ -257,50 +332,44 @@ impl ServerSession {
                 return Err(CloseReason::PeerClosed);
             }
         };
-        let Packet { version, operation, sequence, body } = packet;
-        let handled = Step::Handled { packet: Some((operation, body.len())) };
-        if self.phase == Phase::Unauthenticated {
-            if operation != Operation::AUTH {
-                return Ok(handled);
-            }
-            self.phase = Phase::Authenticating { version, sequence };
-            return Ok(Step::Authenticate { token: body });
-        }
-        let mut echo = |operation| {
-            let packet = Packet { version, operation, sequence, body };
-            self.outbox.reply(pool, |out| transport.encode(packet, None, out));
+        let heartbeat = Duration::from_millis(u64::from(self.heartbeat_ms));
+        let taking = Taking {
+            outbox: &mut self.outbox,
+            accepts: &mut self.accepts,
+            phase: &mut self.phase,
+            deadline: &mut self.deadline,
+            next_deadline: now.after(heartbeat),
+            transport,
+            extended,
         };
-        match operation {
-            Operation::HEARTBEAT => {
-                self.deadline = now.after(Duration::from_millis(u64::from(self.heartbeat_ms)));
-                Ok(Step::Heartbeat { version, sequence })
-            }
-            Operation::CHANGE_ROOM => {
-                echo(Operation::CHANGE_ROOM_REPLY);
-                Ok(Step::ChangeRoom { room: body })
-            }
-            Operation::SUBSCRIBE => {
-                echo(Operation::SUBSCRIBE_REPLY);
-                subscribe(&mut self.accepts, &control::parse_operations(body).unwrap_or_default());
-                Ok(handled)
-            }
-            Operation::UNSUBSCRIBE => {
-                echo(Operation::UNSUBSCRIBE_REPLY);
-                let mut gone = control::parse_operations(body).unwrap_or_default();
-                gone.sort_unstable();
-                self.accepts.retain(|operation| gone.binary_search(operation).is_err());
-                Ok(handled)
-            }
-            _ => {
-                self.phase = Phase::AwaitingReply { version, operation, sequence };
-                Ok(match operation {
-                    Operation::JOIN_ROOMS if extended => Step::Rooms { join: true, rooms: body },
-                    Operation::LEAVE_ROOMS if extended => Step::Rooms { join: false, rooms: body },
-                    Operation::REFRESH_TOKEN if extended => Step::Refresh { token: body },
-                    _ => Step::Upstream { packet },
-                })
-            }
-        }
+        Ok(taking.packet(pool, packet))
+    }
+
+    /// Goes on with a message that [`Step::Inflate`] has asked for: what it carries is dealt with as in [`ServerSession::step`].
+    ///
+    /// # Errors
+    /// The reason to close.
+    pub fn inflated<'a>(
+        &mut self,
+        rules: &ServerRules,
+        pool: &mut OutboxPool,
+        now: Moment,
+        message: &'a [u8],
+    ) -> Result<Step<'a>, CloseReason> {
+        let packet = Packet::from_message(message, rules.framing.body_bytes_max);
+        let packet = packet.map_err(|_| CloseReason::BadPacket)?;
+        let (transport, extended) = (self.transport(), self.is_extended());
+        let heartbeat = Duration::from_millis(u64::from(self.heartbeat_ms));
+        let taking = Taking {
+            outbox: &mut self.outbox,
+            accepts: &mut self.accepts,
+            phase: &mut self.phase,
+            deadline: &mut self.deadline,
+            next_deadline: now.after(heartbeat),
+            transport,
+            extended,
+        };
+        Ok(taking.packet(pool, packet))
     }
 
     // --- answers of others

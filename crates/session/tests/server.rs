@@ -40,6 +40,7 @@ impl Driver {
                 body_bytes_max: 4096,
                 head_bytes_max: 8192,
                 path: "/sub".into(),
+                deflate: false,
                 websocket: websocket_rules(true, 8192),
             },
             handshake_timeout: Duration::from_secs(5),
@@ -88,6 +89,8 @@ impl Driver {
                         self.session.reply_error(&mut self.pool, |_| b"no".to_vec());
                     }
                 }
+                // The rules here take no permessage-deflate.
+                Ok(Step::Inflate { .. }) => {}
                 Ok(Step::Upstream { packet }) => {
                     self.asked.push(Asked::Upstream(packet.operation.0, packet.body.to_vec()));
                     if self.answers {

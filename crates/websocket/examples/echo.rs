@@ -101,7 +101,7 @@ fn answer(reader: &mut Reader, input: &mut [u8], stream: &mut TcpStream) -> io::
             Ok(Some(Event::Message { kind: Kind::Text, payload })) => {
                 encode_frame(&mut out, Opcode::Text, payload, None);
             }
-            Ok(Some(Event::Message { kind: Kind::Binary, payload })) => {
+            Ok(Some(Event::Message { kind: Kind::Binary | Kind::Deflated, payload })) => {
                 encode_frame(&mut out, Opcode::Binary, payload, None);
             }
             Ok(Some(Event::Ping(payload))) => encode_frame(&mut out, Opcode::Pong, payload, None),

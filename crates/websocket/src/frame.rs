@@ -13,6 +13,8 @@ pub const HEAD_MAX: usize = 14;
 
 const FIN: u8 = 0x80;
 const RESERVED: u8 = 0x70;
+/// The message is compressed: RFC 7692, section 6.
+const RSV1: u8 = 0x40;
 const MASK: u8 = 0x80;
 const LEN_16: u8 = 126;
 const LEN_64: u8 = 127;
@@ -83,6 +85,14 @@ impl FrameHead {
         self.bytes.get(..usize::from(self.len)).unwrap_or_default()
     }
 
+    /// The same for a message whose payload permessage-deflate has compressed.
+    #[must_use]
+    pub const fn deflated(mut self) -> Self {
+        let [first, ..] = &mut self.bytes;
+        *first |= RSV1;
+        self
+    }
+
     fn push(&mut self, bytes: &[u8]) {
         let start = usize::from(self.len);
         let end = start.saturating_add(bytes.len());
@@ -143,6 +153,8 @@ pub fn encode_frame(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8], mask: Opt
 pub(crate) struct Head {
     pub(crate) fin: bool,
     pub(crate) opcode: Opcode,
+    /// The first frame of a compressed message.
+    pub(crate) deflated: bool,
     pub(crate) mask: Option<[u8; 4]>,
     /// Bytes of payload; never above `frame_bytes_max`.
     pub(crate) payload_len: usize,
@@ -150,15 +162,23 @@ pub(crate) struct Head {
 
 /// The head at the front of `bytes` with the bytes that it takes, or `None` when it is not there in whole.
 ///
-/// What the first two bytes betray is reported as soon as they are there.
-pub(crate) fn parse_head(bytes: &[u8], rules: &Rules) -> Result<Option<(Head, usize)>, FrameError> {
+/// What the first two bytes betray is reported as soon as they are there. With `deflate` messages may be compressed.
+pub(crate) fn parse_head(
+    bytes: &[u8],
+    rules: &Rules,
+    deflate: bool,
+) -> Result<Option<(Head, usize)>, FrameError> {
     let Some((&[first, second], rest)) = bytes.split_first_chunk::<2>() else { return Ok(None) };
     let (fin, masked, short_len) = (first & FIN != 0, second & MASK != 0, second & !MASK);
-    if first & RESERVED != 0 {
+    let deflated = deflate && first & RESERVED == RSV1;
+    if first & RESERVED != 0 && !deflated {
         return Err(FrameError::ReservedBit);
     }
     let bits = first & 0x0f;
     let opcode = Opcode::from_bits(bits).ok_or(FrameError::ReservedOpcode(bits))?;
+    if deflated && !matches!(opcode, Opcode::Text | Opcode::Binary) {
+        return Err(FrameError::ReservedBit);
+    }
     if !rules.lenient {
         check_strict(rules.role, opcode, fin, masked, short_len)?;
     }
@@ -173,7 +193,7 @@ pub(crate) fn parse_head(bytes: &[u8], rules: &Rules) -> Result<Option<(Head, us
         (None, rest)
     };
     let used = bytes.len().saturating_sub(rest.len());
-    Ok(Some((Head { fin, opcode, mask, payload_len }, used)))
+    Ok(Some((Head { fin, opcode, deflated, mask, payload_len }, used)))
 }
 
 /// What RFC 6455 demands of the first two bytes and goim does not: masking, and small unfragmented control frames.
@@ -234,10 +254,15 @@ mod tests {
         let check = |len: usize, expected: &[u8]| {
             let head = frame_head(Opcode::Binary, len, None);
             assert_eq!(head.as_slice(), expected, "length {len}");
-            let parsed = Head { fin: true, opcode: Opcode::Binary, mask: None, payload_len: len };
-            assert_eq!(parse_head(&head, &RULES), Ok(Some((parsed, expected.len()))), "length {len}");
+            let parsed =
+                Head { fin: true, opcode: Opcode::Binary, deflated: false, mask: None, payload_len: len };
+            assert_eq!(parse_head(&head, &RULES, false), Ok(Some((parsed, expected.len()))), "length {len}");
             for cut in 0..expected.len() {
-                assert_eq!(parse_head(&expected[..cut], &RULES), Ok(None), "length {len}, cut at {cut}");
+                assert_eq!(
+                    parse_head(&expected[..cut], &RULES, false),
+                    Ok(None),
+                    "length {len}, cut at {cut}"
+                );
             }
         };
         check(0, &[0x82, 0]);
@@ -251,8 +276,8 @@ mod tests {
     fn longer_forms_than_needed_are_for_the_lenient() {
         let lenient = Rules { lenient: true, ..RULES };
         let check = |bytes: &[u8], len: u64| {
-            assert_eq!(parse_head(bytes, &RULES), Err(FrameError::LengthNotShortest(len)));
-            let parsed = parse_head(bytes, &lenient).unwrap().unwrap();
+            assert_eq!(parse_head(bytes, &RULES, false), Err(FrameError::LengthNotShortest(len)));
+            let parsed = parse_head(bytes, &lenient, false).unwrap().unwrap();
             assert_eq!(parsed.0.payload_len as u64, len);
         };
         check(&[0x82, 126, 0, 125], 125);
@@ -264,7 +289,7 @@ mod tests {
         for lenient in [false, true] {
             let rules = Rules { lenient, frame_bytes_max: usize::MAX, ..RULES };
             let head = [0x82, 127, 0x80, 0, 0, 0, 0, 0, 0, 0];
-            assert_eq!(parse_head(&head, &rules), Err(FrameError::LengthTopBit));
+            assert_eq!(parse_head(&head, &rules, false), Err(FrameError::LengthTopBit));
         }
     }
 

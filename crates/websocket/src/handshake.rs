@@ -1,8 +1,8 @@
 //! The HTTP/1.1 upgrade in front of the frames, for both sides.
 //!
 //! The server reads a request with [`read_request`] and answers with [`response`] or [`refusal`]; the client sends
-//! [`request`] and reads the answer with [`read_response`]. Neither looks at Host, Origin or subprotocols, and no
-//! extension is ever negotiated.
+//! [`request`] and reads the answer with [`read_response`]. Neither looks at Host, Origin or subprotocols. The server can take
+//! permessage-deflate; the client never asks for an extension.
 
 mod client;
 mod server;
@@ -13,7 +13,7 @@ use base64::engine::general_purpose::STANDARD;
 use sha1::{Digest as _, Sha1};
 
 pub use client::{key_from, read_response, request};
-pub use server::{Upgrade, read_request, refusal, response};
+pub use server::{Upgrade, read_request, refusal, response, response_deflating};
 
 /// Header lines that a request or a response may have at most.
 pub const HEADERS_MAX: usize = 100;

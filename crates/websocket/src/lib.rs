@@ -2,8 +2,9 @@
 //!
 //! This crate owns what a frame looks like, how frames become messages, and the request and the response of the
 //! handshake. It does no I/O and decides nothing about a connection's life: who answers a ping, and when a socket
-//! is closed, is the session's business. `no_std` with `alloc` proves it. Extensions and subprotocols are never
-//! negotiated, so a reserved bit is always an error.
+//! is closed, is the session's business. `no_std` with `alloc` proves it. Subprotocols are never negotiated. The one
+//! extension is permessage-deflate without context takeover: it is negotiated here and marked in the frames, and whoever
+//! uses this compresses and inflates.
 //!
 //! Map of the modules: [`frame`] lays out and parses the head of one frame, [`mask`] is the XOR over its payload,
 //! [`reader`] takes events off a byte stream that is split and glued anyhow, [`close`] has the codes and bodies of
@@ -13,7 +14,7 @@
 //!
 //! | bytes | bits | meaning |
 //! |---|---|---|
-//! | 1 | 1, 3, 4 | FIN, RSV1 to RSV3 (always zero here), opcode |
+//! | 1 | 1, 3, 4 | FIN, RSV1 (a compressed message begins), RSV2 and RSV3 (always zero), opcode |
 //! | 1 | 1, 7 | MASK, payload length, or 126 or 127 when the length follows |
 //! | 0, 2, 8 | | length, big endian |
 //! | 0, 4 | | mask, when MASK is set |

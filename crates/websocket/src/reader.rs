@@ -46,6 +46,8 @@ pub enum Kind {
     Text,
     /// Any bytes.
     Binary,
+    /// Text or binary under permessage-deflate (RFC 7692), still compressed. Only from [`Reader::deflating`].
+    Deflated,
 }
 
 /// What was read.
@@ -79,6 +81,8 @@ pub enum Event<'a> {
 pub struct Reader {
     /// There only while a frame or a message is unfinished, or was finished by the last call.
     unfinished: Option<Box<Unfinished>>,
+    /// Messages may be compressed.
+    deflate: bool,
 }
 
 /// Where the payload of a finished frame or message lies.
@@ -116,7 +120,19 @@ impl Reader {
     /// A reader that holds nothing.
     #[must_use]
     pub const fn new() -> Self {
-        Self { unfinished: None }
+        Self { unfinished: None, deflate: false }
+    }
+
+    /// A reader that holds nothing, of a connection with permessage-deflate.
+    #[must_use]
+    pub const fn deflating() -> Self {
+        Self { unfinished: None, deflate: true }
+    }
+
+    /// True for a connection with permessage-deflate.
+    #[must_use]
+    pub const fn deflates(&self) -> bool {
+        self.deflate
     }
 
     /// True when the stream may end here without cutting a frame or a message.
@@ -211,7 +227,7 @@ impl Reader {
         let rest = input.get(*at..).unwrap_or_default();
         let kept = self.unfinished.as_ref().map_or(0, |unfinished| unfinished.head_len);
         if kept == 0 {
-            if let Some((head, used)) = parse_head(rest, rules)? {
+            if let Some((head, used)) = parse_head(rest, rules, self.deflate)? {
                 *at = at.saturating_add(used);
                 return Ok(Some(head));
             }
@@ -219,10 +235,11 @@ impl Reader {
                 return Ok(None);
             }
         }
+        let deflate = self.deflate;
         let unfinished = self.unfinished();
         let added = unfinished.add_to_head(rest);
         let bytes = unfinished.head.get(..unfinished.head_len).unwrap_or_default();
-        let Some((head, used)) = parse_head(bytes, rules)? else {
+        let Some((head, used)) = parse_head(bytes, rules, deflate)? else {
             *at = at.saturating_add(added);
             return Ok(None);
         };
@@ -269,11 +286,11 @@ impl Reader {
                 let joins = self.unfinished.as_ref().is_some_and(|unfinished| unfinished.message.is_some());
                 if joins || !head.fin {
                     let unfinished = self.unfinished();
-                    unfinished.begin(head.opcode);
+                    unfinished.begin(head);
                     unfinished.add_data(rules, payload, payload.len())?;
                     return Ok(Step::of_fragment(unfinished.end_fragment(head.fin)?));
                 }
-                let kind = kind_of(head.opcode);
+                let kind = kind_of(head);
                 if kind == Kind::Text && !rules.lenient && core::str::from_utf8(payload).is_err() {
                     return Err(FrameError::NotUtf8);
                 }
@@ -295,7 +312,7 @@ impl Reader {
         *at = end;
         let data = !head.opcode.is_control();
         if data {
-            unfinished.begin(head.opcode);
+            unfinished.begin(&head);
             unfinished.add_data(rules, piece, missing)?;
         } else {
             unfinished.add_control(rules, piece, missing);

@@ -171,6 +171,7 @@ async fn serve(socket: Box<dyn Socket>, scheme: Scheme, announce: mpsc::Unbounde
             body_bytes_max: 4096,
             head_bytes_max: 8192,
             path: "/sub".to_owned(),
+            deflate: false,
             websocket: websocket_rules(false, 8192),
         },
         handshake_timeout: PATIENCE,
@@ -269,6 +270,8 @@ impl Connection {
                 Step::Rooms { .. } | Step::Refresh { .. } => {
                     self.session.reply_control(&mut self.pool, br#"{"code":0}"#);
                 }
+                // This server takes no permessage-deflate.
+                Step::Inflate { .. } => {}
                 Step::Upstream { packet } => {
                     let (operation, body) = (packet.operation.0, packet.body.to_vec());
                     answer = (operation != 1001).then(|| body.clone());

@@ -171,7 +171,7 @@ impl Shard {
         let protover =
             accepted.protover.filter(|_| dialect == Dialect::Goim).map(|protover| protover.min(highest));
         let class = match dialect {
-            Dialect::Goim => versions.class_of(protover),
+            Dialect::Goim => versions.class_of(protover, connection.session.deflates()),
             Dialect::Danmaku => connection.class,
         };
         let reply = match protover {

@@ -1,6 +1,7 @@
 //! Taking what clients send: bytes into the session, and what it asks for done.
 
 use bytes::Bytes;
+use goim_compression::{InflateError, inflate_message};
 use goim_ports::{Operation, PacketBuf, Sequence, Version};
 use goim_session::{CloseReason, Step};
 use mio::event::Event;
@@ -120,14 +121,27 @@ impl Shard {
             if connection.is_closing() {
                 return;
             }
+            let mut inflated_message = None;
             let wanted = connection.session.wants_input(rules) && connection.throttled_until().is_none();
             if !wanted {
                 connection.keep_unread(&bytes[at..]);
                 return;
             }
-            let action = match connection.session.step(rules, &mut self.pool, self.now, bytes, &mut at) {
+            let step = match connection.session.step(rules, &mut self.pool, self.now, bytes, &mut at) {
+                Ok(Step::Inflate { message }) => {
+                    let inflated = inflate_message(message, rules.framing.websocket.message_bytes_max);
+                    match inflated.map(|message| inflated_message.insert(message)) {
+                        Ok(message) => connection.session.inflated(rules, &mut self.pool, self.now, message),
+                        Err(InflateError::TooLarge(_)) => Err(CloseReason::InflatedTooLarge),
+                        Err(InflateError::Malformed(_)) => Err(CloseReason::BadCompression),
+                    }
+                }
+                step => step,
+            };
+            let action = match step {
                 Ok(Step::Idle) => return,
-                Ok(Step::Handled { packet: None }) => continue,
+                // What is inflated is not inflated again.
+                Ok(Step::Handled { packet: None } | Step::Inflate { .. }) => continue,
                 Ok(Step::Handled { packet: Some((operation, body_len)) }) => {
                     self.stats.packet_in(operation, body_len);
                     self.charge(slot);

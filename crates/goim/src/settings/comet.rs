@@ -55,6 +55,7 @@ pub(super) fn settings() -> Vec<Setting> {
         [comet.listen.danmaku_websocket_tls], "WebSocket inside TLS for them; needs a certificate.";
         [comet.listen.danmaku_room_type], "Their rooms are numbers; this is the type in front: with \"live\" room 1000 is live://1000.";
         [comet.listen.websocket_path], "The only request target that is upgraded to WebSocket.";
+        [comet.listen.websocket_deflate], "Takes permessage-deflate where a client offers it, as browsers do: for clients that read no compressed version. What they get from comet.compression.threshold_bytes on is compressed, once for each message.";
         [comet.listen.websocket_lenient], "Accepts what goim accepts of old clients: text frames, unmasked frames, oversized control frames. False: strict RFC 6455.";
         [comet.listen.backlog], "Connections waiting to be accepted, per listener and shard; the kernel's somaxconn caps it.";
     };

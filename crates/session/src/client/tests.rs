@@ -103,6 +103,7 @@ impl Server {
                 body_bytes_max: 4096,
                 head_bytes_max: 8192,
                 path: "/sub".to_string(),
+                deflate: false,
                 websocket,
             },
             handshake_timeout: Duration::from_secs(5),
@@ -119,7 +120,8 @@ impl Server {
         loop {
             match self.session.step(&self.rules, &mut self.pool, now, &mut piece, &mut at)? {
                 Step::Idle => break,
-                Step::Handled { .. } => {}
+                // The rules here take no permessage-deflate.
+                Step::Handled { .. } | Step::Inflate { .. } => {}
                 Step::Authenticate { token } => {
                     self.token = token.to_vec();
                     let established = Established {

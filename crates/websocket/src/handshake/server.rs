@@ -16,6 +16,8 @@ pub struct Upgrade {
     pub cookie: String,
     /// The first `User-Agent` header, or empty. Bytes that are not UTF-8 are replaced.
     pub user_agent: String,
+    /// The client offers permessage-deflate (RFC 7692) in a form that [`response_deflating`] answers.
+    pub deflate: bool,
 }
 
 /// Reads the request at the front of `bytes`.
@@ -70,16 +72,46 @@ fn upgrade_of(headers: &[httparse::Header<'_>]) -> Result<Upgrade, HandshakeErro
         key: key.to_string(),
         cookie: String::from_utf8_lossy(value("Cookie")).into_owned(),
         user_agent: String::from_utf8_lossy(value("User-Agent")).into_owned(),
+        deflate: offers_deflate(headers),
     })
+}
+
+/// True when one of the offers can be taken. One that bounds the server's window cannot: the window is always of 32 KiB.
+fn offers_deflate(headers: &[httparse::Header<'_>]) -> bool {
+    let named = headers.iter().filter(|header| header.name.eq_ignore_ascii_case("Sec-WebSocket-Extensions"));
+    let values = named.filter_map(|header| core::str::from_utf8(header.value).ok());
+    values.flat_map(|value| value.split(',')).any(|offer| {
+        let mut parts = offer.split(';').map(str::trim);
+        parts.next() == Some("permessage-deflate") && parts.all(is_harmless)
+    })
+}
+
+/// Parameters that ask for what is done anyway, or allow what is not made use of.
+fn is_harmless(parameter: &str) -> bool {
+    let name = parameter.split('=').next().unwrap_or_default().trim_end();
+    matches!(name, "client_no_context_takeover" | "server_no_context_takeover" | "client_max_window_bits")
 }
 
 /// The answer that makes the connection a WebSocket: goim's four lines in goim's order.
 #[must_use]
 pub fn response(key: &str) -> Vec<u8> {
+    response_with(key, "")
+}
+
+/// The same, and permessage-deflate is taken: neither side keeps anything from one message to the next.
+#[must_use]
+pub fn response_deflating(key: &str) -> Vec<u8> {
+    response_with(
+        key,
+        "Sec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover; client_no_context_takeover\r\n",
+    )
+}
+
+fn response_with(key: &str, more: &str) -> Vec<u8> {
     let accept = accept(key);
     format!(
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-         Sec-WebSocket-Accept: {accept}\r\n\r\n"
+         Sec-WebSocket-Accept: {accept}\r\n{more}\r\n"
     )
     .into_bytes()
 }

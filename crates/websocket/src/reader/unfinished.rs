@@ -62,9 +62,9 @@ impl Unfinished {
         added
     }
 
-    /// A data frame of `opcode` begins, or goes on; the first frame of a message gives its kind.
-    pub(super) fn begin(&mut self, opcode: Opcode) {
-        self.message.get_or_insert(kind_of(opcode));
+    /// A data frame begins, or goes on; the first frame of a message gives its kind.
+    pub(super) fn begin(&mut self, head: &Head) {
+        self.message.get_or_insert(kind_of(head));
     }
 
     /// Adds a piece of the message. Text is checked as it comes, so that an error is not found out late.
@@ -112,8 +112,12 @@ impl Unfinished {
 }
 
 /// goim makes no difference between text and binary; a message that begins with a continuation counts as binary.
-pub(super) fn kind_of(opcode: Opcode) -> Kind {
-    if opcode == Opcode::Text { Kind::Text } else { Kind::Binary }
+pub(super) fn kind_of(head: &Head) -> Kind {
+    match head.opcode {
+        _ if head.deflated => Kind::Deflated,
+        Opcode::Text => Kind::Text,
+        _ => Kind::Binary,
+    }
 }
 
 /// Appends `piece`, the first of `missing` bytes that are announced, to a buffer that will never hold more than
