@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use goim_wire::{Operation, Version, control};
+use goim_compression::{Levels, compress_always};
+use goim_wire::{Encoding, Operation, Version, VersionTable, control};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::desk::{Command, Desk, Failure, Shared, Wish};
@@ -30,6 +31,7 @@ pub struct Client {
     shared: Arc<Shared>,
     request_timeout: Duration,
     body_bytes_max: usize,
+    versions: Arc<VersionTable>,
 }
 
 /// Why a wish came to nothing.
@@ -122,6 +124,7 @@ impl Client {
             shared,
             request_timeout: config.request_timeout,
             body_bytes_max: config.outbound_body_bytes_max,
+            versions: Arc::new(config.versions.clone()),
         };
         (client, Events::new(events), supervisor)
     }
@@ -143,7 +146,8 @@ impl Client {
         self.send_as(Version::GOIM, operation, body).await
     }
 
-    /// As [`Client::send`], with a body in another version of the business's schema.
+    /// As [`Client::send`], with a body in another version of the business's schema. `body` is as the business reads it: where the
+    /// version is a compressed one ([`ClientConfig::versions`]) it is compressed here, and the limit of its length is for what is sent.
     ///
     /// # Errors
     /// See [`SendError`].
@@ -159,7 +163,10 @@ impl Client {
         if operation != Operation::SEND && operation < Operation::BUSINESS_MIN {
             return Err(SendError::Reserved(operation.0));
         }
-        let body = body.into();
+        let body = match self.versions.row(version).map_or(Encoding::Identity, |row| row.encoding) {
+            Encoding::Identity => body.into(),
+            encoding => compress_always(encoding, &body.into(), Levels::default()).into(),
+        };
         let (len, limit) = (body.len(), self.body_bytes_max);
         if len > limit {
             return Err(SendError::BodyTooLong { len, limit });

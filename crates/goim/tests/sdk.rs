@@ -151,6 +151,14 @@ async fn the_business_answers_and_fails() {
     let (client, _events) = Client::connect(config(&server, Scheme::Ws, identity)).await.unwrap();
     let answer = client.send(Operation(2000), "hello").await.unwrap();
     assert_eq!(answer, [b"answer to hello".as_slice(), &b" and more".repeat(200)].concat());
+    // More than a packet may carry, and less when it is compressed: the business has it as it was.
+    let large = "the same again ".repeat(400);
+    for version in [2, 3] {
+        let answer = client.send_as(Version(version), Operation(2000), large.clone()).await.unwrap();
+        assert!(answer.starts_with(format!("answer to {large}").as_bytes()), "{version}");
+    }
+    let refused = client.send(Operation(2000), large).await.unwrap_err();
+    assert!(matches!(refused, SendError::BodyTooLong { len: 6000, limit: 4096 }), "{refused:?}");
     let refused = client.send(Operation(2000), "no").await.unwrap_err();
     assert!(matches!(&refused, SendError::Refused(error) if error.code == 3512), "{refused:?}");
     client.close().await;
