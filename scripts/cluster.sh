@@ -29,22 +29,8 @@ usage() {
   exit 64
 }
 
-# From below those that the system draws for outgoing connections: a port must be free when a process is started again too.
 free_ports() { # COUNT
-  python3 - "$1" << 'PYTHON'
-import random, socket, sys
-held, ports = [], []
-while len(ports) < int(sys.argv[1]):
-    port = random.randrange(22000, 32000)
-    s = socket.socket()
-    try:
-        s.bind(("127.0.0.1", port))
-    except OSError:
-        continue
-    held.append(s)
-    ports.append(port)
-print(*ports)
-PYTHON
+  "$root/scripts/engines/free-ports.py" "$1" 22000 32000
 }
 
 host_of() { # NAME [WHAT]

@@ -39,19 +39,8 @@ POM
   mv "$jars.part" "$jars"
 }
 
-# A port that nobody has, and that the system gives to nobody: from below those it draws for outgoing connections.
 free_port() {
-  python3 - << 'PYTHON'
-import random, socket
-while True:
-    port = random.randrange(22000, 32000)
-    try:
-        socket.socket().bind(("127.0.0.1", port))
-    except OSError:
-        continue
-    print(port)
-    break
-PYTHON
+  "$(dirname "$0")/free-ports.py" 1 22000 32000
 }
 
 java_in() { # DIR HEAP MAIN ARGUMENTS...

@@ -24,23 +24,9 @@ get() {
   command -v redis-server > /dev/null || { say "needs redis-server (Debian: apt-get install redis-server)"; exit 2; }
 }
 
-# As many ports that nobody has, and that the system gives to nobody: from below those it draws for outgoing connections. The bus
-# ports of a cluster, 10000 above, are so too.
-free_ports() {
-  python3 - "$1" << 'PYTHON'
-import random, socket, sys
-held, ports = [], []
-while len(ports) < int(sys.argv[1]):
-    port = random.randrange(11000, 22000)
-    s = socket.socket()
-    try:
-        s.bind(("127.0.0.1", port))
-    except OSError:
-        continue
-    held.append(s)
-    ports.append(port)
-print(*ports)
-PYTHON
+# The bus ports of a cluster, 10000 above, are below those for outgoing connections too.
+free_ports() { # COUNT
+  "$(dirname "$0")/free-ports.py" "$1" 11000 22000
 }
 
 server() { # DIR PORT OPTIONS...
