@@ -291,7 +291,16 @@ impl Membership {
     pub(crate) fn same_room(self, other: Self) -> bool {
         self.room == other.room
     }
+
+    /// True when it is in this room of the same shard.
+    pub(crate) fn is_in(self, room: RoomPlace) -> bool {
+        self.room() == room.0 as usize
+    }
 }
+
+/// A room of a shard, for as long as nobody joins or leaves.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RoomPlace(u32);
 
 struct Room {
     shared: Arc<SharedRoom>,
@@ -317,6 +326,11 @@ impl Rooms {
     fn index_of(&self, hash: u64, room: &str) -> Option<u32> {
         let same = |index: &u32| self.rooms[*index as usize].shared.id.as_str() == room;
         self.by_id.find(hash, same).copied()
+    }
+
+    /// The room of this name, when it has members here: found once, and then compared with memberships as a number.
+    pub(crate) fn find(&self, room: &str) -> Option<RoomPlace> {
+        self.index_of(self.census.hash(room), room).map(RoomPlace)
     }
 
     /// The members of the room with this hash and name.

@@ -77,8 +77,9 @@ fn the_life_of_a_session_is_told() {
         let body = json!([b, c, b]).to_string();
         assert_eq!(session.client.ask(&Packet::new(26, 1, body)).op, 27);
         assert_eq!(session.client.ask(&Packet::new(28, 2, json!([c, d]).to_string())).op, 29);
-        // goim's change of room leaves the first one.
+        // goim's change of room leaves the first one; into a room of the list it joins nothing.
         assert_eq!(session.client.ask(&Packet::new(12, 3, &d)).op, 13);
+        assert_eq!(session.client.ask(&Packet::new(12, 4, &b)).op, 13);
         session.client.finish();
         session.client.rest();
         check_heard(
@@ -90,6 +91,7 @@ fn the_life_of_a_session_is_told() {
                 ("leave", &[&c], ""),
                 ("leave", &[&a], ""),
                 ("join", &[&d], ""),
+                ("leave", &[&d], ""),
                 ("disconnect", &[], "peer_closed"),
             ],
         );

@@ -38,13 +38,16 @@ impl Shard {
         if room.is_empty() {
             return;
         }
-        self.note(slot, EventKind::Join, vec![RoomId::from(room)]);
-        let rooms = &self.rooms;
-        match self.connections[slot].take_room(|membership| rooms.is_in(membership, room)) {
+        let place = self.rooms.find(room);
+        let further =
+            place.and_then(|place| self.connections[slot].take_room(|further| further.is_in(place)));
+        if further.is_some() {
             // It is there already, by way of the list.
-            Some(membership) => self.connections[slot].membership = Some(membership),
-            None => self.join(slot, RoomId::from(room)),
+            self.connections[slot].membership = further;
+            return;
         }
+        self.note(slot, EventKind::Join, vec![RoomId::from(room)]);
+        self.join(slot, RoomId::from(room));
     }
 
     pub(super) fn join(&mut self, slot: u32, room: RoomId) {
@@ -116,10 +119,11 @@ impl Shard {
         let mut is_full = false;
         for name in names {
             let connection = &self.connections[slot];
-            let is_member = connection.memberships().any(|membership| self.rooms.is_in(membership, &name));
+            let place = self.rooms.find(&name);
+            let is_member = place.is_some_and(|place| connection.memberships().any(|own| own.is_in(place)));
             if name.is_empty() || connection.scope().is_some_and(|scope| !scope.allows(&name)) {
                 refused.push(name);
-            } else if is_member || joined.contains(&name) {
+            } else if is_member {
                 joined.push(name);
             } else if connection.memberships().count() < self.shared.config.limits.rooms_max.get() {
                 self.join_further(slot, RoomId::from(name.as_str()));
@@ -142,14 +146,12 @@ impl Shard {
     fn leave_all(&mut self, slot: u32, names: Vec<String>) -> Option<serde_json::Value> {
         let mut left = Vec::new();
         for name in names {
-            let rooms = &self.rooms;
-            if let Some(membership) =
-                self.connections[slot].take_room(|membership| rooms.is_in(membership, &name))
-            {
+            let Some(place) = self.rooms.find(&name) else { continue };
+            let connection = &mut self.connections[slot];
+            let further = connection.take_room(|further| further.is_in(place));
+            let own = connection.membership.take_if(|own| further.is_none() && own.is_in(place));
+            if let Some(membership) = further.or(own) {
                 self.leave(membership);
-                left.push(name);
-            } else if self.connections[slot].membership.is_some_and(|own| self.rooms.is_in(own, &name)) {
-                self.leave_room(slot);
                 left.push(name);
             }
         }
