@@ -324,8 +324,17 @@ impl Config {
         ] {
             refuse(value.is_zero(), key, &value, above_zero)?;
         }
-        for route in &self.upstream.routes {
+        for (nth, route) in self.upstream.routes.iter().enumerate() {
             let (first, last) = (*route.operations.start(), *route.operations.end());
+            let others = self.upstream.routes.iter().take(nth);
+            refuse(
+                others
+                    .map(|other| &other.operations)
+                    .any(|other| first <= *other.end() && *other.start() <= last),
+                "logic.upstream.routes",
+                &route.operations,
+                "and another route has some of them: an operation goes one way",
+            )?;
             refuse(
                 first < Operation::BUSINESS_MIN.0 && last > 0 && first <= 31 && last >= 2,
                 "logic.upstream.routes",
@@ -516,6 +525,18 @@ mod tests {
             "logic.identity.jwt.secrets",
         );
         check(|c| c.identity.jwt.jwks_pause = Duration::ZERO, "logic.identity.jwt.jwks_pause");
+        for ranges in [&[5..=9][..], &[1000..=2000, 2000..=2000], &[1500..=1500, 3000..=3001, 1000..=2000]] {
+            let to = |range: &std::ops::RangeInclusive<i32>| {
+                RouteConfig::new(range.clone(), "http://b".to_owned())
+            };
+            let mut config = Config::default();
+            config.upstream.routes = ranges.iter().map(to).collect();
+            assert_eq!(
+                config.validate().map_err(|error| error.key),
+                Err("logic.upstream.routes"),
+                "{ranges:?}"
+            );
+        }
     }
 
     #[test]

@@ -6,14 +6,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use goim_ports::{
-    AcceptedAt, Device, DeviceDirectory, DirectoryError, EndCode, Extended, Mid, Operation, PushLog,
-    PushRecord, PushTarget, ServerId, SessionDirectory, SessionKey,
+    AcceptedAt, Device, DeviceDirectory, DirectoryError, EndCode, Mid, PushLog, PushTarget, ServerId,
+    SessionDirectory, SessionKey,
 };
 
 use crate::config::DevicePolicy;
 use crate::deadline::within;
+use crate::members::order_to_end;
 use crate::port::directory_late;
 use crate::push::append_late;
 
@@ -65,14 +65,7 @@ impl Devices {
     }
 
     async fn end(&self, server: ServerId, key: SessionKey) -> Result<(), String> {
-        let extension = Extended { end: Some(TOO_MANY), without_first: true, ..Extended::default() };
-        let record = PushRecord {
-            target: PushTarget::Keys { server, keys: vec![key] },
-            operation: Operation::DISCONNECT,
-            body: Bytes::new(),
-            accepted_at: AcceptedAt::now(),
-            extension: Some(Arc::new(extension)),
-        };
+        let record = order_to_end(PushTarget::Keys { server, keys: vec![key] }, TOO_MANY);
         within(self.deadline, self.push_log.append(record), append_late)
             .await
             .map_err(|error| error.to_string())

@@ -1,5 +1,7 @@
 //! Who is in a room, and ending sessions: what the business asks and orders beyond pushes.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use goim_ports::{
     AcceptedAt, EndCode, Extended, Operation, PushRecord, PushTarget, RoomId, RoomMember, RoomMembers,
@@ -47,22 +49,22 @@ impl Logic {
             }
             Receivers::Mids(mids) => to_keys(self.sessions_by_server(mids).await?),
         };
-        let extension = Some(std::sync::Arc::new(Extended {
-            end: Some(code),
-            without_first: true,
-            ..Extended::default()
-        }));
         for target in targets {
-            let record = PushRecord {
-                target,
-                operation: Operation::DISCONNECT,
-                body: Bytes::new(),
-                accepted_at: AcceptedAt::now(),
-                extension: extension.clone(),
-            };
-            self.append_record(record).await?;
+            self.append_record(order_to_end(target, code)).await?;
         }
         Ok(())
+    }
+}
+
+/// The record that ends sessions with this code.
+pub(crate) fn order_to_end(target: PushTarget, code: EndCode) -> PushRecord {
+    let extension = Extended { end: Some(code), without_first: true, ..Extended::default() };
+    PushRecord {
+        target,
+        operation: Operation::DISCONNECT,
+        body: Bytes::new(),
+        accepted_at: AcceptedAt::now(),
+        extension: Some(Arc::new(extension)),
     }
 }
 

@@ -138,6 +138,22 @@ impl Handler for Route {
     }
 }
 
+/// Counts a call until it is dropped: whoever asked may give up waiting.
+struct UnderWay<'a>(&'a Gauge);
+
+impl<'a> UnderWay<'a> {
+    fn new(gauge: &'a Gauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
 impl Inner {
     async fn ask(&self, upstream: Upstream) -> Result<Bytes, LogicError> {
         let started = Instant::now();
@@ -149,9 +165,9 @@ impl Inner {
                 self.config.calls_max, self.name
             )));
         };
-        self.metrics.under_way.inc();
+        let under_way = UnderWay::new(&self.metrics.under_way);
         let answer = self.try_until(until, upstream).await;
-        self.metrics.under_way.dec();
+        drop(under_way);
         self.metrics.seconds.observe(started.elapsed().as_secs_f64());
         answer
     }
@@ -195,5 +211,21 @@ impl Inner {
             Err(LogicError::Late(_)) => metrics.late.inc(),
             Err(LogicError::Busy(_)) => metrics.busy.inc(),
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_call_that_nobody_waits_for_is_no_longer_under_way() {
+        let gauge = Gauge::default();
+        let call = async {
+            let _under_way = UnderWay::new(&gauge);
+            std::future::pending::<()>().await;
+        };
+        assert!(tokio::time::timeout(Duration::from_millis(5), call).await.is_err());
+        assert_eq!(gauge.get(), 0);
     }
 }
