@@ -123,6 +123,7 @@ struct Taking<'s> {
     accepts: &'s mut SmallVec<[Operation; 4]>,
     phase: &'s mut Phase,
     deadline: &'s mut Moment,
+    facts: &'s mut Option<Box<UpgradeFacts>>,
     heartbeat_ms: u32,
     now: Moment,
     transport: Transport,
@@ -304,13 +305,13 @@ impl ServerSession {
         if !self.wants_input(rules) {
             return Ok(Step::Idle);
         }
-        let transport = self.framing.transport();
-        let extended = self.protover.is_some();
-        let incoming = match self.framing.next(&rules.framing, input, at) {
+        let (framing, taking) = self.parts(now);
+        let transport = taking.transport;
+        let incoming = match framing.next(&rules.framing, input, at) {
             Ok(incoming) => incoming,
             Err(error) => {
                 let reason = error.reason();
-                self.outbox.reply(pool, |out| out.extend(error.last_words(&rules.framing)));
+                taking.outbox.reply(pool, |out| out.extend(error.last_words(&rules.framing)));
                 return Err(reason);
             }
         };
@@ -320,30 +321,38 @@ impl ServerSession {
             Some(Incoming::Deflated(message)) => return Ok(Step::Inflate { message }),
             Some(Incoming::Nothing) => return Ok(Step::Handled { packet: None }),
             Some(Incoming::Upgraded { response, facts }) => {
-                self.facts = (facts != UpgradeFacts::default()).then(|| Box::new(facts));
-                self.outbox.reply(pool, |out| out.extend_from_slice(&response));
+                *taking.facts = (facts != UpgradeFacts::default()).then(|| Box::new(facts));
+                taking.outbox.reply(pool, |out| out.extend_from_slice(&response));
                 return Ok(Step::Handled { packet: None });
             }
             Some(Incoming::Ping(payload)) => {
-                self.outbox.reply(pool, |out| transport.pong(payload, out));
+                taking.outbox.reply(pool, |out| transport.pong(payload, out));
                 return Ok(Step::Handled { packet: None });
             }
             Some(Incoming::Closed) => {
-                self.outbox.reply(pool, |out| transport.goodbye(out));
+                taking.outbox.reply(pool, |out| transport.goodbye(out));
                 return Err(CloseReason::PeerClosed);
             }
         };
+        taking.packet(pool, packet)
+    }
+
+    /// The framing, and all that what it reads may change: a packet may lie in the one while it changes the other.
+    #[inline(always)]
+    fn parts(&mut self, now: Moment) -> (&mut Framing, Taking<'_>) {
+        let (transport, extended) = (self.framing.transport(), self.protover.is_some());
         let taking = Taking {
             outbox: &mut self.outbox,
             accepts: &mut self.accepts,
             phase: &mut self.phase,
             deadline: &mut self.deadline,
+            facts: &mut self.facts,
             heartbeat_ms: self.heartbeat_ms,
             now,
             transport,
             extended,
         };
-        taking.packet(pool, packet)
+        (&mut self.framing, taking)
     }
 
     /// Goes on with a message that [`Step::Inflate`] has asked for: what it carries is dealt with as in [`ServerSession::step`].
@@ -359,17 +368,7 @@ impl ServerSession {
     ) -> Result<Step<'a>, CloseReason> {
         let packet = Packet::from_message(message, rules.framing.body_bytes_max);
         let packet = packet.map_err(|_| CloseReason::BadPacket)?;
-        let (transport, extended) = (self.transport(), self.is_extended());
-        let taking = Taking {
-            outbox: &mut self.outbox,
-            accepts: &mut self.accepts,
-            phase: &mut self.phase,
-            deadline: &mut self.deadline,
-            heartbeat_ms: self.heartbeat_ms,
-            now,
-            transport,
-            extended,
-        };
+        let (_, taking) = self.parts(now);
         taking.packet(pool, packet)
     }
 
