@@ -23,6 +23,13 @@ struct State {
     until: Option<Instant>,
 }
 
+/// For a business that is asked over a network: eight failures in a row, a pause of a second.
+impl Default for Circuit {
+    fn default() -> Self {
+        Self::new(8, Duration::from_secs(1))
+    }
+}
+
 impl Circuit {
     /// Opens after `failures_max` failures in a row, at least one, for `pause`.
     pub(crate) fn new(failures_max: u32, pause: Duration) -> Self {

@@ -25,9 +25,6 @@ use crate::handler::Handler;
 use crate::{Logic, Overlap};
 use duplicates::Window;
 
-/// Failures in a row after which a route is left alone for a while, and for how long.
-const FAILURES_MAX: u32 = 8;
-const PAUSE: Duration = Duration::from_secs(1);
 /// Pause before the first further try; doubled before each one after it.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
@@ -101,7 +98,7 @@ impl Logic {
             name,
             to,
             permits: Semaphore::new(config.calls_max.max(1)),
-            circuit: Circuit::new(FAILURES_MAX, PAUSE),
+            circuit: Circuit::default(),
             failing: Complaint::default(),
             duplicates: config.duplicates.map(Window::new),
             config: config.clone(),

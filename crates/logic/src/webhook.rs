@@ -14,10 +14,6 @@ use crate::circuit::Circuit;
 use crate::complaint::Complaint;
 use crate::config::Secret;
 
-/// Failures in a row after which a hook is left alone for a while, and for how long.
-const FAILURES_MAX: u32 = 8;
-const PAUSE: Duration = Duration::from_secs(1);
-
 /// What an operator sets of a hook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WebhookConfig {
@@ -76,7 +72,7 @@ impl Webhook {
         Self {
             name: name.into(),
             permits: Semaphore::new(config.calls_max.max(1)),
-            circuit: Circuit::new(FAILURES_MAX, PAUSE),
+            circuit: Circuit::default(),
             failing: Complaint::default(),
             config,
             http,

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use goim_compression::{InflateError, inflate};
 use goim_ports::{
     Accepted, Call, ConnectError, ConnectRequest, Encoding, EventKind, LogicError, NoSession, PacketBuf,
-    Schema, Sequence, SessionRef, Upstream, Version,
+    RoomId, Schema, Sequence, ServerId, SessionRef, Upstream, Version,
 };
 use goim_session::{CloseReason, Established, Moment, RequestFailure};
 
@@ -158,13 +158,7 @@ impl Shard {
         let connection = &mut self.connections[slot];
         let id = ConnectionId { slot, generation: connection.generation };
         let location = Location { shard: self.index as u16, connection: id };
-        let mut rooms = Vec::with_capacity(accepted.rooms.len() + 1);
-        rooms.extend(accepted.room.clone());
-        for room in accepted.rooms {
-            if !rooms.contains(&room) && rooms.len() < self.shared.config.limits.rooms_max.get() {
-                rooms.push(room);
-            }
-        }
+        let rooms = rooms_of(&accepted, self.shared.config.limits.rooms_max.get());
         let versions = &self.shared.versions;
         let dialect = self.kinds[usize::from(connection.listener)].dialect;
         let highest = versions.table().highest();
@@ -175,20 +169,7 @@ impl Shard {
             Dialect::Danmaku => connection.class,
         };
         let reply = match protover {
-            Some(protover) => {
-                let names: Vec<&str> = rooms.iter().map(goim_ports::RoomId::as_str).collect();
-                let reply = serde_json::json!({
-                    "code": 0,
-                    "mid": accepted.mid.0,
-                    "key": accepted.key.as_str(),
-                    "protover": protover.0,
-                    "heartbeat": accepted.heartbeat.as_secs(),
-                    "rooms": names,
-                    "server": self.shared.server.as_str(),
-                    "expires_at": accepted.expires_at.map(|at| at.0),
-                });
-                reply.to_string().into_bytes()
-            }
+            Some(protover) => welcome(&accepted, protover, &rooms, &self.shared.server),
             None if dialect == Dialect::Danmaku => danmaku::WELCOME.to_vec(),
             None => Vec::new(),
         };
@@ -370,6 +351,33 @@ impl Shard {
             }
         }
     }
+}
+
+/// The rooms that a session begins in: the one of goim first, each once, as many as it may be in.
+fn rooms_of(accepted: &Accepted, rooms_max: usize) -> Vec<RoomId> {
+    let mut rooms: Vec<RoomId> = accepted.room.iter().cloned().collect();
+    for room in &accepted.rooms {
+        if rooms.len() < rooms_max && !rooms.contains(room) {
+            rooms.push(room.clone());
+        }
+    }
+    rooms
+}
+
+/// The body of the auth reply for an extended client.
+fn welcome(accepted: &Accepted, protover: Version, rooms: &[RoomId], server: &ServerId) -> Vec<u8> {
+    let rooms: Vec<&str> = rooms.iter().map(RoomId::as_str).collect();
+    let reply = serde_json::json!({
+        "code": 0,
+        "mid": accepted.mid.0,
+        "key": accepted.key.as_str(),
+        "protover": protover.0,
+        "heartbeat": accepted.heartbeat.as_secs(),
+        "rooms": rooms,
+        "server": server.as_str(),
+        "expires_at": accepted.expires_at.map(|at| at.0),
+    });
+    reply.to_string().into_bytes()
 }
 
 /// When a token's end is by a shard's clock.
