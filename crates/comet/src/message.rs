@@ -50,7 +50,10 @@ pub(crate) struct Versions {
     classes: Vec<Class>,
     /// Sessions of other classes than the first.
     readers: AtomicUsize,
+    /// By encoding; nothing is written in the first.
     compressed: [Compressed; Encoding::ALL.len()],
+    /// Whole messages for those who deflate.
+    deflated: Compressed,
 }
 
 /// What was compressed with one encoding.
@@ -85,8 +88,8 @@ impl Versions {
         classes.extend([Encoding::Identity, Encoding::Zlib, Encoding::Brotli].map(danmaku));
         let reads_none = goim.into_iter().filter(|class| class.encoding == Encoding::Identity);
         classes.extend(reads_none.map(|class| Class { deflates: true, ..class }));
-        let (readers, compressed) = Default::default();
-        Self { table, config, classes, readers, compressed }
+        let (readers, compressed, deflated) = Default::default();
+        Self { table, config, classes, readers, compressed, deflated }
     }
 
     pub(crate) fn table(&self) -> &VersionTable {
@@ -134,12 +137,8 @@ impl Versions {
 
     /// What was compressed, by the name of the encoding.
     pub(crate) fn compressed(&self) -> impl Iterator<Item = (&'static str, &Compressed)> {
-        let name = |encoding| match encoding {
-            // Nothing is written in it; its place counts what is compressed as a message.
-            Encoding::Identity => "deflate",
-            encoding => Encoding::name(encoding),
-        };
-        Encoding::ALL.into_iter().map(name).zip(&self.compressed)
+        let by_encoding = Encoding::ALL.map(Encoding::name).into_iter().zip(&self.compressed);
+        by_encoding.skip(1).chain([("deflate", &self.deflated)])
     }
 
     /// The frame of a message for those who deflate, when it is large enough and becomes smaller.
@@ -149,7 +148,7 @@ impl Versions {
                 return None;
             }
             let made = deflate_message(message, self.levels());
-            self.count(Encoding::Identity, message.len(), made.as_ref().map_or(message.len(), Vec::len));
+            self.deflated.count(message.len(), made.as_ref().map_or(message.len(), Vec::len));
             made
         })
     }
@@ -160,15 +159,9 @@ impl Versions {
             return None;
         }
         let made = compress(encoding, body, self.levels());
-        self.count(encoding, body.len(), made.as_ref().map_or(body.len(), Vec::len));
+        let after = made.as_ref().map_or(body.len(), Vec::len);
+        self.compressed[encoding as usize].count(body.len(), after);
         made.map(Bytes::from)
-    }
-
-    fn count(&self, encoding: Encoding, before: usize, after: usize) {
-        let counted = &self.compressed[encoding as usize];
-        counted.count.fetch_add(1, Ordering::Relaxed);
-        counted.bytes_before.fetch_add(before as u64, Ordering::Relaxed);
-        counted.bytes_after.fetch_add(after as u64, Ordering::Relaxed);
     }
 
     fn levels(&self) -> Levels {
@@ -191,6 +184,14 @@ impl Versions {
             Some(compressed) => (best.version, compressed),
             None => (plain, body),
         }
+    }
+}
+
+impl Compressed {
+    fn count(&self, before: usize, after: usize) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        self.bytes_before.fetch_add(before as u64, Ordering::Relaxed);
+        self.bytes_after.fetch_add(after as u64, Ordering::Relaxed);
     }
 }
 
@@ -513,12 +514,12 @@ mod tests {
         }
         let counts: Vec<u64> =
             versions.compressed().map(|(_, of)| of.count.load(Ordering::Relaxed)).collect();
-        assert_eq!(counts, [0, 1, 1, 1], "deflate, zlib, brotli, zstd");
+        assert_eq!(counts, [1, 1, 1, 0], "zlib, brotli, zstd, deflate");
         let small = Outgoing::new(push(b"small"), None, &versions);
         assert_eq!(got(&small, &versions, Some(3)), Some(vec![(1, b"small".to_vec())]));
         let counts: Vec<u64> =
             versions.compressed().map(|(_, of)| of.count.load(Ordering::Relaxed)).collect();
-        assert_eq!(counts, [0, 1, 1, 1], "below the threshold nothing is tried");
+        assert_eq!(counts, [1, 1, 1, 0], "below the threshold nothing is tried");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What happens to sessions, on a topic: one record an event, JSON, the member's number or the session's key as its key, so that what
 //! happens to one stays in order.
 
-use goim_ports::{Call, EventSink, LifecycleEvent, LogicError};
+use goim_ports::{Call, EventSink, LifecycleEvent, LogicError, Mid, SessionKey};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::util::Timeout;
 
@@ -10,6 +10,11 @@ use super::log::KafkaError;
 
 /// How an event is written.
 pub type WriteEvent = fn(&LifecycleEvent) -> String;
+
+/// The key of a record about a session: the member, so that what is of one stays in order, or the session's own where there is none.
+pub(super) fn key_of(mid: Mid, key: &SessionKey) -> String {
+    if mid.is_anonymous() { key.to_string() } else { mid.0.to_string() }
+}
 
 /// The writing end of the events' topic.
 #[derive(Clone)]
@@ -41,17 +46,8 @@ impl EventSink for KafkaEvents {
     fn deliver(&self, events: Vec<LifecycleEvent>) -> Call<Result<(), LogicError>> {
         let Self { producer, topic, write, deadline } = self.clone();
         Call::pending(async move {
-            let records: Vec<(String, String)> = events
-                .iter()
-                .map(|event| {
-                    let key = if event.mid.is_anonymous() {
-                        event.key.to_string()
-                    } else {
-                        event.mid.0.to_string()
-                    };
-                    (key, write(event))
-                })
-                .collect();
+            let records: Vec<(String, String)> =
+                events.iter().map(|event| (key_of(event.mid, &event.key), write(event))).collect();
             // All are on their way before the first is waited for.
             let sent: Vec<_> = records
                 .iter()

@@ -11,6 +11,7 @@ use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::util::Timeout;
 
 use super::config::KafkaConfig;
+use super::events::key_of;
 use super::log::KafkaError;
 use crate::grpc::convert::handle_req_of;
 
@@ -42,11 +43,7 @@ impl UpstreamPort for KafkaUpstream {
     fn send(&self, upstream: Upstream, timeout: Duration) -> Call<Result<Bytes, LogicError>> {
         let Self { producer, topic } = self.clone();
         Call::pending(async move {
-            let key = if upstream.mid.is_anonymous() {
-                upstream.key.to_string()
-            } else {
-                upstream.mid.0.to_string()
-            };
+            let key = key_of(upstream.mid, &upstream.key);
             let value = handle_req_of(upstream).encode_to_vec();
             let record = FutureRecord::to(&topic).key(&key).payload(&value);
             match producer.send(record, Timeout::After(timeout)).await {

@@ -45,9 +45,10 @@ impl Jwks {
         Arc::clone(&self.fetched.load().keys)
     }
 
-    /// True when they should be fetched again, or for the first time.
-    pub(super) fn are_old(&self) -> bool {
-        self.fetched.load().at.is_none_or(|at| at.elapsed() >= self.refresh)
+    /// True when there are keys that should be fetched again, and nobody does it or has just tried.
+    pub(super) fn are_due(&self) -> bool {
+        let are_old = self.fetched.load().at.is_some_and(|at| at.elapsed() >= self.refresh);
+        are_old && self.tried.try_lock().is_ok_and(|tried| tried.is_none_or(|at| at.elapsed() >= self.pause))
     }
 
     /// True when they have never been fetched.

@@ -114,7 +114,7 @@ impl Inner {
         let Some(jwks) = &self.jwks else {
             return self.verify(token, &self.candidates(header, &[]));
         };
-        if jwks.are_old() && !jwks.are_missing() {
+        if jwks.are_due() {
             let inner = Arc::clone(&self);
             tokio::spawn(async move {
                 if let Some(jwks) = &inner.jwks {
