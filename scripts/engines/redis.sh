@@ -7,7 +7,8 @@
 #        redis.sh start DIR sentinel      a master, a replica and three Sentinels; prints the addresses of the Sentinels
 #        redis.sh stop DIR                stop all of them
 #
-# REDIS_HOST in the environment is an address at which the single server listens besides 127.0.0.1.
+# REDIS_HOST in the environment is an address at which the single server listens besides 127.0.0.1. REDIS_TLS is a folder with ca.pem,
+# cert.pem and key.pem: then everybody speaks TLS only and asks for a certificate, and addresses begin with rediss://.
 # The master that the Sentinels know is called "goim". In DIR each server has a folder named by its port, with its pid file.
 # Exits with 2 when Redis cannot be had.
 set -euo pipefail
@@ -29,18 +30,35 @@ free_ports() { # COUNT
   "$(dirname "$0")/free-ports.py" "$1" 11000 22000
 }
 
+# Settings of servers and Sentinels, one a line, and of the command line.
+scheme=redis secure_cli=()
+if [ -n "${REDIS_TLS:-}" ]; then
+  scheme=rediss
+  secure_cli=(--tls --cacert "$REDIS_TLS/ca.pem" --cert "$REDIS_TLS/cert.pem" --key "$REDIS_TLS/key.pem")
+fi
+cli() { redis-cli "${secure_cli[@]}" "$@"; }
+listening() { # PORT
+  if [ "$scheme" = redis ]; then
+    echo "port $1"
+  else
+    printf '%s\n' "port 0" "tls-port $1" "tls-ca-cert-file $REDIS_TLS/ca.pem" "tls-cert-file $REDIS_TLS/cert.pem" \
+      "tls-key-file $REDIS_TLS/key.pem" "tls-replication yes" "tls-cluster yes"
+  fi
+}
+
 server() { # DIR PORT OPTIONS...
   local dir=$1/$2 port=$2
   shift 2
   mkdir -p "$dir"
-  redis-server --bind 127.0.0.1 --port "$port" --dir "$dir" --pidfile "$dir/pid" --daemonize yes --logfile "$dir/log" --save "" --appendonly no "$@" > /dev/null
+  listening "$port" > "$dir/listening.conf"
+  redis-server "$dir/listening.conf" --bind 127.0.0.1 --dir "$dir" --pidfile "$dir/pid" --daemonize yes --logfile "$dir/log" --save "" --appendonly no "$@" > /dev/null
 }
 
 # Waits for the server of this folder and port; nobody else who answers there will do.
 is_up() { # DIR PORT
   local said
   for _ in $(seq 200); do
-    said=$(redis-cli -p "$2" info server 2> /dev/null | tr -d '\r' | sed -n 's/^process_id://p')
+    said=$(cli -p "$2" info server 2> /dev/null | tr -d '\r' | sed -n 's/^process_id://p')
     [ -n "$said" ] && [ "$said" = "$(cat "$1/$2/pid" 2> /dev/null)" ] && return
     # It has given up: somebody else was faster.
     grep -qs "Failed listening" "$1/$2/log" && return 1
@@ -67,7 +85,7 @@ start_single() {
     server "$1" "$port" --bind $bind --protected-mode no || true
     if is_up "$1" "$port"; then
       echo "$port" > "$1/port"
-      echo "redis://$host:$port"
+      echo "$scheme://$host:$port"
       return
     fi
     say "no answer on port $port (try $try):"
@@ -84,14 +102,14 @@ start_cluster() {
     nodes+=("127.0.0.1:$port")
   done
   for port in $ports; do answers "$1" "$port"; done
-  redis-cli --cluster create "${nodes[@]}" --cluster-replicas 1 --cluster-yes > "$1/create.log" 2>&1 || { cat "$1/create.log" >&2; exit 1; }
+  cli --cluster create "${nodes[@]}" --cluster-replicas 1 --cluster-yes > "$1/create.log" 2>&1 || { cat "$1/create.log" >&2; exit 1; }
   for port in $ports; do
     for _ in $(seq 200); do
-      redis-cli -p "$port" cluster info 2> /dev/null | grep -q cluster_state:ok && break
+      cli -p "$port" cluster info 2> /dev/null | grep -q cluster_state:ok && break
       sleep 0.05
     done
   done
-  printf 'redis://%s ' "${nodes[@]}"
+  printf "$scheme://%s " "${nodes[@]}"
   echo
 }
 
@@ -106,7 +124,7 @@ start_sentinel() {
     mkdir -p "$1/$port"
     cat > "$1/$port/sentinel.conf" << CONF
 bind 127.0.0.1
-port $port
+$(listening "$port" | grep -v tls-cluster)
 dir $1/$port
 pidfile $1/$port/pid
 logfile $1/$port/log
@@ -117,13 +135,13 @@ sentinel failover-timeout goim 5000
 sentinel parallel-syncs goim 1
 CONF
     redis-server "$1/$port/sentinel.conf" --sentinel > /dev/null
-    urls+=("redis://127.0.0.1:$port")
+    urls+=("$scheme://127.0.0.1:$port")
   done
   # All must know the replica and each other before anything may fail.
   for port in "${ports[@]:2}"; do
     answers "$1" "$port"
     for _ in $(seq 300); do
-      redis-cli -p "$port" sentinel master goim 2> /dev/null | paste -s -d ' ' | grep -Eq 'num-slaves 1 num-other-sentinels 2' && break
+      cli -p "$port" sentinel master goim 2> /dev/null | paste -s -d ' ' | grep -Eq 'num-slaves 1 num-other-sentinels 2' && break
       sleep 0.1
     done
   done
@@ -155,5 +173,5 @@ case "${1:-}" in
     "start_${3:-single}" "$(cd "$2" && pwd)"
     ;;
   stop) stop "${2:?a folder}" ;;
-  *) sed -n '2,12p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 64 ;;
+  *) sed -n '2,13p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 64 ;;
 esac

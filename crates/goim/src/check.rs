@@ -18,6 +18,7 @@ impl Config {
     pub fn check(&self) -> Result<(), ConfigError> {
         let mut faults = Faults(Vec::new());
         tls(self, &mut faults);
+        redis(self, &mut faults);
         listeners(self, &mut faults);
         limits(self, &mut faults);
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log.level) {
@@ -86,6 +87,29 @@ impl Faults {
             self.add(text);
         }
     }
+}
+
+fn redis(config: &Config, faults: &mut Faults) {
+    let redis = &config.redis;
+    let files = [
+        ("redis.ca_file", &redis.ca_file),
+        ("redis.cert_file", &redis.cert_file),
+        ("redis.key_file", &redis.key_file),
+    ];
+    for (key, path) in files {
+        if let Some(path) = path {
+            readable(key, path, faults);
+        }
+    }
+    faults.add_if(
+        redis.cert_file.is_some() != redis.key_file.is_some(),
+        "redis.cert_file and redis.key_file belong together: set both, or neither",
+    );
+    let addresses = || redis.cluster.iter().chain(&redis.sentinels).chain([&redis.url]);
+    faults.add_if(
+        files.iter().any(|(_, path)| path.is_some()) && !addresses().any(|url| url.starts_with("rediss:")),
+        "redis has files for TLS, but no address that begins with rediss://: write redis.url, redis.cluster or redis.sentinels so",
+    );
 }
 
 fn tls(config: &Config, faults: &mut Faults) {
@@ -282,6 +306,15 @@ mod tests {
         check(&[&cert, &key], "");
         check(&[&cert], "cert_file is set without comet.tls.key_file");
         check(&[&key], "key_file is set without comet.tls.cert_file");
+        check(
+            &["redis.url=rediss://x", "redis.ca_file=/nonexistent"],
+            "redis.ca_file = \"/nonexistent\" cannot be read",
+        );
+        check(
+            &["redis.url=rediss://x", "redis.cert_file=/dev/null"],
+            "redis.cert_file and redis.key_file belong together",
+        );
+        check(&["redis.ca_file=/dev/null"], "no address that begins with rediss://");
         check(&["comet.tls.reload_interval=3s"], "");
         check(
             &[&cert, &key, "comet.tls.reload_interval=0s"],

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -125,6 +126,12 @@ pub struct RedisConfig {
     pub sentinels: Vec<String>,
     /// What the Sentinels call the master. Default `mymaster`.
     pub master: String,
+    /// PEM file of who signed Redis's certificate. Default `None`: those whom the system trusts.
+    pub ca_file: Option<PathBuf>,
+    /// PEM file of the certificate that Redis may ask for. Default `None`.
+    pub cert_file: Option<PathBuf>,
+    /// Its key. Default `None`.
+    pub key_file: Option<PathBuf>,
     /// How long a record lives that nobody touches. Default 30 min, as goim.
     pub expire: Duration,
     /// How long a command may take. Default 2 s.
@@ -285,6 +292,9 @@ impl Default for RedisConfig {
             cluster: Vec::new(),
             sentinels: Vec::new(),
             master: "mymaster".to_owned(),
+            ca_file: None,
+            cert_file: None,
+            key_file: None,
             expire: Duration::from_secs(30 * 60),
             deadline: Duration::from_secs(2),
             rebuilding: Duration::from_secs(6),

@@ -1,5 +1,6 @@
 //! What an operator can set of Redis, with the reasons for the defaults.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Settings of a connection to Redis, whatever is kept there.
@@ -18,21 +19,35 @@ pub struct RedisConfig {
     pub rebuilding: Duration,
     /// Commands that may be out at once; more wait. Default 4,096.
     pub commands_max: usize,
+    /// What TLS needs where addresses begin with `rediss://`.
+    pub tls: RedisTls,
+}
+
+/// Files of TLS towards Redis, PEM. Read once, when the connection is opened.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RedisTls {
+    /// Who signed Redis's certificate. Default `None`: those whom the system trusts.
+    pub ca_file: Option<PathBuf>,
+    /// Certificate chain and key of this process, where Redis asks for them, as it does by default. Default `None`.
+    pub identity: Option<(PathBuf, PathBuf)>,
 }
 
 /// Where Redis is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RedisPlace {
-    /// One server, as `redis://[user:password@]host:port[/database]`.
+    /// One server, as `redis://[user:password@]host:port[/database]`; `rediss://` inside TLS.
     Single(String),
     /// A cluster, by some of its nodes.
     Cluster(Vec<String>),
     /// What Sentinels call their master, by some of the Sentinels.
     Sentinel {
-        /// The Sentinels.
+        /// The Sentinels, all with the same user and password, all `rediss://` or none.
         sentinels: Vec<String>,
         /// The name of the master.
         master: String,
+        /// As what to come to the master: of this address only the scheme, user, password and database count, since the Sentinels know
+        /// where it is.
+        sign_in: String,
     },
 }
 
@@ -44,6 +59,7 @@ impl Default for RedisConfig {
             deadline: Duration::from_secs(2),
             rebuilding: Duration::from_secs(6),
             commands_max: 4_096,
+            tls: RedisTls::default(),
         }
     }
 }

@@ -9,11 +9,12 @@ mod city_hash;
 mod config;
 mod devices;
 mod nodes;
+mod open;
 mod rooms;
 mod sessions;
 mod store;
 
-pub use config::{RedisConfig, RedisPlace};
+pub use config::{RedisConfig, RedisPlace, RedisTls};
 pub use devices::RedisDevices;
 pub use nodes::{RedisNodes, RedisNodesConfig};
 pub use rooms::{RedisRooms, Servers};

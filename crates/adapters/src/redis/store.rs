@@ -3,23 +3,21 @@
 //! Everybody shares it: commands of many callers go out together and come back in order. It is made anew when it breaks; a
 //! command that was out then fails, and its caller decides. How many are out is bounded; more wait, within their deadline.
 
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures_util::future::try_join_all;
 use goim_ports::DirectoryError;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig, MultiplexedConnection};
-use redis::cluster::ClusterClientBuilder;
 use redis::cluster_async::ClusterConnection;
-use redis::io::tcp::TcpSettings;
-use redis::sentinel::{SentinelClient, SentinelServerType};
-use redis::{
-    AsyncConnectionConfig, Client, Cmd, ErrorKind, IntoConnectionInfo, Pipeline, RedisResult, Value,
-};
+use redis::sentinel::SentinelClient;
+use redis::{AsyncConnectionConfig, Cmd, ErrorKind, Pipeline, RedisResult, Value};
 use tokio::sync::{Mutex, Semaphore, watch};
 use tokio::time::timeout;
 
 use super::config::{RedisConfig, RedisPlace};
+use super::open::Opening;
 
 /// Why Redis is not used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -30,6 +28,14 @@ pub enum RedisError {
         /// What was given, without a password.
         place: String,
         /// What is wrong.
+        reason: String,
+    },
+    /// A file of TLS cannot be read.
+    #[error("{}: {reason}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
         reason: String,
     },
     /// It does not answer.
@@ -208,47 +214,31 @@ impl Shared {
 
 impl Way {
     async fn open(config: &RedisConfig) -> Result<Self, RedisError> {
-        let place = config.place.to_string();
-        let wrong = |error: redis::RedisError| RedisError::Address {
-            place: place.clone(),
-            reason: error.to_string(),
-        };
         let unavailable = |error: redis::RedisError| RedisError::Unavailable {
-            place: place.clone(),
+            place: config.place.to_string(),
             reason: error.to_string(),
         };
+        let opening = Opening::new(config)?;
         let deadline = config.deadline;
-        // What is not acknowledged in time is not tried again at ever longer intervals: the connection is made anew.
-        let socket = TcpSettings::default().set_nodelay(true).set_user_timeout(deadline.saturating_mul(2));
         match &config.place {
             RedisPlace::Single(url) => {
-                let info = url.as_str().into_connection_info().map_err(wrong)?.set_tcp_settings(socket);
-                let client = Client::open(info).map_err(wrong)?;
                 let manager = ConnectionManagerConfig::new()
                     .set_connection_timeout(Some(deadline))
                     .set_response_timeout(Some(deadline))
                     .set_min_delay(Duration::from_millis(20))
                     .set_max_delay(Duration::from_secs(1))
                     .set_number_of_retries(3);
-                ConnectionManager::new_with_config(client, manager)
+                ConnectionManager::new_with_config(opening.single(url)?, manager)
                     .await
                     .map(Self::Single)
                     .map_err(unavailable)
             }
             RedisPlace::Cluster(nodes) => {
-                let client = ClusterClientBuilder::new(nodes.iter().map(String::as_str))
-                    .connection_timeout(deadline)
-                    .response_timeout(deadline)
-                    .tcp_settings(socket)
-                    .build()
-                    .map_err(wrong)?;
+                let client = opening.cluster(nodes)?;
                 client.get_async_connection().await.map(Self::Cluster).map_err(unavailable)
             }
-            RedisPlace::Sentinel { sentinels, master } => {
-                let sentinels = sentinels.iter().map(String::as_str).collect();
-                let client =
-                    SentinelClient::build(sentinels, master.clone(), None, SentinelServerType::Master)
-                        .map_err(wrong)?;
+            RedisPlace::Sentinel { sentinels, master, sign_in } => {
+                let client = opening.sentinel(sentinels, master, sign_in)?;
                 let master = Master { client: Mutex::new(client), connection: Mutex::default() };
                 master.connection(deadline).await.map_err(unavailable)?;
                 Ok(Self::Sentinel(Box::new(master)))
@@ -335,7 +325,10 @@ impl std::fmt::Display for RedisPlace {
     /// Without passwords.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let bare = |url: &String| match url.rsplit_once('@') {
-            Some((_, host)) => format!("redis://{host}"),
+            Some((before, host)) => {
+                let scheme = before.split_once("://").map_or("redis", |(scheme, _)| scheme);
+                format!("{scheme}://{host}")
+            }
             None => url.clone(),
         };
         match self {
@@ -343,7 +336,7 @@ impl std::fmt::Display for RedisPlace {
             Self::Cluster(nodes) => {
                 write!(f, "cluster of {}", nodes.iter().map(bare).collect::<Vec<_>>().join(", "))
             }
-            Self::Sentinel { sentinels, master } => {
+            Self::Sentinel { sentinels, master, .. } => {
                 let sentinels = sentinels.iter().map(bare).collect::<Vec<_>>().join(", ");
                 write!(f, "master {master} of the Sentinels {sentinels}")
             }

@@ -1,7 +1,7 @@
 //! The directories on a real Redis: one server, a cluster, a master with Sentinels, each started by the test.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -11,6 +11,7 @@ use goim_ports::{
     DirectoryError, Mid, NodeDirectory, RoomCounts, RoomDirectory, ServerId, SessionDirectory, SessionKey,
     SessionRef,
 };
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use redis::Commands;
 
 use super::*;
@@ -19,6 +20,7 @@ use crate::conformance;
 /// A Redis of a test's own, ended with it.
 struct Own {
     folder: PathBuf,
+    tls: RedisTls,
     urls: Vec<String>,
     kind: &'static str,
 }
@@ -26,9 +28,20 @@ struct Own {
 impl Own {
     /// `None` where Redis cannot be had, which is a failure when everything must run.
     fn start(kind: &'static str) -> Option<Self> {
+        Self::start_as(kind, false)
+    }
+
+    /// One that speaks TLS only, and wants to see a certificate.
+    fn start_with_tls(kind: &'static str) -> Option<Self> {
+        Self::start_as(kind, true)
+    }
+
+    fn start_as(kind: &'static str, has_tls: bool) -> Option<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("goim-redis-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let mut own = Self { folder: std::env::temp_dir().join(name), urls: Vec::new(), kind };
+        let folder = std::env::temp_dir().join(name);
+        let tls = if has_tls { certify(&folder) } else { RedisTls::default() };
+        let mut own = Self { folder, tls, urls: Vec::new(), kind };
         let output = own.script(&["start"], &[kind]);
         if output.status.code() == Some(2) {
             assert!(std::env::var_os("CI").is_none(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -43,16 +56,24 @@ impl Own {
 
     fn script(&self, before: &[&str], behind: &[&str]) -> std::process::Output {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/engines/redis.sh");
-        Command::new(script).args(before).arg(&self.folder).args(behind).output().unwrap()
+        let mut command = Command::new(script);
+        if self.tls.ca_file.is_some() {
+            command.env("REDIS_TLS", self.folder.join("tls"));
+        }
+        command.args(before).arg(&self.folder).args(behind).output().unwrap()
     }
 
     fn config(&self) -> RedisConfig {
         let place = match self.kind {
             "single" => RedisPlace::Single(self.urls[0].clone()),
             "cluster" => RedisPlace::Cluster(self.urls.clone()),
-            _ => RedisPlace::Sentinel { sentinels: self.urls.clone(), master: "goim".to_owned() },
+            _ => RedisPlace::Sentinel {
+                sentinels: self.urls.clone(),
+                master: "goim".to_owned(),
+                sign_in: self.urls[0].clone(),
+            },
         };
-        RedisConfig { place, ..RedisConfig::default() }
+        RedisConfig { place, tls: self.tls.clone(), ..RedisConfig::default() }
     }
 
     async fn store(&self) -> RedisStore {
@@ -69,7 +90,7 @@ impl Own {
     }
 
     fn masters(&self) -> Vec<redis::Connection> {
-        let connect = |url: &String| redis::Client::open(url.as_str()).unwrap().get_connection().unwrap();
+        let connect = |url: &String| self.connect(url);
         match self.kind {
             "single" => vec![connect(&self.urls[0])],
             "cluster" => self.urls.iter().map(connect).filter_map(master_only).collect(),
@@ -78,10 +99,16 @@ impl Own {
     }
 
     fn sentinel_master(&self) -> String {
-        let mut sentinel = redis::Client::open(self.urls[0].as_str()).unwrap().get_connection().unwrap();
+        let mut sentinel = self.connect(&self.urls[0]);
         let (host, port): (String, String) =
             redis::cmd("SENTINEL").arg("get-master-addr-by-name").arg("goim").query(&mut sentinel).unwrap();
-        format!("redis://{host}:{port}")
+        let (scheme, _) = self.urls[0].split_once(':').unwrap();
+        format!("{scheme}://{host}:{port}")
+    }
+
+    fn connect(&self, url: &str) -> redis::Connection {
+        let config = self.config();
+        super::open::Opening::new(&config).unwrap().single(url).unwrap().get_connection().unwrap()
     }
 
     fn pid_of(&self, url: &str) -> String {
@@ -93,6 +120,27 @@ impl Own {
         let status = Command::new("kill").arg(format!("-{signal}")).arg(self.pid_of(url)).status().unwrap();
         assert!(status.success());
     }
+}
+
+/// Who signs, and one certificate for everybody, in the folder "tls" of this one.
+fn certify(folder: &Path) -> RedisTls {
+    let folder = folder.join("tls");
+    std::fs::create_dir_all(&folder).unwrap();
+    let [ca_key, key] = [(), ()].map(|()| KeyPair::generate().unwrap());
+    let mut ca = CertificateParams::default();
+    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    // Two certificates of one name are taken for one that signed itself.
+    ca.distinguished_name.push(DnType::CommonName, "who signs");
+    let ca_cert = ca.self_signed(&ca_key).unwrap().pem();
+    let own = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+    let cert = own.signed_by(&key, &Issuer::new(ca, ca_key)).unwrap().pem();
+    let write = |name: &str, text: String| {
+        let path = folder.join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let identity = (write("cert.pem", cert), write("key.pem", key.serialize_pem()));
+    RedisTls { ca_file: Some(write("ca.pem", ca_cert)), identity: Some(identity) }
 }
 
 fn master_only(mut connection: redis::Connection) -> Option<redis::Connection> {
@@ -116,8 +164,8 @@ async fn server_of(sessions: &RedisSessions, key: &str) -> Option<String> {
     found[0].as_ref().map(ServerId::to_string)
 }
 
-async fn conforms(kind: &'static str) {
-    let Some(own) = Own::start(kind) else { return };
+async fn conforms(own: Option<Own>) {
+    let Some(own) = own else { return };
     conformance::sessions(async || RedisSessions::new(own.empty().await)).await;
     let names = ["a", "b", "c", "one", "two", "comet", "comet01", "s", "s1", "s2"];
     let servers: Servers = Arc::new(move || names.into_iter().map(ServerId::from).collect());
@@ -131,17 +179,58 @@ async fn conforms(kind: &'static str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_server_conforms() {
-    conforms("single").await;
+    conforms(Own::start("single")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_conforms() {
-    conforms("cluster").await;
+    conforms(Own::start("cluster")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_master_with_sentinels_conforms() {
-    conforms("sentinel").await;
+    conforms(Own::start("sentinel")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_inside_tls_conforms() {
+    conforms(Own::start_with_tls("single")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_inside_tls_conforms() {
+    conforms(Own::start_with_tls("cluster")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_master_with_sentinels_inside_tls_conforms() {
+    conforms(Own::start_with_tls("sentinel")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_inside_tls_is_not_taken_for_another_and_wants_to_know_who_asks() {
+    let Some(own) = Own::start_with_tls("single") else { return };
+    let good = own.config();
+    let plain = RedisPlace::Single(own.urls[0].replace("rediss:", "redis:"));
+    let missing = Path::new("/nonexistent/ca.pem").to_owned();
+    let cases = [
+        ("nobody known signed it", RedisTls { ca_file: None, ..own.tls.clone() }, good.place.clone()),
+        ("it asks for a certificate", RedisTls { identity: None, ..own.tls.clone() }, good.place.clone()),
+        (
+            "a file that is not there",
+            RedisTls { ca_file: Some(missing), ..own.tls.clone() },
+            good.place.clone(),
+        ),
+        ("no TLS", own.tls.clone(), plain),
+    ];
+    for (what, tls, place) in cases {
+        let config = RedisConfig { tls, place, deadline: Duration::from_secs(1), ..good.clone() };
+        let error = RedisStore::connect(config).await.map(|_| what).unwrap_err().to_string();
+        let named =
+            if what.contains("file") { "/nonexistent/ca.pem" } else { &own.urls[0]["rediss://".len()..] };
+        assert!(error.contains(named), "{what}: {error}");
+    }
+    RedisStore::connect(good).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -394,7 +483,11 @@ async fn what_is_wrong_at_the_start_is_said_in_words() {
         (RedisPlace::Single("http://x".to_owned()), "http://x".to_owned()),
         (RedisPlace::Cluster(vec![format!("redis://{nobody}")]), nobody.to_string()),
         (
-            RedisPlace::Sentinel { sentinels: vec![format!("redis://{nobody}")], master: "goim".to_owned() },
+            RedisPlace::Sentinel {
+                sentinels: vec![format!("redis://{nobody}")],
+                master: "goim".to_owned(),
+                sign_in: "redis://:secret@x".to_owned(),
+            },
             "master goim".to_owned(),
         ),
     ];

@@ -1,7 +1,7 @@
 //! The engines as the settings describe them.
 
 use goim_adapters::kafka::{DeadLetter, KafkaConfig, Start};
-use goim_adapters::redis::{RedisConfig, RedisPlace, RedisStore};
+use goim_adapters::redis::{RedisConfig, RedisPlace, RedisStore, RedisTls};
 
 use super::StartError;
 use crate::{Config, LogStart};
@@ -35,13 +35,19 @@ pub(crate) fn kafka(config: &Config) -> KafkaConfig {
 pub(super) async fn redis(config: &Config) -> Result<RedisStore, StartError> {
     let settings = &config.redis;
     let place = if !settings.sentinels.is_empty() {
-        RedisPlace::Sentinel { sentinels: settings.sentinels.clone(), master: settings.master.clone() }
+        RedisPlace::Sentinel {
+            sentinels: settings.sentinels.clone(),
+            master: settings.master.clone(),
+            sign_in: settings.url.clone(),
+        }
     } else if !settings.cluster.is_empty() {
         RedisPlace::Cluster(settings.cluster.clone())
     } else {
         RedisPlace::Single(settings.url.clone())
     };
     let (expire, deadline, rebuilding) = (settings.expire, settings.deadline, settings.rebuilding);
-    let config = RedisConfig { place, expire, deadline, rebuilding, ..RedisConfig::default() };
+    let identity = settings.cert_file.clone().zip(settings.key_file.clone());
+    let tls = RedisTls { ca_file: settings.ca_file.clone(), identity };
+    let config = RedisConfig { place, expire, deadline, rebuilding, tls, ..RedisConfig::default() };
     Ok(RedisStore::connect(config).await?)
 }

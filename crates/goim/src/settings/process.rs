@@ -81,10 +81,13 @@ pub(super) fn settings() -> Vec<Setting> {
         [kafka.commit_interval], "How often offsets are committed: what comes again after a crash.";
         secret [kafka.properties], "Properties of librdkafka, for what has no setting of its own, such as { \"client.rack\" = \"z1\" } or, in a binary built with the feature kafka-tls, { \"security.protocol\" = \"SASL_SSL\", \"sasl.mechanism\" = \"SCRAM-SHA-512\", \"sasl.username\" = \"goim\", \"sasl.password\" = \"...\" }. What order and completeness rest on is set after them.";
 
-        secret [redis.url] = "redis://127.0.0.1:6379", "One server: redis://[user:password@]host:port[/database].";
+        secret [redis.url] = "redis://127.0.0.1:6379", "One server: redis://[user:password@]host:port[/database]; rediss:// inside TLS. With Sentinels the address is theirs to give: scheme, user, password and database of this one are used at the master.";
         secret [redis.cluster] = "[\"redis://10.0.0.1:6379\", \"redis://10.0.0.2:6379\"]", "Some nodes of a Redis cluster, in place of one server.";
         secret [redis.sentinels] = "[\"redis://10.0.0.1:26379\"]", "Some Sentinels, in place of one server.";
         [redis.master], "What the Sentinels call the master.";
+        [redis.ca_file] = "/etc/goim/redis-ca.pem", "Who signed Redis's certificate, PEM, for addresses that begin with rediss://. Not set: those whom the system trusts.";
+        [redis.cert_file] = "/etc/goim/redis.crt", "This process's certificate, which Redis asks for unless it has \"tls-auth-clients no\".";
+        [redis.key_file] = "/etc/goim/redis.key", "Its private key: PKCS#8, PKCS#1 or SEC1.";
         [redis.expire], "How long a record of a session lives that nobody touches. More than twice the time between a session's heartbeats to logic.";
         [redis.deadline], "How long a command may take.";
         [redis.rebuilding], "How long comets may take to enter their sessions again when Redis has lost what it had: until then a push to somebody who is not found is refused, not answered as if he were not there. A comet enters 5,000 sessions a second and shard.";
