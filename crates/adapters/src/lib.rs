@@ -5,6 +5,7 @@
 //!
 //! - [`memory`]: everything in this process. What `goim serve` runs on.
 //! - `discovery` (a feature): nodes on a bilibili/discovery server, beside goim's Go processes.
+//! - `embedded` (a feature): timelines in a folder of this machine.
 //! - `kafka` (a feature): the push log on goim's topic.
 //! - `redis` (a feature): sessions, room counts and nodes on goim's keys.
 //! - [`list`]: nodes by address, as an operator or DNS lists them.
@@ -18,6 +19,8 @@
 pub mod conformance;
 #[cfg(feature = "discovery")]
 pub mod discovery;
+#[cfg(feature = "embedded")]
+pub mod embedded;
 pub mod grpc;
 pub mod http;
 #[cfg(feature = "kafka")]
@@ -27,3 +30,4 @@ pub mod memory;
 mod push_size;
 #[cfg(feature = "redis")]
 pub mod redis;
+mod timeline;

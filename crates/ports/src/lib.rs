@@ -15,6 +15,7 @@
 //! | [`NodeDirectory`] | comet, logic | where the nodes find each other |
 //! | [`HttpClient`] | logic | whoever makes requests to the business |
 //! | [`EventSink`] | logic | who hears what happens to sessions |
+//! | [`TimelineStore`] | logic | where timelines are kept |
 //! | [`UpstreamPort`] | logic | the business, for packets of clients |
 
 mod call;
@@ -27,6 +28,7 @@ mod id;
 mod logic;
 mod node;
 mod push_log;
+mod timeline;
 mod upstream;
 
 pub use call::{BoxFuture, Call};
@@ -51,5 +53,9 @@ pub use node::{CometNode, NodeDirectory, NodeError};
 pub use push_log::{
     AcceptedAt, AppendError, Appended, LogEntry, LogPosition, PushLog, PushLogReader, PushRecord, PushTarget,
     ReadError,
+};
+pub use timeline::{
+    Append, CursorId, Epoch, Head, Kept, NewMessage, OnceKey, Position, Range, ReadLimit, Retention,
+    RetentionRules, StoredMessage, TimelineError, TimelineId, TimelineSeq, TimelineStore,
 };
 pub use upstream::UpstreamPort;

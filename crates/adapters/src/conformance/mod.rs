@@ -12,8 +12,10 @@ mod nodes;
 mod push_log;
 mod rooms;
 mod sessions;
+mod timelines;
 
 pub use nodes::{node, nodes, nodes_expire};
 pub use push_log::{push_log, push_log_holds_back, record_for_key, record_for_room};
 pub use rooms::{rooms, rooms_expire};
 pub use sessions::{sessions, sessions_expire};
+pub use timelines::{append_of, message, timelines, timelines_last, timelines_retain};

@@ -13,6 +13,7 @@ mod nodes;
 mod push_log;
 mod rooms;
 mod sessions;
+mod timelines;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -22,6 +23,7 @@ pub use nodes::MemoryNodes;
 pub use push_log::{MemoryPushLog, MemoryPushLogReader, PushLogConfig, PushLogStats, push_log};
 pub use rooms::MemoryRooms;
 pub use sessions::MemorySessions;
+pub use timelines::MemoryTimelines;
 
 /// Locks in spite of a panic elsewhere: every change of state here is complete before the lock is given back.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -1,0 +1,233 @@
+//! Timelines in this process: the model that the durable ones are compared with, and what `goim serve` runs on without a folder.
+//! They live as long as the process, and their epochs say so.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use bytes::Bytes;
+use goim_ports::{
+    AcceptedAt, Append, Call, CursorId, Epoch, Head, Kept, Mid, OnceKey, Position, Range, ReadLimit,
+    RetentionRules, StoredMessage, TimelineError, TimelineId, TimelineSeq, TimelineStore,
+};
+
+use super::lock;
+use crate::timeline::{bytes_of, draw_epoch};
+
+/// A timeline store in memory.
+#[derive(Debug)]
+pub struct MemoryTimelines {
+    rules: RetentionRules,
+    /// How long a name stands for its message, at least.
+    window: Duration,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    timelines: HashMap<TimelineId, Timeline>,
+    cursors: HashMap<CursorId, TimelineSeq>,
+    once: HashMap<(TimelineId, Mid, OnceKey), (TimelineSeq, AcceptedAt)>,
+}
+
+#[derive(Debug)]
+struct Timeline {
+    epoch: Epoch,
+    first: TimelineSeq,
+    messages: VecDeque<Entry>,
+    bytes: u64,
+}
+
+/// A message with its size when it came: one that was deleted counts until its place goes.
+#[derive(Debug)]
+struct Entry {
+    stored: StoredMessage,
+    bytes: u64,
+}
+
+impl Timeline {
+    fn new() -> Self {
+        Self { epoch: draw_epoch(), first: TimelineSeq(1), messages: VecDeque::new(), bytes: 0 }
+    }
+
+    fn head(&self) -> Head {
+        let count = u64::try_from(self.messages.len()).unwrap_or(u64::MAX);
+        let latest = TimelineSeq(self.first.0.saturating_add(count).saturating_sub(1));
+        Head { epoch: self.epoch, latest, first: self.first }
+    }
+
+    /// The place in the list, for a sequence that is kept.
+    fn index_of(&self, seq: TimelineSeq) -> Option<usize> {
+        let index = usize::try_from(seq.0.checked_sub(self.first.0)?).ok()?;
+        (index < self.messages.len()).then_some(index)
+    }
+
+    fn drop_first(&mut self) {
+        if let Some(gone) = self.messages.pop_front() {
+            self.bytes = self.bytes.saturating_sub(gone.bytes);
+            self.first = gone.stored.seq.next();
+        }
+    }
+}
+
+impl MemoryTimelines {
+    /// An empty store. A name (see [`OnceKey`]) stands for its message for `window` at least.
+    #[must_use]
+    pub fn new(rules: RetentionRules, window: Duration) -> Self {
+        Self { rules, window, state: Mutex::default() }
+    }
+
+    /// Removes what is not to be kept any longer, as of `now`.
+    pub fn retain(&self, now: AcceptedAt) {
+        let mut state = lock(&self.state);
+        for (id, timeline) in &mut state.timelines {
+            let rule = self.rules.of(id);
+            while let Some(oldest) = timeline.messages.front() {
+                let is_newest = timeline.messages.len() == 1;
+                let is_old = oldest.stored.message.accepted_at.until(now) > rule.age_max;
+                let count = u64::try_from(timeline.messages.len()).unwrap_or(u64::MAX);
+                let is_beyond = count > rule.messages_max || timeline.bytes > rule.bytes_max;
+                if !is_old && (is_newest || !is_beyond) {
+                    break;
+                }
+                timeline.drop_first();
+            }
+        }
+        state.once.retain(|_, (_, at)| at.until(now) <= self.window);
+    }
+}
+
+impl State {
+    fn append(&mut self, append: Append) -> Kept {
+        let Append { timeline: id, message, once } = append;
+        let name = once.map(|once| (id.clone(), message.sender, once));
+        let timeline = self.timelines.entry(id).or_insert_with(Timeline::new);
+        let epoch = timeline.epoch;
+        if let Some((seq, _)) = name.as_ref().and_then(|name| self.once.get(name)) {
+            return Kept { position: Position { epoch, seq: *seq }, is_duplicate: true };
+        }
+        let seq = timeline.head().latest.next();
+        if let Some(name) = name {
+            self.once.insert(name, (seq, message.accepted_at));
+        }
+        let bytes = bytes_of(&message);
+        timeline.bytes += bytes;
+        let stored = StoredMessage { seq, message, is_deleted: false };
+        timeline.messages.push_back(Entry { stored, bytes });
+        Kept { position: Position { epoch, seq }, is_duplicate: false }
+    }
+
+    fn latest(&self, id: &TimelineId) -> TimelineSeq {
+        self.timelines.get(id).map(|timeline| timeline.head().latest).unwrap_or_default()
+    }
+}
+
+/// As many of these, oldest first, as the limit lets through; one at least.
+fn within<'m>(entries: impl Iterator<Item = &'m Entry>, limit: ReadLimit) -> Vec<StoredMessage> {
+    let mut bytes = 0;
+    let mut taken: Vec<StoredMessage> = Vec::new();
+    for Entry { stored, .. } in entries.take(limit.messages.max(1)) {
+        bytes += bytes_of(&stored.message);
+        if !taken.is_empty() && bytes > limit.bytes as u64 {
+            break;
+        }
+        taken.push(stored.clone());
+    }
+    taken
+}
+
+impl TimelineStore for MemoryTimelines {
+    fn append(&self, appends: Vec<Append>) -> Call<Result<Vec<Kept>, TimelineError>> {
+        let mut state = lock(&self.state);
+        Call::Ready(Ok(appends.into_iter().map(|append| state.append(append)).collect()))
+    }
+
+    fn read(
+        &self,
+        timeline: TimelineId,
+        after: TimelineSeq,
+        limit: ReadLimit,
+    ) -> Call<Result<Range, TimelineError>> {
+        let state = lock(&self.state);
+        let Some(timeline) = state.timelines.get(&timeline) else { return Call::Ready(Ok(Range::default())) };
+        let from = timeline.index_of(after.next().max(timeline.first)).unwrap_or(timeline.messages.len());
+        let messages = within(timeline.messages.range(from..), limit);
+        Call::Ready(Ok(Range { head: timeline.head(), messages }))
+    }
+
+    fn read_back(
+        &self,
+        timeline: TimelineId,
+        before: Option<TimelineSeq>,
+        limit: ReadLimit,
+    ) -> Call<Result<Range, TimelineError>> {
+        let state = lock(&self.state);
+        let Some(timeline) = state.timelines.get(&timeline) else { return Call::Ready(Ok(Range::default())) };
+        let end = match before {
+            Some(before) if before <= timeline.first => 0,
+            Some(before) => timeline.index_of(before).unwrap_or(timeline.messages.len()),
+            None => timeline.messages.len(),
+        };
+        let mut messages = within(timeline.messages.range(..end).rev(), limit);
+        messages.reverse();
+        Call::Ready(Ok(Range { head: timeline.head(), messages }))
+    }
+
+    fn heads(&self, timelines: Vec<TimelineId>) -> Call<Result<Vec<Head>, TimelineError>> {
+        let state = lock(&self.state);
+        let head = |id: &TimelineId| state.timelines.get(id).map(Timeline::head).unwrap_or_default();
+        Call::Ready(Ok(timelines.iter().map(head).collect()))
+    }
+
+    fn delete(&self, timeline: TimelineId, seq: TimelineSeq) -> Call<Result<bool, TimelineError>> {
+        let mut state = lock(&self.state);
+        let Some(timeline) = state.timelines.get_mut(&timeline) else { return Call::Ready(Ok(false)) };
+        let Some(index) = timeline.index_of(seq) else { return Call::Ready(Ok(false)) };
+        let found = &mut timeline.messages[index].stored;
+        if found.is_deleted {
+            return Call::Ready(Ok(false));
+        }
+        found.message.body = Bytes::new();
+        found.message.extension = None;
+        found.is_deleted = true;
+        Call::Ready(Ok(true))
+    }
+
+    fn advance(&self, cursor: CursorId, to: TimelineSeq) -> Call<Result<TimelineSeq, TimelineError>> {
+        let mut state = lock(&self.state);
+        let to = to.min(state.latest(&cursor.timeline));
+        let at = state.cursors.get(&cursor).copied().unwrap_or_default();
+        if to > at {
+            state.cursors.insert(cursor, to);
+        }
+        Call::Ready(Ok(to.max(at)))
+    }
+
+    fn cursors(&self, cursors: Vec<CursorId>) -> Call<Result<Vec<TimelineSeq>, TimelineError>> {
+        let state = lock(&self.state);
+        let at = |cursor: &CursorId| state.cursors.get(cursor).copied().unwrap_or_default();
+        Call::Ready(Ok(cursors.iter().map(at).collect()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conformance;
+
+    #[tokio::test]
+    async fn conforms() {
+        let forever = RetentionRules { by_kind: Vec::new(), otherwise: goim_ports::Retention::FOREVER };
+        let window = Duration::from_secs(3600);
+        conformance::timelines(async || MemoryTimelines::new(forever.clone(), window)).await;
+    }
+
+    #[tokio::test]
+    async fn retains_what_it_should() {
+        conformance::timelines_retain(
+            async |rules| MemoryTimelines::new(rules, Duration::from_secs(3600)),
+            async |store, now| store.retain(now),
+        )
+        .await;
+    }
+}
