@@ -58,6 +58,7 @@ impl LogicPort for Everybody {
             scope: None,
             expires_at: None,
             protover: None,
+            syncing: None,
         }))
     }
 

@@ -32,6 +32,8 @@ pub struct Config {
     pub versions: VersionTable,
     /// When bodies are compressed, and how.
     pub compression: CompressionConfig,
+    /// What sessions are told of messages in timelines.
+    pub sync: SyncConfig,
     /// What happens to sessions, told to logic.
     pub events: EventsConfig,
     /// How often the comet reports its rooms and its load. Default 1 s; stretched by itself when a report takes more
@@ -192,6 +194,20 @@ impl Default for CompressionConfig {
     }
 }
 
+/// What sessions are told of messages in timelines.
+#[derive(Debug, Clone)]
+pub struct SyncConfig {
+    /// Bodies up to this go along with the word that they are there, for sessions that want it: a round trip less. Default 1 KiB; zero:
+    /// none does.
+    pub inline_bytes_max: usize,
+}
+
+impl Default for SyncConfig {
+    fn default() -> Self {
+        Self { inline_bytes_max: 1024 }
+    }
+}
+
 /// How packets leave.
 #[derive(Debug, Clone)]
 pub struct SendConfig {
@@ -241,6 +257,7 @@ impl Default for Config {
             send: SendConfig::default(),
             versions: VersionTable::default(),
             compression: CompressionConfig::default(),
+            sync: SyncConfig::default(),
             events: EventsConfig::default(),
             report_interval: Duration::from_secs(1),
             drain: DrainConfig::default(),

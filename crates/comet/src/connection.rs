@@ -4,7 +4,7 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use goim_ports::{Mid, RoomScope, SessionKey};
+use goim_ports::{KnownPosition, Mid, Position, RoomScope, SessionKey, TimelineId};
 use goim_session::{Moment, ServerSession};
 
 use crate::message::ClassId;
@@ -70,6 +70,19 @@ struct Rare {
     scope: Option<RoomScope>,
     /// Much waits for the session: when its socket last took something of it, or when it became much.
     drained_at: Option<Moment>,
+    /// For a session that syncs.
+    syncing: Option<Syncing>,
+}
+
+/// What a session that syncs is still to be given.
+#[derive(Default)]
+struct Syncing {
+    /// Positions that it came with, the next one last.
+    positions: Vec<KnownPosition>,
+    /// What comes behind one of them is being found out.
+    asking: bool,
+    /// Words that wait for the socket: the newest position of each timeline.
+    words: Vec<(TimelineId, Position)>,
 }
 
 /// What a client may still send under a limit of packets.
@@ -289,13 +302,75 @@ impl Connection {
         self.rare.as_ref().and_then(|rare| rare.drained_at)
     }
 
+    /// Positions that the client came with.
+    pub(crate) fn set_positions(&mut self, mut positions: Vec<KnownPosition>) {
+        if positions.is_empty() {
+            return;
+        }
+        positions.reverse();
+        self.rare.get_or_insert_default().syncing.get_or_insert_default().positions = positions;
+    }
+
+    /// The next of them, unless one is being dealt with.
+    pub(crate) fn next_position(&mut self) -> Option<KnownPosition> {
+        let syncing = self.rare.as_mut()?.syncing.as_mut().filter(|syncing| !syncing.asking)?;
+        let next = syncing.positions.pop()?;
+        syncing.asking = true;
+        Some(next)
+    }
+
+    pub(crate) fn position_is_done(&mut self) {
+        if let Some(syncing) = self.rare.as_mut().and_then(|rare| rare.syncing.as_mut()) {
+            syncing.asking = false;
+        }
+        self.tidy();
+    }
+
+    /// True while a session is to be given something of timelines.
+    pub(crate) fn is_syncing(&self) -> bool {
+        self.rare.as_ref().is_some_and(|rare| rare.syncing.is_some())
+    }
+
+    /// True while words wait for the socket.
+    pub(crate) fn holds_words(&self) -> bool {
+        self.rare
+            .as_ref()
+            .and_then(|rare| rare.syncing.as_ref())
+            .is_some_and(|syncing| !syncing.words.is_empty())
+    }
+
+    /// Keeps the word of a timeline for later, in place of an older one; of more timelines than `max` it is dropped.
+    pub(crate) fn hold_word(&mut self, timeline: &TimelineId, position: Position, max: usize) {
+        let words = &mut self.rare.get_or_insert_default().syncing.get_or_insert_default().words;
+        let has_room = words.len() < max;
+        match words.iter_mut().find(|(known, _)| known == timeline) {
+            Some((_, newest)) if newest.epoch == position.epoch && newest.seq >= position.seq => {}
+            Some((_, newest)) => *newest = position,
+            None if has_room => words.push((timeline.clone(), position)),
+            None => {}
+        }
+    }
+
+    pub(crate) fn take_words(&mut self) -> Vec<(TimelineId, Position)> {
+        let syncing = self.rare.as_mut().and_then(|rare| rare.syncing.as_mut());
+        let words = syncing.map(|syncing| std::mem::take(&mut syncing.words)).unwrap_or_default();
+        self.tidy();
+        words
+    }
+
     /// Gives the box back when nothing is in it.
     fn tidy(&mut self) {
-        let Some(rare) = &self.rare else { return };
-        let Rare { unread, throttled_until, closing, rate, further_rooms, scope, drained_at } = &**rare;
+        let Some(rare) = &mut self.rare else { return };
+        let is_idle = |syncing: &mut Syncing| {
+            syncing.positions.is_empty() && !syncing.asking && syncing.words.is_empty()
+        };
+        let _ = rare.syncing.take_if(is_idle);
+        let Rare { unread, throttled_until, closing, rate, further_rooms, scope, drained_at, syncing } =
+            &**rare;
         let has_times = throttled_until.is_some() || drained_at.is_some();
         let has_rooms = !further_rooms.is_empty() || scope.is_some();
-        if unread.is_none() && closing.is_none() && rate.is_none() && !has_times && !has_rooms {
+        let is_empty = unread.is_none() && closing.is_none() && rate.is_none() && syncing.is_none();
+        if is_empty && !has_times && !has_rooms {
             self.rare = None;
         }
     }

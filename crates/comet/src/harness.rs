@@ -82,6 +82,7 @@ impl Harness {
             versions: Arc::new(crate::message::Versions::new(
                 config.versions.clone(),
                 config.compression.clone(),
+                config.sync.inline_bytes_max,
             )),
             keys: crate::key_index::KeyIndex::new(),
             unknown_keys: Arc::default(),

@@ -76,6 +76,8 @@ pub(crate) enum Notice {
     Connected { connection: ConnectionId, farewells: u64, result: Result<Accepted, ConnectError> },
     /// The business has answered.
     Replied { connection: ConnectionId, result: Result<Bytes, LogicError> },
+    /// What comes behind a position that a session came with.
+    Resumed { connection: ConnectionId, result: Result<Bytes, LogicError> },
     /// Logic has decided about a new token.
     Refreshed { connection: ConnectionId, result: Result<Refreshed, ConnectError> },
     /// Another connection has the key now.
@@ -310,6 +312,7 @@ mod tests {
         let versions = Arc::new(crate::message::Versions::new(
             goim_ports::VersionTable::default(),
             crate::config::CompressionConfig::default(),
+            0,
         ));
         let (push, operation) = (Outgoing::new(packet, None, &versions), Operation(1000));
         Command::Broadcast { operation, push, pace: None, accepted_at: None }

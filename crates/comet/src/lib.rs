@@ -146,7 +146,11 @@ impl Comet {
             logic: needs.logic,
             runtime: needs.runtime.clone(),
             events: Arc::new(events::Events::new(config.events.clone(), config.node.server.clone())),
-            versions: Arc::new(message::Versions::new(config.versions.clone(), config.compression.clone())),
+            versions: Arc::new(message::Versions::new(
+                config.versions.clone(),
+                config.compression.clone(),
+                config.sync.inline_bytes_max,
+            )),
             keys: key_index::KeyIndex::new(),
             unknown_keys: Arc::default(),
             addresses: address_book::AddressBook::new(

@@ -14,9 +14,11 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use goim_compression::{Levels, compress, deflate_message};
 use goim_ports::{
-    Encoding, EndCode, Extended, Extension, Operation, PacketBuf, Schema, Sequence, Version, VersionTable,
+    Encoding, EndCode, Extended, Extension, Operation, PacketBuf, Position, Schema, Sequence, StoredAt,
+    TimelineId, Version, VersionTable,
 };
 use goim_session::{CloseReason, EncodedPush};
+use goim_wire::sync::{self, Body as _};
 use goim_wire::{Packet, batch};
 
 use crate::config::CompressionConfig;
@@ -40,6 +42,20 @@ struct Class {
     encoding: Encoding,
     /// Whole messages are compressed, over WebSocket: for those that read no encoding.
     deflates: bool,
+    /// What is said of a message in a timeline.
+    syncs: Syncs,
+}
+
+/// What a session is told of a message that is in a timeline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Syncs {
+    /// Nothing: it gets the message, as one like others.
+    #[default]
+    No,
+    /// That it is there; and the message, when it is small.
+    WithMessages,
+    /// That it is there.
+    Bare,
 }
 
 /// The classes of a comet, and what compressing costs it.
@@ -47,6 +63,8 @@ struct Class {
 pub(crate) struct Versions {
     table: VersionTable,
     config: CompressionConfig,
+    /// Bodies up to this go with the word that they are in a timeline.
+    inline_bytes_max: usize,
     classes: Vec<Class>,
     /// Sessions of other classes than the first.
     readers: AtomicUsize,
@@ -65,31 +83,31 @@ pub(crate) struct Compressed {
 }
 
 impl Versions {
-    pub(crate) fn new(table: VersionTable, config: CompressionConfig) -> Self {
+    pub(crate) fn new(table: VersionTable, config: CompressionConfig, inline_bytes_max: usize) -> Self {
         let of = |protover| {
             let encoding = if config.enabled { table.best(protover).encoding } else { Encoding::Identity };
-            Class { dialect: Dialect::Goim, protover, encoding, deflates: false }
+            Class { dialect: Dialect::Goim, protover, encoding, deflates: false, syncs: Syncs::No }
         };
         let mut classes = vec![of(Version::GOIM)];
         // More classes than a byte counts are not needed: the highest then share one.
         classes.extend(
-            table
-                .rows()
-                .iter()
-                .filter(|row| row.version > Version::GOIM)
-                .map(|row| of(row.version))
-                .take(120),
+            table.rows().iter().filter(|row| row.version > Version::GOIM).map(|row| of(row.version)).take(60),
         );
         let danmaku = |encoding| {
             let encoding = if config.enabled { encoding } else { Encoding::Identity };
-            Class { dialect: Dialect::Danmaku, protover: Version::GOIM, encoding, deflates: false }
+            let protover = Version::GOIM;
+            Class { dialect: Dialect::Danmaku, protover, encoding, deflates: false, syncs: Syncs::No }
         };
         let goim = classes.clone();
         classes.extend([Encoding::Identity, Encoding::Zlib, Encoding::Brotli].map(danmaku));
-        let reads_none = goim.into_iter().filter(|class| class.encoding == Encoding::Identity);
+        let reads_none = goim.iter().copied().filter(|class| class.encoding == Encoding::Identity);
         classes.extend(reads_none.map(|class| Class { deflates: true, ..class }));
+        // Sessions that sync read the others' messages too; there are few enough of both kinds to be classes of their own.
+        let syncing = |syncs| goim.iter().map(move |class| Class { syncs, ..*class });
+        let of_both = syncing(Syncs::WithMessages).chain(syncing(Syncs::Bare));
+        classes.extend(of_both.collect::<Vec<_>>());
         let (readers, compressed, deflated) = Default::default();
-        Self { table, config, classes, readers, compressed, deflated }
+        Self { table, config, inline_bytes_max, classes, readers, compressed, deflated }
     }
 
     pub(crate) fn table(&self) -> &VersionTable {
@@ -101,11 +119,21 @@ impl Versions {
     }
 
     /// The class of who reads versions up to this one, over a WebSocket that deflates or not.
-    pub(crate) fn class_of(&self, protover: Option<Version>, deflates: bool) -> ClassId {
+    pub(crate) fn class_of(&self, protover: Option<Version>, deflates: bool, syncs: Syncs) -> ClassId {
         let protover = protover.unwrap_or(Version::GOIM);
-        let is_up_to =
-            |class: &Class| class.dialect == Dialect::Goim && !class.deflates && class.protover <= protover;
+        let is_up_to = |class: &Class| {
+            class.dialect == Dialect::Goim
+                && !class.deflates
+                && class.syncs == Syncs::No
+                && class.protover <= protover
+        };
         let plain = self.classes.partition_point(is_up_to).saturating_sub(1);
+        if syncs != Syncs::No {
+            let protover = self.classes.get(plain).map(|class| class.protover);
+            let is_it = |class: &Class| class.syncs == syncs && Some(class.protover) == protover;
+            let place = self.classes.iter().position(is_it).unwrap_or_default();
+            return ClassId(u8::try_from(place).unwrap_or_default());
+        }
         let twin = self.classes.get(plain).filter(|_| deflates).and_then(|plain| {
             let is_twin = |class: &Class| class.deflates && class.protover == plain.protover;
             self.classes.iter().position(is_twin).filter(|_| plain.encoding == Encoding::Identity)
@@ -119,6 +147,11 @@ impl Versions {
         let is_it = |class: &Class| class.dialect == Dialect::Danmaku && class.encoding == encoding;
         let place = self.classes.iter().position(is_it).unwrap_or_default();
         ClassId(u8::try_from(place).unwrap_or_default())
+    }
+
+    /// True for sessions that are told of messages in timelines.
+    pub(crate) fn syncs(&self, class: ClassId) -> bool {
+        self.classes.get(usize::from(class.0)).is_some_and(|class| class.syncs != Syncs::No)
     }
 
     /// A session of this class has come.
@@ -221,6 +254,8 @@ struct Message {
     forms: Vec<OnceLock<Form>>,
     /// Frames for those who deflate, by place of the schema; `None` where that gives nothing.
     frames: Vec<OnceLock<Option<Bytes>>>,
+    /// The word that it is in a timeline, alone.
+    notify: OnceLock<PacketBuf>,
 }
 
 /// How a message is written.
@@ -259,6 +294,11 @@ impl Outgoing {
     pub(crate) fn into_parts(self) -> (PacketBuf, Extension) {
         let extension = self.extension().cloned();
         (self.first.into_packet(), extension)
+    }
+
+    /// Where the message is, for one in a timeline: those who sync get the word of it whatever they have subscribed to.
+    pub(crate) fn stored(&self) -> Option<&StoredAt> {
+        self.extension()?.stored.as_ref()
     }
 
     /// The reason to end the sessions for, when that is what it is for.
@@ -300,7 +340,7 @@ impl Message {
         let schemas = 1 + extension.as_ref().map_or(0, |extension| extension.bodies.len());
         let forms = (0..(schemas + 1) * Encoding::ALL.len()).map(|_| OnceLock::new()).collect();
         let frames = (0..schemas).map(|_| OnceLock::new()).collect();
-        Self { versions, packet, extension, forms, frames }
+        Self { versions, packet, extension, forms, frames, notify: OnceLock::new() }
     }
 
     fn is_without_first(&self) -> bool {
@@ -316,6 +356,11 @@ impl Message {
 
     fn form_for(&self, class: ClassId) -> Option<EncodedPush> {
         let class = self.versions.classes.get(usize::from(class.0))?;
+        if class.syncs != Syncs::No
+            && let Some(stored) = self.extension.as_deref().and_then(|extended| extended.stored.as_ref())
+        {
+            return Some(EncodedPush::whole(self.notify(stored, class)));
+        }
         let schema = self.versions.table.schema_for(class.protover, |schema| self.place(schema).is_some())?;
         let place = self.place(schema)?;
         let form = match class.dialect {
@@ -340,6 +385,61 @@ impl Message {
             Some(frame) => push.with_frame(frame),
             None => push,
         })
+    }
+
+    /// The word that the message is in its timeline, with the message when it is small and wanted.
+    fn notify(&self, stored: &StoredAt, class: &Class) -> PacketBuf {
+        let of = |messages| notify_packet(&stored.timeline, stored.position, messages);
+        let alone = || self.notify.get_or_init(|| of(Vec::new())).clone();
+        if class.syncs == Syncs::Bare {
+            return alone();
+        }
+        match self.inline(stored, class) {
+            Some(message) => of(vec![message]),
+            None => alone(),
+        }
+    }
+
+    /// The message as a timeline's readers get it, when it is small enough to go with the word of it.
+    fn inline(&self, stored: &StoredAt, class: &Class) -> Option<sync::Message> {
+        let has_others = self.extension.as_ref().is_some_and(|extended| !extended.bodies.is_empty());
+        if self.is_without_first() && !has_others {
+            return None;
+        }
+        let schema = self.versions.table.schema_for(class.protover, |schema| self.place(schema).is_some());
+        let body = match schema.and_then(|schema| self.place(schema)) {
+            None => None,
+            Some(0) => Some(self.first_body()?),
+            Some(place) => self
+                .extension
+                .as_ref()
+                .and_then(|extended| extended.bodies.get(place - 1))
+                .map(|body| body.body.clone()),
+        };
+        if body.as_ref().map_or(0, Bytes::len) > self.versions.inline_bytes_max {
+            return None;
+        }
+        let version = schema.and_then(|schema| self.versions.table.plain(schema));
+        Some(sync::Message {
+            seq: stored.position.seq.0,
+            operation: carried(&self.packet).0,
+            version: version.map_or(Version::GOIM, |row| row.version).0.into(),
+            time_ms: i64::try_from(stored.accepted_at.0 / 1000).unwrap_or(i64::MAX),
+            sender: stored.sender.0,
+            unreadable: body.is_none(),
+            body: body.unwrap_or_default(),
+            deleted: false,
+        })
+    }
+
+    /// The body in the first schema, out of the run that job has made.
+    fn first_body(&self) -> Option<Bytes> {
+        if self.packet.operation != Operation::RAW {
+            return Some(self.packet.body.clone());
+        }
+        let mut packets = batch::packets(&self.packet.body);
+        let first = packets.next()?.ok()?;
+        Some(self.packet.body.slice_ref(first.body))
     }
 
     fn make_danmaku(&self, encoding: Encoding) -> Form {
@@ -387,6 +487,17 @@ impl Message {
     }
 }
 
+/// Operation 20.
+pub(crate) fn notify_packet(
+    timeline: &TimelineId,
+    position: Position,
+    messages: Vec<sync::Message>,
+) -> PacketBuf {
+    let latest = Some(sync::Position { epoch: position.epoch.0, seq: position.seq.0 });
+    let notify = sync::Notify { timeline: timeline.to_string(), latest, messages };
+    PacketBuf::push(Operation::NOTIFY, notify.write().into())
+}
+
 fn compress_always(encoding: Encoding, body: &[u8], levels: Levels) -> Bytes {
     goim_compression::compress_always(encoding, body, levels).into()
 }
@@ -410,7 +521,7 @@ mod tests {
         let more = ["4 = schema 2, identity", "5 = schema 2, zstd", "6 = schema 3, zstd"];
         let mut rows = VersionTable::default().rows().to_vec();
         rows.extend(more.iter().map(|row| row.parse::<goim_ports::VersionRow>().unwrap()));
-        Arc::new(Versions::new(VersionTable::new(rows).unwrap(), CompressionConfig::default()))
+        Arc::new(Versions::new(VersionTable::new(rows).unwrap(), CompressionConfig::default(), 1024))
     }
 
     fn push(body: &[u8]) -> PacketBuf {
@@ -420,9 +531,12 @@ mod tests {
     #[test]
     fn a_message_is_deflated_once_for_all_who_read_no_encoding() {
         let versions = versions();
-        let [plain, twin] = [false, true].map(|deflates| versions.class_of(None, deflates));
+        let [plain, twin] = [false, true].map(|deflates| versions.class_of(None, deflates, Syncs::No));
         assert_ne!(plain, twin);
-        assert_eq!(versions.class_of(Some(Version(3)), true), versions.class_of(Some(Version(3)), false));
+        assert_eq!(
+            versions.class_of(Some(Version(3)), true, Syncs::No),
+            versions.class_of(Some(Version(3)), false, Syncs::No)
+        );
         versions.came(twin);
         let message = Outgoing::new(push(&[b'x'; 3000]), None, &versions);
         for message in [message.for_another_thread(), message] {
@@ -445,7 +559,7 @@ mod tests {
         versions: &Arc<Versions>,
         protover: Option<i16>,
     ) -> Option<Vec<(i16, Vec<u8>)>> {
-        let class = versions.class_of(protover.map(Version), false);
+        let class = versions.class_of(protover.map(Version), false, Syncs::No);
         let encoded = message.for_class(class, versions)?;
         let bytes = encoded.bytes(Transport::Stream);
         let first = Packet::from_message(bytes, usize::MAX).unwrap();
@@ -468,7 +582,7 @@ mod tests {
         };
         let extension = |without_first| {
             let bodies = vec![body(2, "two"), body(3, &"three ".repeat(100))];
-            Some(Arc::new(Extended { bodies, without_first, end: None }))
+            Some(Arc::new(Extended { bodies, without_first, ..Extended::default() }))
         };
         let message = Outgoing::new(push(b"one"), extension(false), &versions);
         let three = {
@@ -503,7 +617,7 @@ mod tests {
         let versions = versions();
         let body = b"the same again and again ".repeat(100);
         for protover in [2, 3, 5] {
-            versions.came(versions.class_of(Some(Version(protover)), false));
+            versions.came(versions.class_of(Some(Version(protover)), false, Syncs::No));
         }
         let message = Outgoing::new(push(&body), None, &versions);
         let shards: Vec<Outgoing> = (0..4).map(|_| message.for_another_thread()).collect();

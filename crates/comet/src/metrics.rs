@@ -140,6 +140,9 @@ impl CometCollector {
         let mut dropped = self.rows("reason", DROPS, |shard, index| shard.drops[index].get());
         dropped.push((vec![("reason", "unknown_key".to_owned())], self.unknown_keys.get()));
         counters(out, "pushes_dropped", "Pushes not sent to a session, by reason", &dropped)?;
+        let joined = self.sum(|shard| shard.words_joined.get());
+        let help = "Words of stored messages that waited for a full socket, one for each timeline";
+        counters(out, "notifies_joined", help, &one(joined))?;
         let blocked = self.sum(|shard| shard.blocked.get());
         gauges(out, "sessions_blocked", "Sessions whose socket is full", &one(blocked))?;
         let paced = self.by_shard(|shard| shard.paced_broadcasts.get());

@@ -15,6 +15,7 @@ mod fanout;
 mod foresee;
 mod input;
 mod requests;
+mod timelines;
 
 use std::collections::VecDeque;
 use std::io;

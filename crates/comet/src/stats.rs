@@ -155,6 +155,8 @@ pub(crate) struct ShardStats {
     pub(crate) upstream_errors: Counter,
     /// Rooms that a token did not allow.
     pub(crate) rooms_refused: Counter,
+    /// Words of messages in timelines that became one with others while a socket was full.
+    pub(crate) words_joined: Counter,
     /// Commands that wait.
     pub(crate) inbox_depth: Arc<AtomicUsize>,
     /// Sessions whose socket is full.

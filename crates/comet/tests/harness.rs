@@ -34,6 +34,7 @@ impl LogicPort for Anybody {
             scope: None,
             expires_at: None,
             protover: None,
+            syncing: None,
         }))
     }
 

@@ -31,6 +31,8 @@ pub struct Config {
     pub versions: VersionsConfig,
     /// What happens to sessions, for a business that wants to know. `comet.events.enabled` follows it.
     pub events: EventsConfig,
+    /// Where messages are kept, and for how long.
+    pub timelines: TimelinesConfig,
     /// The HTTP listener.
     pub http: HttpConfig,
     /// The gRPC listeners.
@@ -43,6 +45,44 @@ pub struct Config {
     pub redis: RedisConfig,
     /// What the process says about itself.
     pub log: LogConfig,
+}
+
+/// Where messages are kept, and for how long.
+#[derive(Debug, Clone)]
+pub struct TimelinesConfig {
+    /// A folder of this machine. Default none: messages are pushed and not kept.
+    pub folder: Option<PathBuf>,
+    /// Messages of a timeline that are kept at most. Default 10,000.
+    pub messages_max: u64,
+    /// How long they are. Default 30 days.
+    pub age_max: Duration,
+    /// Bytes of their bodies. Default 64 MiB.
+    pub bytes_max: u64,
+    /// Other rules for some kinds of timelines. Default none.
+    pub by_kind: Vec<KindRule>,
+    /// How long a name (client id, idempotency key) stands for its message, at least. Default 24 h.
+    pub duplicate_window: Duration,
+    /// Messages that may wait to be written; more are refused. Default 100,000.
+    pub waiting_messages_max: usize,
+    /// Bytes of them. Default 64 MiB.
+    pub waiting_bytes_max: usize,
+    /// Memory for what is read again and again. Default 64 MiB.
+    pub cache_bytes: u64,
+    /// Time between two passes that remove what is not to be kept any longer. Default 60 s.
+    pub retain_interval: Duration,
+}
+
+/// How long messages of one kind of timelines are kept, where that differs: `live: 1000 messages, 1h, 8MiB`, any part of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KindRule {
+    /// The part of the name before `://`; `mid` is the inboxes.
+    pub kind: String,
+    /// As [`TimelinesConfig::messages_max`].
+    pub messages_max: Option<u64>,
+    /// As [`TimelinesConfig::age_max`].
+    pub age_max: Option<Duration>,
+    /// As [`TimelinesConfig::bytes_max`].
+    pub bytes_max: Option<u64>,
 }
 
 /// How the processes of a cluster find each other, and where those that have no API show their figures.
@@ -227,6 +267,7 @@ impl Default for Config {
             push_log: PushLogConfig::default(),
             versions: VersionsConfig::default(),
             events: EventsConfig::default(),
+            timelines: TimelinesConfig::default(),
             http: HttpConfig::default(),
             rpc: RpcConfig::default(),
             cluster: ClusterConfig::default(),
@@ -281,6 +322,23 @@ impl Default for KafkaConfig {
             session_timeout: Duration::from_secs(10),
             commit_interval: Duration::from_secs(1),
             properties: BTreeMap::new(),
+        }
+    }
+}
+
+impl Default for TimelinesConfig {
+    fn default() -> Self {
+        Self {
+            folder: None,
+            messages_max: 10_000,
+            age_max: Duration::from_secs(30 * 24 * 60 * 60),
+            bytes_max: 64 << 20,
+            by_kind: Vec::new(),
+            duplicate_window: Duration::from_secs(24 * 60 * 60),
+            waiting_messages_max: 100_000,
+            waiting_bytes_max: 64 << 20,
+            cache_bytes: 64 << 20,
+            retain_interval: Duration::from_secs(60),
         }
     }
 }

@@ -21,10 +21,11 @@ mod push_log_metrics;
 mod routes;
 pub mod serve;
 pub mod settings;
+mod timelines;
 
 pub use routes::RouteError;
 
 pub use config::{
-    ClusterConfig, Config, Directory, EventsConfig, HttpConfig, KafkaConfig, LogConfig, LogFormat, LogStart,
-    RedisConfig, RpcConfig, VersionsConfig,
+    ClusterConfig, Config, Directory, EventsConfig, HttpConfig, KafkaConfig, KindRule, LogConfig, LogFormat,
+    LogStart, RedisConfig, RpcConfig, TimelinesConfig, VersionsConfig,
 };

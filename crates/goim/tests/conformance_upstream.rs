@@ -54,6 +54,7 @@ impl LogicPort for Recorder {
             scope: None,
             expires_at: None,
             protover: None,
+            syncing: None,
         }))
     }
 

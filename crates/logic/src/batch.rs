@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use goim_ports::{
-    AcceptedAt, AppendError, Appended, Extension, Mid, Operation, PushRecord, PushTarget, RoomId, ServerId,
-    SessionKey,
+    AcceptedAt, AppendError, Appended, Extension, Mid, OnceKey, Operation, PushRecord, PushTarget, RoomId,
+    ServerId, SessionKey,
 };
 
 use crate::deadline::within;
@@ -28,6 +28,21 @@ pub struct BatchMessage {
     pub body: Bytes,
     /// What goes with it: bodies in other schemas.
     pub extension: Extension,
+    /// Whether it is kept. [`Logic::push_batch`] does not look at it.
+    pub delivery: Delivery,
+}
+
+/// Whether a message is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Delivery {
+    /// Pushed to who is there, as in goim.
+    #[default]
+    Transient,
+    /// Kept in its timelines first.
+    Stored {
+        /// By what a second try is known.
+        once: Option<OnceKey>,
+    },
 }
 
 /// Whom a message of a batch is for.
@@ -123,7 +138,7 @@ impl Logic {
         let mut servers = &servers[..];
         let accepted_at = AcceptedAt::now();
         let mut records = Records::default();
-        for (index, BatchMessage { to, operation, body, extension }) in messages.into_iter().enumerate() {
+        for (index, BatchMessage { to, operation, body, extension, .. }) in messages.into_iter().enumerate() {
             let mut add = |target, body| {
                 records.records.push(PushRecord {
                     target,

@@ -32,6 +32,8 @@ pub struct Config {
     pub identity: IdentityConfig,
     /// Where packets of clients go.
     pub upstream: UpstreamConfig,
+    /// Timelines, where some are kept.
+    pub timelines: TimelinesConfig,
     /// What versions of packets mean; comets have the same.
     pub versions: VersionTable,
     /// How long a directory may take to answer. Default 3 s, below comet's handshake timeout. goim waits for ever.
@@ -62,6 +64,40 @@ pub struct UpstreamConfig {
     /// Routes by operation. Default none: such packets are answered with an empty body, as in goim. Whoever puts logic together makes
     /// them with [`crate::Logic::route`].
     pub routes: Vec<RouteConfig>,
+}
+
+/// How timelines are read and written.
+#[derive(Debug, Clone)]
+pub struct TimelinesConfig {
+    /// Messages of one answer at most. Default 200.
+    pub reply_messages_max: usize,
+    /// Bytes of bodies of one answer; a single larger message is given all the same. Default 256 KiB: what a phone takes in a second.
+    pub reply_bytes_max: usize,
+    /// How long the store may take. Default 5 s. What was to be kept then may or may not be.
+    pub store_deadline: Duration,
+    /// How long a request may wait for messages. Default 60 s, below what proxies cut off.
+    pub wait_max: Duration,
+    /// Requests that may wait at once; more are answered at once. Default 10,000, below `logic.http.connections_max`.
+    pub waits_max: usize,
+    /// Announcements that may be tried again at once; more are left, and found with the next sync. Default 1,000.
+    pub announcing_max: usize,
+    /// Decides whether a member may send where it is not by itself allowed to: to inboxes of others and to rooms that its session is not
+    /// in. Default without an address: nobody may.
+    pub send_webhook: WebhookConfig,
+}
+
+impl Default for TimelinesConfig {
+    fn default() -> Self {
+        Self {
+            reply_messages_max: 200,
+            reply_bytes_max: 256 * 1024,
+            store_deadline: Duration::from_secs(5),
+            wait_max: Duration::from_secs(60),
+            waits_max: 10_000,
+            announcing_max: 1_000,
+            send_webhook: WebhookConfig::default(),
+        }
+    }
 }
 
 /// On how many devices a member may be at once. Whoever comes last stays. Nobody in particular is not limited.
@@ -289,6 +325,15 @@ impl Config {
             "must be at least 1",
         )?;
         refuse(!(0.0..=1.0).contains(&jitter), "logic.backoff.jitter", &jitter, "must be from 0 to 1")?;
+        let timelines = &self.timelines;
+        refuse(timelines.reply_messages_max == 0, "logic.timelines.reply_messages_max", &0, above_zero)?;
+        let hook = timelines.send_webhook.url.as_str();
+        refuse(
+            !hook.is_empty() && !is_http(hook),
+            "logic.timelines.send_webhook.url",
+            &hook,
+            "must begin with https:// or http://",
+        )?;
         refuse(
             self.push.record_bytes_max < 1024,
             "logic.push.record_bytes_max",
@@ -418,6 +463,7 @@ impl Default for Config {
             http: HttpConfig::default(),
             identity: IdentityConfig::default(),
             upstream: UpstreamConfig::default(),
+            timelines: TimelinesConfig::default(),
             versions: VersionTable::default(),
             directory_deadline: Duration::from_secs(3),
         }

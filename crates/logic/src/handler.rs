@@ -153,6 +153,7 @@ mod tests {
             packet,
             schema: goim_ports::Schema::FIRST,
             extended: false,
+            is_member: false,
         };
         match handlers.find(Operation(operation), Schema::FIRST)?.handle(upstream) {
             Call::Ready(answer) => answer.ok(),

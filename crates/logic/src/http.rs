@@ -22,6 +22,7 @@ mod query;
 mod rate;
 mod reply;
 mod table;
+mod timelines;
 
 use std::future::Future;
 use std::io;

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use goim_ports::{
     Accepted, Call, ConnectError, ConnectRequest, HttpClient, Mid, RefreshRequest, Refreshed, RoomId,
-    SessionKey, Version,
+    SessionKey, Syncing, Version,
 };
 
 use crate::config::{IdentityConfig, IdentityMethod};
@@ -144,6 +144,10 @@ impl Identity {
             accepts: token.accepts,
             heartbeat: self.terms.heartbeat,
             protover: token.protover.map(|offered| self.terms.agree(offered)),
+            syncing: token
+                .positions
+                .filter(|_| extended)
+                .map(|positions| Syncing { positions, bare: token.bare }),
         })
     }
 }

@@ -10,7 +10,7 @@
 //!   users could notice.
 //!
 //! Map of the modules: `identity` reads tokens, `port` answers comet, `handler` is where the business hangs in its
-//! own packets and `route` sends them to a business elsewhere, `push` turns requests into records of the push log, `batch` those with many messages, `online` counts, `balancer` and `nodes` choose
+//! own packets and `route` sends them to a business elsewhere, `push` turns requests into records of the push log, `batch` those with many messages, `online` counts, `timelines` keeps messages and gives them back, `balancer` and `nodes` choose
 //! comets for clients, `metrics` counts what happens, [`http`] is the only one that knows HTTP and JSON.
 //!
 //! Invariant: tokens, cookies and API keys are never in a log, a metric or an error.
@@ -37,12 +37,13 @@ mod port;
 mod push;
 mod record;
 mod route;
+mod timelines;
 mod webhook;
 
-pub use batch::{BatchError, BatchMessage, Receivers};
+pub use batch::{BatchError, BatchMessage, Delivery, Receivers};
 pub use config::{
     ApiKey, Backoff, Config, ConfigError, DevicePolicy, HttpConfig, IdentityConfig, IdentityMethod,
-    JwtConfig, NodeInfoConfig, PushConfig, Secret, UpstreamConfig,
+    JwtConfig, NodeInfoConfig, PushConfig, Secret, TimelinesConfig, UpstreamConfig,
 };
 pub use events::event_json;
 pub use handler::{Handler, Handlers, Overlap};
@@ -53,4 +54,5 @@ pub use nodes::NodesReply;
 pub use online::{OnlineTotal, RoomOnline};
 pub use push::PushError;
 pub use route::RouteConfig;
+pub use timelines::{Placed, StoredPush, StoredTo, TimelinesError};
 pub use webhook::WebhookConfig;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use goim_ports::{
     CometPool, DeviceDirectory, EventSink, HttpClient, NodeDirectory, PushLog, RoomCounts, RoomDirectory,
-    SessionDirectory,
+    SessionDirectory, TimelineStore,
 };
 use prometheus_client::registry::Registry;
 
@@ -18,6 +18,7 @@ use crate::devices::Devices;
 use crate::handler::Handlers;
 use crate::identity::{Identity, KeyError};
 use crate::metrics::Metrics;
+use crate::timelines::{self, Timelines};
 
 /// What logic needs of the world.
 #[derive(Clone)]
@@ -36,6 +37,8 @@ pub struct Dependencies {
     pub comets: Arc<dyn CometPool>,
     /// The way to the business, and to whoever signs tokens.
     pub http: Arc<dyn HttpClient>,
+    /// Where messages are kept, if they are.
+    pub timelines: Option<Arc<dyn TimelineStore>>,
 }
 
 impl fmt::Debug for Dependencies {
@@ -57,6 +60,7 @@ pub struct Logic {
     pub(crate) devices: Devices,
     pub(crate) event_sink: OnceLock<Arc<dyn EventSink>>,
     pub(crate) handlers: Handlers,
+    pub(crate) timelines: Option<Arc<Timelines>>,
     pub(crate) balancer: Balancer,
     /// The counts that the room directory answered last. They are served while it does not answer.
     pub(crate) counts: ArcSwap<<RoomCounts as std::ops::Deref>::Target>,
@@ -94,7 +98,8 @@ impl Logic {
     /// # Errors
     /// [`KeyError`] when a key for signed tokens cannot be read.
     pub fn new(config: Config, dependencies: Dependencies) -> Result<Arc<Self>, KeyError> {
-        let Dependencies { sessions, rooms, devices, nodes, push_log, comets, http } = dependencies;
+        let Dependencies { sessions, rooms, devices, nodes, push_log, comets, http, timelines } =
+            dependencies;
         let (heartbeat, protover_max) = (session_heartbeat(&config.node), config.versions.highest());
         let identity = Identity::new(&config.identity, heartbeat, protover_max, &http)?;
         let devices = Devices {
@@ -104,8 +109,21 @@ impl Logic {
             push_log: Arc::clone(&push_log),
             deadline: config.directory_deadline,
         };
+        let timelines = timelines.map(|store| {
+            Timelines::new(timelines::Parts {
+                store,
+                push_log: Arc::clone(&push_log),
+                sessions: Arc::clone(&sessions),
+                http: Arc::clone(&http),
+                versions: config.versions.clone(),
+                config: config.timelines.clone(),
+                push: config.push.clone(),
+                directory_deadline: config.directory_deadline,
+            })
+        });
         Ok(Arc::new(Self {
             devices,
+            timelines,
             event_sink: OnceLock::new(),
             sessions,
             rooms,
@@ -126,6 +144,9 @@ impl Logic {
     /// Adds logic's metrics to `registry`.
     pub fn register_metrics(&self, registry: &mut Registry) {
         self.metrics.register(registry);
+        if let Some(timelines) = &self.timelines {
+            timelines.register(registry);
+        }
     }
 
     /// The handlers of upstream packets, to add to.

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use goim_ports::{
     Accepted, Call, ConnectError, ConnectRequest, DirectoryError, LifecycleEvent, LogicError, LogicPort,
-    OnlineReport, OnlineTotals, RefreshRequest, Refreshed, ServerId, SessionRef, Upstream,
+    OnlineReport, OnlineTotals, Operation, RefreshRequest, Refreshed, ServerId, SessionRef, Upstream,
 };
 
 use crate::Logic;
 use crate::config::DevicePolicy;
 use crate::deadline::{then, within};
+use crate::timelines::{Timelines, TimelinesError};
 
 impl LogicPort for Logic {
     fn connect(&self, request: ConnectRequest) -> Call<Result<Accepted, ConnectError>> {
@@ -98,6 +99,14 @@ impl LogicPort for Logic {
 
     fn receive(&self, upstream: Upstream) -> Call<Result<Bytes, LogicError>> {
         let operation = upstream.packet.operation;
+        if Timelines::answers(&upstream) {
+            match &self.timelines {
+                Some(timelines) => return timelines.answer(upstream),
+                // The business may have a route for messages of its own.
+                None if operation == Operation::SEND => {}
+                None => return Call::Ready(Err(LogicError::Failed(TimelinesError::None.to_string()))),
+            }
+        }
         if let Some(handler) = self.handlers.find(operation, upstream.schema) {
             self.metrics.upstream.handled.inc();
             return handler.handle(upstream);

@@ -9,7 +9,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use goim_ports::{
     AcceptedAt, AppendError, DirectoryError, Mid, Operation, PushRecord, PushTarget, RoomId, ServerId,
-    SessionKey,
+    SessionKey, SessionRecord,
 };
 use smallvec::{SmallVec, smallvec};
 
@@ -216,6 +216,12 @@ pub(crate) fn targets(groups: Groups, mut body: Bytes) -> impl Iterator<Item = (
         let body = if index == last { std::mem::take(&mut body) } else { body.clone() };
         (PushTarget::Keys { server, keys }, body)
     })
+}
+
+/// Sessions by comet, as targets.
+pub(crate) fn by_server(sessions: Vec<SessionRecord>) -> Vec<PushTarget> {
+    let groups = group(sessions.into_iter().map(|session| (session.server, session.key)));
+    groups.into_iter().map(|(server, keys)| PushTarget::Keys { server, keys }).collect()
 }
 
 /// Comets in the order of their first key, keys in theirs.

@@ -41,13 +41,13 @@ pub use directory::{
     SessionRecord,
 };
 pub use events::{EventKind, EventSink, LifecycleEvent};
-pub use extension::{EndCode, Extended, Extension, SchemaBody};
+pub use extension::{EndCode, Extended, Extension, SchemaBody, StoredAt};
 pub use goim_wire::{Encoding, Operation, PacketBuf, Schema, Sequence, Version, VersionRow, VersionTable};
 pub use http::{HttpAnswer, HttpClient, HttpError, HttpRequest};
 pub use id::{Mid, RoomId, ServerId, SessionKey};
 pub use logic::{
-    Accepted, ConnectError, ConnectRequest, ExpiresAt, LogicError, LogicPort, NoSession, OnlineReport,
-    OnlineTotals, RefreshRequest, Refreshed, RoomScope, SessionRef, Upstream,
+    Accepted, ConnectError, ConnectRequest, ExpiresAt, KnownPosition, LogicError, LogicPort, NoSession,
+    OnlineReport, OnlineTotals, RefreshRequest, Refreshed, RoomScope, SessionRef, Syncing, Upstream,
 };
 pub use node::{CometNode, NodeDirectory, NodeError};
 pub use push_log::{

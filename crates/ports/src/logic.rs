@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 
 use crate::{
-    Call, Generation, LifecycleEvent, Mid, Operation, PacketBuf, RoomCounts, RoomId, Schema, ServerId,
-    SessionKey, Version,
+    Call, Generation, LifecycleEvent, Mid, Operation, PacketBuf, Position, RoomCounts, RoomId, Schema,
+    ServerId, SessionKey, TimelineId, Version,
 };
 
 /// Logic as comet sees it.
@@ -91,6 +91,26 @@ pub struct Accepted {
     pub heartbeat: Duration,
     /// Highest packet version that the client reads. Its presence makes the client an extended one.
     pub protover: Option<Version>,
+    /// The client syncs: of a message in a timeline it is told that it is there.
+    pub syncing: Option<Syncing>,
+}
+
+/// How a client syncs.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Syncing {
+    /// Where it is in timelines: it is given what comes behind, without asking.
+    pub positions: Vec<KnownPosition>,
+    /// It does not want small messages along with the word that they are there.
+    pub bare: bool,
+}
+
+/// How far a client is in a timeline.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownPosition {
+    /// Which one.
+    pub timeline: TimelineId,
+    /// What the client has.
+    pub position: Position,
 }
 
 /// A session that presents a new token.
@@ -198,6 +218,8 @@ pub struct Upstream {
     pub schema: Schema,
     /// True for a client that knows more than goim: it can be told that something has failed.
     pub extended: bool,
+    /// The session is in the room whose timeline the packet names. Only looked at for messages to timelines.
+    pub is_member: bool,
 }
 
 /// Why somebody got no session.

@@ -405,6 +405,20 @@ impl ServerSession {
         }
     }
 
+    /// The operation of the packet that waits for an answer.
+    #[must_use]
+    pub fn awaited_operation(&self) -> Option<Operation> {
+        match self.phase {
+            Phase::AwaitingReply { operation, .. } => Some(operation),
+            _ => None,
+        }
+    }
+
+    /// Queues a packet that answers nothing and must not be lost, for an extended client. The caller sees to it that few wait.
+    pub fn tell(&mut self, pool: &mut OutboxPool, operation: Operation, body: &[u8]) {
+        self.reply(pool, Version::GOIM, operation, Sequence::NONE, body);
+    }
+
     /// Queues the reply to a request of an extended client whose reply has an operation of its own: that of the request and one. Gives
     /// that operation.
     pub fn reply_control(&mut self, pool: &mut OutboxPool, body: &[u8]) -> Option<Operation> {

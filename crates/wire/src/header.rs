@@ -58,6 +58,16 @@ impl Operation {
     pub const UNSUBSCRIBE: Self = Self(16);
     /// Reply to [`Operation::UNSUBSCRIBE`], with the body of the request.
     pub const UNSUBSCRIBE_REPLY: Self = Self(17);
+    /// A timeline has grown, for extended clients.
+    pub const NOTIFY: Self = Self(20);
+    /// Client asks for what comes behind a position, for extended clients.
+    pub const SYNC: Self = Self(21);
+    /// Reply to [`Operation::SYNC`].
+    pub const SYNC_REPLY: Self = Self(22);
+    /// Client has read up to a sequence, for extended clients.
+    pub const ACK: Self = Self(23);
+    /// Reply to [`Operation::ACK`].
+    pub const ACK_REPLY: Self = Self(24);
     /// The request that carries the sequence has failed, for extended clients.
     pub const ERROR: Self = Self(25);
     /// Client joins the rooms that the body lists in JSON, for extended clients.

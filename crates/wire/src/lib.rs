@@ -17,7 +17,7 @@
 //!
 //! Map of the modules: [`header`] is the sixteen bytes, [`packet`] a header with its body, [`stream`] takes
 //! packets off a byte stream that is split and glued anyhow, [`control`] has the bodies of the control packets,
-//! [`batch`] the run of packets that operation 9 carries.
+//! [`batch`] the run of packets that operation 9 carries, [`sync`] the bodies of the operations about timelines.
 //!
 //! Invariant: no input, however hostile, makes anything here panic, read past what was received, or allocate
 //! more than the limit that the caller gave.
@@ -34,6 +34,7 @@ pub mod control;
 pub mod header;
 pub mod packet;
 pub mod stream;
+pub mod sync;
 pub mod versions;
 
 pub use header::{HEADER_LEN, Header, Operation, Sequence, Version};

@@ -197,7 +197,7 @@ async fn every_part_of_a_message<S: TimelineStore>(store: S) {
         SchemaBody { schema: Schema(2), body: Bytes::from_static(b"\xffsecond") },
         SchemaBody { schema: Schema(7), body: Bytes::new() },
     ];
-    let extended = Extended { bodies, without_first: true, end: None };
+    let extended = Extended { bodies, without_first: true, ..Extended::default() };
     let full = NewMessage {
         sender: Mid(42),
         operation: Operation(-5),

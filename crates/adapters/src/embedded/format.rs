@@ -198,7 +198,7 @@ impl Record {
         let is_deleted = self.is_deleted;
         let bodies: Vec<SchemaBody> = self.bodies.into_iter().filter_map(Body::into_schema_body).collect();
         let is_extended = self.without_first || !bodies.is_empty();
-        let extended = Extended { bodies, without_first: self.without_first, end: None };
+        let extended = Extended { bodies, without_first: self.without_first, ..Extended::default() };
         let message = NewMessage {
             sender: Mid(self.sender),
             operation: Operation(self.operation),

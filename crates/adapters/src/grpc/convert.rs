@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use goim_ports::{
-    AcceptedAt, EndCode, EventKind, Extended, Extension, LifecycleEvent, Mid, Operation, PacketBuf,
-    RoomCounts, RoomId, RoomScope, Schema, SchemaBody, Sequence, Upstream, Version,
+    AcceptedAt, EndCode, Epoch, EventKind, Extended, Extension, KnownPosition, LifecycleEvent, Mid,
+    Operation, PacketBuf, Position, RoomCounts, RoomId, RoomScope, Schema, SchemaBody, Sequence, StoredAt,
+    Syncing, TimelineId, TimelineSeq, Upstream, Version,
 };
 
 use super::proto::business::HandleReq;
@@ -93,7 +94,7 @@ pub(crate) fn handle_req_of(upstream: Upstream) -> HandleReq {
 
 /// A schema beyond the range is one that nobody reads.
 pub(crate) fn extension_of(extension: Option<protocol::Extension>) -> Extension {
-    let protocol::Extension { bodies, without_first, end } = extension?;
+    let protocol::Extension { bodies, without_first, end, stored } = extension?;
     let mut bodies: Vec<SchemaBody> = bodies
         .into_iter()
         .map(|body| SchemaBody {
@@ -103,17 +104,58 @@ pub(crate) fn extension_of(extension: Option<protocol::Extension>) -> Extension 
         .collect();
     bodies.sort_by_key(|body| body.schema);
     let end = u16::try_from(end).ok().filter(|code| *code != 0).map(EndCode);
-    Some(Arc::new(Extended { bodies, without_first, end }))
+    Some(Arc::new(Extended { bodies, without_first, end, stored: stored.and_then(stored_of) }))
+}
+
+/// Names that are none are left out.
+pub(super) fn syncing_of(syncing: logic::Syncing) -> Syncing {
+    let position = |known: logic::KnownPosition| {
+        let position = Position { epoch: Epoch(known.epoch), seq: TimelineSeq(known.seq) };
+        Some(KnownPosition { timeline: TimelineId::parse(&known.timeline)?, position })
+    };
+    let positions = syncing.positions.into_iter().filter_map(position).collect();
+    Syncing { positions, bare: syncing.bare }
+}
+
+pub(super) fn syncing_message_of(syncing: &Syncing) -> logic::Syncing {
+    let position = |known: &KnownPosition| logic::KnownPosition {
+        timeline: known.timeline.to_string(),
+        epoch: known.position.epoch.0,
+        seq: known.position.seq.0,
+    };
+    logic::Syncing { positions: syncing.positions.iter().map(position).collect(), bare: syncing.bare }
+}
+
+/// `None` for a name that is none: the message is then one like others.
+fn stored_of(stored: protocol::StoredAt) -> Option<StoredAt> {
+    let protocol::StoredAt { timeline, epoch, seq, sender, accepted_at } = stored;
+    Some(StoredAt {
+        timeline: TimelineId::parse(&timeline)?,
+        position: Position { epoch: Epoch(epoch), seq: TimelineSeq(seq) },
+        sender: Mid(sender),
+        accepted_at: AcceptedAt(accepted_at),
+    })
+}
+
+fn stored_message_of(stored: &StoredAt) -> protocol::StoredAt {
+    protocol::StoredAt {
+        timeline: stored.timeline.to_string(),
+        epoch: stored.position.epoch.0,
+        seq: stored.position.seq.0,
+        sender: stored.sender.0,
+        accepted_at: stored.accepted_at.0,
+    }
 }
 
 pub(crate) fn message_of(extension: &Extension) -> Option<protocol::Extension> {
-    let Extended { bodies, without_first, end } = &**extension.as_ref()?;
+    let Extended { bodies, without_first, end, stored } = &**extension.as_ref()?;
     let body =
         |body: &SchemaBody| protocol::SchemaBody { schema: body.schema.0.into(), body: body.body.clone() };
     Some(protocol::Extension {
         bodies: bodies.iter().map(body).collect(),
         without_first: *without_first,
         end: end.map_or(0, |end| end.0.into()),
+        stored: stored.as_ref().map(stored_message_of),
     })
 }
 

@@ -15,7 +15,7 @@ use tonic::{Response, Status};
 
 use super::address::AddressError;
 use super::channel::{ClientConfig, Connection, REPLY_BYTES_MAX};
-use super::convert::{counts_of, event_message, map_of, proto_of, scope_of};
+use super::convert::{counts_of, event_message, map_of, proto_of, scope_of, syncing_of};
 use super::proto::cluster::logic_client::LogicClient as ClusterClient;
 use super::proto::cluster::{EventsReq, RefreshReq};
 use super::proto::logic::logic_client::LogicClient;
@@ -70,6 +70,7 @@ fn accepted(reply: ConnectReply) -> Accepted {
         accepts: reply.accepts.into_iter().map(Operation).collect(),
         heartbeat: Duration::from_nanos(u64::try_from(reply.heartbeat).unwrap_or(0)),
         protover: reply.protover.map(|version| Version(i16::try_from(version).unwrap_or(i16::MAX))),
+        syncing: reply.syncing.map(syncing_of),
     }
 }
 
@@ -146,6 +147,7 @@ impl LogicPort for GrpcLogic {
             key: upstream.key.to_string(),
             schema: upstream.schema.0.into(),
             extended: upstream.extended,
+            member: upstream.is_member,
         };
         self.call(async move |mut logic| logic.receive(request).await, |reply| reply.body, status::to_logic)
     }

@@ -9,7 +9,7 @@ use goim_ports::{
 use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
-use super::convert::{counts_of, event_of, map_of, packet_of, rooms_of};
+use super::convert::{counts_of, event_of, map_of, packet_of, rooms_of, syncing_message_of};
 use super::proto::cluster::logic_server::{Logic as ClusterLogic, LogicServer as ClusterServer};
 use super::proto::cluster::{EventsReply, EventsReq, RefreshReply, RefreshReq};
 use super::proto::logic::logic_server::{Logic, LogicServer};
@@ -87,6 +87,7 @@ impl Logic for LogicService {
             rooms: accepted.rooms.iter().map(ToString::to_string).collect(),
             scope: rooms_of(accepted.scope),
             expires_at: accepted.expires_at.map(|at| at.0),
+            syncing: accepted.syncing.map(|syncing| syncing_message_of(&syncing)),
         }))
     }
 
@@ -113,10 +114,11 @@ impl Logic for LogicService {
     }
 
     async fn receive(&self, request: Request<ReceiveReq>) -> Result<Response<ReceiveReply>, Status> {
-        let ReceiveReq { mid, proto, key, schema, extended } = request.into_inner();
+        let ReceiveReq { mid, proto, key, schema, extended, member } = request.into_inner();
         let packet = packet_of(proto.unwrap_or_default());
         let schema = u16::try_from(schema).unwrap_or(u16::MAX).max(Schema::FIRST.0);
-        let upstream = Upstream { mid: Mid(mid), key: key.into(), packet, schema: Schema(schema), extended };
+        let (mid, key, schema) = (Mid(mid), key.into(), Schema(schema));
+        let upstream = Upstream { mid, key, packet, schema, extended, is_member: member };
         let body = self.logic.receive(upstream).await.map_err(status::from_logic)?;
         Ok(Response::new(ReceiveReply { body }))
     }

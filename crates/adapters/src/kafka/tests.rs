@@ -343,6 +343,7 @@ async fn packets_of_clients_are_on_the_topic_of_the_business() {
         packet: PacketBuf { sequence: Sequence(sequence), ..PacketBuf::push(Operation(2000), "body".into()) },
         schema: Schema(2),
         extended: true,
+        is_member: false,
     };
     for (mid, sequence) in [(7, 1), (0, 2)] {
         assert_eq!(business.send(upstream(mid, sequence), Duration::from_secs(4)).await, Ok("".into()));

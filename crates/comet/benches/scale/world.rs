@@ -55,6 +55,7 @@ impl LogicPort for Directory {
             scope: None,
             expires_at: None,
             protover: None,
+            syncing: None,
         }))
     }
 

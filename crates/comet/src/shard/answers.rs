@@ -15,6 +15,7 @@ use crate::connection::{ConnectionId, Identity};
 use crate::danmaku;
 use crate::inbox::Notice;
 use crate::key_index::Location;
+use crate::message::Syncs;
 use crate::transport::Dialect;
 
 /// The directory is told that a session lives when this long has passed, and up to twice as long: goim's records
@@ -98,6 +99,12 @@ impl Shard {
                     self.take_input(slot);
                 }
             }
+            Notice::Resumed { connection, result } => {
+                if let Some(slot) = self.find(connection) {
+                    self.resumed_position(slot, result);
+                    self.resume_positions(slot);
+                }
+            }
             Notice::Refreshed { connection, result } => {
                 if let Some(slot) = self.find(connection) {
                     self.refreshed(slot, result);
@@ -165,7 +172,7 @@ impl Shard {
         let protover =
             accepted.protover.filter(|_| dialect == Dialect::Goim).map(|protover| protover.min(highest));
         let class = match dialect {
-            Dialect::Goim => versions.class_of(protover, connection.session.deflates()),
+            Dialect::Goim => versions.class_of(protover, connection.session.deflates(), syncs_of(&accepted)),
             Dialect::Danmaku => connection.class,
         };
         let reply = match protover {
@@ -211,6 +218,10 @@ impl Shard {
         }
         self.arm(slot);
         self.stage(slot);
+        if let Some(syncing) = accepted.syncing.filter(|_| protover.is_some()) {
+            self.connections[slot].set_positions(syncing.positions);
+            self.resume_positions(slot);
+        }
         if accepted.heartbeat.is_zero() {
             self.close(slot, CloseReason::HeartbeatTimeout);
         }
@@ -270,13 +281,23 @@ impl Shard {
         let Some(identity) = connection.identity.clone() else { return };
         let id = ConnectionId { slot, generation: connection.generation };
         let extended = connection.session.is_extended();
+        if extended && Self::is_about_timelines(packet.operation) {
+            return self.ask_about_timeline(slot, packet);
+        }
         // goim ignores the version.
         let Some((schema, packet)) =
             (if extended { self.read(slot, packet) } else { Some((Schema::FIRST, packet)) })
         else {
             return;
         };
-        let upstream = Upstream { mid: identity.mid, key: identity.key.clone(), packet, schema, extended };
+        let upstream = Upstream {
+            mid: identity.mid,
+            key: identity.key.clone(),
+            packet,
+            schema,
+            extended,
+            is_member: false,
+        };
         match self.shared.logic.receive(upstream) {
             Call::Ready(result) => self.replied(slot, result),
             Call::Pending(answer) => {
@@ -290,7 +311,7 @@ impl Shard {
     }
 
     /// The reply goes out whether or not the business was reached: goim's clients count on one.
-    fn replied(&mut self, slot: u32, result: Result<Bytes, LogicError>) {
+    pub(super) fn replied(&mut self, slot: u32, result: Result<Bytes, LogicError>) {
         let body = match result {
             Ok(body) => body,
             Err(error) => {
@@ -310,6 +331,10 @@ impl Shard {
             }
         };
         let connection = &mut self.connections[slot];
+        let is_about_timelines = connection.session.awaited_operation().is_some_and(Self::is_about_timelines);
+        if connection.session.is_extended() && is_about_timelines {
+            return self.replied_about_timeline(slot, &body);
+        }
         let (written, body) = if connection.session.is_extended() && !body.is_empty() {
             let schema =
                 self.shared.versions.schema_of(connection.session.awaited().unwrap_or(Version::GOIM));
@@ -350,6 +375,15 @@ impl Shard {
                 None
             }
         }
+    }
+}
+
+/// What a session is to be told of messages in timelines.
+fn syncs_of(accepted: &Accepted) -> Syncs {
+    match &accepted.syncing {
+        None => Syncs::No,
+        Some(syncing) if syncing.bare => Syncs::Bare,
+        Some(_) => Syncs::WithMessages,
     }
 }
 

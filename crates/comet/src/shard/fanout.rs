@@ -222,7 +222,7 @@ impl Shard {
         let mut sent = Sent::default();
         for target in targets {
             match self.find(*target) {
-                Some(slot) if self.connections[slot].session.accepts(operation) => {
+                Some(slot) if self.wants(slot, operation, push) => {
                     self.deliver_counted(slot, push, limit, stage, &mut sent);
                 }
                 Some(_) => {}
@@ -231,6 +231,13 @@ impl Shard {
         }
         self.stats.packets_out(operation, sent.packets, sent.bytes);
         sent.staged(stage)
+    }
+
+    /// Whether a message to keys is for this session.
+    fn wants(&self, slot: u32, operation: Operation, push: &Outgoing) -> bool {
+        let connection = &self.connections[slot];
+        connection.session.accepts(operation)
+            || push.stored().is_some() && self.shared.versions.syncs(connection.class)
     }
 
     fn send_to_room(&mut self, room: &RoomId, hash: u64, operation: Operation, push: &Outgoing) -> Staged {
@@ -291,6 +298,13 @@ impl Shard {
     /// Queues a push on one session and has it flushed. Gives the bytes that it takes; `None` when the session did not take it.
     fn deliver(&mut self, slot: u32, push: &Outgoing, limit: QueueLimit, stage: Stage) -> Option<usize> {
         let behind_bytes = self.behind_bytes();
+        let connection = self.connections.get_mut(slot)?;
+        if let Some(stored) = push.stored()
+            && self.shared.versions.syncs(connection.class)
+            && self.hold_word(slot, stored)
+        {
+            return None;
+        }
         let connection = self.connections.get_mut(slot)?;
         let Some(push) = push.for_class(connection.class, &self.shared.versions) else {
             self.stats.dropped(Drop::Unreadable, 1);
@@ -383,6 +397,11 @@ impl Shard {
             self.end_stream(slot);
             return;
         }
+        if connection.is_syncing() {
+            self.release_words(slot);
+            self.resume_positions(slot);
+        }
+        let connection = &self.connections[slot];
         let rules = &self.rules[usize::from(connection.listener)];
         let input_waits = connection.readable || connection.has_unread();
         if input_waits && connection.throttled_until().is_none() && connection.session.wants_input(rules) {

@@ -70,6 +70,7 @@ impl LogicPort for Recorder {
             scope: None,
             expires_at: None,
             protover: extended.then_some(Version(1)),
+            syncing: None,
         }))
     }
 

@@ -45,6 +45,7 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
             push_log: log.clone(),
             comets: Arc::new(GrpcComets::new(Arc::clone(&nodes), String::new(), ClientConfig::default())),
             http: Arc::new(HyperClient::new()),
+            timelines: crate::timelines::open(&config).map_err(serve::StartError::Timelines)?,
         },
     )
     .map_err(serve::StartError::Key)?;
@@ -61,6 +62,7 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
         ("rpc", rpc.as_ref().map_or("closed".to_owned(), |bound| bound.addr.to_string())),
         ("push", logic.push_protection().to_string()),
         ("identity", logic.identity().to_owned()),
+        ("timelines", crate::timelines::place(&config)),
         ("kafka", format!("{} on {}", config.kafka.topic, config.kafka.brokers.join(","))),
     ];
     let pages = operate::router(operation.clone());

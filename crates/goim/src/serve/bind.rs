@@ -30,6 +30,9 @@ pub enum StartError {
     /// Packets of clients cannot go where they should.
     #[error(transparent)]
     Route(#[from] crate::RouteError),
+    /// Messages cannot be kept where they should be.
+    #[error("timelines.folder: {0}")]
+    Timelines(#[from] goim_adapters::embedded::EmbeddedError),
     /// comet did not start for another reason: its certificate, its threads.
     #[error("comet does not start: {0}")]
     Comet(goim_comet::StartError),

@@ -73,6 +73,7 @@ pub struct Running {
     comet: Arc<Comet>,
     logic: Arc<Logic>,
     log: Arc<MemoryPushLog>,
+    comets: Arc<SharedComets>,
     operation: Arc<Operation>,
     stop_serving: watch::Sender<bool>,
     serving: Vec<JoinHandle<()>>,
@@ -114,6 +115,7 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
             push_log: log.clone(),
             comets: comets.clone(),
             http: Arc::new(HyperClient::new()),
+            timelines: crate::timelines::open(&config)?,
         },
     )?;
     crate::routes::install(&logic, &config)?;
@@ -129,7 +131,7 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
     let comet = Arc::new(comet);
     let server = config.comet.node.server.clone();
     comets.insert(server.clone(), comet.port());
-    let job = Job::new(config.job.clone(), Box::new(reader), comets);
+    let job = Job::new(config.job.clone(), Box::new(reader), comets.clone());
 
     let mut registry = Registry::default();
     comet.register_metrics(&mut registry);
@@ -180,7 +182,7 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
     let job = tokio::spawn(job.run(std::future::pending()));
     let memory = tokio::spawn(memory::keep_small(activity(&comet, &log)));
     operation.is_up(registry);
-    Ok(Running { addrs, server, comet, logic, log, operation, stop_serving, serving, job, memory })
+    Ok(Running { addrs, server, comet, logic, log, comets, operation, stop_serving, serving, job, memory })
 }
 
 impl Running {
@@ -258,6 +260,8 @@ impl Drop for Running {
         self.serving.iter().for_each(JoinHandle::abort);
         self.job.abort();
         self.memory.abort();
+        // comet knows logic, and logic comet by way of this: else neither would ever go.
+        self.comets.remove(&self.server);
     }
 }
 

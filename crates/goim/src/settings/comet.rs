@@ -22,6 +22,7 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
         "What one client, and all together, may use. A client that breaks a limit is disconnected, and counted by reason.",
     ),
     ("comet.send", "How packets leave."),
+    ("comet.sync", "What sessions that sync are told of messages in timelines."),
     (
         "comet.compression",
         "Bodies for clients whose protover has a compressing version, once for each message and version.",
@@ -79,6 +80,7 @@ pub(super) fn settings() -> Vec<Setting> {
         [comet.send.inbox_sends_max], "Sends that commands of one shard lead to, until they are flushed: what bounds a message's wait here. What joins other messages to a session counts by its bytes only. Full, the caller waits.";
         [comet.send.paced_broadcasts_max], "Broadcasts with a speed that may be under way at once.";
 
+        size [comet.sync.inline_bytes_max], "Bodies of stored messages up to this go along with the word that they are there, for sessions that want it. 0: none does.";
         [comet.compression.enabled], "Large bodies are compressed for clients that read it. Off, they leave as they are; what comes in is inflated all the same.";
         size [comet.compression.threshold_bytes], "Smaller bodies leave as they are.";
         size [comet.compression.inflated_bytes_max], "What a body that comes in may grow to. A larger one ends the connection.";

@@ -15,6 +15,11 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
         "logic.upstream",
         "Packets of clients that are not goim's own. Without a route they are answered with an empty body, as in goim.",
     ),
+    ("logic.timelines", "How timelines are read and written. Where they are kept is timelines.folder."),
+    (
+        "logic.timelines.send_webhook",
+        "Whether a member may send to somebody else's inbox, or to a room that its session is not in: asked by POST with JSON: mid, to, operation, body_bytes. 200 or 204 is yes, 401 or 403 no; anything else is no decision, and the client may try again.",
+    ),
     ("logic.http", "The HTTP API. Its address is http.listen."),
     (
         "logic.identity",
@@ -53,6 +58,18 @@ pub(super) fn settings() -> Vec<Setting> {
         [logic.push.append_deadline], "How long the push log may take for one record. The push then fails, and may or may not be in the log.";
 
         [logic.upstream.routes], "Where packets go, by operation: a list of tables with operations (\"1000..1999\", or one), to (http://, https://, grpc://host:port with goim.business.Business, kafka://topic), and where wanted timeout (2s, all tries together), retries (0; only for what may be done twice), calls_max (256 at once), duplicates (a time within which a packet with the same sequence of the same member gets the answer of the first; clients must not repeat sequences then) and secret (for HTTP, presented as a bearer).";
+
+        [logic.timelines.reply_messages_max], "Messages of one answer to a sync, at most.";
+        size [logic.timelines.reply_bytes_max], "Bytes of bodies of one answer; a single larger message is given all the same.";
+        [logic.timelines.store_deadline], "How long the store may take. What was to be kept then may or may not be.";
+        [logic.timelines.wait_max], "How long a request over HTTP may wait for messages; below what proxies cut off.";
+        [logic.timelines.waits_max], "Requests that may wait at once; more are answered at once. Below logic.http.connections_max.";
+        [logic.timelines.announcing_max], "Words of stored messages that may be tried again at once, when directory or push log did not take them; more are left, and clients find the messages with their next sync.";
+
+        [logic.timelines.send_webhook.url], "Where the business is asked: https:// or http://. Not set: members send to rooms that they are in, and to nobody else.";
+        secret [logic.timelines.send_webhook.secret] = "the-secret-of-this-hook", "Presented as `Authorization: Bearer`, so that the business knows who asks.";
+        [logic.timelines.send_webhook.timeout], "From the question to the last byte of the answer.";
+        [logic.timelines.send_webhook.calls_max], "Questions under way at once. More wait for `timeout` at most.";
 
         size [logic.http.body_bytes_max], "Largest request body. Well above logic.push.record_bytes_max, so that goim's users see goim's error for a message that is a little too large.";
         size [logic.http.head_bytes_max], "Largest request head: request line and headers. A request target ends at 65,534 bytes whatever this says.";

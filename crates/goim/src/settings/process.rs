@@ -13,6 +13,10 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
         "What happens to sessions, for a business that wants to know: connect, disconnect, join, leave, in batches, each at least once and with an id by which a second time is known. All roles must have the same.",
     ),
     (
+        "timelines",
+        "Messages that are kept (delivery=stored): the inbox of each member and the timeline of each room. Members sync them over their connections and over HTTP.",
+    ),
+    (
         "http",
         "The push API, the node list, and the operator's pages: /metrics, /healthz, /readyz, /openapi.json.",
     ),
@@ -40,6 +44,17 @@ pub(super) fn settings() -> Vec<Setting> {
 
         [events.to] = "http://127.0.0.1:8000/sessions", "Where events go: http:// or https:// (by POST, {\"events\": [...]}; any answer of 2xx takes them) or kafka://topic (one record each, JSON). Not set: nobody wants to know.";
         secret [events.secret] = "the-secret-of-this-hook", "For HTTP: presented as `Authorization: Bearer`.";
+
+        [timelines.folder] = "/var/lib/goim/timelines", "Where they are kept: a folder of this machine, made when it is not there; one process at a time has it. Not set: messages are pushed and not kept.";
+        [timelines.messages_max], "Messages of a timeline that are kept; the oldest go first.";
+        [timelines.age_max], "How long a message is kept.";
+        size [timelines.bytes_max], "Bytes of a timeline's bodies that are kept; the newest message stays whatever its size.";
+        [timelines.by_kind], "Other rules for timelines of some kinds, the part of the name before ://, such as [\"live: 1000 messages, 1h, 8MiB\", \"mid: 720h\"]; inboxes are of the kind mid. In text rules are separated by ;.";
+        [timelines.duplicate_window], "How long a client id or an idempotency key stands for its message, at least; twice as long at most.";
+        [timelines.waiting_messages_max], "Messages that may wait to be written; more are refused with 429.";
+        size [timelines.waiting_bytes_max], "The same in bytes.";
+        size [timelines.cache_bytes], "Memory for what is read from the disk again and again.";
+        [timelines.retain_interval], "Time between two passes that remove what is not to be kept any longer. A pass takes a tenth of a processor at most.";
 
         [http.listen], "Address of the HTTP listener. Port 0 takes a free one.";
 

@@ -14,7 +14,7 @@ use goim_comet::SlowConsumerPolicy;
 use goim_logic::{ApiKey, DevicePolicy, IdentityMethod, RouteConfig, Secret};
 use goim_ports::{ServerId, VersionRow};
 
-use crate::config::{Directory, LogFormat, LogStart};
+use crate::config::{Directory, KindRule, LogFormat, LogStart};
 
 /// What unsets an optional setting, as does an empty text.
 const NONE: &str = "none";
@@ -105,6 +105,42 @@ impl Value for VersionRow {
 
     fn to_toml(&self) -> Option<toml::Value> {
         Some(toml::Value::String(self.to_string()))
+    }
+}
+
+/// Has commas in it.
+impl Value for KindRule {
+    const SEPARATOR: char = ';';
+
+    fn wants() -> String {
+        "a rule such as `live: 1000 messages, 1h, 8MiB`, any part of it".to_owned()
+    }
+
+    fn from_text(text: &str) -> Option<Self> {
+        let (kind, parts) = text.split_once(':')?;
+        let mut rule =
+            Self { kind: kind.trim().to_owned(), messages_max: None, age_max: None, bytes_max: None };
+        for part in parts.split(',').map(str::trim) {
+            let is_new = if let Some(count) = part.strip_suffix("messages") {
+                rule.messages_max.replace(count.trim().replace('_', "").parse().ok()?).is_none()
+            } else if let Some(age) = parse_duration(part) {
+                rule.age_max.replace(age).is_none()
+            } else {
+                rule.bytes_max.replace(ByteSize::from_text(part)?.0).is_none()
+            };
+            if !is_new {
+                return None;
+            }
+        }
+        (!rule.kind.is_empty()).then_some(rule)
+    }
+
+    fn to_toml(&self) -> Option<toml::Value> {
+        let count = self.messages_max.map(|count| format!("{count} messages"));
+        let age = self.age_max.map(show_duration);
+        let bytes = self.bytes_max.and_then(|bytes| Some(ByteSize(bytes).to_toml()?.as_str()?.to_owned()));
+        let parts: Vec<String> = [count, age, bytes].into_iter().flatten().collect();
+        Some(toml::Value::String(format!("{}: {}", self.kind, parts.join(", "))))
     }
 }
 

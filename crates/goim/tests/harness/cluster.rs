@@ -159,6 +159,12 @@ impl Cluster {
         metric(line(self.job.as_ref().expect("a job runs"), "pages").parse().unwrap(), name)
     }
 
+    /// The figures of the comet.
+    pub fn comet_metrics(&self) -> String {
+        let pages = line(self.comet.as_ref().expect("a comet runs"), "pages").parse().unwrap();
+        Http::connect(pages).request("GET", "/metrics", &[], b"").text()
+    }
+
     /// The value of a metric of the logic.
     pub fn logic_metric(&self, name: &str) -> Option<f64> {
         metric(line(&self.logic, "http").parse().unwrap(), name)

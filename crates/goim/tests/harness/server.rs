@@ -163,6 +163,14 @@ impl Server {
         self.request("POST", target, &[], body.as_ref())
     }
 
+    /// The figures of comet, as Prometheus reads them.
+    pub fn comet_metrics(&self) -> String {
+        match &self.running {
+            What::Cluster(cluster) => cluster.comet_metrics(),
+            What::One(_) | What::Elsewhere => self.get("/metrics").text(),
+        }
+    }
+
     /// A push that must be accepted.
     pub fn push(&self, target: &str, body: impl AsRef<[u8]>) {
         let answer = self.post(target, body);

@@ -8,13 +8,19 @@ use std::time::Duration;
 use axum::body::{Body, Bytes};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, HeaderValue, Response, StatusCode};
-use goim_ports::{AppendError, CometNode, Mid, Operation, RoomId, SessionKey};
+use goim_ports::{
+    AcceptedAt, AppendError, CometNode, Mid, NewMessage, OnceKey, Operation, RoomId, SessionKey,
+};
 
 use super::messages::{EndRequest, Form};
 use super::query::Values;
 use super::table::Action;
+use super::timelines::{self, Asking};
 use super::{json, openapi, reply};
-use crate::{BatchError, Logic, NodesReply, PushError};
+use crate::{
+    BatchError, BatchMessage, Delivery, Logic, NodesReply, PushError, Receivers, StoredPush, StoredTo,
+    TimelinesError,
+};
 
 /// What a client is told to wait when the push log is full.
 const FULL_WAIT: Duration = Duration::from_secs(1);
@@ -27,7 +33,7 @@ pub(super) async fn act(
     logic: &Logic,
     action: Action,
     values: &Values<'_>,
-    headers: &HeaderMap,
+    asking: Asking<'_>,
     body: Bytes,
 ) -> Response<Body> {
     match action {
@@ -35,9 +41,14 @@ pub(super) async fn act(
         Action::PushMids => push_mids(logic, values, body).await,
         Action::PushRoom => push_room(logic, values, body).await,
         Action::PushAll => push_all(logic, values, body).await,
-        Action::PushBatch => push_batch(logic, headers, &body).await,
+        Action::PushBatch => push_batch(logic, asking.headers, &body).await,
         Action::EndSessions => end_sessions(logic, &body).await,
         Action::RoomMembers => room_members(logic, values).await,
+        Action::Sync => timelines::sync(logic, values, asking).await,
+        Action::History => timelines::history(logic, values, asking).await,
+        Action::Unread => timelines::unread(logic, values, asking).await,
+        Action::Ack => timelines::acknowledge(logic, values, asking, &body).await,
+        Action::DeleteMessage => timelines::delete(logic, &body).await,
         Action::OnlineTop => online_top(logic, values).await,
         Action::OnlineRoom => online_room(logic, values).await,
         Action::OnlineTotal => online_total(logic),
@@ -48,7 +59,51 @@ pub(super) async fn act(
     }
 }
 
+/// Whether a push of goim's routes is to be kept, and by what a second try of it is known.
+///
+/// `Err` has the answer to one that says it wrongly, or that cannot be kept.
+#[allow(clippy::result_large_err, reason = "as in `dispatch`")]
+fn delivery(values: &Values<'_>, can_be_kept: bool) -> Result<Delivery, Response<Body>> {
+    let wrong = |text: &str| Err(reply::bad_parameter(text));
+    match values.text("delivery") {
+        b"" | b"transient" => Ok(Delivery::Transient),
+        b"stored" if !can_be_kept => wrong("delivery: only messages to members and to rooms can be stored"),
+        b"stored" => match values.text("idempotency_key") {
+            b"" => Ok(Delivery::Stored { once: None }),
+            key => match OnceKey::new(Bytes::copy_from_slice(key)) {
+                Some(once) => Ok(Delivery::Stored { once: Some(once) }),
+                None => wrong("idempotency_key: must have 1 to 128 bytes"),
+            },
+        },
+        _ => wrong("delivery: must be transient or stored"),
+    }
+}
+
+/// Keeps one message of goim's routes.
+async fn store(
+    logic: &Logic,
+    values: &Values<'_>,
+    to: StoredTo,
+    once: Option<OnceKey>,
+    body: Bytes,
+) -> Response<Body> {
+    let message = NewMessage {
+        sender: Mid::default(),
+        operation: operation(values),
+        body,
+        extension: None,
+        accepted_at: AcceptedAt::now(),
+    };
+    match logic.push_stored(vec![StoredPush { to, message, once }]).await {
+        Ok(placed) => timelines::placed_one(placed.first().map_or(&[][..], Vec::as_slice)),
+        Err((_, error)) => timelines::refused(&error),
+    }
+}
+
 async fn push_keys(logic: &Logic, values: &Values<'_>, body: Bytes) -> Response<Body> {
+    if let Err(response) = delivery(values, false) {
+        return response;
+    }
     let given = values.texts("keys");
     // No session has an empty key or one that is no text, but a push that names only such ones is a push.
     let keys: Vec<SessionKey> = given
@@ -66,7 +121,15 @@ async fn push_keys(logic: &Logic, values: &Values<'_>, body: Bytes) -> Response<
 }
 
 async fn push_mids(logic: &Logic, values: &Values<'_>, body: Bytes) -> Response<Body> {
-    let mids = values.numbers("mids").iter().copied().map(Mid).collect();
+    let mids = values.numbers("mids").iter().copied().map(Mid);
+    let mids: Vec<Mid> = match delivery(values, true) {
+        Ok(Delivery::Transient) => mids.collect(),
+        Ok(Delivery::Stored { once }) => {
+            let to = StoredTo::Mids(mids.filter(|mid| !mid.is_anonymous()).collect());
+            return store(logic, values, to, once, body).await;
+        }
+        Err(response) => return response,
+    };
     pushed_reply(logic.push_mids(operation(values), mids, body).await)
 }
 
@@ -75,10 +138,22 @@ async fn push_room(logic: &Logic, values: &Values<'_>, body: Bytes) -> Response<
     let Ok(id) = String::from_utf8(id) else {
         return reply::failure(reply::SERVER_ERROR, NOT_UTF8);
     };
-    pushed_reply(logic.push_room(operation(values), RoomId::from(id), body).await)
+    match delivery(values, true) {
+        Ok(Delivery::Transient) => {
+            pushed_reply(logic.push_room(operation(values), RoomId::from(id), body).await)
+        }
+        Ok(Delivery::Stored { .. }) if id.starts_with("mid://") => {
+            reply::bad_parameter("type: `mid` is the type of inboxes: push to the member")
+        }
+        Ok(Delivery::Stored { once }) => store(logic, values, StoredTo::Room(id.into()), once, body).await,
+        Err(response) => response,
+    }
 }
 
 async fn push_all(logic: &Logic, values: &Values<'_>, body: Bytes) -> Response<Body> {
+    if let Err(response) = delivery(values, false) {
+        return response;
+    }
     let speed = u32::try_from(values.number32("speed")).ok().and_then(NonZeroU32::new);
     pushed_reply(logic.push_all(operation(values), speed, body).await)
 }
@@ -95,6 +170,24 @@ async fn push_batch(logic: &Logic, headers: &HeaderMap, body: &[u8]) -> Response
         Ok(messages) => messages,
         Err(wrong) => return reply::refusal(StatusCode::BAD_REQUEST, &wrong),
     };
+    match stored_of(&messages) {
+        Ok(None) => {}
+        Ok(Some(pushes)) => {
+            return match logic.push_stored(pushes).await {
+                Ok(placed) => timelines::placed(&placed),
+                Err((index, TimelinesError::TooLarge { size, limit })) => {
+                    let place = form.place(index, body);
+                    let wrong = format!("{place}: body: makes a record of {size} bytes; {limit} is the most");
+                    reply::refusal(StatusCode::BAD_REQUEST, &wrong)
+                }
+                Err((_, error)) => timelines::refused(&error),
+            };
+        }
+        Err((index, wrong)) => {
+            let wrong = format!("{}: {wrong}", form.place(index, body));
+            return reply::refusal(StatusCode::BAD_REQUEST, &wrong);
+        }
+    }
     let BatchError { accepted, index, error } = match logic.push_batch(messages).await {
         Ok(accepted) => return reply::accepted(accepted),
         Err(error) => error,
@@ -114,6 +207,34 @@ async fn push_batch(logic: &Logic, headers: &HeaderMap, body: &[u8]) -> Response
             reply::refusal_but(StatusCode::SERVICE_UNAVAILABLE, accepted, &error.to_string())
         }
     }
+}
+
+/// The messages as ones to be kept; `None` when none is. A part of them would leave open what an error is about.
+fn stored_of(messages: &[BatchMessage]) -> Result<Option<Vec<StoredPush>>, (usize, &'static str)> {
+    let is_stored = |message: &BatchMessage| matches!(message.delivery, Delivery::Stored { .. });
+    if !messages.iter().any(is_stored) {
+        return Ok(None);
+    }
+    let accepted_at = AcceptedAt::now();
+    let stored = messages.iter().enumerate().map(|(index, message)| {
+        let Delivery::Stored { once } = &message.delivery else {
+            return Err((index, "delivery: all messages of a request must be stored, or none"));
+        };
+        let to = match &message.to {
+            Receivers::Mids(mids) => StoredTo::Mids(mids.clone()),
+            Receivers::Room(room) if room.as_str().starts_with("mid://") => {
+                return Err((index, "to: room: `mid` is the type of inboxes: push to the member"));
+            }
+            Receivers::Room(room) => StoredTo::Room(room.clone()),
+            Receivers::Keys(_) | Receivers::All(_) => {
+                return Err((index, "delivery: only messages to mids and to a room can be stored"));
+            }
+        };
+        let BatchMessage { operation, body, extension, .. } = message.clone();
+        let message = NewMessage { sender: Mid::default(), operation, body, extension, accepted_at };
+        Ok(StoredPush { to, message, once: once.clone() })
+    });
+    stored.collect::<Result<_, _>>().map(Some)
 }
 
 async fn end_sessions(logic: &Logic, body: &[u8]) -> Response<Body> {

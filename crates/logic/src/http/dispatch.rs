@@ -22,7 +22,8 @@ use tokio::time::timeout_at;
 use super::body::BodyError;
 use super::query::{Values, unescape};
 use super::rate::RateLimiter;
-use super::table::Route;
+use super::table::{Action, Route};
+use super::timelines::Asking;
 use super::{action, body, guard, reply};
 use crate::Logic;
 
@@ -78,7 +79,7 @@ impl Api {
                 return response;
             }
         };
-        let message = if route.is_push() {
+        let message = if route.has_body() {
             match self.read(body, parts, deadline).await {
                 Ok(message) => message,
                 Err(response) => return response,
@@ -87,7 +88,11 @@ impl Api {
             self.discard(body, parts, deadline).await;
             Bytes::new()
         };
-        let acted = action::act(&self.logic, route.action, &values, &parts.headers, message);
+        let asking = Asking { peer, headers: &parts.headers };
+        let acted = action::act(&self.logic, route.action, &values, asking, message);
+        // Whoever waits for messages is not late.
+        let waits = route.action == Action::Sync;
+        let deadline = if waits { deadline + self.logic.config.timelines.wait_max } else { deadline };
         match timeout_at(deadline.into(), acted).await {
             Ok(response) => response,
             Err(_) => reply::refusal(
@@ -122,7 +127,7 @@ impl Api {
         values.map(|values| (route, values)).map_err(|message| reply::bad_parameter(&message))
     }
 
-    /// The body of a push.
+    /// The body of a request that has one.
     async fn read<B>(&self, body: &mut B, parts: &Parts, deadline: Instant) -> Result<Bytes, Response<Body>>
     where
         B: HttpBody<Data = Bytes> + Unpin,

@@ -55,7 +55,8 @@ pub(super) fn check(keys: &[ApiKey], peer: Option<IpAddr>, headers: &HeaderMap) 
     Err(Refusal::Key)
 }
 
-fn bearer_tokens(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
+/// What is presented as `Authorization: Bearer`.
+pub(super) fn bearer_tokens(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
     headers.get_all(AUTHORIZATION).iter().filter_map(|value| {
         let (scheme, token) = value.as_bytes().split_first_chunk::<7>()?;
         scheme.eq_ignore_ascii_case(b"bearer ").then_some(token.trim_ascii())

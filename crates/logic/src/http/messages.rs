@@ -10,11 +10,11 @@ use std::num::NonZeroU32;
 use axum::body::Bytes;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use goim_ports::{EndCode, Extended, Mid, Operation, RoomId, Schema, SchemaBody, SessionKey};
+use goim_ports::{EndCode, Extended, Mid, OnceKey, Operation, RoomId, Schema, SchemaBody, SessionKey};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
-use crate::{BatchMessage, Receivers};
+use crate::{BatchMessage, Delivery, Receivers};
 
 /// Most messages in one request: what one request may keep the others waiting for is bounded, about 10 ms.
 pub(super) const MESSAGES_MAX: usize = 10_000;
@@ -201,6 +201,7 @@ impl<'de> Deserialize<'de> for Message {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Message, A::Error> {
                 let (mut to, mut operation, mut text, mut bytes, mut bodies) = (None, None, None, None, None);
+                let (mut delivery, mut once) = (None, None);
                 while let Some(Text(name)) = map.next_key()? {
                     match &*name {
                         "to" => field(&mut map, &mut to, "to")?,
@@ -208,15 +209,19 @@ impl<'de> Deserialize<'de> for Message {
                         "body" => field(&mut map, &mut text, "body")?,
                         "body_base64" => field(&mut map, &mut bytes, "body_base64")?,
                         "bodies" => field(&mut map, &mut bodies, "bodies")?,
+                        "delivery" => field(&mut map, &mut delivery, "delivery")?,
+                        "idempotency_key" => field(&mut map, &mut once, "idempotency_key")?,
                         other => {
                             return Err(unknown(
                                 other,
-                                "`to`, `operation`, `body`, `body_base64` and `bodies`",
+                                "`to`, `operation`, `body`, `body_base64`, `bodies`, `delivery` and `idempotency_key`",
                             ));
                         }
                     }
                 }
-                message(to, operation, text, bytes, bodies).map(Message).map_err(A::Error::custom)
+                let delivery = delivery_of(delivery, once).map_err(A::Error::custom)?;
+                let message = message(to, operation, text, bytes, bodies).map_err(A::Error::custom)?;
+                Ok(Message(BatchMessage { delivery, ..message }))
             }
         }
         deserializer.deserialize_map(Fields)
@@ -238,13 +243,27 @@ fn message(
     let Some(bodies) = bodies else {
         let missing = "body: is missing; give a text there, bytes in body_base64, or several forms in bodies";
         let body = body_of(text, bytes)?.ok_or(missing)?;
-        return Ok(BatchMessage { to, operation, body, extension: None });
+        return Ok(BatchMessage { to, operation, body, extension: None, delivery: Delivery::Transient });
     };
     if text.is_some() || bytes.is_some() {
         return Err("bodies: must not be given together with body or body_base64".to_owned());
     }
     let (body, extension) = in_schemas(bodies).map_err(|wrong| format!("bodies{wrong}"))?;
-    Ok(BatchMessage { to, operation, body, extension: Some(extension.into()) })
+    let extension = Some(extension.into());
+    Ok(BatchMessage { to, operation, body, extension, delivery: Delivery::Transient })
+}
+
+fn delivery_of(delivery: Option<Text<'_>>, once: Option<Text<'_>>) -> Result<Delivery, &'static str> {
+    match (delivery.as_ref().map(|Text(text)| &**text), once) {
+        (None | Some("transient"), None) => Ok(Delivery::Transient),
+        (None | Some("transient"), Some(_)) => Err("idempotency_key: only goes with delivery `stored`"),
+        (Some("stored"), None) => Ok(Delivery::Stored { once: None }),
+        (Some("stored"), Some(Text(key))) => {
+            let once = OnceKey::new(key.into_owned()).ok_or("idempotency_key: must have 1 to 128 bytes")?;
+            Ok(Delivery::Stored { once: Some(once) })
+        }
+        (Some(_), _) => Err("delivery: must be `transient` or `stored`"),
+    }
 }
 
 fn body_of(text: Option<Text<'_>>, bytes: Option<Text<'_>>) -> Result<Option<Bytes>, String> {
@@ -296,7 +315,7 @@ fn in_schemas(given: Vec<InSchema<'_>>) -> Result<(Bytes, Extended), String> {
     }
     bodies.sort_by_key(|body| body.schema);
     let without_first = first.is_none();
-    Ok((first.unwrap_or_default(), Extended { bodies, without_first, end: None }))
+    Ok((first.unwrap_or_default(), Extended { bodies, without_first, ..Extended::default() }))
 }
 
 /// The receivers of one message.

@@ -38,6 +38,7 @@ fn build() -> Value {
             "schemas": schemas(),
             "securitySchemes": {
                 "bearer": { "type": "http", "scheme": "bearer", "description": "One of logic.http.api_keys." },
+                "member": { "type": "http", "scheme": "bearer", "description": "The token with which the member connects." },
                 "apiKey": {
                     "type": "apiKey",
                     "in": "header",
@@ -61,7 +62,10 @@ fn operation(route: &Route) -> Value {
     if route.is_protected() {
         operation["security"] = json!([{ "bearer": [] }, { "apiKey": [] }, {}]);
     }
-    if route.is_push() {
+    if route.is_for_members() {
+        operation["security"] = json!([{ "member": [] }, { "apiKey": [] }, {}]);
+    }
+    if route.has_body() {
         operation["requestBody"] = request_body(route.action);
     }
     operation
@@ -73,6 +77,13 @@ fn request_body(action: Action) -> Value {
             "description": "Whose sessions, and why.",
             "required": true,
             "content": { "application/json": { "schema": { "$ref": "#/components/schemas/EndSessions" } } },
+        });
+    }
+    if matches!(action, Action::Ack | Action::DeleteMessage) {
+        return json!({
+            "description": "A place in a timeline.",
+            "required": true,
+            "content": { "application/json": { "schema": { "$ref": "#/components/schemas/Place" } } },
         });
     }
     if action != Action::PushBatch {
@@ -121,6 +132,7 @@ fn tag(route: &Route) -> &'static str {
             "push"
         }
         Action::EndSessions => "sessions",
+        Action::Sync | Action::History | Action::Unread | Action::Ack | Action::DeleteMessage => "timelines",
         Action::RoomMembers => "online",
         Action::OnlineTop | Action::OnlineRoom | Action::OnlineTotal => "online",
         Action::NodesWeighted | Action::NodesInstances => "nodes",
@@ -195,7 +207,7 @@ fn responses(route: &Route) -> Value {
             envelope(),
         );
     }
-    if route.is_push() {
+    if route.has_body() {
         add("401", "API keys are configured and none of them was presented.", json_type, envelope());
         add(
             "403",
@@ -251,6 +263,13 @@ fn data_schema(action: Action) -> Option<Value> {
         | Action::PushBatch
         | Action::EndSessions
         | Action::OpenApi => return None,
+        Action::Sync => reference("SyncReply"),
+        Action::History => reference("History"),
+        Action::Unread => json!({ "type": "array", "items": reference("Unread") }),
+        Action::Ack => reference("AckReply"),
+        Action::DeleteMessage => {
+            json!({ "type": "object", "properties": { "deleted": { "type": "boolean" } }, "required": ["deleted"] })
+        }
         Action::RoomMembers => reference("RoomMembers"),
         Action::OnlineTop => json!({ "type": "array", "items": reference("RoomOnline") }),
         Action::OnlineRoom => json!({
@@ -277,7 +296,83 @@ fn receivers(field: &str, schema: Value) -> Value {
     json!({ "type": "object", "properties": properties, "required": [field], "additionalProperties": false })
 }
 
+/// What there is of timelines, added to the other schemas.
+fn timeline_schemas() -> Value {
+    let text = || json!({ "type": "string" });
+    let number =
+        |description: &str| json!({ "type": "integer", "format": "int64", "description": description });
+    let boolean = |description: &str| json!({ "type": "boolean", "description": description });
+    let messages = || json!({ "type": "array", "items": { "$ref": "#/components/schemas/TimelineMessage" } });
+    let object = |properties: Value| {
+        let names: Vec<&String> =
+            properties.as_object().map(|object| object.keys().collect()).unwrap_or_default();
+        json!({ "type": "object", "required": names, "properties": properties })
+    };
+    let mut schemas = json!({
+        "Place": object(json!({ "timeline": text(), "seq": number("The message.") })),
+        "SyncReply": object(json!({
+            "timeline": text(),
+            "epoch": number("Of the timeline; 0: nothing was ever appended."),
+            "latest": number("Where the timeline ends."),
+            "after": number("What the messages follow."),
+            "more": boolean("There is more behind them."),
+            "reset": boolean("There is a hole between what the client has and these messages."),
+            "messages": messages(),
+        })),
+        "History": object(json!({
+            "timeline": text(),
+            "epoch": number("Of the timeline."),
+            "latest": number("Where it ends."),
+            "first": number("The oldest message that is kept."),
+            "more": boolean("There are older ones."),
+            "messages": messages(),
+        })),
+        "Unread": object(json!({
+            "timeline": text(),
+            "unread": number("Messages behind the cursor that are kept."),
+            "cursor": number("Up to where the member has read."),
+            "epoch": number("Of the timeline."),
+            "latest": number("Where it ends."),
+        })),
+        "AckReply": object(json!({
+            "timeline": text(),
+            "seq": number("Where the cursor is."),
+            "unread": number("Messages behind it."),
+        })),
+    });
+    schemas["TimelineMessage"] = json!({
+        "type": "object",
+        "properties": {
+            "seq": number("Its place: 1, 2, 3 and so on without holes."),
+            "operation": { "type": "integer", "format": "int32" },
+            "version": { "type": "integer", "format": "int32", "description": "How the body is to be read." },
+            "time_ms": number("When it was accepted, since 1970."),
+            "sender": number("The member that has sent it; 0: the business."),
+            "body": text(),
+            "body_base64": { "type": "string", "contentEncoding": "base64" },
+            "deleted": boolean("Its body is gone."),
+            "unreadable": boolean("There is no body in a schema that the client reads."),
+        },
+        "required": ["seq", "operation", "version", "time_ms", "sender"],
+    });
+    schemas["Placed"] = object(json!({
+        "timeline": text(),
+        "epoch": number("Of the timeline."),
+        "seq": number("The message's place."),
+        "duplicate": boolean("It was there before."),
+    }));
+    schemas
+}
+
 fn schemas() -> Value {
+    let mut all = other_schemas();
+    if let (Value::Object(all), Value::Object(more)) = (&mut all, timeline_schemas()) {
+        all.extend(more);
+    }
+    all
+}
+
+fn other_schemas() -> Value {
     let text = || json!({ "type": "string" });
     let texts = || json!({ "type": "array", "items": { "type": "string" } });
     let integer = || json!({ "type": "integer", "format": "int32" });
@@ -295,6 +390,11 @@ fn schemas() -> Value {
                 "code": integer(),
                 "message": text(),
                 "accepted": { "type": "integer", "description": "Messages, from the front, that are accepted." },
+                "positions": {
+                    "type": "array",
+                    "description": "Of stored messages: for each where it is now, by receiver.",
+                    "items": { "type": "array", "items": { "$ref": "#/components/schemas/Placed" } },
+                },
             },
             "required": ["code", "message"],
         },
@@ -320,6 +420,9 @@ fn schemas() -> Value {
                     "description": "The message in several schemas; each session gets the highest that it reads, and \
                                     one that reads none of them nothing.",
                 },
+                "delivery": { "enum": ["transient", "stored"], "description": "`stored`: kept in the timelines of `mids` or `room` first. \
+                    All messages of a request are, or none." },
+                "idempotency_key": { "type": "string", "minLength": 1, "maxLength": 128 },
             },
             "required": ["to", "operation"],
             "oneOf": [{ "required": ["body"] }, { "required": ["body_base64"] }, { "required": ["bodies"] }],
@@ -454,8 +557,9 @@ mod tests {
                 assert_eq!(described["required"], param.required);
                 assert!(!described["description"].as_str().unwrap().is_empty());
             }
-            assert_eq!(operation["security"].is_array(), route.is_protected(), "{}", route.path);
-            assert_eq!(operation["requestBody"].is_object(), route.is_push(), "{}", route.path);
+            let is_guarded = route.is_protected() || route.is_for_members();
+            assert_eq!(operation["security"].is_array(), is_guarded, "{}", route.path);
+            assert_eq!(operation["requestBody"].is_object(), route.has_body(), "{}", route.path);
         }
         assert!(ids.contains("pushKeys") && ids.contains("openapi"), "{ids:?}");
     }

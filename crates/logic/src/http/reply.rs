@@ -33,6 +33,11 @@ pub(super) fn data(write: impl FnOnce(&mut Vec<u8>)) -> Response<Body> {
     respond(StatusCode::OK, JSON, out.into())
 }
 
+/// Bytes of another kind.
+pub(super) fn bytes(content_type: &'static str, bytes: Bytes) -> Response<Body> {
+    respond(StatusCode::OK, content_type, bytes)
+}
+
 /// A document that is JSON without an envelope.
 pub(super) fn document(json: Bytes) -> Response<Body> {
     respond(StatusCode::OK, JSON, json)

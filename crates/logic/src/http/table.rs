@@ -32,6 +32,11 @@ pub(super) enum Action {
     PushBatch,
     EndSessions,
     RoomMembers,
+    Sync,
+    History,
+    Unread,
+    Ack,
+    DeleteMessage,
     OnlineTop,
     OnlineRoom,
     OnlineTotal,
@@ -66,7 +71,7 @@ pub(super) enum Kind {
 }
 
 /// Most parameters that a route has.
-pub(super) const PARAMS_MAX: usize = 3;
+pub(super) const PARAMS_MAX: usize = 7;
 
 const OPERATION: Param = Param {
     name: "operation",
@@ -86,6 +91,56 @@ const ROOM_TYPE: Param = Param {
     description: "The part of the room's id before `://`.",
 };
 
+const DELIVERY: Param = Param {
+    name: "delivery",
+    field: "Delivery",
+    kind: Kind::Text,
+    required: false,
+    description: "`transient` (or nothing): pushed and not kept, as in goim. `stored`: kept in the timeline first, and answered with the \
+                  positions when it is durable. Not in goim.",
+};
+
+const IDEMPOTENCY_KEY: Param = Param {
+    name: "idempotency_key",
+    field: "IdempotencyKey",
+    kind: Kind::Text,
+    required: false,
+    description: "With `delivery=stored`: a second request with this key, within the window, is answered with the first one's positions. 1 \
+                  to 128 bytes. Not in goim.",
+};
+
+const TIMELINE: Param = Param {
+    name: "timeline",
+    field: "Timeline",
+    kind: Kind::Text,
+    required: true,
+    description: "`mid://<mid>` for a member's inbox, or a room, `type://room`.",
+};
+
+const MID: Param = Param {
+    name: "mid",
+    field: "Mid",
+    kind: Kind::I64,
+    required: false,
+    description: "The member: for the business, and where clients are believed (`open`).",
+};
+
+const PROTOVER: Param = Param {
+    name: "protover",
+    field: "Protover",
+    kind: Kind::I32,
+    required: false,
+    description: "The highest packet version that the client reads; nothing: all.",
+};
+
+const LIMIT: Param = Param {
+    name: "limit",
+    field: "Limit",
+    kind: Kind::I32,
+    required: false,
+    description: "Most messages to answer; the server has a bound of its own, which is the default.",
+};
+
 impl Route {
     /// Every route.
     pub(crate) const ALL: &'static [Self] = &[
@@ -102,6 +157,7 @@ impl Route {
                     required: false,
                     description: "Keys of the sessions. Without any the answer's code is -400.",
                 },
+                DELIVERY,
             ],
             summary: "Push to sessions",
             description: "A key that is given twice gets the message twice. Keys without a session are passed over. \
@@ -120,6 +176,8 @@ impl Route {
                     required: false,
                     description: "The members. Zero and below are passed over.",
                 },
+                DELIVERY,
+                IDEMPOTENCY_KEY,
             ],
             summary: "Push to all sessions of members",
             description: "Each session gets the message once, however often its member is given.",
@@ -141,6 +199,8 @@ impl Route {
                     required: true,
                     description: "The part of the room's id after `://`.",
                 },
+                DELIVERY,
+                IDEMPOTENCY_KEY,
             ],
             summary: "Push to a room",
             description: "All sessions that are in the room `type://room` when the message reaches them get it.",
@@ -158,6 +218,7 @@ impl Route {
                     required: false,
                     description: "Sessions per second over all comets; 0 and below are as fast as it goes.",
                 },
+                DELIVERY,
             ],
             summary: "Push to everybody",
             description: "All sessions that subscribed to the operation get the message.",
@@ -207,6 +268,96 @@ impl Route {
             summary: "Who is in a room",
             description: "Some sessions of the room with their members, in no order, and how many there are on all comets. Needs an API \
                           key where one is configured.",
+        },
+        Self {
+            verb: Verb::Get,
+            path: "/v1/sync",
+            action: Action::Sync,
+            params: &[
+                TIMELINE,
+                Param {
+                    name: "epoch",
+                    field: "Epoch",
+                    kind: Kind::I64,
+                    required: false,
+                    description: "Of the position that the client has; nothing: it begins at the member's cursor.",
+                },
+                Param {
+                    name: "seq",
+                    field: "Seq",
+                    kind: Kind::I64,
+                    required: false,
+                    description: "Of the position that the client has.",
+                },
+                LIMIT,
+                Param {
+                    name: "wait",
+                    field: "Wait",
+                    kind: Kind::Text,
+                    required: false,
+                    description: "How long an answer without messages may be put off, such as `30s`.",
+                },
+                MID,
+                PROTOVER,
+            ],
+            summary: "What comes behind a position",
+            description: "For members, with their token. `reset` says that there is a hole between what the client has and these messages. \
+                          With `Accept: text/event-stream` a stream of events, which goes on behind Last-Event-ID; with \
+                          `Accept: application/octet-stream` the packet of operation 22.",
+        },
+        Self {
+            verb: Verb::Get,
+            path: "/v1/history",
+            action: Action::History,
+            params: &[
+                TIMELINE,
+                Param {
+                    name: "before",
+                    field: "Before",
+                    kind: Kind::I64,
+                    required: false,
+                    description: "The page ends before this sequence; nothing: it is the newest.",
+                },
+                LIMIT,
+                MID,
+                PROTOVER,
+            ],
+            summary: "A timeline backwards, in pages",
+            description: "For members, with their token, and for the business, with an API key. A page is in ascending order.",
+        },
+        Self {
+            verb: Verb::Get,
+            path: "/v1/unread",
+            action: Action::Unread,
+            params: &[
+                Param {
+                    name: "timelines",
+                    field: "Timelines",
+                    kind: Kind::TextList,
+                    required: true,
+                    description: "The timelines, `mid://<mid>` or `type://room`.",
+                },
+                MID,
+            ],
+            summary: "How much a member has not read",
+            description: "Messages behind the member's cursor that are kept. For members, with their token, and for the business, with an \
+                          API key and `mid`.",
+        },
+        Self {
+            verb: Verb::Post,
+            path: "/v1/ack",
+            action: Action::Ack,
+            params: &[MID],
+            summary: "Move a member's cursor",
+            description: "For members, with their token: everything up to `seq` is read. A cursor never goes back.",
+        },
+        Self {
+            verb: Verb::Post,
+            path: "/v1/messages/delete",
+            action: Action::DeleteMessage,
+            params: &[],
+            summary: "Delete a message",
+            description: "Its body goes, its place stays, so that no client takes it for a hole.",
         },
         Self {
             verb: Verb::Get,
@@ -297,14 +448,23 @@ impl Route {
         Self::ALL.iter().position(|route| route.path == path && route.verb.is(method))
     }
 
-    /// True for a route that sends messages.
-    pub(super) fn is_push(&self) -> bool {
+    /// True for a route whose requests have a body.
+    pub(super) fn has_body(&self) -> bool {
         self.verb == Verb::Post
     }
 
-    /// True for a route that is not open to everybody.
+    /// True for a route that is for the business only.
     pub(super) fn is_protected(&self) -> bool {
-        self.is_push() || self.action == Action::RoomMembers
+        match self.action {
+            Action::Ack => false,
+            Action::RoomMembers => true,
+            _ => self.verb == Verb::Post,
+        }
+    }
+
+    /// True for a route that finds out by itself who asks.
+    pub(super) fn is_for_members(&self) -> bool {
+        matches!(self.action, Action::Sync | Action::History | Action::Unread | Action::Ack)
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use goim_ports::{
     Accepted, ConnectError, ExpiresAt, Mid, NoSession, Operation, Refreshed, RoomId, RoomScope, SessionKey,
+    Syncing,
 };
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
@@ -121,6 +122,10 @@ impl Grant {
             accepts,
             heartbeat: terms.heartbeat,
             protover: token.protover.map(|offered| terms.agree(offered)),
+            syncing: token
+                .positions
+                .filter(|_| extended)
+                .map(|positions| Syncing { positions, bare: token.bare }),
         })
     }
 

@@ -76,6 +76,14 @@ impl<'a> Scanner<'a> {
         Ok(null)
     }
 
+    /// `true` or `false`.
+    pub(super) fn boolean(&mut self) -> Result<bool, JsonError> {
+        self.expect_kind(Kind::Bool, "true or false")?;
+        let value = self.peek() == Some(b't');
+        self.scalar(Kind::Bool)?;
+        Ok(value)
+    }
+
     /// An integer. A fraction or an exponent is none, even when it makes no difference.
     pub(super) fn integer(&mut self) -> Result<i64, JsonError> {
         self.expect_kind(Kind::Number, "an integer")?;

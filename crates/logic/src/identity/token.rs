@@ -1,9 +1,12 @@
 //! The members of goim's token, by Go's rules for them, and those that goim does not know. Of the latter a value of another kind than
 //! ours is skipped, as goim skips it: only what an extended client says must make sense.
 
-use goim_ports::Operation;
+use goim_ports::{Epoch, KnownPosition, Operation, Position, TimelineId, TimelineSeq};
 
 use super::json::{JsonError, Kind, Scanner};
+
+/// Positions that a client may present at once. It syncs the others by asking.
+const POSITIONS_MAX: usize = 256;
 
 /// What a client says of itself in the body of its auth packet.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -18,6 +21,10 @@ pub(super) struct Token {
     pub(super) token: String,
     /// Further rooms. Not in goim.
     pub(super) rooms: Vec<String>,
+    /// Where it is in timelines. Not in goim.
+    pub(super) positions: Option<Vec<KnownPosition>>,
+    /// It does not want messages along with notifies. Not in goim.
+    pub(super) bare: bool,
 }
 
 impl Token {
@@ -58,6 +65,13 @@ impl Token {
             or_skip(scanner, |scanner| string(scanner, &mut self.token))
         } else if same_name(name, "rooms") {
             or_skip(scanner, |scanner| strings(scanner, &mut self.rooms))
+        } else if same_name(name, "bare") {
+            or_skip(scanner, |scanner| {
+                self.bare = scanner.boolean()?;
+                Ok(())
+            })
+        } else if same_name(name, "positions") {
+            or_skip(scanner, |scanner| positions(scanner, &mut self.positions))
         } else {
             scanner.skip()
         }
@@ -85,6 +99,40 @@ fn strings(scanner: &mut Scanner<'_>, member: &mut Vec<String>) -> Result<(), Js
     }
     *member = found;
     Ok(())
+}
+
+/// `{"mid://7":{"epoch":1,"seq":2}}`. What names no timeline is left out, and what is more than so many.
+fn positions(scanner: &mut Scanner<'_>, member: &mut Option<Vec<KnownPosition>>) -> Result<(), JsonError> {
+    if scanner.null()? {
+        return Ok(());
+    }
+    let mut found = Vec::new();
+    let mut more = scanner.open(Kind::Object, "an object of positions")?;
+    while more {
+        let timeline = TimelineId::parse(&scanner.name()?);
+        let position = position(scanner)?;
+        if let Some(timeline) = timeline.filter(|_| found.len() < POSITIONS_MAX) {
+            found.push(KnownPosition { timeline, position });
+        }
+        more = scanner.another(Kind::Object)?;
+    }
+    *member = Some(found);
+    Ok(())
+}
+
+fn position(scanner: &mut Scanner<'_>) -> Result<Position, JsonError> {
+    let (mut epoch, mut seq) = (0, 0);
+    let mut more = scanner.open(Kind::Object, "an object with epoch and seq")?;
+    while more {
+        match &*scanner.name()? {
+            "epoch" => epoch = scanner.integer()?,
+            "seq" => seq = scanner.integer()?,
+            _ => scanner.skip()?,
+        }
+        more = scanner.another(Kind::Object)?;
+    }
+    let number = |value: i64| u64::try_from(value).unwrap_or_default();
+    Ok(Position { epoch: Epoch(number(epoch)), seq: TimelineSeq(number(seq)) })
 }
 
 fn integer(scanner: &mut Scanner<'_>, member: &mut i64) -> Result<(), JsonError> {

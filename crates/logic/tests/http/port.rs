@@ -49,6 +49,7 @@ fn upstream(operation: i32) -> Upstream {
         packet,
         schema: goim_ports::Schema::FIRST,
         extended: false,
+        is_member: false,
     }
 }
 

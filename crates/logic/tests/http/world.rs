@@ -71,6 +71,7 @@ impl World {
             push_log: Arc::clone(self) as _,
             comets: Arc::new(Nobody),
             http: Arc::new(Nobody),
+            timelines: None,
         }
     }
 

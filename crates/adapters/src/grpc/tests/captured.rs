@@ -183,6 +183,7 @@ fn accepted() -> Accepted {
         scope: None,
         expires_at: None,
         protover: None,
+        syncing: None,
     }
 }
 

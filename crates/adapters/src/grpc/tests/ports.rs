@@ -5,9 +5,10 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use goim_ports::{
-    Accepted, AcceptedAt, Broadcast, Call, CometError, CometPort, ConnectError, ConnectRequest, ExpiresAt,
-    Generation, KeyPush, LogicError, LogicPort, Mid, NoSession, OnlineReport, Operation, PacketBuf,
-    RefreshRequest, RoomId, RoomPush, RoomScope, RoomsNews, RoomsVersion, Sequence, SessionRef, StripeNews,
+    Accepted, AcceptedAt, Broadcast, Call, CometError, CometPort, ConnectError, ConnectRequest, Epoch,
+    ExpiresAt, Extended, Generation, KeyPush, KnownPosition, LogicError, LogicPort, Mid, NoSession,
+    OnlineReport, Operation, PacketBuf, Position, RefreshRequest, RoomId, RoomPush, RoomScope, RoomsNews,
+    RoomsVersion, SchemaBody, Sequence, SessionRef, StoredAt, StripeNews, Syncing, TimelineId, TimelineSeq,
     Upstream, Version,
 };
 
@@ -28,7 +29,16 @@ async fn ask_comet(port: &dyn CometPort) -> Vec<CometAnswer> {
     let accepted_at = Some(AcceptedAt(1_700_000_000_000_001));
     let (operation, packet) = (Operation(1000), packet());
     let keys = vec!["k1".into(), "ключ".into(), "k1".into()];
-    let push = KeyPush { keys, operation, packet: packet.clone(), accepted_at, extension: None };
+    let stored = StoredAt {
+        timeline: TimelineId::Room("直播://房间一".into()),
+        position: Position { epoch: Epoch(1 << 52), seq: TimelineSeq(u64::MAX) },
+        sender: Mid(-1),
+        accepted_at: AcceptedAt(7),
+    };
+    let bodies = vec![SchemaBody { schema: goim_ports::Schema(2), body: Bytes::from_static(b"\xff") }];
+    let extended = Extended { bodies, without_first: true, end: None, stored: Some(stored) };
+    let extension = Some(Arc::new(extended));
+    let push = KeyPush { keys, operation, packet: packet.clone(), accepted_at, extension };
     let room =
         RoomPush { room: "直播://房间一".into(), packet: packet.clone(), accepted_at, extension: None };
     let all = Broadcast { operation, packet, accepted_at, speed: NonZeroU32::new(64), extension: None };
@@ -107,6 +117,7 @@ async fn ask_logic(port: &dyn LogicPort) -> Vec<String> {
         packet: packet(),
         schema: goim_ports::Schema(7),
         extended: true,
+        is_member: false,
     };
     let mut totals: Vec<_> = match port.renew_online(report).await {
         Ok(totals) => {
@@ -135,6 +146,8 @@ async fn logic_is_the_same_over_the_wire() {
     *logic.totals.lock().unwrap() =
         Arc::new(HashMap::from([("live://1".into(), 43), ("other".into(), u32::MAX / 2)]));
     *logic.body.lock().unwrap() = Bytes::from_static(b"reply");
+    let position = Position { epoch: Epoch(7), seq: TimelineSeq(8) };
+    let known = KnownPosition { timeline: TimelineId::Inbox(Mid(5)), position };
     let accepted = Accepted {
         mid: Mid(i64::MIN),
         key: "k1".into(),
@@ -145,12 +158,14 @@ async fn logic_is_the_same_over_the_wire() {
         scope: Some(RoomScope(Arc::new(vec!["a://*".to_owned()]))),
         expires_at: Some(ExpiresAt(4_000_000_000)),
         protover: Some(Version(3)),
+        syncing: Some(Syncing { positions: vec![known], bare: true }),
     };
     let goim = Accepted {
         rooms: Vec::new(),
         scope: None,
         expires_at: None,
         protover: None,
+        syncing: None,
         room: Some("live://1".into()),
         heartbeat: Duration::ZERO,
         ..accepted.clone()

@@ -1,0 +1,210 @@
+//! Timelines: messages that are kept, and read by those they are for.
+//!
+//! `push` keeps messages and announces them, `reader` gives them to members, `request` reads the packets in which members ask,
+//! `announce` tells the sessions that are there, `wait` lets a request wait for what comes. What is kept is kept by the store behind
+//! the port; here is who may do what, and what an answer means.
+//!
+//! Invariant: a publisher is answered after its message is durable, and no failure after that turns its answer into an error. What
+//! such a failure costs is time: a session that was not told finds the message with its next sync.
+
+mod announce;
+mod push;
+mod reader;
+mod request;
+mod wait;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use goim_ports::{
+    Call, HttpClient, PushLog, SessionDirectory, TimelineError, TimelineId, TimelineStore, VersionTable,
+};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+use tokio::sync::Semaphore;
+
+pub use push::{Placed, StoredPush, StoredTo};
+pub(crate) use reader::{Reader, Unread};
+
+use crate::complaint::Complaint;
+use crate::config::{PushConfig, TimelinesConfig};
+use crate::deadline::within;
+use crate::webhook::Webhook;
+use wait::Waits;
+
+/// Largest answer of the webhook that decides about senders, in bytes.
+const ANSWER_BYTES_MAX: usize = 4 * 1024;
+
+/// Why something about timelines was not done.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TimelinesError {
+    /// This server keeps none.
+    #[error("no timelines are kept here: set timelines.folder")]
+    None,
+    /// The request makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+    /// Whoever asks may not.
+    #[error("{0} is not a timeline that may be used so")]
+    Forbidden(String),
+    /// The message would make a record that no push log takes.
+    #[error("makes a record of {size} bytes; {limit} is the most")]
+    TooLarge {
+        /// The record's size in bytes.
+        size: usize,
+        /// The largest allowed.
+        limit: usize,
+    },
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] TimelineError),
+    /// Whoever decides about senders does not answer.
+    #[error("whether the member may send there cannot be found out: {0}")]
+    Undecided(String),
+}
+
+/// What timelines need of the rest of logic.
+pub(crate) struct Parts {
+    pub(crate) store: Arc<dyn TimelineStore>,
+    pub(crate) push_log: Arc<dyn PushLog>,
+    pub(crate) sessions: Arc<dyn SessionDirectory>,
+    pub(crate) http: Arc<dyn HttpClient>,
+    pub(crate) versions: VersionTable,
+    pub(crate) config: TimelinesConfig,
+    pub(crate) push: PushConfig,
+    pub(crate) directory_deadline: Duration,
+}
+
+/// The timelines of one logic.
+pub(crate) struct Timelines {
+    store: Arc<dyn TimelineStore>,
+    push_log: Arc<dyn PushLog>,
+    sessions: Arc<dyn SessionDirectory>,
+    versions: VersionTable,
+    config: TimelinesConfig,
+    push: PushConfig,
+    directory_deadline: Duration,
+    /// Decides whether a member may send where it is not by itself allowed to; nobody may without it.
+    may_send: Option<Webhook>,
+    waits: Waits,
+    /// Announcements that are tried again in the background.
+    announcing: Arc<Semaphore>,
+    unannounced: Complaint,
+    metrics: TimelineMetrics,
+}
+
+/// What is counted.
+pub(crate) struct TimelineMetrics {
+    appended: Counter,
+    duplicates: Counter,
+    append_seconds: Histogram,
+    read: Counter,
+    resets: Counter,
+    /// Announcements that were given up, and sessions find the message later.
+    unannounced: Counter,
+    requests: Family<Vec<(&'static str, &'static str)>, Counter>,
+}
+
+impl Timelines {
+    pub(crate) fn new(parts: Parts) -> Arc<Self> {
+        let Parts { store, push_log, sessions, http, versions, config, push, directory_deadline } = parts;
+        let hook = config.send_webhook.clone();
+        let may_send = (!hook.url.is_empty())
+            .then(|| Webhook::new("timelines.send_webhook", hook, http, ANSWER_BYTES_MAX));
+        Arc::new(Self {
+            waits: Waits::new(config.waits_max),
+            announcing: Arc::new(Semaphore::new(config.announcing_max.max(1))),
+            unannounced: Complaint::default(),
+            metrics: TimelineMetrics::default(),
+            store,
+            push_log,
+            sessions,
+            versions,
+            config,
+            push,
+            directory_deadline,
+            may_send,
+        })
+    }
+
+    pub(crate) fn register(&self, registry: &mut Registry) {
+        self.metrics.register(registry);
+    }
+
+    /// The store's answer within its deadline. Of what was to be written nobody knows then.
+    async fn ask<T: Send + Unpin + 'static>(
+        &self,
+        call: Call<Result<T, TimelineError>>,
+    ) -> Result<T, TimelinesError> {
+        let late = || TimelineError::Unknown("the store did not answer in time".to_owned());
+        Ok(within(self.config.store_deadline, call, late).await?)
+    }
+}
+
+/// The timeline that a text names.
+fn named(text: &str) -> Result<TimelineId, TimelinesError> {
+    let wrong =
+        || TimelinesError::Invalid(format!("{text:?} names no timeline: mid://7 does, or live://1000"));
+    TimelineId::parse(text).ok_or_else(wrong)
+}
+
+impl Default for TimelineMetrics {
+    fn default() -> Self {
+        let (appended, duplicates, read, resets, unannounced, requests) = Default::default();
+        // 100 µs on a fast disk to 13 s on one that suffers.
+        let append_seconds = Histogram::new(exponential_buckets(0.000_1, 2.5, 14));
+        Self { appended, duplicates, append_seconds, read, resets, unannounced, requests }
+    }
+}
+
+impl TimelineMetrics {
+    fn request(&self, kind: &'static str, result: &Result<(), &TimelinesError>) {
+        let result = match result {
+            Ok(()) => "ok",
+            Err(TimelinesError::Forbidden(_)) => "forbidden",
+            Err(TimelinesError::None | TimelinesError::Invalid(_) | TimelinesError::TooLarge { .. }) => {
+                "invalid"
+            }
+            Err(TimelinesError::Store(TimelineError::Busy(_))) => "busy",
+            Err(TimelinesError::Store(_) | TimelinesError::Undecided(_)) => "unavailable",
+        };
+        self.requests.get_or_create(&vec![("kind", kind), ("result", result)]).inc();
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "goim_logic_timeline_requests",
+            "Requests about timelines, by kind and result",
+            self.requests.clone(),
+        );
+        registry.register(
+            "goim_logic_timeline_appended",
+            "Messages appended to timelines",
+            self.appended.clone(),
+        );
+        registry.register(
+            "goim_logic_timeline_duplicates",
+            "Messages that were there before, by their name",
+            self.duplicates.clone(),
+        );
+        registry.register_with_unit(
+            "goim_logic_timeline_append",
+            "Time until messages of a request were durable",
+            Unit::Seconds,
+            self.append_seconds.clone(),
+        );
+        registry.register("goim_logic_timeline_read", "Messages read from timelines", self.read.clone());
+        registry.register(
+            "goim_logic_timeline_resets",
+            "Syncs from a position with a hole behind it",
+            self.resets.clone(),
+        );
+        registry.register(
+            "goim_logic_timeline_unannounced",
+            "Messages of which no session could be told; they are found with the next sync",
+            self.unannounced.clone(),
+        );
+    }
+}

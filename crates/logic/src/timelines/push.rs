@@ -1,0 +1,148 @@
+//! Messages of the business, and of members, that are kept: appended, then announced.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use goim_ports::{Append, Kept, Mid, NewMessage, OnceKey, PushRecord, PushTarget, RoomId, TimelineId};
+
+use super::announce::record_of;
+use super::{Timelines, TimelinesError};
+use crate::{Logic, record};
+
+/// A message to be kept, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredPush {
+    /// Whose timelines.
+    pub to: StoredTo,
+    /// What.
+    pub message: NewMessage,
+    /// By what a second try is known, in each timeline.
+    pub once: Option<OnceKey>,
+}
+
+/// Whom a message is kept for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoredTo {
+    /// The inbox of each; once, however often a member is named.
+    Mids(Vec<Mid>),
+    /// A room.
+    Room(RoomId),
+}
+
+/// Where a message is now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placed {
+    /// The timeline.
+    pub timeline: TimelineId,
+    /// Its place, and whether it was there before.
+    pub kept: Kept,
+}
+
+impl StoredTo {
+    fn timelines(&self) -> Vec<TimelineId> {
+        match self {
+            Self::Room(room) => vec![TimelineId::Room(room.clone())],
+            Self::Mids(mids) => {
+                let mut seen = std::collections::HashSet::new();
+                let first = mids.iter().filter(|mid| seen.insert(**mid));
+                first.map(|mid| TimelineId::Inbox(*mid)).collect()
+            }
+        }
+    }
+}
+
+impl Logic {
+    /// Keeps messages, all or none, and announces them. The answer has, for each message in order, where it is.
+    ///
+    /// # Errors
+    /// [`TimelinesError`], with the place of the message that it is about; nothing is kept then, unless it says that this is not known.
+    ///
+    /// # Cancel safety
+    /// Dropping the future may leave the messages kept and not announced.
+    pub async fn push_stored(
+        &self,
+        pushes: Vec<StoredPush>,
+    ) -> Result<Vec<Vec<Placed>>, (usize, TimelinesError)> {
+        match &self.timelines {
+            Some(timelines) => timelines.push(pushes).await,
+            None => Err((0, TimelinesError::None)),
+        }
+    }
+}
+
+impl Timelines {
+    /// Keeps messages, all or none, and announces them. The answer has a list for each message, in order.
+    ///
+    /// # Errors
+    /// [`TimelinesError`], with the message that it is about; nothing is kept then, unless it is
+    /// [`goim_ports::TimelineError::Unknown`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future may leave the messages kept and not announced.
+    pub(crate) async fn push(
+        self: &Arc<Self>,
+        pushes: Vec<StoredPush>,
+    ) -> Result<Vec<Vec<Placed>>, (usize, TimelinesError)> {
+        let kept = self.try_push(pushes).await;
+        let of_message = kept.as_ref().map(drop).map_err(|(_, error)| error);
+        self.metrics.request("push", &of_message);
+        kept
+    }
+
+    async fn try_push(
+        self: &Arc<Self>,
+        pushes: Vec<StoredPush>,
+    ) -> Result<Vec<Vec<Placed>>, (usize, TimelinesError)> {
+        let (mut appends, mut counts) = (Vec::new(), Vec::with_capacity(pushes.len()));
+        for (index, StoredPush { to, message, once }) in pushes.into_iter().enumerate() {
+            let timelines = to.timelines();
+            self.check(&timelines, &message).map_err(|error| (index, error))?;
+            counts.push(timelines.len());
+            appends.extend(timelines.into_iter().map(|timeline| Append {
+                timeline,
+                message: message.clone(),
+                once: once.clone(),
+            }));
+        }
+        let mut placed = self.append(appends).await.map_err(|error| (0, error))?.into_iter();
+        Ok(counts.into_iter().map(|count| placed.by_ref().take(count).collect()).collect())
+    }
+
+    pub(super) fn check(&self, timelines: &[TimelineId], message: &NewMessage) -> Result<(), TimelinesError> {
+        let Some(longest) = timelines.iter().max_by_key(|timeline| timeline.to_string().len()) else {
+            return Err(TimelinesError::Invalid("names nobody".to_owned()));
+        };
+        // Who cannot be told of it would find it only by chance.
+        let target = match longest {
+            TimelineId::Room(room) => PushTarget::Room(room.clone()),
+            TimelineId::Inbox(_) => PushTarget::All { speed: None },
+        };
+        let kept = Kept { position: goim_ports::Position::default(), is_duplicate: false };
+        let record: PushRecord = record_of(target, longest.clone(), kept, message);
+        let (size, limit) = (record::size(&record), self.push.record_bytes_max);
+        if size > limit { Err(TimelinesError::TooLarge { size, limit }) } else { Ok(()) }
+    }
+
+    /// Appends, wakes those who wait, announces.
+    pub(super) async fn append(
+        self: &Arc<Self>,
+        appends: Vec<Append>,
+    ) -> Result<Vec<Placed>, TimelinesError> {
+        let started = Instant::now();
+        let kept = self.ask(self.store.append(appends.clone())).await?;
+        self.metrics.append_seconds.observe(started.elapsed().as_secs_f64());
+        let duplicates = kept.iter().filter(|kept| kept.is_duplicate).count() as u64;
+        self.metrics.duplicates.inc_by(duplicates);
+        self.metrics.appended.inc_by(kept.len() as u64 - duplicates);
+        for append in &appends {
+            self.waits.grown(&append.timeline);
+        }
+        let placed = appends
+            .iter()
+            .zip(&kept)
+            .map(|(append, kept)| Placed { timeline: append.timeline.clone(), kept: *kept });
+        let placed = placed.collect();
+        self.announce(appends.into_iter().zip(kept).collect()).await;
+        Ok(placed)
+    }
+}

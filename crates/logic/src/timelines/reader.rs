@@ -1,0 +1,267 @@
+//! Giving messages to those they are for: what comes behind a position, what came before, how much is unread.
+
+use std::time::Duration;
+
+use goim_ports::{
+    CursorId, Head, Mid, Position, Range, ReadLimit, RoomScope, StoredMessage, TimelineId, TimelineSeq,
+    Version,
+};
+use goim_wire::sync;
+use tokio::time::Instant;
+
+use super::{Timelines, TimelinesError, named};
+
+/// How often somebody who waits looks by himself.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Who reads.
+#[derive(Debug, Clone)]
+pub(crate) struct Reader {
+    /// The member; anonymous for the business.
+    pub(crate) mid: Mid,
+    /// The rooms that it may read; `None` is any.
+    pub(crate) scope: Option<RoomScope>,
+    /// The highest packet version that it reads: by it the body of a message is chosen.
+    pub(crate) protover: Version,
+    /// The business may read everything.
+    pub(crate) is_business: bool,
+}
+
+/// How far a member has read in a timeline, and what there is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Unread {
+    pub(crate) timeline: TimelineId,
+    pub(crate) cursor: TimelineSeq,
+    pub(crate) head: Head,
+}
+
+impl Unread {
+    /// Messages behind the cursor that are still kept.
+    pub(crate) fn count(&self) -> u64 {
+        let read = self.cursor.max(self.head.first.previous());
+        self.head.latest.0.saturating_sub(read.0)
+    }
+}
+
+impl Reader {
+    fn may_read(&self, timeline: &TimelineId) -> bool {
+        if self.is_business {
+            return true;
+        }
+        match timeline {
+            TimelineId::Inbox(mid) => *mid == self.mid && !self.mid.is_anonymous(),
+            TimelineId::Room(room) => self.scope.as_ref().is_none_or(|scope| scope.allows(room.as_str())),
+        }
+    }
+
+    fn check(&self, timeline: &TimelineId) -> Result<(), TimelinesError> {
+        if self.may_read(timeline) { Ok(()) } else { Err(TimelinesError::Forbidden(timeline.to_string())) }
+    }
+}
+
+impl Timelines {
+    /// What comes behind a position. With `wait` an answer without messages is put off until there are some, so long at most.
+    ///
+    /// # Errors
+    /// [`TimelinesError`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future changes nothing.
+    pub(crate) async fn sync(
+        &self,
+        reader: &Reader,
+        request: &sync::SyncRequest,
+        wait: Duration,
+    ) -> Result<sync::SyncReply, TimelinesError> {
+        let reply = self.try_sync(reader, request, wait).await;
+        self.metrics.request("sync", &reply.as_ref().map(drop));
+        if let Ok(reply) = &reply {
+            self.metrics.read.inc_by(reply.messages.len() as u64);
+            self.metrics.resets.inc_by(u64::from(reply.reset));
+        }
+        reply
+    }
+
+    async fn try_sync(
+        &self,
+        reader: &Reader,
+        request: &sync::SyncRequest,
+        wait: Duration,
+    ) -> Result<sync::SyncReply, TimelinesError> {
+        let timeline = named(&request.timeline)?;
+        reader.check(&timeline)?;
+        let until = Instant::now() + wait;
+        // Before the timeline is looked at: what comes in between must wake it.
+        let waiting = if wait.is_zero() { None } else { self.waits.begin(timeline.clone()) };
+        loop {
+            let grown = waiting.as_ref().map(super::wait::Wait::grown);
+            let mut grown = std::pin::pin!(grown);
+            if let Some(grown) = grown.as_mut().as_pin_mut() {
+                grown.enable();
+            }
+            let reply = self.sync_once(reader, &timeline, request).await?;
+            let now = Instant::now();
+            let Some(grown) = grown.as_pin_mut().filter(|_| now < until) else { return Ok(reply) };
+            if !reply.messages.is_empty() || reply.reset {
+                return Ok(reply);
+            }
+            let look_again = until.min(now + LOOK_AGAIN);
+            // Either way it looks.
+            let _ = tokio::time::timeout_at(look_again, grown).await;
+        }
+    }
+
+    async fn sync_once(
+        &self,
+        reader: &Reader,
+        timeline: &TimelineId,
+        request: &sync::SyncRequest,
+    ) -> Result<sync::SyncReply, TimelinesError> {
+        let given = request.position.unwrap_or_default();
+        let known = Position { epoch: goim_ports::Epoch(given.epoch), seq: TimelineSeq(given.seq) };
+        let limit = self.limit(request.limit);
+        let is_new = known == Position::default();
+        let after = if is_new { self.cursor(reader.mid, timeline).await? } else { known.seq };
+        let mut range = self.ask(self.store.read(timeline.clone(), after, limit)).await?;
+        let reset = range.head.is_hole(known);
+        let mut after = if is_new { after.max(range.head.first.previous()) } else { after };
+        if reset {
+            after = range.head.first.previous();
+            range = self.ask(self.store.read(timeline.clone(), after, limit)).await?;
+        }
+        let Range { head, messages } = range;
+        let last = messages.last().map_or(after, |stored| stored.seq);
+        Ok(sync::SyncReply {
+            timeline: timeline.to_string(),
+            epoch: head.epoch.0,
+            latest: head.latest.0,
+            more: last < head.latest,
+            reset,
+            after: after.0,
+            messages: self.messages(reader.protover, messages),
+        })
+    }
+
+    /// Pages of a timeline, the newest first; a page is in ascending order.
+    ///
+    /// # Errors
+    /// [`TimelinesError`].
+    pub(crate) async fn history(
+        &self,
+        reader: &Reader,
+        timeline: &str,
+        before: Option<TimelineSeq>,
+        limit: u32,
+    ) -> Result<(Head, Vec<sync::Message>), TimelinesError> {
+        let timeline = named(timeline)?;
+        reader.check(&timeline)?;
+        let range = self.ask(self.store.read_back(timeline, before, self.limit(limit))).await;
+        self.metrics.request("history", &range.as_ref().map(drop));
+        let Range { head, messages } = range?;
+        self.metrics.read.inc_by(messages.len() as u64);
+        Ok((head, self.messages(reader.protover, messages)))
+    }
+
+    /// How much of timelines a member has not read.
+    ///
+    /// # Errors
+    /// [`TimelinesError`].
+    pub(crate) async fn unread(
+        &self,
+        reader: &Reader,
+        timelines: &[String],
+    ) -> Result<Vec<Unread>, TimelinesError> {
+        let named = timelines.iter().map(|text| named(text)).collect::<Result<Vec<_>, _>>()?;
+        named.iter().try_for_each(|timeline| reader.check(timeline))?;
+        let cursor = |timeline: &TimelineId| CursorId { mid: reader.mid, timeline: timeline.clone() };
+        let cursors = self.ask(self.store.cursors(named.iter().map(cursor).collect())).await;
+        self.metrics.request("unread", &cursors.as_ref().map(drop));
+        let heads = self.ask(self.store.heads(named.clone())).await?;
+        let found = named.into_iter().zip(cursors?).zip(heads);
+        Ok(found.map(|((timeline, cursor), head)| Unread { timeline, cursor, head }).collect())
+    }
+
+    /// Moves a member's cursor.
+    ///
+    /// # Errors
+    /// [`TimelinesError`].
+    pub(crate) async fn acknowledge(
+        &self,
+        reader: &Reader,
+        ack: &sync::Ack,
+    ) -> Result<sync::AckReply, TimelinesError> {
+        let timeline = named(&ack.timeline)?;
+        reader.check(&timeline)?;
+        if reader.mid.is_anonymous() {
+            return Err(TimelinesError::Forbidden(timeline.to_string()));
+        }
+        let cursor = CursorId { mid: reader.mid, timeline: timeline.clone() };
+        let at = self.ask(self.store.advance(cursor, TimelineSeq(ack.seq))).await;
+        self.metrics.request("ack", &at.as_ref().map(drop));
+        let cursor = at?;
+        let heads = self.ask(self.store.heads(vec![timeline.clone()])).await?;
+        let head = heads.first().copied().unwrap_or_default();
+        let unread = Unread { timeline, cursor, head };
+        Ok(sync::AckReply { timeline: unread.timeline.to_string(), seq: cursor.0, unread: unread.count() })
+    }
+
+    /// Takes the body out of a message. False when there is none.
+    ///
+    /// # Errors
+    /// [`TimelinesError`].
+    pub(crate) async fn delete(&self, timeline: &str, seq: TimelineSeq) -> Result<bool, TimelinesError> {
+        let deleted = self.ask(self.store.delete(named(timeline)?, seq)).await;
+        self.metrics.request("delete", &deleted.as_ref().map(drop));
+        deleted
+    }
+
+    async fn cursor(&self, mid: Mid, timeline: &TimelineId) -> Result<TimelineSeq, TimelinesError> {
+        if mid.is_anonymous() {
+            return Ok(TimelineSeq::default());
+        }
+        let cursor = CursorId { mid, timeline: timeline.clone() };
+        let found = self.ask(self.store.cursors(vec![cursor])).await?;
+        Ok(found.first().copied().unwrap_or_default())
+    }
+
+    fn limit(&self, wanted: u32) -> ReadLimit {
+        let most = self.config.reply_messages_max;
+        let messages = match usize::try_from(wanted) {
+            Ok(wanted) if wanted > 0 => wanted.min(most),
+            _ => most,
+        };
+        ReadLimit { messages, bytes: self.config.reply_bytes_max }
+    }
+
+    fn messages(&self, protover: Version, messages: Vec<StoredMessage>) -> Vec<sync::Message> {
+        messages.into_iter().map(|stored| self.message(protover, stored)).collect()
+    }
+
+    /// A message in the highest schema that its reader knows.
+    fn message(
+        &self,
+        protover: Version,
+        StoredMessage { seq, message, is_deleted }: StoredMessage,
+    ) -> sync::Message {
+        let extended = message.extension.as_deref();
+        let others = extended.map_or(&[][..], |extended| &extended.bodies);
+        let has_first = extended.is_none_or(|extended| !extended.without_first);
+        let other = |schema| others.iter().find(|body| body.schema == schema);
+        let is_first = |schema| schema == goim_ports::Schema::FIRST && has_first;
+        let schema = self.versions.schema_for(protover, |schema| is_first(schema) || other(schema).is_some());
+        let body =
+            schema.map(|schema| other(schema).map_or_else(|| message.body.clone(), |body| body.body.clone()));
+        let version =
+            schema.and_then(|schema| self.versions.plain(schema)).map_or(Version::GOIM, |row| row.version);
+        sync::Message {
+            seq: seq.0,
+            operation: message.operation.0,
+            version: version.0.into(),
+            time_ms: i64::try_from(message.accepted_at.0 / 1000).unwrap_or(i64::MAX),
+            sender: message.sender.0,
+            unreadable: body.is_none() && !is_deleted,
+            body: body.unwrap_or_default(),
+            deleted: is_deleted,
+        }
+    }
+}

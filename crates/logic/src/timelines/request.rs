@@ -1,0 +1,129 @@
+//! The packets in which members ask: operations 4, 21 and 23 of extended clients.
+//!
+//! comet has seen to it that the member may read what it names (its scope is known there), and says whether the session is in the room
+//! that it sends to.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use goim_ports::{
+    AcceptedAt, Append, Call, LogicError, Mid, NewMessage, OnceKey, Operation, TimelineError, TimelineId,
+    Upstream,
+};
+use goim_wire::sync::{self, Body as _};
+
+use super::{Placed, Reader, Timelines, TimelinesError, named};
+
+impl Timelines {
+    /// True for a packet that is answered here.
+    pub(crate) fn answers(upstream: &Upstream) -> bool {
+        let operation = upstream.packet.operation;
+        upstream.extended && [Operation::SEND, Operation::SYNC, Operation::ACK].contains(&operation)
+    }
+
+    /// The body of the reply to such a packet.
+    pub(crate) fn answer(self: &Arc<Self>, upstream: Upstream) -> Call<Result<Bytes, LogicError>> {
+        let timelines = Arc::clone(self);
+        Call::pending(async move { timelines.try_answer(upstream).await.map_err(failure) })
+    }
+
+    async fn try_answer(self: &Arc<Self>, upstream: Upstream) -> Result<Bytes, TimelinesError> {
+        let Upstream { mid, packet, is_member, .. } = upstream;
+        let unreadable = || TimelinesError::Invalid("the body cannot be read".to_owned());
+        let reader = Reader { mid, scope: None, protover: packet.version, is_business: false };
+        Ok(match packet.operation {
+            Operation::SYNC => {
+                let request = sync::SyncRequest::read(packet.body).ok_or_else(unreadable)?;
+                self.sync(&reader, &request, std::time::Duration::ZERO).await?.write()
+            }
+            Operation::ACK => {
+                let ack = sync::Ack::read(packet.body).ok_or_else(unreadable)?;
+                self.acknowledge(&reader, &ack).await?.write()
+            }
+            _ => {
+                let send = sync::SendRequest::read(packet.body).ok_or_else(unreadable)?;
+                self.send(mid, is_member, send).await?.write()
+            }
+        }
+        .into())
+    }
+
+    /// Keeps a member's message.
+    ///
+    /// # Errors
+    /// [`TimelinesError`].
+    pub(crate) async fn send(
+        self: &Arc<Self>,
+        mid: Mid,
+        is_member: bool,
+        request: sync::SendRequest,
+    ) -> Result<sync::SendReply, TimelinesError> {
+        let sent = self.try_send(mid, is_member, request).await;
+        self.metrics.request("send", &sent.as_ref().map(drop));
+        let Placed { kept, .. } = sent?;
+        let position = sync::Position { epoch: kept.position.epoch.0, seq: kept.position.seq.0 };
+        Ok(sync::SendReply { position: Some(position), duplicate: kept.is_duplicate })
+    }
+
+    async fn try_send(
+        self: &Arc<Self>,
+        mid: Mid,
+        is_member: bool,
+        request: sync::SendRequest,
+    ) -> Result<Placed, TimelinesError> {
+        let sync::SendRequest { to, operation, body, client_id } = request;
+        let timeline = named(&to)?;
+        let once = match client_id.is_empty() {
+            true => None,
+            false => Some(OnceKey::new(client_id).ok_or_else(|| {
+                TimelinesError::Invalid(format!("client_id: has more than {} bytes", OnceKey::BYTES_MAX))
+            })?),
+        };
+        let operation = if operation == 0 { Operation::SEND } else { Operation(operation) };
+        if mid.is_anonymous() {
+            return Err(TimelinesError::Forbidden(to));
+        }
+        let own = match &timeline {
+            TimelineId::Inbox(owner) => *owner == mid,
+            TimelineId::Room(_) => is_member,
+        };
+        let message =
+            NewMessage { sender: mid, operation, body, extension: None, accepted_at: AcceptedAt::now() };
+        self.check(std::slice::from_ref(&timeline), &message)?;
+        if !own {
+            self.may_send(mid, &timeline, &message).await?;
+        }
+        let placed = self.append(vec![Append { timeline, message, once }]).await?;
+        placed.into_iter().next().ok_or(TimelinesError::Invalid("nothing was kept".to_owned()))
+    }
+
+    /// Asks the business whether a member may send to somebody else's inbox, or to a room that it is not in.
+    async fn may_send(&self, mid: Mid, to: &TimelineId, message: &NewMessage) -> Result<(), TimelinesError> {
+        let Some(hook) = &self.may_send else { return Err(TimelinesError::Forbidden(to.to_string())) };
+        let question = serde_json::json!({
+            "mid": mid.0,
+            "to": to.to_string(),
+            "operation": message.operation.0,
+            "body_bytes": message.body.len(),
+        });
+        let answer = hook.post("application/json", Vec::new(), question.to_string().into()).await;
+        let answer = answer.map_err(|error| TimelinesError::Undecided(error.to_string()))?;
+        match answer.status {
+            200 | 204 => Ok(()),
+            401 | 403 => Err(TimelinesError::Forbidden(to.to_string())),
+            status => Err(TimelinesError::Undecided(format!("the business answers {status}"))),
+        }
+    }
+}
+
+/// What a client is told.
+fn failure(error: TimelinesError) -> LogicError {
+    match error {
+        TimelinesError::Store(TimelineError::Busy(text)) => LogicError::Busy(text),
+        TimelinesError::Store(TimelineError::Unknown(text)) => LogicError::Late(text),
+        TimelinesError::Store(TimelineError::Unavailable(text)) | TimelinesError::Undecided(text) => {
+            LogicError::Unavailable(text)
+        }
+        error => LogicError::Failed(error.to_string()),
+    }
+}
