@@ -10,6 +10,8 @@ use bytes::Bytes;
 use goim_wire::{Operation, Version};
 use serde_json::{Map, Value};
 
+use crate::timelines::InToken;
+
 /// Bytes that must not appear in logs. `Debug` shows their number only.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token(Bytes);
@@ -134,7 +136,7 @@ impl Identity {
     }
 
     /// The JSON text, members in goim's order.
-    pub(crate) fn to_json(&self) -> Vec<u8> {
+    pub(crate) fn to_json(&self, timelines: Option<&InToken>) -> Vec<u8> {
         let mut members = Map::new();
         members.insert("mid".to_owned(), self.mid.into());
         for (name, text) in [("key", &self.key), ("room_id", &self.room_id), ("platform", &self.platform)] {
@@ -150,6 +152,12 @@ impl Identity {
         if !self.rooms.is_empty() {
             let rooms: Vec<Value> = self.rooms.iter().map(|room| room.as_str().into()).collect();
             members.insert("rooms".to_owned(), rooms.into());
+        }
+        if let Some(InToken { positions, bare, .. }) = timelines {
+            members.insert("positions".to_owned(), positions.clone());
+            if *bare {
+                members.insert("bare".to_owned(), true.into());
+            }
         }
         if let Some(token) = &self.token {
             members.insert("token".to_owned(), String::from_utf8_lossy(token.expose()).into());
@@ -265,7 +273,7 @@ mod tests {
     #[test]
     fn the_token_is_goims_json() {
         let check = |identity: &Identity, expect: &str| {
-            assert_eq!(String::from_utf8(identity.to_json()).unwrap(), expect);
+            assert_eq!(String::from_utf8(identity.to_json(None)).unwrap(), expect);
         };
         let mut identity = Identity::new(7);
         check(&identity, r#"{"mid":7,"accepts":[],"protover":1}"#);

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use goim_compression::{Levels, compress_always};
+use goim_session::follow::Follower;
 use goim_wire::{Encoding, Operation, Version, VersionTable, control};
 use tokio::sync::{mpsc, oneshot};
 
@@ -14,7 +15,7 @@ use crate::supervisor::Supervisor;
 use crate::wanted::Wanted;
 use crate::{
     ClientConfig, ConfigError, ConnectError, Events, HeartbeatError, RoomError, SendError, Stats,
-    SubscribeError, Token,
+    SubscribeError, SyncConfig, Token,
 };
 
 /// Commands that wait for the task. Few: a command waits only while the session has no room for it.
@@ -93,8 +94,9 @@ impl Client {
     pub async fn connect(config: ClientConfig) -> Result<(Self, Events), ConnectError> {
         let config = Arc::new(config);
         let mut dialer = Dialer::new(Arc::clone(&config))?;
-        let connection = dialer.round(&Wanted::default(), None).await?;
-        let (client, events, supervisor) = Self::prepare(&config, dialer);
+        let follower = config.sync.as_ref().map(SyncConfig::follower);
+        let connection = dialer.round(&Wanted::default(), follower.as_ref(), None).await?;
+        let (client, events, supervisor) = Self::prepare(&config, dialer, follower);
         tokio::spawn(supervisor.run(Some(connection)));
         Ok((client, events))
     }
@@ -109,16 +111,23 @@ impl Client {
     pub fn start(config: ClientConfig) -> Result<(Self, Events), ConfigError> {
         let config = Arc::new(config);
         let dialer = Dialer::new(Arc::clone(&config))?;
-        let (client, events, supervisor) = Self::prepare(&config, dialer);
+        let follower = config.sync.as_ref().map(SyncConfig::follower);
+        let (client, events, supervisor) = Self::prepare(&config, dialer, follower);
         tokio::spawn(supervisor.run(None));
         Ok((client, events))
     }
 
-    fn prepare(config: &ClientConfig, dialer: Dialer) -> (Self, Events, Supervisor) {
+    fn prepare(
+        config: &ClientConfig,
+        dialer: Dialer,
+        follower: Option<Follower>,
+    ) -> (Self, Events, Supervisor) {
         let shared = Arc::new(Shared::default());
         let (commands, command_queue) = mpsc::channel(COMMANDS_MAX);
         let (event_queue, events) = mpsc::channel(config.events_max.get());
-        let supervisor = Supervisor::new(dialer, Desk::new(Arc::clone(&shared), command_queue, event_queue));
+        let supervisor =
+            Supervisor::new(dialer, Desk::new(Arc::clone(&shared), command_queue, event_queue, follower));
+        let positions = config.sync.as_ref().map(|sync| Arc::clone(&sync.positions));
         let client = Self {
             commands,
             shared,
@@ -126,7 +135,7 @@ impl Client {
             body_bytes_max: config.outbound_body_bytes_max,
             versions: Arc::new(config.versions.clone()),
         };
-        (client, Events::new(events), supervisor)
+        (client, Events::new(events, positions), supervisor)
     }
 
     /// Sends `body` with `operation` (4, or 1000 and above) to the business and gives the body of its reply; empty
@@ -172,6 +181,15 @@ impl Client {
             return Err(SendError::BodyTooLong { len, limit });
         }
         self.ask(Wish::Request { version, operation, body }).await.map_err(send_error)
+    }
+
+    /// A request of the protocol's own.
+    pub(crate) async fn request(&self, operation: Operation, body: Bytes) -> Result<Bytes, SendError> {
+        let (len, limit) = (body.len(), self.body_bytes_max);
+        if len > limit {
+            return Err(SendError::BodyTooLong { len, limit });
+        }
+        self.ask(Wish::Request { version: Version::GOIM, operation, body }).await.map_err(send_error)
     }
 
     /// Moves to a room, given as `type://room`; the client is in one room at a time. After a reconnect it goes there

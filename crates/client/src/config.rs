@@ -7,7 +7,7 @@ use std::time::Duration;
 use goim_session::ClientRules;
 use goim_wire::VersionTable;
 
-use crate::{Auth, Backoff, Endpoint, NodeSource};
+use crate::{Auth, Backoff, Endpoint, NodeSource, SyncConfig};
 
 /// Where to connect.
 #[derive(Debug, Clone)]
@@ -106,6 +106,8 @@ pub struct ClientConfig {
     /// the server then holds back, and by its own policy drops pushes or ends the session. Worst-case memory is this
     /// times the largest push.
     pub events_max: NonZeroUsize,
+    /// The timelines that are followed. Default none: then messages in timelines come as plain pushes.
+    pub sync: Option<SyncConfig>,
 }
 
 impl ClientConfig {
@@ -127,6 +129,7 @@ impl ClientConfig {
             outbound_body_bytes_max: rules.request_body_bytes_max,
             requests_max: NonZeroUsize::new(rules.requests_max).unwrap_or(NonZeroUsize::MIN),
             events_max: const { NonZeroUsize::new(256).expect("256 is not zero") },
+            sync: None,
         }
     }
 

@@ -24,6 +24,8 @@ pub(crate) struct Connection {
     pub(crate) reply: AuthReply,
     /// What the token has said of the application's wishes.
     pub(crate) applied: Wanted,
+    /// The token has said where the client is in its timelines: the server answers that without being asked.
+    pub(crate) resumes: bool,
 }
 
 /// The session's time: milliseconds since the connection was made.

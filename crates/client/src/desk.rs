@@ -4,6 +4,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use goim_session::follow::Follower;
 use goim_wire::{Operation, Version};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -49,6 +50,8 @@ pub(crate) struct Shared {
 pub(crate) struct Desk {
     pub(crate) shared: Arc<Shared>,
     pub(crate) wanted: Wanted,
+    /// The timelines that are followed.
+    pub(crate) follower: Option<Follower>,
     commands: mpsc::Receiver<Command>,
     /// No handle is left.
     commands_gone: bool,
@@ -77,9 +80,10 @@ impl Desk {
         shared: Arc<Shared>,
         commands: mpsc::Receiver<Command>,
         events: mpsc::Sender<Event>,
+        follower: Option<Follower>,
     ) -> Self {
         let stop = shared.stop.subscribe();
-        Self { shared, wanted: Wanted::default(), commands, commands_gone: false, events, stop }
+        Self { shared, wanted: Wanted::default(), follower, commands, commands_gone: false, events, stop }
     }
 
     /// Gives an event to the application, if there is room for it.

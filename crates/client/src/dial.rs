@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
+use goim_session::follow::Follower;
 use goim_session::{ClientSession, ClientStep, Opening};
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -12,6 +13,7 @@ use tokio_rustls::TlsConnector;
 use crate::backoff::{Backoff, Chance};
 use crate::connection::{Clock, Connection, Link};
 use crate::event::{AuthReply, Notice};
+use crate::timelines::InToken;
 use crate::wanted::Wanted;
 use crate::{
     Advice, Auth, AuthBody, ClientConfig, ConfigError, ConnectError, Endpoint, NodeList, Target, TokenReason,
@@ -56,12 +58,18 @@ impl Dialer {
     pub(crate) async fn round(
         &mut self,
         wanted: &Wanted,
+        follower: Option<&Follower>,
         prefer: Option<Endpoint>,
     ) -> Result<Connection, ConnectError> {
         let endpoints = self.endpoints().await?;
-        let (token, applied) = match self.body().await? {
-            AuthBody::Identity(identity) => (wanted.apply(&identity).to_json(), wanted.clone()),
-            AuthBody::Raw(token) => (token.expose().to_vec(), Wanted::default()),
+        let inline = self.config.sync.as_ref().is_none_or(|sync| sync.inline);
+        let in_token = follower.map(|follower| InToken::of(follower, inline));
+        let (token, applied, resumes) = match self.body().await? {
+            AuthBody::Identity(identity) => {
+                let token = wanted.apply(&identity).to_json(in_token.as_ref());
+                (token, wanted.clone(), in_token.is_some_and(|in_token| in_token.is_complete))
+            }
+            AuthBody::Raw(token) => (token.expose().to_vec(), Wanted::default(), false),
         };
         let limit = self.config.outbound_body_bytes_max;
         if token.len() > limit {
@@ -70,7 +78,7 @@ impl Dialer {
         let mut last = ConnectError::Config(ConfigError::NoEndpoints);
         for endpoint in prefer.iter().chain(&endpoints) {
             tracing::debug!(%endpoint, "connecting");
-            let attempt = self.connect(endpoint, token.clone(), applied.clone());
+            let attempt = self.connect(endpoint, token.clone(), applied.clone(), resumes);
             last = match tokio::time::timeout(self.config.connect_timeout, attempt).await {
                 Ok(Ok(connection)) => return Ok(connection),
                 Ok(Err(error)) => error,
@@ -116,6 +124,7 @@ impl Dialer {
         endpoint: &Endpoint,
         token: Vec<u8>,
         applied: Wanted,
+        resumes: bool,
     ) -> Result<Connection, ConnectError> {
         let to_error = |source| ConnectError::Io { endpoint: endpoint.clone(), source };
         let socket = self.socket(endpoint).await.map_err(to_error)?;
@@ -142,7 +151,7 @@ impl Dialer {
             let often_enough = (limit / 2).max(std::time::Duration::from_secs(1));
             link.session.set_heartbeat_interval(interval.min(often_enough), clock.now());
         }
-        Ok(Connection { link, endpoint: endpoint.clone(), reply, applied })
+        Ok(Connection { link, endpoint: endpoint.clone(), reply, applied, resumes })
     }
 
     async fn socket(&self, endpoint: &Endpoint) -> io::Result<Box<dyn Socket>> {

@@ -5,8 +5,10 @@ use std::io;
 use std::time::Duration;
 
 use bytes::Bytes;
-use goim_session::ClientStep;
 use goim_session::client::RequestError;
+use goim_session::follow::{AskId, Follow, Follower};
+use goim_session::{ClientStep, Moment};
+use goim_wire::sync::{self, Body as _};
 use goim_wire::{Encoding, Operation, PacketBuf, Sequence, Version, control};
 use tokio::sync::mpsc::OwnedPermit;
 use tokio::time::Instant;
@@ -16,7 +18,7 @@ use crate::desk::{Answer, Call, Command, Desk, Failure, Offered, Wish};
 use crate::dial::closes;
 use crate::event::{DisconnectReason, Notice};
 use crate::wanted::Change;
-use crate::{Event, ServerError};
+use crate::{Event, ServerError, TimelineMessage};
 
 /// How long a connection that cannot be written to is still read: the reason may be on its way.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -51,6 +53,8 @@ struct Drive<'a> {
     link: &'a mut Link,
     desk: &'a mut Desk,
     waiting: HashMap<Sequence, Waiting>,
+    /// Questions of the loop that follows timelines.
+    asked: HashMap<Sequence, AskId>,
     /// An event for which there was no room; nothing is read until there is.
     parked: Option<Event>,
     /// A command for which the session had no room.
@@ -69,15 +73,23 @@ pub(crate) async fn drive(connection: &mut Connection, desk: &mut Desk) -> Optio
         link: &mut connection.link,
         desk,
         waiting: HashMap::new(),
+        asked: HashMap::new(),
         parked: Some(connected),
         held: None,
         notice: None,
         broken: None,
     };
     drive.restore(catch_up);
+    let now = drive.link.clock.now();
+    if let Some(follower) = &mut drive.desk.follower {
+        follower.connected(now, connection.resumes);
+    }
     let reason = drive.run().await;
     if reason.is_none() {
         drive.link.close(GOODBYE).await;
+    }
+    if let Some(follower) = &mut drive.desk.follower {
+        follower.disconnected();
     }
     let parked = drive.finish();
     if reason.is_some()
@@ -98,13 +110,18 @@ impl Drive<'_> {
             if let Some(command) = self.held.take() {
                 self.obey(command);
             }
+            self.follow();
             let reading = self.parked.is_none();
             self.link.session.set_reading(reading, self.link.clock.now());
             let writing = self.broken.is_none();
             let commands = self.held.is_none() && writing && self.link.session.takes_requests();
             let deadline = match &self.broken {
                 Some((_, since)) => *since + LAST_WORDS,
-                None => self.link.clock.instant(self.link.session.deadline()),
+                None => {
+                    let follower = self.desk.follower.as_ref().filter(|_| reading);
+                    let followed = follower.map_or(Moment::NEVER, Follower::deadline);
+                    self.link.clock.instant(self.link.session.deadline().min(followed))
+                }
             };
             tokio::select! {
                 exchange = self.link.exchange(reading, writing) => match exchange {
@@ -125,7 +142,13 @@ impl Drive<'_> {
                     if let Some((error, _)) = self.broken.take() {
                         return Some(self.reason(DisconnectReason::Io(error)));
                     }
-                    if let Err(ended) = self.link.session.handle_timeout(self.link.clock.now()) {
+                    let now = self.link.clock.now();
+                    if let Some(follower) = &mut self.desk.follower {
+                        follower.handle_timeout(now);
+                    }
+                    if now >= self.link.session.deadline()
+                        && let Err(ended) = self.link.session.handle_timeout(now)
+                    {
                         return Some(self.reason(ended.into()));
                     }
                 }
@@ -149,6 +172,11 @@ impl Drive<'_> {
                 Err(ended) => return Err(self.reason(ended.into())),
                 Ok(ClientStep::Idle) => break,
                 Ok(ClientStep::Handled | ClientStep::Authenticated { .. }) => continue,
+                Ok(ClientStep::Push(packet)) if packet.operation == Operation::NOTIFY => {
+                    let body = Bytes::copy_from_slice(packet.body);
+                    self.notified(body);
+                    continue;
+                }
                 Ok(ClientStep::Push(packet)) => {
                     let packet = packet.to_owned();
                     let packet = inflated(self.link, packet).map_err(|wrong| self.reason(wrong))?;
@@ -164,6 +192,17 @@ impl Drive<'_> {
                     continue;
                 }
                 Ok(ClientStep::Online { count }) => Event::Online(u32::try_from(count).unwrap_or(0)),
+                Ok(ClientStep::Reply { request, packet }) if self.asked.contains_key(&request) => {
+                    let body = Bytes::copy_from_slice(packet.body);
+                    let id = self.asked.remove(&request);
+                    self.synced(id, body);
+                    continue;
+                }
+                Ok(ClientStep::Failed { request, .. }) if self.asked.contains_key(&request) => {
+                    let id = self.asked.remove(&request);
+                    self.not_synced(id);
+                    continue;
+                }
                 Ok(ClientStep::Reply { request, packet }) => {
                     let packet = packet.to_owned();
                     let packet = inflated(self.link, packet).map_err(|wrong| self.reason(wrong))?;
@@ -173,6 +212,11 @@ impl Drive<'_> {
                 Ok(ClientStep::Failed { request, error }) => {
                     let error = ServerError::from_json(error);
                     self.answer(request, Err(Failure::Refused(error)));
+                    continue;
+                }
+                Ok(ClientStep::Unmatched(packet)) if packet.operation == Operation::SYNC_REPLY => {
+                    let body = Bytes::copy_from_slice(packet.body);
+                    self.synced(None, body);
                     continue;
                 }
                 Ok(ClientStep::Unmatched(packet)) => {
@@ -192,6 +236,67 @@ impl Drive<'_> {
             }
         }
         Ok(())
+    }
+
+    /// The word of a timeline.
+    fn notified(&mut self, body: Bytes) {
+        let now = self.link.clock.now();
+        if let (Some(follower), Some(notify)) = (&mut self.desk.follower, sync::Notify::read(body)) {
+            follower.notified(now, notify);
+            self.follow();
+        }
+    }
+
+    /// The answer to a question of the loop, or what the server gives for a position in the token.
+    fn synced(&mut self, id: Option<AskId>, body: Bytes) {
+        let now = self.link.clock.now();
+        let Some(follower) = &mut self.desk.follower else { return };
+        match (sync::SyncReply::read(body), id) {
+            // A server that knows nothing of timelines echoes an empty body.
+            (Some(reply), id) if !reply.timeline.is_empty() => follower.replied(now, id, reply),
+            (_, Some(id)) => follower.failed(now, id),
+            (_, None) => {}
+        }
+        self.follow();
+    }
+
+    fn not_synced(&mut self, id: Option<AskId>) {
+        let now = self.link.clock.now();
+        if let (Some(follower), Some(id)) = (&mut self.desk.follower, id) {
+            follower.failed(now, id);
+        }
+    }
+
+    /// Does what the loop wants, as long as the application has room for what it gives.
+    fn follow(&mut self) {
+        let now = self.link.clock.now();
+        while self.parked.is_none() {
+            let Some(follower) = &mut self.desk.follower else { return };
+            let event = match follower.poll(now) {
+                None => return,
+                Some(Follow::Ask { id, request }) => {
+                    match self.link.session.request(Version::GOIM, Operation::SYNC, &request.write()) {
+                        Ok(sequence) => drop(self.asked.insert(sequence, id)),
+                        Err(error) => {
+                            tracing::debug!(%error, "a timeline is asked for later");
+                            follower.failed(now, id);
+                        }
+                    }
+                    continue;
+                }
+                Some(Follow::Give { timeline, messages, position }) => {
+                    let messages = messages.into_iter().map(TimelineMessage::from).collect();
+                    Event::Messages { timeline, messages, position: position.into() }
+                }
+                Some(Follow::Reset { timeline, position }) => {
+                    Event::Reset { timeline, position: position.into() }
+                }
+            };
+            if let Offered::Full(event) = self.desk.offer(event) {
+                self.desk.shared.counters.pauses.add_one();
+                self.parked = Some(event);
+            }
+        }
     }
 
     /// There is room for the event that waits, or nobody left to take it.

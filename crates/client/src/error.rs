@@ -143,6 +143,9 @@ pub enum SendError {
     /// The server has answered with an error.
     #[error("refused with {0}")]
     Refused(ServerError),
+    /// The reply makes no sense: the server knows nothing of timelines.
+    #[error("bad reply: the server knows nothing of timelines")]
+    BadReply,
     /// The client was closed, or has stopped for good.
     #[error("the client is closed")]
     Closed,

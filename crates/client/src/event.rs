@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use goim_wire::PacketBuf;
 use serde_json::Value;
 use tokio::sync::mpsc;
 
-use crate::{Advice, ConnectError, Endpoint};
+use crate::{Advice, ConnectError, Endpoint, Position, PositionStore, TimelineMessage};
 
 /// What has happened.
 #[derive(Debug)]
@@ -26,6 +27,23 @@ pub enum Event {
     },
     /// Somebody has pushed this. Packets of a batch come one by one, in order.
     Push(PacketBuf),
+    /// Messages of a timeline, in order and once. Taking the next event says that the application has them.
+    Messages {
+        /// Which timeline.
+        timeline: String,
+        /// What came, never empty.
+        messages: Vec<TimelineMessage>,
+        /// Where the application is when it has them.
+        position: Position,
+    },
+    /// There may be a hole in a timeline: messages were not kept long enough, or the store was reset. What follows begins behind `position`,
+    /// and what the application has of another epoch is of another life of the timeline.
+    Reset {
+        /// Which timeline.
+        timeline: String,
+        /// Where it goes on.
+        position: Position,
+    },
     /// The reply to a heartbeat that the client has sent by itself: how many are online in the room, zero in no room.
     Online(u32),
     /// The connection has ended.
@@ -163,14 +181,37 @@ impl fmt::Display for DisconnectReason {
 /// from reading its socket, replies to its own requests included; nothing is dropped here. So take events and await
 /// requests in different tasks, or at the same time. An application that wants no events drops this: they are then
 /// thrown away and counted.
-#[derive(Debug)]
 pub struct Events {
     queue: mpsc::Receiver<Event>,
+    positions: Option<Arc<dyn PositionStore>>,
+    /// Where the application is when it has dealt with the last event.
+    unsaved: Option<(String, Position)>,
+}
+
+impl fmt::Debug for Events {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Events").field("queue", &self.queue).finish_non_exhaustive()
+    }
 }
 
 impl Events {
-    pub(crate) fn new(queue: mpsc::Receiver<Event>) -> Self {
-        Self { queue }
+    pub(crate) fn new(queue: mpsc::Receiver<Event>, positions: Option<Arc<dyn PositionStore>>) -> Self {
+        Self { queue, positions, unsaved: None }
+    }
+
+    /// The application has dealt with the event before.
+    fn save(&mut self) {
+        if let (Some((timeline, position)), Some(positions)) = (self.unsaved.take(), &self.positions) {
+            positions.save(&timeline, position);
+        }
+    }
+
+    fn note(&mut self, event: Option<Event>) -> Option<Event> {
+        if let Some(Event::Messages { timeline, position, .. } | Event::Reset { timeline, position }) = &event
+        {
+            self.unsaved = Some((timeline.clone(), *position));
+        }
+        event
     }
 
     /// The next event, or `None` when the client was closed or has stopped for good.
@@ -178,17 +219,22 @@ impl Events {
     /// # Cancel safety
     /// A dropped future loses no event.
     pub async fn next(&mut self) -> Option<Event> {
-        self.queue.recv().await
+        self.save();
+        let event = self.queue.recv().await;
+        self.note(event)
     }
 
     /// The next event, if one waits.
     pub fn try_next(&mut self) -> Option<Event> {
-        self.queue.try_recv().ok()
+        self.save();
+        let event = self.queue.try_recv().ok();
+        self.note(event)
     }
 
     /// As [`Events::next`], for code that polls: for example a `Stream` of another crate.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Event>> {
-        self.queue.poll_recv(cx)
+        self.save();
+        self.queue.poll_recv(cx).map(|event| self.note(event))
     }
 }
 

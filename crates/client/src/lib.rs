@@ -41,9 +41,12 @@
 //! # }
 //! ```
 //!
+//! With [`ClientConfig::sync`] it follows timelines: messages that the server keeps come as [`Event::Messages`], in order and once, however
+//! often the connection was lost in between; a hole is told by [`Event::Reset`].
+//!
 //! What is kept and what is not:
 //! - Pushes reach the application in the order in which the server sent them. What is pushed while there is no
-//!   connection is lost, as in goim.
+//!   connection is lost, as in goim, unless it is in a timeline.
 //! - Nothing is sent twice. A request that is cut off fails, and its error says whether the server may have taken it.
 //! - Every queue is bounded. An application that does not take its events holds back the server, nobody else.
 //! - Tokens appear in no log.
@@ -67,6 +70,7 @@ mod http;
 mod nodes;
 mod stats;
 mod supervisor;
+mod timelines;
 mod tls;
 mod wanted;
 
@@ -82,3 +86,6 @@ pub use goim_wire::{Encoding, Operation, PacketBuf, Schema, Sequence, Version, V
 pub use http::HttpError;
 pub use nodes::{NodeList, NodeSource, NodesError};
 pub use stats::Stats;
+pub use timelines::{
+    Acknowledged, FollowRules, MemoryPositions, Position, PositionStore, Sent, SyncConfig, TimelineMessage,
+};

@@ -62,8 +62,12 @@ impl Supervisor {
     async fn connect(&mut self) -> Option<Connection> {
         loop {
             let wanted = self.desk.wanted.clone();
-            let round = self.dialer.round(&wanted, self.prefer.take());
-            let error = match self.desk.meanwhile(round).await? {
+            // Nothing changes in it while there is no connection.
+            let follower = self.desk.follower.take();
+            let round = self.dialer.round(&wanted, follower.as_ref(), self.prefer.take());
+            let tried = self.desk.meanwhile(round).await;
+            self.desk.follower = follower;
+            let error = match tried? {
                 Ok(connection) => return Some(connection),
                 Err(error) => error,
             };

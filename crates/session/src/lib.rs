@@ -25,6 +25,7 @@ extern crate alloc;
 
 pub mod client;
 pub mod close;
+pub mod follow;
 pub mod framing;
 pub mod moment;
 pub mod outbox;
