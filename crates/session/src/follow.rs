@@ -300,7 +300,6 @@ fn give(ready: &mut VecDeque<Follow>, timeline: &mut Timeline, name: String, mes
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alloc::vec;
 
     const NAME: &str = "mid://7";
 
@@ -452,7 +451,7 @@ mod tests {
         follower.notified(now, notify(5, 6, NONE));
         let (id, ..) = asked(&mut follower, now).unwrap();
         let holed =
-            SyncReply { messages: vec![messages(3..=3), messages(5..=6)].concat(), ..reply(5, 2, NONE, 6) };
+            SyncReply { messages: [messages(3..=3), messages(5..=6)].concat(), ..reply(5, 2, NONE, 6) };
         follower.replied(now, Some(id), holed);
         let (_, 5, 2) = asked(&mut follower, now).unwrap() else { panic!() };
     }
