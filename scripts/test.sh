@@ -20,14 +20,17 @@ engine() {
 }
 engine scripts/engines/redis.sh get
 engine scripts/engines/kafka.sh get
+engine scripts/engines/postgres.sh get
 # All folders of the tests are in one, so that engines whose tests did not end them are found.
 TMPDIR=$(mktemp -d)
+# PostgreSQL refuses to be root, and must reach its own folder in there.
+chmod 711 "$TMPDIR"
 export TMPDIR
 kafka=$TMPDIR/kafka
 log=$TMPDIR/log
 end() {
   scripts/engines/kafka.sh stop "$kafka"
-  for folder in "$TMPDIR"/goim-*; do scripts/engines/redis.sh stop "$folder"; done
+  for folder in "$TMPDIR"/goim-*; do scripts/engines/redis.sh stop "$folder"; scripts/engines/postgres.sh stop "$folder"; done
   rm -rf "$TMPDIR"
 }
 trap end EXIT

@@ -7,6 +7,7 @@
 //! - `discovery` (a feature): nodes on a bilibili/discovery server, beside goim's Go processes.
 //! - `embedded` (a feature): timelines in a folder of this machine.
 //! - `kafka` (a feature): the push log on goim's topic.
+//! - `postgres` (a feature): timelines on PostgreSQL.
 //! - `redis` (a feature): sessions, room counts and nodes on goim's keys.
 //! - [`list`]: nodes by address, as an operator or DNS lists them.
 //! - [`grpc`]: goim's services, to be called by other nodes, and the same services of other nodes behind our ports.
@@ -27,6 +28,8 @@ pub mod http;
 pub mod kafka;
 pub mod list;
 pub mod memory;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 mod push_size;
 #[cfg(feature = "redis")]
 pub mod redis;

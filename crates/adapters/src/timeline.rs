@@ -1,5 +1,10 @@
 //! What all timeline stores have in common, whatever they are kept in.
 
+#[cfg(any(feature = "embedded", feature = "postgres"))]
+pub(crate) mod key;
+#[cfg(any(feature = "embedded", feature = "postgres"))]
+pub(crate) mod record;
+
 use goim_ports::{Epoch, NewMessage};
 
 /// Bytes of a message's bodies, as limits count them.

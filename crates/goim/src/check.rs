@@ -19,6 +19,10 @@ impl Config {
         let mut faults = Faults(Vec::new());
         tls(self, &mut faults);
         redis(self, &mut faults);
+        faults.add_if(
+            self.timelines.folder.is_some() && self.timelines.postgres.is_some(),
+            "timelines.folder and timelines.postgres are both set: messages are kept in one place, choose it",
+        );
         listeners(self, &mut faults);
         limits(self, &mut faults);
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log.level) {

@@ -50,8 +50,10 @@ pub struct Config {
 /// Where messages are kept, and for how long.
 #[derive(Debug, Clone)]
 pub struct TimelinesConfig {
-    /// A folder of this machine. Default none: messages are pushed and not kept.
+    /// A folder of this machine. Default none.
     pub folder: Option<PathBuf>,
+    /// PostgreSQL, which any number of logics share. Default none; without either messages are pushed and not kept.
+    pub postgres: Option<Secret>,
     /// Messages of a timeline that are kept at most. Default 10,000.
     pub messages_max: u64,
     /// How long they are. Default 30 days.
@@ -330,6 +332,7 @@ impl Default for TimelinesConfig {
     fn default() -> Self {
         Self {
             folder: None,
+            postgres: None,
             messages_max: 10_000,
             age_max: Duration::from_secs(30 * 24 * 60 * 60),
             bytes_max: 64 << 20,

@@ -24,6 +24,7 @@ pub mod settings;
 mod timelines;
 
 pub use routes::RouteError;
+pub use timelines::TimelinesError;
 
 pub use config::{
     ClusterConfig, Config, Directory, EventsConfig, HttpConfig, KafkaConfig, KindRule, LogConfig, LogFormat,

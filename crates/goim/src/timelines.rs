@@ -3,13 +3,34 @@
 use std::sync::Arc;
 
 use goim_adapters::embedded::{EmbeddedConfig, EmbeddedError, EmbeddedTimelines};
+#[cfg(feature = "cluster")]
+use goim_adapters::postgres::{PostgresConfig, PostgresError, PostgresTimelines};
 use goim_ports::{Retention, RetentionRules, TimelineStore};
 
 use crate::config::{Config, KindRule, TimelinesConfig};
 
-/// Opens the store; `None` when none is configured. Blocks while what a killed process has left is read.
-pub(crate) fn open(config: &Config) -> Result<Option<Arc<dyn TimelineStore>>, EmbeddedError> {
+/// Why there is no store.
+#[derive(Debug, thiserror::Error)]
+pub enum TimelinesError {
+    /// The folder cannot be used.
+    #[error("timelines.folder: {0}")]
+    Folder(#[from] EmbeddedError),
+    /// PostgreSQL cannot.
+    #[cfg(feature = "cluster")]
+    #[error("timelines.postgres: {0}")]
+    Postgres(#[from] PostgresError),
+    /// This binary knows no PostgreSQL.
+    #[cfg(not(feature = "cluster"))]
+    #[error("timelines.postgres: this binary was built without the feature `cluster`")]
+    NotBuilt,
+}
+
+/// Opens the store; `None` when none is configured. A folder blocks while what a killed process has left is read.
+pub(crate) async fn open(config: &Config) -> Result<Option<Arc<dyn TimelineStore>>, TimelinesError> {
     let settings = &config.timelines;
+    if let Some(url) = &settings.postgres {
+        return postgres(settings, url.reveal()).await.map(Some);
+    }
     let Some(folder) = settings.folder.clone() else { return Ok(None) };
     let embedded = EmbeddedConfig {
         waiting_messages_max: settings.waiting_messages_max,
@@ -21,11 +42,32 @@ pub(crate) fn open(config: &Config) -> Result<Option<Arc<dyn TimelineStore>>, Em
     Ok(Some(Arc::new(EmbeddedTimelines::open(embedded)?)))
 }
 
+#[cfg(feature = "cluster")]
+async fn postgres(settings: &TimelinesConfig, url: &str) -> Result<Arc<dyn TimelineStore>, TimelinesError> {
+    let config = PostgresConfig {
+        waiting_messages_max: settings.waiting_messages_max,
+        waiting_bytes_max: settings.waiting_bytes_max,
+        retain_interval: settings.retain_interval,
+        ..PostgresConfig::new(url.to_owned(), rules(settings), settings.duplicate_window)
+    };
+    Ok(Arc::new(PostgresTimelines::connect(config).await?))
+}
+
+#[cfg(not(feature = "cluster"))]
+async fn postgres(_: &TimelinesConfig, _: &str) -> Result<Arc<dyn TimelineStore>, TimelinesError> {
+    Err(TimelinesError::NotBuilt)
+}
+
 /// Where they are, for the start-up message.
+#[cfg(feature = "cluster")]
 pub(crate) fn place(config: &Config) -> String {
-    match &config.timelines.folder {
-        Some(folder) => folder.display().to_string(),
-        None => "none: messages are pushed and not kept (timelines.folder is not set)".to_owned(),
+    match (&config.timelines.postgres, &config.timelines.folder) {
+        (Some(_), _) => "on PostgreSQL".to_owned(),
+        (None, Some(folder)) => folder.display().to_string(),
+        (None, None) => {
+            "none: messages are pushed and not kept (neither timelines.folder nor timelines.postgres is set)"
+                .to_owned()
+        }
     }
 }
 

@@ -6,7 +6,9 @@
 mod harness;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use harness::postgres::Postgres;
 use harness::proto::{Fields, Writer};
 use harness::{BOTH, Client, Packet, Server, Settings, Transport, eventually, number, unique};
 use serde_json::{Value, json};
@@ -17,35 +19,56 @@ const SYNC_REPLY: i32 = 22;
 const ACK: i32 = 23;
 const ERROR: i32 = 25;
 
-/// A folder that goes with the test.
-struct Folder(PathBuf);
+/// Where messages are kept: a folder for one process, PostgreSQL for a cluster. It goes with the test.
+enum Place {
+    Folder(PathBuf),
+    Postgres(String, #[expect(dead_code, reason = "held")] Arc<Postgres>),
+}
 
-impl Folder {
+impl Place {
     fn new() -> Self {
-        Self(std::env::temp_dir().join(unique(&format!("goim-timelines-{}", std::process::id()))))
+        if std::env::var_os("TEST_CLUSTER").is_some() {
+            let postgres = Postgres::shared();
+            return Self::Postgres(postgres.database(), postgres);
+        }
+        Self::Folder(std::env::temp_dir().join(unique(&format!("goim-timelines-{}", std::process::id()))))
     }
 
     fn settings(&self) -> Settings {
-        Settings::new().set("timelines.folder", self.0.to_str().unwrap())
+        match self {
+            Self::Folder(folder) => Settings::new().set("timelines.folder", folder.to_str().unwrap()),
+            Self::Postgres(url, _) => Settings::new().set("timelines.postgres", url),
+        }
+    }
+
+    /// Another process can have it.
+    fn is_free(&self) -> bool {
+        let Self::Folder(folder) = self else { return true };
+        let rules =
+            goim_ports::RetentionRules { by_kind: Vec::new(), otherwise: goim_ports::Retention::FOREVER };
+        let config = goim_adapters::embedded::EmbeddedConfig::new(folder.clone(), rules, harness::DEADLINE);
+        goim_adapters::embedded::EmbeddedTimelines::open(config).is_ok()
     }
 }
 
-impl Drop for Folder {
+impl Drop for Place {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
+        if let Self::Folder(folder) = self {
+            let _ = std::fs::remove_dir_all(folder);
+        }
     }
 }
 
-/// A system that keeps messages; it goes before its folder does.
+/// A system that keeps messages; it goes before its place does.
 struct Keeping {
     server: Server,
-    _folder: Folder,
+    _place: Place,
 }
 
 impl Keeping {
     fn start() -> Self {
-        let folder = Folder::new();
-        Self { server: Server::start(&folder.settings()), _folder: folder }
+        let place = Place::new();
+        Self { server: Server::start(&place.settings()), _place: place }
     }
 }
 
@@ -186,8 +209,8 @@ fn a_stored_message_is_a_push_to_clients_of_goim_and_a_word_to_those_who_sync() 
 
 #[test]
 fn a_session_syncs_what_it_lacks_in_pages_and_is_told_of_holes() {
-    let folder = Folder::new();
-    let settings = folder
+    let place = Place::new();
+    let settings = place
         .settings()
         .set("timelines.by_kind", "short: 5 messages")
         .set("timelines.retain_interval", "50ms");
@@ -569,19 +592,14 @@ fn without_a_store_nothing_is_promised() {
 
 #[test]
 fn messages_survive_a_restart() {
-    let folder = Folder::new();
+    let place = Place::new();
     let mid = member();
     let to = json!({ "mids": [mid] });
-    let server = Server::start(&folder.settings());
+    let server = Server::start(&place.settings());
     let [(epoch, 1)] = store(&server, &to, "before")[..] else { panic!() };
     drop(server);
-    eventually("the folder is free", || {
-        let rules =
-            goim_ports::RetentionRules { by_kind: Vec::new(), otherwise: goim_ports::Retention::FOREVER };
-        let config = goim_adapters::embedded::EmbeddedConfig::new(folder.0.clone(), rules, harness::DEADLINE);
-        goim_adapters::embedded::EmbeddedTimelines::open(config).is_ok()
-    });
-    let server = Server::start(&folder.settings());
+    eventually("another process can have it", || place.is_free());
+    let server = Server::start(&place.settings());
     assert_eq!(store(&server, &to, "after"), [(epoch, 2)]);
     let mut client = syncing(&server, Transport::Tcp, mid, json!({}));
     let reply = sync(&mut client, &format!("mid://{mid}"), epoch, 0, 0);

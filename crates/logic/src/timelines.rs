@@ -41,7 +41,7 @@ const ANSWER_BYTES_MAX: usize = 4 * 1024;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TimelinesError {
     /// This server keeps none.
-    #[error("no timelines are kept here: set timelines.folder")]
+    #[error("no timelines are kept here: set timelines.folder or timelines.postgres")]
     None,
     /// The request makes no sense.
     #[error("{0}")]

@@ -12,10 +12,11 @@ use fjall::Snapshot;
 use goim_ports::{AcceptedAt, Retention, TimelineError, TimelineSeq};
 use tokio::sync::oneshot;
 
-use super::format::{Record, TimelineKey};
 use super::store::Shared;
 use super::tables::{Known, TableError, Tables};
 use super::writer::Job;
+use crate::timeline::key::TimelineKey;
+use crate::timeline::record::Record;
 
 /// Timelines that are looked at before others get the processor.
 const CHUNK: usize = 256;

@@ -12,10 +12,10 @@ use goim_ports::{
 use tokio::sync::{Semaphore, oneshot};
 
 use super::config::EmbeddedConfig;
-use super::format::{TimelineKey, cursor_key};
 use super::tables::{EmbeddedError, TableError, Tables};
 use super::writer::{Job, Waiting};
 use super::{retain, writer};
+use crate::timeline::key::{TimelineKey, cursor_key};
 
 /// What the handle and the threads share.
 pub(super) struct Shared {

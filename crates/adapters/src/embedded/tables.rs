@@ -8,7 +8,9 @@ use fjall::{Database, Keyspace, KeyspaceCreateOptions, Readable as _, Snapshot};
 use goim_ports::{Epoch, Head, Range, ReadLimit, StoredMessage, TimelineSeq};
 
 use super::config::EmbeddedConfig;
-use super::format::{self, FORMAT, Record, TimelineKey, TimelineRecord};
+use super::format::{self, FORMAT, TimelineRecord};
+use crate::timeline::key::TimelineKey;
+use crate::timeline::record::Record;
 
 /// Why a folder cannot be used for timelines.
 #[derive(Debug, thiserror::Error)]

@@ -15,9 +15,11 @@ use fjall::{Keyspace, KeyspaceCreateOptions, PersistMode};
 use goim_ports::{AcceptedAt, Append, CursorId, Kept, Position, TimelineError, TimelineId, TimelineSeq};
 use tokio::sync::oneshot;
 
-use super::format::{self, Record, TimelineKey, TimelineRecord};
+use super::format::{self, TimelineRecord};
 use super::store::Shared;
 use super::tables::{Known, TableError, Tables, text_of};
+use crate::timeline::key::TimelineKey;
+use crate::timeline::record::Record;
 use crate::timeline::{bytes_of, draw_epoch};
 
 /// How long a folder that could not be opened is left alone.

@@ -31,6 +31,7 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
     let nodes = Arc::clone(&directory.nodes);
     let log = KafkaPushLog::start(engines::kafka(&config)).await?;
 
+    let timelines = crate::timelines::open(&config).await.map_err(serve::StartError::Timelines)?;
     let sessions = RedisSessions::new(store.clone());
     let servers = servers(Arc::clone(&nodes));
     let devices = RedisDevices::new(store.clone());
@@ -45,7 +46,7 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
             push_log: log.clone(),
             comets: Arc::new(GrpcComets::new(Arc::clone(&nodes), String::new(), ClientConfig::default())),
             http: Arc::new(HyperClient::new()),
-            timelines: crate::timelines::open(&config).map_err(serve::StartError::Timelines)?,
+            timelines,
         },
     )
     .map_err(serve::StartError::Key)?;

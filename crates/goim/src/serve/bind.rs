@@ -31,8 +31,8 @@ pub enum StartError {
     #[error(transparent)]
     Route(#[from] crate::RouteError),
     /// Messages cannot be kept where they should be.
-    #[error("timelines.folder: {0}")]
-    Timelines(#[from] goim_adapters::embedded::EmbeddedError),
+    #[error(transparent)]
+    Timelines(#[from] crate::TimelinesError),
     /// comet did not start for another reason: its certificate, its threads.
     #[error("comet does not start: {0}")]
     Comet(goim_comet::StartError),

@@ -105,6 +105,7 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
     let sessions = Arc::new(MemorySessions::new());
     let rooms = Arc::new(MemoryRooms::new());
     let comets = Arc::new(SharedComets::new());
+    let timelines = crate::timelines::open(&config).await?;
     let logic = Logic::new(
         config.logic.clone(),
         goim_logic::Dependencies {
@@ -115,7 +116,7 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
             push_log: log.clone(),
             comets: comets.clone(),
             http: Arc::new(HyperClient::new()),
-            timelines: crate::timelines::open(&config)?,
+            timelines,
         },
     )?;
     crate::routes::install(&logic, &config)?;

@@ -45,7 +45,8 @@ pub(super) fn settings() -> Vec<Setting> {
         [events.to] = "http://127.0.0.1:8000/sessions", "Where events go: http:// or https:// (by POST, {\"events\": [...]}; any answer of 2xx takes them) or kafka://topic (one record each, JSON). Not set: nobody wants to know.";
         secret [events.secret] = "the-secret-of-this-hook", "For HTTP: presented as `Authorization: Bearer`.";
 
-        [timelines.folder] = "/var/lib/goim/timelines", "Where they are kept: a folder of this machine, made when it is not there; one process at a time has it. Not set: messages are pushed and not kept.";
+        [timelines.folder] = "/var/lib/goim/timelines", "Where they are kept: a folder of this machine, made when it is not there; one process at a time has it. With neither this nor timelines.postgres messages are pushed and not kept.";
+        secret [timelines.postgres] = "postgres://goim@127.0.0.1:5432/goim", "Or on PostgreSQL, which any number of logics share: postgres://user:password@host:port/database. Tables are made when they are not there.";
         [timelines.messages_max], "Messages of a timeline that are kept; the oldest go first.";
         [timelines.age_max], "How long a message is kept.";
         size [timelines.bytes_max], "Bytes of a timeline's bodies that are kept; the newest message stays whatever its size.";
@@ -53,7 +54,7 @@ pub(super) fn settings() -> Vec<Setting> {
         [timelines.duplicate_window], "How long a client id or an idempotency key stands for its message, at least; twice as long at most.";
         [timelines.waiting_messages_max], "Messages that may wait to be written; more are refused with 429.";
         size [timelines.waiting_bytes_max], "The same in bytes.";
-        size [timelines.cache_bytes], "Memory for what is read from the disk again and again.";
+        size [timelines.cache_bytes], "Memory for what is read from the folder again and again.";
         [timelines.retain_interval], "Time between two passes that remove what is not to be kept any longer. A pass takes a tenth of a processor at most.";
 
         [http.listen], "Address of the HTTP listener. Port 0 takes a free one.";

@@ -19,6 +19,7 @@ pub mod hex;
 pub mod http;
 pub mod load;
 pub mod packet;
+pub mod postgres;
 pub mod proto;
 pub mod random;
 pub mod server;

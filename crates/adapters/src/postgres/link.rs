@@ -1,0 +1,185 @@
+//! Connections: made when they are first wanted and made again when they have broken, with the statements that are used on them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, NoTls, Row, Statement};
+
+use goim_ports::TimelineError;
+
+/// Why PostgreSQL cannot be used for timelines.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PostgresError {
+    /// The address makes no sense.
+    #[error("{place}: {reason}; wants postgres://user:password@host:port/database")]
+    Address {
+        /// What was given, without a password.
+        place: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// It does not answer, or refuses.
+    #[error("postgres {place}: {reason}")]
+    Unavailable {
+        /// Where it should be, without a password.
+        place: String,
+        /// What it says.
+        reason: String,
+    },
+    /// The tables are of another version.
+    #[error(
+        "postgres {place}: has timelines of version {found}, and this reads up to version {known}: use the version that wrote them"
+    )]
+    Schema {
+        /// Where it is.
+        place: String,
+        /// What the tables say.
+        found: i64,
+        /// What is known here.
+        known: i64,
+    },
+}
+
+/// Where PostgreSQL is.
+#[derive(Clone)]
+pub(super) struct Place {
+    config: Arc<tokio_postgres::Config>,
+    /// Without a password.
+    pub(super) name: Arc<str>,
+    pub(super) deadline: Duration,
+}
+
+impl Place {
+    pub(super) fn new(url: &str, deadline: Duration) -> Result<Self, PostgresError> {
+        let name = bare(url);
+        let parsed: Result<tokio_postgres::Config, _> = url.parse();
+        let mut config = parsed.map_err(|error| PostgresError::Address {
+            place: name.clone(),
+            reason: std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string),
+        })?;
+        config.connect_timeout(deadline).application_name("goim");
+        config.tcp_user_timeout(deadline.saturating_mul(2));
+        Ok(Self { config: Arc::new(config), name: name.into(), deadline })
+    }
+
+    pub(super) async fn connect(&self) -> Result<Client, PostgresError> {
+        let failed = |reason: String| PostgresError::Unavailable { place: self.name.to_string(), reason };
+        let connecting = tokio::time::timeout(self.deadline, self.config.connect(NoTls)).await;
+        let connected = connecting.map_err(|_| failed(format!("no answer within {:?}", self.deadline)))?;
+        let (client, connection) = connected.map_err(|error| failed(text_of(&error)))?;
+        let name = Arc::clone(&self.name);
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(postgres = &*name, error = text_of(&error), "a connection has ended");
+            }
+        });
+        Ok(client)
+    }
+}
+
+fn bare(url: &str) -> String {
+    match (url.split_once("://"), url.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://{host}"),
+        (_, None) => url.to_owned(),
+        (None, Some(_)) => "the address".to_owned(),
+    }
+}
+
+/// A connection that is made again when it has broken.
+pub(super) struct Link {
+    place: Place,
+    client: Mutex<Option<Arc<Prepared>>>,
+}
+
+/// A connection with its statements.
+pub(super) struct Prepared {
+    pub(super) client: Client,
+    statements: Mutex<Vec<(&'static str, Statement)>>,
+}
+
+impl Link {
+    pub(super) fn new(place: Place) -> Self {
+        Self { place, client: Mutex::default() }
+    }
+
+    pub(super) fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// The connection, made if there is none that lives.
+    pub(super) async fn get(&self) -> Result<Arc<Prepared>, TimelineError> {
+        let mut current = self.client.lock().await;
+        if let Some(client) = current.as_ref().filter(|client| !client.client.is_closed()) {
+            return Ok(Arc::clone(client));
+        }
+        let made =
+            self.place.connect().await.map_err(|error| TimelineError::Unavailable(error.to_string()))?;
+        let made = Arc::new(Prepared { client: made, statements: Mutex::default() });
+        *current = Some(Arc::clone(&made));
+        Ok(made)
+    }
+
+    /// Gives the connection up: what it does is not known any more.
+    pub(super) async fn forget(&self) {
+        *self.client.lock().await = None;
+    }
+
+    /// Rows of one statement, within the deadline. Asked once more on a new connection when the old one turns out to be gone.
+    pub(super) async fn query(
+        &self,
+        text: &'static str,
+        values: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, TimelineError> {
+        let mut last = TimelineError::Unavailable(String::new());
+        for _ in 0..2 {
+            let prepared = self.get().await?;
+            let asked = async {
+                let statement = prepared.statement(text).await?;
+                prepared.client.query(&statement, values).await
+            };
+            match tokio::time::timeout(self.place.deadline, asked).await {
+                Ok(Ok(rows)) => return Ok(rows),
+                Ok(Err(error)) => {
+                    last = self.unavailable(&error);
+                    if !error.is_closed() && !prepared.client.is_closed() {
+                        return Err(last);
+                    }
+                }
+                Err(_) => {
+                    self.forget().await;
+                    let reason =
+                        format!("postgres {}: no answer within {:?}", self.place.name, self.place.deadline);
+                    return Err(TimelineError::Unavailable(reason));
+                }
+            }
+        }
+        Err(last)
+    }
+
+    pub(super) fn unavailable(&self, error: &tokio_postgres::Error) -> TimelineError {
+        TimelineError::Unavailable(format!("postgres {}: {}", self.place.name, text_of(error)))
+    }
+}
+
+impl Prepared {
+    /// The statement, prepared once.
+    pub(super) async fn statement(&self, text: &'static str) -> Result<Statement, tokio_postgres::Error> {
+        let mut statements = self.statements.lock().await;
+        if let Some((_, statement)) = statements.iter().find(|(known, _)| *known == text) {
+            return Ok(statement.clone());
+        }
+        let statement = self.client.prepare(text).await?;
+        statements.push((text, statement.clone()));
+        Ok(statement)
+    }
+}
+
+/// An error in the server's own words, where it has some.
+pub(super) fn text_of(error: &tokio_postgres::Error) -> String {
+    match error.as_db_error() {
+        Some(error) => error.message().to_owned(),
+        None => std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string),
+    }
+}

@@ -1,0 +1,141 @@
+//! A message as durable stores keep it: protobuf, so that a later version may add to it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use goim_ports::{
+    AcceptedAt, Extended, Mid, NewMessage, Operation, Schema, SchemaBody, StoredMessage, TimelineSeq,
+};
+use prost::Message as _;
+
+/// A message as it is kept.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Record {
+    #[prost(int64, tag = "1")]
+    sender: i64,
+    #[prost(sint32, tag = "2")]
+    operation: i32,
+    /// Microseconds since 1970.
+    #[prost(fixed64, tag = "3")]
+    accepted_at: u64,
+    /// Bytes of the bodies of all messages of the timeline up to and with this one, those that are gone too: how much lies between
+    /// two messages is a subtraction.
+    #[prost(uint64, tag = "4")]
+    pub(crate) total_bytes: u64,
+    #[prost(bytes = "bytes", tag = "5")]
+    body: Bytes,
+    #[prost(message, repeated, tag = "6")]
+    bodies: Vec<Body>,
+    #[prost(bool, tag = "7")]
+    without_first: bool,
+    #[prost(bool, tag = "8")]
+    is_deleted: bool,
+}
+
+/// The body in one more schema.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Body {
+    #[prost(uint32, tag = "1")]
+    schema: u32,
+    #[prost(bytes = "bytes", tag = "2")]
+    body: Bytes,
+}
+
+impl Record {
+    pub(crate) fn new(message: NewMessage, total_bytes: u64) -> Self {
+        let NewMessage { sender, operation, body, extension, accepted_at } = message;
+        let (bodies, without_first) = match extension.as_deref() {
+            Some(extended) => (extended.bodies.iter().map(Body::from).collect(), extended.without_first),
+            None => (Vec::new(), false),
+        };
+        Self {
+            sender: sender.0,
+            operation: operation.0,
+            accepted_at: accepted_at.0,
+            total_bytes,
+            body,
+            bodies,
+            without_first,
+            is_deleted: false,
+        }
+    }
+
+    /// `None` for what is no record.
+    pub(crate) fn read(bytes: Bytes) -> Option<Self> {
+        Self::decode(bytes).ok()
+    }
+
+    pub(crate) fn write(&self) -> Vec<u8> {
+        self.encode_to_vec()
+    }
+
+    pub(crate) fn accepted_at(&self) -> AcceptedAt {
+        AcceptedAt(self.accepted_at)
+    }
+
+    /// Bytes of the bodies.
+    pub(crate) fn body_bytes(&self) -> usize {
+        self.bodies
+            .iter()
+            .map(|body| body.body.len().saturating_add(8))
+            .sum::<usize>()
+            .saturating_add(self.body.len())
+    }
+
+    /// The same place without its body; `None` when it was so before.
+    pub(crate) fn deleted(self) -> Option<Self> {
+        if self.is_deleted {
+            return None;
+        }
+        Some(Self { body: Bytes::new(), bodies: Vec::new(), without_first: false, is_deleted: true, ..self })
+    }
+
+    pub(crate) fn into_message(self, seq: TimelineSeq) -> StoredMessage {
+        let is_deleted = self.is_deleted;
+        let bodies: Vec<SchemaBody> = self.bodies.into_iter().filter_map(Body::into_schema_body).collect();
+        let is_extended = self.without_first || !bodies.is_empty();
+        let extended = Extended { bodies, without_first: self.without_first, ..Extended::default() };
+        let message = NewMessage {
+            sender: Mid(self.sender),
+            operation: Operation(self.operation),
+            body: self.body,
+            extension: is_extended.then(|| Arc::new(extended)),
+            accepted_at: AcceptedAt(self.accepted_at),
+        };
+        StoredMessage { seq, message, is_deleted }
+    }
+}
+
+impl From<&SchemaBody> for Body {
+    fn from(SchemaBody { schema, body }: &SchemaBody) -> Self {
+        Self { schema: schema.0.into(), body: body.clone() }
+    }
+}
+
+impl Body {
+    fn into_schema_body(self) -> Option<SchemaBody> {
+        let schema = Schema(u16::try_from(self.schema).ok()?);
+        Some(SchemaBody { schema, body: self.body })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_on_disk_stays_readable() {
+        let message = NewMessage {
+            sender: Mid(5),
+            operation: Operation(1000),
+            body: Bytes::from_static(b"hi"),
+            extension: None,
+            accepted_at: AcceptedAt(1),
+        };
+        let record = Record::new(message, 9);
+        let expected = [8, 5, 16, 208, 15, 25, 1, 0, 0, 0, 0, 0, 0, 0, 32, 9, 42, 2, b'h', b'i'];
+        assert_eq!(record.write(), expected);
+        assert_eq!(Record::read(Bytes::copy_from_slice(&expected)), Some(record));
+        assert_eq!(Record::read(Bytes::from_static(b"\xff")), None);
+    }
+}
