@@ -14,7 +14,7 @@ use crate::pair::Subject;
 use crate::paper::Paper;
 use crate::publisher::Audience;
 use crate::summary::{Row, rows};
-use crate::{answer, api, bare, churn, fanout, hold, pulse, reference, storm, table, unicast, worker};
+use crate::{answer, api, bare, churn, fanout, hold, pulse, reference, storm, sync, table, unicast, worker};
 
 /// Measures a server that speaks goim's protocol, with every message accounted for.
 ///
@@ -44,6 +44,8 @@ enum Scenario {
     Churn(churn::Arguments),
     /// How many pushes a second the HTTP API takes
     Api(api::Arguments),
+    /// Messages that are kept: how fast they are durable, read back and caught up with
+    Sync(sync::Arguments),
     /// The bare send loop that others are compared with
     Reference(reference::Arguments),
     /// A process with a share of the clients
@@ -100,6 +102,7 @@ impl BenchCommand {
             Scenario::Heartbeat(arguments) => paper(&pulse::run(arguments)?, &arguments.subject),
             Scenario::Churn(arguments) => paper(&churn::run(arguments)?, &arguments.subject),
             Scenario::Api(arguments) => paper(&api::run(arguments)?, &arguments.subject),
+            Scenario::Sync(arguments) => paper(&sync::run(arguments)?, &arguments.subject),
             Scenario::Hold(arguments) => present("goim bench hold", &arguments.load, &hold::run(arguments)?),
             Scenario::Reference(arguments) => {
                 present("goim bench reference", &arguments.load, &reference::run(arguments)?)

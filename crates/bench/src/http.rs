@@ -67,6 +67,17 @@ impl Api {
         self.answer()
     }
 
+    /// One request without a body, and its answer.
+    ///
+    /// # Errors
+    /// As [`Api::post`].
+    pub(crate) fn get(&mut self, path: &str, headers: &str) -> Result<Answer, BenchError> {
+        let Self { authority, header, .. } = &*self;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {authority}\r\n{header}{headers}\r\n");
+        self.send(request.as_bytes())?;
+        self.answer()
+    }
+
     /// Several requests to the same path, written at once; the answers in the same order.
     ///
     /// # Errors

@@ -57,6 +57,7 @@ mod server;
 mod sizes;
 mod storm;
 mod summary;
+mod sync;
 mod table;
 mod tracker;
 mod unicast;

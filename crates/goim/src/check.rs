@@ -211,11 +211,12 @@ fn limits(config: &Config, faults: &mut Faults) {
     if let Err(error) = goim_ports::VersionTable::new(config.versions.rows.clone()) {
         faults.add(format!("versions.rows: {error}"));
     }
-    if let Some(to) = &config.events.to {
+    for (key, to) in [("events.to", &config.events.to), ("timelines.away_to", &config.timelines.away_to)] {
+        let Some(to) = to else { continue };
         let known = ["http://", "https://", "kafka://"];
         let is_known =
             known.iter().any(|scheme| to.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty()));
-        faults.add_if(!is_known, format!("events.to = {to:?}: wants http://, https:// or kafka://topic"));
+        faults.add_if(!is_known, format!("{key} = {to:?}: wants http://, https:// or kafka://topic"));
     }
     positive("comet.events.interval", comet.events.interval, faults);
     let levels = comet.compression.levels;

@@ -54,6 +54,10 @@ pub struct TimelinesConfig {
     pub folder: Option<PathBuf>,
     /// PostgreSQL, which any number of logics share. Default none; without either messages are pushed and not kept.
     pub postgres: Option<Secret>,
+    /// Where members are told of who have no session when a message is stored for them. Default none.
+    pub away_to: Option<String>,
+    /// For HTTP: presented as `Authorization: Bearer`. Default none.
+    pub away_secret: Option<Secret>,
     /// Messages of a timeline that are kept at most. Default 10,000.
     pub messages_max: u64,
     /// How long they are. Default 30 days.
@@ -333,6 +337,8 @@ impl Default for TimelinesConfig {
         Self {
             folder: None,
             postgres: None,
+            away_to: None,
+            away_secret: None,
             messages_max: 10_000,
             age_max: Duration::from_secs(30 * 24 * 60 * 60),
             bytes_max: 64 << 20,

@@ -1,13 +1,13 @@
-//! Putting the routes of the configuration in, and the way of events: which transport each destination means.
+//! Putting the routes of the configuration in, and the ways of events and of members who are away: which transport each destination means.
 
 use std::sync::Arc;
 
 use goim_adapters::grpc::{ClientConfig, GrpcBusiness};
 use goim_logic::{Logic, WebhookConfig};
-use goim_ports::{EventSink, UpstreamPort};
+use goim_ports::{AwaySink, EventSink, UpstreamPort};
 
 #[cfg(feature = "cluster")]
-use goim_logic::event_json;
+use goim_logic::{away_json, event_json};
 
 use crate::Config;
 
@@ -29,6 +29,7 @@ pub(crate) fn install(logic: &Arc<Logic>, config: &Config) -> Result<(), RouteEr
         logic.route(route.clone(), to).map_err(|overlap| error(overlap.to_string()))?;
         tracing::info!(operations = ?route.operations, to = route.to, "packets of these operations go to the business");
     }
+    away(logic, config)?;
     let Some(to) = &config.events.to else { return Ok(()) };
     let error = |reason: String| RouteError { setting: "events.to", to: to.clone(), reason };
     match to.strip_prefix("kafka://") {
@@ -44,6 +45,34 @@ pub(crate) fn install(logic: &Arc<Logic>, config: &Config) -> Result<(), RouteEr
     }
     tracing::info!(to, "events of sessions are told");
     Ok(())
+}
+
+/// Puts in who hears of members who are away.
+fn away(logic: &Arc<Logic>, config: &Config) -> Result<(), RouteError> {
+    let Some(to) = &config.timelines.away_to else { return Ok(()) };
+    let error = |reason: String| RouteError { setting: "timelines.away_to", to: to.clone(), reason };
+    match to.strip_prefix("kafka://") {
+        Some(topic) => logic.away_to(away_on_kafka(config, topic).map_err(error)?),
+        None => {
+            let secret = config.timelines.away_secret.clone();
+            let hook = WebhookConfig { url: to.clone(), secret, ..WebhookConfig::default() };
+            logic.away_to(logic.away_hook(hook));
+        }
+    }
+    tracing::info!(to, "members who are away are told of");
+    Ok(())
+}
+
+#[cfg(feature = "cluster")]
+fn away_on_kafka(config: &Config, topic: &str) -> Result<Arc<dyn AwaySink>, String> {
+    let kafka = crate::cluster::kafka(config);
+    let away = goim_adapters::kafka::KafkaAway::new(&kafka, topic, |member| away_json(member).to_string());
+    Ok(Arc::new(away.map_err(|error| error.to_string())?))
+}
+
+#[cfg(not(feature = "cluster"))]
+fn away_on_kafka(_: &Config, _: &str) -> Result<Arc<dyn AwaySink>, String> {
+    Err("this binary was built without Kafka".to_owned())
 }
 
 #[cfg(feature = "cluster")]

@@ -8,6 +8,7 @@ mod harness;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use harness::business::{Answer, Business};
 use harness::postgres::Postgres;
 use harness::proto::{Fields, Writer};
 use harness::{BOTH, Client, Packet, Server, Settings, Transport, eventually, number, unique};
@@ -640,4 +641,62 @@ fn words_that_wait_for_a_full_socket_become_one() {
     }
     client.expect_nothing();
     assert_eq!(sync(&mut client, &timeline, epoch, 0, 0).messages.len(), 50);
+}
+
+#[test]
+fn members_who_are_away_are_told_of_once_for_each_message() {
+    let business = Business::start(|_| Answer::status(503, ""));
+    let place = Place::new();
+    let settings = place.settings();
+    let settings =
+        settings.set("timelines.away_to", &business.url("/away")).set("timelines.away_secret", "hook");
+    let server = Server::start(&settings);
+    let (here, away) = (member(), member());
+    let mut client = syncing(&server, Transport::Tcp, here, json!({}));
+    let publish = |body: &str, key: &str| {
+        let message = json!({
+            "to": { "mids": [here, away] }, "operation": 1000, "body": body, "delivery": "stored", "idempotency_key": key,
+        });
+        let answer = json_request(&server, "/v1/push", &json!({ "messages": [message] }));
+        assert_eq!(answer["code"], json!(0), "{answer}");
+        answer["positions"][0][1]["epoch"].clone()
+    };
+    let epoch = publish("first", "1");
+    publish("first", "1");
+    // A room's message is for the business to tell of.
+    store(&server, &json!({ "room": unique("live://r") }), "to a room");
+    publish("second", "2");
+    // Of what the business did not take it is told again.
+    eventually("the business was asked", || !business.asked_at("/away").is_empty());
+    business.answers(|_| Answer::ok(""));
+    let told = || -> Vec<Value> {
+        let all = business.asked_at("/away");
+        let last = all.iter().map(|asked| {
+            assert_eq!(asked.header("authorization"), Some("Bearer hook"));
+            asked.json()["away"].as_array().unwrap().clone()
+        });
+        let mut seen = std::collections::BTreeMap::new();
+        last.flatten().for_each(|member| drop(seen.insert(member["id"].to_string(), member)));
+        seen.into_values().collect()
+    };
+    eventually("both messages are told of", || told().len() == 2);
+    for (member, (seq, body)) in told().iter().zip([(1, "first"), (2, "second")]) {
+        let expected = json!({
+            "id": format!("{away}-{epoch}-{seq}"), "mid": away, "timeline": format!("mid://{away}"), "epoch": epoch, "seq": seq,
+            "sender": 0, "operation": 1000, "time_ms": member["time_ms"], "body": body,
+        });
+        assert_eq!(member, &expected);
+    }
+    // Who has gone is away from then on, and who has come is not.
+    client.finish();
+    let mut back = syncing(&server, Transport::Ws, away, json!({}));
+    eventually("the session has gone", || {
+        publish("probe", &unique("probe"));
+        told().iter().any(|member| member["mid"] == json!(here))
+    });
+    back.packet();
+    let before = told().iter().filter(|member| member["mid"] == json!(away)).count();
+    publish("third", "3");
+    eventually("the other is told of", || told().iter().any(|member| member["body"] == "third"));
+    assert_eq!(told().iter().filter(|member| member["mid"] == json!(away)).count(), before);
 }

@@ -54,5 +54,5 @@ pub use nodes::NodesReply;
 pub use online::{OnlineTotal, RoomOnline};
 pub use push::PushError;
 pub use route::RouteConfig;
-pub use timelines::{Placed, StoredPush, StoredTo, TimelinesError};
+pub use timelines::{Placed, StoredPush, StoredTo, TimelinesError, away_json};
 pub use webhook::WebhookConfig;

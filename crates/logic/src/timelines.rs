@@ -1,6 +1,6 @@
 //! Timelines: messages that are kept, and read by those they are for.
 //!
-//! `push` keeps messages and announces them, `reader` gives them to members, `request` reads the packets in which members ask,
+//! `push` keeps messages and announces them, `away` tells of members who have no session, `reader` gives them to members, `request` reads the packets in which members ask,
 //! `announce` tells the sessions that are there, `wait` lets a request wait for what comes. What is kept is kept by the store behind
 //! the port; here is who may do what, and what an answer means.
 //!
@@ -8,12 +8,13 @@
 //! such a failure costs is time: a session that was not told finds the message with its next sync.
 
 mod announce;
+mod away;
 mod push;
 mod reader;
 mod request;
 mod wait;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use goim_ports::{
@@ -25,6 +26,8 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 use tokio::sync::Semaphore;
 
+use away::Away;
+pub use away::away_json;
 pub use push::{Placed, StoredPush, StoredTo};
 pub(crate) use reader::{Reader, Unread};
 
@@ -89,6 +92,8 @@ pub(crate) struct Timelines {
     /// Decides whether a member may send where it is not by itself allowed to; nobody may without it.
     may_send: Option<Webhook>,
     waits: Waits,
+    /// Members who are away, when somebody wants to know.
+    away: OnceLock<Arc<Away>>,
     /// Announcements that are tried again in the background.
     announcing: Arc<Semaphore>,
     unannounced: Complaint,
@@ -115,6 +120,7 @@ impl Timelines {
             .then(|| Webhook::new("timelines.send_webhook", hook, http, ANSWER_BYTES_MAX));
         Arc::new(Self {
             waits: Waits::new(config.waits_max),
+            away: OnceLock::new(),
             announcing: Arc::new(Semaphore::new(config.announcing_max.max(1))),
             unannounced: Complaint::default(),
             metrics: TimelineMetrics::default(),
@@ -131,6 +137,12 @@ impl Timelines {
 
     pub(crate) fn register(&self, registry: &mut Registry) {
         self.metrics.register(registry);
+        if let Some(away) = self.away.get() {
+            let told = "Members told of as away when a message was stored for them";
+            registry.register("goim_logic_away_told", told, away.told.clone());
+            let dropped = "Members who could not be told of: too many waited";
+            registry.register("goim_logic_away_dropped", dropped, away.dropped.clone());
+        }
     }
 
     /// The store's answer within its deadline. Of what was to be written nobody knows then.

@@ -15,9 +15,11 @@
 //! | [`NodeDirectory`] | comet, logic | where the nodes find each other |
 //! | [`HttpClient`] | logic | whoever makes requests to the business |
 //! | [`EventSink`] | logic | who hears what happens to sessions |
+//! | [`AwaySink`] | logic | who hears of members who were away |
 //! | [`TimelineStore`] | logic | where timelines are kept |
 //! | [`UpstreamPort`] | logic | the business, for packets of clients |
 
+mod away;
 mod call;
 mod comet;
 mod directory;
@@ -31,6 +33,7 @@ mod push_log;
 mod timeline;
 mod upstream;
 
+pub use away::{AwayMember, AwaySink};
 pub use call::{BoxFuture, Call};
 pub use comet::{
     Broadcast, CometError, CometPool, CometPort, KeyPush, RoomMember, RoomMembers, RoomPush, RoomsNews,

@@ -14,7 +14,7 @@ mod record;
 mod upstream;
 
 pub use config::{DeadLetter, KafkaConfig, Start};
-pub use events::{KafkaEvents, WriteEvent};
+pub use events::{KafkaAway, KafkaEvents, WriteAway, WriteEvent};
 pub use group::GroupError;
 pub use log::{KafkaError, KafkaPushLog};
 pub use metrics::{KafkaReadStats, KafkaWriteStats};

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use goim_ports::{
-    Append, Appended, Extended, Kept, NewMessage, PushRecord, PushTarget, StoredAt, TimelineId,
+    Append, Appended, AwayMember, Extended, Kept, NewMessage, PushRecord, PushTarget, StoredAt, TimelineId,
 };
 
 use super::Timelines;
@@ -43,6 +43,13 @@ pub(super) fn record_of(
     let stored = StoredAt { timeline, position: kept.position, sender, accepted_at };
     let extended = Extended { bodies, without_first, end: None, stored: Some(stored) };
     PushRecord { target, operation, body, accepted_at, extension: Some(Arc::new(extended)) }
+}
+
+/// Who is away, for a message in an inbox in which nobody has a session.
+fn member_of(append: &Append, kept: Kept) -> Option<AwayMember> {
+    let TimelineId::Inbox(mid) = append.timeline else { return None };
+    let NewMessage { sender, operation, body, accepted_at, .. } = append.message.clone();
+    Some(AwayMember { mid, position: kept.position, sender, operation, body, accepted_at })
 }
 
 impl Timelines {
@@ -90,17 +97,28 @@ impl Timelines {
     /// How many messages, from the front, the sessions are told of.
     async fn try_announce(&self, kept: &[(Append, Kept)]) -> usize {
         let (mut records, mut of, mut known) = (Vec::new(), Vec::new(), 0);
+        let mut away = Vec::new();
         for (append, kept) in kept {
             let Some(targets) = self.targets_of(&append.timeline).await else { break };
+            if targets.is_empty() && !kept.is_duplicate {
+                away.extend(member_of(append, *kept).map(|member| (known, member)));
+            }
             for target in targets {
                 records.push(record_of(target, append.timeline.clone(), *kept, &append.message));
                 of.push(known);
             }
             known += 1;
         }
-        if records.is_empty() {
-            return known;
+        let told = if records.is_empty() { known } else { self.append_words(records, &of, known).await };
+        if let Some(waiting) = self.away.get() {
+            // What is announced again is looked at again.
+            away.into_iter().filter(|(index, _)| *index < told).for_each(|(_, member)| waiting.note(member));
         }
+        told
+    }
+
+    /// How many messages, from the front, the log has all records of; `of` says which message each record is of.
+    async fn append_words(&self, records: Vec<PushRecord>, of: &[usize], known: usize) -> usize {
         let appended = self.push_log.append_all(records).map(Ok);
         let appended = within(self.push.append_deadline, appended, append_late).await;
         match appended.unwrap_or_else(|late| Appended { accepted: 0, error: Some(late) }) {
