@@ -24,8 +24,8 @@ death: toolchain  ## kill, restart, freeze and cut off parts of a cluster under 
 	@scripts/cluster-death.sh
 	@scripts/cluster-partition.sh
 
-nothing-lost: toolchain  ## kill the server 200 times under stored messages, and check that each is delivered once and in order (KILLS, SEED)
-	KILLS=$${KILLS:-200} cargo test --package goim --locked --test nothing_lost -- --nocapture
+nothing-lost: toolchain  ## kill the server, and parts of a cluster, 200 times under stored messages; check that each is delivered once and in order (KILLS, SEED)
+	KILLS=$${KILLS:-200} cargo test --package goim --locked --test nothing_lost -- --nocapture --include-ignored --test-threads=1
 
 test: toolchain  ## get what the tests need, then run all of them
 	@scripts/test.sh

@@ -254,13 +254,12 @@ fn catch_up(
     let wanted = u64::from(arguments.behind);
     let of_member = |mid: &u64| Session::new(*mid, &format!("mid://{mid}"), "");
     let mut sessions = Sessions::open(server.target.addr, members.iter().map(of_member).collect())?;
-    let mut peak = before.map_or(0, |usage| usage.rss_bytes);
+    let (mut peak, mut looked) = (0, begun);
     while !sessions.all(|session| session.messages >= wanted) {
         sessions.turn()?;
-        if let Some(usage) =
-            server.pid.and_then(usage).filter(|_| begun.elapsed().as_millis().is_multiple_of(10))
-        {
-            peak = peak.max(usage.rss_bytes);
+        if looked.elapsed() > Duration::from_millis(50) {
+            looked = Instant::now();
+            peak = peak.max(server.pid.and_then(usage).map_or(0, |usage| usage.rss_bytes));
         }
         if begun.elapsed() > Duration::from_secs(120) {
             return Err(BenchError::Failed("not everybody has caught up within two minutes".into()));

@@ -74,6 +74,8 @@ pub struct TimelinesConfig {
     pub waiting_bytes_max: usize,
     /// Memory for what is read again and again. Default 64 MiB.
     pub cache_bytes: u64,
+    /// Timelines of which the end is known without a look at the disk. Default 1,000,000.
+    pub known_max: usize,
     /// Time between two passes that remove what is not to be kept any longer. Default 60 s.
     pub retain_interval: Duration,
 }
@@ -347,6 +349,7 @@ impl Default for TimelinesConfig {
             waiting_messages_max: 100_000,
             waiting_bytes_max: 64 << 20,
             cache_bytes: 64 << 20,
+            known_max: 1_000_000,
             retain_interval: Duration::from_secs(60),
         }
     }

@@ -36,6 +36,7 @@ pub(crate) async fn open(config: &Config) -> Result<Option<Arc<dyn TimelineStore
         waiting_messages_max: settings.waiting_messages_max,
         waiting_bytes_max: settings.waiting_bytes_max,
         cache_bytes: settings.cache_bytes,
+        known_max: settings.known_max,
         retain_interval: settings.retain_interval,
         ..EmbeddedConfig::new(folder, rules(settings), settings.duplicate_window)
     };

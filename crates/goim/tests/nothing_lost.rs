@@ -1,7 +1,8 @@
 //! Nothing lost: a server that is killed again and again, clients that are cut, restarted and slow, and a publisher that tries until it is
-//! answered. Everything that was answered is given to every client exactly once, in order.
+//! answered. Everything that was answered is given to every client exactly once, in order. The same of a cluster, whose comets, logics and jobs
+//! are killed one after the other, and whose clients move between the comets.
 //!
-//! A short run is one of the tests; `make nothing-lost` is the long one. `KILLS` says how often the server is killed, `SEED` repeats a run
+//! Short runs are among the tests; `make nothing-lost` is the long ones. `KILLS` says how often the server is killed, `SEED` repeats a run
 //! as far as threads and processes let it.
 
 #![allow(clippy::unwrap_used)]
@@ -18,6 +19,8 @@ use std::time::{Duration, Instant};
 
 use goim_client::{Backoff, Client, ClientConfig, Event, Identity, Position, PositionStore, SyncConfig};
 use harness::child::Process;
+use harness::fleet::Fleet;
+use harness::postgres::Postgres;
 use harness::{Settings, random, unique};
 use serde_json::{Value, json};
 
@@ -58,7 +61,7 @@ fn timelines_of(mid: i64) -> [String; 2] {
 /// One application: follows its timelines, and is slow or restarted now and then.
 async fn application(
     mid: i64,
-    tcp: SocketAddr,
+    doors: Vec<SocketAddr>,
     received: Arc<Mutex<Received>>,
     stop: Arc<AtomicBool>,
     seed: u64,
@@ -66,9 +69,13 @@ async fn application(
     let mut random = random::Random::new(seed);
     while !stop.load(Ordering::Relaxed) {
         let [inbox, room] = timelines_of(mid);
-        let endpoint: goim_client::Endpoint = format!("tcp://{tcp}").parse().unwrap();
+        // Now at one comet, now at another.
+        let mut endpoints: Vec<goim_client::Endpoint> =
+            doors.iter().map(|door| format!("tcp://{door}").parse().unwrap()).collect();
+        let first = random.below(endpoints.len());
+        endpoints.rotate_left(first);
         let identity = Identity::new(mid).rooms([room.clone()]);
-        let mut config = ClientConfig::new(endpoint, identity);
+        let mut config = ClientConfig::new(endpoints, identity);
         config.sync = Some(SyncConfig::new([inbox, room], Arc::new(Kept(Arc::clone(&received)))));
         config.backoff = Some(Backoff {
             base_delay: Duration::from_millis(20),
@@ -132,7 +139,7 @@ fn request(http: SocketAddr, body: &str) -> Option<Value> {
 
 /// Publishes numbered messages at a steady rate, each until it is answered, and notes where they are.
 fn publish(
-    http: SocketAddr,
+    doors: &[SocketAddr],
     stop: &AtomicBool,
     published: &AtomicU64,
     answered: &Mutex<Answered>,
@@ -154,7 +161,7 @@ fn publish(
         });
         let body = json!({ "messages": [message] }).to_string();
         let answer = loop {
-            match request(http, &body) {
+            match request(*random.one(doors), &body) {
                 Some(answer) => break answer,
                 // Whether it was kept or not: the key makes it one message.
                 None => std::thread::sleep(Duration::from_millis(20)),
@@ -181,20 +188,88 @@ struct Outcome {
     resets: usize,
 }
 
-fn run(kills: u64, seed: u64) -> Outcome {
-    let folder =
-        Folder(std::env::temp_dir().join(unique(&format!("goim-nothing-lost-{}", std::process::id()))));
-    let settings = Settings::new().set("timelines.folder", folder.0.to_str().unwrap());
-    let mut server = Process::start(&settings);
-    let addrs = server.server.addrs;
+/// What is killed.
+trait System {
+    /// Where clients connect, and where messages are published.
+    fn doors(&self) -> (Vec<SocketAddr>, Vec<SocketAddr>);
+
+    /// Kills a part, and starts it again after a while.
+    fn kill(&mut self, random: &mut random::Random);
+}
+
+/// One process on a folder.
+struct Alone {
+    settings: Settings,
+    server: Option<Process>,
+    folder: PathBuf,
+}
+
+impl Alone {
+    fn start() -> Self {
+        let folder = std::env::temp_dir().join(unique(&format!("goim-nothing-lost-{}", std::process::id())));
+        let settings = Settings::new().set("timelines.folder", folder.to_str().unwrap());
+        Self { server: Some(Process::start(&settings)), settings, folder }
+    }
+}
+
+impl System for Alone {
+    fn doors(&self) -> (Vec<SocketAddr>, Vec<SocketAddr>) {
+        let addrs = self.server.as_ref().unwrap().server.addrs;
+        (vec![addrs.tcp], vec![addrs.http])
+    }
+
+    fn kill(&mut self, random: &mut random::Random) {
+        let server = self.server.take().unwrap();
+        let addrs = server.server.addrs;
+        server.kill();
+        std::thread::sleep(millis(random.below(200)));
+        self.server = Some(Process::start_again(&self.settings, addrs));
+    }
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        self.server = None;
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// Two comets, two logics and two jobs over Kafka, Redis and PostgreSQL.
+struct Together {
+    fleet: Fleet,
+    _postgres: Arc<Postgres>,
+}
+
+impl Together {
+    fn start() -> Self {
+        let postgres = Postgres::shared();
+        let setting = format!("timelines.postgres={}", postgres.database());
+        Self { fleet: Fleet::start_with(&[&setting]), _postgres: postgres }
+    }
+}
+
+impl System for Together {
+    fn doors(&self) -> (Vec<SocketAddr>, Vec<SocketAddr>) {
+        (self.fleet.comets.to_vec(), self.fleet.logics.to_vec())
+    }
+
+    fn kill(&mut self, random: &mut random::Random) {
+        let name = *random.one(&["comet1", "comet2", "logic1", "logic2", "job1", "job2"]);
+        self.fleet.tell("kill", name);
+        std::thread::sleep(millis(random.below(500)));
+        self.fleet.tell("again", name);
+    }
+}
+
+fn run(mut system: impl System, kills: u64, seed: u64) -> Outcome {
+    let (comets, logics) = system.doors();
     let (publishing, following) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
     let (published, answered) = (Arc::new(AtomicU64::new(0)), Arc::new(Mutex::new(Answered::new())));
     let publishers: Vec<_> = (0..4)
         .map(|nth| {
             let (stop, published, answered) = (publishing.clone(), published.clone(), answered.clone());
-            std::thread::spawn(move || {
-                publish(addrs.http, &stop, &published, &answered, seed ^ (nth + 1) << 8)
-            })
+            let logics = logics.clone();
+            std::thread::spawn(move || publish(&logics, &stop, &published, &answered, seed ^ (nth + 1) << 8))
         })
         .collect();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
@@ -204,15 +279,13 @@ fn run(kills: u64, seed: u64) -> Outcome {
         .zip(1..)
         .map(|(received, mid)| {
             let seed = seed ^ (mid as u64) << 16;
-            runtime.spawn(application(mid, addrs.tcp, Arc::clone(received), following.clone(), seed))
+            runtime.spawn(application(mid, comets.clone(), Arc::clone(received), following.clone(), seed))
         })
         .collect();
     let mut random = random::Random::new(seed);
     for kill in 1..=kills {
         std::thread::sleep(millis(200 + random.below(1_200)));
-        server.kill();
-        std::thread::sleep(millis(random.below(200)));
-        server = Process::start_again(&settings, addrs);
+        system.kill(&mut random);
         if kill % 20 == 0 {
             eprintln!("{kill} of {kills} kills, {} messages answered", answered.lock().unwrap().len());
         }
@@ -272,24 +345,28 @@ fn run(kills: u64, seed: u64) -> Outcome {
     outcome
 }
 
-struct Folder(PathBuf);
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-#[test]
-fn everything_that_was_answered_is_delivered_once_and_in_order_through_kills() {
-    let kills = std::env::var("KILLS").ok().map_or(8, |text| text.parse().expect("KILLS is a number"));
+/// Runs and says what it has shown.
+fn check(system: impl System, default_kills: u64) {
+    let kills =
+        std::env::var("KILLS").ok().map_or(default_kills, |text| text.parse().expect("KILLS is a number"));
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-    let outcome = run(kills, random::Random::seed("SEED", u64::from(now.subsec_nanos())));
+    let outcome = run(system, kills, random::Random::seed("SEED", u64::from(now.subsec_nanos())));
     let Outcome { kills, published, places, deliveries, resets } = outcome;
     eprintln!(
         "{kills} kills: {published} messages published, {places} places answered, {deliveries} deliveries, each once and in \
          order, {resets} resets"
     );
-    assert_eq!(outcome.resets, 0, "nothing was to be removed");
-    assert!(outcome.places > 100 && outcome.deliveries > 100, "{outcome:?}");
+    assert_eq!(resets, 0, "nothing was to be removed");
+    assert!(places > 100 && deliveries > 100, "hardly anything was published");
+}
+
+#[test]
+fn everything_that_was_answered_is_delivered_once_and_in_order_through_kills() {
+    check(Alone::start(), 8);
+}
+
+#[test]
+#[ignore = "starts a cluster of processes: scripts/cluster-death.sh, make nothing-lost"]
+fn the_same_of_a_cluster() {
+    check(Together::start(), 8);
 }

@@ -31,9 +31,14 @@ pub struct Fleet {
 impl Fleet {
     /// Starts all of it, on free ports.
     pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// The same with more settings, `key=value`.
+    pub fn start_with(more: &[&str]) -> Self {
         let folder = std::env::temp_dir().join(unique(&format!("goim-fleet-{}", std::process::id())));
         eprintln!("the cluster's logs are in {}", folder.display());
-        script("start", &folder, &SETTINGS);
+        script("start", &folder, &[&SETTINGS, more].concat());
         let addresses = std::fs::read_to_string(folder.join("addresses")).unwrap();
         let of = |name: &str, what: &str| -> SocketAddr {
             let prefix = format!("{name} {what} ");
