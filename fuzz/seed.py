@@ -19,10 +19,10 @@ def unhex(text):
     return bytes.fromhex(repeat.sub(lambda found: found[1] * int(found[2]), text))
 
 
-def write(target, data):
+def write(target, data, controls=CONTROLS):
     folder = HERE / "corpus" / target
     folder.mkdir(parents=True, exist_ok=True)
-    for control in CONTROLS:
+    for control in controls:
         seed = control + data
         if len(seed) <= 16384:
             (folder / hashlib.sha1(seed).hexdigest()).write_bytes(seed)
@@ -44,6 +44,8 @@ def main():
         write("websocket", entry["request"].encode())
     for entry in handshakes["answers"]:
         write("websocket", entry["response"].encode())
+    for entry in sum(load("sync.json").values(), []):
+        write("sync", unhex(entry["bytes"]), [b""])
 
 
 if __name__ == "__main__":

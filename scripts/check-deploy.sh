@@ -42,7 +42,8 @@ for file in files:
         for name, text in (document.get("data") or {}).items() if isinstance(document, dict) else ():
             (work / name).write_text(text)
 # What is filled in when it runs.
-filled = {"GOIM_COMET_NODE_RPC_ADDR": "10.0.0.1:3109", "GOIM_COMET_NODE_SERVER": "comet-0"}
+filled = {"GOIM_COMET_NODE_RPC_ADDR": "10.0.0.1:3109", "GOIM_COMET_NODE_SERVER": "comet-0",
+          "GOIM_TIMELINES_POSTGRES": "postgres://goim:secret@db:5432/goim"}
 with open(work / "environment", "w") as out:
     for name, value in sorted(variables):
         if "${" in value or "{'" in value or "$(" in value or not value:
@@ -63,7 +64,10 @@ PYTHON
 arguments=()
 while read -r setting; do arguments+=(--set "$setting"); done < "$work/settings"
 while read -r variable; do export "${variable?}"; done < "$work/environment"
-"$binary" config --check --config "$work/goim.toml" "${arguments[@]}"
+# One process keeps messages in a folder, a cluster on PostgreSQL: no process has both.
+folder=$(grep -oE '^timelines\.folder=.+' "$work/settings")
+"$binary" config --check --config "$work/goim.toml" "${arguments[@]}" --set timelines.folder=
+(unset GOIM_TIMELINES_POSTGRES; "$binary" config --check --config "$work/goim.toml" "${arguments[@]}" --set "$folder")
 
 # The ports of the defaults are those of the image and of the manifests.
 for port in $("$binary" config | grep -oE '"[0-9.]+:31[0-9]{2}"' | grep -oE '31[0-9]{2}' | sort -u); do

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use goim_logic::{IdentityConfig, IdentityMethod, PushProtection};
 
 use crate::serve::{Addrs, Running};
-use crate::{Config, machine};
+use crate::{Config, machine, timelines};
 
 /// The room of the examples, and the port where `goim connect` looks by itself.
 const ROOM: &str = "live://1000";
@@ -31,6 +31,9 @@ pub(crate) fn text(config: &Config, running: &Running) -> String {
     let rpc = |addr: Option<SocketAddr>| addr.map_or("closed".to_owned(), |addr| addr.to_string());
     line("gRPC", &format!("comet {}  logic {}", rpc(addrs.comet_rpc), rpc(addrs.logic_rpc)));
     line("identity", running.logic().identity());
+    if let Some(place) = timelines::place(config) {
+        line("timelines", &place);
+    }
     let _ = write!(
         text,
         "\nConnect a client, in another terminal{}\n\nPush to it, in a third:\n  {}\n",
@@ -54,6 +57,7 @@ pub(crate) fn log(config: &Config, running: &Running) {
         comet_rpc = ?addrs.comet_rpc,
         logic_rpc = ?addrs.logic_rpc,
         push = %running.logic().push_protection(),
+        timelines = ?timelines::place(config),
         "up"
     );
     if config.logic.identity.method == IdentityMethod::Open {

@@ -59,16 +59,12 @@ async fn postgres(_: &TimelinesConfig, _: &str) -> Result<Arc<dyn TimelineStore>
     Err(TimelinesError::NotBuilt)
 }
 
-/// Where they are, for the start-up message.
-#[cfg(feature = "cluster")]
-pub(crate) fn place(config: &Config) -> String {
+/// Where they are, for the start-up message; `None` when nothing is kept.
+pub(crate) fn place(config: &Config) -> Option<String> {
     match (&config.timelines.postgres, &config.timelines.folder) {
-        (Some(_), _) => "on PostgreSQL".to_owned(),
-        (None, Some(folder)) => folder.display().to_string(),
-        (None, None) => {
-            "none: messages are pushed and not kept (neither timelines.folder nor timelines.postgres is set)"
-                .to_owned()
-        }
+        (Some(_), _) => Some("on PostgreSQL".to_owned()),
+        (None, Some(folder)) => Some(folder.display().to_string()),
+        (None, None) => None,
     }
 }
 

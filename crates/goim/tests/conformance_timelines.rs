@@ -312,7 +312,26 @@ fn nobody_reads_what_is_of_others() {
     assert_eq!(status(&format!("/v1/sync?timeline=mid://{other}&mid={mid}")), 403);
     assert_eq!(status(&format!("/v1/sync?timeline=mid://{other}&mid={other}")), 200);
     assert_eq!(status("/v1/sync?timeline=nonsense&mid=7"), 400);
+    // Who is believed must be on this machine, and speak for himself.
+    let target = format!("/v1/sync?timeline=mid://{mid}&mid={mid}");
+    let by_proxy = server.request("GET", &target, &[("x-forwarded-for", "192.0.2.1")], b"");
+    assert!(by_proxy.status == 403 && by_proxy.text().contains("open_to_all"), "{}", by_proxy.text());
     assert_eq!(status("/v1/sync?mid=7"), 400);
+}
+
+#[test]
+fn whoever_syncs_is_told_when_words_were_lost() {
+    let server = Keeping::start();
+    for transport in BOTH {
+        let mut client = syncing(&server, transport, member(), json!({}));
+        let who = json!({ "mid": member(), "key": unique("k"), "accepts": [1000] }).to_string();
+        let (mut goim, _) = Client::present(&server, transport, who);
+        // What job sends when it has lost something.
+        assert_eq!(server.request("POST", "/goim/push/all?operation=20", &[], b"").json()["code"], 0);
+        let word = client.pushed();
+        assert_eq!((word.op, word.body.as_slice()), (NOTIFY, &b""[..]));
+        goim.expect_nothing();
+    }
 }
 
 fn send(to: &str, body: &str, client_id: &str) -> Packet {

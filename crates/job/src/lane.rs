@@ -5,11 +5,15 @@
 //! harmless, so that no message has to be risked, and no lane to be blocked, to find out. A comet that hangs goes down before
 //! that, when no more may be in flight: others must not wait for it.
 
+use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use goim_ports::{Broadcast, Call, CometError, CometPool, CometPort, KeyPush, RoomPush, ServerId};
+use bytes::Bytes;
+use goim_ports::{
+    Broadcast, Call, CometError, CometPool, CometPort, KeyPush, Operation, PacketBuf, RoomPush, ServerId,
+};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -22,6 +26,8 @@ use crate::silence::Silence;
 /// Pushes that travel in one call at most, and their bytes: well below the 4 MiB that a server takes.
 const MANY_MAX: usize = 256;
 const MANY_BYTES_MAX: usize = 1024 * 1024;
+/// How fast sessions are told to look, on a comet for which words were lost: far slower than syncs are answered.
+const LOOKS_PER_SECOND: NonZeroU32 = NonZeroU32::new(2_000).unwrap();
 /// How long a comet is not asked again to take many that did not know the call. It may be replaced by one that does.
 const SINGLES_FOR: Duration = Duration::from_secs(60);
 
@@ -250,6 +256,19 @@ impl Comet {
         tracing::info!(server = %self.server, lost, "comet is no longer given up");
     }
 
+    /// Tells whoever syncs on this comet that words were lost, so that nobody waits for what is there. When the comet does not take that
+    /// either, clients find it when they look by themselves.
+    async fn tell_of_loss(self: &Arc<Self>) {
+        let look = Request::All(Broadcast {
+            operation: Operation::NOTIFY,
+            packet: PacketBuf::push(Operation::NOTIFY, Bytes::new()),
+            accepted_at: None,
+            extension: None,
+            speed: Some(LOOKS_PER_SECOND),
+        });
+        self.hand_over(&look).await;
+    }
+
     /// True when the comet answers, whatever it says, or is no longer a concern.
     async fn answers(&self) -> bool {
         let Some(comet) = self.pool.get(&self.server) else { return true };
@@ -270,6 +289,7 @@ async fn probe(comet: Weak<Comet>, interval: Duration) {
         let Some(comet) = comet.upgrade() else { return };
         if comet.answers().await {
             comet.comes_back();
+            comet.tell_of_loss().await;
             return;
         }
     }

@@ -49,9 +49,10 @@ async fn a_comet_that_was_given_up_gets_messages_again_when_it_answers() {
     assert_eq!((rig.done(), comet.asked()), (Some(1), asked), "given up at once");
     comet.set(Mode::AtOnce);
     rig.until("back", |rig| rig.metric("job_comets_down") == 0.0).await;
+    rig.until("told", |_| comet.got().len() == 1).await;
     rig.append(vec![to_key("a", "k", "2")]);
     rig.until("done", |rig| rig.done() == Some(2)).await;
-    assert_eq!(comet.summary(), ["key:k: 2"]);
+    assert_eq!(comet.summary(), ["all: ", "key:k: 2"]);
 }
 
 fn bodies(comet: &Recorder) -> Vec<String> {

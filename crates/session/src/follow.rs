@@ -29,6 +29,9 @@ pub struct FollowRules {
     pub pause_max: Duration,
     /// A timeline of which nothing was heard for so long is asked for: a word of it may have been lost. Default 5 min.
     pub look_again: Duration,
+    /// The same, once, behind the first answer of a connection: parts of a cluster may learn only now that the client is there, and what
+    /// they had to say meanwhile has not come. Default 5 s.
+    pub look_soon: Duration,
     /// Messages of one answer at most; zero: as many as the server gives, the default.
     pub limit: u32,
 }
@@ -40,6 +43,7 @@ impl Default for FollowRules {
             pause: Duration::from_secs(1),
             pause_max: Duration::from_secs(30),
             look_again: Duration::from_secs(300),
+            look_soon: Duration::from_secs(5),
             limit: 0,
         }
     }
@@ -93,8 +97,11 @@ struct Timeline {
     /// The newest sequence that is known to be there, of the epoch of `position`.
     newest: u64,
     asked: Option<Asked>,
-    /// Whatever is known, it must be asked: the word was of another life of the timeline, or it is time to look.
+    /// Whatever is known, it must be asked: the word was of another life of the timeline, or it is time to look. Set while a question is
+    /// out: once more behind it.
     must_ask: bool,
+    /// Nothing was answered on this connection.
+    is_new: bool,
     /// Answer timeout while a question is out; else when it may be asked again, or is to be looked at.
     at: Moment,
     /// Questions that have failed in a row.
@@ -126,6 +133,7 @@ impl Follower {
             newest: position.seq,
             asked: None,
             must_ask: true,
+            is_new: true,
             at: Moment(0),
             failures: 0,
         };
@@ -148,7 +156,8 @@ impl Follower {
         let timeout = now.after(self.rules.answer_timeout);
         for timeline in self.timelines.values_mut() {
             timeline.failures = 0;
-            timeline.must_ask = true;
+            timeline.must_ask = !in_token;
+            timeline.is_new = true;
             timeline.asked = in_token.then_some(Asked::Token);
             timeline.at = if in_token { timeout } else { now };
         }
@@ -162,8 +171,11 @@ impl Follower {
         }
     }
 
-    /// A word that a timeline has grown (operation 20).
+    /// A word that a timeline has grown, or, when it names none, that words were lost (operation 20).
     pub fn notified(&mut self, now: Moment, notify: Notify) {
+        if notify.timeline.is_empty() {
+            self.timelines.values_mut().for_each(|timeline| timeline.must_ask = true);
+        }
         let Some(timeline) = self.timelines.get_mut(&notify.timeline) else { return };
         let latest = notify.latest.unwrap_or_default();
         if latest.epoch != timeline.position.epoch {
@@ -186,9 +198,9 @@ impl Follower {
             return;
         }
         timeline.asked = None;
-        timeline.failures = 0;
-        timeline.must_ask = false;
-        timeline.at = now.after(self.rules.look_again);
+        let look =
+            if core::mem::take(&mut timeline.is_new) { self.rules.look_soon } else { self.rules.look_again };
+        timeline.at = now.after(look);
         let start = Position { epoch: reply.epoch, seq: reply.after };
         if reply.reset {
             timeline.position = start;
@@ -198,20 +210,20 @@ impl Follower {
             timeline.position = start;
             timeline.newest = reply.latest;
         } else if timeline.position.epoch != reply.epoch {
-            // Of another life, and nothing said of it: ask again.
-            timeline.must_ask = true;
+            // Of another life, and nothing said of it. No server of ours does so.
+            doubt(timeline, &self.rules, now);
             return;
         }
         timeline.newest = timeline.newest.max(reply.latest);
         let fresh: Vec<Message> =
             reply.messages.into_iter().filter(|message| message.seq > timeline.position.seq).collect();
         if follows(timeline.position, &fresh) {
+            timeline.failures = 0;
             give(&mut self.ready, timeline, reply.timeline, fresh);
-        } else if !fresh.is_empty() {
-            timeline.must_ask = true;
-        } else if timeline.newest > timeline.position.seq {
-            // Nothing came, and something is there: not at once again.
-            fail(timeline, &self.rules, now);
+        } else if !fresh.is_empty() || timeline.newest > timeline.position.seq {
+            doubt(timeline, &self.rules, now);
+        } else {
+            timeline.failures = 0;
         }
     }
 
@@ -257,6 +269,7 @@ impl Follower {
         // Zero marks what was not asked for.
         self.next_id = self.next_id.checked_add(1).filter(|id| *id <= i32::MAX as u32).unwrap_or(1);
         timeline.asked = Some(Asked::By(id));
+        timeline.must_ask = false;
         timeline.at = now.after(self.rules.answer_timeout);
         let request = SyncRequest {
             timeline: name.clone(),
@@ -283,11 +296,23 @@ fn fail(timeline: &mut Timeline, rules: &FollowRules, now: Moment) {
     timeline.at = now.after(pause.min(rules.pause_max));
 }
 
+/// Nothing came that follows, and something is there. The word of it may have overtaken the answer: the question is asked again at once,
+/// but then not again and again.
+fn doubt(timeline: &mut Timeline, rules: &FollowRules, now: Moment) {
+    if timeline.failures > 0 {
+        return fail(timeline, rules, now);
+    }
+    timeline.failures = 1;
+    timeline.must_ask = true;
+    timeline.at = now;
+}
+
 /// True for messages that follow directly on a position, without holes.
 fn follows(position: Position, messages: &[Message]) -> bool {
-    let expected = (0..).map(|place: u64| position.seq.saturating_add(1).saturating_add(place));
-    !messages.is_empty()
-        && messages.iter().map(|message| message.seq).zip(expected).all(|(seq, next)| seq == next)
+    let last = messages
+        .iter()
+        .try_fold(position.seq, |before, message| before.checked_add(1).filter(|next| *next == message.seq));
+    !messages.is_empty() && last.is_some()
 }
 
 fn give(ready: &mut VecDeque<Follow>, timeline: &mut Timeline, name: String, messages: Vec<Message>) {
@@ -452,15 +477,59 @@ mod tests {
         let (id, ..) = asked(&mut follower, now).unwrap();
         let holed =
             SyncReply { messages: [messages(3..=3), messages(5..=6)].concat(), ..reply(5, 2, NONE, 6) };
+        follower.replied(now, Some(id), holed.clone());
+        let (id, 5, 2) = asked(&mut follower, now).unwrap() else { panic!() };
         follower.replied(now, Some(id), holed);
-        let (_, 5, 2) = asked(&mut follower, now).unwrap() else { panic!() };
+        assert_eq!(follower.poll(now), None, "not again and again");
+        let now = follower.deadline();
+        assert_eq!(Moment(0).until(now).as_secs(), 2);
+        let (id, 5, 2) = asked(&mut follower, now).unwrap() else { panic!() };
+        follower.replied(now, Some(id), reply(5, 2, 3..=6, 6));
+        assert_eq!(given(&mut follower, now), [3, 4, 5, 6]);
+    }
+
+    #[test]
+    fn where_words_were_lost_everything_is_looked_at() {
+        let mut follower = settled();
+        follower.notified(Moment(0), Notify::default());
+        let (id, 5, 2) = asked(&mut follower, Moment(0)).unwrap() else { panic!() };
+        follower.notified(Moment(0), Notify::default());
+        assert_eq!(follower.poll(Moment(0)), None, "a question is out");
+        // It may have been answered before the last of them.
+        follower.replied(Moment(0), Some(id), reply(5, 2, 3..=3, 3));
+        assert_eq!(given(&mut follower, Moment(0)), [3]);
+        let (id, 5, 3) = asked(&mut follower, Moment(0)).unwrap() else { panic!() };
+        follower.replied(Moment(0), Some(id), reply(5, 3, NONE, 3));
+        assert_eq!(follower.poll(Moment(0)), None);
+    }
+
+    #[test]
+    fn a_word_that_overtakes_the_answer_is_asked_for_at_once() {
+        let mut follower = settled();
+        let now = follower.deadline();
+        follower.handle_timeout(now);
+        let (id, 5, 2) = asked(&mut follower, now).unwrap() else { panic!() };
+        follower.notified(now, notify(5, 3, 3..=3));
+        follower.replied(now, Some(id), reply(5, 2, NONE, 2));
+        let (id, 5, 2) = asked(&mut follower, now).unwrap() else { panic!() };
+        follower.replied(now, Some(id), reply(5, 2, 3..=3, 3));
+        assert_eq!(given(&mut follower, now), [3]);
     }
 
     #[test]
     fn what_is_silent_is_looked_at_and_connections_begin_anew() {
         let mut follower = settled();
         let at = follower.deadline();
-        assert_eq!(at, Moment(0).after(FollowRules::default().look_again));
+        assert_eq!(
+            at,
+            Moment(0).after(FollowRules::default().look_soon),
+            "behind the first answer of a connection"
+        );
+        follower.handle_timeout(at);
+        let (id, ..) = asked(&mut follower, at).unwrap();
+        follower.replied(at, Some(id), reply(5, 2, NONE, 2));
+        assert_eq!(follower.deadline(), at.after(FollowRules::default().look_again));
+        let at = follower.deadline();
         follower.handle_timeout(at);
         let (id, ..) = asked(&mut follower, at).unwrap();
         follower.disconnected();

@@ -53,7 +53,7 @@ pub struct Message {
 /// Operation 20: the timeline has grown.
 #[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct Notify {
-    /// Its name.
+    /// Its name. Empty, and nothing else with it: words were lost, and each timeline that is followed is to be asked for.
     #[prost(string, tag = "1")]
     pub timeline: String,
     /// Where it ends.

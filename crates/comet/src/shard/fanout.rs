@@ -252,7 +252,12 @@ impl Shard {
     fn send_to_all(&mut self, operation: Operation, push: &Outgoing) -> Staged {
         let mut receivers = std::mem::take(&mut self.receivers);
         receivers.clear();
-        let wanting = self.connections.iter().filter(|(_, connection)| connection.session.accepts(operation));
+        // Whoever syncs need not ask for words of timelines.
+        let is_word = operation == Operation::NOTIFY;
+        let versions = &self.shared.versions;
+        let wanting = self.connections.iter().filter(|(_, connection)| {
+            connection.session.accepts(operation) || is_word && versions.syncs(connection.class)
+        });
         receivers.extend(wanting.map(|(slot, _)| slot));
         let staged = self.send_to_many(&receivers, operation, push);
         self.receivers = receivers;

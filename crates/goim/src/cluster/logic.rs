@@ -17,6 +17,9 @@ use crate::operate::{self, Operation};
 use crate::serve::{self, told};
 use crate::{Config, process_metrics};
 
+const KEEPS_NOTHING: &str =
+    "none: messages are pushed and not kept (neither timelines.folder nor timelines.postgres is set)";
+
 /// Starts a logic. Must be called inside a tokio runtime.
 ///
 /// # Errors
@@ -63,7 +66,7 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
         ("rpc", rpc.as_ref().map_or("closed".to_owned(), |bound| bound.addr.to_string())),
         ("push", logic.push_protection().to_string()),
         ("identity", logic.identity().to_owned()),
-        ("timelines", crate::timelines::place(&config)),
+        ("timelines", crate::timelines::place(&config).unwrap_or_else(|| KEEPS_NOTHING.to_owned())),
         ("kafka", format!("{} on {}", config.kafka.topic, config.kafka.brokers.join(","))),
     ];
     let pages = operate::router(operation.clone());

@@ -63,7 +63,8 @@ pub(super) fn bearer_tokens(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> 
     })
 }
 
-fn is_local(peer: Option<IpAddr>, headers: &HeaderMap) -> bool {
+/// Whoever is on this machine, and speaks for himself.
+pub(super) fn is_local(peer: Option<IpAddr>, headers: &HeaderMap) -> bool {
     let local_peer = peer.is_some_and(|peer| peer.to_canonical().is_loopback());
     // Most requests have none of these headers.
     local_peer

@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 use super::query::Values;
 use super::{guard, reply};
 use crate::timelines::{Placed, Reader, Timelines, Unread};
-use crate::{Logic, TimelinesError};
+use crate::{IdentityMethod, Logic, TimelinesError};
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
@@ -276,6 +276,16 @@ async fn member(
     Asking { peer, headers }: Asking<'_>,
     protover: Version,
 ) -> Result<Reader, Response<Body>> {
+    let identity = &logic.config.identity;
+    let is_believed = identity.method == IdentityMethod::Open;
+    if is_believed && !identity.open_to_all && !guard::is_local(peer, headers) {
+        return Err(reply::refusal(
+            StatusCode::FORBIDDEN,
+            "clients are believed who they are (logic.identity.method = \"open\"), and this request is not from \
+             this machine: choose \"jwt\" or \"webhook\", or, in a network that you trust, set \
+             logic.identity.open_to_all = true",
+        ));
+    }
     let text =
         |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok()).unwrap_or_default();
     let credential = guard::bearer_tokens(headers).next().unwrap_or_default();

@@ -8,3 +8,4 @@ mod packet;
 #[path = "../../../../fuzz/invariants/pieces.rs"]
 mod pieces;
 mod properties;
+mod sync;
