@@ -25,6 +25,7 @@ death: toolchain  ## kill, restart, freeze and cut off parts of a cluster under 
 	@scripts/cluster-partition.sh
 
 nothing-lost: toolchain  ## kill the server, and parts of a cluster, 200 times under stored messages; check that each is delivered once and in order (KILLS, SEED)
+	@for engine in redis kafka postgres; do scripts/engines/$$engine.sh get; done
 	KILLS=$${KILLS:-200} cargo test --package goim --locked --test nothing_lost -- --nocapture --include-ignored --test-threads=1
 
 test: toolchain  ## get what the tests need, then run all of them

@@ -74,7 +74,7 @@ pub struct TimelinesConfig {
     pub waiting_bytes_max: usize,
     /// Memory for what is read again and again. Default 64 MiB.
     pub cache_bytes: u64,
-    /// Timelines of which the end is known without a look at the disk. Default 1,000,000.
+    /// Timelines of which the end is known without a look at the disk, at least. Default 1,000,000.
     pub known_max: usize,
     /// Time between two passes that remove what is not to be kept any longer. Default 60 s.
     pub retain_interval: Duration,

@@ -24,8 +24,8 @@ pub struct EmbeddedConfig {
     pub reads_max: usize,
     /// Memory for what is read from the disk again and again. Default 64 MiB.
     pub cache_bytes: u64,
-    /// Timelines of which the end is known without a look at the disk, about 100 bytes each once they are written to. Default 1,000,000: a
-    /// look takes some 30 microseconds of the one thread that writes.
+    /// Timelines of which the end is known without a look at the disk: at least so many of those asked for lately, up to twice as many,
+    /// about 100 bytes each. Default 1,000,000: a look takes some 30 microseconds of the one thread that writes.
     pub known_max: usize,
     /// Time between two passes over all timelines that remove what is not to be kept any longer. Default 60 s. A pass takes a tenth of a
     /// processor at most, however many timelines there are.

@@ -118,6 +118,21 @@ async fn one_process_at_a_time_has_a_folder() {
     EmbeddedTimelines::open(config(&own.0)).unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn however_few_ends_are_known_no_place_is_given_twice() {
+    let own = Own::new();
+    let store = EmbeddedTimelines::open(EmbeddedConfig { known_max: 1, ..config(&own.0) }).unwrap();
+    for round in 0..3 {
+        // All of a call is one group.
+        let appends =
+            (0..40).map(|nth| conformance::append_of(TimelineId::Inbox(Mid(nth % 8 + 1)), vec![b'x']));
+        let kept = store.append(appends.collect()).await.unwrap();
+        let places: Vec<u64> = kept.iter().map(|kept| kept.position.seq.0).collect();
+        let expected: Vec<u64> = (0..40).map(|nth| round * 5 + nth / 8 + 1).collect();
+        assert_eq!(places, expected, "round {round}");
+    }
+}
+
 #[tokio::test]
 async fn what_waits_is_bounded() {
     let own = Own::new();

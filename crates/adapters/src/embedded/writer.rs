@@ -190,7 +190,8 @@ impl Names {
     }
 }
 
-/// The ends of timelines, so that an append need not look for them: the newest half of those asked for lately.
+/// The ends of timelines, so that an append need not look for them. Within a group nothing goes: the disk does not know yet of what the
+/// group has appended.
 #[derive(Default)]
 struct Ends {
     young: HashMap<TimelineKey, Known>,
@@ -207,16 +208,20 @@ impl Ends {
         Some(known)
     }
 
-    fn put(&mut self, key: &TimelineKey, known: Known, max: usize) {
+    fn put(&mut self, key: &TimelineKey, known: Known) {
         if let Some(place) = self.young.get_mut(key) {
             *place = known;
             return;
         }
-        if self.young.len() >= max / 2 {
-            self.old = std::mem::take(&mut self.young);
-        }
         self.old.remove(key);
         self.young.insert(key.clone(), known);
+    }
+
+    /// Between two groups: those that were not asked for since the last `max` others go.
+    fn age(&mut self, max: usize) {
+        if self.young.len() >= max {
+            self.old = std::mem::take(&mut self.young);
+        }
     }
 }
 
@@ -258,13 +263,14 @@ impl Open {
         }
         let known = self.tables.known(key)?;
         if let Some(known) = known {
-            self.ends.put(key, known, self.known_max);
+            self.ends.put(key, known);
         }
         Ok(known)
     }
 
     /// Writes one durable commit.
     fn commit(&mut self, jobs: Vec<Job>, window: Duration) -> Result<(), String> {
+        self.ends.age(self.known_max);
         let batch = self.tables.database.batch().durability(Some(PersistMode::SyncData));
         let (named, cursors, deleted, answers) = Default::default();
         let mut group = Group { batch, named, cursors, deleted, answers };
@@ -373,7 +379,7 @@ impl Open {
             group.batch.insert(&self.names.current, name.clone(), known.latest.0.to_be_bytes());
             group.named.insert(name, known.latest);
         }
-        self.ends.put(&key, known, self.known_max);
+        self.ends.put(&key, known);
         Ok(Kept { position: known.head().position(), is_duplicate: false })
     }
 
@@ -435,7 +441,7 @@ impl Open {
         }
         known.record = TimelineRecord { first, bytes_before, ..before };
         group.batch.insert(&self.tables.timelines, key.as_bytes(), known.record.write());
-        self.ends.put(key, known, self.known_max);
+        self.ends.put(key, known);
         Ok(())
     }
 }

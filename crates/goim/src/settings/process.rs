@@ -57,7 +57,7 @@ pub(super) fn settings() -> Vec<Setting> {
         [timelines.waiting_messages_max], "Messages that may wait to be written; more are refused with 429.";
         size [timelines.waiting_bytes_max], "The same in bytes.";
         size [timelines.cache_bytes], "Memory for what is read from the folder again and again.";
-        [timelines.known_max], "Timelines in the folder of which the end is known without a look at the disk, about 100 B each once they are written to.";
+        [timelines.known_max], "Timelines in the folder of which the end is known without a look at the disk: so many that were written to lately, at most twice as many; about 100 B each.";
         [timelines.retain_interval], "Time between two passes that remove what is not to be kept any longer. A pass takes a tenth of a processor at most.";
 
         [http.listen], "Address of the HTTP listener. Port 0 takes a free one.";
