@@ -3,7 +3,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use goim_ports::{Append, Kept, Mid, NewMessage, OnceKey, PushRecord, PushTarget, RoomId, TimelineId};
+use goim_ports::{
+    Append, Kept, Mid, NewMessage, OnceKey, PushRecord, PushTarget, RoomId, TimelineError, TimelineId,
+};
+use tokio::sync::oneshot;
 
 use super::announce::record_of;
 use super::{Timelines, TimelinesError};
@@ -58,7 +61,7 @@ impl Logic {
     /// [`TimelinesError`], with the place of the message that it is about; nothing is kept then, unless it says that this is not known.
     ///
     /// # Cancel safety
-    /// Dropping the future may leave the messages kept and not announced.
+    /// Dropping the future while the store is asked does not call the messages back: they are kept and announced.
     pub async fn push_stored(
         &self,
         pushes: Vec<StoredPush>,
@@ -78,7 +81,7 @@ impl Timelines {
     /// [`goim_ports::TimelineError::Unknown`].
     ///
     /// # Cancel safety
-    /// Dropping the future may leave the messages kept and not announced.
+    /// Dropping the future while the store is asked does not call the messages back: they are kept and announced.
     pub(crate) async fn push(
         self: &Arc<Self>,
         pushes: Vec<StoredPush>,
@@ -123,13 +126,31 @@ impl Timelines {
         if size > limit { Err(TimelinesError::TooLarge { size, limit }) } else { Ok(()) }
     }
 
-    /// Appends, wakes those who wait, announces.
+    /// Appends, wakes those who wait, announces. It goes on when the caller does not wait for the answer, or the store is late: what is kept
+    /// then is announced all the same, since a second try would be a duplicate, and of those clients of goim hear nothing.
     pub(super) async fn append(
         self: &Arc<Self>,
         appends: Vec<Append>,
     ) -> Result<Vec<Placed>, TimelinesError> {
+        let unknown = |text: &str| TimelineError::Unknown(text.to_owned());
+        let (durable, is_durable) = oneshot::channel();
+        let timelines = Arc::clone(self);
+        let work = tokio::spawn(async move { timelines.append_to_the_end(appends, durable).await });
+        // The sender is dropped when the store has refused: that is in the answer.
+        if tokio::time::timeout(self.config.store_deadline, is_durable).await.is_err() {
+            return Err(unknown("the store did not answer in time").into());
+        }
+        work.await.unwrap_or_else(|_| Err(unknown("the append was broken off").into()))
+    }
+
+    async fn append_to_the_end(
+        self: Arc<Self>,
+        appends: Vec<Append>,
+        durable: oneshot::Sender<()>,
+    ) -> Result<Vec<Placed>, TimelinesError> {
         let started = Instant::now();
-        let kept = self.ask(self.store.append(appends.clone())).await?;
+        let kept = self.store.append(appends.clone()).await?;
+        let _ = durable.send(());
         self.metrics.append_seconds.observe(started.elapsed().as_secs_f64());
         let duplicates = kept.iter().filter(|kept| kept.is_duplicate).count() as u64;
         self.metrics.duplicates.inc_by(duplicates);

@@ -14,4 +14,5 @@ mod port;
 mod protection;
 mod pushes;
 mod reads;
+mod stored;
 mod world;

@@ -1,0 +1,104 @@
+//! Messages that are kept, by a store that takes its time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use goim_logic::{Config, Dependencies, Logic, StoredPush, StoredTo, TimelinesError};
+use goim_ports::{
+    AcceptedAt, Append, Call, CursorId, Epoch, Head, Kept, Mid, NewMessage, Operation, Position, Range,
+    ReadLimit, TimelineError, TimelineId, TimelineSeq, TimelineStore,
+};
+use tokio::sync::Notify;
+
+use crate::world::World;
+
+/// Keeps nothing, and says that it has when it is told to.
+struct Slow(Arc<Notify>);
+
+impl TimelineStore for Slow {
+    fn append(&self, appends: Vec<Append>) -> Call<Result<Vec<Kept>, TimelineError>> {
+        let go = Arc::clone(&self.0);
+        Call::pending(async move {
+            go.notified().await;
+            let position = Position { epoch: Epoch(1), seq: TimelineSeq(1) };
+            Ok(appends.iter().map(|_| Kept { position, is_duplicate: false }).collect())
+        })
+    }
+
+    fn read(&self, _: TimelineId, _: TimelineSeq, _: ReadLimit) -> Call<Result<Range, TimelineError>> {
+        Call::Ready(Ok(Range::default()))
+    }
+
+    fn read_back(
+        &self,
+        _: TimelineId,
+        _: Option<TimelineSeq>,
+        _: ReadLimit,
+    ) -> Call<Result<Range, TimelineError>> {
+        Call::Ready(Ok(Range::default()))
+    }
+
+    fn heads(&self, timelines: Vec<TimelineId>) -> Call<Result<Vec<Head>, TimelineError>> {
+        Call::Ready(Ok(vec![Head::default(); timelines.len()]))
+    }
+
+    fn delete(&self, _: TimelineId, _: TimelineSeq) -> Call<Result<bool, TimelineError>> {
+        Call::Ready(Ok(false))
+    }
+
+    fn advance(&self, _: CursorId, to: TimelineSeq) -> Call<Result<TimelineSeq, TimelineError>> {
+        Call::Ready(Ok(to))
+    }
+
+    fn cursors(&self, cursors: Vec<CursorId>) -> Call<Result<Vec<TimelineSeq>, TimelineError>> {
+        Call::Ready(Ok(vec![TimelineSeq(0); cursors.len()]))
+    }
+}
+
+fn push() -> Vec<StoredPush> {
+    let message = NewMessage {
+        sender: Mid::default(),
+        operation: Operation(1000),
+        body: Bytes::from_static(b"x"),
+        extension: None,
+        accepted_at: AcceptedAt::now(),
+    };
+    vec![StoredPush { to: StoredTo::Room("live://1".into()), message, once: None }]
+}
+
+async fn announced(world: &World) {
+    for _ in 0..1_000 {
+        if !world.take_log().is_empty() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    panic!("what is kept is not announced");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_kept_late_is_announced_all_the_same() {
+    let (world, go) = (Arc::new(World::default()), Arc::new(Notify::new()));
+    let dependencies =
+        Dependencies { timelines: Some(Arc::new(Slow(Arc::clone(&go)))), ..world.dependencies() };
+    let logic = Logic::new(Config::default(), dependencies).unwrap();
+
+    // The store is late.
+    let late = logic.push_stored(push()).await;
+    assert!(matches!(late, Err((_, TimelinesError::Store(TimelineError::Unknown(_))))), "{late:?}");
+    assert!(world.take_log().is_empty(), "not before it is durable");
+    go.notify_one();
+    announced(&world).await;
+
+    // Whoever asked has gone.
+    let gone = tokio::time::timeout(Duration::from_millis(1), logic.push_stored(push())).await;
+    assert!(gone.is_err());
+    go.notify_one();
+    announced(&world).await;
+
+    // It answers in time.
+    go.notify_one();
+    assert_eq!(logic.push_stored(push()).await.unwrap()[0].len(), 1);
+    announced(&world).await;
+}
