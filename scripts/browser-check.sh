@@ -10,6 +10,8 @@
 #   SCREENSHOTS  folder that gets pictures of the pages
 # CHROMIUM names another Chromium or Chrome.
 set -euo pipefail
+# A process that dies must not leave its memory in the tree.
+ulimit -c 0
 here=$(cd "$(dirname "$0")" && pwd)
 
 program=${1:-${GOIM_PROGRAM:-}}

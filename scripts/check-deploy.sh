@@ -4,6 +4,8 @@
 #
 # usage: check-deploy.sh BINARY
 set -euo pipefail
+# A process that dies must not leave its memory in the tree.
+ulimit -c 0
 cd "$(dirname "$0")/.."
 binary=${1:?usage: check-deploy.sh BINARY}
 work=$(mktemp -d)

@@ -4,6 +4,8 @@
 # same of stored messages, over PostgreSQL: everything that was answered must be delivered once and in order.
 # About four minutes; needs what scripts/test.sh needs. DEATH_OF=job1,redis in the environment leaves out the others.
 set -euo pipefail
+# A process that dies must not leave its memory in the tree.
+ulimit -c 0
 cd "$(dirname "$0")/.."
 scripts/engines/redis.sh get
 scripts/engines/kafka.sh get

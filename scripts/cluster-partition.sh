@@ -7,6 +7,8 @@
 #        cluster-partition.sh cut NAME   what the test calls: comet1 or comet2 hears and says nothing from now on
 #        cluster-partition.sh heal NAME  the contrary
 set -euo pipefail
+# A process that dies must not leave its memory in the tree.
+ulimit -c 0
 cd "$(dirname "$0")/.."
 
 space() { echo "goim-$1-${PARTITION_ID:?set by the script itself}"; }

@@ -18,6 +18,8 @@
 #                         listens for: tcp, websocket, http, rpc, pages
 #   CLUSTER_RUN_<NAME>    what one process is run by                nothing
 set -euo pipefail
+# A process that dies must not leave its memory in the tree.
+ulimit -c 0
 root=$(cd "$(dirname "$0")/.." && pwd)
 binary=${CLUSTER_BINARY:-$root/target/release/goim}
 names="logic1 logic2 comet1 comet2 job1 job2"

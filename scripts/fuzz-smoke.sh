@@ -4,6 +4,8 @@
 #
 # usage: fuzz-smoke.sh SECONDS
 set -euo pipefail
+# A process that dies must not leave its memory in the tree.
+ulimit -c 0
 seconds=${1:?usage: fuzz-smoke.sh SECONDS}
 cd "$(dirname "$0")/.."
 

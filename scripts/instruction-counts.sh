@@ -7,6 +7,8 @@
 #
 # Margin: 5 %, and 15 % under another rustc than that of the table.
 set -euo pipefail
+# A process that dies must not leave its memory in the tree.
+ulimit -c 0
 cd "$(dirname "$0")/.."
 
 table=testdata/instructions.txt

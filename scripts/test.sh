@@ -3,6 +3,8 @@
 #
 # usage: test.sh [ARGUMENTS FOR cargo test]
 set -euo pipefail
+# A process that dies must not leave its memory in the tree.
+ulimit -c 0
 cd "$(dirname "$0")/.."
 scripts/toolchain.sh
 # One test runs the client of README, which is Python and needs nothing but its standard library.

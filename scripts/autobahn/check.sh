@@ -4,6 +4,8 @@
 #
 # usage: check.sh [OUTDIR]      OUTDIR keeps the suite's reports; default: a new temporary folder
 set -euo pipefail
+# A process that dies must not leave its memory in the tree.
+ulimit -c 0
 here=$(cd "$(dirname "$0")" && pwd)
 out=${1:-$(mktemp -d)}
 mkdir -p "$out"

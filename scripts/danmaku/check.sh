@@ -8,6 +8,8 @@
 # Needs root (network namespaces), Node.js, Python 3 with venv, openssl, and the registries of npm and PyPI the first time. Exits with 2
 # when something of that is missing.
 set -euo pipefail
+# A process that dies must not leave its memory in the tree.
+ulimit -c 0
 root=$(cd "$(dirname "$0")/../.." && pwd)
 here=$root/scripts/danmaku
 engines=$root/target/engines/danmaku
