@@ -7,9 +7,12 @@
 #        cluster.sh restart DIR NAME                stop one gently and start it again, as an upgrade does
 #        cluster.sh kill DIR NAME                   end one as a crash would
 #        cluster.sh again DIR NAME                  start one that has ended
+#        cluster.sh launch DIR NAME                 the same of a role, without waiting until it is ready
+#        cluster.sh set DIR SETTING=VALUE           a setting for all roles that are started from now on
 #        cluster.sh freeze|thaw DIR NAME            stop one in the middle of what it does; let it go on
 #
-# NAME is logic1, logic2, comet1, comet2, job1, job2, redis or kafka. DIR holds logs, process ids and what Kafka keeps.
+# NAME is logic1, logic2, comet1, comet2, job1, job2, redis or kafka. DIR holds logs, process ids, what Kafka keeps, and in NAME.status
+# the process id and exit status of a role that has ended.
 # In the environment:
 #   CLUSTER_BINARY        the goim to run                           target/release/goim
 #   CLUSTER_PORTS         "free" takes free ports                   goim's own, and 100 more for each second one
@@ -27,7 +30,7 @@ names="logic1 logic2 comet1 comet2 job1 job2"
 say() { echo "cluster.sh: $*" >&2; }
 
 usage() {
-  sed -n '2,20p' "$0" | sed 's/^# \{0,1\}//' >&2
+  sed -n '2,23p' "$0" | sed 's/^# \{0,1\}//' >&2
   exit 64
 }
 
@@ -109,10 +112,19 @@ launch() { # DIR NAME
     settings_of "$dir" "$name"
     cat "$dir/settings"
   )
-  # What ends a shell must not end the cluster.
-  # shellcheck disable=SC2086
-  ${!run:-} setsid "$binary" "${name%[0-9]}" "${arguments[@]}" >> "$dir/$name.log" 2>&1 < /dev/null &
-  echo $! > "$dir/$name.pid"
+  # What ends a shell must not end the cluster. Somebody stays to say how it ended.
+  rm -f "$dir/$name.pid"
+  (
+    # shellcheck disable=SC2086
+    ${!run:-} setsid "$binary" "${name%[0-9]}" "${arguments[@]}" &
+    echo $! > "$dir/$name.pid.part"
+    mv "$dir/$name.pid.part" "$dir/$name.pid"
+    status=0
+    wait $! || status=$?
+    echo "$! $status" > "$dir/$name.status.part"
+    mv "$dir/$name.status.part" "$dir/$name.status"
+  ) >> "$dir/$name.log" 2>&1 < /dev/null &
+  until [ -e "$dir/$name.pid" ]; do sleep 0.01; done
 }
 
 wait_until_ready() { # DIR NAME
@@ -208,6 +220,8 @@ one() { # VERB DIR NAME
     thaw-redis | thaw-kafka) engine_signal CONT "$dir" "$name" ;;
     kill-*) end KILL "$dir" "$name" ;;
     again-*) launch "$dir" "$name" && wait_until_ready "$dir" "$name" ;;
+    launch-redis | launch-kafka) start_engine "$dir" "$name" ;;
+    launch-*) launch "$dir" "$name" ;;
     restart-*) end TERM "$dir" "$name" && launch "$dir" "$name" && wait_until_ready "$dir" "$name" ;;
     freeze-*) kill -STOP "$(cat "$dir/$name.pid")" ;;
     thaw-*) kill -CONT "$(cat "$dir/$name.pid")" ;;
@@ -223,7 +237,8 @@ shift 2
 case $verb in
   start) start "$dir" "$@" ;;
   stop | status) "$verb" "$dir" ;;
-  restart | kill | again | freeze | thaw)
+  set) printf '%s\n' "$@" >> "$dir/settings" ;;
+  restart | kill | again | launch | freeze | thaw)
     [[ " $names redis kafka " == *" ${1:-} "* ]] || usage
     one "$verb" "$dir" "$1"
     ;;

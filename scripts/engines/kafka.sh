@@ -6,7 +6,7 @@
 #        kafka.sh stop DIR       stop it, gently; what it has stays in DIR
 #        kafka.sh kill DIR       stop it as a crash would
 #
-# Needs Java 17 and Maven. Exits with 2 when they, or the jars, cannot be had.
+# KAFKA_PARTITIONS in the environment is what a topic has that is made by its first use (8). Needs Java 17 and Maven. Exits with 2 when they, or the jars, cannot be had.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 jars=$root/target/engines/kafka/jars
@@ -71,7 +71,7 @@ listener.security.protocol.map=CLIENTS:PLAINTEXT,CONTROLLER:PLAINTEXT
 controller.listener.names=CONTROLLER
 inter.broker.listener.name=CLIENTS
 log.dirs=$dir/data
-num.partitions=8
+num.partitions=${KAFKA_PARTITIONS:-8}
 auto.create.topics.enable=true
 offsets.topic.replication.factor=1
 offsets.topic.num.partitions=4
