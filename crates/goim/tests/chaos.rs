@@ -34,6 +34,8 @@ use rdkafka::client::DefaultClientContext;
 
 /// One of each kind on each comet: TCP and WebSocket, goim's and extended, those that stay with a comet and those that go to the other one.
 const SESSIONS: usize = 16;
+/// How long there are pushes before a fault.
+const LOAD_BEFORE: Duration = Duration::from_secs(1);
 /// Between two kills.
 const KILL_EVERY: Duration = Duration::from_secs(3);
 /// A role that ends by itself is started again after this time, as systemd does with `RestartSec=1`.
@@ -208,7 +210,7 @@ impl World {
         eprintln!("{name}");
         let (began, ended_before) = (Instant::now(), self.endings_of_sessions());
         let publishers = Publishers::start("chaos", self.fleet.logics, SESSIONS);
-        std::thread::sleep(Duration::from_secs(1));
+        std::thread::sleep(LOAD_BEFORE);
         let demanded_from = fault().unwrap_or(began);
         let whole_again = self.whole_again();
         std::thread::sleep(Duration::from_secs(1));
@@ -219,8 +221,18 @@ impl World {
             (self.keeper.take_endings(), self.endings_of_sessions() - ended_before);
         let reasons = self.reasons_since(began);
         let name = name.to_owned();
-        let row =
-            Row { name, rules, insisted, verdict, whole_again, is_drained, sessions_ended, reasons, endings };
+        let row = Row {
+            name,
+            began,
+            rules,
+            insisted,
+            verdict,
+            whole_again,
+            is_drained,
+            sessions_ended,
+            reasons,
+            endings,
+        };
         eprintln!("{}", row.text());
         row
     }
@@ -255,7 +267,12 @@ impl World {
                     verdict.demanded += 1;
                     match life.received(&push.body) {
                         Some((_, at)) => verdict.stalls.push(at.saturating_duration_since(push.accepted_at)),
-                        None => verdict.lost.push(format!("{} at {nth}", push.body)),
+                        None => verdict.lost.push(Lost {
+                            body: push.body.clone(),
+                            session: nth,
+                            accepted: push.accepted_at,
+                            life: (life.began, life.ended),
+                        }),
                     }
                 }
             }
@@ -312,12 +329,34 @@ struct Rules {
 struct Verdict {
     /// Deliveries that were to be made.
     demanded: usize,
-    /// Those that were not: body and session.
-    lost: Vec<String>,
+    /// Those that were not.
+    lost: Vec<Lost>,
     /// Beyond the first of each message to a session.
     duplicates: usize,
     /// From the answer to the arrival of those that were, sorted.
     stalls: Vec<Duration>,
+}
+
+/// A delivery that was to be made and was not.
+#[derive(Debug)]
+struct Lost {
+    body: String,
+    session: usize,
+    accepted: Instant,
+    life: (Instant, Option<Instant>),
+}
+
+impl Lost {
+    /// With times since the phase began.
+    fn text(&self, phase: Instant) -> String {
+        let at = |time: Instant| match time.checked_duration_since(phase) {
+            Some(since) => format!("{:.2} s", since.as_secs_f64()),
+            None => "before".to_owned(),
+        };
+        let (began, ended) = (at(self.life.0), self.life.1.map_or("now".to_owned(), at));
+        let Self { body, session, accepted, .. } = self;
+        format!("{body} at session {session}, accepted at {}, lived from {began} to {ended}", at(*accepted))
+    }
 }
 
 impl Verdict {
@@ -329,6 +368,7 @@ impl Verdict {
 
 struct Row {
     name: String,
+    began: Instant,
     rules: Rules,
     insisted: Insisted,
     verdict: Verdict,
@@ -381,7 +421,9 @@ impl Row {
         let mut fault =
             |is_so: bool, text: String| faults.extend(is_so.then(|| format!("{}: {text}", self.name)));
         let lost = &self.verdict.lost;
-        fault(!lost.is_empty(), format!("{} lost: {:?} ...", lost.len(), &lost[..lost.len().min(10)]));
+        let some =
+            lost.iter().step_by(lost.len() / 10 + 1).map(|lost| format!("\n  {}", lost.text(self.began)));
+        fault(!lost.is_empty(), format!("{} lost, among them:{}", lost.len(), some.collect::<String>()));
         fault(self.insisted.unanswered > 0, format!("{} never answered", self.insisted.unanswered));
         fault(self.insisted.accepted.len() < 100, "hardly anything was accepted".to_owned());
         fault(self.verdict.demanded < 100, "hardly anything was demanded".to_owned());
@@ -395,15 +437,23 @@ impl Row {
 
 /// Every three seconds a role at random.
 fn kill_at_random(world: &World, plan: &Plan, random: &mut Random) {
-    let began = Instant::now();
+    // As the times of what is lost.
+    let began = Instant::now() - LOAD_BEFORE;
     for nth in 1.. {
         let next = began + KILL_EVERY * nth;
-        if next > began + plan.kills_for {
+        if next > began + LOAD_BEFORE + plan.kills_for {
             return;
         }
         std::thread::sleep(next.saturating_duration_since(Instant::now()));
         let kind = *random.one(&["job", "logic", "comet"]);
-        world.keeper.kill(&[&format!("{kind}{}", 1 + random.below(2))]);
+        let role = format!("{kind}{}", 1 + random.below(2));
+        let at = began.elapsed();
+        world.keeper.kill(&[&role]);
+        eprintln!(
+            "{:.2} s: {role} killed, started again at {:.2} s",
+            at.as_secs_f64(),
+            began.elapsed().as_secs_f64()
+        );
     }
 }
 
