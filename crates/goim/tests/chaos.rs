@@ -42,6 +42,8 @@ const KILL_EVERY: Duration = Duration::from_secs(3);
 const RESTARTED_AFTER: Duration = Duration::from_secs(1);
 /// How long anything may take until all are reached again; after it the phase has failed.
 const WHOLE_AGAIN: Duration = Duration::from_secs(180);
+/// How long the jobs may take to find new partitions.
+const FOUND_WITHIN: Duration = Duration::from_secs(90);
 /// How long the jobs may take to drain the log at the end of a phase.
 const DRAINED: Duration = Duration::from_secs(120);
 /// From the hand-over of a message to its arrival.
@@ -513,7 +515,13 @@ fn raise_partitions(world: &World, random: &mut Random) {
         .unwrap();
     results.into_iter().for_each(|result| assert_eq!(result.unwrap(), TOPIC));
     world.keeper.kill(&[&format!("logic{}", 1 + random.below(2))]);
-    std::thread::sleep(Duration::from_secs(2));
+    // Consumers look for new partitions from time to time, once a minute at least.
+    let read = || world.fleet.partitions_read().into_iter().flatten().sum::<u32>() as usize;
+    let until = Instant::now() + FOUND_WITHIN;
+    while read() < count && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    eprintln!("{} of {count} partitions are read", read());
 }
 
 fn partition(verb: &str, name: &str) {
