@@ -23,7 +23,7 @@ cd "$(dirname "$0")/.."
 case "${1:-}" in
   "") ;;
   short)
-    export MINUTES=${MINUTES:-0.5} FAULT_SECONDS=${FAULT_SECONDS:-4} LEASE_SECONDS=${LEASE_SECONDS:-2}
+    export MINUTES=${MINUTES:-0.5} FAULT_SECONDS=${FAULT_SECONDS:-4} LEASE_SECONDS=${LEASE_SECONDS:-3}
     # Redis that was emptied is believed sooner, and partitions are found sooner.
     export CHAOS_SETTINGS=${CHAOS_SETTINGS:-'redis.rebuilding=3s;kafka.properties={ "topic.metadata.refresh.interval.ms" = "3000" }'}
     ;;
