@@ -1,12 +1,14 @@
-//! Chaos: processes of a cluster are killed at random, then its engines and comets fail in one way after the other, under pushes that are
-//! each tried until they are answered with success. docs/reliability.md quotes the table that this prints.
+//! Chaos: processes of a cluster are killed at random, then its engines and comets fail in one way
+//! after the other, under pushes that are each tried until they are answered with success.
+//! docs/reliability.md quotes the table that this prints.
 //!
-//! **What is demanded.** A session *lives* from the auth reply to its end, both as the client sees them. A push is demanded of a
-//! session that it is for when the request that was answered with success was made after the auth reply, and the session lived
-//! on until the log was drained: until the jobs had committed everything that the log held when the answer came. A client that is cut off and
-//! comes back is two sessions, and nothing is demanded of either that was accepted between them, or on its way at the end. A
-//! session on a comet that is frozen or cut off must be open at the end of the phase to count: one that the comet ends with a word to
-//! come back was told.
+//! **What is demanded.** A session *lives* from the auth reply to its end, both as the client sees
+//! them. A push is demanded of a session that it is for when the request that was answered with
+//! success was made after the auth reply, and the session lived on until the log was drained: until
+//! the jobs had committed everything that the log held when the answer came. A client that is cut
+//! off and comes back is two sessions, and nothing is demanded of either that was accepted between
+//! them, or on its way at the end. A session on a comet that is frozen or cut off must be open at
+//! the end of the phase to count: one that the comet ends with a word to come back was told.
 //!
 //! `scripts/chaos.sh` runs it, and says what the environment may hold.
 
@@ -32,13 +34,15 @@ use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions};
 use rdkafka::client::DefaultClientContext;
 
-/// One of each kind on each comet: TCP and WebSocket, goim's and extended, those that stay with a comet and those that go to the other one.
+/// One of each kind on each comet: TCP and WebSocket, goim's and extended, those that stay with a
+/// comet and those that go to the other one.
 const SESSIONS: usize = 16;
 /// How long there are pushes before a fault.
 const LOAD_BEFORE: Duration = Duration::from_secs(1);
 /// Between two kills.
 const KILL_EVERY: Duration = Duration::from_secs(3);
-/// A role that ends by itself is started again after this time, as systemd does with `RestartSec=1`.
+/// A role that ends by itself is started again after this time, as systemd does with
+/// `RestartSec=1`.
 const RESTARTED_AFTER: Duration = Duration::from_secs(1);
 /// How long anything may take until all are reached again; after it the phase has failed.
 const WHOLE_AGAIN: Duration = Duration::from_secs(180);
@@ -48,7 +52,8 @@ const FOUND_WITHIN: Duration = Duration::from_secs(90);
 const DRAINED: Duration = Duration::from_secs(120);
 /// From the hand-over of a message to its arrival.
 const ARRIVES_WITHIN: Duration = Duration::from_secs(5);
-/// A session lived until the log was drained when its end was seen so much later: more than it takes to see it.
+/// A session lived until the log was drained when its end was seen so much later: more than it
+/// takes to see it.
 const SEEN_WITHIN: Duration = Duration::from_secs(2);
 /// What nearly all messages must arrive within while processes are killed.
 const STALL_GOAL: Duration = Duration::from_secs(8);
@@ -207,7 +212,8 @@ impl World {
         [self.fleet.comets[comet], self.fleet.websockets[comet]]
     }
 
-    /// Load before, while `fault` is done, and after it until all are reached and the log is drained; then what became of it.
+    /// Load before, while `fault` is done, and after it until all are reached and the log is
+    /// drained; then what became of it.
     fn phase(&self, name: &str, rules: Rules, fault: impl FnOnce() -> Option<Instant>) -> Row {
         eprintln!("{name}");
         let (began, ended_before) = (Instant::now(), self.endings_of_sessions());
@@ -459,7 +465,8 @@ fn kill_at_random(world: &World, plan: &Plan, random: &mut Random) {
     }
 }
 
-/// Stops an engine for a while in which a role that needs it is killed, and has to be started without it.
+/// Stops an engine for a while in which a role that needs it is killed, and has to be started
+/// without it.
 fn without_engine(world: &World, plan: &Plan, role: &str, stop: impl FnOnce(), start: impl FnOnce()) {
     stop();
     std::thread::sleep(plan.fault / 2);
@@ -476,8 +483,8 @@ fn refusing(world: &World, plan: &Plan, refuse: &[&str], undo: &[&str]) {
     ask(undo);
 }
 
-/// The jobs are of a new group; they are killed in its first second, before they need have committed anything. Gives the moment
-/// from which the group has its partitions.
+/// The jobs are of a new group; they are killed in its first second, before they need have
+/// committed anything. Gives the moment from which the group has its partitions.
 fn new_group(world: &World, random: &mut Random) -> Option<Instant> {
     let total = partitions(world);
     let group = harness::unique(GROUP);

@@ -1,5 +1,5 @@
-//! Engines and clusters of tests come up on a machine where others take ports: those that are taken before the look are not chosen,
-//! and those that are taken after it lead to another try.
+//! Engines and clusters of tests come up on a machine where others take ports: those that are taken
+//! before the look are not chosen, and those that are taken after it lead to another try.
 
 #![allow(clippy::unwrap_used)]
 

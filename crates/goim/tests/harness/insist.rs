@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use super::load::{Push, is_accepted, pushes_to};
 use super::unique;
 
-/// Each waits for its own answers, so that one that waits for an engine does not silence the others.
+/// Each waits for its own answers, so that one that waits for an engine does not silence the
+/// others.
 const PUBLISHERS: usize = 4;
 /// Between two rounds of a publisher: one push to a key, one to a member, one to the room.
 const PAUSE: Duration = Duration::from_millis(60);

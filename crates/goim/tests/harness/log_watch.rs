@@ -1,7 +1,7 @@
 //! How far the jobs are: the ends of the push log, and the offsets that they have committed.
 //!
-//! Jobs commit what the comets have taken. What was accepted before a look at the log's ends is drained when a later look finds
-//! commits that are as far.
+//! Jobs commit what the comets have taken. What was accepted before a look at the log's ends is
+//! drained when a later look finds commits that are as far.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -39,7 +39,8 @@ impl Look {
                 .all(|(end, at)| *end == 0 || at.is_some_and(|at| at >= *end))
     }
 
-    /// The same where a partition counts that has no commits: the group began at its end, and nothing was read since.
+    /// The same where a partition counts that has no commits: the group began at its end, and
+    /// nothing was read since.
     fn has_drained_if_read(&self, before: &Self) -> bool {
         self.group == before.group
             && before.ends.iter().zip(&self.committed).all(|(end, at)| at.is_none_or(|at| at >= *end))
@@ -84,7 +85,8 @@ impl LogWatch {
         group.clone_into(&mut self.group.lock().unwrap());
     }
 
-    /// When it was known that everything was drained that had been accepted at a time; `None` while it is not.
+    /// When it was known that everything was drained that had been accepted at a time; `None` while
+    /// it is not.
     pub fn drained_at(&self, accepted: Instant) -> Option<Instant> {
         let looks = self.looks.lock().unwrap();
         let first = looks.partition_point(|look| look.begun < accepted);
@@ -92,7 +94,8 @@ impl LogWatch {
         looks[first..].iter().find(|look| look.has_drained(before)).map(|look| look.ended)
     }
 
-    /// Waits until everything is drained that has been accepted; false when that takes longer than this.
+    /// Waits until everything is drained that has been accepted; false when that takes longer than
+    /// this.
     pub fn is_drained_within(&self, time: Duration) -> bool {
         let now = Instant::now();
         while now.elapsed() < time {
