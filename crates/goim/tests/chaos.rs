@@ -310,17 +310,18 @@ impl World {
 }
 
 fn profile(fleet: &Fleet, nth: usize) -> Profile {
-    let transport = if nth / 2 % 2 == 0 { Transport::Tcp } else { Transport::Ws };
+    let is_set = |bit: usize| nth >> bit & 1 == 1;
+    let transport = if is_set(1) { Transport::Ws } else { Transport::Tcp };
     let mut comets = match transport {
         Transport::Tcp => fleet.comets.to_vec(),
         Transport::Ws => fleet.websockets.to_vec(),
     };
     comets.rotate_left(nth % 2);
-    let wanders = nth / 8 % 2 == 1;
-    if !wanders {
+    if !is_set(3) {
+        // It stays with its comet.
         comets.truncate(1);
     }
-    Profile { comets, transport, is_extended: nth / 4 % 2 == 1 }
+    Profile { comets, transport, is_extended: is_set(2) }
 }
 
 /// What is different about a phase.
