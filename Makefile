@@ -1,6 +1,6 @@
 # goim: what people type. `make help` lists it.
 .DEFAULT_GOAL := help
-.PHONY: help run cluster cluster-stop death nothing-lost test check counts bench config toolchain
+.PHONY: help run cluster cluster-stop death chaos nothing-lost test check counts bench config toolchain
 
 # Arguments for the server, for example: make run ARGS="--set comet.listen.tcp=:4101"; for the cluster settings without --set
 ARGS ?=
@@ -23,6 +23,9 @@ cluster-stop:  ## drain and stop all of them
 death: toolchain  ## kill, restart, freeze and cut off parts of a cluster under load, and count what is lost
 	@scripts/cluster-death.sh
 	@scripts/cluster-partition.sh
+
+chaos: toolchain  ## kill roles at random, then fail Redis, Kafka and comets in every way, under pushes; count what is lost to sessions that live (SEED, MINUTES)
+	@scripts/chaos.sh
 
 nothing-lost: toolchain  ## kill the server, and parts of a cluster, 200 times under stored messages; check that each is delivered once and in order (KILLS, SEED)
 	@for engine in redis kafka postgres; do scripts/engines/$$engine.sh get; done

@@ -4,6 +4,7 @@
 # it took. About a minute; needs root, and what scripts/test.sh needs.
 #
 # usage: cluster-partition.sh            run it all
+#        cluster-partition.sh with TEST  run another test of crates/goim among such namespaces
 #        cluster-partition.sh cut NAME   what the test calls: comet1 or comet2 hears and says nothing from now on
 #        cluster-partition.sh heal NAME  the contrary
 set -euo pipefail
@@ -32,7 +33,7 @@ leave() {
   ip netns del "$(space comet2)" 2> /dev/null || true
 }
 
-inside() {
+inside() { # TEST
   ip link set lo up
   ip addr add 10.77.0.1/32 dev lo
   export PARTITION_ID=$$
@@ -43,7 +44,7 @@ inside() {
   export CLUSTER_HOST=10.77.0.1 CLUSTER_HOST_http=127.0.0.1 CLUSTER_HOST_comet1=10.77.1.2 CLUSTER_HOST_comet2=10.77.2.2
   CLUSTER_RUN_comet1="ip netns exec $(space comet1)" CLUSTER_RUN_comet2="ip netns exec $(space comet2)"
   export CLUSTER_RUN_comet1 CLUSTER_RUN_comet2
-  cargo test --offline -p goim --locked --test cluster_partition -- --ignored --nocapture
+  cargo test --offline -p goim --locked --test "$1" -- --ignored --nocapture
 }
 
 get() {
@@ -56,16 +57,17 @@ get() {
 }
 
 case "${1:-}" in
-  "")
+  "" | with)
+    test=${2:-cluster_partition}
     [ "$(id -u)" = 0 ] || { echo "cluster-partition.sh: needs root, for network namespaces" >&2; exit 2; }
     get
     scripts/engines/redis.sh get
     scripts/engines/kafka.sh get
     # Nothing can be fetched inside.
-    cargo test -p goim --locked --test cluster_partition --no-run
-    exec unshare --net "$0" inside
+    cargo test -p goim --locked --test "$test" --no-run
+    exec unshare --net "$0" inside "$test"
     ;;
-  inside) inside ;;
+  inside) inside "$2" ;;
   cut)
     ip netns exec "$(space "$2")" nft -f - << 'RULES'
 table inet cut {
@@ -75,5 +77,5 @@ table inet cut {
 RULES
     ;;
   heal) ip netns exec "$(space "$2")" nft delete table inet cut ;;
-  *) sed -n '2,9p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 64 ;;
+  *) sed -n '2,10p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 64 ;;
 esac

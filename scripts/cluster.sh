@@ -7,9 +7,12 @@
 #        cluster.sh restart DIR NAME                stop one gently and start it again, as an upgrade does
 #        cluster.sh kill DIR NAME                   end one as a crash would
 #        cluster.sh again DIR NAME                  start one that has ended
+#        cluster.sh launch DIR NAME                 the same of a role, without waiting until it is ready
+#        cluster.sh set DIR SETTING=VALUE           a setting for all roles that are started from now on
 #        cluster.sh freeze|thaw DIR NAME            stop one in the middle of what it does; let it go on
 #
-# NAME is logic1, logic2, comet1, comet2, job1, job2, redis or kafka. DIR holds logs, process ids and what Kafka keeps.
+# NAME is logic1, logic2, comet1, comet2, job1, job2, redis or kafka. DIR holds logs, process ids, what Kafka keeps, and in NAME.status
+# the process id and exit status of a role that has ended.
 # In the environment:
 #   CLUSTER_BINARY        the goim to run                           target/release/goim
 #   CLUSTER_PORTS         "free" takes free ports                   goim's own, and 100 more for each second one
@@ -27,7 +30,7 @@ names="logic1 logic2 comet1 comet2 job1 job2"
 say() { echo "cluster.sh: $*" >&2; }
 
 usage() {
-  sed -n '2,20p' "$0" | sed 's/^# \{0,1\}//' >&2
+  sed -n '2,23p' "$0" | sed 's/^# \{0,1\}//' >&2
   exit 64
 }
 
@@ -83,7 +86,7 @@ settings_of() { # DIR NAME
       echo "rpc.comet=$(address_of "$dir" "$name" rpc)"
       echo "cluster.comet_pages=$(address_of "$dir" "$name" pages)"
       ;;
-    job*) echo "cluster.job_pages=$(address_of "$dir" "$name" pages)" ;;
+    job*) echo "cluster.job_pages=$(address_of "$dir" "$name" pages)"; echo "comet.node.server=$name" ;;
   esac
 }
 
@@ -109,23 +112,58 @@ launch() { # DIR NAME
     settings_of "$dir" "$name"
     cat "$dir/settings"
   )
-  # What ends a shell must not end the cluster.
-  # shellcheck disable=SC2086
-  ${!run:-} setsid "$binary" "${name%[0-9]}" "${arguments[@]}" >> "$dir/$name.log" 2>&1 < /dev/null &
-  echo $! > "$dir/$name.pid"
+  # What ends a shell must not end the cluster. Somebody stays to say how it ended.
+  rm -f "$dir/$name.pid"
+  (
+    # shellcheck disable=SC2086
+    ${!run:-} setsid "$binary" "${name%[0-9]}" "${arguments[@]}" &
+    echo $! > "$dir/$name.pid.part"
+    mv "$dir/$name.pid.part" "$dir/$name.pid"
+    status=0
+    wait $! || status=$?
+    echo "$! $status" > "$dir/$name.status.part"
+    mv "$dir/$name.status.part" "$dir/$name.status"
+  ) >> "$dir/$name.log" 2>&1 < /dev/null &
+  until [ -e "$dir/$name.pid" ]; do sleep 0.01; done
 }
 
+# 3: it has ended because somebody else has one of its ports.
 wait_until_ready() { # DIR NAME
   local pages=pages
   [[ $2 != logic* ]] || pages=http
   for _ in $(seq 600); do
-    ! is_ready "$(address_of "$1" "$2" "$pages")" || return 0
-    is_up "$1" "$2" || { say "$2 has ended:"; tail -n 20 "$1/$2.log" >&2; exit 1; }
+    # Whoever answers there must be this one.
+    if is_ready "$(address_of "$1" "$2" "$pages")" && is_up "$1" "$2"; then return; fi
+    is_up "$1" "$2" || {
+      say "$2 has ended:"
+      tail -n 20 "$1/$2.log" >&2
+      ! tail -n 5 "$1/$2.log" | grep -q "Address already in use" || return 3
+      return 1
+    }
     sleep 0.05
   done
   say "$2 is not ready after 30 s:"
   tail -n 20 "$1/$2.log" >&2
-  exit 1
+  return 1
+}
+
+# One that was there before keeps its ports: whoever has taken one meanwhile may give it back.
+launch_until_ready() { # DIR NAME
+  local status
+  for _ in 1 2 3 4 5; do
+    launch "$1" "$2"
+    status=0
+    wait_until_ready "$1" "$2" || status=$?
+    [ $status = 3 ] || return $status
+    sleep 1
+  done
+  return 1
+}
+
+launch_all() { # DIR
+  local name
+  for name in $names; do launch "$1" "$name"; done
+  for name in $names; do wait_until_ready "$1" "$name" || return; done
 }
 
 end() { # SIGNAL DIR NAME
@@ -151,19 +189,26 @@ start_engine() { # DIR redis|kafka
 }
 
 start() { # DIR SETTINGS...
-  local dir=$1 name
+  local dir=$1 name try status
   shift
   [ -x "$binary" ] || { say "no $binary: make cluster builds it"; exit 1; }
   for name in $names; do
     ! is_up "$dir" "$name" || { say "$name runs already; stop it with: $0 stop $dir"; exit 1; }
   done
   printf '%s\n' "$@" | sed '/^$/d' > "$dir/settings"
-  [ -e "$dir/addresses" ] || choose_addresses > "$dir/addresses"
   trap 'say "stopping what was started"; stop "$dir"' EXIT
   start_engine "$dir" redis
   start_engine "$dir" kafka
-  for name in $names; do launch "$dir" "$name"; done
-  for name in $names; do wait_until_ready "$dir" "$name"; done
+  for try in 1 2 3 4 5; do
+    [ -e "$dir/addresses" ] || choose_addresses > "$dir/addresses"
+    status=0
+    launch_all "$dir" || status=$?
+    [ $status != 0 ] || break
+    [ "${CLUSTER_PORTS:-}" = free ] && [ $status = 3 ] && [ "$try" -lt 5 ] || exit 1
+    say "starting on other ports (try $((try + 1)))"
+    for name in $names; do end KILL "$dir" "$name"; done
+    rm -f "$dir/addresses"
+  done
   trap - EXIT
   status "$dir"
 }
@@ -207,8 +252,10 @@ one() { # VERB DIR NAME
     freeze-redis | freeze-kafka) engine_signal STOP "$dir" "$name" ;;
     thaw-redis | thaw-kafka) engine_signal CONT "$dir" "$name" ;;
     kill-*) end KILL "$dir" "$name" ;;
-    again-*) launch "$dir" "$name" && wait_until_ready "$dir" "$name" ;;
-    restart-*) end TERM "$dir" "$name" && launch "$dir" "$name" && wait_until_ready "$dir" "$name" ;;
+    again-*) launch_until_ready "$dir" "$name" ;;
+    launch-redis | launch-kafka) start_engine "$dir" "$name" ;;
+    launch-*) launch "$dir" "$name" ;;
+    restart-*) end TERM "$dir" "$name" && launch_until_ready "$dir" "$name" ;;
     freeze-*) kill -STOP "$(cat "$dir/$name.pid")" ;;
     thaw-*) kill -CONT "$(cat "$dir/$name.pid")" ;;
   esac
@@ -223,7 +270,8 @@ shift 2
 case $verb in
   start) start "$dir" "$@" ;;
   stop | status) "$verb" "$dir" ;;
-  restart | kill | again | freeze | thaw)
+  set) printf '%s\n' "$@" >> "$dir/settings" ;;
+  restart | kill | again | launch | freeze | thaw)
     [[ " $names redis kafka " == *" ${1:-} "* ]] || usage
     one "$verb" "$dir" "$1"
     ;;

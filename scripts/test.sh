@@ -32,7 +32,10 @@ kafka=$TMPDIR/kafka
 log=$TMPDIR/log
 end() {
   scripts/engines/kafka.sh stop "$kafka"
-  for folder in "$TMPDIR"/goim-*; do scripts/engines/redis.sh stop "$folder"; scripts/engines/postgres.sh stop "$folder"; done
+  for folder in "$TMPDIR"/goim-* "$TMPDIR"/goim-ports-*/engine; do
+    scripts/engines/redis.sh stop "$folder"
+    scripts/engines/postgres.sh stop "$folder"
+  done
   rm -rf "$TMPDIR"
 }
 trap end EXIT
@@ -56,6 +59,7 @@ if [ -n "$TEST_KAFKA" ] && [ $# = 0 ]; then
   echo "a cluster whose parts are killed, restarted, frozen and cut off"
   scripts/cluster-death.sh 2>&1 | tee -a "$log" || status=$?
   engine scripts/cluster-partition.sh 2>&1 | tee -a "$log" || status=$?
+  scripts/chaos.sh short 2>&1 | tee -a "$log" || status=$?
 fi
 
 # What went wrong, once more, where the end of a long output is read: a binary that does not compile, or dies, has no result line.

@@ -26,19 +26,31 @@ class Goim:
         self.process = None
 
     def start(self):
+        deadline = time.monotonic() + 20
+        # Of one that is started again somebody's connection may have a port meanwhile.
+        while not self._launch(deadline):
+            time.sleep(0.2)
+
+    def _launch(self, deadline):
+        """False when another has one of its ports."""
         settings = [f"comet.listen.websocket={self.websocket}", f"http.listen={self.http}", *self.SETTINGS]
         words = [word for setting in settings for word in ("--set", setting)]
         announced, log = self.folder / "goim.out", self.folder / "goim.err"
         with announced.open("wb") as out, log.open("ab") as err:
+            before = err.tell()
             self.process = subprocess.Popen([self.program, "serve", *words], stdin=subprocess.DEVNULL, stdout=out,
                                             stderr=err)
-        deadline = time.monotonic() + 20
         # The announcement comes when everything listens.
         while not (found := re.search(r"ws://(\S+)/sub.*http://([\d.:]+)\s", announced.read_text(), re.DOTALL)):
-            if self.process.poll() is not None or time.monotonic() > deadline:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"the server did not start:\n{log.read_text()[-2000:]}")
+            if self.process.poll() is not None:
+                if b"Address already in use" in log.read_bytes()[before:]:
+                    return False
                 raise RuntimeError(f"the server did not start:\n{log.read_text()[-2000:]}")
             time.sleep(0.02)
         self.websocket, self.http = found.groups()
+        return True
 
     def kill(self):
         """Ends the process as a crash would: clients are told nothing."""

@@ -6,7 +6,7 @@
 #        kafka.sh stop DIR       stop it, gently; what it has stays in DIR
 #        kafka.sh kill DIR       stop it as a crash would
 #
-# Needs Java 17 and Maven. Exits with 2 when they, or the jars, cannot be had.
+# KAFKA_PARTITIONS in the environment is what a topic has that is made by its first use (8). Needs Java 17 and Maven. Exits with 2 when they, or the jars, cannot be had.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 jars=$root/target/engines/kafka/jars
@@ -39,10 +39,6 @@ POM
   mv "$jars.part" "$jars"
 }
 
-free_port() {
-  "$(dirname "$0")/free-ports.py" 1 22000 32000
-}
-
 java_in() { # DIR HEAP MAIN ARGUMENTS...
   local dir=$1 heap=$2
   shift 2
@@ -51,12 +47,13 @@ java_in() { # DIR HEAP MAIN ARGUMENTS...
 
 configure() {
   local dir=$1 port controller
-  port=$(free_port)
-  controller=$(free_port)
+  read -r port controller <<< "$("$(dirname "$0")/free-ports.py" 2 22000 32000)"
   mkdir -p "$dir/data"
   echo "$port" > "$dir/port"
   cat > "$dir/log4j.properties" << LOG
 log4j.rootLogger=WARN, out
+# Says that it has started: somebody else may answer on its port.
+log4j.logger.kafka.server.KafkaRaftServer=INFO
 log4j.appender.out=org.apache.log4j.ConsoleAppender
 log4j.appender.out.layout=org.apache.log4j.PatternLayout
 log4j.appender.out.layout.ConversionPattern=%d{ISO8601} %p %c %m%n
@@ -71,7 +68,7 @@ listener.security.protocol.map=CLIENTS:PLAINTEXT,CONTROLLER:PLAINTEXT
 controller.listener.names=CONTROLLER
 inter.broker.listener.name=CLIENTS
 log.dirs=$dir/data
-num.partitions=8
+num.partitions=${KAFKA_PARTITIONS:-8}
 auto.create.topics.enable=true
 offsets.topic.replication.factor=1
 offsets.topic.num.partitions=4
@@ -95,28 +92,52 @@ is_up() { # DIR
   pid=$(cat "$1/pid" 2> /dev/null) && kill -0 "$pid" 2> /dev/null
 }
 
+launch() { # DIR
+  # Each start has a log of its own.
+  [ ! -e "$1/broker.log" ] || cat "$1/broker.log" >> "$1/earlier.log"
+  java_in "$1" 256m kafka.Kafka "$1/server.properties" > "$1/broker.log" 2>&1 < /dev/null &
+  echo $! > "$1/pid"
+}
+
+# Waits for the broker. 3: somebody else has one of its ports.
+wait_until_up() { # DIR
+  for _ in $(seq 300); do
+    ! grep -qs "Kafka Server started" "$1/broker.log" || return 0
+    is_up "$1" || break
+    sleep 0.1
+  done
+  if is_up "$1"; then say "the broker has not started after 30 s:"; else say "the broker has ended:"; fi
+  tail -n 20 "$1/broker.log" >&2
+  ! grep -qs "Address already in use" "$1/broker.log" || return 3
+  return 1
+}
+
 start() {
-  local dir=$1 port
+  local dir=$1 try status
   get
   mkdir -p "$dir"
   dir=$(cd "$dir" && pwd)
-  [ -e "$dir/server.properties" ] || configure "$dir"
-  port=$(cat "$dir/port")
-  if ! is_up "$dir"; then
-    java_in "$dir" 256m kafka.Kafka "$dir/server.properties" >> "$dir/broker.log" 2>&1 < /dev/null &
-    echo $! > "$dir/pid"
-  fi
-  for _ in $(seq 300); do
-    if (exec 3<> "/dev/tcp/127.0.0.1/$port") 2> /dev/null; then
-      echo "127.0.0.1:$port"
+  for try in 1 2 3 4 5; do
+    [ -e "$dir/server.properties" ] || configure "$dir"
+    is_up "$dir" || launch "$dir"
+    status=0
+    wait_until_up "$dir" || status=$?
+    if [ $status = 0 ]; then
+      # From now on it keeps its ports.
+      touch "$dir/has-started"
+      echo "127.0.0.1:$(cat "$dir/port")"
       return
     fi
-    is_up "$dir" || { say "the broker has ended:"; tail -n 20 "$dir/broker.log" >&2; exit 1; }
-    sleep 0.1
+    [ $status = 3 ] && [ "$try" -lt 5 ] || exit 1
+    end KILL "$dir"
+    if [ -e "$dir/has-started" ]; then
+      # Whoever has taken one meanwhile may give it back.
+      sleep 1
+    else
+      say "starting on other ports (try $((try + 1)))"
+      rm -rf "$dir/data" "$dir/server.properties"
+    fi
   done
-  say "the broker does not listen on port $port after 30 s:"
-  tail -n 20 "$dir/broker.log" >&2
-  exit 1
 }
 
 end() { # SIGNAL DIR

@@ -48,6 +48,8 @@ start() { # DIR
     fi
     say "does not start on port $port (try $try):"
     tail -n 3 "$dir/data/log" >&2 || true
+    # One that is started again keeps its port: whoever has taken it meanwhile may give it back.
+    [ ! -e "$dir/port" ] || sleep 1
   done
   exit 1
 }

@@ -26,9 +26,12 @@ get() {
 }
 
 # The bus ports of a cluster, 10000 above, are below those for outgoing connections too.
-free_ports() { # COUNT
-  "$(dirname "$0")/free-ports.py" "$1" 11000 22000
+free_ports() { # COUNT [OPTIONS]
+  "$(dirname "$0")/free-ports.py" "$1" 11000 22000 "${@:2}"
 }
+
+# How often servers are started: somebody else may take a port between the look and the start.
+tries=5
 
 # Settings of servers and Sentinels, one a line, and of the command line.
 scheme=redis secure_cli=()
@@ -36,7 +39,7 @@ if [ -n "${REDIS_TLS:-}" ]; then
   scheme=rediss
   secure_cli=(--tls --cacert "$REDIS_TLS/ca.pem" --cert "$REDIS_TLS/cert.pem" --key "$REDIS_TLS/key.pem")
 fi
-cli() { redis-cli "${secure_cli[@]}" "$@"; }
+cli() { timeout 60 redis-cli "${secure_cli[@]}" "$@"; }
 listening() { # PORT
   if [ "$scheme" = redis ]; then
     echo "port $1"
@@ -58,52 +61,81 @@ server() { # DIR PORT OPTIONS...
 is_up() { # DIR PORT
   local said
   for _ in $(seq 200); do
-    said=$(cli -p "$2" info server 2> /dev/null | tr -d '\r' | sed -n 's/^process_id://p')
+    # It has given up: somebody else was faster, and need not be a Redis, or answer.
+    ! grep -qs "Failed listening" "$1/$2/log" || return 1
+    said=$(timeout 2 redis-cli "${secure_cli[@]}" -p "$2" info server 2> /dev/null | tr -d '\r' | sed -n 's/^process_id://p')
     [ -n "$said" ] && [ "$said" = "$(cat "$1/$2/pid" 2> /dev/null)" ] && return
-    # It has given up: somebody else was faster.
-    grep -qs "Failed listening" "$1/$2/log" && return 1
     sleep 0.05
   done
   return 1
 }
 
+# Waits for a server; says why it does not come.
 answers() { # DIR PORT
   is_up "$1" "$2" && return
   say "no answer on port $2:"
-  tail -n 20 "$1/$2/log" >&2 || true
-  exit 1
+  tail -n 5 "$1/$2/log" >&2 || true
+  return 1
 }
 
 start_single() {
   local port host=${REDIS_HOST:-127.0.0.1} bind=127.0.0.1 try
   [ "$host" = 127.0.0.1 ] || bind="$bind $host"
-  for try in 1 2 3 4 5; do
+  for try in $(seq $tries); do
     # One that is started again keeps its port.
     if [ -e "$1/port" ]; then port=$(cat "$1/port"); else port=$(free_ports 1); fi
     rm -f "$1/$port/log"
     # shellcheck disable=SC2086
     server "$1" "$port" --bind $bind --protected-mode no || true
-    if is_up "$1" "$port"; then
+    if answers "$1" "$port"; then
       echo "$port" > "$1/port"
       echo "$scheme://$host:$port"
       return
     fi
-    say "no answer on port $port (try $try):"
-    tail -n 5 "$1/$port/log" >&2 || true
+    if [ -e "$1/port" ] && [ "$try" -lt "$tries" ]; then
+      # Whoever has taken it meanwhile may give it back.
+      sleep 1
+    else
+      again "$1" "$try"
+    fi
   done
-  exit 1
+}
+
+# After a try that has failed: nothing of it is left. The last one is the end.
+again() { # DIR TRY
+  stop "$1"
+  [ "$2" -lt "$tries" ] || exit 1
+  say "starting on other ports (try $(($2 + 1)))"
+  rm -rf "$1"/[0-9]*
+}
+
+# Several servers, on other ports when one of them cannot listen.
+start_several() { # DIR KIND PORTS [OPTIONS OF free_ports]
+  local try ports
+  for try in $(seq $tries); do
+    read -r -a ports <<< "$(free_ports "$3" "${@:4}")"
+    "start_$2_on" "$1" "${ports[@]}" && return
+    again "$1" "$try"
+  done
 }
 
 start_cluster() {
-  local ports port nodes=()
-  ports=$(free_ports 6)
-  for port in $ports; do
-    server "$1" "$port" --cluster-enabled yes --cluster-config-file nodes.conf --cluster-node-timeout 2000
+  start_several "$1" cluster 6 --also 10000
+}
+
+start_sentinel() {
+  start_several "$1" sentinel 5
+}
+
+start_cluster_on() { # DIR PORTS...
+  local ports=("${@:2}") port nodes=()
+  for port in "${ports[@]}"; do
+    server "$1" "$port" --cluster-enabled yes --cluster-config-file nodes.conf --cluster-node-timeout 2000 || true
     nodes+=("127.0.0.1:$port")
   done
-  for port in $ports; do answers "$1" "$port"; done
+  for port in "${ports[@]}"; do answers "$1" "$port" || return; done
   cli --cluster create "${nodes[@]}" --cluster-replicas 1 --cluster-yes > "$1/create.log" 2>&1 || { cat "$1/create.log" >&2; exit 1; }
-  for port in $ports; do
+  for port in "${ports[@]}"; do
     for _ in $(seq 200); do
       cli -p "$port" cluster info 2> /dev/null | grep -q cluster_state:ok && break
       sleep 0.05
@@ -113,13 +145,12 @@ start_cluster() {
   echo
 }
 
-start_sentinel() {
-  local ports port urls=()
-  read -r -a ports <<< "$(free_ports 5)"
-  server "$1" "${ports[0]}"
-  answers "$1" "${ports[0]}"
-  server "$1" "${ports[1]}" --replicaof 127.0.0.1 "${ports[0]}"
-  answers "$1" "${ports[1]}"
+start_sentinel_on() { # DIR PORTS...
+  local ports=("${@:2}") port urls=()
+  server "$1" "${ports[0]}" || true
+  answers "$1" "${ports[0]}" || return
+  server "$1" "${ports[1]}" --replicaof 127.0.0.1 "${ports[0]}" || true
+  answers "$1" "${ports[1]}" || return
   for port in "${ports[@]:2}"; do
     mkdir -p "$1/$port"
     cat > "$1/$port/sentinel.conf" << CONF
@@ -134,12 +165,12 @@ sentinel down-after-milliseconds goim 1000
 sentinel failover-timeout goim 5000
 sentinel parallel-syncs goim 1
 CONF
-    redis-server "$1/$port/sentinel.conf" --sentinel > /dev/null
+    redis-server "$1/$port/sentinel.conf" --sentinel > /dev/null || true
     urls+=("$scheme://127.0.0.1:$port")
   done
   # All must know the replica and each other before anything may fail.
   for port in "${ports[@]:2}"; do
-    answers "$1" "$port"
+    answers "$1" "$port" || return
     for _ in $(seq 300); do
       cli -p "$port" sentinel master goim 2> /dev/null | paste -s -d ' ' | grep -Eq 'num-slaves 1 num-other-sentinels 2' && break
       sleep 0.1

@@ -10,7 +10,7 @@ mod harness;
 
 use std::time::{Duration, Instant};
 
-use harness::cluster::{Cluster, addrs_of};
+use harness::cluster::{Cluster, addrs_of, try_comet};
 use harness::{Client, Server, Settings, Transport, Who, eventually, unique};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -228,9 +228,57 @@ fn row_114_what_is_pushed_while_no_job_runs_arrives_when_one_starts() {
     client.expect_push(1000, "without");
 }
 
-/// A port that nobody has at this moment.
-fn free_address() -> String {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+/// Jobs drop what is for a comet that is not on their list: it must be there from its first word on until its clients come.
+#[test]
+fn a_comet_that_comes_is_on_the_list_without_a_gap() {
+    if !has_broker() {
+        return;
+    }
+    let cluster = Cluster::without_job(&Settings::new());
+    let key = "goim:node:h1";
+    let settings = cluster.settings().set("cluster.lease", "1500ms").set("cluster.refresh", "1s");
+    let coming = std::thread::spawn(move || try_comet(&settings));
+    eventually("it is listed", || cluster.redis.has(key));
+    while !coming.is_finished() {
+        assert!(
+            cluster.redis.has(key) || coming.is_finished(),
+            "it was on the list and is not there any more"
+        );
+    }
+    let _inside = harness::server::runtime().enter();
+    drop(coming.join().unwrap().unwrap());
+}
+
+/// Two addresses that nobody has at this moment, and that the system gives to nobody: one that was drawn from those for outgoing
+/// connections may be some connection's by the time it is listened on.
+fn free_addresses() -> [String; 2] {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/engines/free-ports.py");
+    let output = std::process::Command::new(script).args(["2", "22000", "32000"]).output().unwrap();
+    let ports = String::from_utf8(output.stdout).unwrap();
+    let mut addresses = ports.split_whitespace().map(|port| format!("127.0.0.1:{port}"));
+    [(); 2].map(|()| addresses.next().unwrap())
+}
+
+/// A cluster whose list of comets has two addresses, and the comets there. Somebody may take one of the ports before a comet does: then
+/// there are others.
+fn listed_cluster() -> (Cluster, [goim::cluster::Running; 2]) {
+    for _ in 0..5 {
+        let rpc = free_addresses();
+        let settings = Settings::new().set("cluster.directory", "list").set(
+            "cluster.comets",
+            &format!("[\"grpc://{}\", \"dns://{}\"]", rpc[0], rpc[1].replace("127.0.0.1", "localhost")),
+        );
+        let cluster = Cluster::without_job(&settings);
+        let comets = [0, 1].map(|nth| {
+            let settings = cluster.settings().set("comet.node.server", ["h1", "h2"][nth]);
+            try_comet(&settings.set("rpc.comet", &rpc[nth]))
+        });
+        match comets {
+            [Ok(one), Ok(other)] => return (cluster, [one, other]),
+            failed => eprintln!("other ports are tried: {failed:?}"),
+        }
+    }
+    panic!("no ports for two comets");
 }
 
 /// Two comets that are known by their addresses alone, and a room with somebody on one of them.
@@ -239,16 +287,7 @@ fn a_list_of_addresses_is_enough_and_a_room_costs_calls_only_where_somebody_is()
     if !has_broker() {
         return;
     }
-    let rpc = [free_address(), free_address()];
-    let settings = Settings::new().set("cluster.directory", "list").set(
-        "cluster.comets",
-        &format!("[\"grpc://{}\", \"dns://{}\"]", rpc[0], rpc[1].replace("127.0.0.1", "localhost")),
-    );
-    let mut cluster = Cluster::without_job(&settings);
-    let at = |settings: Settings, nth: usize| {
-        settings.set("comet.node.server", ["h1", "h2"][nth]).set("rpc.comet", &rpc[nth])
-    };
-    let comets = [0, 1].map(|nth| cluster.listed_comet(&at(cluster.settings(), nth)));
+    let (mut cluster, comets) = listed_cluster();
     let servers = comets.each_ref().map(|comet| Server::at(addrs_of(comet)));
     cluster.start_job();
     let logic = Server::at(cluster.addrs);

@@ -35,7 +35,15 @@ impl Served {
     }
 
     async fn at(address: &str, services: Routes, config: ServerConfig) -> Self {
-        let listener = TcpListener::bind(address).await.unwrap();
+        // Of a server that is started again somebody's connection may have the port.
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        let listener = loop {
+            match TcpListener::bind(address).await {
+                Ok(listener) => break listener,
+                Err(error) => assert!(std::time::Instant::now() < until, "{address}: {error}"),
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        };
         let address = listener.local_addr().unwrap().to_string();
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(serve(listener, config, services, async { drop(stopped.await) }));

@@ -52,7 +52,15 @@ impl Served {
     }
 
     async fn at(address: SocketAddr, comet: Option<CometNode>) -> Self {
-        let listener = TcpListener::bind(address).await.unwrap();
+        // Of a server that is started again somebody's connection may have the port.
+        let until = std::time::Instant::now() + Duration::from_secs(10);
+        let listener = loop {
+            match TcpListener::bind(address).await {
+                Ok(listener) => break listener,
+                Err(error) => assert!(std::time::Instant::now() < until, "{address}: {error}"),
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        };
         let address = format!("grpc://{}", listener.local_addr().unwrap());
         let services = comet_service(Arc::new(Comet(comet)));
         let served = serve(listener, ServerConfig::default(), services, std::future::pending());

@@ -224,10 +224,11 @@ async fn what_cannot_be_used_is_refused_in_words() {
     };
     let text = connect("postgres://goim:secret@127.0.0.1:port/db").await;
     assert!(text.contains("wants postgres://") && !text.contains("secret"), "{text}");
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // A port that the system draws for nobody.
+    let nobody = "127.0.0.1:1";
     let started = Instant::now();
     let text = connect(&format!("postgres://goim:secret@{nobody}/db")).await;
-    assert!(text.contains(&nobody.to_string()) && !text.contains("secret"), "{text}");
+    assert!(text.contains(nobody) && !text.contains("secret"), "{text}");
     assert!(started.elapsed() < Duration::from_secs(10));
     let Some(own) = Own::start() else { return };
     drop(own.store("postgres").await);

@@ -100,7 +100,15 @@ impl Server {
 
     /// On a port that was free a moment ago.
     pub(crate) async fn start_on(scheme: Scheme, port: u16) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+        // Somebody's connection may have got it; the client's own, when it asks itself.
+        let until = Instant::now() + PATIENCE;
+        let listener = loop {
+            match TcpListener::bind(("127.0.0.1", port)).await {
+                Ok(listener) => break listener,
+                Err(error) => assert!(Instant::now() < until, "port {port}: {error}"),
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        };
         let port = listener.local_addr().unwrap().port();
         let (acceptor, roots) = certificate();
         let (announce, peers) = mpsc::unbounded_channel();

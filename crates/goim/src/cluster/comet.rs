@@ -55,8 +55,11 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
 async fn be_listed(config: &Config, nodes: &dyn NodeDirectory) -> Result<(), NodeError> {
     // Clients need not be sent here yet.
     let listed = CometNode { offline: true, ..config.comet.node.described() };
-    nodes.announce(listed).await?;
-    tokio::time::sleep(config.cluster.refresh * 2).await;
+    for _ in 0..2 {
+        // Again each time: a lease that ended meanwhile would take it off the list just when its clients come.
+        nodes.announce(listed.clone()).await?;
+        tokio::time::sleep(config.cluster.refresh).await;
+    }
     Ok(())
 }
 

@@ -129,11 +129,6 @@ impl Cluster {
         comet
     }
 
-    /// A comet that is found by its address, and announces itself nowhere.
-    pub fn listed_comet(&self, settings: &Settings) -> Running {
-        up(RUNTIME.block_on(start_comet(settings.config())))
-    }
-
     /// What its roles are told.
     pub fn settings(&self) -> Settings {
         self.settings.clone()
@@ -176,6 +171,14 @@ impl Drop for Cluster {
         let _inside = RUNTIME.enter();
         (self.job, self.comet) = (None, None);
     }
+}
+
+/// A comet that nobody waits for to be on a list.
+///
+/// # Errors
+/// What keeps it from coming up; among that is that somebody else has one of its ports.
+pub fn try_comet(settings: &Settings) -> Result<Running, goim::cluster::StartError> {
+    RUNTIME.block_on(start_comet(settings.config()))
 }
 
 /// Where a comet listens; where logic does is not for it to say.

@@ -1,17 +1,24 @@
 //! A steady load of pushes to keys, members and a room, sessions that count what they get, and what the two say together.
 
 use std::collections::HashMap;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use super::client::{SWITCHED, UPGRADE};
 use super::http::{compose, escape};
-use super::{Packet, Who, eventually, unique};
+use super::{DEADLINE, Packet, Transport, Who, eventually, frame, unique};
 
 const OP: i32 = 1000;
 const ROOM: &str = "live://load";
+/// Between two heartbeats of a session; the server waits for minutes.
+const HEARTBEAT: Duration = Duration::from_secs(30);
+/// How often a session looks whether it is to end.
+const LOOK: Duration = Duration::from_millis(200);
+/// How long an answer is waited for: longer than a logic waits for Kafka, so that no answer is missed that comes.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(20);
 /// Between two rounds of pushes: one to a key, one to a member, one to the room.
 const PAUSE: Duration = Duration::from_millis(10);
 /// How long a push that was accepted may be on its way before it counts as lost.
@@ -39,10 +46,15 @@ fn room_target() -> String {
     format!("/goim/push/room?operation={OP}&type={}&room={}", escape(kind), escape(room))
 }
 
+/// A push of each kind: what it is called, its request target, and the session that it is for; `None` is all.
+pub fn pushes_to(nth: usize) -> [(&'static str, String, Option<usize>); 3] {
+    [("key", key_target(nth), Some(nth)), ("mid", mid_target(nth), Some(nth)), ("room", room_target(), None)]
+}
+
 /// Status and body of an answer; `None` when there was none.
 fn ask(addr: SocketAddr, target: &str, body: &[u8]) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect_timeout(&addr, Duration::from_secs(1)).ok()?;
-    stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
+    stream.set_read_timeout(Some(ANSWERS_WITHIN)).ok()?;
     stream.write_all(&compose("POST", target, &[("Connection", "close")], body)).ok()?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).ok()?;
@@ -50,7 +62,8 @@ fn ask(addr: SocketAddr, target: &str, body: &[u8]) -> Option<(u16, String)> {
     Some((status, answer.split_once("\r\n\r\n")?.1.to_owned()))
 }
 
-fn is_accepted(logic: SocketAddr, target: &str, body: &str) -> bool {
+/// True when a push is answered with success.
+pub fn is_accepted(logic: SocketAddr, target: &str, body: &str) -> bool {
     let answer = ask(logic, target, body.as_bytes());
     answer.is_some_and(|(status, text)| status == 200 && text.contains(r#""code":0,"#))
 }
@@ -61,6 +74,8 @@ pub struct Push {
     pub body: String,
     /// The session; `None` is all, by the room.
     pub to: Option<usize>,
+    /// When the request was made that was answered with success.
+    pub begun_at: Instant,
     /// When the answer came.
     pub accepted_at: Instant,
 }
@@ -90,16 +105,12 @@ impl Publisher {
             let mut number = 0_usize;
             while !told.load(Ordering::Relaxed) {
                 let nth = number % sessions;
-                let pushes = [
-                    ("key", key_target(nth), Some(nth)),
-                    ("mid", mid_target(nth), Some(nth)),
-                    ("room", room_target(), None),
-                ];
-                for (kind, target, to) in pushes {
+                for (kind, target, to) in pushes_to(nth) {
                     let body = format!("{name}-{kind}-{number}");
                     number += 1;
+                    let begun_at = Instant::now();
                     if is_accepted(logics[number % 2], &target, &body) {
-                        published.accepted.push(Push { body, to, accepted_at: Instant::now() });
+                        published.accepted.push(Push { body, to, begun_at, accepted_at: Instant::now() });
                     } else {
                         published.refused += 1;
                     }
@@ -118,22 +129,58 @@ impl Publisher {
     }
 }
 
+/// What a client is, and where it connects.
+#[derive(Debug, Clone)]
+pub struct Profile {
+    /// Tried in this order.
+    pub comets: Vec<SocketAddr>,
+    /// The listener of all of them.
+    pub transport: Transport,
+    /// It says that it reads packets of version 1, and so is told why it ends.
+    pub is_extended: bool,
+}
+
+/// One connection of a client, from the auth reply to its end, both as the client sees them.
+#[derive(Debug)]
+pub struct Life {
+    /// The comet.
+    pub comet: SocketAddr,
+    /// When the auth reply came.
+    pub began: Instant,
+    /// When the end was seen.
+    pub ended: Option<Instant>,
+    /// The server's own word for why it ends it.
+    pub reason: Option<String>,
+    received: HashMap<String, (usize, Instant)>,
+}
+
+impl Life {
+    /// How often this was received, and when first.
+    pub fn received(&self, body: &str) -> Option<(usize, Instant)> {
+        self.received.get(body).copied()
+    }
+}
+
 /// A client that comes back whenever it is cut off, and counts what it gets.
 pub struct Session {
-    received: Mutex<HashMap<String, (usize, Instant)>>,
+    lives: Mutex<Vec<Life>>,
     connected: AtomicUsize,
     stop: AtomicBool,
 }
 
 impl Session {
     /// Connects; waits until it is in.
-    pub fn start(nth: usize, comet: SocketAddr) -> Arc<Self> {
-        let (received, connected, stop) = Default::default();
-        let session = Arc::new(Self { received, connected, stop });
+    pub fn start(nth: usize, profile: Profile) -> Arc<Self> {
+        let (lives, connected, stop) = Default::default();
+        let session = Arc::new(Self { lives, connected, stop });
         let own = Arc::clone(&session);
         std::thread::spawn(move || {
-            while !own.stop.load(Ordering::Relaxed) {
-                let _ = own.be_connected(nth, comet);
+            let comets = profile.comets.iter().cycle();
+            for comet in comets.take_while(|_| !own.stop.load(Ordering::Relaxed)) {
+                // The first one again, as long as it lets the client in.
+                while own.be_connected(nth, *comet, &profile).is_some() {
+                    std::thread::sleep(Duration::from_millis(100));
+                }
                 std::thread::sleep(Duration::from_millis(100));
             }
         });
@@ -141,38 +188,70 @@ impl Session {
         session
     }
 
-    /// So many sessions, in turn on each comet.
+    /// So many sessions over TCP, in turn on each comet.
     pub fn start_all(count: usize, comets: [SocketAddr; 2]) -> Vec<Arc<Self>> {
-        (0..count).map(|nth| Self::start(nth, comets[nth % 2])).collect()
+        let profile = |nth: usize| Profile {
+            comets: vec![comets[nth % 2]],
+            transport: Transport::Tcp,
+            is_extended: false,
+        };
+        (0..count).map(|nth| Self::start(nth, profile(nth))).collect()
     }
 
-    fn be_connected(&self, nth: usize, comet: SocketAddr) -> std::io::Result<()> {
-        let mut stream = TcpStream::connect_timeout(&comet, Duration::from_secs(1))?;
-        stream.set_read_timeout(Some(Duration::from_millis(200)))?;
+    /// Until the connection ends; `None` when the client was not let in.
+    fn be_connected(&self, nth: usize, comet: SocketAddr, profile: &Profile) -> Option<()> {
+        let mut connection = Connection::open(comet, profile.transport).ok()?;
         let mut who = Who::new().room(ROOM).accepts(&[OP]);
         (who.key, who.mid) = (key_of(nth), mid_of(nth));
-        stream.write_all(&who.auth().encode())?;
-        let (mut input, mut buffer) = (Vec::new(), [0; 16 * 1024]);
+        let mut token: serde_json::Value = serde_json::from_str(&who.token()).unwrap();
+        if profile.is_extended {
+            token["protover"] = 1.into();
+        }
+        connection.send(&Packet::new(7, 1, token.to_string())).ok()?;
+        let mut is_in = false;
         while !self.stop.load(Ordering::Relaxed) {
-            let read = match stream.read(&mut buffer) {
-                Ok(0) => return Ok(()),
-                Ok(read) => read,
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
-                Err(error) => return Err(error),
-            };
-            input.extend_from_slice(&buffer[..read]);
-            while Packet::is_complete(&input) {
-                let (packet, length) = Packet::decode(&input).unwrap();
-                input.drain(..length);
-                if packet.op == 8 {
-                    self.connected.fetch_add(1, Ordering::Relaxed);
-                } else {
-                    let body = String::from_utf8(packet.body).unwrap();
-                    self.received.lock().unwrap().entry(body).or_insert((0, Instant::now())).0 += 1;
+            let Ok(packets) = connection.receive() else { break };
+            for packet in packets {
+                match packet.op {
+                    8 => {
+                        is_in = true;
+                        self.begin(comet);
+                    }
+                    6 if profile.is_extended => self.note_reason(&packet.body),
+                    3 => {}
+                    _ => self.note(String::from_utf8(packet.body).unwrap()),
                 }
             }
         }
-        Ok(())
+        if is_in {
+            self.lives().last_mut().unwrap().ended = Some(Instant::now());
+        }
+        is_in.then_some(())
+    }
+
+    fn begin(&self, comet: SocketAddr) {
+        let (ended, reason, received) = Default::default();
+        self.lives().push(Life { comet, began: Instant::now(), ended, reason, received });
+        self.connected.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn note(&self, body: String) {
+        let mut lives = self.lives();
+        let life = lives.last_mut().expect("nothing comes before the auth reply");
+        life.received.entry(body).or_insert((0, Instant::now())).0 += 1;
+    }
+
+    fn note_reason(&self, body: &[u8]) {
+        let notice: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
+        if let Some(life) = self.lives().last_mut().filter(|life| life.ended.is_none()) {
+            life.reason =
+                Some(format!("{} {}", notice["code"], notice["reason"].as_str().unwrap_or_default()));
+        }
+    }
+
+    /// Its connections so far.
+    pub fn lives(&self) -> MutexGuard<'_, Vec<Life>> {
+        self.lives.lock().unwrap()
     }
 
     /// How often it has come in.
@@ -181,11 +260,11 @@ impl Session {
     }
 
     fn count(&self, body: &str) -> usize {
-        self.received.lock().unwrap().get(body).map_or(0, |(count, _)| *count)
+        self.lives().iter().filter_map(|life| life.received(body)).map(|(count, _)| count).sum()
     }
 
     fn arrived(&self, body: &str) -> Option<Instant> {
-        self.received.lock().unwrap().get(body).map(|(_, at)| *at)
+        self.lives().iter().filter_map(|life| life.received(body)).map(|(_, at)| at).min()
     }
 
     /// Ends it.
@@ -194,26 +273,115 @@ impl Session {
     }
 }
 
+/// A connection that any end is an error of, and none is a fault of the test.
+struct Connection {
+    stream: TcpStream,
+    transport: Transport,
+    input: Vec<u8>,
+    last_sent: Instant,
+}
+
+impl Connection {
+    fn open(comet: SocketAddr, transport: Transport) -> std::io::Result<Self> {
+        let mut stream = TcpStream::connect_timeout(&comet, Duration::from_secs(1))?;
+        stream.set_nodelay(true)?;
+        stream.set_write_timeout(Some(DEADLINE))?;
+        stream.set_read_timeout(Some(DEADLINE))?;
+        if transport == Transport::Ws {
+            stream.write_all(UPGRADE.as_bytes())?;
+            let mut answer = vec![0; SWITCHED.len()];
+            stream.read_exact(&mut answer)?;
+            assert_eq!(answer, SWITCHED.as_bytes());
+        }
+        stream.set_read_timeout(Some(LOOK))?;
+        Ok(Self { stream, transport, input: Vec::new(), last_sent: Instant::now() })
+    }
+
+    fn send(&mut self, packet: &Packet) -> std::io::Result<()> {
+        self.last_sent = Instant::now();
+        match self.transport {
+            Transport::Tcp => self.stream.write_all(&packet.encode()),
+            Transport::Ws => self.stream.write_all(&frame::masked(frame::BINARY, &packet.encode())),
+        }
+    }
+
+    /// What has come after [`LOOK`] at most.
+    fn receive(&mut self) -> std::io::Result<Vec<Packet>> {
+        if self.last_sent.elapsed() > HEARTBEAT {
+            self.send(&Packet::new(2, 2, ""))?;
+        }
+        let mut buffer = [0; 16 * 1024];
+        match self.stream.read(&mut buffer) {
+            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+            Ok(read) => self.input.extend_from_slice(&buffer[..read]),
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            Err(error) => return Err(error),
+        }
+        let mut packets = Vec::new();
+        while let Some(next) = self.next() {
+            packets.extend(next?);
+        }
+        Ok(packets)
+    }
+
+    /// The next packet, or those of the next batch; `None` while it is not there to its end.
+    fn next(&mut self) -> Option<std::io::Result<Vec<Packet>>> {
+        let (packet, length) = match self.transport {
+            Transport::Tcp => Packet::decode(&self.input)?,
+            Transport::Ws => {
+                let (frame, length) = frame::decode(&self.input)?;
+                if frame.first != frame::BINARY {
+                    return Some(Err(ErrorKind::UnexpectedEof.into()));
+                }
+                (Packet::decode(&frame.payload).expect("a message holds a packet").0, length)
+            }
+        };
+        self.input.drain(..length);
+        Some(Ok(if packet.op == 9 { Packet::decode_all(&packet.body) } else { vec![packet] }))
+    }
+}
+
 /// Time from now until a push to the key and the member of each of these sessions arrives.
+///
+/// # Panics
+/// When that takes longer than a test waits.
 pub fn whole_again(logics: [SocketAddr; 2], sessions: &[Arc<Session>], of: &[usize]) -> Duration {
+    let within = DEADLINE * u32::try_from(of.len()).unwrap();
+    whole_again_within(within, logics, sessions, of).unwrap_or_else(|| panic!("not within {within:?}"))
+}
+
+/// The same; `None` when it takes longer than this.
+pub fn whole_again_within(
+    time: Duration,
+    logics: [SocketAddr; 2],
+    sessions: &[Arc<Session>],
+    of: &[usize],
+) -> Option<Duration> {
     let (started, mark) = (Instant::now(), unique("whole"));
     for nth in of {
         for (kind, target) in [("key", key_target(*nth)), ("mid", mid_target(*nth))] {
             let body = format!("{mark}-{kind}-{nth}");
-            eventually(&format!("{kind} of {nth} is reached"), || {
-                let arrived = || sessions[*nth].count(&body) > 0;
-                for logic in logics {
-                    let _ = is_accepted(logic, &target, &body);
+            while !reaches(logics, &sessions[*nth], &target, &body) {
+                if started.elapsed() > time {
+                    eprintln!("{kind} of {nth} is not reached after {time:?}");
+                    return None;
                 }
-                let until = Instant::now() + Duration::from_millis(200);
-                while !arrived() && Instant::now() < until {
-                    std::thread::sleep(Duration::from_millis(2));
-                }
-                arrived()
-            });
+            }
         }
     }
-    started.elapsed()
+    Some(started.elapsed())
+}
+
+/// Pushes by both logics; true when it arrives at once.
+fn reaches(logics: [SocketAddr; 2], session: &Session, target: &str, body: &str) -> bool {
+    for logic in logics {
+        let _ = is_accepted(logic, target, body);
+    }
+    let until = Instant::now() + Duration::from_millis(200);
+    while session.count(body) == 0 && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    session.count(body) > 0
 }
 
 /// What became of what was accepted, at the sessions that were connected throughout.

@@ -49,7 +49,12 @@ pub(super) fn instance(app: &str, host: &str) -> Value {
 async fn listen(address: SocketAddr) -> TcpListener {
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.set_reuseaddr(true).unwrap();
-    socket.bind(address).unwrap();
+    // Of a server that is started again somebody's connection may have the port.
+    let until = std::time::Instant::now() + Duration::from_secs(10);
+    while let Err(error) = socket.bind(address) {
+        assert!(std::time::Instant::now() < until, "{address}: {error}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
     socket.listen(64).unwrap()
 }
 
