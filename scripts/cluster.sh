@@ -83,7 +83,7 @@ settings_of() { # DIR NAME
       echo "rpc.comet=$(address_of "$dir" "$name" rpc)"
       echo "cluster.comet_pages=$(address_of "$dir" "$name" pages)"
       ;;
-    job*) echo "cluster.job_pages=$(address_of "$dir" "$name" pages)" ;;
+    job*) echo "cluster.job_pages=$(address_of "$dir" "$name" pages)"; echo "comet.node.server=$name" ;;
   esac
 }
 
