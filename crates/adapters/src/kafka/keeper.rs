@@ -82,6 +82,10 @@ impl Keeper {
     }
 
     fn commit(&self) {
+        // A commit that waits for its coordinator may find another membership there, and is fenced by it.
+        if self.shared.is_lost.load(Ordering::SeqCst) {
+            return;
+        }
         let due = self.shared.places().to_commit();
         if !due.is_empty() {
             self.try_commit(&due);

@@ -16,19 +16,27 @@ use super::places::Places;
 /// How librdkafka writes the id of a topic that it did not know.
 const NO_ID: &str = "AAAAAAAAAAAAAAAAAAAAAA";
 
-/// What one member of the group knows of itself.
+/// What is counted, whatever becomes of the member.
 #[derive(Default)]
-pub(super) struct Shared {
-    places: Mutex<Places>,
+pub(super) struct Counts {
     pub(super) partitions: Count,
     pub(super) read: Count,
     pub(super) poison: Count,
     pub(super) rebalances: Count,
     pub(super) errors: Count,
+}
+
+/// What one member of the group knows of itself.
+#[derive(Default)]
+pub(super) struct Shared {
+    places: Mutex<Places>,
+    pub(super) counts: Arc<Counts>,
     /// The group has agreed, and nothing has begun another agreement since.
     pub(super) is_settled: AtomicBool,
     /// The topic was deleted and made again, and the positions here are still those of the old one.
     pub(super) is_remade: AtomicBool,
+    /// The membership is over since nothing was heard of the coordinator for too long, and the next has not begun.
+    pub(super) is_lost: AtomicBool,
     /// Since the last record there were errors.
     is_troubled: AtomicBool,
     calls: Mutex<Calls>,
@@ -43,6 +51,12 @@ struct Calls {
 }
 
 impl Shared {
+    /// Of the member that takes the place of this one.
+    pub(super) fn renewed(&self) -> Self {
+        let places = Mutex::new(self.places().renewed());
+        Self { counts: Arc::clone(&self.counts), places, ..Self::default() }
+    }
+
     pub(super) fn places(&self) -> MutexGuard<'_, Places> {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -74,7 +88,7 @@ impl Shared {
 
     /// Counts an error that librdkafka gets over by itself, and tells of the first of a row.
     pub(super) fn note(&self, error: &ClientError) {
-        self.errors.add(1);
+        self.counts.errors.add(1);
         if !self.is_troubled.swap(true, Ordering::Relaxed) {
             tracing::warn!(%error, "kafka: the push log cannot be read; trying again");
         }
@@ -146,6 +160,9 @@ impl ConsumerContext for Member {
     fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
         self.shared.is_settled.store(false, Ordering::SeqCst);
         let Rebalance::Revoke(leaving) = rebalance else { return };
+        if consumer.assignment_lost() && consumer.client().fatal_error().is_none() {
+            self.shared.is_lost.store(true, Ordering::SeqCst);
+        }
         let leaving = numbers(leaving);
         let mut due = self.shared.places().to_commit();
         due.retain(|(partition, _)| leaving.contains(partition));
@@ -159,18 +176,19 @@ impl ConsumerContext for Member {
         }
         let mut places = self.shared.places();
         leaving.iter().for_each(|partition| places.leave(*partition));
-        self.shared.partitions.set(places.len() as u64);
+        self.shared.counts.partitions.set(places.len() as u64);
     }
 
     fn post_rebalance(&self, _: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
-        self.shared.rebalances.add(1);
+        self.shared.counts.rebalances.add(1);
         match rebalance {
             Rebalance::Assign(coming) => {
                 self.shared.is_settled.store(true, Ordering::SeqCst);
+                self.shared.is_lost.store(false, Ordering::SeqCst);
                 let mut places = self.shared.places();
                 let coming = numbers(coming);
                 coming.iter().for_each(|partition| places.come(*partition));
-                self.shared.partitions.set(places.len() as u64);
+                self.shared.counts.partitions.set(places.len() as u64);
                 drop(places);
                 // Where they begin is to be durable.
                 self.shared.call();

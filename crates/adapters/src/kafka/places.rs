@@ -72,6 +72,11 @@ impl Place {
 }
 
 impl Places {
+    /// Of the same life, and with nothing in it.
+    pub(super) fn renewed(&self) -> Self {
+        Self { life: self.life, of: HashMap::new() }
+    }
+
     pub(super) fn len(&self) -> usize {
         self.of.len()
     }

@@ -22,7 +22,7 @@ use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, ThreadedProducer};
 
-use super::begin;
+use super::begin::{self, Begin};
 use super::config::{DeadLetter, KafkaConfig};
 use super::keeper::Keeper;
 use super::log::KafkaError;
@@ -85,6 +85,23 @@ fn hears(consumer: &StreamConsumer<Member>, time: Duration, is_so: impl Fn() -> 
     }
 }
 
+impl Leaving {
+    /// Makes a consumer, its keeper, and a member of the group of them.
+    fn join(config: &KafkaConfig, begin: Begin, shared: &Arc<Shared>) -> Result<Self, KafkaError> {
+        let refused = |error: ClientError| KafkaError::Config(error.to_string());
+        let (topic, is_verbose) = (config.topic.clone(), config.is_verbose());
+        let member = Member { shared: Arc::clone(shared), topic, is_verbose };
+        let consumer: StreamConsumer<Member> =
+            config.consumer(begin).create_with_context(member).map_err(refused)?;
+        consumer.subscribe(&[config.topic.as_str()]).map_err(refused)?;
+        let consumer = Arc::new(consumer);
+        let keeper = Keeper::new(Arc::clone(&consumer), Arc::clone(shared), config.clone());
+        let keeper = std::thread::Builder::new().name("kafka keeper".into()).spawn(move || keeper.run());
+        let keeper = keeper.map_err(|error| KafkaError::Config(format!("no thread can be made: {error}")))?;
+        Ok(Self { consumer: Some(consumer), keeper: Some(keeper), is_static: config.instance_id.is_some() })
+    }
+}
+
 impl std::ops::Deref for Leaving {
     type Target = StreamConsumer<Member>;
 
@@ -133,10 +150,6 @@ impl KafkaPushLogReader {
         let refused = |error: ClientError| KafkaError::Config(error.to_string());
         let begin = begin::settle(&config)?;
         let shared = Arc::new(Shared::default());
-        let (topic, is_verbose) = (config.topic.clone(), config.is_verbose());
-        let member = Member { shared: Arc::clone(&shared), topic, is_verbose };
-        let consumer: StreamConsumer<Member> =
-            config.consumer(begin).create_with_context(member).map_err(refused)?;
         let dead_letters = match &config.dead_letter {
             DeadLetter::Drop => None,
             DeadLetter::Topic(topic) => {
@@ -144,25 +157,37 @@ impl KafkaPushLogReader {
                 Some((topic.clone(), producer))
             }
         };
-        consumer.subscribe(&[config.topic.as_str()]).map_err(refused)?;
-        let consumer = Arc::new(consumer);
-        let keeper = Keeper::new(Arc::clone(&consumer), Arc::clone(&shared), config.clone());
-        let keeper = std::thread::Builder::new().name("kafka keeper".into()).spawn(move || keeper.run());
-        let keeper = keeper.map_err(|error| KafkaError::Config(format!("no thread can be made: {error}")))?;
-        let is_static = config.instance_id.is_some();
-        let consumer = Leaving { consumer: Some(consumer), keeper: Some(keeper), is_static };
+        let consumer = Leaving::join(&config, begin, &shared)?;
         Ok(Self { consumer, shared, config, dead_letters })
+    }
+
+    /// Joins anew in the place of a member that has fenced itself.
+    ///
+    /// When a broker was away for longer than the session, librdkafka begins another membership, and a commit of the one before that
+    /// waited for the coordinator is fenced by it: that is the end of the consumer (2.12.1), though nobody else has its name.
+    fn join_again(&mut self) -> Result<(), KafkaError> {
+        tracing::info!(
+            group = self.config.group,
+            "kafka: the membership was lost with the broker; joining again"
+        );
+        let shared = Arc::new(self.shared.renewed());
+        let consumer = Leaving::join(&self.config, Begin::Known, &shared)?;
+        let gone = std::mem::replace(&mut self.consumer, consumer);
+        self.shared = shared;
+        // It ends in its own time.
+        let _ = std::thread::Builder::new().name("kafka consumer ends".into()).spawn(move || drop(gone));
+        Ok(())
     }
 
     /// The figures at this moment; for metrics, to be asked while the reader is elsewhere.
     pub fn stats(&self) -> impl Fn() -> KafkaReadStats + Send + Sync + 'static {
-        let shared = Arc::clone(&self.shared);
+        let counts = Arc::clone(&self.shared.counts);
         move || KafkaReadStats {
-            partitions: shared.partitions.get(),
-            read: shared.read.get(),
-            poison: shared.poison.get(),
-            rebalances: shared.rebalances.get(),
-            errors: shared.errors.get(),
+            partitions: counts.partitions.get(),
+            read: counts.read.get(),
+            poison: counts.poison.get(),
+            rebalances: counts.rebalances.get(),
+            errors: counts.errors.get(),
         }
     }
 
@@ -220,7 +245,7 @@ impl KafkaPushLogReader {
         }
         let (partition, offset) = (message.partition(), message.offset());
         let read = record::read(message.payload().unwrap_or_default(), message.timestamp().to_millis());
-        self.shared.read.add(1);
+        self.shared.counts.read.add(1);
         self.shared.is_well();
         let position = self.shared.places().read(partition, offset, read.is_ok());
         match read {
@@ -235,11 +260,11 @@ impl KafkaPushLogReader {
     /// Counts a record that is no push, says so, and writes it where such records go.
     fn put_aside(&self, message: &BorrowedMessage<'_>, poison: &record::Poison) {
         let (partition, offset) = (message.partition(), message.offset());
-        if self.shared.poison.get().is_multiple_of(POISON_SAID_EVERY) {
+        if self.shared.counts.poison.get().is_multiple_of(POISON_SAID_EVERY) {
             let topic = self.config.topic.as_str();
             tracing::warn!(topic, partition, offset, %poison, "a record is no push and is put aside");
         }
-        self.shared.poison.add(1);
+        self.shared.counts.poison.add(1);
         let Some((topic, producer)) = &self.dead_letters else { return };
         let (partition, offset, poison) = (partition.to_string(), offset.to_string(), poison.to_string());
         let headers = [
@@ -269,12 +294,17 @@ impl std::fmt::Debug for KafkaPushLogReader {
 impl PushLogReader for KafkaPushLogReader {
     fn read(&mut self) -> BoxFuture<'_, Result<Option<Vec<LogEntry>>, ReadError>> {
         Box::pin(async {
-            let this = &*self;
             let first = loop {
-                if let Some(entry) = this.next().await? {
-                    break entry;
+                match self.next().await {
+                    Ok(Some(entry)) => break entry,
+                    Ok(None) => {}
+                    Err(ReadError::Fenced(_)) if self.shared.is_lost.load(Ordering::SeqCst) => {
+                        self.join_again().map_err(|error| ReadError::Ended(error.to_string()))?;
+                    }
+                    Err(error) => return Err(error),
                 }
             };
+            let this = &*self;
             // From here on nothing waits, so that dropping the future loses nothing.
             let mut entries = vec![first];
             while entries.len() < this.config.read_records_max {

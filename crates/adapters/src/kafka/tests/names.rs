@@ -146,6 +146,44 @@ async fn of_two_members_with_one_name_the_first_is_told_and_ends() {
     );
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_with_a_name_goes_on_after_a_broker_was_away_for_longer_than_its_session() {
+    if broker().is_none() {
+        return;
+    }
+    let (own, broker) = OwnBroker::start();
+    let config = KafkaConfig { instance_id: Some("job1".to_owned()), ..with_topic(&broker, 4).await };
+    let (log, mut reader) = both_ends(&config).await;
+    for round in 0..3 {
+        let body = format!("{round}");
+        for n in 0..8 {
+            while log.append(record_for_key(&format!("k{n}"), body.clone())).await.is_err() {}
+        }
+        let mut entries = read(&mut reader, 1).await;
+        while entries.iter().filter(|entry| entry.record.body == body.as_bytes()).count() < 8 {
+            entries.extend(read(&mut reader, 1).await);
+        }
+        own.script("kill");
+        // So there is a commit that waits until the coordinator is back, and the membership is another one by then.
+        entries.iter().for_each(|entry| reader.done(entry.position));
+        let away = tokio::time::timeout(config.session_timeout + Duration::from_secs(2), async {
+            loop {
+                reader.read().await.expect("a broker that is away is no end");
+            }
+        });
+        assert!(away.await.is_err());
+        own.script("start");
+        let until = Instant::now() + Duration::from_secs(20);
+        while committed(&config, 4) < 8 * (round + 1) {
+            assert!(Instant::now() < until, "{} are committed", committed(&config, 4));
+            let soon = tokio::time::timeout(Duration::from_millis(200), reader.read()).await;
+            for entry in soon.map_or(Vec::new(), |read| read.expect("it goes on").unwrap()) {
+                reader.done(entry.position);
+            }
+        }
+    }
+}
+
 /// A job that is killed thirty times while pushes run. `KILLS` and `SESSION` (in ms) in the environment change it.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes minutes; for the figures of docs/reliability.md"]
