@@ -129,6 +129,8 @@ pub struct KafkaConfig {
     pub topic: String,
     /// The consumer group of the jobs. Default `goim-push-group-job`, as goim.
     pub group: String,
+    /// What this job is called in the group; no other may be called so. Default empty: as `comet.node.server`. `none`: it has no name.
+    pub instance_id: String,
     /// Where a group begins that has committed nothing. Default [`LogStart::Newest`], as goim.
     pub start: LogStart,
     /// Where records go that are no pushes. Default none: they are dropped, counted and logged.
@@ -325,6 +327,7 @@ impl Default for KafkaConfig {
             topic: "goim-push-topic".to_owned(),
             group: "goim-push-group-job".to_owned(),
             start: LogStart::Newest,
+            instance_id: String::new(),
             dead_letter_topic: None,
             acknowledge_deadline: Duration::from_secs(10),
             session_timeout: Duration::from_secs(10),

@@ -8,9 +8,14 @@
 
 mod harness;
 
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use goim::cluster::start_job;
 use harness::cluster::{Cluster, addrs_of, try_comet};
+use harness::kafka::Kafka;
+use harness::server::RUNTIME;
 use harness::{Client, Server, Settings, Transport, Who, eventually, unique};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -279,6 +284,114 @@ fn listed_cluster() -> (Cluster, [goim::cluster::Running; 2]) {
         }
     }
     panic!("no ports for two comets");
+}
+
+/// Two jobs with one name: the first ends, with what to do about it, whether it is in this process or one of its own.
+#[test]
+fn of_two_jobs_with_one_name_the_first_ends_and_says_why() {
+    if !has_broker() {
+        return;
+    }
+    let cluster = Cluster::without_job(
+        &Settings::new().set("kafka.session_timeout", "3s").set("comet.node.server", "job1"),
+    );
+    let settings = cluster.settings();
+    let start = || RUNTIME.block_on(start_job(settings.config())).unwrap_or_else(|error| panic!("{error}"));
+    let first = start();
+    assert!(first.line("kafka").unwrap().ends_with(" as job1"), "{first:?}");
+    let mut second = Command::new(env!("CARGO_BIN_EXE_goim"));
+    second.arg("job").stdout(Stdio::piped()).stderr(Stdio::piped());
+    for pair in &settings.0 {
+        second.args(["--set", pair]);
+    }
+    let mut second = second.spawn().unwrap();
+    let mut up = String::new();
+    BufReader::new(second.stdout.take().unwrap()).read_line(&mut up).unwrap();
+    assert!(up.contains("is up: job"), "{up}");
+    let failed = RUNTIME.block_on(async { tokio::time::timeout(2 * LONG, first.failed()).await });
+    let says_why = |text: &str| {
+        for part in ["\"job1\"", "kafka.instance_id", "comet.node.server"] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+    };
+    says_why(&failed.expect("the first is told").to_string());
+    RUNTIME.block_on(first.drain());
+    let third = start();
+    let ended = second.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(64));
+    says_why(&String::from_utf8_lossy(&ended.stderr));
+    RUNTIME.block_on(third.drain());
+}
+
+/// A broker that is frozen may have what was sent to it, or not: every route says so, and no sooner than the log itself.
+#[test]
+fn what_a_silent_broker_may_have_is_answered_alike_on_every_route() {
+    if !has_broker() {
+        return;
+    }
+    let kafka = Kafka::start();
+    // More than logic itself waits for an append by default.
+    let patience = Duration::from_secs(6);
+    let settings = Settings::new().set("kafka.acknowledge_deadline", "6s");
+    let mut cluster = Cluster::over(&kafka.broker, &settings);
+    cluster.start_comet();
+    cluster.start_job();
+    let server = Server::at(cluster.addrs);
+    let room = unique("live") + "://1";
+    let who = Who::new().room(&room).accepts(&[1000]);
+    let mid = who.mid;
+    let mut client = Client::login(&server, Transport::Tcp, &who);
+    server.push_keys(1000, &[&who.key], "before");
+    client.expect_push(1000, "before");
+
+    const UNKNOWN: &str = r#"{"code":-504,"message":"the push may or may not be in the log"}"#;
+    const UNKNOWN_BUT: &str =
+        r#"{"code":-504,"message":"the push may or may not be in the log","accepted":0}"#;
+    let key = &who.key;
+    let (kind, name) = room.split_once("://").unwrap();
+    let message = |to: &str| format!(r#"{{"to":{to},"operation":1000,"body":"batch"}}"#);
+    let to_all = [
+        format!(r#"{{"keys":["{key}"]}}"#),
+        format!(r#"{{"mids":[{mid}]}}"#),
+        format!(r#"{{"room":"{room}"}}"#),
+    ];
+    let many: Vec<String> = to_all.iter().map(|to| message(to)).collect();
+    let mut routes = vec![
+        (format!("/goim/push/keys?operation=1000&keys={key}"), "keys".to_owned(), 200, UNKNOWN),
+        (format!("/goim/push/mids?operation=1000&mids={mid}"), "mids".to_owned(), 200, UNKNOWN),
+        (format!("/goim/push/room?operation=1000&type={kind}&room={name}"), "room".to_owned(), 200, UNKNOWN),
+        ("/goim/push/all?operation=1000".to_owned(), "all".to_owned(), 200, UNKNOWN),
+        ("/v1/push".to_owned(), format!(r#"{{"messages":[{}]}}"#, many[0]), 504, UNKNOWN_BUT),
+        ("/v1/push".to_owned(), format!(r#"{{"messages":[{}]}}"#, many.join(",")), 504, UNKNOWN_BUT),
+    ];
+    // Whoever is ended by these is somebody else.
+    let other = Who::new().room(&(unique("live") + "://2"));
+    let _other = Client::login(&server, Transport::Ws, &other);
+    for of in [format!(r#"{{"keys":["{}"]}}"#, other.key), r#"{"room":"nobody://1"}"#.to_owned()] {
+        routes.push(("/v1/sessions/end".to_owned(), format!(r#"{{"of":{of}}}"#), 504, UNKNOWN));
+    }
+    kafka.freeze();
+    std::thread::scope(|scope| {
+        for (target, body, status, expected) in &routes {
+            let server = &server;
+            scope.spawn(move || {
+                let started = Instant::now();
+                let json = [("Content-Type", "application/json")];
+                let response = server.request("POST", target, &json, body.as_bytes());
+                let took = started.elapsed();
+                eprintln!("{target}: {} {} after {took:?}", response.status, response.text());
+                assert_eq!((response.status, response.text().as_str()), (*status, *expected), "{target}");
+                assert!((patience..patience * 2).contains(&took), "{target}: {took:?}");
+            });
+        }
+    });
+    kafka.thaw();
+    // Then it is well again, and what is answered with 0 arrives.
+    eventually("pushes are accepted again", || {
+        let target = format!("/goim/push/keys?operation=1000&keys={key}");
+        server.post(&target, "after").text() == r#"{"code":0,"message":""}"#
+    });
+    eventually("it arrives", || client.comes_to_get("after"));
 }
 
 /// Two comets that are known by their addresses alone, and a room with somebody on one of them.

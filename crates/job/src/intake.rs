@@ -84,12 +84,13 @@ impl Intake {
         }
     }
 
-    pub(crate) async fn run(mut self, shutdown: impl Future<Output = ()> + Send) {
+    pub(crate) async fn run(mut self, shutdown: impl Future<Output = ()> + Send) -> Result<(), ReadError> {
         self.next_sweep = Instant::now() + SWEEP_INTERVAL;
         let mut shutdown = pin!(shutdown);
-        loop {
+        let ended = loop {
             match self.next_event(shutdown.as_mut()).await {
                 Event::Read(entries) => self.take(entries).await,
+                Event::ReadFailed(error @ (ReadError::Ended(_) | ReadError::Fenced(_))) => break Err(error),
                 Event::ReadFailed(error) => self.read_failed(&error),
                 Event::Rooms(answer) => {
                     let mut decided = Vec::new();
@@ -97,10 +98,10 @@ impl Intake {
                     self.assign(decided);
                 }
                 Event::Housekeeping => {}
-                Event::End => break,
+                Event::End => break Ok(()),
             }
             self.housekeeping();
-        }
+        };
         let (records, _) = self.in_flight.load();
         tracing::info!(records, "job stops reading and hands over what it has");
         let drained = timeout(self.drain_deadline, self.drain()).await;
@@ -108,6 +109,7 @@ impl Intake {
             let (records, _) = self.in_flight.load();
             tracing::warn!(records, "job stops with records that were not handed over");
         }
+        ended
     }
 
     async fn next_event(&mut self, shutdown: Pin<&mut (impl Future<Output = ()> + Send)>) -> Event {

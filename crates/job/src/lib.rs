@@ -33,7 +33,7 @@ mod silence;
 use std::future::Future;
 use std::sync::Arc;
 
-use goim_ports::{CometPool, PushLogReader};
+use goim_ports::{CometPool, PushLogReader, ReadError};
 use prometheus_client::registry::Registry;
 
 pub use config::{CometConfig, Config, InFlightConfig, RoomConfig};
@@ -64,10 +64,13 @@ impl Job {
     /// A log that lives in this process should be closed rather than `shutdown` used: then everything that was accepted is
     /// read and handed over first.
     ///
+    /// # Errors
+    /// [`ReadError::Ended`] and [`ReadError::Fenced`], after the same hand-over: the reader is of no more use.
+    ///
     /// # Cancel safety
     /// Dropping the future ends all workers at once. What was not handed over is not marked as done.
-    pub async fn run(self, shutdown: impl Future<Output = ()> + Send) {
-        intake::Intake::new(self.config, self.reader, self.comets, self.metrics).run(shutdown).await;
+    pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), ReadError> {
+        intake::Intake::new(self.config, self.reader, self.comets, self.metrics).run(shutdown).await
     }
 }
 

@@ -288,6 +288,18 @@ async fn reading_goes_on_after_failures() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_job_that_is_shut_out_hands_over_what_it_has_and_says_why_it_ends() {
+    let comet = Recorder::new(Mode::After(Duration::from_millis(100)));
+    let mut rig = Rig::new(Config::default(), &[("a", &comet)]);
+    rig.append(vec![to_key("a", "k", "x"), to_all(0, "y")]);
+    rig.shut_out();
+    assert_eq!(rig.shut_out_ended().await, Err(goim_ports::ReadError::Fenced("test".to_owned())));
+    assert_eq!(comet.got().len(), 2);
+    assert_eq!(rig.done(), Some(1));
+    assert_eq!(rig.metric("job_read_errors_total"), 0.0, "it does not try again");
+}
+
+#[tokio::test(start_paused = true)]
 async fn pushes_that_wait_behind_each_other_travel_together_and_in_order() {
     let comet = Recorder::new(Mode::After(Duration::from_millis(10)));
     comet.takes_many();

@@ -96,7 +96,7 @@ impl Logic {
     /// [`BatchError`]. Nothing is accepted when a message names no key, is too large, or its receivers cannot be found
     /// out. When the push log is full or gone, what is in front is accepted. A message whose receivers are on several
     /// comets counts as accepted when all of its records are; those that reached the log before one that did not are
-    /// sent, and sent again when the caller repeats the message.
+    /// sent, and sent again when the caller repeats the message: the error is [`AppendError::Unknown`] then.
     ///
     /// # Cancel safety
     /// Dropping the future may leave a part of the messages accepted, always from the front.
@@ -128,7 +128,10 @@ impl Logic {
             Appended { error: None, .. } => Ok(count),
             Appended { accepted, error: Some(error) } => {
                 let index = of.get(accepted).copied().unwrap_or(count);
-                Err(BatchError { accepted: index, index, error: PushError::Append(error) })
+                // Some records of this message are in the log, those for other comets.
+                let is_in_part = accepted.checked_sub(1).and_then(|last| of.get(last)) == Some(&index);
+                let error = PushError::Append(error).after(is_in_part);
+                Err(BatchError { accepted: index, index, error })
             }
         }
     }

@@ -49,8 +49,11 @@ impl Logic {
             }
             Receivers::Mids(mids) => to_keys(self.sessions_by_server(mids).await?),
         };
+        let mut is_in_part = false;
         for target in targets {
-            self.append_record(order_to_end(target, code)).await?;
+            let ended = self.append_record(order_to_end(target, code)).await;
+            ended.map_err(|error| error.after(is_in_part))?;
+            is_in_part = true;
         }
         Ok(())
     }

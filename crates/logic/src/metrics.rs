@@ -110,17 +110,19 @@ pub(crate) enum PushResult {
     TooLarge,
     Full,
     Unavailable,
+    Unknown,
 }
 
 const PUSH_KINDS: [(PushKind, &str); 4] =
     [(PushKind::Keys, "keys"), (PushKind::Mids, "mids"), (PushKind::Room, "room"), (PushKind::All, "all")];
 
-const PUSH_RESULTS: [(PushResult, &str); 5] = [
+const PUSH_RESULTS: [(PushResult, &str); 6] = [
     (PushResult::Accepted, "accepted"),
     (PushResult::Invalid, "invalid"),
     (PushResult::TooLarge, "too_large"),
     (PushResult::Full, "full"),
     (PushResult::Unavailable, "unavailable"),
+    (PushResult::Unknown, "unknown"),
 ];
 
 /// Pushes, by kind and result.

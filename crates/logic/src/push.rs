@@ -1,7 +1,8 @@
 //! From a push request to records in the push log.
 //!
 //! A push to keys or members becomes one record for each comet that holds receivers; a push to a room or to all is
-//! one record. The first record that the log does not take ends the push, as in goim: what went before it is pushed.
+//! one record. The first record that the log does not take ends the push, as in goim: what went before it is pushed, and the
+//! publisher hears that it may be.
 
 use std::num::NonZeroU32;
 use std::time::Instant;
@@ -32,11 +33,21 @@ pub enum PushError {
     Append(AppendError),
 }
 
+impl PushError {
+    /// What the push as a whole has met when this is what one of its records met, and others `may_be_in` the log already.
+    pub(crate) fn after(self, may_be_in: bool) -> Self {
+        match self {
+            Self::Append(error) if may_be_in => Self::Append(error.in_part()),
+            error => error,
+        }
+    }
+}
+
 impl Logic {
     /// Pushes to sessions. A key that is named twice gets it twice, one that has no session nothing.
     ///
     /// # Errors
-    /// [`PushError`]; receivers on other comets may have been pushed to.
+    /// [`PushError`]. When receivers on other comets may have been pushed to, it is [`AppendError::Unknown`].
     ///
     /// # Cancel safety
     /// Dropping the future may leave a part of the receivers without the message.
@@ -53,7 +64,7 @@ impl Logic {
     /// Pushes to all sessions of members, once each, however often a member is named.
     ///
     /// # Errors
-    /// [`PushError`]; receivers on other comets may have been pushed to.
+    /// As [`Logic::push_keys`].
     ///
     /// # Cancel safety
     /// As [`Logic::push_keys`].
@@ -142,8 +153,10 @@ impl Logic {
         operation: Operation,
         body: Bytes,
     ) -> Result<(), PushError> {
+        let mut is_in_part = false;
         for (target, body) in targets(groups, body) {
-            self.append(target, operation, body).await?;
+            self.append(target, operation, body).await.map_err(|error| error.after(is_in_part))?;
+            is_in_part = true;
         }
         Ok(())
     }
@@ -185,15 +198,19 @@ impl Logic {
                 }
                 PushResult::Unavailable
             }
+            Some(PushError::Append(AppendError::Unknown(reason))) => {
+                if let Some(unsaid) = self.pushes_failing.say(Instant::now()) {
+                    tracing::warn!(?kind, %reason, unsaid, "a push may or may not be in the log");
+                }
+                PushResult::Unknown
+            }
         };
         self.metrics.pushes.count(kind, result);
     }
 }
 
 pub(crate) fn append_late() -> AppendError {
-    AppendError::Unavailable(
-        "the push log did not answer in time; the push may or may not be in it".to_owned(),
-    )
+    AppendError::Unknown("the push log did not answer within logic.push.append_deadline".to_owned())
 }
 
 /// Keys by comet.

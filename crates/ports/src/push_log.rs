@@ -77,7 +77,7 @@ impl AcceptedAt {
 /// The writing end.
 pub trait PushLog: Send + Sync {
     /// Appends a record. `Ok` means that it is in the log and will be handed over. Waits (within a deadline) while the
-    /// log is full.
+    /// log is full. The answer always comes, within deadlines of the log's own.
     ///
     /// Order: of two records with the same partition key, the one whose append was called first comes first.
     fn append(&self, record: PushRecord) -> Call<Result<(), AppendError>>;
@@ -87,7 +87,8 @@ pub trait PushLog: Send + Sync {
     /// deadline for all) while the log is full.
     ///
     /// What is in the log when the call ends is always a number of records from the front: the first one that the
-    /// log does not take keeps out those behind it. The publisher goes on from there.
+    /// log does not take keeps out those behind it. The publisher goes on from there. With [`AppendError::Unknown`] any
+    /// of those behind the front may be in the log too.
     fn append_all(&self, records: Vec<PushRecord>) -> Call<Appended>;
 }
 
@@ -100,7 +101,7 @@ pub struct Appended {
     pub error: Option<AppendError>,
 }
 
-/// Why a record is not in the log.
+/// Why it is not said that a record is in the log. It is not there, except with [`AppendError::Unknown`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AppendError {
     /// Larger than a record may be. The text is the one that goim's users see.
@@ -114,9 +115,24 @@ pub enum AppendError {
     /// The log is full and stayed full until the deadline: the receivers are slower than the publishers.
     #[error("the push log is full; try again later")]
     Full,
-    /// The log cannot be reached.
+    /// The log cannot be reached. The record is not in it, and will not be.
     #[error("{0}")]
     Unavailable(String),
+    /// The record may or may not be in the log: it was on its way there, and nobody answered in time, or not clearly. For the
+    /// publisher the text is always the same; why it is so is for the operator.
+    #[error("the push may or may not be in the log")]
+    Unknown(String),
+}
+
+impl AppendError {
+    /// The same after a part of what belongs together is in the log: whether all of it is, is then not to be said either.
+    #[must_use]
+    pub fn in_part(self) -> Self {
+        match self {
+            Self::Unknown(_) => self,
+            rest => Self::Unknown(format!("a part of the push is in the log, the rest is not: {rest}")),
+        }
+    }
 }
 
 /// Where a record is in the log.
@@ -142,7 +158,7 @@ pub trait PushLogReader: Send {
     /// The next records, at least one; waits until there are some. `None` when the log has been closed and is used up.
     ///
     /// # Errors
-    /// [`ReadError`]; the reader may be asked again, after a pause.
+    /// [`ReadError`]. With [`ReadError::Unavailable`] the reader may be asked again, after a pause; else that is of no use.
     ///
     /// # Cancel safety
     /// Dropping the future loses no record.
@@ -158,4 +174,10 @@ pub enum ReadError {
     /// The log cannot be reached.
     #[error("push log not available: {0}")]
     Unavailable(String),
+    /// This reader has ended; a new one may read on.
+    #[error("{0}")]
+    Ended(String),
+    /// Another reader has taken its place, since it has the same name: that is for somebody to mend.
+    #[error("{0}")]
+    Fenced(String),
 }

@@ -4,6 +4,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
+use rdkafka::config::RDKafkaLogLevel;
+
+use super::begin::Begin;
+
+/// How soon new partitions are noticed, and a topic that was made again.
+pub(super) const METADATA_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Settings of both ends.
 #[derive(Debug, Clone)]
@@ -14,7 +20,11 @@ pub struct KafkaConfig {
     pub topic: String,
     /// The consumer group, as goim's `kafka.group`. Default `goim-push-group-job`.
     pub group: String,
-    /// Where a group begins that has committed nothing. Default [`Start::Newest`], as goim.
+    /// The name of this member, which no other of the group may have: back within `session_timeout` it goes on with the partitions that it
+    /// had, and nobody else notices. Default none: a member without a name leaves when it stops.
+    pub instance_id: Option<String>,
+    /// Where a group begins that has committed nothing. Default [`Start::Newest`], as goim. It is committed before the first member
+    /// joins; partitions that come later are read from their beginning.
     pub start: Start,
     /// Where records go that are no pushes. Default nowhere: they are counted, logged and passed over.
     pub dead_letter: DeadLetter,
@@ -70,6 +80,7 @@ impl Default for KafkaConfig {
             brokers: vec!["127.0.0.1:9092".to_owned()],
             topic: "goim-push-topic".to_owned(),
             group: "goim-push-group-job".to_owned(),
+            instance_id: None,
             start: Start::default(),
             dead_letter: DeadLetter::default(),
             records_max: 65_536,
@@ -92,12 +103,19 @@ impl KafkaConfig {
         self.brokers.join(",")
     }
 
-    fn client(&self) -> ClientConfig {
+    /// True when somebody wants librdkafka's own log at length.
+    pub(super) fn is_verbose(&self) -> bool {
+        self.properties.contains_key("debug")
+    }
+
+    pub(super) fn client(&self) -> ClientConfig {
         let mut client = ClientConfig::new();
         client.set("client.id", "goim");
         // A broker that is back is found at once; the default comes to wait ten seconds between two tries.
         client.set("reconnect.backoff.ms", "50").set("reconnect.backoff.max.ms", "500");
-        client.set("retry.backoff.ms", "100").set("topic.metadata.refresh.interval.ms", "60000");
+        client
+            .set("retry.backoff.ms", "100")
+            .set("topic.metadata.refresh.interval.ms", millis(METADATA_INTERVAL));
         for (name, value) in &self.properties {
             client.set(name, value);
         }
@@ -124,23 +142,24 @@ impl KafkaConfig {
     }
 
     /// Of the reading end.
-    pub(super) fn consumer(&self) -> ClientConfig {
+    pub(super) fn consumer(&self, begin: Begin) -> ClientConfig {
         let mut client = self.client();
         client.set("group.id", &self.group);
         // Sticky and step by step: a member that comes or goes stops only those partitions that move.
         client.set("partition.assignment.strategy", "cooperative-sticky");
         client.set("session.timeout.ms", millis(self.session_timeout));
         client.set("heartbeat.interval.ms", millis(self.session_timeout / 4));
-        client.set(
-            "auto.offset.reset",
-            match self.start {
-                Start::Newest => "latest",
-                Start::Oldest => "earliest",
-            },
-        );
-        // Offsets are stored when the comets took a record; what is stored is committed from time to time and when partitions go.
-        client.set("enable.auto.offset.store", "false").set("enable.auto.commit", "true");
-        client.set("auto.commit.interval.ms", millis(self.commit_interval));
+        if let Some(name) = &self.instance_id {
+            client.set("group.instance.id", name);
+        }
+        // What the group knows nothing of has come while it lives, and what has gone beyond reach is behind it.
+        let is_latest = begin == Begin::Open && self.start == Start::Newest;
+        client.set("auto.offset.reset", if is_latest { "latest" } else { "earliest" });
+        // The keeper commits, when the comets took a record.
+        client.set("enable.auto.offset.store", "false").set("enable.auto.commit", "false");
+        // That a topic was made again is said in this log only.
+        let debug = self.properties.get("debug").map_or(String::new(), |debug| format!("{debug},"));
+        client.set("debug", format!("{debug}metadata")).set_log_level(RDKafkaLogLevel::Debug);
         client.set("fetch.wait.max.ms", "100").set("fetch.message.max.bytes", "1048576");
         client.set("queued.max.messages.kbytes", "16384");
         client.set("socket.nagle.disable", "true");

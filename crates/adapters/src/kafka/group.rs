@@ -4,9 +4,11 @@
 //! cannot read. With a Go leader the group never finishes its rebalance and nobody gets any push; with ours the Go jobs go
 //! empty. So a job of ours looks before it joins.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{Consumer, ConsumerContext};
+use rdkafka::groups::GroupList;
 
 /// Pause between two questions.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -73,4 +75,67 @@ pub(super) fn check<C: ConsumerContext>(
         return Ok(());
     }
     Err(GroupError::GoJobs { group: group.to_owned(), members: hosts.len(), hosts: hosts.join(", ") })
+}
+
+/// The partitions of a topic that members of the group have; `None` while the group is agreeing, or when that cannot be read.
+pub(super) fn assigned(list: &GroupList, topic: &str) -> Option<BTreeSet<i32>> {
+    let mut all = BTreeSet::new();
+    for group in list.groups() {
+        if group.state() != STABLE {
+            return None;
+        }
+        for member in group.members() {
+            all.extend(partitions_of(member.assignment().unwrap_or_default(), topic)?);
+        }
+    }
+    Some(all)
+}
+
+/// What a group is in that has agreed.
+const STABLE: &str = "Stable";
+
+/// A topic's partitions in an assignment as consumers write it: a version, and a list of topics with their partitions.
+fn partitions_of(assignment: &[u8], topic: &str) -> Option<Vec<i32>> {
+    // Whoever has nothing may have no assignment at all.
+    if assignment.is_empty() {
+        return Some(Vec::new());
+    }
+    let mut rest = assignment;
+    let mut take = |count: usize| -> Option<&[u8]> {
+        let (taken, left) = rest.split_at_checked(count)?;
+        rest = left;
+        Some(taken)
+    };
+    let mut found = Vec::new();
+    take(2)?;
+    let topics = u32::from_be_bytes(take(4)?.try_into().ok()?);
+    for _ in 0..topics {
+        let length = u16::from_be_bytes(take(2)?.try_into().ok()?);
+        let is_it = take(usize::from(length))? == topic.as_bytes();
+        let partitions = u32::from_be_bytes(take(4)?.try_into().ok()?);
+        for _ in 0..partitions {
+            let partition = i32::from_be_bytes(take(4)?.try_into().ok()?);
+            if is_it {
+                found.push(partition);
+            }
+        }
+    }
+    Some(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_partitions_of_an_assignment_are_those_of_the_topic() {
+        let assignment =
+            b"\0\0\0\0\0\x02\0\x01a\0\0\0\x01\0\0\0\x07\0\x04push\0\0\0\x02\0\0\0\0\0\0\0\x03\0\0\0\0";
+        assert_eq!(partitions_of(assignment, "push"), Some(vec![0, 3]));
+        assert_eq!(partitions_of(assignment, "none"), Some(vec![]));
+        assert_eq!(partitions_of(b"", "push"), Some(vec![]));
+        for end in 1..assignment.len() - 4 {
+            assert_eq!(partitions_of(&assignment[..end], "push"), None, "cut off at {end}");
+        }
+    }
 }

@@ -154,16 +154,39 @@ impl ProducerContext for Deliveries {
 }
 
 impl Deliveries {
+    /// What has become of a record that was on its way. Whatever is not a clear refusal leaves it open.
     fn append_error(&self, error: &ClientError, bytes: usize) -> AppendError {
         match error.rdkafka_error_code() {
             Some(RDKafkaErrorCode::MessageSizeTooLarge) => {
                 let size = bytes.saturating_sub(RECORD_OVERHEAD);
                 AppendError::TooLarge { size, limit: size.saturating_sub(1) }
             }
-            Some(RDKafkaErrorCode::MessageTimedOut) => AppendError::Unavailable(self.late.clone()),
-            _ => AppendError::Unavailable(format!("kafka: {error}")),
+            Some(RDKafkaErrorCode::MessageTimedOut) => AppendError::Unknown(self.late.clone()),
+            Some(code) if is_refusal(code) => AppendError::Unavailable(format!("kafka: {error}")),
+            _ => AppendError::Unknown(format!("kafka: {error}")),
         }
     }
+}
+
+/// True for errors with which a broker says that it has not written a record, and will not.
+pub(super) fn is_refusal(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(
+        code,
+        Code::UnknownTopic
+            | Code::UnknownPartition
+            | Code::InvalidTopic
+            | Code::InvalidRecord
+            | Code::InvalidMessage
+            | Code::InvalidMessageSize
+            | Code::MessageBatchTooLarge
+            | Code::InvalidRequiredAcks
+            | Code::InvalidTimestamp
+            | Code::TopicAuthorizationFailed
+            | Code::ClusterAuthorizationFailed
+            | Code::UnsupportedForMessageFormat
+            | Code::PolicyViolation
+    )
 }
 
 impl Room {
@@ -213,7 +236,7 @@ impl KafkaPushLog {
         let brokers = config.broker_list();
         let looked = tokio::task::spawn_blocking(move || {
             let found = look_for_topic(producer.client(), &topic, &brokers);
-            found.map(|()| producer)
+            found.map(|_| producer)
         });
         let producer = looked.await.map_err(|error| KafkaError::Config(error.to_string()))??;
         let order = Mutex::new(Order { producer, waiting: VecDeque::new() });
@@ -253,7 +276,7 @@ impl std::fmt::Debug for KafkaPushLog {
 
 fn producer(config: &KafkaConfig, room: &Arc<Room>) -> Result<ThreadedProducer<Deliveries>, KafkaError> {
     let late = format!(
-        "kafka topic {} on {} did not acknowledge within {:?}; the push may or may not be in it",
+        "kafka topic {} on {} did not acknowledge within {:?}",
         config.topic,
         config.broker_list(),
         config.acknowledge_deadline,
@@ -262,20 +285,22 @@ fn producer(config: &KafkaConfig, room: &Arc<Room>) -> Result<ThreadedProducer<D
     config.producer().create_with_context(deliveries).map_err(|error| KafkaError::Config(error.to_string()))
 }
 
-/// Asks for the topic until it is there: brokers that make topics by themselves take a moment.
+/// Asks for the topic until it is there: brokers that make topics by themselves take a moment. Gives how many partitions it has.
 pub(super) fn look_for_topic<C: ClientContext>(
     client: &rdkafka::client::Client<C>,
     topic: &str,
     brokers: &str,
-) -> Result<(), KafkaError> {
+) -> Result<i32, KafkaError> {
     let until = Instant::now() + START_DEADLINE;
     loop {
         let left = until.saturating_duration_since(Instant::now());
         let metadata = client.fetch_metadata(Some(topic), left.max(START_PAUSE)).map_err(|error| {
             KafkaError::Unavailable { brokers: brokers.to_owned(), reason: error.to_string() }
         })?;
-        if metadata.topics().iter().any(|found| found.name() == topic && !found.partitions().is_empty()) {
-            return Ok(());
+        let found = metadata.topics().iter().find(|found| found.name() == topic);
+        let partitions = found.map_or(0, |found| found.partitions().len());
+        if partitions > 0 {
+            return Ok(i32::try_from(partitions).unwrap_or(i32::MAX));
         }
         if Instant::now() >= until {
             return Err(KafkaError::NoTopic { topic: topic.to_owned(), brokers: brokers.to_owned() });
@@ -305,7 +330,11 @@ impl Shared {
             .timestamp(record.timestamp);
         if let Err((error, back)) = order.producer.send(out) {
             let Delivery { answer, bytes } = *back.delivery_opaque;
-            let refused = order.producer.context().append_error(&error, bytes);
+            let refused = match order.producer.context().append_error(&error, bytes) {
+                // It has not left.
+                AppendError::Unknown(reason) => AppendError::Unavailable(reason),
+                refused => refused,
+            };
             self.room.failed.add(1);
             self.room.give_back(bytes);
             let _ = answer.send(Err(refused));
@@ -382,7 +411,7 @@ async fn pump(shared: Arc<Shared>) {
 }
 
 fn stopped() -> AppendError {
-    AppendError::Unavailable("the push log has stopped; the push may or may not be in it".to_owned())
+    AppendError::Unknown("the push log has stopped".to_owned())
 }
 
 impl PushLog for KafkaPushLog {
@@ -401,7 +430,8 @@ impl PushLog for KafkaPushLog {
     }
 
     /// All of them go out under one lock, one behind the other. They may be for several partitions, and Kafka acknowledges each
-    /// by itself: when one fails, some behind it may be in the log although they are not counted.
+    /// by itself: when one fails, some behind it may be in the log although they are not counted. The error is then
+    /// [`AppendError::Unknown`].
     ///
     /// # Cancel safety
     /// A dropped call may leave any of them in the log.
@@ -430,13 +460,17 @@ impl PushLog for KafkaPushLog {
         }
         drop(order);
         Call::pending(async move {
-            let mut accepted = 0;
+            let (mut accepted, mut failed, mut is_clear) = (0, None, true);
             for outcome in outcomes {
-                match outcome.await.unwrap_or_else(|_| Err(stopped())) {
-                    Ok(()) => accepted += 1,
-                    Err(failed) => return Appended { accepted, error: Some(failed) },
+                match (outcome.await.unwrap_or_else(|_| Err(stopped())), &failed) {
+                    (Ok(()), None) => accepted += 1,
+                    (Err(first), None) => failed = Some(first),
+                    // Behind the one that failed.
+                    (Ok(()) | Err(AppendError::Unknown(_)), Some(_)) => is_clear = false,
+                    (Err(_), Some(_)) => {}
                 }
             }
+            let error = failed.or(error).map(|error| if is_clear { error } else { error.in_part() });
             Appended { accepted, error }
         })
     }

@@ -4,11 +4,15 @@
 //! byte. What is ours is how much is promised: a record is acknowledged by all replicas before its publisher hears so, written once
 //! though the connection breaks in between, and its offset is committed only after the comets took it.
 
+mod begin;
 mod config;
 mod events;
 mod group;
+mod keeper;
 mod log;
+mod member;
 mod metrics;
+mod places;
 mod reader;
 mod record;
 mod upstream;

@@ -4,33 +4,36 @@
 //! When partitions move, what was read here and is not handed over yet is handed over all the same, and read again by
 //! their next owner: at least once, never less. What is said to be done about a partition that has left, or has left and
 //! come back, does not move its offset.
+//!
+//! A member with a name ([`KafkaConfig::instance_id`]) does not leave when it stops: it is back before its time is over, and goes on with
+//! what it had, or the others get it then.
 
-use std::collections::HashMap;
 use std::future::poll_fn;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use goim_ports::{BoxFuture, LogEntry, LogPosition, PushLogReader, ReadError};
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance, StreamConsumer};
-use rdkafka::error::{KafkaError as ClientError, KafkaResult};
+use rdkafka::consumer::{Consumer, StreamConsumer};
+use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, ThreadedProducer};
-use rdkafka::{ClientContext, TopicPartitionList};
 
+use super::begin::{self, Begin};
 use super::config::{DeadLetter, KafkaConfig};
-use super::log::{KafkaError, look_for_topic};
-use super::metrics::{Count, KafkaReadStats};
-use super::{group, record};
+use super::keeper::Keeper;
+use super::log::KafkaError;
+use super::member::{Member, Shared};
+use super::metrics::KafkaReadStats;
+use super::record;
 
-/// How long the brokers are asked for the members of the group.
-const GROUP_DEADLINE: Duration = Duration::from_secs(10);
 /// Poison records that are described in the log, of each thousand.
 const POISON_SAID_EVERY: u64 = 1000;
 
-/// The reading end of the push log on Kafka. Dropping it leaves the group, which blocks for 4 s at most.
+/// The reading end of the push log on Kafka. Dropping it commits what is done and ends the membership, which blocks for 4 s at most.
 pub struct KafkaPushLogReader {
     consumer: Leaving,
     shared: Arc<Shared>,
@@ -48,11 +51,16 @@ const LOOK: Duration = Duration::from_millis(5);
 
 /// A consumer that says farewell elsewhere: with a broker that has gone that can take for ever.
 ///
-/// While the group is agreeing on who reads what, a consumer must not be closed: the answer of the coordinator that comes after its
-/// end reaches for the coordinator that is no longer there (librdkafka 2.12.1: `rd_kafka_cgrp_handle_LeaveGroup` reads through a null
-/// pointer, and the process is gone). So the end of the agreement is waited for, and the group is left before the consumer is closed:
-/// an agreement that began without a word ends meanwhile. When the others do not agree in time it is closed all the same.
-struct Leaving(Option<StreamConsumer<Member>>);
+/// While the group is agreeing on who reads what, a consumer that leaves must not be closed: the answer of the coordinator that comes
+/// after its end reaches for the coordinator that is no longer there (librdkafka 2.12.1: `rd_kafka_cgrp_handle_LeaveGroup` reads through
+/// a null pointer, and the process is gone). So the end of the agreement is waited for, and the group is left before the consumer is
+/// closed: an agreement that began without a word ends meanwhile. When the others do not agree in time it is closed all the same.
+/// A static member does not leave, and is closed at once.
+struct Leaving {
+    consumer: Option<Arc<StreamConsumer<Member>>>,
+    keeper: Option<JoinHandle<()>>,
+    is_static: bool,
+}
 
 /// Leaves the group when it has agreed, or when that has taken too long.
 fn leave_group(consumer: &StreamConsumer<Member>) {
@@ -77,20 +85,45 @@ fn hears(consumer: &StreamConsumer<Member>, time: Duration, is_so: impl Fn() -> 
     }
 }
 
+impl Leaving {
+    /// Makes a consumer, its keeper, and a member of the group of them.
+    fn join(config: &KafkaConfig, begin: Begin, shared: &Arc<Shared>) -> Result<Self, KafkaError> {
+        let refused = |error: ClientError| KafkaError::Config(error.to_string());
+        let (topic, is_verbose) = (config.topic.clone(), config.is_verbose());
+        let member = Member { shared: Arc::clone(shared), topic, is_verbose };
+        let consumer: StreamConsumer<Member> =
+            config.consumer(begin).create_with_context(member).map_err(refused)?;
+        consumer.subscribe(&[config.topic.as_str()]).map_err(refused)?;
+        let consumer = Arc::new(consumer);
+        let keeper = Keeper::new(Arc::clone(&consumer), Arc::clone(shared), config.clone());
+        let keeper = std::thread::Builder::new().name("kafka keeper".into()).spawn(move || keeper.run());
+        let keeper = keeper.map_err(|error| KafkaError::Config(format!("no thread can be made: {error}")))?;
+        Ok(Self { consumer: Some(consumer), keeper: Some(keeper), is_static: config.instance_id.is_some() })
+    }
+}
+
 impl std::ops::Deref for Leaving {
     type Target = StreamConsumer<Member>;
 
     fn deref(&self) -> &Self::Target {
-        self.0.as_ref().expect("taken when it is dropped, and not before")
+        self.consumer.as_deref().expect("taken when it is dropped, and not before")
     }
 }
 
 impl Drop for Leaving {
     fn drop(&mut self) {
-        let Some(consumer) = self.0.take() else { return };
+        let Some(consumer) = self.consumer.take() else { return };
+        let (keeper, is_static) = (self.keeper.take(), self.is_static);
         let (gone, is_gone) = std::sync::mpsc::channel();
         let leave = move || {
-            leave_group(&consumer);
+            consumer.context().shared.stop();
+            // Its last commit is the last of all, but for that of a rebalance.
+            if keeper.is_some_and(|keeper| keeper.join().is_err()) {
+                tracing::error!("kafka: the thread that commits has panicked");
+            }
+            if !is_static {
+                leave_group(&consumer);
+            }
             drop(consumer);
             // Nobody may wait any longer.
             let _ = gone.send(());
@@ -102,142 +135,9 @@ impl Drop for Leaving {
     }
 }
 
-/// What the reader and librdkafka's callbacks share.
-#[derive(Default)]
-struct Shared {
-    /// The partitions that are read here.
-    places: Mutex<HashMap<i32, Place>>,
-    partitions: Count,
-    read: Count,
-    poison: Count,
-    rebalances: Count,
-    errors: Count,
-    /// The group has agreed, and nothing has begun another agreement since.
-    is_settled: AtomicBool,
-    /// Since the last record there were errors.
-    is_troubled: AtomicBool,
-}
-
-/// How far a partition is, since it came.
-#[derive(Debug, Default, Clone, Copy)]
-struct Place {
-    /// The first record that was read.
-    first: Option<i64>,
-    /// The last push that was read.
-    last_push: Option<i64>,
-    /// The last record that was read, push or not.
-    last: i64,
-    /// The last push that was handed over.
-    done: Option<i64>,
-}
-
-impl Place {
-    fn read(&mut self, offset: i64, is_push: bool) {
-        self.first.get_or_insert(offset);
-        self.last = offset;
-        if is_push {
-            self.last_push = Some(offset);
-        }
-    }
-
-    /// A push was handed over; up to where that makes the partition done, if it does.
-    fn done(&mut self, offset: i64) -> Option<i64> {
-        // From before the partition left and came back.
-        let is_of_now = self.first.is_some_and(|first| first <= offset) && offset <= self.last;
-        if !is_of_now || self.done.is_some_and(|done| offset <= done) {
-            return None;
-        }
-        self.done = Some(offset);
-        Some(self.up_to(offset))
-    }
-
-    /// What is put aside needs no handing over: done, when everything before it is.
-    fn put_aside(&self) -> Option<i64> {
-        (self.last_push == self.done).then_some(self.last)
-    }
-
-    /// With the last push, what was put aside behind it is done too.
-    fn up_to(&self, offset: i64) -> i64 {
-        if self.last_push == Some(offset) { self.last } else { offset }
-    }
-}
-
-impl Shared {
-    fn places(&self) -> MutexGuard<'_, HashMap<i32, Place>> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Counts an error that librdkafka gets over by itself, and tells of the first of a row.
-    fn note(&self, error: &ClientError) {
-        self.errors.add(1);
-        if !self.is_troubled.swap(true, Ordering::Relaxed) {
-            tracing::warn!(%error, "kafka: the push log cannot be read; trying again");
-        }
-    }
-
-    fn is_well(&self) {
-        if self.is_troubled.load(Ordering::Relaxed) && self.is_troubled.swap(false, Ordering::Relaxed) {
-            tracing::info!("kafka: the push log is read again");
-        }
-    }
-}
-
-/// Hears of rebalances, on the thread that polls.
-struct Member {
-    shared: Arc<Shared>,
-}
-
-impl ClientContext for Member {
-    fn error(&self, error: ClientError, reason: &str) {
-        tracing::debug!(%error, reason, "kafka");
-    }
-}
-
-impl ConsumerContext for Member {
-    fn pre_rebalance(&self, _: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
-        self.shared.is_settled.store(false, Ordering::SeqCst);
-        if let Rebalance::Revoke(leaving) = rebalance {
-            let mut places = self.shared.places();
-            for element in leaving.elements() {
-                places.remove(&element.partition());
-            }
-            self.shared.partitions.set(places.len() as u64);
-        }
-    }
-
-    fn post_rebalance(&self, _: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
-        self.shared.rebalances.add(1);
-        match rebalance {
-            Rebalance::Assign(coming) => {
-                self.shared.is_settled.store(true, Ordering::SeqCst);
-                let mut places = self.shared.places();
-                for element in coming.elements() {
-                    places.insert(element.partition(), Place::default());
-                }
-                self.shared.partitions.set(places.len() as u64);
-                tracing::info!(partitions = ?numbers(coming), "kafka: partitions have come");
-            }
-            Rebalance::Revoke(leaving) => {
-                tracing::info!(partitions = ?numbers(leaving), "kafka: partitions have left");
-            }
-            Rebalance::Error(error) => tracing::warn!(%error, "kafka: rebalance failed; it is tried again"),
-        }
-    }
-
-    fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
-        if let Err(error) = result {
-            // What is not committed comes again.
-            tracing::debug!(%error, "kafka: offsets were not committed");
-        }
-    }
-}
-
-fn numbers(list: &TopicPartitionList) -> Vec<i32> {
-    list.elements().iter().map(rdkafka::topic_partition_list::TopicPartitionListElem::partition).collect()
-}
-
 impl KafkaPushLogReader {
-    /// Looks at topic and group, and joins it. The first records may take some seconds to come: the group has to agree first.
+    /// Looks at topic and group, commits where a new group begins, and joins it. The first records may take some seconds to come: the
+    /// group has to agree first.
     ///
     /// # Errors
     /// [`KafkaError`]; among them that goim's own jobs are in the group.
@@ -248,13 +148,8 @@ impl KafkaPushLogReader {
 
     fn join_here(config: KafkaConfig) -> Result<Self, KafkaError> {
         let refused = |error: ClientError| KafkaError::Config(error.to_string());
+        let begin = begin::settle(&config)?;
         let shared = Arc::new(Shared::default());
-        let member = Member { shared: Arc::clone(&shared) };
-        let consumer: StreamConsumer<Member> =
-            config.consumer().create_with_context(member).map_err(refused)?;
-        let brokers = config.broker_list();
-        look_for_topic(consumer.client(), &config.topic, &brokers)?;
-        group::check(&consumer, &config.group, &brokers, GROUP_DEADLINE)?;
         let dead_letters = match &config.dead_letter {
             DeadLetter::Drop => None,
             DeadLetter::Topic(topic) => {
@@ -262,19 +157,37 @@ impl KafkaPushLogReader {
                 Some((topic.clone(), producer))
             }
         };
-        consumer.subscribe(&[config.topic.as_str()]).map_err(refused)?;
-        Ok(Self { consumer: Leaving(Some(consumer)), shared, config, dead_letters })
+        let consumer = Leaving::join(&config, begin, &shared)?;
+        Ok(Self { consumer, shared, config, dead_letters })
+    }
+
+    /// Joins anew in the place of a member that has fenced itself.
+    ///
+    /// When a broker was away for longer than the session, librdkafka begins another membership, and a commit of the one before that
+    /// waited for the coordinator is fenced by it: that is the end of the consumer (2.12.1), though nobody else has its name.
+    fn join_again(&mut self) -> Result<(), KafkaError> {
+        tracing::info!(
+            group = self.config.group,
+            "kafka: the membership was lost with the broker; joining again"
+        );
+        let shared = Arc::new(self.shared.renewed());
+        let consumer = Leaving::join(&self.config, Begin::Known, &shared)?;
+        let gone = std::mem::replace(&mut self.consumer, consumer);
+        self.shared = shared;
+        // It ends in its own time.
+        let _ = std::thread::Builder::new().name("kafka consumer ends".into()).spawn(move || drop(gone));
+        Ok(())
     }
 
     /// The figures at this moment; for metrics, to be asked while the reader is elsewhere.
     pub fn stats(&self) -> impl Fn() -> KafkaReadStats + Send + Sync + 'static {
-        let shared = Arc::clone(&self.shared);
+        let counts = Arc::clone(&self.shared.counts);
         move || KafkaReadStats {
-            partitions: shared.partitions.get(),
-            read: shared.read.get(),
-            poison: shared.poison.get(),
-            rebalances: shared.rebalances.get(),
-            errors: shared.errors.get(),
+            partitions: counts.partitions.get(),
+            read: counts.read.get(),
+            poison: counts.poison.get(),
+            rebalances: counts.rebalances.get(),
+            errors: counts.errors.get(),
         }
     }
 
@@ -284,9 +197,12 @@ impl KafkaPushLogReader {
     /// or the rebalance behind them is heard of minutes later: librdkafka makes its own pauses between tries.
     async fn next(&self) -> Result<Option<LogEntry>, ReadError> {
         loop {
+            // Said once, and perhaps heard where nobody could tell.
+            if let Some((code, reason)) = self.consumer.client().fatal_error() {
+                return Err(self.ended(code, &reason));
+            }
             match self.consumer.recv().await {
                 Ok(message) => return Ok(self.take(&message)),
-                Err(error @ ClientError::MessageConsumptionFatal(_)) => return Err(self.failed(&error)),
                 Err(error) => self.shared.note(&error),
             }
         }
@@ -308,29 +224,34 @@ impl KafkaPushLogReader {
         polled.await
     }
 
-    fn failed(&self, error: &ClientError) -> ReadError {
-        let Self { config, .. } = self;
-        ReadError::Unavailable(format!("kafka topic {} on {}: {error}", config.topic, config.broker_list()))
+    /// librdkafka has given this consumer up.
+    fn ended(&self, code: RDKafkaErrorCode, reason: &str) -> ReadError {
+        let KafkaConfig { topic, group, instance_id, .. } = &self.config;
+        match (code, instance_id) {
+            (RDKafkaErrorCode::FencedInstanceId, Some(name)) => ReadError::Fenced(format!(
+                "another job has joined consumer group {group} under the name of this one, {name:?}, and reads in its place: give each \
+                 job of the group a name of its own with kafka.instance_id (without it the name is comet.node.server, or else the \
+                 host's), or set kafka.instance_id = \"none\" for jobs without names"
+            )),
+            _ => ReadError::Ended(format!("kafka topic {topic} on {}: {reason}", self.config.broker_list())),
+        }
     }
 
-    /// A message as a record; `None` when it is none and was put aside.
+    /// A message as a record; `None` when it is none and was put aside, or is not to be read yet.
     fn take(&self, message: &BorrowedMessage<'_>) -> Option<LogEntry> {
-        let position = LogPosition { partition: message.partition(), offset: message.offset() };
+        // Of the new topic, at the position of the old one: it is read from its beginning in a moment.
+        if self.shared.is_remade.load(Ordering::SeqCst) {
+            return None;
+        }
+        let (partition, offset) = (message.partition(), message.offset());
         let read = record::read(message.payload().unwrap_or_default(), message.timestamp().to_millis());
-        self.shared.read.add(1);
+        self.shared.counts.read.add(1);
         self.shared.is_well();
-        let mut places = self.shared.places();
-        let place = places.entry(position.partition).or_default();
-        place.read(position.offset, read.is_ok());
+        let position = self.shared.places().read(partition, offset, read.is_ok());
         match read {
             Ok(record) => Some(LogEntry { position, record }),
             Err(poison) => {
-                let aside = place.put_aside();
-                drop(places);
                 self.put_aside(message, &poison);
-                if let Some(offset) = aside {
-                    self.store(LogPosition { offset, ..position });
-                }
                 None
             }
         }
@@ -339,11 +260,11 @@ impl KafkaPushLogReader {
     /// Counts a record that is no push, says so, and writes it where such records go.
     fn put_aside(&self, message: &BorrowedMessage<'_>, poison: &record::Poison) {
         let (partition, offset) = (message.partition(), message.offset());
-        if self.shared.poison.get().is_multiple_of(POISON_SAID_EVERY) {
+        if self.shared.counts.poison.get().is_multiple_of(POISON_SAID_EVERY) {
             let topic = self.config.topic.as_str();
             tracing::warn!(topic, partition, offset, %poison, "a record is no push and is put aside");
         }
-        self.shared.poison.add(1);
+        self.shared.counts.poison.add(1);
         let Some((topic, producer)) = &self.dead_letters else { return };
         let (partition, offset, poison) = (partition.to_string(), offset.to_string(), poison.to_string());
         let headers = [
@@ -362,14 +283,6 @@ impl KafkaPushLogReader {
             tracing::warn!(topic, %error, "a record that is no push could not be kept");
         }
     }
-
-    /// Has everything of the partition up to this record committed at the next occasion.
-    fn store(&self, done: LogPosition) {
-        // Fails when the partition has just left: then it is read again elsewhere.
-        if let Err(error) = self.consumer.store_offset(&self.config.topic, done.partition, done.offset) {
-            tracing::debug!(%error, partition = done.partition, "kafka: an offset was not stored");
-        }
-    }
 }
 
 impl std::fmt::Debug for KafkaPushLogReader {
@@ -381,12 +294,17 @@ impl std::fmt::Debug for KafkaPushLogReader {
 impl PushLogReader for KafkaPushLogReader {
     fn read(&mut self) -> BoxFuture<'_, Result<Option<Vec<LogEntry>>, ReadError>> {
         Box::pin(async {
-            let this = &*self;
             let first = loop {
-                if let Some(entry) = this.next().await? {
-                    break entry;
+                match self.next().await {
+                    Ok(Some(entry)) => break entry,
+                    Ok(None) => {}
+                    Err(ReadError::Fenced(_)) if self.shared.is_lost.load(Ordering::SeqCst) => {
+                        self.join_again().map_err(|error| ReadError::Ended(error.to_string()))?;
+                    }
+                    Err(error) => return Err(error),
                 }
             };
+            let this = &*self;
             // From here on nothing waits, so that dropping the future loses nothing.
             let mut entries = vec![first];
             while entries.len() < this.config.read_records_max {
@@ -398,42 +316,6 @@ impl PushLogReader for KafkaPushLogReader {
     }
 
     fn done(&mut self, position: LogPosition) {
-        let up_to =
-            self.shared.places().get_mut(&position.partition).and_then(|place| place.done(position.offset));
-        if let Some(offset) = up_to {
-            self.store(LogPosition { offset, ..position });
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_partition_is_done_up_to_what_was_handed_over_and_what_was_put_aside_behind_it() {
-        let mut place = Place::default();
-        place.read(5, false);
-        assert_eq!(place.put_aside(), Some(5), "nothing before it");
-        place.read(6, true);
-        place.read(7, false);
-        assert_eq!(place.put_aside(), None, "6 is on its way");
-        place.read(8, true);
-        place.read(9, false);
-        assert_eq!(place.done(6), Some(6));
-        assert_eq!(place.done(8), Some(9));
-        assert_eq!(place.done(6), None, "never back");
-        place.read(10, false);
-        assert_eq!(place.put_aside(), Some(10));
-    }
-
-    #[test]
-    fn what_was_done_before_a_partition_left_and_came_back_counts_no_more() {
-        let mut place = Place::default();
-        assert_eq!(place.done(3), None, "nothing was read yet");
-        place.read(20, true);
-        assert_eq!(place.done(3), None, "from before");
-        assert_eq!(place.done(25), None, "not read here");
-        assert_eq!(place.done(20), Some(20));
+        self.shared.places().done(position);
     }
 }

@@ -18,6 +18,10 @@ use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedPr
 use super::*;
 use crate::conformance::{self, record_for_key, record_for_room};
 
+mod begins;
+mod child;
+mod names;
+
 /// The broker for all tests. `None` where there is none, which is a failure when everything must run.
 fn broker() -> Option<String> {
     let broker = std::env::var("TEST_KAFKA").ok().filter(|broker| !broker.is_empty());
@@ -47,6 +51,14 @@ impl OwnBroker {
     }
 }
 
+impl OwnBroker {
+    /// It stops in the midst of what it does, or goes on.
+    fn signal(&self, signal: &str) {
+        let pid = std::fs::read_to_string(self.0.join("pid")).unwrap();
+        assert!(Command::new("kill").args([signal, pid.trim()]).status().unwrap().success());
+    }
+}
+
 impl Drop for OwnBroker {
     fn drop(&mut self) {
         self.script("kill");
@@ -68,7 +80,8 @@ async fn with_topic(broker: &str, partitions: i32) -> KafkaConfig {
 async fn with_named_topic(broker: &str, topic: &str, partitions: i32) -> KafkaConfig {
     let topic = topic.to_owned();
     let admin: AdminClient<_> = ClientConfig::new().set("bootstrap.servers", broker).create().unwrap();
-    let new = NewTopic::new(&topic, partitions, TopicReplication::Fixed(1));
+    // The records of these tests are years old: the broker would take them away within minutes.
+    let new = NewTopic::new(&topic, partitions, TopicReplication::Fixed(1)).set("retention.ms", "-1");
     let made = admin.create_topics([&new], &AdminOptions::new()).await.unwrap();
     assert!(made.iter().all(Result::is_ok), "{made:?}");
     KafkaConfig {
@@ -454,7 +467,7 @@ async fn row_111_a_broker_that_restarts_loses_nothing_that_was_acknowledged() {
         }
         match log.append(record_for_key(&format!("k{}", n % 5), format!("{n}"))).await {
             Ok(()) => acknowledged.push(n.to_string()),
-            Err(AppendError::Unavailable(reason)) => {
+            Err(AppendError::Unknown(reason)) => {
                 assert!(reason.contains(&config.topic) && reason.contains(&broker), "{reason}");
                 refused += 1;
             }
@@ -469,6 +482,36 @@ async fn row_111_a_broker_that_restarts_loses_nothing_that_was_acknowledged() {
             reader.done(entry.position);
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_silent_broker_may_have_is_not_said_to_be_missing() {
+    if broker().is_none() {
+        return;
+    }
+    let (own, broker) = OwnBroker::start();
+    let config = KafkaConfig { acknowledge_deadline: Duration::from_secs(2), ..with_topic(&broker, 4).await };
+    let log = KafkaPushLog::start(config.clone()).await.unwrap();
+    log.append(record_for_key("k", "before")).await.unwrap();
+    own.signal("-STOP");
+    let started = Instant::now();
+    let one = log.append(record_for_key("k", "one"));
+    let many = log.append_all((0..4).map(|n| record_for_key(&format!("k{n}"), format!("{n}"))).collect());
+    let one = one.await;
+    assert!(matches!(&one, Err(AppendError::Unknown(reason)) if reason.contains(&config.topic)), "{one:?}");
+    let many = many.await;
+    assert!(matches!(&many.error, Some(AppendError::Unknown(_))) && many.accepted == 0, "{many:?}");
+    let took = started.elapsed();
+    assert!((config.acknowledge_deadline..Duration::from_secs(5)).contains(&took), "{took:?}");
+    own.signal("-CONT");
+    // What had left before the broker fell silent, if it had, is there: nobody was told that it is not.
+    while log.append(record_for_key("k", "after")).await.is_err() {}
+    let size = kafka_record_too_large(&config);
+    assert!(matches!(log.append(size).await, Err(AppendError::TooLarge { .. })));
+}
+
+fn kafka_record_too_large(config: &KafkaConfig) -> PushRecord {
+    record_for_key("k", "x".repeat(config.record_bytes_max))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -668,6 +711,23 @@ async fn a_group_with_goims_jobs_is_not_joined_and_goes_on_at_their_offsets() {
     let mut reader = KafkaPushLogReader::join(config.clone()).await.unwrap();
     log.append(record_for_key("k", "next")).await.unwrap();
     assert_eq!(bodies(&read(&mut reader, 2).await), ["not done", "next"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_of_goims_is_refused_by_a_group_of_ours_which_goes_on() {
+    let Some(broker) = broker() else { return };
+    // As long as goim's names.
+    let own = std::process::id() % 1000;
+    let (group, topic) = (format!("goim-push-grown-{own:03}"), format!("goim-push-gr{own:03}"));
+    let config = KafkaConfig { group, ..with_named_topic(&broker, &topic, 1).await };
+    let (log, mut reader) = both_ends(&config).await;
+    log.append(record_for_key("k", "before")).await.unwrap();
+    assert_eq!(bodies(&read(&mut reader, 1).await), ["before"]);
+    let mut go_job = GoJob::connect(&broker, &config.group, &config.topic);
+    let joined = tokio::task::block_in_place(|| go_job.ask("JoinGroup", 3, |_| ()));
+    assert_eq!(joined[4..6], [0, 23], "INCONSISTENT_GROUP_PROTOCOL: {}", hex(&joined));
+    log.append(record_for_key("k", "after")).await.unwrap();
+    assert_eq!(bodies(&read(&mut reader, 1).await), ["after"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

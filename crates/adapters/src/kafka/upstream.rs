@@ -7,12 +7,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use goim_ports::{Call, LogicError, Upstream, UpstreamPort};
 use prost::Message as _;
+use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::util::Timeout;
 
 use super::config::KafkaConfig;
 use super::events::key_of;
-use super::log::KafkaError;
+use super::log::{KafkaError, is_refusal};
 use crate::grpc::convert::handle_req_of;
 
 /// The writing end of the business's topic.
@@ -48,8 +49,18 @@ impl UpstreamPort for KafkaUpstream {
             let record = FutureRecord::to(&topic).key(&key).payload(&value);
             match producer.send(record, Timeout::After(timeout)).await {
                 Ok(_) => Ok(Bytes::new()),
-                Err((error, _)) => Err(LogicError::Unavailable(error.to_string())),
+                Err((error, _)) => Err(failed(&error)),
             }
         })
+    }
+}
+
+/// Whatever is not a clear refusal leaves open whether the business gets the packet.
+fn failed(error: &ClientError) -> LogicError {
+    match error.rdkafka_error_code() {
+        Some(code) if is_refusal(code) || code == RDKafkaErrorCode::QueueFull => {
+            LogicError::Unavailable(error.to_string())
+        }
+        _ => LogicError::Late(error.to_string()),
     }
 }

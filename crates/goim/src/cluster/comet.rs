@@ -134,5 +134,5 @@ fn run(
             drop((memory, confirming));
         })
     };
-    Running { role: "comet", lines, reload: Box::new(reload), stop: Box::new(stop) }
+    Running { role: "comet", lines, reload: Box::new(reload), stop: Box::new(stop), failed: super::never() }
 }

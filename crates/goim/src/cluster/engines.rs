@@ -1,5 +1,7 @@
 //! The engines as the settings describe them.
 
+use std::time::Duration;
+
 use goim_adapters::kafka::{DeadLetter, KafkaConfig, Start};
 use goim_adapters::redis::{RedisConfig, RedisPlace, RedisStore, RedisTls};
 
@@ -13,6 +15,11 @@ pub(crate) fn kafka(config: &Config) -> KafkaConfig {
         brokers: settings.brokers,
         topic: settings.topic,
         group: settings.group,
+        instance_id: match settings.instance_id.as_str() {
+            "" => Some(config.comet.node.server.as_str().to_owned()),
+            "none" => None,
+            name => Some(name.to_owned()),
+        },
         start: match settings.start {
             LogStart::Newest => Start::Newest,
             LogStart::Oldest => Start::Oldest,
@@ -29,6 +36,14 @@ pub(crate) fn kafka(config: &Config) -> KafkaConfig {
         commit_interval: settings.commit_interval,
         properties: settings.properties,
     }
+}
+
+/// What librdkafka may take beyond the time that a record has: it looks for late ones once a second.
+const LATE: Duration = Duration::from_secs(2);
+
+/// The longest that the push log on Kafka may take for its answer to one append.
+pub(super) fn append_deadline(config: &Config) -> Duration {
+    config.push_log.append_deadline + config.kafka.acknowledge_deadline + LATE
 }
 
 /// Connects to Redis.

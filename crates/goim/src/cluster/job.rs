@@ -5,11 +5,12 @@ use std::sync::Arc;
 use goim_adapters::grpc::{ClientConfig, GrpcComets};
 use goim_adapters::kafka::KafkaPushLogReader;
 use goim_job::Job;
+use goim_ports::ReadError;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
 use super::directory::{self, Role};
-use super::{Running, StartError, engines, metrics, pages};
+use super::{RoleError, Running, StartError, engines, metrics, pages};
 use crate::operate::Operation;
 use crate::serve::{self, told};
 use crate::{Config, process_metrics};
@@ -25,7 +26,9 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
     let directory = directory::open(&config, Role::Job, None).await?;
     let zone = config.comet.node.zone.clone();
     let comets = Arc::new(GrpcComets::new(directory.nodes, zone, ClientConfig::default()));
-    let reader = KafkaPushLogReader::join(engines::kafka(&config)).await?;
+    let kafka = engines::kafka(&config);
+    let instance = kafka.instance_id.clone();
+    let reader = KafkaPushLogReader::join(kafka).await?;
 
     let stats = reader.stats();
     let job = Job::new(config.job.clone(), Box::new(reader), comets);
@@ -40,15 +43,26 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
         (
             "kafka",
             format!(
-                "{} on {}, group {}",
+                "{} on {}, group {}{}",
                 config.kafka.topic,
                 config.kafka.brokers.join(","),
-                config.kafka.group
+                config.kafka.group,
+                instance.map_or(String::new(), |name| format!(" as {name}")),
             ),
         ),
     ];
     let pages = pages::serve(shown, Arc::clone(&operation), stopping.clone());
-    let working = tokio::spawn(job.run(told(stopping)));
+    let (fail, failed) = watch::channel(None);
+    let working = tokio::spawn(async move {
+        if let Err(error) = job.run(told(stopping)).await {
+            let text = error.to_string();
+            let failure = match error {
+                ReadError::Fenced(_) => RoleError::Misconfigured(text),
+                _ => RoleError::Ended(text),
+            };
+            let _ = fail.send(Some(failure));
+        }
+    });
     operation.is_up(registry);
     let stop = move || -> super::Stop {
         Box::pin(async move {
@@ -59,5 +73,5 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
             serve::report("the operator's pages", pages.await);
         })
     };
-    Ok(Running { role: "job", lines, reload: Box::new(|| ()), stop: Box::new(stop) })
+    Ok(Running { role: "job", lines, reload: Box::new(|| ()), stop: Box::new(stop), failed })
 }

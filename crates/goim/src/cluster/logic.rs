@@ -27,6 +27,9 @@ const KEEPS_NOTHING: &str =
 pub async fn start(mut config: Config) -> Result<Running, StartError> {
     config.check()?;
     config.complete();
+    // The log says by itself when it gives up; nobody must do so before it.
+    config.logic.push.append_deadline =
+        config.logic.push.append_deadline.max(engines::append_deadline(&config));
     let http = serve::listen("http.listen", config.http.listen).await?;
     let rpc = serve::listen_if("rpc.logic", config.rpc.logic).await?;
     let store = engines::redis(&config).await?;
@@ -96,7 +99,13 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
             drop(sweeping);
         })
     };
-    Ok(Running { role: "logic", lines, reload: Box::new(|| ()), stop: Box::new(stop) })
+    Ok(Running {
+        role: "logic",
+        lines,
+        reload: Box::new(|| ()),
+        stop: Box::new(stop),
+        failed: super::never(),
+    })
 }
 
 /// The comets whose rooms count.

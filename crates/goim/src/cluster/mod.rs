@@ -21,6 +21,7 @@ use goim_adapters::grpc::AddressError;
 use goim_adapters::kafka::KafkaError;
 use goim_adapters::redis::RedisError;
 use goim_ports::NodeError;
+use tokio::sync::watch;
 
 pub use comet::start as start_comet;
 pub(crate) use engines::kafka;
@@ -81,6 +82,17 @@ pub enum StartError {
     NoRpcAddress(&'static str),
 }
 
+/// Why a role that was up cannot go on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RoleError {
+    /// Starting it again does not help.
+    #[error("{0}")]
+    Misconfigured(String),
+    /// Another start may.
+    #[error("{0}")]
+    Ended(String),
+}
+
 type Stop = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// A task that never ends by itself, and ends with this.
@@ -100,12 +112,32 @@ pub struct Running {
     pub lines: Vec<(&'static str, String)>,
     reload: Box<dyn Fn() + Send + Sync>,
     stop: Box<dyn FnOnce() -> Stop + Send + Sync>,
+    /// Why it cannot go on, when that is so.
+    failed: watch::Receiver<Option<RoleError>>,
+}
+
+/// For a role that goes on until it is told to stop.
+fn never() -> watch::Receiver<Option<RoleError>> {
+    watch::channel(None).1
 }
 
 impl Running {
     /// Looks at files that may have changed.
     pub fn reload(&self) {
         (self.reload)();
+    }
+
+    /// Waits until it cannot go on by itself, and says why; mostly for ever. It still has to be drained.
+    ///
+    /// # Cancel safety
+    /// Dropping the future changes nothing.
+    pub async fn failed(&self) -> RoleError {
+        let mut failed = self.failed.clone();
+        let reason = failed.wait_for(Option::is_some).await.ok().and_then(|reason| (*reason).clone());
+        match reason {
+            Some(reason) => reason,
+            None => std::future::pending().await,
+        }
     }
 
     /// Stops gently. What was accepted is handed over or stays in the log.

@@ -8,7 +8,7 @@ use goim_adapters::discovery::DiscoveryError;
 
 use super::serve::{Signals, open_files, runtime};
 use super::{Failure, SettingsArguments, print};
-use crate::cluster::{self, Running, StartError};
+use crate::cluster::{self, RoleError, Running, StartError};
 use crate::{Config, log};
 
 /// Runs one role of a cluster. Stops gently on SIGTERM and SIGINT, at once on the second one.
@@ -64,13 +64,21 @@ async fn run_until_told(start: impl Future<Output = Result<Running, StartError>>
     };
     print(&announcement(&running))?;
     tracing::info!(role = running.role, version = env!("CARGO_PKG_VERSION"), lines = ?running.lines, "up");
-    let name = signals.stop(|| running.reload()).await;
-    tracing::info!(signal = name, "draining; a second signal stops at once");
+    let failure = tokio::select! {
+        name = signals.stop(|| running.reload()) => {
+            tracing::info!(signal = name, "draining; a second signal stops at once");
+            None
+        }
+        reason = running.failed() => {
+            tracing::error!(%reason, "draining, since this cannot go on");
+            Some(reason.into())
+        }
+    };
     tokio::select! {
         () = running.drain() => tracing::info!("drained"),
         name = signals.stop(|| ()) => tracing::warn!(signal = name, "stopped at once"),
     }
-    Ok(())
+    failure.map_or(Ok(()), Err)
 }
 
 fn announcement(running: &Running) -> String {
@@ -79,6 +87,15 @@ fn announcement(running: &Running) -> String {
         let _ = writeln!(text, "  {name:<14} {value}");
     }
     text
+}
+
+impl From<RoleError> for Failure {
+    fn from(error: RoleError) -> Self {
+        match error {
+            RoleError::Misconfigured(text) => Self::usage(text),
+            RoleError::Ended(text) => Self::new(text),
+        }
+    }
 }
 
 impl From<StartError> for Failure {

@@ -180,7 +180,8 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
         serving.push(tokio::spawn(rpc::serve("logic", bound, grpc.clone(), services, told(stopping))));
     }
     // Ends when the log does: what was accepted is handed over first.
-    let job = tokio::spawn(job.run(std::future::pending()));
+    // Nobody else reads a log in memory.
+    let job = tokio::spawn(async move { drop(job.run(std::future::pending()).await) });
     let memory = tokio::spawn(memory::keep_small(activity(&comet, &log)));
     operation.is_up(registry);
     Ok(Running { addrs, server, comet, logic, log, comets, operation, stop_serving, serving, job, memory })

@@ -55,7 +55,7 @@ pub(super) fn settings() -> Vec<Setting> {
         [logic.backoff.jitter], "Share of a wait that is left to chance, 0 to 1.";
 
         size [logic.push.record_bytes_max], "Largest record of the push log, counted as goim's Kafka client counts: 26, the record's key, and goim's message around the body.";
-        [logic.push.append_deadline], "How long the push log may take for one record. The push then fails, and may or may not be in the log.";
+        [logic.push.append_deadline], "How long the push log may take for one record; then the push may or may not be in it, and its publisher is told so. In a cluster at least push_log.append_deadline, kafka.acknowledge_deadline and 2s together: Kafka's own answer is waited for.";
 
         [logic.upstream.routes], "Where packets go, by operation: a list of tables with operations (\"1000..1999\", or one), to (http://, https://, grpc://host:port with goim.business.Business, kafka://topic), and where wanted timeout (2s, all tries together), retries (0; only for what may be done twice), calls_max (256 at once), duplicates (a time within which a packet with the same sequence of the same member gets the answer of the first; clients must not repeat sequences then) and secret (for HTTP, presented as a bearer).";
 

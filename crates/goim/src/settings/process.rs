@@ -73,7 +73,7 @@ pub(super) fn settings() -> Vec<Setting> {
 
         [push_log.records_max], "Records between their acceptance and their hand-over to comets.";
         size [push_log.bytes_max], "The same in bytes, with 160 B for the housekeeping of each: what a burst may cost. An empty log takes one record of any size that logic.push.record_bytes_max allows.";
-        [push_log.append_deadline], "How long a push waits for room before it is refused.";
+        [push_log.append_deadline], "How long a push waits for room before it is refused: it is not in the log then.";
         [push_log.waiting_max], "Pushes that may wait for room at once. One more is refused at once.";
         [push_log.age_max], "Age of the oldest record that is not read yet, beyond which pushes wait as if the log were full: what bounds a message's wait here.";
         [push_log.read_records_max], "Records that one read of job gives at most.";
@@ -93,10 +93,11 @@ pub(super) fn settings() -> Vec<Setting> {
         [kafka.brokers], "HOST:PORT of some brokers; the others are found by them.";
         [kafka.topic], "The topic; it must exist, unless the brokers make topics by themselves.";
         [kafka.group], "The consumer group of the jobs. goim's Go jobs must not be in it: docs/migrating-from-goim.md.";
-        [kafka.start], "Where a group begins that has committed nothing: \"newest\", as goim, or \"oldest\".";
+        [kafka.instance_id], "What this job is called in the group (group.instance.id); no other job may be called so. Back within kafka.session_timeout it goes on with its partitions at once, and no other job notices. Empty: as comet.node.server, which is the host's name when it is not set. \"none\": no name; the job leaves the group when it stops, and each return makes the group agree anew.";
+        [kafka.start], "Where a group begins that has committed nothing: \"newest\", as goim, or \"oldest\". It is committed before the first job joins. Partitions that come later, and a topic that is made again, are read from their beginning.";
         [kafka.dead_letter_topic] = "goim-dead-letters", "Where records go that are no pushes. \"none\": they are logged, counted and dropped.";
         [kafka.acknowledge_deadline], "How long a push is tried before its publisher is told that it may or may not be in the log.";
-        [kafka.session_timeout], "How long a job may be silent before its partitions go to others.";
+        [kafka.session_timeout], "How long a job may be silent before its partitions go to others: the longest wait when a job dies and does not come back, or is stopped for good.";
         [kafka.commit_interval], "How often offsets are committed: what comes again after a crash.";
         secret [kafka.properties], "Properties of librdkafka, for what has no setting of its own, such as { \"client.rack\" = \"z1\" } or, in a binary built with the feature kafka-tls, { \"security.protocol\" = \"SASL_SSL\", \"sasl.mechanism\" = \"SCRAM-SHA-512\", \"sasl.username\" = \"goim\", \"sasl.password\" = \"...\" }. What order and completeness rest on is set after them.";
 

@@ -84,12 +84,17 @@ impl Cluster {
     /// A logic over its engines, and nothing else yet.
     pub fn without_job(settings: &Settings) -> Self {
         let kafka = std::env::var("TEST_KAFKA").expect("TEST_KAFKA names a broker: run scripts/test.sh");
+        Self::over(&kafka, settings)
+    }
+
+    /// The same over this broker.
+    pub fn over(kafka: &str, settings: &Settings) -> Self {
         let redis = Redis::start();
         let topic = unique(&format!("e2e-{}", std::process::id()));
         let settings = settings
             .clone()
             .set("redis.url", &redis.url)
-            .set("kafka.brokers", &kafka)
+            .set("kafka.brokers", kafka)
             .set("kafka.topic", &topic)
             .set("kafka.group", &topic)
             // What is pushed before the group has agreed is read too.

@@ -18,6 +18,7 @@ pub mod grpc;
 pub mod hex;
 pub mod http;
 pub mod insist;
+pub mod kafka;
 pub mod load;
 pub mod log_watch;
 pub mod packet;

@@ -28,7 +28,7 @@ pub(crate) struct Rig {
     unread: Arc<Mutex<usize>>,
     pub(crate) pool: Arc<Pool>,
     shutdown: Option<oneshot::Sender<()>>,
-    job: JoinHandle<()>,
+    job: JoinHandle<Result<(), ReadError>>,
     registry: Registry,
     pub(crate) start: Instant,
 }
@@ -87,6 +87,17 @@ impl Rig {
         self.log.as_ref().expect("open").send(Err(error)).expect("the job reads");
     }
 
+    /// Somebody else reads in its place.
+    pub(crate) fn shut_out(&self) {
+        let error = ReadError::Fenced("test".to_owned());
+        self.log.as_ref().expect("open").send(Err(error)).expect("the job reads");
+    }
+
+    /// Waits until it says that it was shut out.
+    pub(crate) async fn shut_out_ended(&mut self) -> Result<(), ReadError> {
+        (&mut self.job).await.expect("the job does not panic")
+    }
+
     /// Offset of the last record that the job has called done.
     pub(crate) fn done(&self) -> Option<i64> {
         let done = self.done.lock().unwrap();
@@ -112,7 +123,7 @@ impl Rig {
 
     /// Waits for the job's end.
     pub(crate) async fn ended(&mut self) {
-        (&mut self.job).await.expect("the job does not panic");
+        (&mut self.job).await.expect("the job does not panic").expect("nobody has shut it out");
     }
 
     /// Ends the log and waits until the job has worked it off.

@@ -10,6 +10,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, HeaderValue, Response, StatusCode};
 use goim_ports::{
     AcceptedAt, AppendError, CometNode, Mid, NewMessage, OnceKey, Operation, RoomId, SessionKey,
+    TimelineError,
 };
 
 use super::messages::{EndRequest, Form};
@@ -59,6 +60,18 @@ pub(super) async fn act(
     }
 }
 
+/// The answer to a request that took too long; what it does is broken off.
+pub(super) fn late(logic: &Logic, action: Action) -> Response<Body> {
+    match action {
+        Action::PushKeys | Action::PushMids | Action::PushRoom | Action::PushAll => reply::unknown_as_goim(),
+        Action::PushBatch | Action::EndSessions => reply::unknown(None),
+        _ => reply::refusal(
+            StatusCode::SERVICE_UNAVAILABLE,
+            &format!("not done within {:?}; it may be done in part", logic.config.http.request_timeout),
+        ),
+    }
+}
+
 /// Whether a push of goim's routes is to be kept, and by what a second try of it is known.
 ///
 /// `Err` has the answer to one that says it wrongly, or that cannot be kept.
@@ -96,6 +109,7 @@ async fn store(
     };
     match logic.push_stored(vec![StoredPush { to, message, once }]).await {
         Ok(placed) => timelines::placed_one(placed.first().map_or(&[][..], Vec::as_slice)),
+        Err((_, TimelinesError::Store(TimelineError::Unknown(_)))) => reply::unknown_as_goim(),
         Err((_, error)) => timelines::refused(&error),
     }
 }
@@ -115,7 +129,7 @@ async fn push_keys(logic: &Logic, values: &Values<'_>, body: Bytes) -> Response<
         return reply::ok();
     }
     match logic.push_keys(operation(values), keys, body).await {
-        Err(error) if !is_full(&error) => reply::failure(reply::BAD_REQUEST, ""),
+        Err(error) if !is_full(&error) && !is_unknown(&error) => reply::failure(reply::BAD_REQUEST, ""),
         pushed => pushed_reply(pushed),
     }
 }
@@ -180,6 +194,7 @@ async fn push_batch(logic: &Logic, headers: &HeaderMap, body: &[u8]) -> Response
                     let wrong = format!("{place}: body: makes a record of {size} bytes; {limit} is the most");
                     reply::refusal(StatusCode::BAD_REQUEST, &wrong)
                 }
+                Err((_, TimelinesError::Store(TimelineError::Unknown(_)))) => reply::unknown(None),
                 Err((_, error)) => timelines::refused(&error),
             };
         }
@@ -206,6 +221,7 @@ async fn push_batch(logic: &Logic, headers: &HeaderMap, body: &[u8]) -> Response
         PushError::Directory(_) | PushError::Append(AppendError::Unavailable(_)) => {
             reply::refusal_but(StatusCode::SERVICE_UNAVAILABLE, accepted, &error.to_string())
         }
+        PushError::Append(AppendError::Unknown(_)) => reply::unknown(Some(accepted)),
     }
 }
 
@@ -245,6 +261,7 @@ async fn end_sessions(logic: &Logic, body: &[u8]) -> Response<Body> {
     match logic.end_sessions(of, code).await {
         Ok(()) => reply::ok(),
         Err(error) if is_full(&error) => reply::too_many(&error.to_string(), FULL_WAIT),
+        Err(error) if is_unknown(&error) => reply::unknown(None),
         Err(error) => reply::refusal(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
     }
 }
@@ -285,10 +302,15 @@ fn is_full(error: &PushError) -> bool {
     matches!(error, PushError::Append(AppendError::Full))
 }
 
+fn is_unknown(error: &PushError) -> bool {
+    matches!(error, PushError::Append(AppendError::Unknown(_)))
+}
+
 fn pushed_reply(pushed: Result<(), PushError>) -> Response<Body> {
     match pushed {
         Ok(()) => reply::ok(),
         Err(error) if is_full(&error) => reply::too_many(&error.to_string(), FULL_WAIT),
+        Err(error) if is_unknown(&error) => reply::unknown_as_goim(),
         Err(error) => reply::failure(reply::SERVER_ERROR, &error.to_string()),
     }
 }

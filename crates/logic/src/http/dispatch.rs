@@ -95,13 +95,7 @@ impl Api {
         let deadline = if waits { deadline + self.logic.config.timelines.wait_max } else { deadline };
         match timeout_at(deadline.into(), acted).await {
             Ok(response) => response,
-            Err(_) => reply::refusal(
-                StatusCode::SERVICE_UNAVAILABLE,
-                &format!(
-                    "not done within {:?}; it may be done in part",
-                    self.logic.config.http.request_timeout
-                ),
-            ),
+            Err(_) => action::late(&self.logic, route.action),
         }
     }
 

@@ -195,7 +195,13 @@ fn responses(route: &Route) -> Value {
     };
     add(
         "200",
-        "Done when the code is 0. Otherwise -400 or -500 and, where goim has one, a text.",
+        match route.action {
+            Action::PushKeys | Action::PushMids | Action::PushRoom | Action::PushAll => {
+                "Done when the code is 0. Otherwise -400 or -500 and, where goim has one, a text: it is not in the log; or -504: \
+                 it may or may not be in the log."
+            }
+            _ => "Done when the code is 0. Otherwise -400 or -500 and, where goim has one, a text.",
+        },
         json_type,
         success,
     );
@@ -222,7 +228,22 @@ fn responses(route: &Route) -> Value {
             json_type,
             envelope(),
         );
-        add("503", "Not done in time. The message may be pushed in part.", json_type, envelope());
+        let gone = match route.action {
+            Action::PushKeys | Action::PushMids | Action::PushRoom | Action::PushAll => {
+                "What is to be stored cannot be: the store is gone. It is not kept."
+            }
+            Action::EndSessions => "The push log or the directory is gone. No session is ended.",
+            _ => "Not done in time. It may be done in part.",
+        };
+        add("503", gone, json_type, envelope());
+    }
+    if route.action == Action::EndSessions {
+        add(
+            "504",
+            "The order may or may not be in the push log. It may be given again.",
+            json_type,
+            envelope(),
+        );
     }
     add("429", "Too many requests, or the push log is full. See Retry-After.", json_type, envelope());
     if route.action == Action::PushBatch {
@@ -243,8 +264,15 @@ fn responses(route: &Route) -> Value {
         );
         add(
             "503",
-            "The push log or the directory is gone or did not answer in time. The messages in front may be \
-             accepted; `accepted`, when it is there, says how many surely are.",
+            "The push log, the store or the directory is gone. The messages in front are accepted, as many as \
+             `accepted` says; the others are not in the log.",
+            json_type,
+            accepted(),
+        );
+        add(
+            "504",
+            "The messages may or may not be in the log. `accepted`, when it is there, says how many in front surely \
+             are.",
             json_type,
             accepted(),
         );

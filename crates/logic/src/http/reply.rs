@@ -18,6 +18,10 @@ const OK: i32 = 0;
 pub(super) const BAD_REQUEST: i32 = -400;
 /// Code of an envelope: the request is right and could not be done.
 pub(super) const SERVER_ERROR: i32 = -500;
+/// Code of an envelope: the push may or may not be in the log. Every other code but 0 says that it is not.
+const UNKNOWN: i32 = -504;
+/// The text to it.
+const UNKNOWN_TEXT: &str = "the push may or may not be in the log";
 
 /// Success without data.
 pub(super) fn ok() -> Response<Body> {
@@ -66,6 +70,16 @@ pub(super) fn accepted(count: usize) -> Response<Body> {
 /// A refusal of what is left of a batch when `accepted` messages in front are accepted.
 pub(super) fn refusal_but(status: StatusCode, accepted: usize, message: &str) -> Response<Body> {
     respond(status, JSON, envelope_with(-i32::from(status.as_u16()), message, Some(accepted)))
+}
+
+/// Whether a push is in the log is not known: as goim reports failures, under status 200.
+pub(super) fn unknown_as_goim() -> Response<Body> {
+    failure(UNKNOWN, UNKNOWN_TEXT)
+}
+
+/// The same on routes that goim does not have; `accepted` messages in front are surely in the log.
+pub(super) fn unknown(accepted: Option<usize>) -> Response<Body> {
+    respond(StatusCode::GATEWAY_TIMEOUT, JSON, envelope_with(UNKNOWN, UNKNOWN_TEXT, accepted))
 }
 
 /// 401, with the scheme that would be right.

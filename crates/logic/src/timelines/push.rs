@@ -1,7 +1,7 @@
 //! Messages of the business, and of members, that are kept: appended, then announced.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use goim_ports::{
     Append, Kept, Mid, NewMessage, OnceKey, PushRecord, PushTarget, RoomId, TimelineError, TimelineId,
@@ -11,6 +11,9 @@ use tokio::sync::oneshot;
 use super::announce::record_of;
 use super::{Timelines, TimelinesError};
 use crate::{Logic, record};
+
+/// How long the answer to a publisher waits for the announcement of what is durable already.
+const ANNOUNCEMENT_WAIT: Duration = Duration::from_secs(1);
 
 /// A message to be kept, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -136,21 +139,27 @@ impl Timelines {
         let (durable, is_durable) = oneshot::channel();
         let timelines = Arc::clone(self);
         let work = tokio::spawn(async move { timelines.append_to_the_end(appends, durable).await });
-        // The sender is dropped when the store has refused: that is in the answer.
-        if tokio::time::timeout(self.config.store_deadline, is_durable).await.is_err() {
-            return Err(unknown("the store did not answer in time").into());
-        }
-        work.await.unwrap_or_else(|_| Err(unknown("the append was broken off").into()))
+        let placed = match tokio::time::timeout(self.config.store_deadline, is_durable).await {
+            Ok(Ok(placed)) => placed,
+            Err(_) => return Err(unknown("the store did not answer in time").into()),
+            // The store has refused: that is in the answer.
+            Ok(Err(_)) => {
+                let refused = work.await.unwrap_or(Ok(()));
+                return Err(refused.err().unwrap_or_else(|| unknown("the append was broken off").into()));
+            }
+        };
+        // What one publisher stores is announced in its order, unless the push log is slow: that is not for him to wait for.
+        let _ = tokio::time::timeout(ANNOUNCEMENT_WAIT, work).await;
+        Ok(placed)
     }
 
     async fn append_to_the_end(
         self: Arc<Self>,
         appends: Vec<Append>,
-        durable: oneshot::Sender<()>,
-    ) -> Result<Vec<Placed>, TimelinesError> {
+        durable: oneshot::Sender<Vec<Placed>>,
+    ) -> Result<(), TimelinesError> {
         let started = Instant::now();
         let kept = self.store.append(appends.clone()).await?;
-        let _ = durable.send(());
         self.metrics.append_seconds.observe(started.elapsed().as_secs_f64());
         let duplicates = kept.iter().filter(|kept| kept.is_duplicate).count() as u64;
         self.metrics.duplicates.inc_by(duplicates);
@@ -162,8 +171,9 @@ impl Timelines {
             .iter()
             .zip(&kept)
             .map(|(append, kept)| Placed { timeline: append.timeline.clone(), kept: *kept });
-        let placed = placed.collect();
+        // Whoever waited may have gone.
+        let _ = durable.send(placed.collect());
         self.announce(appends.into_iter().zip(kept).collect()).await;
-        Ok(placed)
+        Ok(())
     }
 }

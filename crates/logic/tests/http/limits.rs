@@ -87,8 +87,9 @@ async fn a_request_that_takes_too_long_is_given_up() {
     let server = Server::with(|config| config.http.request_timeout = Duration::from_millis(50)).await;
     server.world.state().append_hangs = true;
     let response = server.post(PUSH, b"x").await;
-    assert_eq!(response.status, 503);
-    assert!(response.body.starts_with(r#"{"code":-503,"#), "{response:?}");
+    // It may be in the log: the answer is the one that says so, as goim's routes say things.
+    let expected = r#"{"code":-504,"message":"the push may or may not be in the log"}"#;
+    assert_eq!(response.said(), (200, expected));
 }
 
 #[tokio::test]

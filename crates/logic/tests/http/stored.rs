@@ -68,7 +68,7 @@ fn push() -> Vec<StoredPush> {
 }
 
 async fn announced(world: &World) {
-    for _ in 0..1_000 {
+    for _ in 0..20_000 {
         if !world.take_log().is_empty() {
             return;
         }
@@ -100,5 +100,21 @@ async fn what_is_kept_late_is_announced_all_the_same() {
     // It answers in time.
     go.notify_one();
     assert_eq!(logic.push_stored(push()).await.unwrap()[0].len(), 1);
+    announced(&world).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_durable_is_answered_though_the_push_log_is_silent() {
+    let (world, go) = (Arc::new(World::default()), Arc::new(Notify::new()));
+    let dependencies =
+        Dependencies { timelines: Some(Arc::new(Slow(Arc::clone(&go)))), ..world.dependencies() };
+    let logic = Logic::new(Config::default(), dependencies).unwrap();
+    world.state().append_hangs = true;
+    go.notify_one();
+    let started = tokio::time::Instant::now();
+    assert_eq!(logic.push_stored(push()).await.unwrap()[0].len(), 1);
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    // And it is told of when the log is there again.
+    world.state().append_hangs = false;
     announced(&world).await;
 }

@@ -1,0 +1,294 @@
+//! Where a reader begins: new groups, new partitions, topics that are made again, offsets that are gone.
+
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+
+use rdkafka::TopicPartitionList;
+use rdkafka::admin::NewPartitions;
+use rdkafka::topic_partition_list::Offset;
+
+use super::*;
+
+fn admin(broker: &str) -> AdminClient<rdkafka::client::DefaultClientContext> {
+    ClientConfig::new().set("bootstrap.servers", broker).create().unwrap()
+}
+
+async fn raise(broker: &str, topic: &str, partitions: usize) {
+    let raised = [&NewPartitions::new(topic, partitions)];
+    let raised = admin(broker).create_partitions(raised, &AdminOptions::new()).await.unwrap();
+    assert!(raised.iter().all(Result::is_ok), "{raised:?}");
+}
+
+async fn make_again(broker: &str, topic: &str, partitions: i32) {
+    let admin = admin(broker);
+    let gone = admin.delete_topics(&[topic], &AdminOptions::new()).await.unwrap();
+    assert!(gone.iter().all(Result::is_ok), "{gone:?}");
+    let until = Instant::now() + Duration::from_secs(30);
+    loop {
+        let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(1)).set("retention.ms", "-1");
+        let made = admin.create_topics([&new], &AdminOptions::new()).await.unwrap();
+        match &made[0] {
+            Ok(_) => return,
+            // The old one is not quite gone.
+            Err(error) => assert!(Instant::now() < until, "{error:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// What a reader has seen and said to be done, on a task of its own.
+#[derive(Clone, Default)]
+struct Seen(Arc<Mutex<BTreeSet<String>>>);
+
+impl Seen {
+    fn by(mut reader: KafkaPushLogReader) -> (Self, tokio::task::JoinHandle<()>) {
+        let seen = Self::default();
+        let of_task = seen.clone();
+        let task = tokio::spawn(async move {
+            while let Ok(Some(entries)) = reader.read().await {
+                for entry in entries {
+                    of_task.0.lock().unwrap().extend(bodies(std::slice::from_ref(&entry)));
+                    reader.done(entry.position);
+                }
+            }
+        });
+        (seen, task)
+    }
+
+    fn missing(&self, of: &[String]) -> Vec<String> {
+        let seen = self.0.lock().unwrap();
+        of.iter().filter(|body| !seen.contains(*body)).cloned().collect()
+    }
+
+    /// Waits until all of these are seen.
+    async fn has(&self, what: &str, of: &[String]) {
+        let until = Instant::now() + Duration::from_secs(40);
+        while !self.missing(of).is_empty() {
+            let missing = self.missing(of);
+            assert!(
+                Instant::now() < until,
+                "{what}: {} of {} are lost: {missing:?}",
+                missing.len(),
+                of.len()
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+/// One push to each of many keys, so that all partitions have some.
+async fn append_to_all(log: &KafkaPushLog, round: &str) -> Vec<String> {
+    let mut sent = Vec::new();
+    for n in 0..48 {
+        let body = format!("{round}-{n}");
+        log.append(record_for_key(&format!("k{n}"), body.clone())).await.unwrap();
+        sent.push(body);
+    }
+    sent
+}
+
+/// Appends what is in the log before anybody reads, and is not for a group that begins at the end.
+async fn newest(config: KafkaConfig) -> (KafkaConfig, Arc<KafkaPushLog>) {
+    let config = KafkaConfig { start: Start::Newest, ..config };
+    let log = KafkaPushLog::start(config.clone()).await.unwrap();
+    append_to_all(&log, "before").await;
+    (config, log)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_that_are_raised_under_load_are_read_from_their_beginning() {
+    let Some(broker) = broker() else { return };
+    let (config, log) = newest(with_topic(&broker, 4).await).await;
+    let reader = KafkaPushLogReader::join(config.clone()).await.unwrap();
+    let (seen, task) = Seen::by(reader);
+    let mut sent = append_to_all(&log, "first").await;
+    seen.has("before they are raised", &sent).await;
+    raise(&broker, &config.topic, 12).await;
+    let raised = Instant::now();
+    // One that starts now knows all of them at once, and the reader does not.
+    let knows_all = KafkaPushLog::start(config.clone()).await.unwrap();
+    sent.extend(append_to_all(&knows_all, "new").await);
+    for round in 0..10 {
+        sent.extend(append_to_all(&log, &format!("old-{round}")).await);
+    }
+    seen.has("after they were raised", &sent).await;
+    eprintln!("all partitions are read {:?} after they were raised", raised.elapsed());
+    assert!(raised.elapsed() < Duration::from_secs(20), "{:?}", raised.elapsed());
+    assert!(seen.missing(&["before-0".to_owned()]).len() == 1, "a new group begins at the end");
+    task.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_that_are_raised_while_a_member_with_a_name_is_away_are_read() {
+    let Some(broker) = broker() else { return };
+    let config = KafkaConfig {
+        instance_id: Some("job1".to_owned()),
+        session_timeout: Duration::from_secs(30),
+        ..with_topic(&broker, 2).await
+    };
+    let (config, log) = newest(config).await;
+    let (seen, task) = Seen::by(KafkaPushLogReader::join(config.clone()).await.unwrap());
+    let sent = append_to_all(&log, "first").await;
+    seen.has("before they are raised", &sent).await;
+    task.abort();
+    let _ = task.await;
+    raise(&broker, &config.topic, 6).await;
+    let knows_all = KafkaPushLog::start(config.clone()).await.unwrap();
+    let sent = append_to_all(&knows_all, "new").await;
+    let (seen, task) = Seen::by(KafkaPushLogReader::join(config.clone()).await.unwrap());
+    seen.has("after they were raised", &sent).await;
+    task.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_of_a_new_group_that_dies_before_its_first_commit_is_followed_where_it_began() {
+    let Some(broker) = broker() else { return };
+    for name in [None, Some("job1".to_owned())] {
+        let config = KafkaConfig { instance_id: name, ..with_topic(&broker, 4).await };
+        let (config, log) = newest(config).await;
+        let mut child = child::Reader::start(&config);
+        child.reads_after(|| log.append(record_for_key("k0", "is read, and not done"))).await;
+        child.kill();
+        let sent = append_to_all(&log, "while nobody reads").await;
+        let (seen, task) = Seen::by(KafkaPushLogReader::join(config.clone()).await.unwrap());
+        seen.has("of a killed job", &sent).await;
+        seen.has("of a killed job", &["is read, and not done".to_owned()]).await;
+        assert!(seen.missing(&["before-0".to_owned()]).len() == 1);
+        task.abort();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_of_a_new_group_that_is_stopped_before_its_first_commit_is_followed_where_it_began() {
+    let Some(broker) = broker() else { return };
+    for name in [None, Some("job1".to_owned())] {
+        let config = KafkaConfig {
+            commit_interval: Duration::from_secs(3600),
+            instance_id: name,
+            ..with_topic(&broker, 4).await
+        };
+        let (config, log) = newest(config).await;
+        let mut reader = KafkaPushLogReader::join(config.clone()).await.unwrap();
+        log.append(record_for_key("k0", "done")).await.unwrap();
+        let done = read(&mut reader, 1).await;
+        reader.done(done[0].position);
+        tokio::task::spawn_blocking(move || drop(reader)).await.unwrap();
+        let sent = append_to_all(&log, "while nobody reads").await;
+        let (seen, task) = Seen::by(KafkaPushLogReader::join(config.clone()).await.unwrap());
+        seen.has("of a stopped job", &sent).await;
+        assert_eq!(seen.missing(&["before-0".to_owned(), "done".to_owned()]).len(), 2, "its commit was made");
+        task.abort();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_of_a_new_group_that_start_at_once_lose_nothing() {
+    let Some(broker) = broker() else { return };
+    let (config, log) = newest(with_topic(&broker, 6).await).await;
+    let joins: Vec<_> = (0..3)
+        .map(|_| {
+            let (config, log) = (config.clone(), Arc::clone(&log));
+            tokio::spawn(async move {
+                let reader = KafkaPushLogReader::join(config).await.unwrap();
+                (reader, append_to_all(&log, &unique("joined")).await)
+            })
+        })
+        .collect();
+    let (mut sent, mut all, mut tasks) = (Vec::new(), Vec::new(), Vec::new());
+    for join in joins {
+        let (reader, of_it) = join.await.unwrap();
+        sent.extend(of_it);
+        let (seen, task) = Seen::by(reader);
+        all.push(seen);
+        tasks.push(task);
+    }
+    becomes("every push is seen by one of them", || {
+        let all: BTreeSet<String> = all.iter().flat_map(|seen| seen.0.lock().unwrap().clone()).collect();
+        sent.iter().all(|body| all.contains(body))
+    })
+    .await;
+    tasks.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_is_made_again_is_read_from_its_beginning() {
+    let Some(broker) = broker() else { return };
+    // Fewer records than the old topic had, and more: then the old position is one in the new topic too. At once, and after the
+    // reader has noticed that there is no topic.
+    for (records, is_slow) in [(5, false), (60, false), (60, true)] {
+        let (config, mut log) = newest(with_topic(&broker, 1).await).await;
+        let (seen, task) = Seen::by(KafkaPushLogReader::join(config.clone()).await.unwrap());
+        let sent: Vec<String> = append_to_all(&log, "old").await;
+        seen.has("of the old topic", &sent).await;
+        becomes("all of it is committed", || committed(&config, 1) == 96).await;
+        if is_slow {
+            let gone = admin(&broker).delete_topics(&[&config.topic], &AdminOptions::new()).await.unwrap();
+            assert!(gone.iter().all(Result::is_ok), "{gone:?}");
+            // A log that is there would make the topic again by itself, with the partitions that the broker gives.
+            drop(std::mem::replace(
+                &mut log,
+                KafkaPushLog::start(with_topic(&broker, 1).await).await.unwrap(),
+            ));
+            tokio::time::sleep(Duration::from_secs(8)).await;
+            let _ = with_named_topic(&broker, &config.topic, 1).await;
+            log = KafkaPushLog::start(config.clone()).await.unwrap();
+        } else {
+            make_again(&broker, &config.topic, 1).await;
+        }
+        let again = KafkaPushLog::start(config.clone()).await.unwrap();
+        let mut sent = Vec::new();
+        for n in 0..records {
+            let (key, bodies) = ("k", [format!("new-{n}"), format!("new-{n}-too")]);
+            for body in bodies {
+                again.append(record_for_key(key, body.clone())).await.unwrap();
+                sent.push(body);
+            }
+        }
+        seen.has(&format!("of the new topic, {records} twice, slow: {is_slow}"), &sent).await;
+        // Whoever has written to the old one writes to the new one.
+        log.append(record_for_key("k", "by the old log")).await.unwrap();
+        seen.has("of the old log", &["by the old log".to_owned()]).await;
+        becomes("all of it is committed", || committed(&config, 1) == 2 * records + 1).await;
+        task.abort();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_position_that_retention_has_taken_is_followed_by_the_oldest_that_is_left() {
+    let Some(broker) = broker() else { return };
+    let (config, log) = newest(with_topic(&broker, 1).await).await;
+    let mut reader = KafkaPushLogReader::join(config.clone()).await.unwrap();
+    let sent = append_to_all(&log, "new").await;
+    let entries = read(&mut reader, 48).await;
+    reader.done(entries[9].position);
+    becomes("ten are committed", || committed(&config, 1) == 58).await;
+    tokio::task::spawn_blocking(move || drop(reader)).await.unwrap();
+    let mut taken = TopicPartitionList::new();
+    taken.add_partition_offset(&config.topic, 0, Offset::Offset(68)).unwrap();
+    admin(&broker).delete_records(&taken, &AdminOptions::new()).await.unwrap();
+    let (seen, task) = Seen::by(KafkaPushLogReader::join(config.clone()).await.unwrap());
+    seen.has("of what is left", &sent[20..]).await;
+    task.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_of_which_some_partitions_have_offsets_goes_on_and_misses_nothing_of_the_others() {
+    let Some(broker) = broker() else { return };
+    let (config, log) = newest(with_topic(&broker, 3).await).await;
+    // As a group of goim's own jobs: committed where something was pushed, and nowhere else.
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", &broker)
+        .set("group.id", &config.group)
+        .create()
+        .unwrap();
+    let (_, end) = tokio::task::block_in_place(|| {
+        consumer.fetch_watermarks(&config.topic, 1, Duration::from_secs(10)).unwrap()
+    });
+    let mut known = TopicPartitionList::new();
+    known.add_partition_offset(&config.topic, 1, Offset::Offset(end)).unwrap();
+    tokio::task::block_in_place(|| consumer.commit(&known, rdkafka::consumer::CommitMode::Sync).unwrap());
+    let sent = append_to_all(&log, "while nobody reads").await;
+    let (seen, task) = Seen::by(KafkaPushLogReader::join(config.clone()).await.unwrap());
+    seen.has("of a group that goes on", &sent).await;
+    task.abort();
+}
