@@ -16,7 +16,7 @@ pub(crate) const RANGES: [&str; 4] = ["control", "message", "business", "other"]
 /// The range that an operation falls into.
 pub(crate) fn range_of(operation: Operation) -> usize {
     match operation.0 {
-        4 | 5 => 1,
+        4 | 5 | 32 => 1,
         0..=31 => 0,
         1000.. => 2,
         _ => 3,

@@ -157,6 +157,8 @@ reasons! {
     NotInTime = 3111, "not_in_time";
     /// Whoever answers the request cannot be reached.
     Unavailable = 3112, "unavailable";
+    /// The sender has sent more than it may; it is told when there is room again.
+    RateLimited = 3113, "rate_limited";
     /// The request cannot be read.
     BadRequest = 3510, "bad_request";
     /// The session would be in more rooms than it may.

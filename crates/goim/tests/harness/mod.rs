@@ -17,6 +17,7 @@ pub mod frame;
 pub mod grpc;
 pub mod hex;
 pub mod http;
+pub mod keeping;
 pub mod load;
 pub mod packet;
 pub mod postgres;
