@@ -88,6 +88,8 @@ reasons! {
     HandshakeTimeout = 3004, "handshake_timeout";
     /// No heartbeat came in time.
     HeartbeatTimeout = 3005, "heartbeat_timeout";
+    /// Messages for this session were dropped: the server was taken for dead, and was not.
+    MessagesMissed = 3006, "messages_missed";
     /// The client did not take what was sent to it.
     SlowConsumer = 3100, "slow_consumer";
     /// Whoever decides about tokens could not be asked.

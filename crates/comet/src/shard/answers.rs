@@ -128,6 +128,12 @@ impl Shard {
             Notice::ConfirmAll => {
                 self.confirming = Some(Confirming { cursor: 0, credit: 0.0, seen: self.now });
             }
+            Notice::Recover { ago, enter } => self.begin_recovery(ago, enter),
+            Notice::Look(connection) => {
+                if let Some(slot) = self.find(connection) {
+                    self.tell_to_look(slot);
+                }
+            }
             Notice::Drain { sessions_per_second, deadline, delay_max } => {
                 self.begin_drain(sessions_per_second, deadline, delay_max);
             }

@@ -485,7 +485,9 @@ impl Shard {
             let Some(connection) = self.connections.get(slot) else { continue };
             // Generations wrap; the difference tells older from newer.
             let newer = connection.generation.wrapping_sub(broadcast.newest) as i32 > 0;
-            if !newer && connection.session.accepts(broadcast.operation) {
+            let is_word = broadcast.operation == Operation::NOTIFY;
+            let syncs = is_word && self.shared.versions.syncs(connection.class);
+            if !newer && (syncs || connection.session.accepts(broadcast.operation)) {
                 return Some(slot);
             }
         }
