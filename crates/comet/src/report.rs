@@ -74,9 +74,12 @@ pub(crate) async fn run(shared: Arc<Shared>, shards: Vec<ShardHandle>) {
                 confirm(&shards);
             }
             if news == News::Swept {
-                tracing::warn!("this comet was taken for dead and its sessions were removed; they have missed messages");
+                tracing::warn!(
+                    "this comet was taken for dead and its sessions were removed; they have missed messages"
+                );
                 shared.recoveries.swept.add(1);
-                let notice = |shard: &ShardHandle| shard.notice(Notice::Recover { ago: Duration::ZERO, enter: true });
+                let notice =
+                    |shard: &ShardHandle| shard.notice(Notice::Recover { ago: Duration::ZERO, enter: true });
                 shards.iter().for_each(notice);
             }
         }

@@ -14,7 +14,8 @@ use super::address::AddressError;
 use super::channel::{ClientConfig, Connection, REPLY_BYTES_MAX};
 use super::convert::{message_of, micros_of, proto_of};
 use super::proto::cluster::{
-    self, DescribeReq, MessagesMissedReq, PushManyReq, RoomMembersReq, RoomsSinceReq, comet_client as cluster_client,
+    self, DescribeReq, MessagesMissedReq, PushManyReq, RoomMembersReq, RoomsSinceReq,
+    comet_client as cluster_client,
 };
 use super::proto::comet::comet_client::CometClient;
 use super::proto::comet::{BroadcastReq, BroadcastRoomReq, PushMsgReq, RoomsReq};

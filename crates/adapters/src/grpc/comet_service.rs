@@ -10,8 +10,9 @@ use tonic::{Request, Response, Status};
 
 use super::convert::{accepted_at_of, extension_of, packet_of};
 use super::proto::cluster::{
-    DescribeReply, DescribeReq, MessagesMissedReply, MessagesMissedReq, PushManyReply, PushManyReq, RoomMember, RoomMembersReply, RoomMembersReq,
-    RoomsSinceReply, RoomsSinceReq, RoomsVersion, StripeNews, comet_server as cluster_server,
+    DescribeReply, DescribeReq, MessagesMissedReply, MessagesMissedReq, PushManyReply, PushManyReq,
+    RoomMember, RoomMembersReply, RoomMembersReq, RoomsSinceReply, RoomsSinceReq, RoomsVersion, StripeNews,
+    comet_server as cluster_server,
 };
 use super::proto::comet::comet_server::{Comet, CometServer};
 use super::proto::comet::{

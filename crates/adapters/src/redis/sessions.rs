@@ -61,7 +61,8 @@ impl RedisSessions {
                 return Ok(swept);
             }
             if swept == 0 && !fields.is_empty() {
-                let note = cmd("SET").arg(swept_of(server)).arg(now()).arg("EX").arg(SWEPT_SECONDS).to_owned();
+                let note =
+                    cmd("SET").arg(swept_of(server)).arg(now()).arg("EX").arg(SWEPT_SECONDS).to_owned();
                 self.store.run(vec![note]).await?;
             }
             let commands = fields.chunks_exact(2).flat_map(|pair| {

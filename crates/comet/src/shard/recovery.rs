@@ -75,9 +75,7 @@ impl Shard {
             return;
         };
         recovering.next = Some(match recovering.next {
-            Some((other, entered)) => {
-                (if is_up_to(up_to, other) { other } else { up_to }, entered || enter)
-            }
+            Some((other, entered)) => (if is_up_to(up_to, other) { other } else { up_to }, entered || enter),
             None => (up_to, enter),
         });
     }
