@@ -177,6 +177,15 @@ impl Drive<'_> {
                     self.notified(body);
                     continue;
                 }
+                Ok(ClientStep::Push(packet)) if packet.operation == Operation::MEMBER_MESSAGE => {
+                    match member_message(packet.body) {
+                        Some(event) => {
+                            self.desk.shared.counters.pushes.add_one();
+                            event
+                        }
+                        None => continue,
+                    }
+                }
                 Ok(ClientStep::Push(packet)) => {
                     let packet = packet.to_owned();
                     let packet = inflated(self.link, packet).map_err(|wrong| self.reason(wrong))?;
@@ -407,4 +416,11 @@ impl Drive<'_> {
         }
         self.parked
     }
+}
+
+/// A member's message out of its packet; `None` for a body that is none.
+fn member_message(body: &[u8]) -> Option<Event> {
+    let sync::Notify { timeline, messages, .. } = sync::Notify::read(Bytes::copy_from_slice(body))?;
+    let message = messages.into_iter().next()?.into();
+    Some(Event::MemberMessage { timeline, message })
 }

@@ -27,6 +27,14 @@ pub enum Event {
     },
     /// Somebody has pushed this. Packets of a batch come one by one, in order.
     Push(PacketBuf),
+    /// A member has sent this to a timeline that this client does not follow: a room that it is in, or its member's inbox.
+    /// [`TimelineMessage::sender`] says who; the server vouches for it.
+    MemberMessage {
+        /// Which timeline.
+        timeline: String,
+        /// What was sent.
+        message: TimelineMessage,
+    },
     /// Messages of a timeline, in order and once. Taking the next event says that the application has them.
     Messages {
         /// Which timeline.

@@ -101,7 +101,7 @@ pub struct TimelineMessage {
     pub version: Version,
     /// When the server took it.
     pub accepted_at: SystemTime,
-    /// The member that has sent it; zero: the business.
+    /// The member that has sent it, as the server knows it; zero: the business.
     pub sender: i64,
     /// What it says; `None` for one that was deleted, or that is in no schema that this client reads.
     pub body: Option<Bytes>,

@@ -39,6 +39,8 @@ pub struct Config {
     /// How often the comet reports its rooms and its load. Default 1 s; stretched by itself when a report takes more
     /// than a hundredth of it.
     pub report_interval: Duration,
+    /// Sessions that have missed messages.
+    pub recovery: RecoveryConfig,
     /// How sessions are told to go when the comet stops.
     pub drain: DrainConfig,
 }
@@ -235,6 +237,23 @@ pub struct SendConfig {
     pub paced_broadcasts_max: usize,
 }
 
+/// What happens to sessions that have missed messages, since the comet was taken for dead: frozen or cut off for so long that its sessions
+/// were swept, or that a job has dropped messages for it.
+#[derive(Debug, Clone)]
+pub struct RecoveryConfig {
+    /// Sessions that do not sync are ended, so that they come back and know that they may have missed something. Those that sync are told to
+    /// look, whatever this says. Default true.
+    pub end_sessions: bool,
+    /// Sessions a second that are ended or told to look. Default 1,000: they come back at once, and all of them at once would be a crowd.
+    pub sessions_per_second: NonZeroU32,
+}
+
+impl Default for RecoveryConfig {
+    fn default() -> Self {
+        Self { end_sessions: true, sessions_per_second: NonZeroU32::MIN.saturating_add(999) }
+    }
+}
+
 /// Stopping gently.
 #[derive(Debug, Clone)]
 pub struct DrainConfig {
@@ -260,6 +279,7 @@ impl Default for Config {
             sync: SyncConfig::default(),
             events: EventsConfig::default(),
             report_interval: Duration::from_secs(1),
+            recovery: RecoveryConfig::default(),
             drain: DrainConfig::default(),
         }
     }

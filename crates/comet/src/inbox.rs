@@ -88,6 +88,11 @@ pub(crate) enum Notice {
     Confirm(ConnectionId),
     /// Logic may have forgotten everybody: tell it again, at a pace.
     ConfirmAll,
+    /// Messages for this comet were dropped, the last of them so long ago: see to the sessions that were there. With `enter`, the directory
+    /// has lost them too.
+    Recover { ago: Duration, enter: bool },
+    /// The session is in the directory again: what it syncs may have grown meanwhile.
+    Look(ConnectionId),
     /// Stop accepting; close everything at this pace and by this time; then end.
     Drain { sessions_per_second: NonZeroU32, deadline: Duration, delay_max: Duration },
 }

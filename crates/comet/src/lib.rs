@@ -45,7 +45,9 @@ use goim_ports::{CometPort, LogicPort, NodeDirectory, ServerId};
 use goim_session::{FramingRules, ServerRules};
 use tokio::sync::Semaphore;
 
-pub use config::{Config, DrainConfig, LimitsConfig, ListenConfig, NodeConfig, SendConfig, TlsConfig};
+pub use config::{
+    Config, DrainConfig, LimitsConfig, ListenConfig, NodeConfig, RecoveryConfig, SendConfig, TlsConfig,
+};
 pub use goim_session::SlowConsumerPolicy;
 
 use inbox::{Notice, ShardHandle};
@@ -161,6 +163,7 @@ impl Comet {
             certificates,
             farewells: Arc::default(),
             started: Instant::now(),
+            recoveries: shard::Recoveries::default(),
             config,
         });
         let (shards, stats, threads) = start_shards(&shared, listening.shards)?;
@@ -172,7 +175,7 @@ impl Comet {
         });
         let mut tasks = vec![
             needs.runtime.spawn(report::announce(shared.clone(), needs.nodes.clone())),
-            needs.runtime.spawn(report::run(shared.clone(), confirm(shards.clone()))),
+            needs.runtime.spawn(report::run(shared.clone(), shards.clone())),
         ];
         if shared.events.are_wanted() {
             tasks.push(needs.runtime.spawn(shared.events.clone().run(shared.logic.clone())));
@@ -291,7 +294,7 @@ type Started = (Vec<ShardHandle>, Vec<Arc<ShardStats>>, Vec<std::thread::JoinHan
 
 /// Has every shard enter its sessions in the directory again.
 fn confirm(shards: Vec<ShardHandle>) -> impl Fn() {
-    move || shards.iter().for_each(|shard| shard.notice(Notice::ConfirmAll))
+    move || report::confirm(&shards)
 }
 
 /// Makes all inboxes first: every shard knows every other.

@@ -242,6 +242,8 @@ struct More {
     message: Arc<Message>,
     /// What this shard sends, by class.
     made: Vec<OnceCell<Option<EncodedPush>>>,
+    /// A member's message with its sender.
+    with_sender: OnceCell<Option<EncodedPush>>,
 }
 
 /// A message with its forms, for all shards.
@@ -256,6 +258,8 @@ struct Message {
     frames: Vec<OnceLock<Option<Bytes>>>,
     /// The word that it is in a timeline, alone.
     notify: OnceLock<PacketBuf>,
+    /// A member's message with its sender; `None` where it is not there in the first schema.
+    with_sender: OnceLock<Option<PacketBuf>>,
 }
 
 /// How a message is written.
@@ -301,6 +305,17 @@ impl Outgoing {
         self.extension()?.stored.as_ref()
     }
 
+    /// A member's message as an extended session gets it that does not sync: with its sender, whom a plain push has no place for. `None`
+    /// when the message has no body in the first schema, which is all that members send. Only of a message that a member has sent.
+    pub(crate) fn with_sender(&self, stored: &StoredAt) -> Option<&EncodedPush> {
+        let more = self.more.get()?;
+        let made = more.with_sender.get_or_init(|| {
+            let packet = more.message.with_sender.get_or_init(|| more.message.make_with_sender(stored));
+            packet.clone().map(EncodedPush::whole)
+        });
+        made.as_ref()
+    }
+
     /// The reason to end the sessions for, when that is what it is for.
     pub(crate) fn end(&self) -> Option<CloseReason> {
         let EndCode(code) = self.extension()?.end?;
@@ -331,7 +346,7 @@ impl Outgoing {
 impl More {
     fn new(message: Arc<Message>) -> Self {
         let made = message.versions.classes.iter().map(|_| OnceCell::new()).collect();
-        Self { message, made }
+        Self { message, made, with_sender: OnceCell::new() }
     }
 }
 
@@ -340,7 +355,8 @@ impl Message {
         let schemas = 1 + extension.as_ref().map_or(0, |extension| extension.bodies.len());
         let forms = (0..(schemas + 1) * Encoding::ALL.len()).map(|_| OnceLock::new()).collect();
         let frames = (0..schemas).map(|_| OnceLock::new()).collect();
-        Self { versions, packet, extension, forms, frames, notify: OnceLock::new() }
+        let (notify, with_sender) = Default::default();
+        Self { versions, packet, extension, forms, frames, notify, with_sender }
     }
 
     fn is_without_first(&self) -> bool {
@@ -419,17 +435,30 @@ impl Message {
         if body.as_ref().map_or(0, Bytes::len) > self.versions.inline_bytes_max {
             return None;
         }
-        let version = schema.and_then(|schema| self.versions.table.plain(schema));
-        Some(sync::Message {
+        let message = self.stored_message(stored, schema.unwrap_or(Schema::FIRST), Bytes::new());
+        Some(sync::Message { unreadable: body.is_none(), body: body.unwrap_or_default(), ..message })
+    }
+
+    fn make_with_sender(&self, stored: &StoredAt) -> Option<PacketBuf> {
+        let body = (!self.is_without_first()).then(|| self.first_body()).flatten()?;
+        let message = self.stored_message(stored, Schema::FIRST, body);
+        let notify = notify_packet(&stored.timeline, stored.position, vec![message]);
+        Some(PacketBuf { operation: Operation::MEMBER_MESSAGE, ..notify })
+    }
+
+    /// A message as readers of timelines get it.
+    fn stored_message(&self, stored: &StoredAt, schema: Schema, body: Bytes) -> sync::Message {
+        let version = self.versions.table.plain(schema).map_or(Version::GOIM, |row| row.version);
+        sync::Message {
             seq: stored.position.seq.0,
             operation: carried(&self.packet).0,
-            version: version.map_or(Version::GOIM, |row| row.version).0.into(),
+            version: version.0.into(),
             time_ms: i64::try_from(stored.accepted_at.0 / 1000).unwrap_or(i64::MAX),
             sender: stored.sender.0,
-            unreadable: body.is_none(),
-            body: body.unwrap_or_default(),
+            unreadable: false,
+            body,
             deleted: false,
-        })
+        }
     }
 
     /// The body in the first schema, out of the run that job has made.

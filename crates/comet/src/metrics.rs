@@ -143,6 +143,14 @@ impl CometCollector {
         let joined = self.sum(|shard| shard.words_joined.get());
         let help = "Words of stored messages that waited for a full socket, one for each timeline";
         counters(out, "notifies_joined", help, &one(joined))?;
+        let looks = self.sum(|shard| shard.told_to_look.get());
+        let help = "Sessions that sync and were told to look, since messages for this comet were dropped";
+        counters(out, "resyncs", help, &one(looks))?;
+        let causes = &self.shared.recoveries;
+        let of = |cause: &str, count: &SharedCounter| (vec![("cause", cause.to_owned())], count.get());
+        let rows = [of("swept", &causes.swept), of("given_up", &causes.given_up)];
+        let help = "Times that this comet has heard that it was taken for dead, by who did: logic has swept its sessions, a job has dropped messages";
+        counters(out, "recoveries", help, &rows)?;
         let blocked = self.sum(|shard| shard.blocked.get());
         gauges(out, "sessions_blocked", "Sessions whose socket is full", &one(blocked))?;
         let paced = self.by_shard(|shard| shard.paced_broadcasts.get());

@@ -2,6 +2,7 @@
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::time::Duration;
 
 use goim_ports::{
     Broadcast, Call, CometError, CometNode, CometPort, KeyPush, PacketBuf, RoomId, RoomMembers, RoomPush,
@@ -125,6 +126,13 @@ impl CometPort for Port {
             }
             Ok(all)
         })
+    }
+
+    fn messages_missed(&self, ago: Duration) -> Handover {
+        tracing::warn!(?ago, "a job has dropped messages for this comet; sessions have missed some");
+        self.shared.recoveries.given_up.add(1);
+        self.shards.iter().for_each(|shard| shard.notice(Notice::Recover { ago, enter: false }));
+        Call::Ready(Ok(()))
     }
 
     fn describe(&self) -> Call<Result<CometNode, CometError>> {

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use goim_ports::{CometNode, NodeDirectory, OnlineReport, RoomCounts};
+use goim_ports::{CometNode, Generation, NodeDirectory, OnlineReport, RoomCounts};
 
+use crate::inbox::{Notice, ShardHandle};
 use crate::shard::Shared;
 
 /// Says until dropped that the comet is there. Apart from the rooms: a lease must not end because a logic is slow.
@@ -16,9 +17,47 @@ pub(crate) async fn announce(shared: Arc<Shared>, nodes: Arc<dyn NodeDirectory>)
     }
 }
 
-/// Reports the rooms until dropped. `confirm` has all sessions entered in the directory again.
-pub(crate) async fn run(shared: Arc<Shared>, confirm: impl Fn()) {
-    let mut generation = None;
+/// Has every shard enter its sessions in the directory again.
+pub(crate) fn confirm(shards: &[ShardHandle]) {
+    shards.iter().for_each(|shard| shard.notice(Notice::ConfirmAll));
+}
+
+/// What is known of the directory's memory of this comet.
+#[derive(Default)]
+struct Memory {
+    generation: Option<Generation>,
+    /// The newest sweep that was heard of. Logics of different versions may answer in turn, and not all tell.
+    swept_at: Option<u64>,
+}
+
+/// What an answer says of it.
+#[derive(Debug, PartialEq, Eq)]
+enum News {
+    Same,
+    /// Sessions may be missing: Redis has lost what it had, or was away for too long. Jobs kept the comet, so that nothing was missed.
+    Lost,
+    /// The comet was taken for dead and its sessions removed: pushes to them found nobody.
+    Swept,
+}
+
+impl Memory {
+    fn learn(&mut self, generation: &Generation) -> News {
+        let before = self.generation.replace(generation.clone());
+        let known = self.swept_at;
+        self.swept_at = known.max(generation.swept_at());
+        match before {
+            // What was before this comet's time is not its own.
+            None => News::Same,
+            Some(_) if self.swept_at > known => News::Swept,
+            Some(before) if before.mark() != generation.mark() => News::Lost,
+            Some(_) => News::Same,
+        }
+    }
+}
+
+/// Reports the rooms until dropped.
+pub(crate) async fn run(shared: Arc<Shared>, shards: Vec<ShardHandle>) {
+    let mut memory = Memory::default();
     let mut word = Word::new("report its rooms");
     loop {
         let began = Instant::now();
@@ -29,14 +68,19 @@ pub(crate) async fn run(shared: Arc<Shared>, confirm: impl Fn()) {
         let began = Instant::now();
         if let Ok(totals) = &totals {
             shared.census.learn(&totals.rooms, &rooms);
-            if totals.generation.is_some() {
-                let before = std::mem::replace(&mut generation, totals.generation.clone());
-                if before.is_some_and(|before| Some(before) != generation) {
-                    tracing::warn!(
-                        "the directory may have lost sessions of this comet; it enters them again"
-                    );
-                    confirm();
-                }
+            let news = totals.generation.as_ref().map_or(News::Same, |generation| memory.learn(generation));
+            if news != News::Same {
+                tracing::warn!("the directory may have lost sessions of this comet; it enters them again");
+                confirm(&shards);
+            }
+            if news == News::Swept {
+                tracing::warn!(
+                    "this comet was taken for dead and its sessions were removed; they have missed messages"
+                );
+                shared.recoveries.swept.add(1);
+                let notice =
+                    |shard: &ShardHandle| shard.notice(Notice::Recover { ago: Duration::ZERO, enter: true });
+                shards.iter().for_each(notice);
             }
         }
         worked += began.elapsed();
@@ -79,5 +123,31 @@ pub(crate) fn describe(shared: &Shared) -> CometNode {
         connections: shared.addresses.connections() as u64,
         addresses: shared.addresses.addresses() as u64,
         ..shared.config.node.described()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sweep_is_told_from_a_memory_that_was_lost() {
+        let cases: &[(&str, News)] = &[
+            ("1/5", News::Same),
+            ("1/5", News::Same),
+            ("2/9", News::Swept),
+            // A logic that does not tell, and one that does.
+            ("2", News::Same),
+            ("2/9", News::Same),
+            // Redis is empty, or has what it had long ago.
+            ("3", News::Lost),
+            ("4/5", News::Lost),
+            ("4", News::Same),
+            ("5/10", News::Swept),
+        ];
+        let mut memory = Memory::default();
+        for (text, expected) in cases {
+            assert_eq!(memory.learn(&Generation((*text).to_owned())), *expected, "{text}");
+        }
     }
 }

@@ -4,7 +4,8 @@
 //! each of them once. Nothing here waits for a peer, for another shard or for logic.
 //!
 //! This file owns the loop and the state; what happens in it is in the files beside: `accept` lets connections
-//! in, `input` takes their bytes, `answers` deals with logic's, `requests` has rooms and new tokens, `fanout` sends, `ending` lets them go.
+//! in, `input` takes their bytes, `answers` deals with logic's, `requests` has rooms and new tokens, `fanout` sends, `ending` lets them go,
+//! `recovery` sees to those that have missed something.
 
 mod accept;
 mod answers;
@@ -14,6 +15,7 @@ mod ending;
 mod fanout;
 mod foresee;
 mod input;
+mod recovery;
 mod requests;
 mod timelines;
 
@@ -44,6 +46,7 @@ use answers::Confirming;
 use ending::Draining;
 use fanout::{PacedBroadcast, Work};
 pub(crate) use foresee::BLOCK;
+use recovery::{Accepted, Recovering};
 
 /// The poll's token for the inbox. Listeners count down from here; connections count up from zero.
 pub(crate) const WAKE: Token = Token(usize::MAX);
@@ -80,6 +83,16 @@ pub(crate) struct Shared {
     /// Farewells that logic has not answered yet.
     pub(crate) farewells: Arc<std::sync::atomic::AtomicUsize>,
     pub(crate) started: Instant,
+    pub(crate) recoveries: Recoveries,
+}
+
+/// How often the comet was taken for dead.
+#[derive(Debug, Default)]
+pub(crate) struct Recoveries {
+    /// Its sessions were swept.
+    pub(crate) swept: SharedCounter,
+    /// A job has dropped messages for it.
+    pub(crate) given_up: SharedCounter,
 }
 
 /// What the limits of a push are: by the range of its operation.
@@ -144,6 +157,8 @@ pub(crate) struct Shard {
     accept_silent_until: Moment,
     draining: Option<Draining>,
     confirming: Option<Confirming>,
+    recovering: Option<Recovering>,
+    accepted: Accepted,
     seed: u64,
 }
 
@@ -201,6 +216,8 @@ impl Shard {
             accept_silent_until: Moment(0),
             draining: None,
             confirming: None,
+            recovering: None,
+            accepted: Accepted::default(),
             seed,
         })
     }
@@ -263,6 +280,7 @@ impl Shard {
         self.look_at_due();
         self.drain_some();
         self.confirm_some();
+        self.recover_some();
         self.flush_urgent();
         self.flush_ring();
         self.end_works();
@@ -298,7 +316,10 @@ impl Shard {
             return Duration::ZERO;
         }
         let timers = self.timers.wait(self.now).unwrap_or(SLEEP_MAX);
-        let is_pacing = !self.paced.is_empty() || self.draining.is_some() || self.confirming.is_some();
+        let is_pacing = !self.paced.is_empty()
+            || self.draining.is_some()
+            || self.confirming.is_some()
+            || self.recovering.is_some();
         let pace = if is_pacing { fanout::PACE_TICK } else { SLEEP_MAX };
         let accept = self.accept_paused_until.map_or(SLEEP_MAX, |until| self.now.until(until));
         let pace =

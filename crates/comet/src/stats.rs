@@ -16,7 +16,7 @@ pub(crate) const RANGES: [&str; 4] = ["control", "message", "business", "other"]
 /// The range that an operation falls into.
 pub(crate) fn range_of(operation: Operation) -> usize {
     match operation.0 {
-        4 | 5 => 1,
+        4 | 5 | 32 => 1,
         0..=31 => 0,
         1000.. => 2,
         _ => 3,
@@ -157,6 +157,8 @@ pub(crate) struct ShardStats {
     pub(crate) rooms_refused: Counter,
     /// Words of messages in timelines that became one with others while a socket was full.
     pub(crate) words_joined: Counter,
+    /// Sessions that sync and were told to look, since messages were dropped.
+    pub(crate) told_to_look: Counter,
     /// Commands that wait.
     pub(crate) inbox_depth: Arc<AtomicUsize>,
     /// Sessions whose socket is full.

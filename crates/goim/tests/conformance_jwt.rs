@@ -436,3 +436,41 @@ fn a_session_ends_with_its_token_unless_it_brings_a_new_one() {
         stays.heartbeat();
     }
 }
+
+#[test]
+fn a_blank_key_in_a_token_is_none_and_a_room_without_a_name_is_refused() {
+    let business = business();
+    let server = Server::start(&settings(&business));
+    for transport in BOTH {
+        let mut keys = std::collections::BTreeSet::new();
+        // One after the other, and all stay.
+        let mut sessions: Vec<Client> = ["", "", " "]
+            .into_iter()
+            .map(|blank| {
+                let token = hs256(&with("key", json!(blank)));
+                let (client, reply) = Client::present(&server, transport, body(&token, true, &json!({})));
+                let reply: Value = serde_json::from_slice(&reply.unwrap().body).unwrap();
+                keys.insert(reply["key"].as_str().unwrap().to_owned());
+                client
+            })
+            .collect();
+        assert_eq!(keys.len(), 3, "all have keys of their own: {keys:?}");
+        sessions.iter_mut().for_each(Client::expect_nothing);
+    }
+    for (name, rooms) in
+        [("rooms", json!([""])), ("rooms", json!(["live://1", ""])), ("rooms_allowed", json!([""]))]
+    {
+        check(&server, name, &hs256(&with(name, rooms)), &json!({}), Some(3207));
+    }
+    // A new token is judged as the first was.
+    let token = with("mid", json!(number()));
+    let (mut client, reply) =
+        Client::present(&server, Transport::Tcp, body(&hs256(&token), true, &json!({})));
+    assert_eq!(code(&reply.unwrap()), 0);
+    for (change, expected) in [(json!({ "key": "" }), 0), (json!({ "rooms": [""] }), 3207)] {
+        let mut token = token.clone();
+        token.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+        let reply = client.ask(&Packet::new(30, 5, body(&hs256(&token), true, &json!({}))));
+        assert_eq!(code(&reply), expected, "{change}");
+    }
+}

@@ -5,13 +5,10 @@
 
 mod harness;
 
-use std::path::PathBuf;
-use std::sync::Arc;
-
 use harness::business::{Answer, Business};
-use harness::postgres::Postgres;
+use harness::keeping::{Keeping, Place};
 use harness::proto::{Fields, Writer};
-use harness::{BOTH, Client, Packet, Server, Settings, Transport, eventually, number, unique};
+use harness::{BOTH, Client, Packet, Server, Transport, eventually, number, unique};
 use serde_json::{Value, json};
 
 const NOTIFY: i32 = 20;
@@ -19,67 +16,6 @@ const SYNC: i32 = 21;
 const SYNC_REPLY: i32 = 22;
 const ACK: i32 = 23;
 const ERROR: i32 = 25;
-
-/// Where messages are kept: a folder for one process, PostgreSQL for a cluster. It goes with the test.
-enum Place {
-    Folder(PathBuf),
-    Postgres(String, #[expect(dead_code, reason = "held")] Arc<Postgres>),
-}
-
-impl Place {
-    fn new() -> Self {
-        if std::env::var_os("TEST_CLUSTER").is_some() {
-            let postgres = Postgres::shared();
-            return Self::Postgres(postgres.database(), postgres);
-        }
-        Self::Folder(std::env::temp_dir().join(unique(&format!("goim-timelines-{}", std::process::id()))))
-    }
-
-    fn settings(&self) -> Settings {
-        match self {
-            Self::Folder(folder) => Settings::new().set("timelines.folder", folder.to_str().unwrap()),
-            Self::Postgres(url, _) => Settings::new().set("timelines.postgres", url),
-        }
-    }
-
-    /// Another process can have it.
-    fn is_free(&self) -> bool {
-        let Self::Folder(folder) = self else { return true };
-        let rules =
-            goim_ports::RetentionRules { by_kind: Vec::new(), otherwise: goim_ports::Retention::FOREVER };
-        let config = goim_adapters::embedded::EmbeddedConfig::new(folder.clone(), rules, harness::DEADLINE);
-        goim_adapters::embedded::EmbeddedTimelines::open(config).is_ok()
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        if let Self::Folder(folder) = self {
-            let _ = std::fs::remove_dir_all(folder);
-        }
-    }
-}
-
-/// A system that keeps messages; it goes before its place does.
-struct Keeping {
-    server: Server,
-    _place: Place,
-}
-
-impl Keeping {
-    fn start() -> Self {
-        let place = Place::new();
-        Self { server: Server::start(&place.settings()), _place: place }
-    }
-}
-
-impl std::ops::Deref for Keeping {
-    type Target = Server;
-
-    fn deref(&self) -> &Server {
-        &self.server
-    }
-}
 
 /// A session that syncs, with the auth reply taken. `more` goes into its token.
 fn syncing(server: &Server, transport: Transport, mid: i64, more: Value) -> Client {
@@ -342,7 +278,8 @@ fn send(to: &str, body: &str, client_id: &str) -> Packet {
 
 #[test]
 fn members_send_to_their_rooms_once() {
-    let server = Keeping::start();
+    let server =
+        Keeping::start_with(|settings| settings.set("logic.timelines.send.allowed", "live://*: 1000"));
     for transport in BOTH {
         let (mid, room) = (member(), unique("live://r"));
         let mut sender = syncing(&server, transport, mid, json!({ "room_id": room }));

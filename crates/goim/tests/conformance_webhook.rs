@@ -146,3 +146,52 @@ fn a_business_that_is_down_costs_nobody_time() {
     business.set_down(false);
     eventually("newcomers are let in again", || code(&present(&server, Transport::Tcp, "mid:6").1) == 0);
 }
+
+#[test]
+fn a_blank_key_is_drawn_for_each_session_and_a_room_without_a_name_is_refused() {
+    for blank in ["", " "] {
+        let business = Business::start(move |asked| {
+            let mid = asked.json()["token"].as_str().unwrap().parse::<i64>().unwrap();
+            Answer::ok(json!({ "mid": mid, "key": blank }).to_string())
+        });
+        let server = Server::start(&settings(&business));
+        for transport in BOTH {
+            let mut sessions: Vec<(Client, String)> = (0..3)
+                .map(|_| {
+                    let (client, reply) = present(&server, transport, &number().to_string());
+                    let reply: Value = serde_json::from_slice(&reply.body).unwrap();
+                    (client, reply["key"].as_str().unwrap().to_owned())
+                })
+                .collect();
+            let keys: std::collections::BTreeSet<String> =
+                sessions.iter().map(|(_, key)| key.clone()).collect();
+            assert_eq!(keys.len(), 3, "{blank:?}: all have keys of their own: {keys:?}");
+            sessions.iter_mut().for_each(|(client, _)| client.expect_nothing());
+        }
+    }
+    for answer in [
+        json!({ "mid": 7, "rooms": [""] }),
+        json!({ "mid": 7, "rooms": ["live://1", ""] }),
+        json!({ "mid": 7, "rooms_allowed": [""] }),
+    ] {
+        let business = Business::start(move |_| Answer::ok(answer.to_string()));
+        let server = Server::start(&settings(&business));
+        for transport in BOTH {
+            assert_eq!(code(&present(&server, transport, "any").1), 3207);
+        }
+    }
+    // What a client asks for is judged alike, whoever it is believed to be.
+    let business = Business::start(usual);
+    for settings in [settings(&business), Settings::new()] {
+        let server = Server::start(&settings);
+        for transport in BOTH {
+            let who = json!({ "token": "mid:7", "protover": 1, "rooms": ["live://1", ""] });
+            let (_, reply) = Client::present(&server, transport, who.to_string());
+            assert_eq!(code(&reply.unwrap()), 3207);
+            // goim's own: without a room.
+            let who = json!({ "token": "mid:7", "room_id": "" });
+            let (mut client, reply) = Client::present(&server, transport, who.to_string());
+            assert_eq!((reply.unwrap().op, client.heartbeat()), (8, 0));
+        }
+    }
+}

@@ -15,19 +15,23 @@ use goim_ports::{
     RoomId, ServerId,
 };
 use goim_wire::batch::BatchBuilder;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::at_once::{AtOnce, ToIdle};
-use crate::config::Config;
+use crate::config::{CometConfig, Config};
 use crate::in_flight::{InFlight, Share};
 use crate::lane::{Request, Stake};
 use crate::lanes::{Assignment, Lanes};
+use crate::losses::{self, Losses, Presence};
 use crate::metrics::{Metrics, Outcome};
 use crate::rooms::{Batch, Message, Rooms};
 use crate::routing::{Answer, Routing};
 
 /// How often comets that have gone are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How often is looked, while a comet is gone, whether it is back.
+const PRESENCE_INTERVAL: Duration = Duration::from_millis(200);
 
 /// How often is looked, while nothing can be read, whether a comet that hangs is the reason.
 const HUNG_CHECK_INTERVAL: Duration = Duration::from_millis(50);
@@ -46,6 +50,10 @@ pub(crate) struct Intake {
     routing: Routing,
     in_flight: Arc<InFlight>,
     metrics: Arc<Metrics>,
+    comet: CometConfig,
+    losses: Arc<Losses>,
+    presence: Presence,
+    next_look: Instant,
     next_sweep: Instant,
     /// Since when reading fails: not before then, and the pause that led to it.
     read_pause: Option<(Instant, Duration)>,
@@ -70,15 +78,21 @@ impl Intake {
         metrics: Arc<Metrics>,
     ) -> Self {
         let in_flight = Arc::new(InFlight::new(config.in_flight));
+        let losses: Arc<Losses> = Arc::default();
+        let comet = config.comet.clone();
         Self {
             drain_deadline: config.drain_deadline,
             reader,
             rooms: Rooms::new(config.room, Arc::clone(&in_flight)),
-            lanes: Lanes::new(config.comet, Arc::clone(&pool), Arc::clone(&metrics)),
+            lanes: Lanes::new(config.comet, Arc::clone(&pool), Arc::clone(&metrics), Arc::clone(&losses)),
             routing: Routing::new(Arc::clone(&pool), Arc::clone(&metrics)),
             in_flight,
             pool,
             metrics,
+            comet,
+            losses,
+            presence: Presence::default(),
+            next_look: Instant::now(),
             next_sweep: Instant::now(),
             read_pause: None,
         }
@@ -86,6 +100,7 @@ impl Intake {
 
     pub(crate) async fn run(mut self, shutdown: impl Future<Output = ()> + Send) -> Result<(), ReadError> {
         self.next_sweep = Instant::now() + SWEEP_INTERVAL;
+        self.look_who_is_there(false);
         let mut shutdown = pin!(shutdown);
         let ended = loop {
             match self.next_event(shutdown.as_mut()).await {
@@ -119,6 +134,9 @@ impl Intake {
             due = due.min(now + HUNG_CHECK_INTERVAL);
         }
         due = self.routing.next_due(now).map_or(due, |next| due.min(next));
+        if self.presence.misses_some() {
+            due = due.min(self.next_look.max(now));
+        }
         let paused = self.read_pause.map(|(until, _)| until).filter(|until| *until > now);
         let may_read = paused.is_none() && self.has_room();
         tokio::select! {
@@ -154,14 +172,20 @@ impl Intake {
         if self.read_pause.take().is_some() {
             tracing::info!("the push log can be read again");
         }
+        let mut for_all = false;
         let mut at_once = AtOnce::default();
         for entry in entries {
             self.metrics.read(&entry.record.target);
+            for_all |= !matches!(entry.record.target, PushTarget::Keys { .. });
             let Some(entry) = at_once.take(entry, &self.lanes, &self.in_flight) else { continue };
             let assignments = self.spread(entry);
             self.assign(assignments);
         }
         self.push_at_once(at_once);
+        // Who is not there has missed it.
+        if for_all {
+            self.look_who_is_there(true);
+        }
         let mut batches = Vec::new();
         self.rooms.take_woken(Instant::now(), &mut batches);
         self.assign_batches(batches);
@@ -187,6 +211,30 @@ impl Intake {
         }
     }
 
+    /// Notes which comets have gone, and tells those that are back of what was dropped for them meanwhile.
+    fn look_who_is_there(&mut self, for_all: bool) {
+        let now = Instant::now();
+        self.next_look = now + PRESENCE_INTERVAL;
+        for server in self.presence.look(&*self.pool, &self.losses, for_all, now) {
+            // One that is given up is told when it answers.
+            if self.lanes.is_down(&server) {
+                continue;
+            }
+            let Some(last) = self.losses.take(&server) else { continue };
+            let (pool, config) = (Arc::clone(&self.pool), self.comet.clone());
+            let (metrics, losses) = (Arc::clone(&self.metrics), Arc::clone(&self.losses));
+            tokio::spawn(async move {
+                while !losses::tell(&server, last, &pool, &config, &metrics).await {
+                    if pool.get(&server).is_none() {
+                        losses.note(&server, last);
+                        return;
+                    }
+                    sleep(config.probe_interval).await;
+                }
+            });
+        }
+    }
+
     /// What has to be done from time to time, cheap when there is nothing to do.
     fn housekeeping(&mut self) {
         self.report_done();
@@ -194,6 +242,9 @@ impl Intake {
             self.lanes.give_up_hung();
         }
         let now = Instant::now();
+        if now >= self.next_look {
+            self.look_who_is_there(false);
+        }
         let mut batches = Vec::new();
         self.rooms.take_due(now, &mut batches);
         self.assign_batches(batches);
@@ -202,6 +253,7 @@ impl Intake {
             self.lanes.forget_gone();
             self.rooms.forget_gone(|server| self.pool.get(server).is_some());
             self.routing.forget_gone();
+            self.presence.forget_gone(&self.losses, now);
             self.next_sweep = now + SWEEP_INTERVAL;
         }
     }
@@ -236,6 +288,7 @@ impl Intake {
     fn spread_keys(&self, server: &ServerId, mut push: KeyPush, share: &Share) -> Vec<Assignment> {
         if self.pool.get(server).is_none() {
             self.metrics.handed_over(Outcome::NoComet);
+            self.losses.note(server, Instant::now());
             tracing::debug!(%server, "push for a comet that is not known");
             return Vec::new();
         }

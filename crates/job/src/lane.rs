@@ -5,20 +5,16 @@
 //! harmless, so that no message has to be risked, and no lane to be blocked, to find out. A comet that hangs goes down before
 //! that, when no more may be in flight: others must not wait for it.
 
-use std::num::NonZeroU32;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use bytes::Bytes;
-use goim_ports::{
-    Broadcast, Call, CometError, CometPool, CometPort, KeyPush, Operation, PacketBuf, RoomPush, ServerId,
-};
+use goim_ports::{Broadcast, Call, CometError, CometPool, CometPort, KeyPush, RoomPush, ServerId};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::config::CometConfig;
 use crate::in_flight::{Level, Share};
+use crate::losses::{self, Losses};
 use crate::metrics::{Metrics, Outcome};
 use crate::rooms::Flight;
 use crate::silence::Silence;
@@ -26,8 +22,6 @@ use crate::silence::Silence;
 /// Pushes that travel in one call at most, and their bytes: well below the 4 MiB that a server takes.
 const MANY_MAX: usize = 256;
 const MANY_BYTES_MAX: usize = 1024 * 1024;
-/// How fast sessions are told to look, on a comet for which words were lost: far slower than syncs are answered.
-const LOOKS_PER_SECOND: NonZeroU32 = NonZeroU32::new(2_000).unwrap();
 /// How long a comet is not asked again to take many that did not know the call. It may be replaced by one that does.
 const SINGLES_FOR: Duration = Duration::from_secs(60);
 
@@ -102,8 +96,7 @@ pub(crate) struct Comet {
     /// Takes pushes one by one until then.
     singles_until: Mutex<Option<Instant>>,
     down: watch::Sender<bool>,
-    /// Calls given up since it went down.
-    lost: AtomicU64,
+    losses: Arc<Losses>,
 }
 
 impl Comet {
@@ -112,10 +105,11 @@ impl Comet {
         pool: Arc<dyn CometPool>,
         config: CometConfig,
         metrics: Arc<Metrics>,
+        losses: Arc<Losses>,
     ) -> Arc<Self> {
-        let (calls, singles_until, down, lost) = Default::default();
+        let (calls, singles_until, down) = Default::default();
         let silence = Silence::new();
-        Arc::new(Self { server, pool, config, metrics, calls, silence, singles_until, down, lost })
+        Arc::new(Self { server, pool, config, metrics, calls, silence, singles_until, down, losses })
     }
 
     /// Works until the lane's queue is closed and empty.
@@ -165,9 +159,12 @@ impl Comet {
         let started = Instant::now();
         let mut retries = self.config.retries_max;
         loop {
-            let Some(comet) = self.pool.get(&self.server) else { return Outcome::NoComet };
+            let Some(comet) = self.pool.get(&self.server) else {
+                self.losses.note(&self.server, Instant::now());
+                return Outcome::NoComet;
+            };
             if self.is_down() {
-                self.lost.fetch_add(1, Ordering::Relaxed);
+                self.losses.note(&self.server, Instant::now());
                 return Outcome::Undeliverable;
             }
             match self.call(&*comet, request).await {
@@ -240,7 +237,7 @@ impl Comet {
     }
 
     fn goes_down(self: &Arc<Self>, error: &CometError) {
-        self.lost.fetch_add(1, Ordering::Relaxed);
+        self.losses.note(&self.server, Instant::now());
         if self.down.send_replace(true) {
             return;
         }
@@ -250,23 +247,22 @@ impl Comet {
     }
 
     fn comes_back(&self) {
-        let lost = self.lost.swap(0, Ordering::Relaxed);
         self.down.send_replace(false);
         self.metrics.comets_down.dec();
-        tracing::info!(server = %self.server, lost, "comet is no longer given up");
+        tracing::info!(server = %self.server, "comet is no longer given up");
     }
 
-    /// Tells whoever syncs on this comet that words were lost, so that nobody waits for what is there. When the comet does not take that
-    /// either, clients find it when they look by themselves.
+    /// Tells the comet that messages for it were dropped. One that has left the list is told when it comes back. When it does not hear it,
+    /// it is given up again.
     async fn tell_of_loss(self: &Arc<Self>) {
-        let look = Request::All(Broadcast {
-            operation: Operation::NOTIFY,
-            packet: PacketBuf::push(Operation::NOTIFY, Bytes::new()),
-            accepted_at: None,
-            extension: None,
-            speed: Some(LOOKS_PER_SECOND),
-        });
-        self.hand_over(&look).await;
+        let Some(last) = self.losses.take(&self.server) else { return };
+        if losses::tell(&self.server, last, &self.pool, &self.config, &self.metrics).await {
+            return;
+        }
+        self.losses.note(&self.server, last);
+        if self.pool.get(&self.server).is_some() {
+            self.goes_down(&CometError::Timeout);
+        }
     }
 
     /// True when the comet answers, whatever it says, or is no longer a concern.

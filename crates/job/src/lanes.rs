@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 
 use crate::config::CometConfig;
 use crate::lane::{Comet, OpenCall, Request, Stake, Work};
+use crate::losses::Losses;
 use crate::metrics::Metrics;
 
 /// One lane of each comet.
@@ -31,6 +32,7 @@ pub(crate) struct Lanes {
     config: CometConfig,
     pool: Arc<dyn CometPool>,
     metrics: Arc<Metrics>,
+    losses: Arc<Losses>,
     hasher: RandomState,
     comets: HashMap<ServerId, CometLanes>,
     workers: JoinSet<()>,
@@ -43,9 +45,14 @@ struct CometLanes {
 }
 
 impl Lanes {
-    pub(crate) fn new(config: CometConfig, pool: Arc<dyn CometPool>, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(
+        config: CometConfig,
+        pool: Arc<dyn CometPool>,
+        metrics: Arc<Metrics>,
+        losses: Arc<Losses>,
+    ) -> Self {
         let (hasher, comets, workers) = Default::default();
-        Self { config, pool, metrics, hasher, comets, workers }
+        Self { config, pool, metrics, losses, hasher, comets, workers }
     }
 
     /// The lane of everything that has this name: a key, a room.
@@ -98,6 +105,11 @@ impl Lanes {
         self.comets.get(server).is_some_and(|lanes| lanes.comet.is_late())
     }
 
+    /// True when the comet was given up, and is asked whether it is back.
+    pub(crate) fn is_down(&self, server: &ServerId) -> bool {
+        self.comets.get(server).is_some_and(|lanes| lanes.comet.is_down())
+    }
+
     /// Gives up the comets that hang.
     pub(crate) fn give_up_hung(&self) {
         self.comets.values().for_each(|lanes| lanes.comet.give_up_if_hung());
@@ -106,7 +118,8 @@ impl Lanes {
     fn lanes_to(&mut self, server: &ServerId) -> &CometLanes {
         self.comets.entry(server.clone()).or_insert_with_key(|server| {
             let (config, metrics) = (self.config.clone(), Arc::clone(&self.metrics));
-            let comet = Comet::new(server.clone(), Arc::clone(&self.pool), config, metrics);
+            let losses = Arc::clone(&self.losses);
+            let comet = Comet::new(server.clone(), Arc::clone(&self.pool), config, metrics, losses);
             let queues = (0..=self.config.lanes.get()).map(|_| {
                 let (queue, calls) = mpsc::unbounded_channel();
                 self.workers.spawn(Arc::clone(&comet).work(calls));

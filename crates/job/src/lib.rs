@@ -7,6 +7,7 @@
 //! | `rooms` | which messages of a room travel together, and when |
 //! | `lanes` | the queues: for each comet a few, each with a worker that makes one call after the other |
 //! | `lane` | one such worker: deadline, retries, what a failure means |
+//! | `losses` | comets for which messages were dropped, and telling them |
 //! | `in_flight` | what was read and is not handed over; up to where a partition is done |
 //!
 //! What holds:
@@ -25,6 +26,7 @@ mod in_flight;
 mod intake;
 mod lane;
 mod lanes;
+mod losses;
 mod metrics;
 mod rooms;
 mod routing;

@@ -41,6 +41,7 @@ pub(crate) struct Metrics {
     pub(crate) room_batch_messages: Histogram,
     pub(crate) call_seconds: Histogram,
     pub(crate) lane_calls: Gauge,
+    pub(crate) losses_told: Counter,
     pub(crate) comets_down: Gauge,
     pub(crate) in_flight_records: Gauge,
     pub(crate) in_flight_bytes: Gauge,
@@ -69,6 +70,7 @@ impl Default for Metrics {
             room_batch_messages: Histogram::new([1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0, 100.0]),
             call_seconds: Histogram::new(exponential_buckets(0.0005, 4.0, 8)),
             lane_calls: Gauge::default(),
+            losses_told: Counter::default(),
             comets_down: Gauge::default(),
             in_flight_records: Gauge::default(),
             in_flight_bytes: Gauge::default(),
@@ -104,6 +106,11 @@ impl Metrics {
             self.call_seconds.clone(),
         );
         registry.register("lane_calls", "Calls that wait in lanes or are under way", self.lane_calls.clone());
+        registry.register(
+            "losses_told",
+            "Comets that were told that messages for them were dropped",
+            self.losses_told.clone(),
+        );
         registry.register(
             "comets_down",
             "Comets that were given up until they answer",

@@ -255,3 +255,79 @@ async fn the_end_of_the_log_is_the_end_of_the_job() {
     rig.finish().await;
     assert_eq!((comet.summary(), rig.done()), (vec!["room:r: 1 2".to_owned()], Some(1)));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_comet_that_answers_again_is_told_when_the_last_message_for_it_was_dropped() {
+    let comet = Recorder::new(Mode::Never);
+    comet.hears_of_losses();
+    let mut rig = Rig::new(Config::default(), &[("a", &comet)]);
+    rig.append(vec![to_key("a", "k", "0")]);
+    rig.until("given up", |rig| rig.done() == Some(0)).await;
+    tokio::time::sleep(Duration::from_secs(7)).await;
+    rig.append(vec![to_room("r", "1")]);
+    rig.until("given up at once", |rig| rig.done() == Some(1)).await;
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert!(comet.missed().is_empty());
+    comet.set(Mode::AtOnce);
+    rig.until("back", |rig| rig.metric("job_comets_down") == 0.0).await;
+    rig.until("told", |_| !comet.missed().is_empty()).await;
+    // A probe waits for its deadline, then for the next.
+    let [ago] = comet.missed()[..] else { panic!("once: {:?}", comet.missed()) };
+    assert!((30..37).contains(&ago.as_secs()), "{ago:?}");
+    assert_eq!(rig.metric("job_losses_told_total"), 1.0);
+    rig.append(vec![to_key("a", "k", "2")]);
+    rig.until("done", |rig| rig.done() == Some(2)).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!((comet.missed().len(), comet.summary()), (1, vec!["key:k: 2".to_owned()]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_comet_that_comes_back_to_the_list_is_told_what_it_has_missed() {
+    for (missed, record) in [
+        (true, Some(to_room("r", "x"))),
+        (true, Some(to_all(0, "x"))),
+        (true, Some(to_key("a", "k", "x"))),
+        (false, Some(to_key("b", "k", "x"))),
+        (false, None),
+    ] {
+        let (gone, stays) = (Recorder::new(Mode::AtOnce), Recorder::new(Mode::AtOnce));
+        gone.hears_of_losses();
+        stays.hears_of_losses();
+        let mut rig = Rig::new(Config::default(), &[("a", &gone), ("b", &stays)]);
+        rig.append(vec![to_room("r", "0"), to_all(0, "0")]);
+        rig.until("done", |rig| rig.done() == Some(1)).await;
+        rig.pool.remove("a");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let what = format!("{record:?}");
+        rig.append(record.into_iter().collect());
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        rig.pool.insert("a", &gone);
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let told: Vec<u64> = gone.missed().iter().map(Duration::as_secs).collect();
+        assert_eq!(told, if missed { vec![20] } else { vec![] }, "{what}");
+        assert!(stays.missed().is_empty(), "{what}");
+        rig.append(vec![to_room("r", "1")]);
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!(gone.missed().len(), told.len(), "once: {what}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_comet_that_does_not_hear_of_its_loss_is_told_again() {
+    let comet = Recorder::new(Mode::AtOnce);
+    comet.hears_of_losses();
+    let mut rig = Rig::new(Config::default(), &[("a", &comet)]);
+    rig.append(vec![to_room("r", "0")]);
+    rig.until("done", |rig| rig.done() == Some(0)).await;
+    rig.pool.remove("a");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    rig.append(vec![to_room("r", "1")]);
+    rig.until("done", |rig| rig.done() == Some(1)).await;
+    comet.set(unavailable());
+    rig.pool.insert("a", &comet);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert!(comet.missed().is_empty());
+    comet.set(Mode::AtOnce);
+    rig.until("told", |_| !comet.missed().is_empty()).await;
+    assert!((10..13).contains(&comet.missed()[0].as_secs()), "{:?}", comet.missed());
+}

@@ -12,6 +12,7 @@ use std::time::Duration;
 use goim_ports::{Operation, VersionTable};
 
 use crate::route::RouteConfig;
+use crate::timelines::SendRule;
 use crate::webhook::WebhookConfig;
 
 /// Everything that logic can be told.
@@ -81,9 +82,42 @@ pub struct TimelinesConfig {
     pub waits_max: usize,
     /// Announcements that may be tried again at once; more are left, and found with the next sync. Default 1,000.
     pub announcing_max: usize,
-    /// Decides whether a member may send where it is not by itself allowed to: to inboxes of others and to rooms that its session is not
-    /// in. Default without an address: nobody may.
+    /// What members may send by themselves, and how fast.
+    pub send: SendConfig,
+    /// Decides whether a member may send what no rule allows it: to inboxes of others, to rooms. Default without an address: nobody may.
     pub send_webhook: WebhookConfig,
+}
+
+/// What members may send, and how fast. The quota of a member is for all of its sessions together, in each logic for itself: a member
+/// whose sessions' packets come to several logics has it in each.
+#[derive(Debug, Clone)]
+pub struct SendConfig {
+    /// Which operations a member may send to which of its rooms and to its own inbox. Default none: operation 4 to its own inbox, and
+    /// nothing else.
+    pub allowed: Vec<SendRule>,
+    /// Messages a second of one member, on average. Default 10. Raising it costs the store an append for each.
+    pub messages_per_second_max: NonZeroU32,
+    /// Messages that may come at once before that applies. Default 20.
+    pub messages_burst: NonZeroU32,
+    /// Bytes of bodies a second of one member, on average. Default 64 KiB. It is what one member can fill a disk with.
+    pub bytes_per_second_max: usize,
+    /// Bytes that may come at once before that applies; a larger message is taken when nothing is owed. Default 256 KiB.
+    pub bytes_burst: usize,
+    /// Members whose sending is remembered: those who have sent lately. More share the quota of one. Default 65,536, about 5 MB.
+    pub members_max: usize,
+}
+
+impl Default for SendConfig {
+    fn default() -> Self {
+        Self {
+            allowed: Vec::new(),
+            messages_per_second_max: NonZeroU32::MIN.saturating_add(9),
+            messages_burst: NonZeroU32::MIN.saturating_add(19),
+            bytes_per_second_max: 64 * 1024,
+            bytes_burst: 256 * 1024,
+            members_max: 65_536,
+        }
+    }
 }
 
 impl Default for TimelinesConfig {
@@ -95,6 +129,7 @@ impl Default for TimelinesConfig {
             wait_max: Duration::from_secs(60),
             waits_max: 10_000,
             announcing_max: 1_000,
+            send: SendConfig::default(),
             send_webhook: WebhookConfig::default(),
         }
     }
@@ -327,6 +362,13 @@ impl Config {
         refuse(!(0.0..=1.0).contains(&jitter), "logic.backoff.jitter", &jitter, "must be from 0 to 1")?;
         let timelines = &self.timelines;
         refuse(timelines.reply_messages_max == 0, "logic.timelines.reply_messages_max", &0, above_zero)?;
+        for (key, value) in [
+            ("logic.timelines.send.bytes_per_second_max", timelines.send.bytes_per_second_max),
+            ("logic.timelines.send.bytes_burst", timelines.send.bytes_burst),
+            ("logic.timelines.send.members_max", timelines.send.members_max),
+        ] {
+            refuse(value == 0, key, &0, above_zero)?;
+        }
         let hook = timelines.send_webhook.url.as_str();
         refuse(
             !hook.is_empty() && !is_http(hook),

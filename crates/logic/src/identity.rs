@@ -16,8 +16,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use goim_ports::{
-    Accepted, Call, ConnectError, ConnectRequest, HttpClient, Mid, RefreshRequest, Refreshed, RoomId,
-    SessionKey, Syncing, Version,
+    Accepted, Call, ConnectError, ConnectRequest, HttpClient, Mid, NoSession, RefreshRequest, Refreshed,
+    RoomId, SessionKey, Syncing, Version,
 };
 
 use crate::config::{IdentityConfig, IdentityMethod};
@@ -133,7 +133,9 @@ impl Identity {
     fn accept(&self, token: Token) -> Result<Accepted, ConnectError> {
         let key = if token.key.is_empty() { random_key()? } else { SessionKey::from(token.key) };
         let extended = token.protover.is_some();
-        let rooms = if extended { token.rooms.into_iter().map(RoomId::from).collect() } else { Vec::new() };
+        let rooms = if extended { token.rooms } else { Vec::new() };
+        check_names(&rooms)?;
+        let rooms = rooms.into_iter().map(RoomId::from).collect();
         Ok(Accepted {
             mid: Mid(token.mid),
             key,
@@ -150,6 +152,14 @@ impl Identity {
                 .map(|positions| Syncing { positions, bare: token.bare }),
         })
     }
+}
+
+/// No list of rooms has one without a name; goim's `room_id` is another matter: empty, it says that there is none.
+fn check_names<'a>(rooms: impl IntoIterator<Item = &'a String>) -> Result<(), ConnectError> {
+    if rooms.into_iter().any(String::is_empty) {
+        return Err(ConnectError::because(NoSession::Room, "a room in a list has no name"));
+    }
+    Ok(())
 }
 
 /// The reason names the place and never quotes the token.
@@ -177,7 +187,7 @@ fn random_key() -> Result<SessionKey, ConnectError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use goim_ports::{NoSession, Operation};
+    use goim_ports::Operation;
 
     fn accept(token: &str) -> Result<Accepted, ConnectError> {
         let terms = Terms { heartbeat: Duration::from_secs(480), protover_max: Version(3) };
@@ -227,7 +237,10 @@ mod tests {
             rooms(r#"{"protover":1,"rooms":["a://1","b://2"]}"#),
             ["a://1", "b://2"].map(RoomId::from)
         );
+        let error = accept(r#"{"protover":1,"rooms":["a://1",""]}"#).unwrap_err();
+        assert_eq!(error.reason, NoSession::Room, "a room without a name");
         // What goim skips is skipped.
+        assert_eq!(rooms(r#"{"rooms":[""]}"#), []);
         assert_eq!(rooms(r#"{"rooms":["a://1"]}"#), []);
         assert_eq!(rooms(r#"{"rooms":7,"token":{"a":[]},"positions":"x"}"#), []);
     }

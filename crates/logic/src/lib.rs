@@ -43,7 +43,7 @@ mod webhook;
 pub use batch::{BatchError, BatchMessage, Delivery, Receivers};
 pub use config::{
     ApiKey, Backoff, Config, ConfigError, DevicePolicy, HttpConfig, IdentityConfig, IdentityMethod,
-    JwtConfig, NodeInfoConfig, PushConfig, Secret, TimelinesConfig, UpstreamConfig,
+    JwtConfig, NodeInfoConfig, PushConfig, Secret, SendConfig, TimelinesConfig, UpstreamConfig,
 };
 pub use events::event_json;
 pub use handler::{Handler, Handlers, Overlap};
@@ -54,5 +54,5 @@ pub use nodes::NodesReply;
 pub use online::{OnlineTotal, RoomOnline};
 pub use push::PushError;
 pub use route::RouteConfig;
-pub use timelines::{Placed, StoredPush, StoredTo, TimelinesError, away_json};
+pub use timelines::{Placed, SendRule, StoredPush, StoredTo, TimelinesError, away_json};
 pub use webhook::WebhookConfig;

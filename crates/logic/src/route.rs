@@ -206,7 +206,7 @@ impl Inner {
             Err(LogicError::Failed(_)) => metrics.failed.inc(),
             Err(LogicError::Unavailable(_)) => metrics.unavailable.inc(),
             Err(LogicError::Late(_)) => metrics.late.inc(),
-            Err(LogicError::Busy(_)) => metrics.busy.inc(),
+            Err(LogicError::Busy(_) | LogicError::Limited { .. }) => metrics.busy.inc(),
         };
     }
 }

@@ -1,6 +1,6 @@
 //! Timelines: messages that are kept, and read by those they are for.
 //!
-//! `push` keeps messages and announces them, `away` tells of members who have no session, `reader` gives them to members, `request` reads the packets in which members ask,
+//! `push` keeps messages and announces them, `sending` says which members may send and how fast, `away` tells of members who have no session, `reader` gives them to members, `request` reads the packets in which members ask,
 //! `announce` tells the sessions that are there, `wait` lets a request wait for what comes. What is kept is kept by the store behind
 //! the port; here is who may do what, and what an answer means.
 //!
@@ -12,13 +12,15 @@ mod away;
 mod push;
 mod reader;
 mod request;
+mod sending;
 mod wait;
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use goim_ports::{
-    Call, HttpClient, PushLog, SessionDirectory, TimelineError, TimelineId, TimelineStore, VersionTable,
+    Call, HttpClient, Operation, PushLog, SessionDirectory, TimelineError, TimelineId, TimelineStore,
+    VersionTable,
 };
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -30,11 +32,13 @@ use away::Away;
 pub use away::away_json;
 pub use push::{Placed, StoredPush, StoredTo};
 pub(crate) use reader::{Reader, Unread};
+pub use sending::SendRule;
 
 use crate::complaint::Complaint;
 use crate::config::{PushConfig, TimelinesConfig};
 use crate::deadline::within;
 use crate::webhook::Webhook;
+use sending::SendQuotas;
 use wait::Waits;
 
 /// Largest answer of the webhook that decides about senders, in bytes.
@@ -52,6 +56,19 @@ pub enum TimelinesError {
     /// Whoever asks may not.
     #[error("{0} is not a timeline that may be used so")]
     Forbidden(String),
+    /// A member's message has an operation that is not for members.
+    #[error(
+        "operation {0} is not for members: they send 4, and what logic.timelines.send.allowed names from 1000 on"
+    )]
+    Reserved(Operation),
+    /// The member sends more than it may.
+    #[error("the member sends more {limit} than it may (logic.timelines.send)")]
+    Limited {
+        /// Of what: messages or bytes.
+        limit: &'static str,
+        /// When there is room for this message again.
+        retry_after: Duration,
+    },
     /// The message would make a record that no push log takes.
     #[error("makes a record of {size} bytes; {limit} is the most")]
     TooLarge {
@@ -91,6 +108,7 @@ pub(crate) struct Timelines {
     directory_deadline: Duration,
     /// Decides whether a member may send where it is not by itself allowed to; nobody may without it.
     may_send: Option<Webhook>,
+    quotas: SendQuotas,
     waits: Waits,
     /// Members who are away, when somebody wants to know.
     away: OnceLock<Arc<Away>>,
@@ -110,6 +128,8 @@ pub(crate) struct TimelineMetrics {
     /// Announcements that were given up, and sessions find the message later.
     unannounced: Counter,
     requests: Family<Vec<(&'static str, &'static str)>, Counter>,
+    /// Messages of members beyond a quota, by which.
+    limited: Family<Vec<(&'static str, &'static str)>, Counter>,
 }
 
 impl Timelines {
@@ -119,6 +139,7 @@ impl Timelines {
         let may_send = (!hook.url.is_empty())
             .then(|| Webhook::new("timelines.send_webhook", hook, http, ANSWER_BYTES_MAX));
         Arc::new(Self {
+            quotas: SendQuotas::new(config.send.clone()),
             waits: Waits::new(config.waits_max),
             away: OnceLock::new(),
             announcing: Arc::new(Semaphore::new(config.announcing_max.max(1))),
@@ -164,10 +185,10 @@ fn named(text: &str) -> Result<TimelineId, TimelinesError> {
 
 impl Default for TimelineMetrics {
     fn default() -> Self {
-        let (appended, duplicates, read, resets, unannounced, requests) = Default::default();
+        let (appended, duplicates, read, resets, unannounced, requests, limited) = Default::default();
         // 100 µs on a fast disk to 13 s on one that suffers.
         let append_seconds = Histogram::new(exponential_buckets(0.000_1, 2.5, 14));
-        Self { appended, duplicates, append_seconds, read, resets, unannounced, requests }
+        Self { appended, duplicates, append_seconds, read, resets, unannounced, requests, limited }
     }
 }
 
@@ -175,7 +196,8 @@ impl TimelineMetrics {
     fn request(&self, kind: &'static str, result: &Result<(), &TimelinesError>) {
         let result = match result {
             Ok(()) => "ok",
-            Err(TimelinesError::Forbidden(_)) => "forbidden",
+            Err(TimelinesError::Forbidden(_) | TimelinesError::Reserved(_)) => "forbidden",
+            Err(TimelinesError::Limited { .. }) => "limited",
             Err(TimelinesError::None | TimelinesError::Invalid(_) | TimelinesError::TooLarge { .. }) => {
                 "invalid"
             }
@@ -190,6 +212,11 @@ impl TimelineMetrics {
             "goim_logic_timeline_requests",
             "Requests about timelines, by kind and result",
             self.requests.clone(),
+        );
+        registry.register(
+            "goim_logic_timeline_sends_limited",
+            "Messages of members that were refused by their quota, by what was exceeded",
+            self.limited.clone(),
         );
         registry.register(
             "goim_logic_timeline_appended",

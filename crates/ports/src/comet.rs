@@ -2,6 +2,7 @@
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::{
     AcceptedAt, Call, CometNode, Extension, Mid, Operation, PacketBuf, RoomId, ServerId, SessionKey,
@@ -60,6 +61,13 @@ pub trait CometPort: Send + Sync {
     /// Some sessions that are in a room here, and how many there are. By default nobody knows.
     fn room_members(&self, room: RoomId, limit: usize) -> Call<Result<RoomMembers, CometError>> {
         drop((room, limit));
+        Call::Ready(Err(CometError::UNKNOWN_CALL))
+    }
+
+    /// Messages for this comet were dropped: it was given up, or had left the list; the last of them so long ago. Sessions that were there
+    /// then have missed something: those that sync are told to look, others may be ended so that they come back. By default unknown.
+    fn messages_missed(&self, ago: Duration) -> Call<Result<(), CometError>> {
+        let _ = ago;
         Call::Ready(Err(CometError::UNKNOWN_CALL))
     }
 

@@ -36,9 +36,30 @@ pub trait SessionDirectory: Send + Sync {
     fn sessions_of(&self, mids: Vec<Mid>) -> Call<Result<Vec<SessionRecord>, DirectoryError>>;
 }
 
-/// What a directory's memory of one comet's sessions is known by. Means nothing but equal or not.
+/// What a directory's memory of one comet's sessions is known by: a mark that is another one after sessions may have been lost, and
+/// behind a slash when they were last swept because the comet was taken for dead, if they were. A memory that was lost has no sweep in it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Generation(pub String);
+
+impl Generation {
+    /// Of a memory with this mark.
+    #[must_use]
+    pub fn new(mark: &str, swept_at: Option<u64>) -> Self {
+        Self(swept_at.map_or_else(|| mark.to_owned(), |at| format!("{mark}/{at}")))
+    }
+
+    /// By what the memory is told from one that has lost sessions.
+    #[must_use]
+    pub fn mark(&self) -> &str {
+        self.0.split_once('/').map_or(&self.0, |(mark, _)| mark)
+    }
+
+    /// When the comet's sessions were last swept, in nanoseconds since 1970 by the clock of who has swept; `None` when nobody knows of it.
+    #[must_use]
+    pub fn swept_at(&self) -> Option<u64> {
+        self.0.split_once('/').and_then(|(_, at)| at.parse().ok())
+    }
+}
 
 /// A session with the comet that holds it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

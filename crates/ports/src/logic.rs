@@ -326,6 +326,12 @@ pub enum LogicError {
     /// As many calls of the kind are under way as may be; nothing was done.
     #[error("busy: {0}")]
     Busy(String),
+    /// The sender has asked for more than it may; nothing was done.
+    #[error("sent too fast: again in {retry_after:?}")]
+    Limited {
+        /// When there is room for it again.
+        retry_after: Duration,
+    },
     /// Whoever was asked did not answer in time. It may or may not have been done.
     #[error("no answer in time: {0}")]
     Late(String),

@@ -88,6 +88,8 @@ reasons! {
     HandshakeTimeout = 3004, "handshake_timeout";
     /// No heartbeat came in time.
     HeartbeatTimeout = 3005, "heartbeat_timeout";
+    /// Messages for this session were dropped: the server was taken for dead, and was not.
+    MessagesMissed = 3006, "messages_missed";
     /// The client did not take what was sent to it.
     SlowConsumer = 3100, "slow_consumer";
     /// Whoever decides about tokens could not be asked.
@@ -157,6 +159,8 @@ reasons! {
     NotInTime = 3111, "not_in_time";
     /// Whoever answers the request cannot be reached.
     Unavailable = 3112, "unavailable";
+    /// The sender has sent more than it may; it is told when there is room again.
+    RateLimited = 3113, "rate_limited";
     /// The request cannot be read.
     BadRequest = 3510, "bad_request";
     /// The session would be in more rooms than it may.

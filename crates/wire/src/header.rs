@@ -82,6 +82,8 @@ impl Operation {
     pub const REFRESH_TOKEN: Self = Self(30);
     /// Reply to [`Operation::REFRESH_TOKEN`].
     pub const REFRESH_TOKEN_REPLY: Self = Self(31);
+    /// A member's message with its sender, for extended clients that do not sync.
+    pub const MEMBER_MESSAGE: Self = Self(32);
     /// First operation of the range that belongs to the business.
     pub const BUSINESS_MIN: Self = Self(1000);
 }

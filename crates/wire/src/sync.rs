@@ -50,7 +50,7 @@ pub struct Message {
     pub unreadable: bool,
 }
 
-/// Operation 20: the timeline has grown.
+/// Operation 20: the timeline has grown. Operation 32 has the same body, always with one message.
 #[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct Notify {
     /// Its name. Empty, and nothing else with it: words were lost, and each timeline that is followed is to be asked for.

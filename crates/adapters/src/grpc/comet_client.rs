@@ -2,6 +2,7 @@
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::time::Duration;
 
 use goim_ports::{
     Broadcast, Call, CometError, CometNode, CometPort, KeyPush, Mid, RoomId, RoomMember, RoomMembers,
@@ -13,7 +14,8 @@ use super::address::AddressError;
 use super::channel::{ClientConfig, Connection, REPLY_BYTES_MAX};
 use super::convert::{message_of, micros_of, proto_of};
 use super::proto::cluster::{
-    self, DescribeReq, PushManyReq, RoomMembersReq, RoomsSinceReq, comet_client as cluster_client,
+    self, DescribeReq, MessagesMissedReq, PushManyReq, RoomMembersReq, RoomsSinceReq,
+    comet_client as cluster_client,
 };
 use super::proto::comet::comet_client::CometClient;
 use super::proto::comet::{BroadcastReq, BroadcastRoomReq, PushMsgReq, RoomsReq};
@@ -130,6 +132,17 @@ impl CometPort for GrpcComet {
                 version: RoomsVersion { epoch, stripes },
                 stripes: reply.stripes.into_iter().map(stripe).collect(),
             })
+        })
+    }
+
+    fn messages_missed(&self, ago: Duration) -> Call<Result<(), CometError>> {
+        let connection = Arc::clone(&self.connection);
+        let request = MessagesMissedReq { ago_ms: u64::try_from(ago.as_millis()).unwrap_or(u64::MAX) };
+        Call::pending(async move {
+            let call = |channel| async move {
+                cluster_client::CometClient::new(channel).messages_missed(request).await
+            };
+            connection.call(call).await.map(drop).map_err(|error| status::to_comet(&error))
         })
     }
 

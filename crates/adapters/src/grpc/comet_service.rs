@@ -2,6 +2,7 @@
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::time::Duration;
 
 use goim_ports::{Broadcast, CometError, CometPort, KeyPush, Operation, RoomId, RoomPush, SessionKey};
 use tonic::service::Routes;
@@ -9,8 +10,9 @@ use tonic::{Request, Response, Status};
 
 use super::convert::{accepted_at_of, extension_of, packet_of};
 use super::proto::cluster::{
-    DescribeReply, DescribeReq, PushManyReply, PushManyReq, RoomMember, RoomMembersReply, RoomMembersReq,
-    RoomsSinceReply, RoomsSinceReq, RoomsVersion, StripeNews, comet_server as cluster_server,
+    DescribeReply, DescribeReq, MessagesMissedReply, MessagesMissedReq, PushManyReply, PushManyReq,
+    RoomMember, RoomMembersReply, RoomMembersReq, RoomsSinceReply, RoomsSinceReq, RoomsVersion, StripeNews,
+    comet_server as cluster_server,
 };
 use super::proto::comet::comet_server::{Comet, CometServer};
 use super::proto::comet::{
@@ -125,6 +127,14 @@ impl cluster_server::Comet for CometService {
             version: Some(RoomsVersion { epoch, stripes }),
             stripes: news.stripes.into_iter().map(stripe).collect(),
         }))
+    }
+
+    async fn messages_missed(
+        &self,
+        request: Request<MessagesMissedReq>,
+    ) -> Result<Response<MessagesMissedReply>, Status> {
+        let ago = Duration::from_millis(request.into_inner().ago_ms);
+        reply(self.0.messages_missed(ago).await, MessagesMissedReply {})
     }
 
     async fn room_members(

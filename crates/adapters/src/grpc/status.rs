@@ -4,6 +4,7 @@
 //! kind of error it is; a status without it comes from a Go process.
 
 use std::error::Error;
+use std::time::Duration;
 
 use goim_ports::{CometError, ConnectError, LogicError, NoSession};
 use tonic::metadata::{AsciiMetadataValue, MetadataMap, MetadataValue};
@@ -20,6 +21,9 @@ const EXTENDED: &str = "goim-extended";
 const UNAVAILABLE: &str = "unavailable";
 const TIMEOUT: &str = "timeout";
 const BUSY: &str = "busy";
+const LIMITED: &str = "limited";
+/// Header with the milliseconds after which a [`LIMITED`] request may be made again.
+const RETRY_AFTER_MS: &str = "goim-retry-after-ms";
 
 /// goim's texts for requests that make no sense. The third has two blanks.
 pub(super) const PUSH_ARGUMENTS: &str = "rpc pushmsg arg error";
@@ -124,6 +128,13 @@ pub(super) fn from_logic(error: LogicError) -> Status {
         LogicError::Unavailable(text) => of_kind(UNAVAILABLE, text),
         LogicError::Busy(text) => of_kind(BUSY, text),
         LogicError::Late(text) => of_kind(TIMEOUT, text),
+        LogicError::Limited { retry_after } => {
+            let mut status = of_kind(LIMITED, error.to_string());
+            if let Ok(wait) = AsciiMetadataValue::try_from(retry_after.as_millis().to_string()) {
+                status.metadata_mut().insert(RETRY_AFTER_MS, wait);
+            }
+            status
+        }
     }
 }
 
@@ -136,6 +147,11 @@ pub(super) fn to_logic(status: &Status) -> LogicError {
         Some(UNAVAILABLE) => LogicError::Unavailable(text),
         Some(BUSY) => LogicError::Busy(text),
         Some(TIMEOUT) => LogicError::Late(text),
+        Some(LIMITED) => {
+            let wait =
+                status.metadata().get(RETRY_AFTER_MS).and_then(|wait| wait.to_str().ok()?.parse().ok());
+            LogicError::Limited { retry_after: Duration::from_millis(wait.unwrap_or(1000)) }
+        }
         _ => LogicError::Failed(text),
     }
 }

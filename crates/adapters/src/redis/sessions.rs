@@ -21,6 +21,8 @@ const DELETE_IF: &str =
     "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0";
 /// Removes a field of a hash if it has this value.
 const DELETE_FIELD_IF: &str = "if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then return redis.call('HDEL', KEYS[1], ARGV[1]) end return 0";
+/// How long it is known that a comet's sessions were swept: a comet that was away for longer is told nothing by it.
+const SWEPT_SECONDS: u64 = 24 * 60 * 60;
 /// Sessions that are swept together.
 const SWEEP_BLOCK: usize = 512;
 
@@ -41,7 +43,8 @@ impl RedisSessions {
     /// `goes_on` is asked before each block of 512: a comet that is back must keep what it has.
     ///
     /// # Errors
-    /// [`DirectoryError`]; what is left can be swept again.
+    /// [`DirectoryError`]; what is left can be swept again. Nothing is removed unless that can be noted: a comet that is alive after all
+    /// must find out.
     pub async fn sweep(
         &self,
         server: &ServerId,
@@ -56,6 +59,11 @@ impl RedisSessions {
             let (next, fields): (u64, Vec<String>) = answer(page.into_iter().next())?;
             if !goes_on() {
                 return Ok(swept);
+            }
+            if swept == 0 && !fields.is_empty() {
+                let note =
+                    cmd("SET").arg(swept_of(server)).arg(now()).arg("EX").arg(SWEPT_SECONDS).to_owned();
+                self.store.run(vec![note]).await?;
             }
             let commands = fields.chunks_exact(2).flat_map(|pair| {
                 let mid = Mid(pair[1].parse().unwrap_or(0));
@@ -131,12 +139,14 @@ impl RedisSessions {
             cmd("SET").arg(&mark).arg(now()).arg("NX").to_owned(),
             cmd("EXPIRE").arg(&mark).arg(self.store.expire_seconds()).to_owned(),
             cmd("GET").arg(&mark).to_owned(),
+            cmd("GET").arg(swept_of(&server)).to_owned(),
             self.epoch(),
         ];
         let mut answers = self.store.run(asked).await?.into_iter().skip(3);
-        let generation: String = answer(answers.next())?;
+        let entered: String = answer(answers.next())?;
+        let swept_at: Option<u64> = answer(answers.next())?;
         self.store.learn(answer(answers.next())?);
-        Ok(Generation(generation))
+        Ok(Generation::new(&entered, swept_at))
     }
 
     async fn find(&self, keys: Vec<SessionKey>) -> Result<Vec<Option<ServerId>>, DirectoryError> {
@@ -237,6 +247,11 @@ fn of_server(server: &ServerId) -> String {
 /// The mark of what a comet has entered.
 fn mark_of(server: &ServerId) -> String {
     ["goim:entered:", server.as_str()].concat()
+}
+
+/// Has when a comet's sessions were last swept.
+fn swept_of(server: &ServerId) -> String {
+    ["goim:swept:", server.as_str()].concat()
 }
 
 /// The first of them answers 1 when the session was still its comet's.

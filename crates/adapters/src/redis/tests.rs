@@ -556,10 +556,35 @@ async fn a_loss_and_a_sweep_show_in_the_generation_of_who_is_concerned() {
     assert_eq!(sessions.sweep(&"a".into(), || true).await.unwrap(), 1);
     let swept = generation("a").await;
     assert_ne!(swept, before[0]);
+    assert!(before[0].swept_at().is_none() && swept.swept_at().is_some(), "a comet that is alive finds out");
+    // Nothing to sweep is no sweep.
     assert_eq!(generation("b").await, before[1], "its sessions were left alone");
+    assert_eq!(sessions.sweep(&"b".into(), || true).await.unwrap(), 0);
+    assert_eq!(generation("b").await.swept_at(), None);
+    let b = generation("b").await;
     let _: () = redis::cmd("FLUSHALL").query(&mut own.masters()[0]).unwrap();
-    assert_ne!(generation("a").await, swept);
-    assert_ne!(generation("b").await, before[1]);
+    let lost = generation("a").await;
+    assert_ne!(lost.mark(), swept.mark());
+    assert_eq!(lost.swept_at(), None, "a memory that was lost is no sweep");
+    assert_ne!(generation("b").await, b);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_swept_when_the_comet_could_not_find_out() {
+    let Some(own) = Own::start("single") else { return };
+    let sessions = RedisSessions::new(own.store().await);
+    sessions.add(session(1, "k", "a")).await.unwrap();
+    let before = sessions.generation("a".into()).await.unwrap();
+    // Removing would work, writing does not.
+    let set = |name: &str, value: &str| -> () {
+        redis::cmd("CONFIG").arg("SET").arg(name).arg(value).query(&mut own.masters()[0]).unwrap();
+    };
+    set("maxmemory", "1");
+    assert!(sessions.sweep(&"a".into(), || true).await.is_err());
+    set("maxmemory", "0");
+    let found = sessions.servers_of(&["k".into()]).await.unwrap();
+    assert_eq!(found, [Some("a".into())]);
+    assert_eq!(sessions.generation("a".into()).await.unwrap(), before);
 }
 
 #[tokio::test(flavor = "multi_thread")]

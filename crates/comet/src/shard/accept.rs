@@ -134,6 +134,7 @@ impl Shard {
 
     fn hold(&mut self, index: usize, socket: Socket, remote: std::net::IpAddr) {
         let kind = self.kinds[index];
+        self.accepted.note(self.now, self.generation);
         self.generation = self.generation.wrapping_add(1);
         let generation = self.generation;
         let session = ServerSession::new(kind.transport, &self.rules[index], self.now);

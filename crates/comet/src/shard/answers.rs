@@ -128,6 +128,12 @@ impl Shard {
             Notice::ConfirmAll => {
                 self.confirming = Some(Confirming { cursor: 0, credit: 0.0, seen: self.now });
             }
+            Notice::Recover { ago, enter } => self.begin_recovery(ago, enter),
+            Notice::Look(connection) => {
+                if let Some(slot) = self.find(connection) {
+                    self.tell_to_look(slot);
+                }
+            }
             Notice::Drain { sessions_per_second, deadline, delay_max } => {
                 self.begin_drain(sessions_per_second, deadline, delay_max);
             }
@@ -317,13 +323,18 @@ impl Shard {
             Err(error) => {
                 self.stats.upstream_errors.add(1);
                 tracing::debug!(%error, "a packet was not handled");
-                let failure = match error {
+                let failure = match &error {
                     LogicError::Unavailable(_) => RequestFailure::Unavailable,
                     LogicError::Failed(_) => RequestFailure::Failed,
                     LogicError::Busy(_) => RequestFailure::Busy,
                     LogicError::Late(_) => RequestFailure::NotInTime,
+                    LogicError::Limited { .. } => RequestFailure::RateLimited,
                 };
-                if self.fail_request(slot, failure.code(), failure.label(), "") {
+                let retry_after = match error {
+                    LogicError::Limited { retry_after } => Some(retry_after),
+                    _ => None,
+                };
+                if self.fail_request_until(slot, failure.code(), failure.label(), "", retry_after) {
                     return;
                 }
                 // A client of goim gets goim's empty echo.
@@ -391,7 +402,7 @@ fn syncs_of(accepted: &Accepted) -> Syncs {
 fn rooms_of(accepted: &Accepted, rooms_max: usize) -> Vec<RoomId> {
     let mut rooms: Vec<RoomId> = accepted.room.iter().cloned().collect();
     for room in &accepted.rooms {
-        if rooms.len() < rooms_max && !rooms.contains(room) {
+        if rooms.len() < rooms_max && !room.as_str().is_empty() && !rooms.contains(room) {
             rooms.push(room.clone());
         }
     }

@@ -129,6 +129,7 @@ impl Shard {
         }
         self.stop_listening();
         self.paced.clear();
+        self.recovering = None;
         self.draining = Some(Draining {
             sessions_per_second: f64::from(share(per_second, self.peers.len()).get()),
             credit: 0.0,

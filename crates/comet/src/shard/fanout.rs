@@ -3,7 +3,7 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use goim_ports::{AcceptedAt, Operation, RoomId};
+use goim_ports::{AcceptedAt, Operation, RoomId, StoredAt};
 use goim_session::{Admission, CloseReason, Moment, QueueLimit};
 
 use super::foresee::BLOCK;
@@ -311,7 +311,17 @@ impl Shard {
             return None;
         }
         let connection = self.connections.get_mut(slot)?;
-        let Some(push) = push.for_class(connection.class, &self.shared.versions) else {
+        // A client of goim's cannot be told; who syncs is told along with the word.
+        let tells_sender = |stored: &&StoredAt| {
+            !stored.sender.is_anonymous()
+                && connection.session.is_extended()
+                && !self.shared.versions.syncs(connection.class)
+        };
+        let push = match push.stored().filter(tells_sender) {
+            Some(stored) => push.with_sender(stored),
+            None => push.for_class(connection.class, &self.shared.versions),
+        };
+        let Some(push) = push else {
             self.stats.dropped(Drop::Unreadable, 1);
             return None;
         };
@@ -475,7 +485,9 @@ impl Shard {
             let Some(connection) = self.connections.get(slot) else { continue };
             // Generations wrap; the difference tells older from newer.
             let newer = connection.generation.wrapping_sub(broadcast.newest) as i32 > 0;
-            if !newer && connection.session.accepts(broadcast.operation) {
+            let is_word = broadcast.operation == Operation::NOTIFY;
+            let syncs = is_word && self.shared.versions.syncs(connection.class);
+            if !newer && (syncs || connection.session.accepts(broadcast.operation)) {
                 return Some(slot);
             }
         }

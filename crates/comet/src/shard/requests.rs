@@ -2,6 +2,8 @@
 //!
 //! A client of goim is in one room and moves from it to another. An extended client may be in more; they are a list behind that one.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use goim_ports::{Call, ConnectError, EventKind, RefreshRequest, Refreshed, RoomId, RoomMember, RoomMembers};
 use goim_session::RequestFailure;
@@ -250,14 +252,29 @@ impl Shard {
 
     /// Tells an extended client that its request has failed. False, and nothing is done, for a client of goim.
     pub(super) fn fail_request(&mut self, slot: u32, code: u16, label: &str, detail: &str) -> bool {
+        self.fail_request_until(slot, code, label, detail, None)
+    }
+
+    /// The same, for one that may be made again after a time that is known.
+    pub(super) fn fail_request_until(
+        &mut self,
+        slot: u32,
+        code: u16,
+        label: &str,
+        detail: &str,
+        retry_after: Option<Duration>,
+    ) -> bool {
         let later = goim_session::Return::for_code(code) == goim_session::Return::Later;
+        // Rounded up: who comes a moment too early is refused again.
+        let wait = |after: Duration| u64::try_from(after.as_micros().div_ceil(1000)).unwrap_or(u64::MAX);
+        let retry_after_ms = retry_after.map_or(RETRY_AFTER_MS, wait);
         let mut body_len = 0;
         let failed = self.connections[slot].session.reply_error(&mut self.pool, |operation| {
             let message = if detail.is_empty() { label.to_owned() } else { format!("{label}: {detail}") };
             let body = serde_json::json!({
                 "code": code,
                 "message": message,
-                "retry_after_ms": if later { Some(RETRY_AFTER_MS) } else { None },
+                "retry_after_ms": later.then_some(retry_after_ms),
                 "op": operation.0,
             })
             .to_string()

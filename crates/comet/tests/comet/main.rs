@@ -3,5 +3,6 @@
 
 mod harness;
 mod limits;
+mod recovery;
 mod sessions;
 mod tls;

@@ -29,6 +29,10 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
     ),
     ("comet.events", "Events of sessions on their way to logic, and from there to events.to."),
     ("comet.compression.levels", "How hard is tried."),
+    (
+        "comet.recovery",
+        "Sessions that have missed messages, since the comet was taken for dead and was not: it was frozen or cut off for so long that its sessions were swept, or that a job has dropped messages for it. Those that sync are told to look.",
+    ),
     ("comet.drain", "How sessions are told to go when the process is asked to stop (SIGTERM)."),
 ];
 
@@ -91,6 +95,9 @@ pub(super) fn settings() -> Vec<Setting> {
         [comet.events.interval], "How often events are told.";
         [comet.events.batch_max], "Events told at once.";
         [comet.events.waiting_max], "Events that wait while nobody takes them. More are dropped, and counted.";
+
+        [comet.recovery.end_sessions], "Those that do not sync are ended with code 3006 (goim's clients see the end of the connection), so that they come back and know.";
+        [comet.recovery.sessions_per_second], "Sessions a second that are ended or told to look.";
 
         [comet.drain.sessions_per_second], "Sessions a second that are told to go.";
         [comet.drain.deadline], "After this much time the rest is closed at once.";

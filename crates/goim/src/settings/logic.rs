@@ -17,8 +17,12 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
     ),
     ("logic.timelines", "How timelines are read and written. Where they are kept is timelines.folder."),
     (
+        "logic.timelines.send",
+        "What members may send by themselves, and how fast. The quota of a member is for all its sessions together, in each logic for itself; beyond it an extended client is told 3113 with the time to wait.",
+    ),
+    (
         "logic.timelines.send_webhook",
-        "Whether a member may send to somebody else's inbox, or to a room that its session is not in: asked by POST with JSON: mid, to, operation, body_bytes. 200 or 204 is yes, 401 or 403 no; anything else is no decision, and the client may try again.",
+        "Whether a member may send what logic.timelines.send.allowed does not: asked by POST with JSON: mid, to, in_room, operation (4, or from 1000 on), body_bytes. 200 or 204 is yes, 401 or 403 no; anything else is no decision, and the client may try again.",
     ),
     ("logic.http", "The HTTP API. Its address is http.listen."),
     (
@@ -66,7 +70,14 @@ pub(super) fn settings() -> Vec<Setting> {
         [logic.timelines.waits_max], "Requests that may wait at once; more are answered at once. Below logic.http.connections_max.";
         [logic.timelines.announcing_max], "Words of stored messages that may be tried again at once, when directory or push log did not take them; more are left, and clients find the messages with their next sync.";
 
-        [logic.timelines.send_webhook.url], "Where the business is asked: https:// or http://. Not set: members send to rooms that they are in, and to nobody else.";
+        [logic.timelines.send.allowed], "Which operations a member may send to rooms that its session is in, and to its own inbox, such as [\"live://*: 4, 1000..1999\", \"mid://*: 1000\"]: a name or a beginning with * behind, then 4 and ranges from 1000 on. Operation 4 to its own inbox is always allowed, the operations of the protocol never. In text rules are separated by ;.";
+        [logic.timelines.send.messages_per_second_max], "Messages a second of one member, on average.";
+        [logic.timelines.send.messages_burst], "Messages that may come at once before that applies.";
+        size [logic.timelines.send.bytes_per_second_max], "Bytes a second of one member, on average: what it can fill a disk with.";
+        size [logic.timelines.send.bytes_burst], "Bytes that may come at once before that applies; a larger message is taken when nothing is owed.";
+        [logic.timelines.send.members_max], "Members whose sending is remembered, of those who have sent lately. More share the quota of one.";
+
+        [logic.timelines.send_webhook.url], "Where the business is asked: https:// or http://. Not set: nobody may.";
         secret [logic.timelines.send_webhook.secret] = "the-secret-of-this-hook", "Presented as `Authorization: Bearer`, so that the business knows who asks.";
         [logic.timelines.send_webhook.timeout], "From the question to the last byte of the answer.";
         [logic.timelines.send_webhook.calls_max], "Questions under way at once. More wait for `timeout` at most.";

@@ -148,6 +148,9 @@ fn a_row_changes_its_own_field_and_no_other() {
                 "[{ operations = \"1000..1999\", to = \"http://127.0.0.1:8000/\" }]".to_owned()
             }
             Some(toml::Value::Array(_)) if setting.key == "versions.rows" => "4 = schema 2, zstd".to_owned(),
+            Some(toml::Value::Array(_)) if setting.key == "logic.timelines.send.allowed" => {
+                "live://*: 4, 1000..1999; mid://*: 1000".to_owned()
+            }
             Some(toml::Value::Array(_)) if setting.key == "timelines.by_kind" => {
                 "live: 1000 messages, 1h, 8MiB".to_owned()
             }

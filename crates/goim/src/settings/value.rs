@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use goim_comet::SlowConsumerPolicy;
-use goim_logic::{ApiKey, DevicePolicy, IdentityMethod, RouteConfig, Secret};
+use goim_logic::{ApiKey, DevicePolicy, IdentityMethod, RouteConfig, Secret, SendRule};
 use goim_ports::{ServerId, VersionRow};
 
 use crate::config::{Directory, KindRule, LogFormat, LogStart};
@@ -101,6 +101,24 @@ impl Value for VersionRow {
 
     fn from_text(text: &str) -> Option<Self> {
         text.parse().ok()
+    }
+
+    fn to_toml(&self) -> Option<toml::Value> {
+        Some(toml::Value::String(self.to_string()))
+    }
+}
+
+/// Has commas in it.
+impl Value for SendRule {
+    const SEPARATOR: char = ';';
+
+    fn wants() -> String {
+        "a rule such as `live://*: 4, 1000..1999`: a timeline or a beginning with * behind, then 4 and operations from 1000 on"
+            .to_owned()
+    }
+
+    fn from_text(text: &str) -> Option<Self> {
+        text.trim().parse().ok()
     }
 
     fn to_toml(&self) -> Option<toml::Value> {

@@ -272,6 +272,16 @@ impl Client {
         self.unwrapped.pop_front().unwrap()
     }
 
+    /// The next packet, out of operation 9 if it has come in one.
+    pub fn pushed_or_word(&mut self) -> Packet {
+        let packet = self.packet();
+        if packet.op == 9 {
+            self.unwrapped = Packet::decode_all(&packet.body).into();
+            return self.unwrapped.pop_front().unwrap();
+        }
+        packet
+    }
+
     /// The next pushed packet must be this operation with this body, version 1 and sequence 0.
     pub fn expect_push(&mut self, op: i32, body: impl AsRef<[u8]>) {
         assert_eq!(self.pushed(), Packet::new(op, 0, body), "{:?}", self.transport);

@@ -19,6 +19,7 @@ pub mod hex;
 pub mod http;
 pub mod insist;
 pub mod kafka;
+pub mod keeping;
 pub mod load;
 pub mod log_watch;
 pub mod packet;

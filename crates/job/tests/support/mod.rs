@@ -206,6 +206,8 @@ struct Record {
     at_once: VecDeque<usize>,
     /// Takes many in one call; how many came in each.
     many: Option<Vec<usize>>,
+    /// Can be told that messages were dropped; how long ago the last of them was, each time.
+    missed: Option<Vec<Duration>>,
     /// Where somebody is; a comet without this cannot tell.
     rooms: Option<BTreeSet<String>>,
     /// How long an answer about rooms takes; it is true of the moment of the question.
@@ -232,6 +234,16 @@ impl Recorder {
         let comet = Self::default();
         comet.set(mode);
         Arc::new(comet)
+    }
+
+    /// Takes the word that messages were dropped for it.
+    pub(crate) fn hears_of_losses(&self) {
+        self.state.lock().unwrap().missed = Some(Vec::new());
+    }
+
+    /// How long ago the last of the messages was that were dropped for it, each time that it was told.
+    pub(crate) fn missed(&self) -> Vec<Duration> {
+        self.state.lock().unwrap().missed.clone().unwrap_or_default()
     }
 
     pub(crate) fn set(&self, mode: Mode) {
@@ -370,6 +382,18 @@ impl CometPort for Recorder {
             tokio::time::sleep(delay).await;
             Ok(news)
         })
+    }
+
+    fn messages_missed(&self, ago: Duration) -> Call<Result<(), CometError>> {
+        let mut state = self.state.lock().unwrap();
+        if let Some(Mode::Fails(error)) = state.mode.clone() {
+            return Call::Ready(Err(error));
+        }
+        match &mut state.missed {
+            Some(missed) => missed.push(ago),
+            None => return Call::Ready(Err(CometError::UNKNOWN_CALL)),
+        }
+        Call::Ready(Ok(()))
     }
 
     fn rooms(&self) -> Call<Result<Vec<RoomId>, CometError>> {

@@ -183,7 +183,10 @@ pub(super) fn refused(error: &TimelinesError) -> Response<Body> {
         TimelinesError::Invalid(_)
         | TimelinesError::TooLarge { .. }
         | TimelinesError::Store(TimelineError::Invalid(_)) => reply::refusal(StatusCode::BAD_REQUEST, &text),
-        TimelinesError::Forbidden(_) => reply::refusal(StatusCode::FORBIDDEN, &text),
+        TimelinesError::Limited { retry_after, .. } => reply::too_many(&text, *retry_after),
+        TimelinesError::Forbidden(_) | TimelinesError::Reserved(_) => {
+            reply::refusal(StatusCode::FORBIDDEN, &text)
+        }
         TimelinesError::None => reply::refusal(StatusCode::NOT_IMPLEMENTED, &text),
         TimelinesError::Store(_) | TimelinesError::Undecided(_) => {
             reply::refusal(StatusCode::SERVICE_UNAVAILABLE, &text)

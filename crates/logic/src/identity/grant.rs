@@ -10,7 +10,10 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 
 use super::token::Token;
-use super::{Terms, random_key};
+use super::{Terms, check_names, random_key};
+
+/// The longest key that is granted, in bytes: it goes with each push to the session. What clients choose is bounded by their packets.
+const KEY_BYTES_MAX: usize = 1024;
 
 /// What somebody who can be believed says of a client. The members of a signed token, and of the business's answer.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -68,6 +71,18 @@ impl Grant {
         }
     }
 
+    /// What is granted, with what is empty taken for what it means: a key that is blank is none, or all whose key it is would be one
+    /// session; a room without a name is none that anybody can be in.
+    fn checked(mut self) -> Result<Self, ConnectError> {
+        self.key = self.key.filter(|key| !key.trim().is_empty());
+        if self.key.as_ref().is_some_and(|key| key.len() > KEY_BYTES_MAX) {
+            let what = format!("the key that is granted has more than {KEY_BYTES_MAX} bytes");
+            return Err(ConnectError::because(NoSession::Mismatch, what));
+        }
+        check_names(self.rooms.iter().chain(&self.rooms_allowed).flatten())?;
+        Ok(self)
+    }
+
     /// The session for a client that says this of itself.
     pub(super) fn accept(
         self,
@@ -76,13 +91,14 @@ impl Grant {
         terms: Terms,
     ) -> Result<Accepted, ConnectError> {
         let mismatch = |what: &str| Err(ConnectError::because(NoSession::Mismatch, what));
-        if token.mid != 0 && token.mid != self.mid {
+        let granted = self.checked()?;
+        if token.mid != 0 && token.mid != granted.mid {
             return mismatch("the mid that the client gives is not the one that is granted");
         }
-        let expires_at = self.expires_at()?;
-        let scope = self.scope();
+        let expires_at = granted.expires_at()?;
+        let scope = granted.scope();
         let extended = token.protover.is_some();
-        let key = match self.key {
+        let key = match granted.key {
             Some(key) if token.key.is_empty() || token.key == key => SessionKey::from(key),
             Some(_) => return mismatch("the key that the client gives is not the one that is granted"),
             None if token.key.is_empty() => random_key()?,
@@ -94,6 +110,7 @@ impl Grant {
             }
         };
         let wanted = if extended { token.rooms } else { Vec::new() };
+        check_names(&wanted)?;
         let allows = |room: &str| scope.as_ref().is_none_or(|scope| scope.allows(room));
         if !token.room_id.is_empty() && !allows(&token.room_id) || wanted.iter().any(|room| !allows(room)) {
             return Err(ConnectError::because(
@@ -101,19 +118,19 @@ impl Grant {
                 "a room that the client wants is not granted",
             ));
         }
-        let granted = self.rooms.into_iter().flatten().filter(|room| !room.ends_with('*'));
+        let of_grant = granted.rooms.into_iter().flatten().filter(|room| !room.ends_with('*'));
         let mut rooms: Vec<RoomId> = Vec::new();
-        for room in wanted.into_iter().chain(granted) {
+        for room in wanted.into_iter().chain(of_grant) {
             if room != token.room_id && !rooms.iter().any(|known| known.as_str() == room) {
                 rooms.push(room.into());
             }
         }
-        let accepts = match self.accepts {
+        let accepts = match granted.accepts {
             Some(accepts) => accepts.into_iter().map(Operation).collect(),
             None => token.accepts,
         };
         Ok(Accepted {
-            mid: Mid(self.mid),
+            mid: Mid(granted.mid),
             key,
             room: (!token.room_id.is_empty()).then(|| RoomId::from(token.room_id)),
             rooms,
@@ -131,12 +148,13 @@ impl Grant {
 
     /// The session goes on, as what it is.
     pub(super) fn refresh(self, mid: Mid, key: &SessionKey) -> Result<Refreshed, ConnectError> {
-        let same_key = self.key.as_ref().is_none_or(|granted| granted == key.as_str());
-        if self.mid != mid.0 || !same_key {
+        let granted = self.checked()?;
+        let same_key = granted.key.as_ref().is_none_or(|granted| granted == key.as_str());
+        if granted.mid != mid.0 || !same_key {
             let what = "the new token is of another member or session";
             return Err(ConnectError::because(NoSession::Mismatch, what));
         }
-        Ok(Refreshed { expires_at: self.expires_at()?, scope: self.scope() })
+        Ok(Refreshed { expires_at: granted.expires_at()?, scope: granted.scope() })
     }
 }
 
@@ -178,6 +196,40 @@ mod tests {
         ];
         for (granted, token, expected) in cases {
             assert_eq!(reason(granted, token), expected, "{granted} {token}");
+        }
+    }
+
+    #[test]
+    fn a_blank_key_is_none_and_a_room_without_a_name_is_refused() {
+        for blank in ["", " ", "\\t\\n"] {
+            let granted = format!(r#"{{"mid":7,"key":"{blank}"}}"#);
+            let keys = [(), ()].map(|()| accept(&granted, "{}").unwrap().key);
+            assert!(keys[0] != keys[1] && keys[0].as_str().len() == 36, "{blank:?}: {keys:?}");
+            let chosen = accept(&granted, r#"{"key":"k"}"#).err().map(|error| error.reason);
+            assert_eq!(chosen, Some(NoSession::Mismatch), "as where none is granted");
+            assert!(grant(&granted).refresh(Mid(7), &keys[0]).is_ok(), "a new token of the session");
+        }
+        let long = format!(r#"{{"mid":7,"key":"{}"}}"#, "k".repeat(KEY_BYTES_MAX + 1));
+        assert_eq!(accept(&long, "{}").unwrap_err().reason, NoSession::Mismatch);
+        let key = SessionKey::from("k");
+        for granted in [
+            r#"{"mid":7,"rooms":[""]}"#,
+            r#"{"mid":7,"rooms":["a://1",""]}"#,
+            r#"{"mid":7,"rooms_allowed":["","a://*"]}"#,
+        ] {
+            for token in ["{}", r#"{"room_id":"a://1"}"#, r#"{"protover":1,"rooms":["a://1"]}"#] {
+                let reason = accept(granted, token).err().map(|error| error.reason);
+                assert_eq!(reason, Some(NoSession::Room), "{granted} {token}");
+            }
+            assert_eq!(grant(granted).refresh(Mid(7), &key).unwrap_err().reason, NoSession::Room);
+        }
+        for granted in [r#"{"mid":7}"#, r#"{"mid":7,"rooms_allowed":["*"]}"#] {
+            let error = accept(granted, r#"{"protover":1,"rooms":["a://1",""]}"#).unwrap_err();
+            assert_eq!(error.reason, NoSession::Room, "{granted}");
+            // goim's own: no room.
+            assert_eq!(accept(granted, r#"{"room_id":""}"#).unwrap().room, None);
+            // goim skips the list.
+            assert_eq!(accept(granted, r#"{"rooms":[""]}"#).unwrap().rooms, []);
         }
     }
 

@@ -4,6 +4,7 @@
 //! that it sends to.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use goim_ports::{
@@ -12,6 +13,7 @@ use goim_ports::{
 };
 use goim_wire::sync::{self, Body as _};
 
+use super::sending::{Exceeded, is_allowed, is_for_members};
 use super::{Placed, Reader, Timelines, TimelinesError, named};
 
 impl Timelines {
@@ -80,8 +82,12 @@ impl Timelines {
             })?),
         };
         let operation = if operation == 0 { Operation::SEND } else { Operation(operation) };
+        // Whom receivers are told as the sender is somebody.
         if mid.is_anonymous() {
             return Err(TimelinesError::Forbidden(to));
+        }
+        if !is_for_members(operation.0) {
+            return Err(TimelinesError::Reserved(operation));
         }
         let own = match &timeline {
             TimelineId::Inbox(owner) => *owner == mid,
@@ -90,19 +96,38 @@ impl Timelines {
         let message =
             NewMessage { sender: mid, operation, body, extension: None, accepted_at: AcceptedAt::now() };
         self.check(std::slice::from_ref(&timeline), &message)?;
-        if !own {
-            self.may_send(mid, &timeline, &message).await?;
+        let is_allowed = is_allowed(&self.config.send.allowed, own, &timeline, operation);
+        if !is_allowed && self.may_send.is_none() {
+            return Err(TimelinesError::Forbidden(to));
+        }
+        // Before the business is asked: what it is asked is the member's doing too.
+        let bytes = message.body.len() + once.as_ref().map_or(0, |once| once.as_bytes().len());
+        self.quotas.take(mid, bytes, Instant::now()).map_err(|exceeded| self.limited(exceeded))?;
+        if !is_allowed {
+            self.may_send(mid, own, &timeline, &message).await?;
         }
         let placed = self.append(vec![Append { timeline, message, once }]).await?;
         placed.into_iter().next().ok_or(TimelinesError::Invalid("nothing was kept".to_owned()))
     }
 
-    /// Asks the business whether a member may send to somebody else's inbox, or to a room that it is not in.
-    async fn may_send(&self, mid: Mid, to: &TimelineId, message: &NewMessage) -> Result<(), TimelinesError> {
+    fn limited(&self, Exceeded { limit, retry_after }: Exceeded) -> TimelinesError {
+        self.metrics.limited.get_or_create(&vec![("limit", limit)]).inc();
+        TimelinesError::Limited { limit, retry_after }
+    }
+
+    /// Asks the business whether a member may send what no rule allows.
+    async fn may_send(
+        &self,
+        mid: Mid,
+        own: bool,
+        to: &TimelineId,
+        message: &NewMessage,
+    ) -> Result<(), TimelinesError> {
         let Some(hook) = &self.may_send else { return Err(TimelinesError::Forbidden(to.to_string())) };
         let question = serde_json::json!({
             "mid": mid.0,
             "to": to.to_string(),
+            "in_room": own && matches!(to, TimelineId::Room(_)),
             "operation": message.operation.0,
             "body_bytes": message.body.len(),
         });
@@ -124,6 +149,7 @@ fn failure(error: TimelinesError) -> LogicError {
         TimelinesError::Store(TimelineError::Unavailable(text)) | TimelinesError::Undecided(text) => {
             LogicError::Unavailable(text)
         }
+        TimelinesError::Limited { retry_after, .. } => LogicError::Limited { retry_after },
         error => LogicError::Failed(error.to_string()),
     }
 }

@@ -140,6 +140,15 @@ async fn show_events(mut events: Events, arguments: &Arguments) -> Result<(), Fa
                     return Ok(());
                 }
             }
+            Event::MemberMessage { timeline, message } => {
+                let body = show::body(&message.body.unwrap_or_default(), arguments.hex);
+                let (op, sender) = (message.operation, message.sender);
+                print(&format!("push  op={op} from={sender} to={timeline}  {body}\n"))?;
+                left = left.map(|left| left.saturating_sub(1));
+                if left == Some(0) {
+                    return Ok(());
+                }
+            }
             Event::Connected { endpoint, reply } => {
                 let key = reply.key.map(|key| format!(", key {key}")).unwrap_or_default();
                 say(&format!("connected to {endpoint}{key}"));
