@@ -575,8 +575,9 @@ async fn nothing_is_swept_when_the_comet_could_not_find_out() {
     sessions.add(session(1, "k", "a")).await.unwrap();
     let before = sessions.generation("a".into()).await.unwrap();
     // Removing would work, writing does not.
-    let set = |name: &str, value: &str| -> () {
-        redis::cmd("CONFIG").arg("SET").arg(name).arg(value).query(&mut own.masters()[0]).unwrap();
+    let set = |name: &str, value: &str| {
+        let mut command = redis::cmd("CONFIG");
+        let _: () = command.arg("SET").arg(name).arg(value).query(&mut own.masters()[0]).unwrap();
     };
     set("maxmemory", "1");
     assert!(sessions.sweep(&"a".into(), || true).await.is_err());
