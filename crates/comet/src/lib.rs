@@ -294,7 +294,7 @@ type Started = (Vec<ShardHandle>, Vec<Arc<ShardStats>>, Vec<std::thread::JoinHan
 
 /// Has every shard enter its sessions in the directory again.
 fn confirm(shards: Vec<ShardHandle>) -> impl Fn() {
-    move || report::confirm(&shards)
+    move || report::enter_again(&shards)
 }
 
 /// Makes all inboxes first: every shard knows every other.

@@ -18,7 +18,7 @@ pub(crate) async fn announce(shared: Arc<Shared>, nodes: Arc<dyn NodeDirectory>)
 }
 
 /// Has every shard enter its sessions in the directory again.
-pub(crate) fn confirm(shards: &[ShardHandle]) {
+pub(crate) fn enter_again(shards: &[ShardHandle]) {
     shards.iter().for_each(|shard| shard.notice(Notice::ConfirmAll));
 }
 
@@ -57,6 +57,7 @@ impl Memory {
 
 /// Reports the rooms until dropped.
 pub(crate) async fn run(shared: Arc<Shared>, shards: Vec<ShardHandle>) {
+    let confirm = || enter_again(&shards);
     let mut memory = Memory::default();
     let mut word = Word::new("report its rooms");
     loop {
@@ -71,7 +72,7 @@ pub(crate) async fn run(shared: Arc<Shared>, shards: Vec<ShardHandle>) {
             let news = totals.generation.as_ref().map_or(News::Same, |generation| memory.learn(generation));
             if news != News::Same {
                 tracing::warn!("the directory may have lost sessions of this comet; it enters them again");
-                confirm(&shards);
+                confirm();
             }
             if news == News::Swept {
                 tracing::warn!(

@@ -122,15 +122,16 @@ struct Keeper {
     turn: Arc<Mutex<()>>,
     endings: Arc<Mutex<Endings>>,
     stop: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Keeper {
     fn start(fleet: &Arc<Fleet>) -> Self {
         let (turn, endings, stop) = Default::default();
-        let keeper = Self { fleet: Arc::clone(fleet), turn, endings, stop };
+        let mut keeper = Self { fleet: Arc::clone(fleet), turn, endings, stop, thread: None };
         let (fleet, turn) = (Arc::clone(fleet), Arc::clone(&keeper.turn));
         let (endings, stop) = (Arc::clone(&keeper.endings), Arc::clone(&keeper.stop));
-        std::thread::spawn(move || {
+        keeper.thread = Some(std::thread::spawn(move || {
             let mut seen: BTreeMap<&str, Instant> = BTreeMap::new();
             while !stop.load(Ordering::Relaxed) {
                 std::thread::sleep(Duration::from_millis(100));
@@ -151,7 +152,7 @@ impl Keeper {
                     }
                 }
             }
-        });
+        }));
         keeper
     }
 
@@ -171,6 +172,8 @@ impl Keeper {
 impl Drop for Keeper {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
+        // It has a share in the fleet, which ends with the last of them; and the process does not wait for threads.
+        let _ = self.thread.take().map(std::thread::JoinHandle::join);
     }
 }
 
