@@ -238,7 +238,8 @@ fn free_address() -> String {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }
 
-/// Two jobs with one name: the first ends, with what to do about it, whether it is in this process or one of its own.
+/// Two jobs with one name: the first ends, with what to do about it, whether it is in this process
+/// or one of its own.
 #[test]
 fn of_two_jobs_with_one_name_the_first_ends_and_says_why() {
     if !has_broker() {
@@ -275,7 +276,8 @@ fn of_two_jobs_with_one_name_the_first_ends_and_says_why() {
     RUNTIME.block_on(third.drain());
 }
 
-/// A broker that is frozen may have what was sent to it, or not: every route says so, and no sooner than the log itself.
+/// A broker that is frozen may have what was sent to it, or not: every route says so, and no sooner
+/// than the log itself.
 #[test]
 fn what_a_silent_broker_may_have_is_answered_alike_on_every_route() {
     if !has_broker() {

@@ -16,19 +16,28 @@ use super::places::Places;
 /// How librdkafka writes the id of a topic that it did not know.
 const NO_ID: &str = "AAAAAAAAAAAAAAAAAAAAAA";
 
-/// What one member of the group knows of itself.
+/// What is counted, whatever becomes of the member.
 #[derive(Default)]
-pub(super) struct Shared {
-    places: Mutex<Places>,
+pub(super) struct Counts {
     pub(super) partitions: Count,
     pub(super) read: Count,
     pub(super) poison: Count,
     pub(super) rebalances: Count,
     pub(super) errors: Count,
+}
+
+/// What one member of the group knows of itself.
+#[derive(Default)]
+pub(super) struct Shared {
+    places: Mutex<Places>,
+    pub(super) counts: Arc<Counts>,
     /// The group has agreed, and nothing has begun another agreement since.
     pub(super) is_settled: AtomicBool,
     /// The topic was deleted and made again, and the positions here are still those of the old one.
     pub(super) is_remade: AtomicBool,
+    /// The membership is over since nothing was heard of the coordinator for too long, and the next
+    /// has not begun.
+    pub(super) is_lost: AtomicBool,
     /// Since the last record there were errors.
     is_troubled: AtomicBool,
     calls: Mutex<Calls>,
@@ -43,6 +52,12 @@ struct Calls {
 }
 
 impl Shared {
+    /// Of the member that takes the place of this one.
+    pub(super) fn renewed(&self) -> Self {
+        let places = Mutex::new(self.places().renewed());
+        Self { counts: Arc::clone(&self.counts), places, ..Self::default() }
+    }
+
     pub(super) fn places(&self) -> MutexGuard<'_, Places> {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -74,7 +89,7 @@ impl Shared {
 
     /// Counts an error that librdkafka gets over by itself, and tells of the first of a row.
     pub(super) fn note(&self, error: &ClientError) {
-        self.errors.add(1);
+        self.counts.errors.add(1);
         if !self.is_troubled.swap(true, Ordering::Relaxed) {
             tracing::warn!(%error, "kafka: the push log cannot be read; trying again");
         }
@@ -110,8 +125,9 @@ pub(super) struct Member {
 }
 
 impl Member {
-    /// librdkafka goes on at the old position in a topic that was made again, and says so in its debug log only (a FIXME in 2.12.1's
-    /// `rd_kafka_topic_metadata_update`). It does so before it fetches from the new one.
+    /// librdkafka goes on at the old position in a topic that was made again, and says so in its
+    /// debug log only (a FIXME in 2.12.1's `rd_kafka_topic_metadata_update`). It does so before it
+    /// fetches from the new one.
     fn look_for_another_topic(&self, message: &str) {
         let Some((_, behind)) = message.split_once("Topic ") else { return };
         let ids = behind.strip_prefix(&*self.topic).and_then(|rest| rest.strip_prefix(" changed id from "));
@@ -128,12 +144,14 @@ impl ClientContext for Member {
             RDKafkaLogLevel::Debug => {
                 self.look_for_another_topic(message);
                 if self.is_verbose {
-                    tracing::debug!(fac, "kafka: {message}");
+                    tracing::debug!(target: "librdkafka", "librdkafka: {fac} {message}");
                 }
             }
-            RDKafkaLogLevel::Info | RDKafkaLogLevel::Notice => tracing::info!(fac, "kafka: {message}"),
-            RDKafkaLogLevel::Warning => tracing::warn!(fac, "kafka: {message}"),
-            _ => tracing::error!(fac, "kafka: {message}"),
+            RDKafkaLogLevel::Info | RDKafkaLogLevel::Notice => {
+                tracing::info!(target: "librdkafka", "librdkafka: {fac} {message}")
+            }
+            RDKafkaLogLevel::Warning => tracing::warn!(target: "librdkafka", "librdkafka: {fac} {message}"),
+            _ => tracing::error!(target: "librdkafka", "librdkafka: {fac} {message}"),
         }
     }
 
@@ -146,11 +164,14 @@ impl ConsumerContext for Member {
     fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
         self.shared.is_settled.store(false, Ordering::SeqCst);
         let Rebalance::Revoke(leaving) = rebalance else { return };
+        if consumer.assignment_lost() && consumer.client().fatal_error().is_none() {
+            self.shared.is_lost.store(true, Ordering::SeqCst);
+        }
         let leaving = numbers(leaving);
         let mut due = self.shared.places().to_commit();
         due.retain(|(partition, _)| leaving.contains(partition));
-        // The broker has it before it gives the partitions away: librdkafka waits for commits that are out. Positions of a topic that
-        // is gone are none of the new one.
+        // The broker has it before it gives the partitions away: librdkafka waits for commits that
+        // are out. Positions of a topic that is gone are none of the new one.
         if !due.is_empty() && !consumer.assignment_lost() && !self.shared.is_remade.load(Ordering::SeqCst) {
             let committed = consumer.commit(&offsets(&self.topic, &due), CommitMode::Async);
             if let Err(error) = committed {
@@ -159,18 +180,19 @@ impl ConsumerContext for Member {
         }
         let mut places = self.shared.places();
         leaving.iter().for_each(|partition| places.leave(*partition));
-        self.shared.partitions.set(places.len() as u64);
+        self.shared.counts.partitions.set(places.len() as u64);
     }
 
     fn post_rebalance(&self, _: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
-        self.shared.rebalances.add(1);
+        self.shared.counts.rebalances.add(1);
         match rebalance {
             Rebalance::Assign(coming) => {
                 self.shared.is_settled.store(true, Ordering::SeqCst);
+                self.shared.is_lost.store(false, Ordering::SeqCst);
                 let mut places = self.shared.places();
                 let coming = numbers(coming);
                 coming.iter().for_each(|partition| places.come(*partition));
-                self.shared.partitions.set(places.len() as u64);
+                self.shared.counts.partitions.set(places.len() as u64);
                 drop(places);
                 // Where they begin is to be durable.
                 self.shared.call();

@@ -1,12 +1,13 @@
 //! The reading end: one member of the consumer group.
 //!
-//! An offset is committed only when the record, and all before it in its partition, were handed over ([`PushLogReader::done`]).
-//! When partitions move, what was read here and is not handed over yet is handed over all the same, and read again by
-//! their next owner: at least once, never less. What is said to be done about a partition that has left, or has left and
-//! come back, does not move its offset.
+//! An offset is committed only when the record, and all before it in its partition, were handed
+//! over ([`PushLogReader::done`]). When partitions move, what was read here and is not handed over
+//! yet is handed over all the same, and read again by their next owner: at least once, never less.
+//! What is said to be done about a partition that has left, or has left and come back, does not
+//! move its offset.
 //!
-//! A member with a name ([`KafkaConfig::instance_id`]) does not leave when it stops: it is back before its time is over, and goes on with
-//! what it had, or the others get it then.
+//! A member with a name ([`KafkaConfig::instance_id`]) does not leave when it stops: it is back
+//! before its time is over, and goes on with what it had, or the others get it then.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -22,7 +23,7 @@ use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, ThreadedProducer};
 
-use super::begin;
+use super::begin::{self, Begin};
 use super::config::{DeadLetter, KafkaConfig};
 use super::keeper::Keeper;
 use super::log::KafkaError;
@@ -33,7 +34,8 @@ use super::record;
 /// Poison records that are described in the log, of each thousand.
 const POISON_SAID_EVERY: u64 = 1000;
 
-/// The reading end of the push log on Kafka. Dropping it commits what is done and ends the membership, which blocks for 4 s at most.
+/// The reading end of the push log on Kafka. Dropping it commits what is done and ends the
+/// membership, which blocks for 4 s at most.
 pub struct KafkaPushLogReader {
     consumer: Leaving,
     shared: Arc<Shared>,
@@ -51,11 +53,13 @@ const LOOK: Duration = Duration::from_millis(5);
 
 /// A consumer that says farewell elsewhere: with a broker that has gone that can take for ever.
 ///
-/// While the group is agreeing on who reads what, a consumer that leaves must not be closed: the answer of the coordinator that comes
-/// after its end reaches for the coordinator that is no longer there (librdkafka 2.12.1: `rd_kafka_cgrp_handle_LeaveGroup` reads through
-/// a null pointer, and the process is gone). So the end of the agreement is waited for, and the group is left before the consumer is
-/// closed: an agreement that began without a word ends meanwhile. When the others do not agree in time it is closed all the same.
-/// A static member does not leave, and is closed at once.
+/// While the group is agreeing on who reads what, a consumer that leaves must not be closed: the
+/// answer of the coordinator that comes after its end reaches for the coordinator that is no longer
+/// there (librdkafka 2.12.1: `rd_kafka_cgrp_handle_LeaveGroup` reads through a null pointer, and
+/// the process is gone). So the end of the agreement is waited for, and the group is left before
+/// the consumer is closed: an agreement that began without a word ends meanwhile. When the others
+/// do not agree in time it is closed all the same. A static member does not leave, and is closed at
+/// once.
 struct Leaving {
     consumer: Option<Arc<StreamConsumer<Member>>>,
     keeper: Option<JoinHandle<()>>,
@@ -82,6 +86,23 @@ fn hears(consumer: &StreamConsumer<Member>, time: Duration, is_so: impl Fn() -> 
         }
         let _ = pin!(consumer.recv()).as_mut().poll(&mut context);
         std::thread::sleep(LOOK);
+    }
+}
+
+impl Leaving {
+    /// Makes a consumer, its keeper, and a member of the group of them.
+    fn join(config: &KafkaConfig, begin: Begin, shared: &Arc<Shared>) -> Result<Self, KafkaError> {
+        let refused = |error: ClientError| KafkaError::Config(error.to_string());
+        let (topic, is_verbose) = (config.topic.clone(), config.is_verbose());
+        let member = Member { shared: Arc::clone(shared), topic, is_verbose };
+        let consumer: StreamConsumer<Member> =
+            config.consumer(begin).create_with_context(member).map_err(refused)?;
+        consumer.subscribe(&[config.topic.as_str()]).map_err(refused)?;
+        let consumer = Arc::new(consumer);
+        let keeper = Keeper::new(Arc::clone(&consumer), Arc::clone(shared), config.clone());
+        let keeper = std::thread::Builder::new().name("kafka keeper".into()).spawn(move || keeper.run());
+        let keeper = keeper.map_err(|error| KafkaError::Config(format!("no thread can be made: {error}")))?;
+        Ok(Self { consumer: Some(consumer), keeper: Some(keeper), is_static: config.instance_id.is_some() })
     }
 }
 
@@ -119,8 +140,8 @@ impl Drop for Leaving {
 }
 
 impl KafkaPushLogReader {
-    /// Looks at topic and group, commits where a new group begins, and joins it. The first records may take some seconds to come: the
-    /// group has to agree first.
+    /// Looks at topic and group, commits where a new group begins, and joins it. The first records
+    /// may take some seconds to come: the group has to agree first.
     ///
     /// # Errors
     /// [`KafkaError`]; among them that goim's own jobs are in the group.
@@ -133,10 +154,6 @@ impl KafkaPushLogReader {
         let refused = |error: ClientError| KafkaError::Config(error.to_string());
         let begin = begin::settle(&config)?;
         let shared = Arc::new(Shared::default());
-        let (topic, is_verbose) = (config.topic.clone(), config.is_verbose());
-        let member = Member { shared: Arc::clone(&shared), topic, is_verbose };
-        let consumer: StreamConsumer<Member> =
-            config.consumer(begin).create_with_context(member).map_err(refused)?;
         let dead_letters = match &config.dead_letter {
             DeadLetter::Drop => None,
             DeadLetter::Topic(topic) => {
@@ -144,26 +161,45 @@ impl KafkaPushLogReader {
                 Some((topic.clone(), producer))
             }
         };
-        consumer.subscribe(&[config.topic.as_str()]).map_err(refused)?;
-        let consumer = Arc::new(consumer);
-        let keeper = Keeper::new(Arc::clone(&consumer), Arc::clone(&shared), config.clone());
-        let keeper = std::thread::Builder::new().name("kafka keeper".into()).spawn(move || keeper.run());
-        let keeper = keeper.map_err(|error| KafkaError::Config(format!("no thread can be made: {error}")))?;
-        let is_static = config.instance_id.is_some();
-        let consumer = Leaving { consumer: Some(consumer), keeper: Some(keeper), is_static };
+        let consumer = Leaving::join(&config, begin, &shared)?;
         Ok(Self { consumer, shared, config, dead_letters })
+    }
+
+    /// Joins anew in the place of a member that has fenced itself.
+    ///
+    /// When a broker was away for longer than the session, librdkafka begins another membership,
+    /// and a commit of the one before that waited for the coordinator is fenced by it: that is the
+    /// end of the consumer (2.12.1), though nobody else has its name.
+    fn join_again(&mut self) -> Result<(), KafkaError> {
+        tracing::info!(
+            group = self.config.group,
+            "kafka: the membership was lost with the broker; joining again"
+        );
+        let shared = Arc::new(self.shared.renewed());
+        let consumer = Leaving::join(&self.config, Begin::Known, &shared)?;
+        let gone = std::mem::replace(&mut self.consumer, consumer);
+        self.shared = shared;
+        // It ends in its own time.
+        let _ = std::thread::Builder::new().name("kafka consumer ends".into()).spawn(move || drop(gone));
+        Ok(())
     }
 
     /// The figures at this moment; for metrics, to be asked while the reader is elsewhere.
     pub fn stats(&self) -> impl Fn() -> KafkaReadStats + Send + Sync + 'static {
-        let shared = Arc::clone(&self.shared);
+        let counts = Arc::clone(&self.shared.counts);
         move || KafkaReadStats {
-            partitions: shared.partitions.get(),
-            read: shared.read.get(),
-            poison: shared.poison.get(),
-            rebalances: shared.rebalances.get(),
-            errors: shared.errors.get(),
+            partitions: counts.partitions.get(),
+            read: counts.read.get(),
+            poison: counts.poison.get(),
+            rebalances: counts.rebalances.get(),
+            errors: counts.errors.get(),
         }
+    }
+
+    /// As when the coordinator was not heard of for too long.
+    #[cfg(test)]
+    pub(super) fn loses_its_membership(&self) {
+        self.shared.is_lost.store(true, Ordering::SeqCst);
     }
 
     /// The next record, waited for.
@@ -214,13 +250,14 @@ impl KafkaPushLogReader {
 
     /// A message as a record; `None` when it is none and was put aside, or is not to be read yet.
     fn take(&self, message: &BorrowedMessage<'_>) -> Option<LogEntry> {
-        // Of the new topic, at the position of the old one: it is read from its beginning in a moment.
+        // Of the new topic, at the position of the old one: it is read from its beginning in a
+        // moment.
         if self.shared.is_remade.load(Ordering::SeqCst) {
             return None;
         }
         let (partition, offset) = (message.partition(), message.offset());
         let read = record::read(message.payload().unwrap_or_default(), message.timestamp().to_millis());
-        self.shared.read.add(1);
+        self.shared.counts.read.add(1);
         self.shared.is_well();
         let position = self.shared.places().read(partition, offset, read.is_ok());
         match read {
@@ -235,11 +272,11 @@ impl KafkaPushLogReader {
     /// Counts a record that is no push, says so, and writes it where such records go.
     fn put_aside(&self, message: &BorrowedMessage<'_>, poison: &record::Poison) {
         let (partition, offset) = (message.partition(), message.offset());
-        if self.shared.poison.get().is_multiple_of(POISON_SAID_EVERY) {
+        if self.shared.counts.poison.get().is_multiple_of(POISON_SAID_EVERY) {
             let topic = self.config.topic.as_str();
             tracing::warn!(topic, partition, offset, %poison, "a record is no push and is put aside");
         }
-        self.shared.poison.add(1);
+        self.shared.counts.poison.add(1);
         let Some((topic, producer)) = &self.dead_letters else { return };
         let (partition, offset, poison) = (partition.to_string(), offset.to_string(), poison.to_string());
         let headers = [
@@ -269,12 +306,17 @@ impl std::fmt::Debug for KafkaPushLogReader {
 impl PushLogReader for KafkaPushLogReader {
     fn read(&mut self) -> BoxFuture<'_, Result<Option<Vec<LogEntry>>, ReadError>> {
         Box::pin(async {
-            let this = &*self;
             let first = loop {
-                if let Some(entry) = this.next().await? {
-                    break entry;
+                match self.next().await {
+                    Ok(Some(entry)) => break entry,
+                    Ok(None) => {}
+                    Err(ReadError::Fenced(_)) if self.shared.is_lost.load(Ordering::SeqCst) => {
+                        self.join_again().map_err(|error| ReadError::Ended(error.to_string()))?;
+                    }
+                    Err(error) => return Err(error),
                 }
             };
+            let this = &*self;
             // From here on nothing waits, so that dropping the future loses nothing.
             let mut entries = vec![first];
             while entries.len() < this.config.read_records_max {

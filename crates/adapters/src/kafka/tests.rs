@@ -504,7 +504,8 @@ async fn what_a_silent_broker_may_have_is_not_said_to_be_missing() {
     let took = started.elapsed();
     assert!((config.acknowledge_deadline..Duration::from_secs(5)).contains(&took), "{took:?}");
     own.signal("-CONT");
-    // What had left before the broker fell silent, if it had, is there: nobody was told that it is not.
+    // What had left before the broker fell silent, if it had, is there: nobody was told that it is
+    // not.
     while log.append(record_for_key("k", "after")).await.is_err() {}
     let size = kafka_record_too_large(&config);
     assert!(matches!(log.append(size).await, Err(AppendError::TooLarge { .. })));
