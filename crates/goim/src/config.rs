@@ -129,7 +129,8 @@ pub struct KafkaConfig {
     pub topic: String,
     /// The consumer group of the jobs. Default `goim-push-group-job`, as goim.
     pub group: String,
-    /// What this job is called in the group; no other may be called so. Default empty: as `comet.node.server`. `none`: it has no name.
+    /// What this job is called in the group; no other may be called so. Default empty: as
+    /// `comet.node.server`. `none`: it has no name.
     pub instance_id: String,
     /// Where a group begins that has committed nothing. Default [`LogStart::Newest`], as goim.
     pub start: LogStart,

@@ -286,7 +286,8 @@ fn listed_cluster() -> (Cluster, [goim::cluster::Running; 2]) {
     panic!("no ports for two comets");
 }
 
-/// Two jobs with one name: the first ends, with what to do about it, whether it is in this process or one of its own.
+/// Two jobs with one name: the first ends, with what to do about it, whether it is in this process
+/// or one of its own.
 #[test]
 fn of_two_jobs_with_one_name_the_first_ends_and_says_why() {
     if !has_broker() {
@@ -323,7 +324,8 @@ fn of_two_jobs_with_one_name_the_first_ends_and_says_why() {
     RUNTIME.block_on(third.drain());
 }
 
-/// A broker that is frozen may have what was sent to it, or not: every route says so, and no sooner than the log itself.
+/// A broker that is frozen may have what was sent to it, or not: every route says so, and no sooner
+/// than the log itself.
 #[test]
 fn what_a_silent_broker_may_have_is_answered_alike_on_every_route() {
     if !has_broker() {

@@ -60,17 +60,20 @@ impl Job {
         self.metrics.register(registry);
     }
 
-    /// Works until `shutdown` comes or the log ends, then hands over what it has read and returns. That takes no longer
-    /// than [`Config::drain_deadline`] after the last read batch was spread over the lanes.
+    /// Works until `shutdown` comes or the log ends, then hands over what it has read and returns.
+    /// That takes no longer than [`Config::drain_deadline`] after the last read batch was spread
+    /// over the lanes.
     ///
-    /// A log that lives in this process should be closed rather than `shutdown` used: then everything that was accepted is
-    /// read and handed over first.
+    /// A log that lives in this process should be closed rather than `shutdown` used: then
+    /// everything that was accepted is read and handed over first.
     ///
     /// # Errors
-    /// [`ReadError::Ended`] and [`ReadError::Fenced`], after the same hand-over: the reader is of no more use.
+    /// [`ReadError::Ended`] and [`ReadError::Fenced`], after the same hand-over: the reader is of
+    /// no more use.
     ///
     /// # Cancel safety
-    /// Dropping the future ends all workers at once. What was not handed over is not marked as done.
+    /// Dropping the future ends all workers at once. What was not handed over is not marked as
+    /// done.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), ReadError> {
         intake::Intake::new(self.config, self.reader, self.comets, self.metrics).run(shutdown).await
     }

@@ -93,10 +93,11 @@ impl Logic {
     /// Pushes messages in their order and says how many there were.
     ///
     /// # Errors
-    /// [`BatchError`]. Nothing is accepted when a message names no key, is too large, or its receivers cannot be found
-    /// out. When the push log is full or gone, what is in front is accepted. A message whose receivers are on several
-    /// comets counts as accepted when all of its records are; those that reached the log before one that did not are
-    /// sent, and sent again when the caller repeats the message: the error is [`AppendError::Unknown`] then.
+    /// [`BatchError`]. Nothing is accepted when a message names no key, is too large, or its
+    /// receivers cannot be found out. When the push log is full or gone, what is in front is
+    /// accepted. A message whose receivers are on several comets counts as accepted when all of its
+    /// records are; those that reached the log before one that did not are sent, and sent again
+    /// when the caller repeats the message: the error is [`AppendError::Unknown`] then.
     ///
     /// # Cancel safety
     /// Dropping the future may leave a part of the messages accepted, always from the front.

@@ -228,8 +228,8 @@ pub struct PushConfig {
     /// Largest record, counted as goim's Kafka client counts: 26, the record's key, and goim's message around the
     /// body. Default 1,000,000, as in goim, so that a record fits into any Kafka that goim's did.
     pub record_bytes_max: usize,
-    /// How long the push log may take for one record. Default 5 s. Then the push may or may not be in the log. Not less
-    /// than the log's own deadlines: it knows more.
+    /// How long the push log may take for one record. Default 5 s. Then the push may or may not be
+    /// in the log. Not less than the log's own deadlines: it knows more.
     pub append_deadline: Duration,
 }
 

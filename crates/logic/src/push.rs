@@ -1,8 +1,8 @@
 //! From a push request to records in the push log.
 //!
-//! A push to keys or members becomes one record for each comet that holds receivers; a push to a room or to all is
-//! one record. The first record that the log does not take ends the push, as in goim: what went before it is pushed, and the
-//! publisher hears that it may be.
+//! A push to keys or members becomes one record for each comet that holds receivers; a push to a
+//! room or to all is one record. The first record that the log does not take ends the push, as in
+//! goim: what went before it is pushed, and the publisher hears that it may be.
 
 use std::num::NonZeroU32;
 use std::time::Instant;
@@ -34,7 +34,8 @@ pub enum PushError {
 }
 
 impl PushError {
-    /// What the push as a whole has met when this is what one of its records met, and others `may_be_in` the log already.
+    /// What the push as a whole has met when this is what one of its records met, and others
+    /// `may_be_in` the log already.
     pub(crate) fn after(self, may_be_in: bool) -> Self {
         match self {
             Self::Append(error) if may_be_in => Self::Append(error.in_part()),
@@ -44,10 +45,12 @@ impl PushError {
 }
 
 impl Logic {
-    /// Pushes to sessions. A key that is named twice gets it twice, one that has no session nothing.
+    /// Pushes to sessions. A key that is named twice gets it twice, one that has no session
+    /// nothing.
     ///
     /// # Errors
-    /// [`PushError`]. When receivers on other comets may have been pushed to, it is [`AppendError::Unknown`].
+    /// [`PushError`]. When receivers on other comets may have been pushed to, it is
+    /// [`AppendError::Unknown`].
     ///
     /// # Cancel safety
     /// Dropping the future may leave a part of the receivers without the message.

@@ -82,13 +82,13 @@ pub trait PushLog: Send + Sync {
     /// Order: of two records with the same partition key, the one whose append was called first comes first.
     fn append(&self, record: PushRecord) -> Call<Result<(), AppendError>>;
 
-    /// Appends records in one go: they stand in the log in this order, as if `append` had been called for each, and
-    /// as near to each other as the log can keep them, so that a reader gets them together. Waits (within one
-    /// deadline for all) while the log is full.
+    /// Appends records in one go: they stand in the log in this order, as if `append` had been
+    /// called for each, and as near to each other as the log can keep them, so that a reader gets
+    /// them together. Waits (within one deadline for all) while the log is full.
     ///
-    /// What is in the log when the call ends is always a number of records from the front: the first one that the
-    /// log does not take keeps out those behind it. The publisher goes on from there. With [`AppendError::Unknown`] any
-    /// of those behind the front may be in the log too.
+    /// What is in the log when the call ends is always a number of records from the front: the
+    /// first one that the log does not take keeps out those behind it. The publisher goes on from
+    /// there. With [`AppendError::Unknown`] any of those behind the front may be in the log too.
     fn append_all(&self, records: Vec<PushRecord>) -> Call<Appended>;
 }
 
@@ -101,7 +101,8 @@ pub struct Appended {
     pub error: Option<AppendError>,
 }
 
-/// Why it is not said that a record is in the log. It is not there, except with [`AppendError::Unknown`].
+/// Why it is not said that a record is in the log. It is not there, except with
+/// [`AppendError::Unknown`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AppendError {
     /// Larger than a record may be. The text is the one that goim's users see.
@@ -118,14 +119,16 @@ pub enum AppendError {
     /// The log cannot be reached. The record is not in it, and will not be.
     #[error("{0}")]
     Unavailable(String),
-    /// The record may or may not be in the log: it was on its way there, and nobody answered in time, or not clearly. For the
-    /// publisher the text is always the same; why it is so is for the operator.
+    /// The record may or may not be in the log: it was on its way there, and nobody answered in
+    /// time, or not clearly. For the publisher the text is always the same; why it is so is for the
+    /// operator.
     #[error("the push may or may not be in the log")]
     Unknown(String),
 }
 
 impl AppendError {
-    /// The same after a part of what belongs together is in the log: whether all of it is, is then not to be said either.
+    /// The same after a part of what belongs together is in the log: whether all of it is, is then
+    /// not to be said either.
     #[must_use]
     pub fn in_part(self) -> Self {
         match self {
@@ -155,10 +158,12 @@ pub struct LogEntry {
 
 /// The reading end. One reader reads each partition at a time.
 pub trait PushLogReader: Send {
-    /// The next records, at least one; waits until there are some. `None` when the log has been closed and is used up.
+    /// The next records, at least one; waits until there are some. `None` when the log has been
+    /// closed and is used up.
     ///
     /// # Errors
-    /// [`ReadError`]. With [`ReadError::Unavailable`] the reader may be asked again, after a pause; else that is of no use.
+    /// [`ReadError`]. With [`ReadError::Unavailable`] the reader may be asked again, after a pause;
+    /// else that is of no use.
     ///
     /// # Cancel safety
     /// Dropping the future loses no record.
@@ -177,7 +182,8 @@ pub enum ReadError {
     /// This reader has ended; a new one may read on.
     #[error("{0}")]
     Ended(String),
-    /// Another reader has taken its place, since it has the same name: that is for somebody to mend.
+    /// Another reader has taken its place, since it has the same name: that is for somebody to
+    /// mend.
     #[error("{0}")]
     Fenced(String),
 }

@@ -1,12 +1,14 @@
 //! Where a group begins that has committed nothing.
 //!
-//! The start is committed for all partitions at once before the first job joins, so that it is the same for every job of the group
-//! and whatever becomes of them. From then on a partition about which the group knows nothing is a new one, made by raising the number or by
-//! making the topic again, and is read from its beginning: what it has was accepted while the group lived.
+//! The start is committed for all partitions at once before the first job joins, so that it is the
+//! same for every job of the group and whatever becomes of them. From then on a partition about
+//! which the group knows nothing is a new one, made by raising the number or by making the topic
+//! again, and is read from its beginning: what it has was accepted while the group lived.
 //!
-//! The commit is one without membership, which the broker takes only while the group is empty. Of jobs that start at once the later
-//! ones are refused, or commit a position that is no later than what was accepted after the first commit: the ends are looked up before
-//! the question whether anything is committed.
+//! The commit is one without membership, which the broker takes only while the group is empty. Of
+//! jobs that start at once the later ones are refused, or commit a position that is no later than
+//! what was accepted after the first commit: the ends are looked up before the question whether
+//! anything is committed.
 
 use std::time::{Duration, Instant};
 
@@ -31,12 +33,13 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub(super) enum Begin {
     /// It does.
     Known,
-    /// Others are in the group, and have committed nothing: jobs that do not commit their start. Then it is as they have it: where
-    /// nothing is committed, the start of the settings counts.
+    /// Others are in the group, and have committed nothing: jobs that do not commit their start.
+    /// Then it is as they have it: where nothing is committed, the start of the settings counts.
     Open,
 }
 
-/// Looks at topic and group before a job joins, and commits where a new group begins. Blocks for some 20 s at most.
+/// Looks at topic and group before a job joins, and commits where a new group begins. Blocks for
+/// some 20 s at most.
 pub(super) fn settle(config: &KafkaConfig) -> Result<Begin, KafkaError> {
     let mut client: ClientConfig = config.client();
     client.set("group.id", &config.group).set("enable.auto.commit", "false");

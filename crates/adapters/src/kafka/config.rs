@@ -20,11 +20,13 @@ pub struct KafkaConfig {
     pub topic: String,
     /// The consumer group, as goim's `kafka.group`. Default `goim-push-group-job`.
     pub group: String,
-    /// The name of this member, which no other of the group may have: back within `session_timeout` it goes on with the partitions that it
-    /// had, and nobody else notices. Default none: a member without a name leaves when it stops.
+    /// The name of this member, which no other of the group may have: back within `session_timeout`
+    /// it goes on with the partitions that it had, and nobody else notices. Default none: a member
+    /// without a name leaves when it stops.
     pub instance_id: Option<String>,
-    /// Where a group begins that has committed nothing. Default [`Start::Newest`], as goim. It is committed before the first member
-    /// joins; partitions that come later are read from their beginning.
+    /// Where a group begins that has committed nothing. Default [`Start::Newest`], as goim. It is
+    /// committed before the first member joins; partitions that come later are read from their
+    /// beginning.
     pub start: Start,
     /// Where records go that are no pushes. Default nowhere: they are counted, logged and passed over.
     pub dead_letter: DeadLetter,
@@ -152,7 +154,8 @@ impl KafkaConfig {
         if let Some(name) = &self.instance_id {
             client.set("group.instance.id", name);
         }
-        // What the group knows nothing of has come while it lives, and what has gone beyond reach is behind it.
+        // What the group knows nothing of has come while it lives, and what has gone beyond reach
+        // is behind it.
         let is_latest = begin == Begin::Open && self.start == Start::Newest;
         client.set("auto.offset.reset", if is_latest { "latest" } else { "earliest" });
         // The keeper commits, when the comets took a record.

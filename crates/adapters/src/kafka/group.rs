@@ -77,7 +77,8 @@ pub(super) fn check<C: ConsumerContext>(
     Err(GroupError::GoJobs { group: group.to_owned(), members: hosts.len(), hosts: hosts.join(", ") })
 }
 
-/// The partitions of a topic that members of the group have; `None` while the group is agreeing, or when that cannot be read.
+/// The partitions of a topic that members of the group have; `None` while the group is agreeing, or
+/// when that cannot be read.
 pub(super) fn assigned(list: &GroupList, topic: &str) -> Option<BTreeSet<i32>> {
     let mut all = BTreeSet::new();
     for group in list.groups() {
@@ -94,7 +95,8 @@ pub(super) fn assigned(list: &GroupList, topic: &str) -> Option<BTreeSet<i32>> {
 /// What a group is in that has agreed.
 const STABLE: &str = "Stable";
 
-/// A topic's partitions in an assignment as consumers write it: a version, and a list of topics with their partitions.
+/// A topic's partitions in an assignment as consumers write it: a version, and a list of topics
+/// with their partitions.
 fn partitions_of(assignment: &[u8], topic: &str) -> Option<Vec<i32>> {
     // Whoever has nothing may have no assignment at all.
     if assignment.is_empty() {

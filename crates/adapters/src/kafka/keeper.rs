@@ -1,11 +1,13 @@
 //! The member's own thread: it commits, and looks after what librdkafka leaves open.
 //!
-//! - *Commits*: where a partition begins as soon as it has come, and from time to time up to where it is done. Not by librdkafka, which
-//!   never commits a smaller offset than before, and would write positions of a topic that is gone into the one that was made again.
-//! - *A topic that was made again*: librdkafka goes on at its old position. Here the partitions are taken back to their beginning, and
-//!   nothing is read until the group knows that.
-//! - *Partitions that nobody reads*: the broker lets a static member come back without an agreement, also when the topic has more
-//!   partitions now than the last one was about, and then nobody sees a change any more. Then one member leaves and joins again.
+//! - *Commits*: where a partition begins as soon as it has come, and from time to time up to where
+//!   it is done. Not by librdkafka, which never commits a smaller offset than before, and would
+//!   write positions of a topic that is gone into the one that was made again.
+//! - *A topic that was made again*: librdkafka goes on at its old position. Here the partitions are
+//!   taken back to their beginning, and nothing is read until the group knows that.
+//! - *Partitions that nobody reads*: the broker lets a static member come back without an
+//!   agreement, also when the topic has more partitions now than the last one was about, and then
+//!   nobody sees a change any more. Then one member leaves and joins again.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -22,7 +24,8 @@ use super::member::{Member, Shared, offsets};
 
 /// How long the brokers may take for one question.
 const REQUEST: Duration = Duration::from_secs(3);
-/// How often in a row partitions must be without a reader before something is done: an agreement takes its time.
+/// How often in a row partitions must be without a reader before something is done: an agreement
+/// takes its time.
 const UNREAD_LOOKS: u32 = 2;
 /// Pause before a topic that was made again is tried anew.
 const RETRY: Duration = Duration::from_millis(100);
@@ -82,7 +85,8 @@ impl Keeper {
     }
 
     fn commit(&self) {
-        // A commit that waits for its coordinator may find another membership there, and is fenced by it.
+        // A commit that waits for its coordinator may find another membership there, and is fenced
+        // by it.
         if self.shared.is_lost.load(Ordering::SeqCst) {
             return;
         }
@@ -149,7 +153,8 @@ impl Keeper {
         let partitions = places.partitions();
         drop(places);
         let topic = self.config.topic.as_str();
-        // A commit of the old topic's positions may have come when the new one was there already: this one is over it.
+        // A commit of the old topic's positions may have come when the new one was there already:
+        // this one is over it.
         let beginnings: Vec<_> = partitions.iter().map(|partition| (*partition, 0)).collect();
         if !beginnings.is_empty() {
             self.consumer.commit(&offsets(topic, &beginnings), CommitMode::Sync)?;
@@ -167,7 +172,8 @@ impl Keeper {
         Ok(())
     }
 
-    /// Looks whether all partitions of the topic have a reader, and begins an agreement when some have had none for long.
+    /// Looks whether all partitions of the topic have a reader, and begins an agreement when some
+    /// have had none for long.
     fn look_at_group(&mut self) {
         if !self.shared.is_settled.load(Ordering::SeqCst) {
             self.unread_looks = 0;
@@ -187,8 +193,8 @@ impl Keeper {
         }
     }
 
-    /// Partitions that no member of the group has, for the one member that is to do something about it: the one with the first of those
-    /// that are read.
+    /// Partitions that no member of the group has, for the one member that is to do something about
+    /// it: the one with the first of those that are read.
     fn unread(&self) -> KafkaResult<BTreeSet<i32>> {
         let topic = self.config.topic.as_str();
         let metadata = self.consumer.fetch_metadata(Some(topic), REQUEST)?;

@@ -154,7 +154,8 @@ impl ProducerContext for Deliveries {
 }
 
 impl Deliveries {
-    /// What has become of a record that was on its way. Whatever is not a clear refusal leaves it open.
+    /// What has become of a record that was on its way. Whatever is not a clear refusal leaves it
+    /// open.
     fn append_error(&self, error: &ClientError, bytes: usize) -> AppendError {
         match error.rdkafka_error_code() {
             Some(RDKafkaErrorCode::MessageSizeTooLarge) => {
@@ -285,7 +286,8 @@ fn producer(config: &KafkaConfig, room: &Arc<Room>) -> Result<ThreadedProducer<D
     config.producer().create_with_context(deliveries).map_err(|error| KafkaError::Config(error.to_string()))
 }
 
-/// Asks for the topic until it is there: brokers that make topics by themselves take a moment. Gives how many partitions it has.
+/// Asks for the topic until it is there: brokers that make topics by themselves take a moment.
+/// Gives how many partitions it has.
 pub(super) fn look_for_topic<C: ClientContext>(
     client: &rdkafka::client::Client<C>,
     topic: &str,
@@ -429,9 +431,9 @@ impl PushLog for KafkaPushLog {
         }
     }
 
-    /// All of them go out under one lock, one behind the other. They may be for several partitions, and Kafka acknowledges each
-    /// by itself: when one fails, some behind it may be in the log although they are not counted. The error is then
-    /// [`AppendError::Unknown`].
+    /// All of them go out under one lock, one behind the other. They may be for several partitions,
+    /// and Kafka acknowledges each by itself: when one fails, some behind it may be in the log
+    /// although they are not counted. The error is then [`AppendError::Unknown`].
     ///
     /// # Cancel safety
     /// A dropped call may leave any of them in the log.

@@ -35,7 +35,8 @@ pub(super) struct Shared {
     pub(super) is_settled: AtomicBool,
     /// The topic was deleted and made again, and the positions here are still those of the old one.
     pub(super) is_remade: AtomicBool,
-    /// The membership is over since nothing was heard of the coordinator for too long, and the next has not begun.
+    /// The membership is over since nothing was heard of the coordinator for too long, and the next
+    /// has not begun.
     pub(super) is_lost: AtomicBool,
     /// Since the last record there were errors.
     is_troubled: AtomicBool,
@@ -124,8 +125,9 @@ pub(super) struct Member {
 }
 
 impl Member {
-    /// librdkafka goes on at the old position in a topic that was made again, and says so in its debug log only (a FIXME in 2.12.1's
-    /// `rd_kafka_topic_metadata_update`). It does so before it fetches from the new one.
+    /// librdkafka goes on at the old position in a topic that was made again, and says so in its
+    /// debug log only (a FIXME in 2.12.1's `rd_kafka_topic_metadata_update`). It does so before it
+    /// fetches from the new one.
     fn look_for_another_topic(&self, message: &str) {
         let Some((_, behind)) = message.split_once("Topic ") else { return };
         let ids = behind.strip_prefix(&*self.topic).and_then(|rest| rest.strip_prefix(" changed id from "));
@@ -142,12 +144,14 @@ impl ClientContext for Member {
             RDKafkaLogLevel::Debug => {
                 self.look_for_another_topic(message);
                 if self.is_verbose {
-                    tracing::debug!(fac, "kafka: {message}");
+                    tracing::debug!(target: "librdkafka", "librdkafka: {fac} {message}");
                 }
             }
-            RDKafkaLogLevel::Info | RDKafkaLogLevel::Notice => tracing::info!(fac, "kafka: {message}"),
-            RDKafkaLogLevel::Warning => tracing::warn!(fac, "kafka: {message}"),
-            _ => tracing::error!(fac, "kafka: {message}"),
+            RDKafkaLogLevel::Info | RDKafkaLogLevel::Notice => {
+                tracing::info!(target: "librdkafka", "librdkafka: {fac} {message}")
+            }
+            RDKafkaLogLevel::Warning => tracing::warn!(target: "librdkafka", "librdkafka: {fac} {message}"),
+            _ => tracing::error!(target: "librdkafka", "librdkafka: {fac} {message}"),
         }
     }
 
@@ -166,8 +170,8 @@ impl ConsumerContext for Member {
         let leaving = numbers(leaving);
         let mut due = self.shared.places().to_commit();
         due.retain(|(partition, _)| leaving.contains(partition));
-        // The broker has it before it gives the partitions away: librdkafka waits for commits that are out. Positions of a topic that
-        // is gone are none of the new one.
+        // The broker has it before it gives the partitions away: librdkafka waits for commits that
+        // are out. Positions of a topic that is gone are none of the new one.
         if !due.is_empty() && !consumer.assignment_lost() && !self.shared.is_remade.load(Ordering::SeqCst) {
             let committed = consumer.commit(&offsets(&self.topic, &due), CommitMode::Async);
             if let Err(error) = committed {

@@ -1,8 +1,9 @@
 //! How far each partition is that is read here, and up to where it can be committed.
 //!
-//! A partition keeps its place for as long as it stays: with cooperative rebalances only those that come and go are named. A topic
-//! that was deleted and made again begins another life: positions of the life before, which job may still be handing over, move nothing
-//! in it. So that they can be told apart, the partition's number in a [`LogPosition`] has the life in front.
+//! A partition keeps its place for as long as it stays: with cooperative rebalances only those that
+//! come and go are named. A topic that was deleted and made again begins another life: positions of
+//! the life before, which job may still be handing over, move nothing in it. So that they can be
+//! told apart, the partition's number in a [`LogPosition`] has the life in front.
 
 use std::collections::HashMap;
 

@@ -1,12 +1,13 @@
 //! The reading end: one member of the consumer group.
 //!
-//! An offset is committed only when the record, and all before it in its partition, were handed over ([`PushLogReader::done`]).
-//! When partitions move, what was read here and is not handed over yet is handed over all the same, and read again by
-//! their next owner: at least once, never less. What is said to be done about a partition that has left, or has left and
-//! come back, does not move its offset.
+//! An offset is committed only when the record, and all before it in its partition, were handed
+//! over ([`PushLogReader::done`]). When partitions move, what was read here and is not handed over
+//! yet is handed over all the same, and read again by their next owner: at least once, never less.
+//! What is said to be done about a partition that has left, or has left and come back, does not
+//! move its offset.
 //!
-//! A member with a name ([`KafkaConfig::instance_id`]) does not leave when it stops: it is back before its time is over, and goes on with
-//! what it had, or the others get it then.
+//! A member with a name ([`KafkaConfig::instance_id`]) does not leave when it stops: it is back
+//! before its time is over, and goes on with what it had, or the others get it then.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -33,7 +34,8 @@ use super::record;
 /// Poison records that are described in the log, of each thousand.
 const POISON_SAID_EVERY: u64 = 1000;
 
-/// The reading end of the push log on Kafka. Dropping it commits what is done and ends the membership, which blocks for 4 s at most.
+/// The reading end of the push log on Kafka. Dropping it commits what is done and ends the
+/// membership, which blocks for 4 s at most.
 pub struct KafkaPushLogReader {
     consumer: Leaving,
     shared: Arc<Shared>,
@@ -51,11 +53,13 @@ const LOOK: Duration = Duration::from_millis(5);
 
 /// A consumer that says farewell elsewhere: with a broker that has gone that can take for ever.
 ///
-/// While the group is agreeing on who reads what, a consumer that leaves must not be closed: the answer of the coordinator that comes
-/// after its end reaches for the coordinator that is no longer there (librdkafka 2.12.1: `rd_kafka_cgrp_handle_LeaveGroup` reads through
-/// a null pointer, and the process is gone). So the end of the agreement is waited for, and the group is left before the consumer is
-/// closed: an agreement that began without a word ends meanwhile. When the others do not agree in time it is closed all the same.
-/// A static member does not leave, and is closed at once.
+/// While the group is agreeing on who reads what, a consumer that leaves must not be closed: the
+/// answer of the coordinator that comes after its end reaches for the coordinator that is no longer
+/// there (librdkafka 2.12.1: `rd_kafka_cgrp_handle_LeaveGroup` reads through a null pointer, and
+/// the process is gone). So the end of the agreement is waited for, and the group is left before
+/// the consumer is closed: an agreement that began without a word ends meanwhile. When the others
+/// do not agree in time it is closed all the same. A static member does not leave, and is closed at
+/// once.
 struct Leaving {
     consumer: Option<Arc<StreamConsumer<Member>>>,
     keeper: Option<JoinHandle<()>>,
@@ -136,8 +140,8 @@ impl Drop for Leaving {
 }
 
 impl KafkaPushLogReader {
-    /// Looks at topic and group, commits where a new group begins, and joins it. The first records may take some seconds to come: the
-    /// group has to agree first.
+    /// Looks at topic and group, commits where a new group begins, and joins it. The first records
+    /// may take some seconds to come: the group has to agree first.
     ///
     /// # Errors
     /// [`KafkaError`]; among them that goim's own jobs are in the group.
@@ -163,8 +167,9 @@ impl KafkaPushLogReader {
 
     /// Joins anew in the place of a member that has fenced itself.
     ///
-    /// When a broker was away for longer than the session, librdkafka begins another membership, and a commit of the one before that
-    /// waited for the coordinator is fenced by it: that is the end of the consumer (2.12.1), though nobody else has its name.
+    /// When a broker was away for longer than the session, librdkafka begins another membership,
+    /// and a commit of the one before that waited for the coordinator is fenced by it: that is the
+    /// end of the consumer (2.12.1), though nobody else has its name.
     fn join_again(&mut self) -> Result<(), KafkaError> {
         tracing::info!(
             group = self.config.group,
@@ -189,6 +194,12 @@ impl KafkaPushLogReader {
             rebalances: counts.rebalances.get(),
             errors: counts.errors.get(),
         }
+    }
+
+    /// As when the coordinator was not heard of for too long.
+    #[cfg(test)]
+    pub(super) fn loses_its_membership(&self) {
+        self.shared.is_lost.store(true, Ordering::SeqCst);
     }
 
     /// The next record, waited for.
@@ -239,7 +250,8 @@ impl KafkaPushLogReader {
 
     /// A message as a record; `None` when it is none and was put aside, or is not to be read yet.
     fn take(&self, message: &BorrowedMessage<'_>) -> Option<LogEntry> {
-        // Of the new topic, at the position of the old one: it is read from its beginning in a moment.
+        // Of the new topic, at the position of the old one: it is read from its beginning in a
+        // moment.
         if self.shared.is_remade.load(Ordering::SeqCst) {
             return None;
         }

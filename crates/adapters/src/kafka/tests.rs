@@ -504,7 +504,8 @@ async fn what_a_silent_broker_may_have_is_not_said_to_be_missing() {
     let took = started.elapsed();
     assert!((config.acknowledge_deadline..Duration::from_secs(5)).contains(&took), "{took:?}");
     own.signal("-CONT");
-    // What had left before the broker fell silent, if it had, is there: nobody was told that it is not.
+    // What had left before the broker fell silent, if it had, is there: nobody was told that it is
+    // not.
     while log.append(record_for_key("k", "after")).await.is_err() {}
     let size = kafka_record_too_large(&config);
     assert!(matches!(log.append(size).await, Err(AppendError::TooLarge { .. })));
@@ -733,8 +734,7 @@ async fn a_job_of_goims_is_refused_by_a_group_of_ours_which_goes_on() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_wrong_at_the_start_is_said_in_words() {
     let Some(broker) = broker() else { return };
-    // A port that the system draws for nobody.
-    let nobody = "127.0.0.1:1".to_owned();
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let config = KafkaConfig { brokers: vec![nobody.clone()], ..KafkaConfig::default() };
     let error = KafkaPushLog::start(config).await.unwrap_err().to_string();
     assert!(error.contains(&nobody) && error.contains("do not answer"), "{error}");

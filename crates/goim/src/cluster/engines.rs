@@ -38,7 +38,8 @@ pub(crate) fn kafka(config: &Config) -> KafkaConfig {
     }
 }
 
-/// What librdkafka may take beyond the time that a record has: it looks for late ones once a second.
+/// What librdkafka may take beyond the time that a record has: it looks for late ones once a
+/// second.
 const LATE: Duration = Duration::from_secs(2);
 
 /// The longest that the push log on Kafka may take for its answer to one append.

@@ -127,7 +127,8 @@ impl Running {
         (self.reload)();
     }
 
-    /// Waits until it cannot go on by itself, and says why; mostly for ever. It still has to be drained.
+    /// Waits until it cannot go on by itself, and says why; mostly for ever. It still has to be
+    /// drained.
     ///
     /// # Cancel safety
     /// Dropping the future changes nothing.

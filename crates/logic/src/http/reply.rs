@@ -18,7 +18,8 @@ const OK: i32 = 0;
 pub(super) const BAD_REQUEST: i32 = -400;
 /// Code of an envelope: the request is right and could not be done.
 pub(super) const SERVER_ERROR: i32 = -500;
-/// Code of an envelope: the push may or may not be in the log. Every other code but 0 says that it is not.
+/// Code of an envelope: the push may or may not be in the log. Every other code but 0 says that it
+/// is not.
 const UNKNOWN: i32 = -504;
 /// The text to it.
 const UNKNOWN_TEXT: &str = "the push may or may not be in the log";

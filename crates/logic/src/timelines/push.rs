@@ -148,7 +148,8 @@ impl Timelines {
                 return Err(refused.err().unwrap_or_else(|| unknown("the append was broken off").into()));
             }
         };
-        // What one publisher stores is announced in its order, unless the push log is slow: that is not for him to wait for.
+        // What one publisher stores is announced in its order, unless the push log is slow: that is
+        // not for him to wait for.
         let _ = tokio::time::timeout(ANNOUNCEMENT_WAIT, work).await;
         Ok(placed)
     }

@@ -109,7 +109,8 @@ async fn a_message_counts_when_all_of_its_records_are_in_the_log() {
             state.appends_left = taken;
         }
         let response = push(&server, LINES, &[to_both, to_both].join("\n")).await;
-        // Where a message is in the log for one comet and not for the other, nobody can say that it is not there.
+        // Where a message is in the log for one comet and not for the other, nobody can say that it
+        // is not there.
         let (status, text) = match taken % 2 {
             0 => (503, "gone"),
             _ => (504, "the push may or may not be in the log"),

@@ -1,4 +1,5 @@
-//! Where a reader begins: new groups, new partitions, topics that are made again, offsets that are gone.
+//! Where a reader begins: new groups, new partitions, topics that are made again, offsets that are
+//! gone.
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
@@ -213,8 +214,8 @@ async fn jobs_of_a_new_group_that_start_at_once_lose_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_topic_that_is_made_again_is_read_from_its_beginning() {
     let Some(broker) = broker() else { return };
-    // Fewer records than the old topic had, and more: then the old position is one in the new topic too. At once, and after the
-    // reader has noticed that there is no topic.
+    // Fewer records than the old topic had, and more: then the old position is one in the new topic
+    // too. At once, and after the reader has noticed that there is no topic.
     for (records, is_slow) in [(5, false), (60, false), (60, true)] {
         let (config, mut log) = newest(with_topic(&broker, 1).await).await;
         let (seen, task) = Seen::by(KafkaPushLogReader::join(config.clone()).await.unwrap());
@@ -224,7 +225,8 @@ async fn a_topic_that_is_made_again_is_read_from_its_beginning() {
         if is_slow {
             let gone = admin(&broker).delete_topics(&[&config.topic], &AdminOptions::new()).await.unwrap();
             assert!(gone.iter().all(Result::is_ok), "{gone:?}");
-            // A log that is there would make the topic again by itself, with the partitions that the broker gives.
+            // A log that is there would make the topic again by itself, with the partitions that
+            // the broker gives.
             drop(std::mem::replace(
                 &mut log,
                 KafkaPushLog::start(with_topic(&broker, 1).await).await.unwrap(),

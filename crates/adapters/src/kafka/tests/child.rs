@@ -1,4 +1,5 @@
-//! A reader in a process of its own, to be killed: this test binary, called for one test that is none.
+//! A reader in a process of its own, to be killed: this test binary, called for one test that is
+//! none.
 
 use std::future::IntoFuture;
 use std::io::{BufRead, BufReader};

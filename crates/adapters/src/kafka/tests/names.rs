@@ -8,7 +8,8 @@ fn named(config: &KafkaConfig, name: &str) -> KafkaConfig {
     KafkaConfig { instance_id: Some(name.to_owned()), ..config.clone() }
 }
 
-/// Pushes to all partitions every 20 ms and measures from the push until one of the processes has read it.
+/// Pushes to all partitions every 20 ms and measures from the push until one of the processes has
+/// read it.
 struct Load {
     sent: std::collections::HashMap<String, Instant>,
     longest: Duration,
@@ -147,6 +148,35 @@ async fn of_two_members_with_one_name_the_first_is_told_and_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_is_fenced_by_a_membership_of_its_own_joins_again() {
+    let Some(broker) = broker() else { return };
+    let config = KafkaConfig { instance_id: Some("job1".to_owned()), ..with_topic(&broker, 2).await };
+    let (log, mut reader) = both_ends(&config).await;
+    let stats = reader.stats();
+    log.append(record_for_key("k", "before")).await.unwrap();
+    let entries = read(&mut reader, 1).await;
+    reader.done(entries[0].position);
+    becomes("it is committed", || committed(&config, 2) == 1).await;
+    // Another membership under its name, in which nobody lives any more.
+    let other = KafkaPushLogReader::join(config.clone()).await.unwrap();
+    reader.loses_its_membership();
+    tokio::task::spawn_blocking(move || drop(other)).await.unwrap();
+    for n in 0..8 {
+        log.append(record_for_key(&format!("k{n}"), format!("{n}"))).await.unwrap();
+    }
+    // What it reads before it hears of that is not committed, and comes again.
+    let until = Instant::now() + Duration::from_secs(30);
+    while committed(&config, 2) < 9 {
+        assert!(Instant::now() < until, "{} are committed", committed(&config, 2));
+        let soon = tokio::time::timeout(Duration::from_millis(200), reader.read()).await;
+        for entry in soon.map_or(Vec::new(), |read| read.expect("it goes on").unwrap()) {
+            reader.done(entry.position);
+        }
+    }
+    assert!(stats().read >= 9, "counted on: {:?}", stats());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_member_with_a_name_goes_on_after_a_broker_was_away_for_longer_than_its_session() {
     if broker().is_none() {
         return;
@@ -164,7 +194,8 @@ async fn a_member_with_a_name_goes_on_after_a_broker_was_away_for_longer_than_it
             entries.extend(read(&mut reader, 1).await);
         }
         own.script("kill");
-        // So there is a commit that waits until the coordinator is back, and the membership is another one by then.
+        // So there is a commit that waits until the coordinator is back, and the membership is
+        // another one by then.
         entries.iter().for_each(|entry| reader.done(entry.position));
         let away = tokio::time::timeout(config.session_timeout + Duration::from_secs(2), async {
             loop {
@@ -184,7 +215,8 @@ async fn a_member_with_a_name_goes_on_after_a_broker_was_away_for_longer_than_it
     }
 }
 
-/// A job that is killed thirty times while pushes run. `KILLS` and `SESSION` (in ms) in the environment change it.
+/// A job that is killed thirty times while pushes run. `KILLS` and `SESSION` (in ms) in the
+/// environment change it.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes minutes; for the figures of docs/reliability.md"]
 async fn thirty_kills_under_load() {
