@@ -20,6 +20,7 @@ pub(crate) async fn announce(shared: Arc<Shared>, nodes: Arc<dyn NodeDirectory>)
 pub(crate) async fn run(shared: Arc<Shared>, confirm: impl Fn()) {
     let mut generation = None;
     let mut word = Word::new("report its rooms");
+    let mut taken = Instant::now();
     loop {
         let began = Instant::now();
         let rooms: RoomCounts = Arc::new(shared.census.here());
@@ -38,6 +39,11 @@ pub(crate) async fn run(shared: Arc<Shared>, confirm: impl Fn()) {
                     confirm();
                 }
             }
+            if taken.elapsed() >= RECORDS_LIVE {
+                tracing::warn!("no report was taken for long; the comet enters its sessions again");
+                confirm();
+            }
+            taken = Instant::now();
         }
         worked += began.elapsed();
         word.ends(totals);
@@ -46,6 +52,10 @@ pub(crate) async fn run(shared: Arc<Shared>, confirm: impl Fn()) {
         tokio::time::sleep(pause.max(INTERVAL_MIN)).await;
     }
 }
+
+/// After so long without a report that was taken, records of sessions may have expired that nobody
+/// could renew.
+const RECORDS_LIVE: Duration = Duration::from_secs(10 * 60);
 
 /// The shortest pause, whatever is configured.
 const INTERVAL_MIN: Duration = Duration::from_millis(10);
