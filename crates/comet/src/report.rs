@@ -60,6 +60,7 @@ pub(crate) async fn run(shared: Arc<Shared>, shards: Vec<ShardHandle>) {
     let confirm = || enter_again(&shards);
     let mut memory = Memory::default();
     let mut word = Word::new("report its rooms");
+    let mut taken = Instant::now();
     loop {
         let began = Instant::now();
         let rooms: RoomCounts = Arc::new(shared.census.here());
@@ -83,6 +84,11 @@ pub(crate) async fn run(shared: Arc<Shared>, shards: Vec<ShardHandle>) {
                     |shard: &ShardHandle| shard.notice(Notice::Recover { ago: Duration::ZERO, enter: true });
                 shards.iter().for_each(notice);
             }
+            if taken.elapsed() >= RECORDS_LIVE {
+                tracing::warn!("no report was taken for long; the comet enters its sessions again");
+                confirm();
+            }
+            taken = Instant::now();
         }
         worked += began.elapsed();
         word.ends(totals);
@@ -91,6 +97,10 @@ pub(crate) async fn run(shared: Arc<Shared>, shards: Vec<ShardHandle>) {
         tokio::time::sleep(pause.max(INTERVAL_MIN)).await;
     }
 }
+
+/// After so long without a report that was taken, records of sessions may have expired that nobody
+/// could renew.
+const RECORDS_LIVE: Duration = Duration::from_secs(10 * 60);
 
 /// The shortest pause, whatever is configured.
 const INTERVAL_MIN: Duration = Duration::from_millis(10);

@@ -22,6 +22,7 @@ mod routes;
 pub mod serve;
 pub mod settings;
 mod timelines;
+mod wait;
 
 pub use routes::RouteError;
 pub use timelines::TimelinesError;

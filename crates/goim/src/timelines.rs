@@ -8,6 +8,7 @@ use goim_adapters::postgres::{PostgresConfig, PostgresError, PostgresTimelines};
 use goim_ports::{Retention, RetentionRules, TimelineStore};
 
 use crate::config::{Config, KindRule, TimelinesConfig};
+use crate::wait::Passing;
 
 /// Why there is no store.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +24,16 @@ pub enum TimelinesError {
     #[cfg(not(feature = "cluster"))]
     #[error("timelines.postgres: this binary was built without the feature `cluster`")]
     NotBuilt,
+}
+
+impl Passing for TimelinesError {
+    fn waits_for(&self) -> Option<String> {
+        match self {
+            #[cfg(feature = "cluster")]
+            Self::Postgres(PostgresError::Unavailable { reason, .. }) => Some(format!("postgres: {reason}")),
+            _ => None,
+        }
+    }
 }
 
 /// Opens the store; `None` when none is configured. A folder blocks while what a killed process has left is read.

@@ -366,6 +366,9 @@ fn without_keys_nobody_is_let_in() {
     let server = Server::start(&settings(&business).set("logic.identity.jwt.jwks_pause", "200ms"));
     let token = || sign(Algorithm::ES256, &KEYS.ec[0], Some("ec1"), &claims());
     check(&server, "no key was ever there", &token(), &json!({}), Some(3101));
+    let readiness = server.get("/readyz");
+    assert_eq!(readiness.status, 503);
+    assert!(readiness.text().contains("identity: the keys for tokens"), "{}", readiness.text());
     for (what, answer) in [
         ("nonsense", Answer::ok("<html>")),
         ("no keys", Answer::ok(r#"{"keys":[]}"#)),
@@ -387,6 +390,7 @@ fn without_keys_nobody_is_let_in() {
         let token = sign(Algorithm::ES256, first, Some("ec1"), &claims());
         code(&Client::present(&server, Transport::Tcp, body(&token, true, &json!({}))).1.unwrap()) == 0
     });
+    assert_eq!(server.get("/readyz").status, 200);
     // However many names are invented, the place is asked a few times only, and nobody is let in.
     let (before, began) = (business.asked().len(), std::time::Instant::now());
     for nth in 0..50 {

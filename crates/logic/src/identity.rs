@@ -40,6 +40,16 @@ struct Presented {
 trait Check: Send + Sync {
     /// What the credential grants, or why it grants nothing.
     fn check(&self, presented: Presented) -> Call<Result<Grant, ConnectError>>;
+
+    /// Why it can judge nobody yet, if it cannot. By default it can.
+    fn trouble(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// Gets what it needs before it can judge anybody; true when it has it.
+    fn prepare(&self) -> Call<bool> {
+        Call::Ready(true)
+    }
 }
 
 /// Decides whether somebody gets a session, and whose.
@@ -83,6 +93,16 @@ impl Identity {
             IdentityMethod::Webhook => Some(Box::new(webhook::Webhook::new(config.webhook.clone(), http))),
         };
         Ok(Self { check, client_keys: config.client_keys, terms: Terms { heartbeat, protover_max } })
+    }
+
+    /// Why no token can be judged yet, if none can.
+    pub(crate) fn trouble(&self) -> Option<&'static str> {
+        self.check.as_ref()?.trouble()
+    }
+
+    /// Gets what is needed before a token can be judged; true when it is there.
+    pub(crate) fn prepare(&self) -> Call<bool> {
+        self.check.as_ref().map_or(Call::Ready(true), |check| check.prepare())
     }
 
     /// The session that the token stands for and the platform that the client names, or why there is none.

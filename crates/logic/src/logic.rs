@@ -167,6 +167,21 @@ impl Logic {
         }
     }
 
+    /// Why nobody can be judged yet, if nobody can: the keys that tokens are checked with have
+    /// never been fetched.
+    #[must_use]
+    pub fn identity_trouble(&self) -> Option<String> {
+        self.identity.trouble().map(|reason| format!("identity: {reason}"))
+    }
+
+    /// Gets what identity needs before it can judge anybody; true when it is there.
+    ///
+    /// # Cancel safety
+    /// It can be tried again.
+    pub async fn prepare_identity(&self) -> bool {
+        self.identity.prepare().await
+    }
+
     /// Who may push over HTTP, for the start-up message.
     #[must_use]
     pub fn push_protection(&self) -> PushProtection {

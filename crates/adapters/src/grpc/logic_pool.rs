@@ -3,7 +3,7 @@
 //! A logic that failed a call is passed over for a while, so that one that hangs costs each caller one deadline at most, and
 //! few of them. When all have failed, they are all asked again. Which logics there are is asked with each call: a list may change.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,9 @@ use super::logic_client::GrpcLogic;
 
 /// How long a logic that failed a call is passed over.
 const REST: Duration = Duration::from_secs(3);
+
+/// What is wrong before the first call.
+const NOT_ASKED: &str = "none has been asked yet";
 
 /// Gives the addresses of the logics that there are; the same `Arc` while nothing has changed.
 pub type LogicAddresses = Arc<dyn Fn() -> Arc<Vec<String>> + Send + Sync>;
@@ -34,6 +37,9 @@ struct Shared {
     known: Mutex<Known>,
     next: AtomicUsize,
     started: Instant,
+    /// No logic has done what it was asked for, the last time that one was asked.
+    trouble: Mutex<Option<String>>,
+    is_troubled: AtomicBool,
 }
 
 #[derive(Default)]
@@ -56,7 +62,18 @@ impl GrpcLogics {
     #[must_use]
     pub fn new(addresses: LogicAddresses, config: ClientConfig) -> Self {
         let (known, next, started) = (Mutex::default(), AtomicUsize::new(0), Instant::now());
-        Self { shared: Arc::new(Shared { addresses, config, known, next, started }) }
+        let (trouble, is_troubled) = (Mutex::new(Some(NOT_ASKED.to_owned())), AtomicBool::new(true));
+        let shared = Shared { addresses, config, known, next, started, trouble, is_troubled };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Why no logic does what it is asked for, as of the last call; `None` while one does.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        if !self.shared.is_troubled.load(Ordering::Relaxed) {
+            return None;
+        }
+        self.shared.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Makes a call, and makes it again at others while none has answered: for calls that may be made twice.
@@ -68,7 +85,7 @@ impl GrpcLogics {
     ) -> Call<Result<T, E>>
     where
         T: Send + Unpin + 'static,
-        E: Send + Unpin + 'static,
+        E: std::fmt::Display + Send + Unpin + 'static,
     {
         let shared = Arc::clone(&self.shared);
         Call::pending(async move {
@@ -79,10 +96,15 @@ impl GrpcLogics {
                         shared.failed(&place);
                         last = Some(error);
                     }
-                    answer => return answer,
+                    answer => {
+                        shared.is_served();
+                        return answer;
+                    }
                 }
             }
-            Err(last.unwrap_or_else(none))
+            let error = last.unwrap_or_else(none);
+            shared.is_in_trouble(error.to_string());
+            Err(error)
         })
     }
 }
@@ -110,6 +132,18 @@ impl Shared {
         let (rest, awake): (Vec<_>, Vec<_>) =
             turn.cloned().partition(|place| place.rests_until.load(Ordering::Relaxed) > now);
         awake.into_iter().chain(rest)
+    }
+
+    fn is_served(&self) {
+        if self.is_troubled.load(Ordering::Relaxed) {
+            *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            self.is_troubled.store(false, Ordering::Relaxed);
+        }
+    }
+
+    fn is_in_trouble(&self, reason: String) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
+        self.is_troubled.store(true, Ordering::Relaxed);
     }
 
     fn failed(&self, place: &Place) {

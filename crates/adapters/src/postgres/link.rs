@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Mutex;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, NoTls, Row, Statement};
 
@@ -24,6 +25,15 @@ pub enum PostgresError {
     #[error("postgres {place}: {reason}")]
     Unavailable {
         /// Where it should be, without a password.
+        place: String,
+        /// What it says.
+        reason: String,
+    },
+    /// It answers, and does not let this process in: a wrong password, no such database. Waiting
+    /// does not mend it.
+    #[error("postgres {place} lets nobody in with this address: {reason}")]
+    Rejected {
+        /// Where it is, without a password.
         place: String,
         /// What it says.
         reason: String,
@@ -68,7 +78,10 @@ impl Place {
         let failed = |reason: String| PostgresError::Unavailable { place: self.name.to_string(), reason };
         let connecting = tokio::time::timeout(self.deadline, self.config.connect(NoTls)).await;
         let connected = connecting.map_err(|_| failed(format!("no answer within {:?}", self.deadline)))?;
-        let (client, connection) = connected.map_err(|error| failed(text_of(&error)))?;
+        let (client, connection) = connected.map_err(|error| match is_rejection(&error) {
+            true => PostgresError::Rejected { place: self.name.to_string(), reason: text_of(&error) },
+            false => failed(text_of(&error)),
+        })?;
         let name = Arc::clone(&self.name);
         tokio::spawn(async move {
             if let Err(error) = connection.await {
@@ -77,6 +90,17 @@ impl Place {
         });
         Ok(client)
     }
+}
+
+/// True when the server has judged who asks, or the address lacks what it wants to judge by.
+fn is_rejection(error: &tokio_postgres::Error) -> bool {
+    const REJECTIONS: [SqlState; 3] = [
+        SqlState::INVALID_PASSWORD,
+        SqlState::INVALID_AUTHORIZATION_SPECIFICATION,
+        SqlState::INVALID_CATALOG_NAME,
+    ];
+    error.code().is_some_and(|code| REJECTIONS.contains(code))
+        || std::error::Error::source(error).is_some_and(|source| source.to_string() == "password missing")
 }
 
 fn bare(url: &str) -> String {

@@ -17,6 +17,11 @@ pub struct RedisConfig {
     /// not found is refused, not answered as if he were not there. Default 6 s: a shard of a comet enters 5,000 a second, after a
     /// second at most.
     pub rebuilding: Duration,
+    /// How long nobody is taken for absent after Redis could not be read or written, so that comets
+    /// can enter their sessions again. Default 10 s; must be no less than a comet's lease.
+    pub settling: Duration,
+    /// How often a small write finds out whether Redis takes any. Default 1 s.
+    pub check_interval: Duration,
     /// Commands that may be out at once; more wait. Default 4,096.
     pub commands_max: usize,
     /// What TLS needs where addresses begin with `rediss://`.
@@ -58,6 +63,8 @@ impl Default for RedisConfig {
             expire: Duration::from_secs(30 * 60),
             deadline: Duration::from_secs(2),
             rebuilding: Duration::from_secs(6),
+            settling: Duration::from_secs(10),
+            check_interval: Duration::from_secs(1),
             commands_max: 4_096,
             tls: RedisTls::default(),
         }

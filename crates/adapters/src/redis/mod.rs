@@ -8,6 +8,8 @@
 mod city_hash;
 mod config;
 mod devices;
+mod health;
+mod lapsed;
 mod nodes;
 mod open;
 mod rooms;
@@ -16,10 +18,12 @@ mod store;
 
 pub use config::{RedisConfig, RedisPlace, RedisTls};
 pub use devices::RedisDevices;
+pub use health::RedisTrouble;
+pub use lapsed::Answers;
 pub use nodes::{RedisNodes, RedisNodesConfig};
 pub use rooms::{RedisRooms, Servers};
 pub use sessions::RedisSessions;
-pub use store::{RedisError, RedisStore};
+pub use store::{RedisError, RedisStats, RedisStore};
 
 #[cfg(test)]
 mod tests;

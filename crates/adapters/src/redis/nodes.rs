@@ -1,10 +1,14 @@
 //! The list of comets by leases: each keeps a record alive that goes by itself when the comet does.
 //!
-//! `goim:node:<server>` is the record, `goim:nodes` the set of names to ask for. A snapshot is kept up to date behind the calls;
-//! while Redis does not answer, it stays as it was: comets do not go because the list cannot be read. Nor do they because Redis has
-//! come back empty: `goim:epoch` has a value that is made anew then, and who sees another than before keeps the comets that he knew
-//! for a lease, in which they say that they are there. [`RedisNodes::losses`] tells of it, for those who must say again what they had
-//! said.
+//! `goim:node:<server>` is the record, `goim:nodes` the set of names to ask for. A snapshot is kept
+//! up to date behind the calls; while Redis does not answer, it stays as it was: comets do not go
+//! because the list cannot be read. Nor do they because Redis has come back empty, or could not be
+//! written to: a comet whose lease is over is asked whether it is there (`lapsed`), and whoever
+//! does not know it finds its address in `goim:comet:<server>`, a copy of the record that outlives
+//! the lease by far. Who says farewell takes name and copy with him, and goes at once. `goim:epoch`
+//! has a value that is made anew when Redis has come back empty; who sees another than before keeps
+//! the comets that he knew for a lease, in which they say that they are there.
+//! [`RedisNodes::losses`] tells of it, for those who must say again what they had said.
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -14,10 +18,16 @@ use redis::{Cmd, cmd};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use super::lapsed::{Answers, Lapsed};
 use super::sessions::answer;
 use super::store::{EPOCH, RedisStore, now};
 
 const NAMES: &str = "goim:nodes";
+/// How long the copy of a comet's record stays that says nothing any more, in seconds: longer than
+/// Redis is likely to refuse writes.
+const COPY_SECONDS: u64 = 24 * 60 * 60;
+/// How long a process that starts waits for the answers of comets without a lease.
+const FIRST_ANSWERS: Duration = Duration::from_secs(2);
 
 /// Times of a node directory.
 #[derive(Debug, Clone, Copy)]
@@ -45,6 +55,8 @@ struct Shared {
     config: RedisNodesConfig,
     snapshot: RwLock<Arc<Vec<CometNode>>>,
     announced: tokio::sync::Mutex<Vec<Announced>>,
+    /// Held while the list is read: one after the other.
+    lapsed: tokio::sync::Mutex<Lapsed>,
 }
 
 /// What this process has announced.
@@ -70,14 +82,21 @@ struct Record {
 }
 
 impl RedisNodes {
-    /// Reads the list and goes on doing so. Must be called inside a tokio runtime.
+    /// Reads the list and goes on doing so. `answers` asks a comet whose lease is over whether it
+    /// is there; without it such a comet is gone. Must be called inside a tokio runtime.
     ///
     /// # Errors
     /// [`NodeError`] when the list cannot be read at all.
-    pub async fn start(store: RedisStore, config: RedisNodesConfig) -> Result<Self, NodeError> {
+    pub async fn start(
+        store: RedisStore,
+        config: RedisNodesConfig,
+        answers: Option<Answers>,
+    ) -> Result<Self, NodeError> {
         let (snapshot, announced) = Default::default();
-        let shared = Arc::new(Shared { store, config, snapshot, announced });
+        let lapsed = tokio::sync::Mutex::new(Lapsed::new(answers, config.lease));
+        let shared = Arc::new(Shared { store, config, snapshot, announced, lapsed });
         shared.refresh().await.map_err(unavailable)?;
+        shared.first_answers().await.map_err(unavailable)?;
         let refresher = tokio::spawn(refresh(Arc::clone(&shared)));
         Ok(Self { shared, refresher })
     }
@@ -122,34 +141,33 @@ async fn refresh(shared: Arc<Shared>) {
 
 impl Shared {
     async fn refresh(&self) -> Result<(), DirectoryError> {
+        let mut lapsed = self.lapsed.lock().await;
         let asked = vec![cmd("GET").arg(EPOCH).to_owned(), cmd("SMEMBERS").arg(NAMES).to_owned()];
         let mut answers = self.store.run(asked).await?.into_iter();
         let epoch: Option<String> = answer(answers.next())?;
         let mut names: Vec<String> = answer(answers.next())?;
         self.store.learn(epoch);
-        let keeps = self.store.since_loss().is_some_and(|since| since < self.config.lease);
         names.sort_unstable();
-        let asked: Vec<Cmd> = names.iter().map(|name| cmd("GET").arg(record_of(name)).to_owned()).collect();
-        let answers = self.store.run(asked).await?;
-        let (mut comets, mut gone) = (Vec::with_capacity(names.len()), Vec::new());
-        for (name, found) in names.into_iter().zip(answers) {
-            let found: Option<Vec<u8>> = answer(Some(found))?;
-            match found.map(|text| serde_json::from_slice::<Record>(&text)) {
-                Some(Ok(record)) => comets.push(record.into_node(name.into())),
-                Some(Err(error)) => {
-                    tracing::warn!(server = name, %error, "the record of a comet cannot be read")
-                }
-                None => gone.push(name),
+        let records = self.records(&names, record_of).await?;
+        let (mut comets, mut without_lease) = (Vec::with_capacity(names.len()), Vec::new());
+        for (name, found) in names.iter().zip(records) {
+            match found {
+                Some(comet) => comets.push(comet),
+                None => without_lease.push(name.clone()),
             }
         }
-        self.forget(gone).await;
-        if keeps {
-            let before = Arc::clone(&self.snapshot.read().unwrap_or_else(PoisonError::into_inner));
-            let missing =
-                before.iter().filter(|known| comets.iter().all(|comet| comet.server != known.server));
-            let missing: Vec<CometNode> = missing.cloned().collect();
-            comets.extend(missing);
+        let before = Arc::clone(&self.snapshot.read().unwrap_or_else(PoisonError::into_inner));
+        let (candidates, unknown) = self.candidates(&before, &names, without_lease).await?;
+        let keeps = self.keeps();
+        let (kept, gone) = lapsed.judge(candidates, self.store.is_calm(self.config.lease), keeps);
+        // What one process takes for gone another may reach, and its name could not be put on the
+        // list again.
+        if self.store.trouble().is_none() {
+            let gone = gone.iter().map(|comet| comet.server.to_string());
+            self.forget(gone.chain(unknown).filter(|name| names.contains(name)).collect()).await;
         }
+        self.store.count_without_lease(kept.len());
+        comets.extend(kept);
         let comets = Arc::new(comets);
         let mut snapshot = self.snapshot.write().unwrap_or_else(PoisonError::into_inner);
         if *snapshot != comets {
@@ -158,8 +176,76 @@ impl Shared {
         Ok(())
     }
 
-    /// Takes names off the list whose leases have ended. One that has come back meanwhile puts itself on it again with its
-    /// next word.
+    /// True for a lease after Redis has lost what it had.
+    fn keeps(&self) -> bool {
+        self.store.since_loss().is_some_and(|since| since < self.config.lease)
+    }
+
+    /// The comets that may be there without a lease, and the names of which nothing is known. Those
+    /// whose names have gone, and the copies of their records with them, have said farewell, unless
+    /// it is Redis that has lost them.
+    async fn candidates(
+        &self,
+        before: &[CometNode],
+        names: &[String],
+        without_lease: Vec<String>,
+    ) -> Result<(Vec<CometNode>, Vec<String>), DirectoryError> {
+        let is_named = |comet: &&CometNode| names.iter().any(|name| *name == comet.server.as_str());
+        let nameless: Vec<&CometNode> = before.iter().filter(|comet| !is_named(comet)).collect();
+        let known = |name: &str| before.iter().find(|comet| comet.server.as_str() == name);
+        let (mut candidates, mut unknown) = (Vec::new(), Vec::new());
+        let copied: Vec<String> = without_lease
+            .iter()
+            .filter(|name| known(name).is_none())
+            .cloned()
+            .chain(nameless.iter().map(|comet| comet.server.to_string()))
+            .collect();
+        candidates.extend(without_lease.iter().filter_map(|name| known(name)).cloned());
+        for (name, copy) in copied.iter().zip(self.records(&copied, copy_of).await?) {
+            match (copy, known(name)) {
+                (Some(copy), None) => candidates.push(copy),
+                (Some(_), Some(comet)) => candidates.push(comet.clone()),
+                (None, Some(comet)) if self.keeps() => candidates.push(comet.clone()),
+                (None, _) => unknown.push(name.clone()),
+            }
+        }
+        Ok((candidates, unknown))
+    }
+
+    async fn records(
+        &self,
+        names: &[String],
+        key: fn(&str) -> String,
+    ) -> Result<Vec<Option<CometNode>>, DirectoryError> {
+        let asked: Vec<Cmd> = names.iter().map(|name| cmd("GET").arg(key(name)).to_owned()).collect();
+        let answers = self.store.run(asked).await?;
+        let read = |(name, found): (&String, _)| {
+            let found: Option<Vec<u8>> = answer(Some(found))?;
+            let record = found.map(|text| serde_json::from_slice::<Record>(&text)).transpose();
+            Ok(record.unwrap_or_else(|error| {
+                tracing::warn!(server = name, %error, "the record of a comet cannot be read");
+                None
+            }))
+            .map(|record| record.map(|record| record.into_node(name.as_str().into())))
+        };
+        names.iter().zip(answers).map(read).collect()
+    }
+
+    /// Waits for what comets without a lease say to a process that has just started, and takes it
+    /// in.
+    async fn first_answers(&self) -> Result<(), DirectoryError> {
+        let until = Instant::now() + FIRST_ANSWERS;
+        if self.lapsed.lock().await.is_settled() && self.store.stats().without_lease == 0 {
+            return Ok(());
+        }
+        while !self.lapsed.lock().await.is_settled() && Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        self.refresh().await
+    }
+
+    /// Takes names off the list whose comets are gone. One that has come back meanwhile puts itself
+    /// on it again with its next word. The copy of its record stays: it has not said farewell.
     async fn forget(&self, gone: Vec<String>) {
         let removed = gone.iter().map(|name| cmd("SREM").arg(NAMES).arg(name).to_owned()).collect();
         if let Err(error) = self.store.run(removed).await {
@@ -181,8 +267,9 @@ impl Shared {
         let name = node.server.as_str().to_owned();
         let commands = vec![
             cmd("SET").arg(EPOCH).arg(now()).arg("NX").to_owned(),
-            cmd("SET").arg(record_of(&name)).arg(record).arg("PX").arg(lease).arg("GET").to_owned(),
+            cmd("SET").arg(record_of(&name)).arg(&record).arg("PX").arg(lease).arg("GET").to_owned(),
             cmd("SADD").arg(NAMES).arg(&name).to_owned(),
+            cmd("SET").arg(copy_of(&name)).arg(record).arg("EX").arg(COPY_SECONDS).to_owned(),
         ];
         let before: Option<String> = answer(self.store.run(commands).await?.into_iter().nth(1))?;
         // Redis may have taken an announcement whose answer never came, when all was over: the time counts too.
@@ -210,6 +297,7 @@ impl Shared {
         let commands = vec![
             cmd("DEL").arg(record_of(server.as_str())).to_owned(),
             cmd("SREM").arg(NAMES).arg(server.as_str()).to_owned(),
+            cmd("DEL").arg(copy_of(server.as_str())).to_owned(),
         ];
         self.store.run(commands).await?;
         self.refresh().await
@@ -218,6 +306,11 @@ impl Shared {
 
 fn record_of(name: &str) -> String {
     ["goim:node:", name].concat()
+}
+
+/// Where the copy is that outlives the lease.
+fn copy_of(name: &str) -> String {
+    ["goim:comet:", name].concat()
 }
 
 fn is_same(known: &CometNode, node: &CometNode) -> bool {

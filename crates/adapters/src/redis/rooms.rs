@@ -94,11 +94,13 @@ impl RedisRooms {
         let oldest = seconds_since_1970() - i64::try_from(FRESH_FOR.as_secs()).unwrap_or(i64::MAX);
         let mut counts: HashMap<RoomId, u32> = HashMap::new();
         let mut stale = Vec::new();
+        // While reports cannot be written, an old one says more than none.
+        let are_renewed = self.shared.store.doubt().is_none();
         for (server, fields) in servers.iter().zip(answers) {
             let records = parse(server, fields)?;
             // Every report is written anew as a whole; a Go logic writes only the fields that have rooms.
             match records.iter().map(|record| record.updated).max() {
-                Some(updated) if updated < oldest => {
+                Some(updated) if updated < oldest && are_renewed => {
                     stale.push(cmd("DEL").arg(of_server(server)).to_owned());
                     continue;
                 }

@@ -14,6 +14,7 @@ use goim_ports::{
 };
 use redis::{Cmd, FromRedisValue, Value, cmd};
 
+use super::health::Doubt;
 use super::store::{EPOCH, RedisStore, now};
 
 /// Removes a key if it has this value; answers how many it removed.
@@ -163,7 +164,7 @@ impl RedisSessions {
         let named = |server: Option<String>| server.filter(|server| !server.is_empty()).map(ServerId::from);
         let servers: Vec<Option<ServerId>> = servers.into_iter().map(named).collect();
         if servers.iter().any(Option::is_none) {
-            self.is_complete()?;
+            self.can_tell_absence()?;
         }
         Ok(servers)
     }
@@ -172,14 +173,28 @@ impl RedisSessions {
         cmd("GET").arg(EPOCH).to_owned()
     }
 
-    /// Fails while sessions may be missing that are there.
-    fn is_complete(&self) -> Result<(), DirectoryError> {
-        match self.store.since_loss() {
-            Some(since) if since < self.store.rebuilding() => {
-                Err(self.store.unavailable("it has lost its sessions, and comets are entering them again"))
-            }
-            _ => Ok(()),
+    /// Fails while somebody who is not found may be there all the same.
+    fn can_tell_absence(&self) -> Result<(), DirectoryError> {
+        match self.store.doubt() {
+            None => Ok(()),
+            Some(Doubt::Everything(reason)) => Err(self.store.unavailable(reason)),
+            Some(Doubt::Absence(reason)) => Err(self.store.unavailable(&reason)),
         }
+    }
+
+    /// Fails while of what is found a part may be missing.
+    fn can_tell_presence(&self) -> Result<(), DirectoryError> {
+        match self.store.doubt() {
+            Some(Doubt::Everything(reason)) => Err(self.store.unavailable(reason)),
+            Some(Doubt::Absence(_)) | None => Ok(()),
+        }
+    }
+
+    /// True when nobody is taken for gone who may be there: Redis is read and written, and has been
+    /// long enough for comets to say what they have.
+    #[must_use]
+    pub fn is_trusted(&self) -> bool {
+        self.store.doubt().is_none()
     }
 
     async fn find_of(&self, mids: Vec<Mid>) -> Result<Vec<SessionRecord>, DirectoryError> {
@@ -194,7 +209,7 @@ impl RedisSessions {
         let mut answers = self.store.run(asked).await?;
         self.store.learn(answer(answers.pop())?);
         // Of a member's sessions some may be entered again and others not yet.
-        self.is_complete()?;
+        self.can_tell_presence()?;
         let mut claims = Vec::new();
         for (mid, fields) in mids.iter().zip(answers) {
             let fields: Vec<String> = answer(Some(fields))?;
@@ -203,11 +218,20 @@ impl RedisSessions {
                 (*mid, SessionRecord { key, server })
             }));
         }
-        self.confirm(claims).await
+        let claimed: BTreeSet<Mid> = claims.iter().map(|(mid, _)| *mid).collect();
+        let (confirmed, has_gaps) = self.confirm(claims).await?;
+        if has_gaps || claimed.len() < mids.len() {
+            self.can_tell_absence()?;
+        }
+        Ok(confirmed)
     }
 
     /// Leaves those that are still so: a key may have gone to another comet, or to another member.
-    async fn confirm(&self, claims: Vec<(Mid, SessionRecord)>) -> Result<Vec<SessionRecord>, DirectoryError> {
+    /// True when a key has no record at all: it may have ended, or its record has.
+    async fn confirm(
+        &self,
+        claims: Vec<(Mid, SessionRecord)>,
+    ) -> Result<(Vec<SessionRecord>, bool), DirectoryError> {
         let asked = claims.iter().flat_map(|(_, SessionRecord { key, server })| {
             [
                 cmd("GET").arg(of_key(key)).to_owned(),
@@ -216,15 +240,17 @@ impl RedisSessions {
         });
         let answers = self.store.run(asked.collect()).await?;
         let mut confirmed = Vec::with_capacity(claims.len());
+        let mut has_gaps = false;
         for ((mid, record), found) in claims.into_iter().zip(answers.chunks_exact(2)) {
             let holder: Option<String> = answer(found.first().cloned())?;
             let member: Option<i64> = answer(found.get(1).cloned())?;
+            has_gaps |= holder.is_none();
             let is_there = holder.is_some_and(|holder| holder == record.server.as_str());
             if is_there && member.is_none_or(|member| member == mid.0) {
                 confirmed.push(record);
             }
         }
-        Ok(confirmed)
+        Ok((confirmed, has_gaps))
     }
 }
 

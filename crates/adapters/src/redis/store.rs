@@ -4,8 +4,9 @@
 //! command that was out then fails, and its caller decides. How many are out is bounded; more wait, within their deadline.
 
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::future::try_join_all;
 use goim_ports::DirectoryError;
@@ -17,6 +18,7 @@ use tokio::sync::{Mutex, Semaphore, watch};
 use tokio::time::timeout;
 
 use super::config::{RedisConfig, RedisPlace};
+use super::health::{self, Change, Doubt, Health, RedisTrouble};
 use super::open::Opening;
 
 /// Why Redis is not used.
@@ -46,6 +48,30 @@ pub enum RedisError {
         /// What the client says.
         reason: String,
     },
+    /// It answers, and does not let this process in: a wrong password, a certificate that is not
+    /// trusted. Waiting does not mend it.
+    #[error("redis {place} lets nobody in with these settings: {reason}")]
+    Rejected {
+        /// Where it is, without a password.
+        place: String,
+        /// What it says.
+        reason: String,
+    },
+}
+
+/// Figures of a connection to Redis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RedisStats {
+    /// Commands and rounds of small writes that were refused, as a whole or in part.
+    pub refused: u64,
+    /// Times that Redis was seen to have lost what it had, or the last of it.
+    pub losses: u64,
+    /// It refuses writes at this moment.
+    pub refuses_writes: bool,
+    /// It does not answer at this moment.
+    pub is_silent: bool,
+    /// Comets whose leases are over, and which are listed because they answer.
+    pub without_lease: u64,
 }
 
 /// A connection to Redis. Cloning shares it.
@@ -63,16 +89,12 @@ pub(super) fn now() -> i64 {
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
-/// What is known of Redis's own memory.
-#[derive(Debug, Default)]
-struct Memory {
-    epoch: Option<String>,
-    lost_at: Option<Instant>,
-}
-
 struct Shared {
-    memory: std::sync::Mutex<Memory>,
+    health: std::sync::Mutex<Health>,
     losses: watch::Sender<u64>,
+    refused: AtomicU64,
+    seen_losses: AtomicU64,
+    without_lease: AtomicU64,
     way: Way,
     config: RedisConfig,
     place: String,
@@ -104,40 +126,72 @@ impl RedisStore {
             .await
             .map_err(|_| unavailable(format!("no answer within {deadline:?}")))??;
         let permits = Semaphore::new(config.commands_max.max(1));
-        let (memory, (losses, _)) = (std::sync::Mutex::default(), watch::channel(0));
-        let shared = Shared { memory, losses, way, place: place.clone(), permits, config };
-        let store = Self { shared: Arc::new(shared) };
-        let ping = store.run(vec![redis::cmd("PING")]).await;
-        ping.map_err(|DirectoryError::Unavailable(reason)| unavailable(reason))?;
-        Ok(store)
+        let (losses, _) = watch::channel(0);
+        let (health, refused, seen_losses, without_lease) = Default::default();
+        let interval = config.check_interval;
+        let place_text = place.clone();
+        let shared = Arc::new(Shared {
+            health,
+            losses,
+            refused,
+            seen_losses,
+            without_lease,
+            way,
+            place: place_text,
+            permits,
+            config,
+        });
+        let ping = shared.within_deadline(shared.way.run(vec![redis::cmd("PING")])).await;
+        ping.map_err(|failure| failure.into_error(&place))?;
+        tokio::spawn(check(Arc::downgrade(&shared), interval));
+        Ok(Self { shared })
     }
 
     /// Takes in what stands under [`EPOCH`]. Another value than before, or none where there was one, says that what Redis had is
     /// lost.
     pub(super) fn learn(&self, epoch: Option<String>) {
-        let mut memory = self.shared.memory.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_lost = memory.epoch.is_some() && memory.epoch != epoch;
-        memory.epoch = epoch;
-        if is_lost {
-            memory.lost_at = Some(Instant::now());
-            drop(memory);
-            tracing::warn!(
-                redis = self.shared.place,
-                "redis has lost what it had; comets say again what they have"
-            );
-            self.shared.losses.send_modify(|losses| *losses += 1);
-        }
+        let change = self.shared.health().learn_epoch(epoch);
+        self.shared.tell(change);
     }
 
     /// Time since Redis was last seen to have lost what it had.
     pub(super) fn since_loss(&self) -> Option<Duration> {
-        let memory = self.shared.memory.lock().unwrap_or_else(PoisonError::into_inner);
-        memory.lost_at.map(|at| at.elapsed())
+        self.shared.health().since_loss()
     }
 
-    /// How long sessions may be missing after a loss.
-    pub(super) fn rebuilding(&self) -> Duration {
-        self.shared.config.rebuilding
+    /// What is wrong at this moment, if anything is.
+    #[must_use]
+    pub fn trouble(&self) -> Option<RedisTrouble> {
+        self.shared.health().trouble().cloned()
+    }
+
+    /// What cannot be believed of what it says.
+    pub(super) fn doubt(&self) -> Option<Doubt> {
+        let RedisConfig { rebuilding, settling, .. } = self.shared.config;
+        self.shared.health().doubt(rebuilding, settling)
+    }
+
+    /// True when nothing is wrong and nothing was for `time`.
+    pub(super) fn is_calm(&self, time: Duration) -> bool {
+        self.shared.health().is_calm(time)
+    }
+
+    /// The figures of this moment.
+    #[must_use]
+    pub fn stats(&self) -> RedisStats {
+        let trouble = self.trouble();
+        RedisStats {
+            refused: self.shared.refused.load(Ordering::Relaxed),
+            losses: self.shared.seen_losses.load(Ordering::Relaxed),
+            refuses_writes: matches!(trouble, Some(RedisTrouble::RefusesWrites(_))),
+            is_silent: matches!(trouble, Some(RedisTrouble::Silent(_))),
+            without_lease: self.shared.without_lease.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Takes in how many comets are listed without a lease.
+    pub(super) fn count_without_lease(&self, count: usize) {
+        self.shared.without_lease.store(count as u64, Ordering::Relaxed);
     }
 
     /// Says that something of what this process had said is lost.
@@ -171,22 +225,7 @@ impl RedisStore {
             let _permits = shared.permits.acquire_many(count).await.ok();
             shared.way.run(commands).await
         };
-        self.within_deadline(work).await
-    }
-
-    async fn within_deadline<T>(
-        &self,
-        work: impl Future<Output = RedisResult<T>>,
-    ) -> Result<T, DirectoryError> {
-        let deadline = self.shared.config.deadline;
-        match timeout(deadline, work).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => Err(self.shared.unavailable(&error.to_string())),
-            Err(_) => {
-                self.shared.way.has_stalled().await;
-                Err(self.shared.unavailable(&format!("no answer within {deadline:?}")))
-            }
-        }
+        shared.answered(shared.within_deadline(work).await)
     }
 
     /// The same as one transaction; all commands must be about one key.
@@ -196,7 +235,8 @@ impl RedisStore {
         for command in commands {
             pipeline.add_command(command).ignore();
         }
-        self.within_deadline(self.shared.way.run_as_one(&pipeline)).await
+        let shared = &self.shared;
+        shared.answered(shared.within_deadline(shared.way.run_as_one(&pipeline)).await)
     }
 }
 
@@ -206,7 +246,124 @@ impl std::fmt::Debug for RedisStore {
     }
 }
 
+/// Why a command has no answer.
+enum Failure {
+    Late(Duration),
+    Said(redis::RedisError),
+}
+
+impl Failure {
+    fn text(&self) -> String {
+        match self {
+            Self::Late(deadline) => format!("no answer within {deadline:?}"),
+            Self::Said(error) => error.to_string(),
+        }
+    }
+
+    fn into_error(self, place: &str) -> RedisError {
+        let (place, reason) = (place.to_owned(), self.text());
+        match self {
+            Self::Said(error) if health::is_rejection(&error) => RedisError::Rejected { place, reason },
+            _ => RedisError::Unavailable { place, reason },
+        }
+    }
+}
+
+/// Makes small writes from time to time, as long as somebody has the connection.
+async fn check(shared: Weak<Shared>, interval: Duration) {
+    let names = match shared.upgrade() {
+        Some(shared) => health::canaries(matches!(shared.way, Way::Cluster(_))),
+        None => return,
+    };
+    loop {
+        let Some(shared) = shared.upgrade() else { return };
+        shared.check(&names).await;
+        drop(shared);
+        tokio::time::sleep(interval).await;
+    }
+}
+
 impl Shared {
+    fn health(&self) -> MutexGuard<'_, Health> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn within_deadline<T>(&self, work: impl Future<Output = RedisResult<T>>) -> Result<T, Failure> {
+        let deadline = self.config.deadline;
+        match timeout(deadline, work).await {
+            Ok(answer) => answer.map_err(Failure::Said),
+            Err(_) => {
+                self.way.has_stalled().await;
+                Err(Failure::Late(deadline))
+            }
+        }
+    }
+
+    /// Learns from an answer, and puts it into the port's words.
+    fn answered<T>(&self, answer: Result<T, Failure>) -> Result<T, DirectoryError> {
+        if let Err(Failure::Said(error)) = &answer
+            && let Some(reason) = health::refusal_of(error)
+        {
+            self.is_refused(reason);
+        }
+        answer.map_err(|failure| self.unavailable(&failure.text()))
+    }
+
+    fn is_refused(&self, reason: String) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+        let change = self.health().refused(reason);
+        self.tell(change);
+    }
+
+    /// One round: who the servers are, and whether they can be written to.
+    async fn check(&self, names: &[String]) {
+        let asked = vec![redis::cmd("INFO").arg("server").to_owned()];
+        // It may be kept from us; whether Redis is there shows with what follows.
+        if let Ok(answers) = self.within_deadline(self.way.run(asked)).await {
+            let change = self.health().learn_servers(answers.iter().flat_map(health::servers_of).collect());
+            self.tell(change);
+        }
+        let canaries = names.iter().map(|name| health::canary(name)).collect();
+        let change = match self.within_deadline(self.way.run(canaries)).await {
+            Ok(_) => self.health().is_well(),
+            Err(failure) => {
+                let refusal = match &failure {
+                    Failure::Said(error) => health::refusal_of(error),
+                    Failure::Late(_) => None,
+                };
+                match refusal {
+                    Some(reason) => return self.is_refused(reason),
+                    None => self.health().silent(failure.text()),
+                }
+            }
+        };
+        self.tell(change);
+    }
+
+    /// Says once what has changed, and to whoever must say again what he had said.
+    fn tell(&self, change: Change) {
+        let redis = self.place.as_str();
+        match change {
+            Change::Nothing => return,
+            Change::Trouble(trouble) => {
+                tracing::warn!(redis, "{trouble}; nobody is taken for gone meanwhile");
+                return;
+            }
+            Change::Over { trouble, is_loss } => {
+                tracing::info!(redis, was = %trouble, "redis can be read and written again");
+                if !is_loss {
+                    return;
+                }
+            }
+            Change::Loss => tracing::warn!(
+                redis,
+                "redis has lost what it had, or is another; comets say again what they have"
+            ),
+        }
+        self.seen_losses.fetch_add(1, Ordering::Relaxed);
+        self.losses.send_modify(|losses| *losses += 1);
+    }
+
     fn unavailable(&self, reason: &str) -> DirectoryError {
         DirectoryError::Unavailable(format!("redis {}: {reason}", self.place))
     }
@@ -214,10 +371,8 @@ impl Shared {
 
 impl Way {
     async fn open(config: &RedisConfig) -> Result<Self, RedisError> {
-        let unavailable = |error: redis::RedisError| RedisError::Unavailable {
-            place: config.place.to_string(),
-            reason: error.to_string(),
-        };
+        let unavailable =
+            |error: redis::RedisError| Failure::Said(error).into_error(&config.place.to_string());
         let opening = Opening::new(config)?;
         let deadline = config.deadline;
         match &config.place {

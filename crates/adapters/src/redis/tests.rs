@@ -170,7 +170,7 @@ async fn conforms(own: Option<Own>) {
     let names = ["a", "b", "c", "one", "two", "comet", "comet01", "s", "s1", "s2"];
     let servers: Servers = Arc::new(move || names.into_iter().map(ServerId::from).collect());
     conformance::rooms(async || RedisRooms::new(own.empty().await, servers.clone(), Duration::ZERO)).await;
-    let nodes = async |config| RedisNodes::start(own.empty().await, config).await.unwrap();
+    let nodes = async |config| RedisNodes::start(own.empty().await, config, None).await.unwrap();
     conformance::nodes(async || nodes(RedisNodesConfig::default()).await).await;
     let lease = Duration::from_secs(2);
     let config = RedisNodesConfig { lease, refresh: Duration::from_millis(50) };
@@ -505,7 +505,7 @@ async fn a_redis_that_has_lost_everything_makes_nobody_disappear() {
     let store = own.store().await;
     let lease = Duration::from_secs(3);
     let config = RedisNodesConfig { lease, refresh: Duration::from_millis(20) };
-    let nodes = RedisNodes::start(store.clone(), config).await.unwrap();
+    let nodes = RedisNodes::start(store.clone(), config, None).await.unwrap();
     let mut losses = nodes.losses();
     let sessions = RedisSessions::new(store);
     for server in ["a", "b", "gone"] {
@@ -596,7 +596,7 @@ async fn an_announcement_that_redis_takes_too_late_counts_as_a_loss() {
     let store = RedisStore::connect(config).await.unwrap();
     let lease = Duration::from_millis(500);
     let nodes_config = RedisNodesConfig { lease, refresh: Duration::from_secs(60) };
-    let nodes = RedisNodes::start(store, nodes_config).await.unwrap();
+    let nodes = RedisNodes::start(store, nodes_config, None).await.unwrap();
     let losses = nodes.losses();
     nodes.announce(conformance::node("a")).await.unwrap();
     own.signal(&own.urls[0], "STOP");
@@ -610,4 +610,200 @@ async fn an_announcement_that_redis_takes_too_late_counts_as_a_loss() {
         assert!(Instant::now() < until);
     }
     assert!(losses.has_changed().unwrap(), "its sessions may have been swept meanwhile");
+}
+
+/// How a master is made to refuse writes, how it takes them again, and what it says meanwhile.
+const REFUSALS: [(&str, &[&str], &[&str]); 3] = [
+    ("OOM", &["CONFIG", "SET", "maxmemory", "1"], &["CONFIG", "SET", "maxmemory", "0"]),
+    (
+        "NOREPLICAS",
+        &["CONFIG", "SET", "min-replicas-to-write", "3"],
+        &["CONFIG", "SET", "min-replicas-to-write", "0"],
+    ),
+    ("READONLY", &["REPLICAOF", "127.0.0.1", "1"], &["REPLICAOF", "NO", "ONE"]),
+];
+
+fn carry_out(words: &[&str], master: &mut redis::Connection) {
+    let mut command = redis::cmd(words[0]);
+    words[1..].iter().for_each(|word| {
+        command.arg(*word);
+    });
+    let _: () = command.query(master).unwrap();
+}
+
+async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let began = Instant::now();
+    while !is_so().await {
+        assert!(began.elapsed() < Duration::from_secs(20), "not within 20 s: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn names(nodes: &RedisNodes) -> Vec<String> {
+    let mut names: Vec<_> = nodes.comets().iter().map(|node| node.server.to_string()).collect();
+    names.sort();
+    names
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_refuses_writes_is_not_believed_that_somebody_is_not_there() {
+    let settling = Duration::from_millis(600);
+    for (kind, refusals) in [("single", &REFUSALS[..]), ("sentinel", &REFUSALS[..2])] {
+        let Some(own) = Own::start(kind) else { return };
+        for (code, refuse, take) in refusals {
+            let what = format!("{kind}, {code}");
+            let times = RedisConfig {
+                settling,
+                rebuilding: settling,
+                check_interval: Duration::from_millis(20),
+                ..own.config()
+            };
+            let store = RedisStore::connect(times).await.unwrap();
+            let lease = Duration::from_millis(400);
+            let config = RedisNodesConfig { lease, refresh: Duration::from_millis(20) };
+            let answers: Answers = Arc::new(|node| goim_ports::Call::Ready(node.server.as_str() == "alive"));
+            let nodes = RedisNodes::start(store.clone(), config, Some(answers.clone())).await.unwrap();
+            for server in ["alive", "dead"] {
+                nodes.announce(conformance::node(server)).await.unwrap();
+            }
+            let sessions = RedisSessions::new(store.clone());
+            sessions.add(session(1, "k", "alive")).await.unwrap();
+            assert_eq!(server_of(&sessions, "nobody").await, None);
+            assert!(sessions.is_trusted() && store.trouble().is_none());
+
+            carry_out(refuse, &mut own.masters()[0]);
+            until("it is known", async || store.trouble().is_some()).await;
+            let trouble = store.trouble().unwrap();
+            let text = trouble.to_string();
+            assert!(
+                matches!(trouble, RedisTrouble::RefusesWrites(_)) && text.contains(code),
+                "{what}: {text}"
+            );
+            assert!(store.stats().refuses_writes && store.stats().refused > 0);
+            sessions.add(session(2, "new", "alive")).await.unwrap_err();
+            assert_eq!(server_of(&sessions, "k").await.as_deref(), Some("alive"), "{what}");
+            assert_eq!(sessions.sessions_of(vec![Mid(1)]).await.unwrap().len(), 1, "{what}");
+            let doubted = |error: DirectoryError| {
+                let DirectoryError::Unavailable(text) = error;
+                assert!(text.contains(code), "{what}: {text}");
+            };
+            doubted(sessions.servers_of(&["nobody".into()]).await.unwrap_err());
+            doubted(sessions.servers_of(&["k".into(), "nobody".into()]).await.unwrap_err());
+            doubted(sessions.sessions_of(vec![Mid(7)]).await.unwrap_err());
+            doubted(sessions.sessions_of(vec![Mid(1), Mid(7)]).await.unwrap_err());
+            assert!(!sessions.is_trusted());
+
+            // Leases cannot be renewed: who answers stays, and who has been silent for a lease
+            // goes.
+            until("only the one that answers is listed", async || names(&nodes) == ["alive"]).await;
+            tokio::time::sleep(lease * 2).await;
+            assert_eq!(names(&nodes), ["alive"], "{what}");
+            assert_eq!(store.stats().without_lease, 1);
+            // So it is for a process that starts now.
+            let other = RedisNodes::start(store.clone(), config, Some(answers)).await.unwrap();
+            assert!(names(&other).contains(&"alive".to_owned()), "{what}");
+            drop(other);
+
+            carry_out(take, &mut own.masters()[0]);
+            until("it is over", async || store.trouble().is_none()).await;
+            sessions.servers_of(&["nobody".into()]).await.unwrap_err();
+            assert!(!sessions.is_trusted(), "comets must have had time to say what they have");
+            nodes.announce(conformance::node("alive")).await.unwrap();
+            until("absence is believed again", async || {
+                sessions.servers_of(&["nobody".into()]).await.is_ok()
+            })
+            .await;
+            until("a member is found", async || {
+                sessions.sessions_of(vec![Mid(1)]).await.is_ok_and(|found| found.len() == 1)
+            })
+            .await;
+            assert!(sessions.is_trusted());
+            nodes.withdraw("alive".into()).await.unwrap();
+            assert!(names(&nodes).is_empty(), "{what}: who says farewell goes at once");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_master_of_a_cluster_that_refuses_writes_is_enough() {
+    let Some(own) = Own::start("cluster") else { return };
+    let config = RedisConfig { check_interval: Duration::from_millis(20), ..own.config() };
+    let store = RedisStore::connect(config).await.unwrap();
+    let sessions = RedisSessions::new(store.clone());
+    for nth in 0..own.masters().len() {
+        let count = store.stats().refused;
+        carry_out(REFUSALS[0].1, &mut own.masters()[nth]);
+        // It is seen again and again, whatever the others say.
+        until("several rounds have seen it", async || store.stats().refused > count + 5).await;
+        assert!(store.stats().refuses_writes, "master {nth}");
+        sessions.servers_of(&["nobody".into()]).await.unwrap_err();
+        carry_out(REFUSALS[0].2, &mut own.masters()[nth]);
+        until("it is over", async || store.trouble().is_none()).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_comes_back_with_what_it_had_some_time_ago_has_lost_the_rest() {
+    let Some(own) = Own::start("single") else { return };
+    let config = RedisConfig { check_interval: Duration::from_millis(20), ..own.config() };
+    let store = RedisStore::connect(config).await.unwrap();
+    let sessions = RedisSessions::new(store.clone());
+    let mut losses = store.losses();
+    // The epoch is in what is kept.
+    sessions.generation("s".into()).await.unwrap();
+    sessions.add(session(1, "old", "s")).await.unwrap();
+    let _: () = redis::cmd("SAVE").query(&mut own.masters()[0]).unwrap();
+    sessions.add(session(1, "new", "s")).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    own.signal(&own.urls[0], "KILL");
+    let back = own.script(&["start"], &["single"]);
+    assert!(back.status.success(), "{}", String::from_utf8_lossy(&back.stderr));
+    tokio::time::timeout(Duration::from_secs(20), losses.changed()).await.unwrap().unwrap();
+    assert_eq!(server_of(&sessions, "old").await.as_deref(), Some("s"));
+    sessions.servers_of(&["new".into()]).await.unwrap_err();
+    sessions.sessions_of(vec![Mid(1)]).await.unwrap_err();
+    assert!(store.stats().losses >= 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_password_and_a_certificate_that_nobody_trusts_are_not_mended_by_waiting() {
+    let Some(own) = Own::start("single") else { return };
+    let _: () =
+        redis::cmd("CONFIG").arg("SET").arg("requirepass").arg("right").query(&mut own.masters()[0]).unwrap();
+    let address = own.urls[0].strip_prefix("redis://").unwrap();
+    for url in [
+        own.urls[0].clone(),
+        format!("redis://:wrong@{address}"),
+        format!("redis://somebody:right@{address}"),
+    ] {
+        let config = RedisConfig { place: RedisPlace::Single(url.clone()), ..RedisConfig::default() };
+        let error = RedisStore::connect(config).await.unwrap_err();
+        assert!(matches!(error, RedisError::Rejected { .. }), "{url}: {error}");
+    }
+    let right = RedisPlace::Single(format!("redis://:right@{address}"));
+    RedisStore::connect(RedisConfig { place: right, ..RedisConfig::default() }).await.unwrap();
+
+    let Some(own) = Own::start_with_tls("single") else { return };
+    let untrusted = RedisConfig { tls: RedisTls::default(), ..own.config() };
+    let error = RedisStore::connect(untrusted).await.unwrap_err();
+    assert!(matches!(error, RedisError::Rejected { .. }), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn counts_that_cannot_be_renewed_are_not_taken_for_old() {
+    let Some(own) = Own::start("single") else { return };
+    let settling = Duration::from_millis(300);
+    let config = RedisConfig { settling, check_interval: Duration::from_millis(20), ..own.config() };
+    let store = RedisStore::connect(config).await.unwrap();
+    let servers: Servers = Arc::new(|| vec!["a".into()]);
+    let rooms = RedisRooms::new(store.clone(), servers, Duration::ZERO);
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    let old = format!(r#"{{"server":"a","room_count":{{"live://1":7}},"updated":{}}}"#, now - 400);
+    let mut master = own.masters().remove(0);
+    let _: () = master.hset("ol_a", "1", old).unwrap();
+    carry_out(REFUSALS[0].1, &mut master);
+    until("it is known", async || store.trouble().is_some()).await;
+    assert_eq!(rooms.totals().await.unwrap().get("live://1"), Some(&7));
+    carry_out(REFUSALS[0].2, &mut master);
+    until("nobody has renewed it", async || rooms.totals().await.unwrap().is_empty()).await;
 }

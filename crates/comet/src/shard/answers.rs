@@ -51,13 +51,28 @@ impl Shard {
             remote: connection.remote(),
         };
         let farewells = self.shared.keys.farewells();
+        // A little before the session is cut for being late: then its client can still be told why.
+        let time =
+            Duration::from_millis(self.now.until(connection.session.deadline()).as_millis() as u64 * 9 / 10);
+        let token = request.token.clone();
         match self.shared.logic.connect(request) {
-            Call::Ready(result) => self.connected(id, farewells, result),
+            Call::Ready(result) => {
+                self.connected(id, farewells, result.map_err(|error| known(error, &token)))
+            }
             Call::Pending(answer) => {
                 let own = self.peers[self.index].clone();
                 self.shared.runtime.spawn(async move {
-                    let result = answer.await;
-                    own.notice(Notice::Connected { connection: id, farewells, result });
+                    let mut answer = std::pin::pin!(answer.into_future());
+                    let connected = |result: Result<Accepted, ConnectError>| {
+                        let result = result.map_err(|error| known(error, &token));
+                        own.notice(Notice::Connected { connection: id, farewells, result });
+                    };
+                    if let Ok(result) = tokio::time::timeout(time, &mut answer).await {
+                        return connected(result);
+                    }
+                    connected(Err(ConnectError::unavailable("logic did not answer in time")));
+                    // A session that is accepted after all is told farewell.
+                    connected(answer.await);
                 });
             }
         }
@@ -387,6 +402,19 @@ impl Shard {
             }
         }
     }
+}
+
+/// The error with what the token says of its client, where whoever should have read it was not
+/// reached: an extended client is told that it may come back.
+fn known(error: ConnectError, token: &[u8]) -> ConnectError {
+    if error.extended || !error.is_unavailable() {
+        return error;
+    }
+    let extended =
+        serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(token).is_ok_and(|said| {
+            said.iter().any(|(name, value)| name.eq_ignore_ascii_case("protover") && value.is_i64())
+        });
+    ConnectError { extended, ..error }
 }
 
 /// What a session is to be told of messages in timelines.

@@ -1,8 +1,10 @@
 //! `goim comet`: clients' connections, over logics elsewhere.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 
 use goim_adapters::grpc::{ClientConfig, GrpcLogics, comet_service};
+use goim_adapters::redis::RedisStore;
 use goim_comet::Comet;
 use goim_ports::{CometNode, LogicPort, NodeDirectory, NodeError};
 use prometheus_client::registry::Registry;
@@ -10,10 +12,11 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::directory::{self, Directory, Role};
-use super::{Running, StartError, pages};
+use super::{Running, StartError, metrics, pages};
 use crate::memory::{self, Activity};
 use crate::operate::Operation;
 use crate::serve::{self, Bound, told};
+use crate::wait::until_there;
 use crate::{Config, process_metrics};
 
 /// Starts a comet. Must be called inside a tokio runtime with more than one thread.
@@ -23,8 +26,9 @@ use crate::{Config, process_metrics};
 pub async fn start(mut config: Config) -> Result<Running, StartError> {
     config.check()?;
     config.complete();
-    let rpc = serve::listen_if("rpc.comet", config.rpc.comet).await?;
-    let rpc = rpc.ok_or(StartError::NoRpcAddress("none"))?;
+    directory::check_settings(&config, Role::Comet)?;
+    let rpc = config.rpc.comet.ok_or(StartError::NoRpcAddress("none"))?;
+    let rpc = serve::Reserved::new("rpc.comet", rpc)?;
     if config.comet.node.rpc_addr.is_none() {
         if rpc.addr.ip().is_unspecified() {
             return Err(StartError::NoRpcAddress("every address of this machine"));
@@ -33,11 +37,24 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
     }
     let shown = serve::listen("cluster.comet_pages", config.cluster.comet_pages).await?;
     serve::probe_clients(&config)?;
-    let directory = directory::open(&config, Role::Comet, None).await?;
+    let (pages_addr, operation) = (shown.addr, Arc::new(Operation::default()));
+    let (stop_serving, stopping) = watch::channel(false);
+    let pages = super::Endless::spawn(pages::serve(shown, Arc::clone(&operation), stopping.clone()));
+    let directory =
+        until_there(&operation, "the list of comets", || directory::open(&config, Role::Comet, None)).await?;
+    if let Some(store) = &directory.store {
+        super::depends_on_redis(&operation, store);
+    }
     let addresses = directory.logics(&config).await?;
     let logics = GrpcLogics::new(Arc::clone(&addresses), ClientConfig::default());
-    let Directory { nodes, losses, .. } = directory;
-    be_listed(&config, &*nodes).await?;
+    let Directory { nodes, losses, store, .. } = directory;
+    let listed = || async { Ok(be_listed(&config, &*nodes).await?) };
+    until_there::<_, StartError, _>(&operation, "the list of comets", listed).await?;
+    let rpc = rpc.listen()?;
+    let asked = logics.clone();
+    operation.depends_on(move || {
+        asked.trouble().map(|reason| format!("logic: none does what it is asked: {reason}"))
+    });
     let comet = Comet::start(
         config.comet.clone(),
         goim_comet::Dependencies {
@@ -48,7 +65,8 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
     )
     .map_err(|error| serve::comet_error(error, &config))?;
     let logic = addresses().join(" ");
-    Ok(run(Arc::new(comet), config, Bounds { rpc, shown, logic }, losses))
+    let pages = Pages { addr: pages_addr, task: pages, operation, stop: stop_serving, stopping };
+    Ok(run(Arc::new(comet), config, Parts { rpc, pages, logic, losses, store }))
 }
 
 /// Is on the list before the first client is let in: what is pushed to that client goes by the jobs' lists, and they must have read it.
@@ -72,28 +90,36 @@ async fn confirm_after_losses(comet: Weak<Comet>, mut losses: watch::Receiver<u6
 }
 
 /// What was bound and found.
-struct Bounds {
+struct Parts {
     rpc: Bound,
-    shown: Bound,
+    pages: Pages,
     logic: String,
+    losses: Option<watch::Receiver<u64>>,
+    store: Option<RedisStore>,
 }
 
-fn run(
-    comet: Arc<Comet>,
-    config: Config,
-    Bounds { rpc, shown, logic }: Bounds,
-    losses: Option<watch::Receiver<u64>>,
-) -> Running {
-    let confirming = losses
-        .map(|losses| super::Endless(tokio::spawn(confirm_after_losses(Arc::downgrade(&comet), losses))));
+/// The operator's pages, which are served since before anything was waited for.
+struct Pages {
+    addr: SocketAddr,
+    task: super::Endless,
+    operation: Arc<Operation>,
+    stop: watch::Sender<bool>,
+    stopping: watch::Receiver<bool>,
+}
+
+fn run(comet: Arc<Comet>, config: Config, Parts { rpc, pages, logic, losses, store }: Parts) -> Running {
+    let confirming =
+        losses.map(|losses| super::Endless::spawn(confirm_after_losses(Arc::downgrade(&comet), losses)));
     let mut registry = Registry::default();
     comet.register_metrics(&mut registry);
+    if let Some(store) = store {
+        metrics::register_redis(&mut registry, store);
+    }
     process_metrics::register(&mut registry);
-    let operation = Arc::new(Operation::default());
-    let (stop_serving, stopping) = watch::channel(false);
+    let Pages { addr: pages_addr, task: pages, operation, stop: stop_serving, stopping } = pages;
+    let pages = pages.into_task();
     let addrs = comet.addrs().clone();
-    let all =
-        |addrs: &[std::net::SocketAddr]| addrs.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+    let all = |addrs: &[SocketAddr]| addrs.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
     let lines = vec![
         ("server", config.comet.node.server.to_string()),
         ("tcp", all(&addrs.tcp)),
@@ -105,10 +131,9 @@ fn run(
         ("danmaku_websocket", all(&addrs.danmaku_websocket)),
         ("danmaku_websocket_tls", all(&addrs.danmaku_websocket_tls)),
         ("rpc", rpc.addr.to_string()),
-        ("pages", shown.addr.to_string()),
+        ("pages", pages_addr.to_string()),
         ("logic", logic),
     ];
-    let pages = pages::serve(shown, Arc::clone(&operation), stopping.clone());
     let services = comet_service(comet.port());
     let server = config.rpc.server.clone();
     let serving = tokio::spawn(serve::rpc("comet", rpc, server, services, told(stopping)));
@@ -116,7 +141,7 @@ fn run(
         let comet = Arc::clone(&comet);
         move || Activity { connections: comet.connections(), pushes: 0 }
     };
-    let memory = super::Endless(tokio::spawn(memory::keep_small(activity)));
+    let memory = super::Endless::spawn(memory::keep_small(activity));
     operation.is_up(registry);
     let reload = {
         let comet = Arc::clone(&comet);
@@ -128,7 +153,7 @@ fn run(
             comet.drain().await;
             // A closed channel would tell them too.
             let _ = stop_serving.send(true);
-            for task in [pages, serving] {
+            for task in pages.into_iter().chain([serving]) {
                 serve::report("a server", task.await);
             }
             drop((memory, confirming));

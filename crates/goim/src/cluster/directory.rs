@@ -10,6 +10,7 @@ use goim_adapters::redis::{RedisNodes, RedisNodesConfig, RedisStore};
 use goim_ports::NodeDirectory;
 use tokio::sync::watch;
 
+use super::answering::answers;
 use super::{StartError, engines};
 use crate::{Config, Directory as Kind};
 
@@ -30,7 +31,21 @@ pub(super) struct Directory {
     pub(super) nodes: Arc<dyn NodeDirectory>,
     /// How often what this process has said was lost, where that can be known.
     pub(super) losses: Option<watch::Receiver<u64>>,
+    /// The connection to Redis, where the list is there.
+    pub(super) store: Option<RedisStore>,
     discovery: Option<Arc<Discovery>>,
+}
+
+/// Says what no waiting mends, before anything is waited for.
+pub(super) fn check_settings(config: &Config, role: Role) -> Result<(), StartError> {
+    let kind = config.cluster.directory;
+    if kind == Kind::List && role != Role::Comet {
+        listed_comets(config)?;
+    }
+    if kind != Kind::Discovery && role == Role::Comet {
+        listed_logics(config)?;
+    }
+    Ok(())
 }
 
 /// Opens the directory that the settings name. `store` is a connection to Redis that there is anyway.
@@ -46,22 +61,22 @@ pub(super) async fn open(
                 None => engines::redis(config).await?,
             };
             let times = RedisNodesConfig { lease: config.cluster.lease, refresh: config.cluster.refresh };
-            let nodes = Arc::new(RedisNodes::start(store, times).await?);
+            let nodes = Arc::new(RedisNodes::start(store.clone(), times, Some(answers())).await?);
             let losses = Some(nodes.losses());
-            Ok(Directory { nodes, losses, discovery: None })
+            Ok(Directory { nodes, losses, store: Some(store), discovery: None })
         }
         Kind::List => {
             let comets = if role == Role::Comet { Vec::new() } else { listed_comets(config)? };
             let addresses = Addresses::start(comets, LOOKUP_INTERVAL).await;
             let times = ListedNodesConfig { lease: config.cluster.lease, refresh: config.cluster.refresh };
             let nodes = Arc::new(ListedNodes::start(addresses, times).await);
-            Ok(Directory { nodes, losses: None, discovery: None })
+            Ok(Directory { nodes, losses: None, store: None, discovery: None })
         }
         Kind::Discovery => {
             let app = if role == Role::Comet { discovery::LOGIC } else { discovery::COMET };
             let discovery = Arc::new(Discovery::start(discovery_config(config, role), app).await?);
             let nodes = Arc::new(DiscoveryNodes::new(Arc::clone(&discovery)));
-            Ok(Directory { nodes, losses: None, discovery: Some(discovery) })
+            Ok(Directory { nodes, losses: None, store: None, discovery: Some(discovery) })
         }
     }
 }
@@ -72,6 +87,13 @@ fn listed_comets(config: &Config) -> Result<Vec<String>, StartError> {
     }
     config.cluster.comets.iter().try_for_each(|address| check(address)).map_err(StartError::Comets)?;
     Ok(config.cluster.comets.clone())
+}
+
+fn listed_logics(config: &Config) -> Result<(), StartError> {
+    if config.cluster.logic.is_empty() {
+        return Err(StartError::NoLogic);
+    }
+    config.cluster.logic.iter().try_for_each(|address| check(address)).map_err(StartError::Logic)
 }
 
 /// Names are looked up later; what stands before the port is theirs.
@@ -104,10 +126,7 @@ impl Directory {
         if let Some(discovery) = self.discovery.clone() {
             return Ok(Arc::new(move || discovery.logics()));
         }
-        if config.cluster.logic.is_empty() {
-            return Err(StartError::NoLogic);
-        }
-        config.cluster.logic.iter().try_for_each(|address| check(address)).map_err(StartError::Logic)?;
+        listed_logics(config)?;
         let addresses = Addresses::start(config.cluster.logic.clone(), LOOKUP_INTERVAL).await;
         Ok(Arc::new(move || addresses.now()))
     }

@@ -64,6 +64,16 @@ pub(super) async fn redis(config: &Config) -> Result<RedisStore, StartError> {
     let (expire, deadline, rebuilding) = (settings.expire, settings.deadline, settings.rebuilding);
     let identity = settings.cert_file.clone().zip(settings.key_file.clone());
     let tls = RedisTls { ca_file: settings.ca_file.clone(), identity };
-    let config = RedisConfig { place, expire, deadline, rebuilding, tls, ..RedisConfig::default() };
+    let config = RedisConfig {
+        place,
+        expire,
+        deadline,
+        rebuilding,
+        // Comets that could not renew their leases must have had the time to.
+        settling: rebuilding.max(config.cluster.lease),
+        check_interval: config.cluster.refresh,
+        tls,
+        ..RedisConfig::default()
+    };
     Ok(RedisStore::connect(config).await?)
 }

@@ -13,6 +13,7 @@ use super::directory::{self, Role};
 use super::{RoleError, Running, StartError, engines, metrics, pages};
 use crate::operate::Operation;
 use crate::serve::{self, told};
+use crate::wait::until_there;
 use crate::{Config, process_metrics};
 
 /// Starts a job. Must be called inside a tokio runtime.
@@ -22,24 +23,35 @@ use crate::{Config, process_metrics};
 pub async fn start(mut config: Config) -> Result<Running, StartError> {
     config.check()?;
     config.complete();
+    directory::check_settings(&config, Role::Job)?;
     let shown = serve::listen("cluster.job_pages", config.cluster.job_pages).await?;
-    let directory = directory::open(&config, Role::Job, None).await?;
+    let pages_addr = shown.addr;
+    let operation = Arc::new(Operation::default());
+    let (stop, stopping) = watch::channel(false);
+    let pages = super::Endless::spawn(pages::serve(shown, Arc::clone(&operation), stopping.clone()));
+    let directory =
+        until_there(&operation, "the list of comets", || directory::open(&config, Role::Job, None)).await?;
+    if let Some(store) = &directory.store {
+        super::depends_on_redis(&operation, store);
+    }
     let zone = config.comet.node.zone.clone();
     let comets = Arc::new(GrpcComets::new(directory.nodes, zone, ClientConfig::default()));
     let kafka = engines::kafka(&config);
     let instance = kafka.instance_id.clone();
-    let reader = KafkaPushLogReader::join(kafka).await?;
+    let join = || async { Ok(KafkaPushLogReader::join(kafka.clone()).await?) };
+    let reader = until_there::<_, StartError, _>(&operation, "kafka", join).await?;
 
     let stats = reader.stats();
     let job = Job::new(config.job.clone(), Box::new(reader), comets);
     let mut registry = Registry::default();
     job.register_metrics(registry.sub_registry_with_prefix("goim"));
     metrics::register_reader(&mut registry, stats);
+    if let Some(store) = directory.store {
+        metrics::register_redis(&mut registry, store);
+    }
     process_metrics::register(&mut registry);
-    let operation = Arc::new(Operation::default());
-    let (stop, stopping) = watch::channel(false);
     let lines = vec![
-        ("pages", shown.addr.to_string()),
+        ("pages", pages_addr.to_string()),
         (
             "kafka",
             format!(
@@ -51,7 +63,7 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
             ),
         ),
     ];
-    let pages = pages::serve(shown, Arc::clone(&operation), stopping.clone());
+    let pages = pages.into_task();
     let (fail, failed) = watch::channel(None);
     let working = tokio::spawn(async move {
         if let Err(error) = job.run(told(stopping)).await {
@@ -70,7 +82,9 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
             // A closed channel would tell them too.
             let _ = stop.send(true);
             serve::report("job", working.await);
-            serve::report("the operator's pages", pages.await);
+            if let Some(pages) = pages {
+                serve::report("the operator's pages", pages.await);
+            }
         })
     };
     Ok(Running { role: "job", lines, reload: Box::new(|| ()), stop: Box::new(stop), failed })

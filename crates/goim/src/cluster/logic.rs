@@ -5,16 +5,18 @@ use std::sync::Arc;
 use goim_adapters::grpc::{ClientConfig, GrpcComets, logic_service};
 use goim_adapters::http::HyperClient;
 use goim_adapters::kafka::KafkaPushLog;
-use goim_adapters::redis::{RedisDevices, RedisRooms, RedisSessions, Servers};
+use goim_adapters::redis::{RedisDevices, RedisRooms, RedisSessions, RedisStore, Servers};
 use goim_logic::Logic;
-use goim_ports::{NodeDirectory, ServerId};
+use goim_ports::{NodeDirectory, ServerId, TimelineStore};
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
-use super::directory::{self, Role};
+use super::answering::answers;
+use super::directory::{self, Directory, Role};
 use super::{Running, StartError, engines, metrics, sweep};
 use crate::operate::{self, Operation};
 use crate::serve::{self, told};
+use crate::wait::{StartPages, until_there};
 use crate::{Config, process_metrics};
 
 const KEEPS_NOTHING: &str =
@@ -30,18 +32,18 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
     // The log says by itself when it gives up; nobody must do so before it.
     config.logic.push.append_deadline =
         config.logic.push.append_deadline.max(engines::append_deadline(&config));
+    directory::check_settings(&config, Role::Logic)?;
     let http = serve::listen("http.listen", config.http.listen).await?;
-    let rpc = serve::listen_if("rpc.logic", config.rpc.logic).await?;
-    let store = engines::redis(&config).await?;
-    let directory = directory::open(&config, Role::Logic, Some(store.clone())).await?;
+    let rpc = config.rpc.logic.map(|addr| serve::Reserved::new("rpc.logic", addr)).transpose()?;
+    let operation = Arc::new(Operation::default());
+    let (start_pages, http) = StartPages::beside(http, &operation)?;
+    let Reached { store, directory, log, timelines } = reach(&config, &operation).await?;
+    let rpc = rpc.map(serve::Reserved::listen).transpose()?;
     let nodes = Arc::clone(&directory.nodes);
-    let log = KafkaPushLog::start(engines::kafka(&config)).await?;
-
-    let timelines = crate::timelines::open(&config).await.map_err(serve::StartError::Timelines)?;
     let sessions = RedisSessions::new(store.clone());
     let servers = servers(Arc::clone(&nodes));
     let devices = RedisDevices::new(store.clone());
-    let rooms = RedisRooms::new(store, servers, config.cluster.counts_refresh);
+    let rooms = RedisRooms::new(store.clone(), servers, config.cluster.counts_refresh);
     let logic = Logic::new(
         config.logic.clone(),
         goim_logic::Dependencies {
@@ -60,8 +62,8 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
     let mut registry = Registry::default();
     logic.register_metrics(&mut registry);
     metrics::register_log(&mut registry, log);
+    metrics::register_redis(&mut registry, store);
     process_metrics::register(&mut registry);
-    let operation = Arc::new(Operation::default());
     let (stop_serving, stopping) = watch::channel(false);
     let rpc_addr = rpc.as_ref().map(|bound| bound.addr);
     let lines = vec![
@@ -73,6 +75,8 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
         ("kafka", format!("{} on {}", config.kafka.topic, config.kafka.brokers.join(","))),
     ];
     let pages = operate::router(operation.clone());
+    drop(start_pages);
+    let keys = super::Endless(Some(serve::prepare_identity(&logic, &operation)));
     let api = goim_logic::http::serve(logic.clone(), http.listener, pages, told(stopping.clone()));
     let mut serving = vec![tokio::spawn(async move {
         if let Err(error) = api.await {
@@ -84,8 +88,8 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
         let server = config.rpc.server.clone();
         serving.push(tokio::spawn(serve::rpc("logic", bound, server, services, told(stopping))));
     }
-    let sweeping = super::Endless(tokio::spawn(sweep::run(sessions, nodes, config.cluster.refresh)));
-    directory.announce_logic(&config, rpc_addr).await?;
+    let sweeping = super::Endless::spawn(sweep::run(sessions, nodes, answers(), config.cluster.refresh));
+    until_there(&operation, "discovery", || directory.announce_logic(&config, rpc_addr)).await?;
     operation.is_up(registry);
     let stop = move || -> super::Stop {
         Box::pin(async move {
@@ -96,7 +100,7 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
             for task in serving {
                 serve::report("a server", task.await);
             }
-            drop(sweeping);
+            drop((sweeping, keys));
         })
     };
     Ok(Running {
@@ -106,6 +110,27 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
         stop: Box::new(stop),
         failed: super::never(),
     })
+}
+
+/// What a logic cannot be without.
+struct Reached {
+    store: RedisStore,
+    directory: Directory,
+    log: Arc<KafkaPushLog>,
+    timelines: Option<Arc<dyn TimelineStore>>,
+}
+
+/// Waits for all of it, one behind the other.
+async fn reach(config: &Config, operation: &Operation) -> Result<Reached, StartError> {
+    let store = until_there(operation, "redis", || engines::redis(config)).await?;
+    super::depends_on_redis(operation, &store);
+    let open = || directory::open(config, Role::Logic, Some(store.clone()));
+    let directory = until_there(operation, "the list of comets", open).await?;
+    let start = || async { Ok(KafkaPushLog::start(engines::kafka(config)).await?) };
+    let log = until_there::<_, StartError, _>(operation, "kafka", start).await?;
+    let open = || async { crate::timelines::open(config).await.map_err(serve::StartError::Timelines) };
+    let timelines = until_there(operation, "the store of timelines", open).await?;
+    Ok(Reached { store, directory, log, timelines })
 }
 
 /// The comets whose rooms count.

@@ -1,9 +1,10 @@
-//! Metrics of the push log on Kafka, read when somebody asks.
+//! Metrics of the push log on Kafka and of Redis, read when somebody asks.
 
 use std::fmt;
 use std::sync::Arc;
 
 use goim_adapters::kafka::{KafkaPushLog, KafkaReadStats};
+use goim_adapters::redis::RedisStore;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
@@ -51,6 +52,36 @@ pub(super) fn register_reader(
             ("goim_kafka_poison", "Records put aside because they are no pushes", stats.poison),
             ("goim_kafka_rebalances", "Times that partitions came or went", stats.rebalances),
             ("goim_kafka_read_errors", "Errors of brokers and connections while reading", stats.errors),
+        ];
+        (gauges, counters)
+    };
+    registry.register_collector(Box::new(Figures(Box::new(read))));
+}
+
+/// Adds those of Redis.
+pub(super) fn register_redis(registry: &mut Registry, store: RedisStore) {
+    let read = move || {
+        let stats = store.stats();
+        let gauges = vec![
+            (
+                "goim_redis_refuses_writes",
+                "1 while Redis answers and takes nothing new",
+                u64::from(stats.refuses_writes),
+            ),
+            ("goim_redis_silent", "1 while Redis does not answer", u64::from(stats.is_silent)),
+            (
+                "goim_redis_comets_without_lease",
+                "Comets whose leases are over, and that are listed because they answer",
+                stats.without_lease,
+            ),
+        ];
+        let counters = vec![
+            ("goim_redis_writes_refused", "Commands that Redis has refused to carry out", stats.refused),
+            (
+                "goim_redis_losses",
+                "Times that Redis was seen to have lost what it had, or to be another",
+                stats.losses,
+            ),
         ];
         (gauges, counters)
     };

@@ -1,9 +1,11 @@
 //! The roles as processes of their own: the same as in `goim serve`, composed with the engines of a cluster.
 //!
-//! Composition and nothing else. comet knows logics and announces itself in the list of comets; logic keeps sessions and counts on
-//! Redis and writes the push log on Kafka; job reads it and reaches the comets of the list. Everything is checked, reached and bound
-//! before anything runs.
+//! Composition and nothing else. comet knows logics and announces itself in the list of comets;
+//! logic keeps sessions and counts on Redis and writes the push log on Kafka; job reads it and
+//! reaches the comets of the list. Everything is checked and bound before anything is waited for,
+//! and reached before anything runs.
 
+mod answering;
 mod comet;
 mod directory;
 mod engines;
@@ -18,18 +20,21 @@ use std::pin::Pin;
 
 use goim_adapters::discovery::DiscoveryError;
 use goim_adapters::grpc::AddressError;
-use goim_adapters::kafka::KafkaError;
-use goim_adapters::redis::RedisError;
+use goim_adapters::kafka::{GroupError, KafkaError};
+use goim_adapters::redis::{RedisError, RedisStore};
 use goim_ports::NodeError;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 pub use comet::start as start_comet;
 pub(crate) use engines::kafka;
 pub use job::start as start_job;
 pub use logic::start as start_logic;
 
+use crate::operate::Operation;
 use crate::serve;
 use crate::settings::ConfigError;
+use crate::wait::Passing;
 
 /// Why a role does not start.
 #[derive(Debug, thiserror::Error)]
@@ -93,14 +98,55 @@ pub enum RoleError {
     Ended(String),
 }
 
+impl Passing for StartError {
+    fn waits_for(&self) -> Option<String> {
+        match self {
+            Self::Serve(error) => error.waits_for(),
+            Self::Redis(RedisError::Unavailable { reason, .. }) => {
+                Some(format!("redis: it does not answer: {reason}"))
+            }
+            Self::Kafka(
+                KafkaError::Unavailable { reason, .. }
+                | KafkaError::Group(GroupError::Unavailable { reason, .. }),
+            ) => Some(format!("kafka: the brokers do not answer: {reason}")),
+            Self::Nodes(NodeError::Unavailable(_)) => {
+                Some("the list of comets: it cannot be read or written; the log says why".to_owned())
+            }
+            Self::Discovery(DiscoveryError::Unavailable { reason, .. }) => {
+                Some(format!("discovery: no server answers: {reason}"))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Not ready while Redis is in trouble: nobody could be entered.
+fn depends_on_redis(operation: &Operation, store: &RedisStore) {
+    let store = store.clone();
+    operation.depends_on(move || store.trouble().map(|trouble| trouble.to_string()));
+}
+
 type Stop = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// A task that never ends by itself, and ends with this.
-struct Endless(tokio::task::JoinHandle<()>);
+/// A task that is ended with this, unless it is taken out.
+struct Endless(Option<JoinHandle<()>>);
+
+impl Endless {
+    fn spawn(task: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self(Some(tokio::spawn(task)))
+    }
+
+    /// The task, which goes on.
+    fn into_task(mut self) -> Option<JoinHandle<()>> {
+        self.0.take()
+    }
+}
 
 impl Drop for Endless {
     fn drop(&mut self) {
-        self.0.abort();
+        if let Some(task) = &self.0 {
+            task.abort();
+        }
     }
 }
 

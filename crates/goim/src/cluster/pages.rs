@@ -3,22 +3,15 @@
 use std::sync::Arc;
 
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
 use crate::operate::{self, Operation};
 use crate::serve::{Bound, told};
 
 /// Serves them until told to stop.
-pub(super) fn serve(
-    bound: Bound,
-    operation: Arc<Operation>,
-    stopping: watch::Receiver<bool>,
-) -> JoinHandle<()> {
+pub(super) async fn serve(bound: Bound, operation: Arc<Operation>, stopping: watch::Receiver<bool>) {
     let pages = operate::router(operation);
-    tokio::spawn(async move {
-        let served = axum::serve(bound.listener, pages).with_graceful_shutdown(told(stopping));
-        if let Err(error) = served.await {
-            tracing::error!(%error, "the operator's pages have ended");
-        }
-    })
+    let served = axum::serve(bound.listener, pages).with_graceful_shutdown(told(stopping));
+    if let Err(error) = served.await {
+        tracing::error!(%error, "the operator's pages have ended");
+    }
 }

@@ -60,7 +60,10 @@ async fn run_until_told(start: impl Future<Output = Result<Running, StartError>>
         Signals::catch().map_err(|error| Failure::new(format!("cannot catch signals: {error}")))?;
     let running = tokio::select! {
         running = start => running.map_err(Failure::from)?,
-        name = signals.stop(|| ()) => return Err(Failure::new(format!("stopped by {name} before it was up"))),
+        name = signals.stop(|| ()) => {
+            tracing::info!(signal = name, "stopped before it was up");
+            return Ok(());
+        }
     };
     print(&announcement(&running))?;
     tracing::info!(role = running.role, version = env!("CARGO_PKG_VERSION"), lines = ?running.lines, "up");

@@ -50,7 +50,13 @@ async fn serve_until_told(config: Config) -> Result<(), Failure> {
     // Signals are caught before anything is up, so that none is lost.
     let mut signals =
         Signals::catch().map_err(|error| Failure::new(format!("cannot catch signals: {error}")))?;
-    let running = serve::start(config.clone()).await.map_err(Failure::from)?;
+    let running = tokio::select! {
+        running = serve::start(config.clone()) => running.map_err(Failure::from)?,
+        name = signals.stop(|| ()) => {
+            tracing::info!(signal = name, "stopped before it was up");
+            return Ok(());
+        }
+    };
     announcement::log(&config, &running);
     print(&announcement::text(&config, &running))?;
     let name = signals.stop(|| serve::reload(running.comet())).await;
@@ -67,6 +73,8 @@ impl From<StartError> for Failure {
         match error {
             StartError::Config(error) => error.into(),
             StartError::Comet(goim_comet::StartError::Tls(_)) => Self::usage(error.to_string()),
+            #[cfg(feature = "cluster")]
+            StartError::Timelines(crate::TimelinesError::Postgres(_)) => Self::unavailable(error.to_string()),
             other => Self::new(other.to_string()),
         }
     }

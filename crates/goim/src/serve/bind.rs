@@ -7,6 +7,7 @@ use tokio::net::{TcpListener, TcpSocket};
 
 use crate::Config;
 use crate::settings::ConfigError;
+use crate::wait::Passing;
 
 /// Why a system did not start.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +37,15 @@ pub enum StartError {
     /// comet did not start for another reason: its certificate, its threads.
     #[error("comet does not start: {0}")]
     Comet(goim_comet::StartError),
+}
+
+impl Passing for StartError {
+    fn waits_for(&self) -> Option<String> {
+        match self {
+            Self::Timelines(error) => error.waits_for(),
+            _ => None,
+        }
+    }
 }
 
 fn remedy(error: &io::Error, setting: &str) -> String {
@@ -82,6 +92,42 @@ pub(crate) async fn listen_if(
     match addr {
         Some(addr) => listen(setting, addr).await.map(Some),
         None => Ok(None),
+    }
+}
+
+/// An address that is taken, and where nobody is answered yet: who connects is refused, as long as
+/// what would answer waits for an engine.
+#[cfg(feature = "cluster")]
+pub(crate) struct Reserved {
+    socket: TcpSocket,
+    pub(crate) addr: SocketAddr,
+    setting: &'static str,
+}
+
+/// Connections that may wait to be accepted, as many as tokio lets wait.
+#[cfg(feature = "cluster")]
+const BACKLOG: u32 = 1024;
+
+#[cfg(feature = "cluster")]
+impl Reserved {
+    /// Takes `addr`, which `setting` named.
+    pub(crate) fn new(setting: &'static str, addr: SocketAddr) -> Result<Self, StartError> {
+        let bound = || {
+            let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+            socket.set_reuseaddr(true)?;
+            socket.bind(addr)?;
+            let addr = socket.local_addr()?;
+            Ok(Self { socket, addr, setting })
+        };
+        bound().map_err(|error| StartError::Listen { addr, setting, error })
+    }
+
+    /// Answers from now on.
+    pub(crate) fn listen(self) -> Result<Bound, StartError> {
+        let Self { socket, addr, setting } = self;
+        let listener = socket.listen(BACKLOG);
+        let listener = listener.map_err(|error| StartError::Listen { addr, setting, error })?;
+        Ok(Bound { listener, addr })
     }
 }
 

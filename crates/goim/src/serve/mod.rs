@@ -26,14 +26,16 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+pub(crate) use bind::Bound;
 pub use bind::StartError;
 #[cfg(feature = "cluster")]
-pub(crate) use bind::{Bound, comet_error, listen, listen_if, probe_clients};
+pub(crate) use bind::{Reserved, comet_error, listen, probe_clients};
 #[cfg(feature = "cluster")]
 pub(crate) use rpc::{nodes as nodes_of, serve as rpc};
 
 use crate::memory::{self, Activity};
 use crate::operate::{self, Operation};
+use crate::wait::{StartPages, until_there};
 use crate::{Config, process_metrics, push_log_metrics};
 
 /// Where a running system listens, with the ports that port 0 became.
@@ -79,6 +81,7 @@ pub struct Running {
     serving: Vec<JoinHandle<()>>,
     job: JoinHandle<()>,
     memory: JoinHandle<()>,
+    keys: JoinHandle<()>,
 }
 
 /// Starts the whole system. Must be called inside a tokio runtime with more than one thread.
@@ -105,7 +108,10 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
     let sessions = Arc::new(MemorySessions::new());
     let rooms = Arc::new(MemoryRooms::new());
     let comets = Arc::new(SharedComets::new());
-    let timelines = crate::timelines::open(&config).await?;
+    let operation = Arc::new(Operation::default());
+    let (start_pages, http) = StartPages::beside(http, &operation)?;
+    let timelines =
+        until_there(&operation, "the store of timelines", || crate::timelines::open(&config)).await?;
     let logic = Logic::new(
         config.logic.clone(),
         goim_logic::Dependencies {
@@ -140,7 +146,6 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
     job.register_metrics(registry.sub_registry_with_prefix("goim"));
     push_log_metrics::register(&mut registry, log.clone());
     process_metrics::register(&mut registry);
-    let operation = Arc::new(Operation::default());
 
     let (stop_serving, stopping) = watch::channel(false);
     let clients = comet.addrs().clone();
@@ -158,6 +163,8 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
         logic_rpc: logic_rpc.as_ref().map(|bound| bound.addr),
     };
     let pages = operate::router(operation.clone());
+    drop(start_pages);
+    let keys = prepare_identity(&logic, &operation);
     let api = goim_logic::http::serve(logic.clone(), http.listener, pages, told(stopping.clone()));
     let mut serving = vec![tokio::spawn(async move {
         if let Err(error) = api.await {
@@ -184,7 +191,20 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
     let job = tokio::spawn(async move { drop(job.run(std::future::pending()).await) });
     let memory = tokio::spawn(memory::keep_small(activity(&comet, &log)));
     operation.is_up(registry);
-    Ok(Running { addrs, server, comet, logic, log, comets, operation, stop_serving, serving, job, memory })
+    Ok(Running {
+        addrs,
+        server,
+        comet,
+        logic,
+        log,
+        comets,
+        operation,
+        stop_serving,
+        serving,
+        job,
+        memory,
+        keys,
+    })
 }
 
 impl Running {
@@ -262,6 +282,7 @@ impl Drop for Running {
         self.serving.iter().for_each(JoinHandle::abort);
         self.job.abort();
         self.memory.abort();
+        self.keys.abort();
         // comet knows logic, and logic comet by way of this: else neither would ever go.
         self.comets.remove(&self.server);
     }
@@ -274,6 +295,26 @@ impl std::fmt::Debug for Running {
             .field("server", &self.server)
             .finish_non_exhaustive()
     }
+}
+
+/// How often is looked whether the keys for tokens can be fetched that never were.
+const KEYS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Fetches what identity needs before it can judge any token; nobody could come before that, so it
+/// is not ready.
+pub(crate) fn prepare_identity(logic: &Arc<Logic>, operation: &Operation) -> JoinHandle<()> {
+    let asked = Arc::downgrade(logic);
+    operation.depends_on(move || asked.upgrade()?.identity_trouble());
+    let logic = Arc::downgrade(logic);
+    tokio::spawn(async move {
+        while let Some(logic) = logic.upgrade() {
+            if logic.prepare_identity().await {
+                return;
+            }
+            drop(logic);
+            tokio::time::sleep(KEYS_INTERVAL).await;
+        }
+    })
 }
 
 /// Looks at the certificate's files now, for somebody who has said that they have changed.

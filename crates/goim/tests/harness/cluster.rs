@@ -53,6 +53,22 @@ impl Redis {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
+    /// What redis-cli answers to a command. Panics when Redis refuses it.
+    pub fn cli(&self, command: &[&str]) -> String {
+        let output = Command::new("redis-cli").args(["-u", &self.url, "-e"]).args(command).output();
+        let output = output.expect("redis-cli runs");
+        assert!(output.status.success(), "{command:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    /// Sends a signal to its process.
+    pub fn signal(&self, signal: &str) {
+        let port = self.url.rsplit(':').next().unwrap();
+        let pid = std::fs::read_to_string(self.folder.join(port).join("pid")).unwrap();
+        let status = Command::new("kill").arg(format!("-{signal}")).arg(pid.trim()).status().unwrap();
+        assert!(status.success());
+    }
+
     /// True when there is something under `key`.
     pub fn has(&self, key: &str) -> bool {
         let output = Command::new("redis-cli").args(["-u", &self.url, "exists", key]).output();
@@ -152,6 +168,16 @@ impl Cluster {
     /// Stops the comet gently.
     pub fn stop_comet(&mut self) {
         RUNTIME.block_on(self.comet.take().expect("a comet runs").drain());
+    }
+
+    /// What each role says on `/readyz`: status and text.
+    pub fn readiness(&self) -> [(&'static str, u16, String); 3] {
+        let job = line(self.job.as_ref().expect("a job runs"), "pages");
+        let comet = line(self.comet.as_ref().expect("a comet runs"), "pages");
+        [("job", job), ("comet", comet), ("logic", line(&self.logic, "http"))].map(|(role, pages)| {
+            let answer = Http::connect(pages.parse().unwrap()).request("GET", "/readyz", &[], b"");
+            (role, answer.status, answer.text())
+        })
     }
 
     /// The value of a metric of the job.

@@ -70,6 +70,21 @@ impl Check for Jwt {
         let inner = Arc::clone(&self.inner);
         Call::pending(async move { inner.verify_with_jwks(&token, &header).await })
     }
+
+    fn trouble(&self) -> Option<&'static str> {
+        let is_missing = self.inner.jwks.as_ref().is_some_and(Jwks::are_missing);
+        is_missing.then_some("the keys for tokens (jwt.jwks_url) could not be fetched yet")
+    }
+
+    fn prepare(&self) -> Call<bool> {
+        let inner = Arc::clone(&self.inner);
+        Call::pending(async move {
+            match &inner.jwks {
+                Some(jwks) if jwks.are_missing() => jwks.fetch().await && !jwks.are_missing(),
+                Some(_) | None => true,
+            }
+        })
+    }
 }
 
 /// The algorithm of a token and the name of its key.
