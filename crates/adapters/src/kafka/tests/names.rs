@@ -158,8 +158,13 @@ async fn a_member_that_is_fenced_by_a_membership_of_its_own_joins_again() {
     reader.done(entries[0].position);
     becomes("it is committed", || committed(&config, 2) == 1).await;
     // Another membership under its name, in which nobody lives any more.
-    let other = KafkaPushLogReader::join(config.clone()).await.unwrap();
+    let mut other = KafkaPushLogReader::join(config.clone()).await.unwrap();
     reader.loses_its_membership();
+    let until = Instant::now() + Duration::from_secs(30);
+    while other.stats()().partitions == 0 {
+        assert!(Instant::now() < until, "the other has no partitions");
+        let _ = tokio::time::timeout(Duration::from_millis(100), other.read()).await;
+    }
     tokio::task::spawn_blocking(move || drop(other)).await.unwrap();
     for n in 0..8 {
         log.append(record_for_key(&format!("k{n}"), format!("{n}"))).await.unwrap();
