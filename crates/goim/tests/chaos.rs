@@ -298,14 +298,14 @@ impl World {
         !is_told && drained.is_some_and(|drained| ended > drained + SEEN_WITHIN)
     }
 
-    /// The server's words for why sessions of extended clients ended.
+    /// The server's words for why sessions ended: extended clients are told, unless the process is gone.
     fn reasons_since(&self, began: Instant) -> BTreeMap<String, usize> {
         let mut reasons = BTreeMap::new();
         for session in &self.sessions {
             for life in session.lives().iter().filter(|life| life.ended.is_some_and(|ended| ended > began)) {
-                if let Some(reason) = &life.reason {
-                    *reasons.entry(reason.clone()).or_default() += 1;
-                }
+                let other = if life.is_extended { "nothing" } else { "goim's clients: nothing" };
+                let reason = life.reason.as_deref().unwrap_or(other);
+                *reasons.entry(reason.to_owned()).or_default() += 1;
             }
         }
         reasons
@@ -419,7 +419,7 @@ impl Row {
     fn print_notes(&self) {
         let name = &self.name;
         if !self.reasons.is_empty() {
-            eprintln!("{name}: extended clients were told {:?}", self.reasons);
+            eprintln!("{name}: why sessions ended: {:?}", self.reasons);
         }
         if self.rules.has_goal {
             let (p99, is_met) = (self.verdict.stall(99), self.verdict.stall(99) < STALL_GOAL);

@@ -145,6 +145,8 @@ pub struct Profile {
 pub struct Life {
     /// The comet.
     pub comet: SocketAddr,
+    /// The client says that it is extended.
+    pub is_extended: bool,
     /// When the auth reply came.
     pub began: Instant,
     /// When the end was seen.
@@ -215,7 +217,7 @@ impl Session {
                 match packet.op {
                     8 => {
                         is_in = true;
-                        self.begin(comet);
+                        self.begin(comet, profile.is_extended);
                     }
                     6 if profile.is_extended => self.note_reason(&packet.body),
                     3 => {}
@@ -229,9 +231,10 @@ impl Session {
         is_in.then_some(())
     }
 
-    fn begin(&self, comet: SocketAddr) {
+    fn begin(&self, comet: SocketAddr, is_extended: bool) {
         let (ended, reason, received) = Default::default();
-        self.lives().push(Life { comet, began: Instant::now(), ended, reason, received });
+        let began = Instant::now();
+        self.lives().push(Life { comet, is_extended, began, ended, reason, received });
         self.connected.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -319,7 +322,12 @@ impl Connection {
         }
         let mut packets = Vec::new();
         while let Some(next) = self.next() {
-            packets.extend(next?);
+            match next {
+                Ok(next) => packets.extend(next),
+                // What came before the end counts.
+                Err(_) if !packets.is_empty() => break,
+                Err(error) => return Err(error),
+            }
         }
         Ok(packets)
     }
