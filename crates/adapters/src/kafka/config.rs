@@ -3,7 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use goim_ports::Secret;
 use rdkafka::ClientConfig;
+use rdkafka::error::KafkaError as ClientError;
+
+use super::log::KafkaError;
 
 /// Settings of both ends.
 #[derive(Debug, Clone)]
@@ -40,7 +44,7 @@ pub struct KafkaConfig {
     pub commit_interval: Duration,
     /// Properties of librdkafka, for what has no setting of its own (`security.protocol` and its like). Default none. They cannot
     /// undo what the log promises: those that do are set after them.
-    pub properties: BTreeMap<String, String>,
+    pub properties: BTreeMap<String, Secret>,
 }
 
 /// Where a group begins that has committed nothing.
@@ -99,7 +103,7 @@ impl KafkaConfig {
         client.set("reconnect.backoff.ms", "50").set("reconnect.backoff.max.ms", "500");
         client.set("retry.backoff.ms", "100").set("topic.metadata.refresh.interval.ms", "60000");
         for (name, value) in &self.properties {
-            client.set(name, value);
+            client.set(name, value.reveal());
         }
         client.set("bootstrap.servers", self.broker_list());
         client
@@ -146,6 +150,16 @@ impl KafkaConfig {
         client.set("socket.nagle.disable", "true");
         client
     }
+}
+
+/// Why librdkafka takes no client, without the value of a property: it may be a password.
+pub(super) fn refused(error: &ClientError) -> KafkaError {
+    KafkaError::Config(match error {
+        ClientError::ClientConfig(kind, _, name, _) => {
+            format!("the property {name:?} is not taken ({kind:?}); see kafka.properties")
+        }
+        other => other.to_string(),
+    })
 }
 
 fn millis(duration: Duration) -> String {

@@ -247,7 +247,7 @@ impl KafkaPushLogReader {
     }
 
     fn join_here(config: KafkaConfig) -> Result<Self, KafkaError> {
-        let refused = |error: ClientError| KafkaError::Config(error.to_string());
+        let refused = |error: ClientError| super::config::refused(&error);
         let shared = Arc::new(Shared::default());
         let member = Member { shared: Arc::clone(&shared) };
         let consumer: StreamConsumer<Member> =
