@@ -111,7 +111,7 @@ fn redis(config: &Config, faults: &mut Faults) {
     );
     let addresses = || redis.cluster.iter().chain(&redis.sentinels).chain([&redis.url]);
     faults.add_if(
-        files.iter().any(|(_, path)| path.is_some()) && !addresses().any(|url| url.starts_with("rediss:")),
+        files.iter().any(|(_, path)| path.is_some()) && !addresses().any(|url| url.reveal().starts_with("rediss:")),
         "redis has files for TLS, but no address that begins with rediss://: write redis.url, redis.cluster or redis.sentinels so",
     );
 }
@@ -215,7 +215,7 @@ fn limits(config: &Config, faults: &mut Faults) {
         let Some(to) = to else { continue };
         let known = ["http://", "https://", "kafka://"];
         let is_known =
-            known.iter().any(|scheme| to.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty()));
+            known.iter().any(|scheme| to.reveal().strip_prefix(scheme).is_some_and(|rest| !rest.is_empty()));
         faults.add_if(!is_known, format!("{key} = {to:?}: wants http://, https:// or kafka://topic"));
     }
     positive("comet.events.interval", comet.events.interval, faults);

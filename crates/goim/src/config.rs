@@ -11,8 +11,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use goim_adapters::memory::PushLogConfig;
-use goim_logic::Secret;
-use goim_ports::{VersionRow, VersionTable};
+use goim_ports::{Secret, ServiceUrl, VersionRow, VersionTable};
 
 use crate::machine;
 
@@ -55,7 +54,7 @@ pub struct TimelinesConfig {
     /// PostgreSQL, which any number of logics share. Default none; without either messages are pushed and not kept.
     pub postgres: Option<Secret>,
     /// Where members are told of who have no session when a message is stored for them. Default none.
-    pub away_to: Option<String>,
+    pub away_to: Option<ServiceUrl>,
     /// For HTTP: presented as `Authorization: Bearer`. Default none.
     pub away_secret: Option<Secret>,
     /// Messages of a timeline that are kept at most. Default 10,000.
@@ -143,7 +142,7 @@ pub struct KafkaConfig {
     /// How often offsets are committed. Default 1 s.
     pub commit_interval: Duration,
     /// Properties of librdkafka. Default none.
-    pub properties: BTreeMap<String, String>,
+    pub properties: BTreeMap<String, Secret>,
 }
 
 /// Where the list of comets is.
@@ -170,11 +169,11 @@ pub enum LogStart {
 #[derive(Debug, Clone)]
 pub struct RedisConfig {
     /// One server. Default `redis://127.0.0.1:6379`.
-    pub url: String,
+    pub url: ServiceUrl,
     /// Nodes of a cluster. Default none.
-    pub cluster: Vec<String>,
+    pub cluster: Vec<ServiceUrl>,
     /// Sentinels. Default none.
-    pub sentinels: Vec<String>,
+    pub sentinels: Vec<ServiceUrl>,
     /// What the Sentinels call the master. Default `mymaster`.
     pub master: String,
     /// PEM file of who signed Redis's certificate. Default `None`: those whom the system trusts.
@@ -195,7 +194,7 @@ pub struct RedisConfig {
 #[derive(Debug, Clone, Default)]
 pub struct EventsConfig {
     /// `http://`, `https://` or `kafka://topic`. Default none: nobody wants to.
-    pub to: Option<String>,
+    pub to: Option<ServiceUrl>,
     /// For HTTP: presented as `Authorization: Bearer`. Default none.
     pub secret: Option<Secret>,
 }
@@ -362,7 +361,7 @@ impl Default for TimelinesConfig {
 impl Default for RedisConfig {
     fn default() -> Self {
         Self {
-            url: "redis://127.0.0.1:6379".to_owned(),
+            url: "redis://127.0.0.1:6379".into(),
             cluster: Vec::new(),
             sentinels: Vec::new(),
             master: "mymaster".to_owned(),

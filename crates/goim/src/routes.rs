@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use goim_adapters::grpc::{ClientConfig, GrpcBusiness};
 use goim_logic::{Logic, WebhookConfig};
-use goim_ports::{AwaySink, EventSink, UpstreamPort};
+use goim_ports::{AwaySink, EventSink, ServiceUrl, UpstreamPort};
 
 #[cfg(feature = "cluster")]
 use goim_logic::{away_json, event_json};
@@ -16,7 +16,7 @@ use crate::Config;
 #[error("{setting}: {to}: {reason}")]
 pub struct RouteError {
     setting: &'static str,
-    to: String,
+    to: ServiceUrl,
     reason: String,
 }
 
@@ -25,14 +25,14 @@ pub(crate) fn install(logic: &Arc<Logic>, config: &Config) -> Result<(), RouteEr
     for route in &config.logic.upstream.routes {
         let error =
             |reason: String| RouteError { setting: "logic.upstream.routes", to: route.to.clone(), reason };
-        let to = destination(logic, config, &route.to, route.secret.clone()).map_err(error)?;
+        let to = destination(logic, config, route.to.reveal(), route.secret.clone()).map_err(error)?;
         logic.route(route.clone(), to).map_err(|overlap| error(overlap.to_string()))?;
-        tracing::info!(operations = ?route.operations, to = route.to, "packets of these operations go to the business");
+        tracing::info!(operations = ?route.operations, to = %route.to, "packets of these operations go to the business");
     }
     away(logic, config)?;
     let Some(to) = &config.events.to else { return Ok(()) };
     let error = |reason: String| RouteError { setting: "events.to", to: to.clone(), reason };
-    match to.strip_prefix("kafka://") {
+    match to.reveal().strip_prefix("kafka://") {
         Some(topic) => logic.events_to(events_on_kafka(config, topic).map_err(error)?),
         None => {
             let hook = WebhookConfig {
@@ -43,7 +43,7 @@ pub(crate) fn install(logic: &Arc<Logic>, config: &Config) -> Result<(), RouteEr
             logic.events_to(logic.event_hook(hook));
         }
     }
-    tracing::info!(to, "events of sessions are told");
+    tracing::info!(%to, "events of sessions are told");
     Ok(())
 }
 
@@ -51,7 +51,7 @@ pub(crate) fn install(logic: &Arc<Logic>, config: &Config) -> Result<(), RouteEr
 fn away(logic: &Arc<Logic>, config: &Config) -> Result<(), RouteError> {
     let Some(to) = &config.timelines.away_to else { return Ok(()) };
     let error = |reason: String| RouteError { setting: "timelines.away_to", to: to.clone(), reason };
-    match to.strip_prefix("kafka://") {
+    match to.reveal().strip_prefix("kafka://") {
         Some(topic) => logic.away_to(away_on_kafka(config, topic).map_err(error)?),
         None => {
             let secret = config.timelines.away_secret.clone();
@@ -59,7 +59,7 @@ fn away(logic: &Arc<Logic>, config: &Config) -> Result<(), RouteError> {
             logic.away_to(logic.away_hook(hook));
         }
     }
-    tracing::info!(to, "members who are away are told of");
+    tracing::info!(%to, "members who are away are told of");
     Ok(())
 }
 

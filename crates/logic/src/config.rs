@@ -9,7 +9,7 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use goim_ports::{Operation, VersionTable};
+use goim_ports::{Operation, Secret, ServiceUrl, VersionTable};
 
 use crate::route::RouteConfig;
 use crate::timelines::SendRule;
@@ -78,8 +78,14 @@ pub struct TimelinesConfig {
     pub store_deadline: Duration,
     /// How long a request may wait for messages. Default 60 s, below what proxies cut off.
     pub wait_max: Duration,
-    /// Requests that may wait at once; more are answered at once. Default 10,000, below `logic.http.connections_max`.
+    /// Streams and requests that may wait for messages at once. Of more, those that have messages to get are answered at once, the
+    /// others refused with 503. Default 10,000, as `logic.http.connections_max`.
     pub waits_max: usize,
+    /// Those of one member; more are refused with 429. Default 256: a stream is of one timeline. `None`: no limit.
+    pub waits_per_member_max: Option<NonZeroU32>,
+    /// Those from one address, or one /64 network of IPv6; more are refused with 429. Default none, as for connections to comets: whole
+    /// offices and carriers share one.
+    pub waits_per_address_max: Option<NonZeroU32>,
     /// Announcements that may be tried again at once; more are left, and found with the next sync. Default 1,000.
     pub announcing_max: usize,
     /// What members may send by themselves, and how fast.
@@ -128,6 +134,8 @@ impl Default for TimelinesConfig {
             store_deadline: Duration::from_secs(5),
             wait_max: Duration::from_secs(60),
             waits_max: 10_000,
+            waits_per_member_max: NonZeroU32::new(256),
+            waits_per_address_max: None,
             announcing_max: 1_000,
             send: SendConfig::default(),
             send_webhook: WebhookConfig::default(),
@@ -169,7 +177,7 @@ pub struct JwtConfig {
     /// Files with public keys in PEM. Default none.
     pub public_keys: Vec<PathBuf>,
     /// Where the business publishes its public keys, as a JSON Web Key Set. Default none.
-    pub jwks_url: Option<String>,
+    pub jwks_url: Option<ServiceUrl>,
     /// Keys from there are fetched again when they are older. Default 5 min.
     pub jwks_refresh: Duration,
     /// And when a token names a key that is not there, but not sooner than this after the last time. Default 10 s.
@@ -262,54 +270,8 @@ pub struct HttpConfig {
     pub shutdown_timeout: Duration,
 }
 
-/// A secret that lets its holder push. Never shown.
-#[derive(Clone, PartialEq, Eq)]
-pub struct ApiKey(String);
-
-impl ApiKey {
-    /// True when `presented` is this key. Takes the same time wherever they differ.
-    pub(crate) fn matches(&self, presented: &[u8]) -> bool {
-        let own = self.0.as_bytes();
-        let differing = own.iter().zip(presented).fold(0, |sum, (a, b)| sum | (a ^ b));
-        own.len() == presented.len() && std::hint::black_box(differing) == 0
-    }
-}
-
-impl From<String> for ApiKey {
-    fn from(key: String) -> Self {
-        Self(key)
-    }
-}
-
-impl fmt::Debug for ApiKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ApiKey(..)")
-    }
-}
-
-/// A shared secret. Never shown.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// For whoever presents it or signs with it.
-    #[must_use]
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl From<String> for Secret {
-    fn from(secret: String) -> Self {
-        Self(secret)
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(..)")
-    }
-}
+/// A secret that lets its holder push.
+pub type ApiKey = Secret;
 
 /// A setting that logic cannot work with.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -369,11 +331,11 @@ impl Config {
         ] {
             refuse(value == 0, key, &0, above_zero)?;
         }
-        let hook = timelines.send_webhook.url.as_str();
+        let hook = &timelines.send_webhook.url;
         refuse(
-            !hook.is_empty() && !is_http(hook),
+            !hook.is_empty() && !is_http(hook.reveal()),
             "logic.timelines.send_webhook.url",
-            &hook,
+            hook,
             "must begin with https:// or http://",
         )?;
         refuse(
@@ -397,7 +359,7 @@ impl Config {
         refuse(http.headers_max < 16, "logic.http.headers_max", &http.headers_max, "must be at least 16")?;
         refuse(http.connections_max == 0, "logic.http.connections_max", &0, above_zero)?;
         refuse(
-            http.api_keys.iter().any(|key| key.0.len() < API_KEY_BYTES_MIN),
+            http.api_keys.iter().any(|key| key.reveal().len() < API_KEY_BYTES_MIN),
             "logic.http.api_keys",
             &"not shown",
             "each key must have at least 16 bytes",
@@ -443,16 +405,16 @@ impl IdentityConfig {
     fn validate(&self) -> Result<(), ConfigError> {
         let jwt = &self.jwt;
         refuse(
-            jwt.secrets.iter().any(|secret| secret.0.len() < JWT_SECRET_BYTES_MIN),
+            jwt.secrets.iter().any(|secret| secret.reveal().len() < JWT_SECRET_BYTES_MIN),
             "logic.identity.jwt.secrets",
             &"not shown",
             "each secret must have at least 32 bytes",
         )?;
-        let url = jwt.jwks_url.as_deref();
+        let url = jwt.jwks_url.as_ref();
         refuse(
-            url.is_some_and(|url| !is_http(url)),
+            url.is_some_and(|url| !is_http(url.reveal())),
             "logic.identity.jwt.jwks_url",
-            &url.unwrap_or_default(),
+            &url.cloned().unwrap_or_default(),
             "must begin with https:// or http://",
         )?;
         let has_keys = !jwt.secrets.is_empty() || !jwt.public_keys.is_empty() || url.is_some();
@@ -463,7 +425,7 @@ impl IdentityConfig {
             "and needs logic.identity.jwt.secrets, public_keys or jwks_url to check signatures with",
         )?;
         refuse(
-            self.method == IdentityMethod::Webhook && !is_http(&self.webhook.url),
+            self.method == IdentityMethod::Webhook && !is_http(self.webhook.url.reveal()),
             "logic.identity.webhook.url",
             &self.webhook.url,
             "must begin with https:// or http://",
@@ -607,7 +569,7 @@ mod tests {
         check(|c| c.http.request_timeout = Duration::ZERO, "logic.http.request_timeout");
         check(|c| c.identity.method = IdentityMethod::Jwt, "logic.identity.method");
         check(|c| c.identity.method = IdentityMethod::Webhook, "logic.identity.webhook.url");
-        check(|c| c.identity.jwt.jwks_url = Some("ftp://keys".to_owned()), "logic.identity.jwt.jwks_url");
+        check(|c| c.identity.jwt.jwks_url = Some("ftp://keys".into()), "logic.identity.jwt.jwks_url");
         check(
             |c| c.identity.jwt.secrets = vec![Secret::from("short".to_owned())],
             "logic.identity.jwt.secrets",

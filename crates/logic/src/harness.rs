@@ -7,8 +7,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use goim_ports::{Call, ConnectRequest, HttpAnswer, HttpClient, HttpError, HttpRequest, Version};
 
-use crate::config::{IdentityConfig, IdentityMethod, JwtConfig, Secret};
+use crate::config::{IdentityConfig, IdentityMethod, JwtConfig};
 use crate::identity::Identity;
+use goim_ports::Secret;
 
 /// Decides about tokens.
 pub struct Gate(Identity);

@@ -43,9 +43,10 @@ mod webhook;
 pub use batch::{BatchError, BatchMessage, Delivery, Receivers};
 pub use config::{
     ApiKey, Backoff, Config, ConfigError, DevicePolicy, HttpConfig, IdentityConfig, IdentityMethod,
-    JwtConfig, NodeInfoConfig, PushConfig, Secret, SendConfig, TimelinesConfig, UpstreamConfig,
+    JwtConfig, NodeInfoConfig, PushConfig, SendConfig, TimelinesConfig, UpstreamConfig,
 };
 pub use events::event_json;
+pub use goim_ports::Secret;
 pub use handler::{Handler, Handlers, Overlap};
 pub use identity::KeyError;
 pub use logic::{Dependencies, Logic, PushProtection};
@@ -54,5 +55,5 @@ pub use nodes::NodesReply;
 pub use online::{OnlineTotal, RoomOnline};
 pub use push::PushError;
 pub use route::RouteConfig;
-pub use timelines::{Placed, SendRule, StoredPush, StoredTo, TimelinesError, away_json};
+pub use timelines::{NoWait, Placed, SendRule, StoredPush, StoredTo, TimelinesError, away_json};
 pub use webhook::WebhookConfig;

@@ -1,6 +1,7 @@
 //! The role itself: what it is made of and what it holds between requests.
 
 use std::fmt;
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -50,6 +51,8 @@ impl fmt::Debug for Dependencies {
 /// The role `logic`. Shared by comet's calls and by the HTTP API.
 pub struct Logic {
     pub(crate) config: Config,
+    /// Drawn when it was made: by it this logic knows what it has said itself.
+    pub(crate) number: u64,
     pub(crate) sessions: Arc<dyn SessionDirectory>,
     pub(crate) rooms: Arc<dyn RoomDirectory>,
     pub(crate) nodes: Arc<dyn NodeDirectory>,
@@ -137,6 +140,7 @@ impl Logic {
             counts: ArcSwap::default(),
             metrics: Metrics::default(),
             pushes_failing: Complaint::default(),
+            number: RandomState::new().hash_one(0_u8),
             config,
         }))
     }

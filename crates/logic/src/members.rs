@@ -1,14 +1,17 @@
 //! Who is in a room, and ending sessions: what the business asks and orders beyond pushes.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use goim_ports::{
-    AcceptedAt, EndCode, Extended, Operation, PushRecord, PushTarget, RoomId, RoomMember, RoomMembers,
-    ServerId,
+    AcceptedAt, EndCode, EndOf, Extended, Operation, PushRecord, PushTarget, RoomId, RoomMember, RoomMembers,
+    ServerId, SessionEnd,
 };
 
+use crate::complaint::Complaint;
 use crate::deadline::within;
+use crate::port::directory_late;
 use crate::push::{Groups, group_keys};
 use crate::{Logic, PushError, Receivers};
 
@@ -40,6 +43,7 @@ impl Logic {
     /// # Errors
     /// [`PushError`], as for a push.
     pub async fn end_sessions(&self, of: Receivers, code: EndCode) -> Result<(), PushError> {
+        self.end_waits(&of, code).await?;
         let targets: Vec<PushTarget> = match of {
             Receivers::Room(room) => vec![PushTarget::Room(room)],
             Receivers::All(speed) => vec![PushTarget::All { speed }],
@@ -56,6 +60,53 @@ impl Logic {
             is_in_part = true;
         }
         Ok(())
+    }
+}
+
+/// How often a logic asks what the others have ended.
+const FOLLOW_EVERY: Duration = Duration::from_millis(500);
+
+impl Logic {
+    /// Ends what members have open over HTTP, here and at other logics.
+    async fn end_waits(&self, of: &Receivers, code: EndCode) -> Result<(), PushError> {
+        let Some(timelines) = &self.timelines else { return Ok(()) };
+        let of = match of {
+            Receivers::Keys(keys) => EndOf::Keys(keys.clone()),
+            Receivers::Mids(mids) => EndOf::Mids(mids.clone()),
+            Receivers::Room(room) => EndOf::Room(room.clone()),
+            // No order of the business ends all.
+            Receivers::All(_) => return Ok(()),
+        };
+        let end = SessionEnd { of: of.clone(), code, origin: self.number };
+        let noted = self.sessions.note_end(end);
+        within(self.config.directory_deadline, noted, directory_late).await.map_err(PushError::Directory)?;
+        timelines.end_waits(&of, code);
+        Ok(())
+    }
+
+    /// Hears what other logics have been told to end, as long as it is polled. A stream that begins less than half a second after the
+    /// order may be ended by it too.
+    pub(crate) async fn follow_ends(&self) {
+        let Some(timelines) = &self.timelines else { return };
+        let (mut mark, silent) = (None, Complaint::default());
+        loop {
+            let asked = self.sessions.ends_after(mark.clone());
+            match within(self.config.directory_deadline, asked, directory_late).await {
+                Ok((next, ends)) => {
+                    mark = Some(next);
+                    for end in ends.iter().filter(|end| end.origin != self.number) {
+                        timelines.end_waits(&end.of, end.code);
+                    }
+                }
+                Err(error) => {
+                    if let Some(unsaid) = silent.say(Instant::now()) {
+                        let what = "ends of sessions are not heard of: streams over HTTP go on";
+                        tracing::warn!(%error, unsaid, "{what}");
+                    }
+                }
+            }
+            tokio::time::sleep(FOLLOW_EVERY).await;
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use goim_ports::{Call, HttpClient, LogicError, Upstream, UpstreamPort};
+use goim_ports::{Call, HttpClient, LogicError, Secret, ServiceUrl, Upstream, UpstreamPort};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
@@ -20,7 +20,6 @@ use tokio::sync::Semaphore;
 
 use crate::circuit::Circuit;
 use crate::complaint::Complaint;
-use crate::config::Secret;
 use crate::handler::Handler;
 use crate::{Logic, Overlap};
 use duplicates::Window;
@@ -34,7 +33,7 @@ pub struct RouteConfig {
     /// The operations that go this way.
     pub operations: RangeInclusive<i32>,
     /// Where they go: `http://` or `https://`, `grpc://host:port`, `kafka://topic`.
-    pub to: String,
+    pub to: ServiceUrl,
     /// For HTTP: presented as `Authorization: Bearer`. Default none.
     pub secret: Option<Secret>,
     /// From the packet to its answer, all tries together. Default 2 s.
@@ -50,7 +49,8 @@ pub struct RouteConfig {
 impl RouteConfig {
     /// These operations to this place, the rest by default.
     #[must_use]
-    pub fn new(operations: RangeInclusive<i32>, to: String) -> Self {
+    pub fn new(operations: RangeInclusive<i32>, to: impl Into<ServiceUrl>) -> Self {
+        let to = to.into();
         let timeout = Duration::from_secs(2);
         Self { operations, to, secret: None, timeout, retries: 0, calls_max: 256, duplicates: None }
     }
@@ -187,7 +187,7 @@ impl Inner {
                 && is_down
                 && let Some(unsaid) = self.failing.say(Instant::now())
             {
-                tracing::warn!(route = self.name, to = self.config.to, %error, unsaid, "the business does not answer");
+                tracing::warn!(route = self.name, to = %self.config.to, %error, unsaid, "the business does not answer");
             }
             if !is_down || retries == 0 || Instant::now() + pause >= until {
                 return answer;

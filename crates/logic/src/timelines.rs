@@ -16,14 +16,17 @@ mod sending;
 mod wait;
 
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use goim_ports::{
-    Call, HttpClient, Operation, PushLog, SessionDirectory, TimelineError, TimelineId, TimelineStore,
-    VersionTable,
+    Call, EndCode, EndOf, HttpClient, Operation, PushLog, SessionDirectory, TimelineError, TimelineId,
+    TimelineStore, VersionTable,
 };
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 use tokio::sync::Semaphore;
@@ -31,15 +34,17 @@ use tokio::sync::Semaphore;
 use away::Away;
 pub use away::away_json;
 pub use push::{Placed, StoredPush, StoredTo};
-pub(crate) use reader::{Reader, Unread};
+pub(crate) use reader::{Reader, Unread, Waited};
 pub use sending::SendRule;
+pub use wait::NoWait;
+pub(crate) use wait::{Ending, Wait};
 
 use crate::complaint::Complaint;
 use crate::config::{PushConfig, TimelinesConfig};
 use crate::deadline::within;
 use crate::webhook::Webhook;
 use sending::SendQuotas;
-use wait::Waits;
+use wait::{WaitLimits, Waits};
 
 /// Largest answer of the webhook that decides about senders, in bytes.
 const ANSWER_BYTES_MAX: usize = 4 * 1024;
@@ -83,6 +88,37 @@ pub enum TimelinesError {
     /// Whoever decides about senders does not answer.
     #[error("whether the member may send there cannot be found out: {0}")]
     Undecided(String),
+    /// As many wait as may.
+    #[error(transparent)]
+    NoWait(#[from] NoWait),
+}
+
+impl TimelinesError {
+    /// What a client, a member's or the business's, may read of it. What an engine or a hook says of itself is for the log.
+    #[must_use]
+    pub fn public(&self) -> String {
+        match self {
+            Self::Store(TimelineError::Busy(_)) => "the timelines are busy; try again later".to_owned(),
+            Self::Store(TimelineError::Unavailable(_)) => {
+                "the timelines are not available; try again later".to_owned()
+            }
+            Self::Store(TimelineError::Unknown(_)) => {
+                "it is not known whether it was done; trying again is safe with a name for the message"
+                    .to_owned()
+            }
+            Self::Undecided(_) => {
+                "whether the member may send there cannot be found out; try again later".to_owned()
+            }
+            Self::None
+            | Self::Invalid(_)
+            | Self::Forbidden(_)
+            | Self::Reserved(_)
+            | Self::Limited { .. }
+            | Self::TooLarge { .. }
+            | Self::Store(TimelineError::Invalid(_))
+            | Self::NoWait(_) => self.to_string(),
+        }
+    }
 }
 
 /// What timelines need of the rest of logic.
@@ -115,6 +151,8 @@ pub(crate) struct Timelines {
     /// Announcements that are tried again in the background.
     announcing: Arc<Semaphore>,
     unannounced: Complaint,
+    /// When it was last said that the store fails.
+    failing: Complaint,
     metrics: TimelineMetrics,
 }
 
@@ -127,6 +165,10 @@ pub(crate) struct TimelineMetrics {
     resets: Counter,
     /// Announcements that were given up, and sessions find the message later.
     unannounced: Counter,
+    /// Requests that would wait and may not.
+    waits_refused: Counter,
+    /// Waits that the business has ended.
+    waits_ended: Counter,
     requests: Family<Vec<(&'static str, &'static str)>, Counter>,
     /// Messages of members beyond a quota, by which.
     limited: Family<Vec<(&'static str, &'static str)>, Counter>,
@@ -140,10 +182,15 @@ impl Timelines {
             .then(|| Webhook::new("timelines.send_webhook", hook, http, ANSWER_BYTES_MAX));
         Arc::new(Self {
             quotas: SendQuotas::new(config.send.clone()),
-            waits: Waits::new(config.waits_max),
+            waits: Waits::new(WaitLimits {
+                all: config.waits_max,
+                per_member: config.waits_per_member_max,
+                per_address: config.waits_per_address_max,
+            }),
             away: OnceLock::new(),
             announcing: Arc::new(Semaphore::new(config.announcing_max.max(1))),
             unannounced: Complaint::default(),
+            failing: Complaint::default(),
             metrics: TimelineMetrics::default(),
             store,
             push_log,
@@ -156,8 +203,9 @@ impl Timelines {
         })
     }
 
-    pub(crate) fn register(&self, registry: &mut Registry) {
+    pub(crate) fn register(self: &Arc<Self>, registry: &mut Registry) {
         self.metrics.register(registry);
+        registry.register_collector(Box::new(WaitCount(Arc::clone(self))));
         if let Some(away) = self.away.get() {
             let told = "Members told of as away when a message was stored for them";
             registry.register("goim_logic_away_told", told, away.told.clone());
@@ -172,7 +220,42 @@ impl Timelines {
         call: Call<Result<T, TimelineError>>,
     ) -> Result<T, TimelinesError> {
         let late = || TimelineError::Unknown("the store did not answer in time".to_owned());
-        Ok(within(self.config.store_deadline, call, late).await?)
+        let answer = within(self.config.store_deadline, call, late).await;
+        if let Err(error @ (TimelineError::Unavailable(_) | TimelineError::Unknown(_))) = &answer
+            && let Some(unsaid) = self.failing.say(Instant::now())
+        {
+            tracing::warn!(%error, unsaid, "the store of timelines fails");
+        }
+        Ok(answer?)
+    }
+
+    /// Ends what waits, as the business ends sessions.
+    pub(crate) fn end_waits(&self, of: &EndOf, code: EndCode) {
+        self.metrics.waits_ended.inc_by(self.waits.end(of, code) as u64);
+    }
+
+    /// This process goes away: nobody waits any longer.
+    pub(crate) fn drain_waits(&self) {
+        self.waits.drain();
+    }
+}
+
+/// How many wait, read when somebody asks.
+struct WaitCount(Arc<Timelines>);
+
+impl std::fmt::Debug for WaitCount {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("WaitCount")
+    }
+}
+
+impl Collector for WaitCount {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let gauge = ConstGauge::new(i64::try_from(self.0.waits.count()).unwrap_or(i64::MAX));
+        let help = "Streams and requests that wait for messages";
+        let encoder =
+            encoder.encode_descriptor("goim_logic_timeline_waits", help, None, gauge.metric_type())?;
+        gauge.encode(encoder)
     }
 }
 
@@ -186,9 +269,21 @@ fn named(text: &str) -> Result<TimelineId, TimelinesError> {
 impl Default for TimelineMetrics {
     fn default() -> Self {
         let (appended, duplicates, read, resets, unannounced, requests, limited) = Default::default();
+        let (waits_refused, waits_ended) = Default::default();
         // 100 µs on a fast disk to 13 s on one that suffers.
         let append_seconds = Histogram::new(exponential_buckets(0.000_1, 2.5, 14));
-        Self { appended, duplicates, append_seconds, read, resets, unannounced, requests, limited }
+        Self {
+            appended,
+            duplicates,
+            append_seconds,
+            read,
+            resets,
+            unannounced,
+            waits_refused,
+            waits_ended,
+            requests,
+            limited,
+        }
     }
 }
 
@@ -201,7 +296,7 @@ impl TimelineMetrics {
             Err(TimelinesError::None | TimelinesError::Invalid(_) | TimelinesError::TooLarge { .. }) => {
                 "invalid"
             }
-            Err(TimelinesError::Store(TimelineError::Busy(_))) => "busy",
+            Err(TimelinesError::Store(TimelineError::Busy(_)) | TimelinesError::NoWait(_)) => "busy",
             Err(TimelinesError::Store(_) | TimelinesError::Undecided(_)) => "unavailable",
         };
         self.requests.get_or_create(&vec![("kind", kind), ("result", result)]).inc();
@@ -239,6 +334,16 @@ impl TimelineMetrics {
             "goim_logic_timeline_resets",
             "Syncs from a position with a hole behind it",
             self.resets.clone(),
+        );
+        registry.register(
+            "goim_logic_timeline_waits_refused",
+            "Streams and requests that would wait for messages and were refused: as many wait as may",
+            self.waits_refused.clone(),
+        );
+        registry.register(
+            "goim_logic_timeline_waits_ended",
+            "Streams and waiting requests that the business has ended",
+            self.waits_ended.clone(),
         );
         registry.register(
             "goim_logic_timeline_unannounced",

@@ -7,18 +7,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use goim_ports::{HttpAnswer, HttpClient, HttpError, HttpRequest};
+use goim_ports::{HttpAnswer, HttpClient, HttpError, HttpRequest, Secret, ServiceUrl};
 use tokio::sync::Semaphore;
 
 use crate::circuit::Circuit;
 use crate::complaint::Complaint;
-use crate::config::Secret;
 
 /// What an operator sets of a hook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WebhookConfig {
     /// Where it is: `http://` or `https://`.
-    pub url: String,
+    pub url: ServiceUrl,
     /// Presented as `Authorization: Bearer`, so that the business knows who calls. Default none.
     pub secret: Option<Secret>,
     /// From the call to the last byte of its answer. Default 2 s.
@@ -29,7 +28,7 @@ pub struct WebhookConfig {
 
 impl Default for WebhookConfig {
     fn default() -> Self {
-        Self { url: String::new(), secret: None, timeout: Duration::from_secs(2), calls_max: 256 }
+        Self { url: ServiceUrl::default(), secret: None, timeout: Duration::from_secs(2), calls_max: 256 }
     }
 }
 
@@ -101,7 +100,7 @@ impl Webhook {
         headers.extend(more);
         let request = HttpRequest {
             body: Some(body),
-            url: self.config.url.clone(),
+            url: self.config.url.reveal().to_owned(),
             headers,
             timeout: timeout.saturating_sub(started.elapsed()),
             answer_bytes_max: self.answer_bytes_max,
@@ -117,7 +116,7 @@ impl Webhook {
         if let Err(error) = &answer
             && let Some(unsaid) = self.failing.say(Instant::now())
         {
-            tracing::warn!(hook = self.name, url = self.config.url, %error, unsaid, "a webhook fails");
+            tracing::warn!(hook = self.name, url = %self.config.url, %error, unsaid, "a webhook fails");
         }
         answer
     }

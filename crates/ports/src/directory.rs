@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::{AcceptedAt, Call, Mid, RoomId, ServerId, SessionKey, SessionRef};
+use crate::{AcceptedAt, Call, EndCode, Mid, RoomId, ServerId, SessionKey, SessionRef};
 
 /// Sessions in each room, shared by reference: the map of a whole cluster can be large.
 pub type RoomCounts = Arc<HashMap<RoomId, u32>>;
@@ -34,6 +34,46 @@ pub trait SessionDirectory: Send + Sync {
 
     /// All sessions of these members; the order is not defined, no session comes twice.
     fn sessions_of(&self, mids: Vec<Mid>) -> Call<Result<Vec<SessionRecord>, DirectoryError>>;
+
+    /// Tells all logics that the business ends sessions: what members have open over HTTP is held by them and by no comet. Done when
+    /// whoever asks [`SessionDirectory::ends_after`] from now on hears of it; some thousands are remembered. By itself: nothing, for a
+    /// directory that one logic has for itself.
+    fn note_end(&self, end: SessionEnd) -> Call<Result<(), DirectoryError>> {
+        let _ = end;
+        Call::Ready(Ok(()))
+    }
+
+    /// What was noted after a mark, the oldest first, and the mark behind it. Without a mark nothing but the mark behind all that was
+    /// noted.
+    fn ends_after(&self, mark: Option<EndMark>) -> Call<Result<(EndMark, Vec<SessionEnd>), DirectoryError>> {
+        Call::Ready(Ok((mark.unwrap_or_default(), Vec::new())))
+    }
+}
+
+/// A place among the ends that a directory remembers.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct EndMark(pub String);
+
+/// The business ends sessions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionEnd {
+    /// Whose.
+    pub of: EndOf,
+    /// Why.
+    pub code: EndCode,
+    /// The logic that was told, by a number of its own: it need not hear of it again.
+    pub origin: u64,
+}
+
+/// Whose sessions end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EndOf {
+    /// Those with these keys.
+    Keys(Vec<SessionKey>),
+    /// Those of these members.
+    Mids(Vec<Mid>),
+    /// Those in a room.
+    Room(RoomId),
 }
 
 /// What a directory's memory of one comet's sessions is known by: a mark that is another one after sessions may have been lost, and

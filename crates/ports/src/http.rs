@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::Call;
+use crate::{Call, ServiceUrl};
 
 /// Somebody who makes requests.
 ///
@@ -60,7 +60,7 @@ impl std::fmt::Debug for HttpRequest {
     /// Leaves out headers and body: they may hold credentials.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("HttpRequest")
-            .field("url", &self.url)
+            .field("url", &ServiceUrl::from(self.url.as_str()))
             .field("timeout", &self.timeout)
             .finish_non_exhaustive()
     }

@@ -30,6 +30,7 @@ mod id;
 mod logic;
 mod node;
 mod push_log;
+mod secret;
 mod timeline;
 mod upstream;
 
@@ -40,8 +41,8 @@ pub use comet::{
     RoomsVersion, StripeNews,
 };
 pub use directory::{
-    Device, DeviceDirectory, DirectoryError, Generation, RoomCounts, RoomDirectory, SessionDirectory,
-    SessionRecord,
+    Device, DeviceDirectory, DirectoryError, EndMark, EndOf, Generation, RoomCounts, RoomDirectory,
+    SessionDirectory, SessionEnd, SessionRecord,
 };
 pub use events::{EventKind, EventSink, LifecycleEvent};
 pub use extension::{EndCode, Extended, Extension, SchemaBody, StoredAt};
@@ -57,6 +58,7 @@ pub use push_log::{
     AcceptedAt, AppendError, Appended, LogEntry, LogPosition, PushLog, PushLogReader, PushRecord, PushTarget,
     ReadError,
 };
+pub use secret::{Secret, ServiceUrl};
 pub use timeline::{
     Append, CursorId, Epoch, Head, Kept, NewMessage, OnceKey, Position, Range, ReadLimit, Retention,
     RetentionRules, StoredMessage, TimelineError, TimelineId, TimelineSeq, TimelineStore,

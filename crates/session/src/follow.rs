@@ -106,6 +106,8 @@ struct Timeline {
     at: Moment,
     /// Questions that have failed in a row.
     failures: u32,
+    /// Holes that were announced in a row.
+    resets: u32,
 }
 
 /// The loop for all timelines of one client. It outlives connections.
@@ -136,6 +138,7 @@ impl Follower {
             is_new: true,
             at: Moment(0),
             failures: 0,
+            resets: 0,
         };
         self.timelines.entry(timeline.into()).or_insert(begun);
     }
@@ -202,6 +205,7 @@ impl Follower {
             if core::mem::take(&mut timeline.is_new) { self.rules.look_soon } else { self.rules.look_again };
         timeline.at = now.after(look);
         let start = Position { epoch: reply.epoch, seq: reply.after };
+        timeline.resets = if reply.reset { timeline.resets.saturating_add(1).min(16) } else { 0 };
         if reply.reset {
             timeline.position = start;
             timeline.newest = reply.latest;
@@ -220,6 +224,11 @@ impl Follower {
         if follows(timeline.position, &fresh) {
             timeline.failures = 0;
             give(&mut self.ready, timeline, reply.timeline, fresh);
+            if timeline.resets > 1 {
+                // One hole after the other: what is given is never got on with, and asking at once would go on for ever.
+                timeline.failures = timeline.resets - 2;
+                fail(timeline, &self.rules, now);
+            }
         } else if !fresh.is_empty() || timeline.newest > timeline.position.seq {
             doubt(timeline, &self.rules, now);
         } else {
@@ -327,6 +336,42 @@ mod tests {
     use super::*;
 
     const NAME: &str = "mid://7";
+
+    /// A server that always announces a hole, and more behind it than it gives.
+    #[test]
+    fn one_hole_after_the_other_is_not_asked_for_without_a_pause() {
+        for messages in [0, 1] {
+            let mut follower = Follower::new(FollowRules::default());
+            follower.follow(NAME, Position { epoch: 1, seq: 9 });
+            follower.connected(Moment(0), false);
+            let (mut now, mut asked) = (Moment(0), 0);
+            let end = now.after(Duration::from_secs(60));
+            while now < end && asked < 1_000 {
+                match follower.poll(now) {
+                    Some(Follow::Ask { id, request }) => {
+                        asked += 1;
+                        let message = Message { seq: 1, ..Message::default() };
+                        let reply = SyncReply {
+                            timeline: request.timeline,
+                            epoch: 100 + asked,
+                            latest: 50,
+                            more: true,
+                            reset: true,
+                            after: 0,
+                            messages: (0..messages).map(|_| message.clone()).collect(),
+                        };
+                        follower.replied(now, Some(id), reply);
+                    }
+                    Some(_) => {}
+                    None => {
+                        now = follower.deadline();
+                        follower.handle_timeout(now);
+                    }
+                }
+            }
+            assert!(asked < 12, "{asked} questions in a minute, {messages} messages each");
+        }
+    }
 
     fn messages(seqs: core::ops::RangeInclusive<u64>) -> Vec<Message> {
         seqs.map(|seq| Message { seq, ..Message::default() }).collect()

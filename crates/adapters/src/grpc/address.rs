@@ -10,7 +10,9 @@ pub struct AddressError(String);
 /// `grpc://host:port` or `host:port`. Without a host it is this machine: Go nodes that find no address of their own
 /// announce themselves so.
 pub(super) fn endpoint(address: &str) -> Result<Endpoint, AddressError> {
-    let wrong = || AddressError(address.to_owned());
+    // Nodes have no passwords; what somebody has taken for one is not shown.
+    let shown = address.rsplit_once('@').map_or(address, |(_, host)| host);
+    let wrong = || AddressError(shown.split(['?', '#']).next().unwrap_or_default().to_owned());
     let rest = address.strip_prefix("grpc://").unwrap_or(address);
     let (host, port) = rest.rsplit_once(':').ok_or_else(wrong)?;
     let port: u16 = port.parse().map_err(|_| wrong())?;

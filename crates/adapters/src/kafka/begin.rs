@@ -43,7 +43,7 @@ pub(super) enum Begin {
 pub(super) fn settle(config: &KafkaConfig) -> Result<Begin, KafkaError> {
     let mut client: ClientConfig = config.client();
     client.set("group.id", &config.group).set("enable.auto.commit", "false");
-    let consumer: BaseConsumer = client.create().map_err(|error| KafkaError::Config(error.to_string()))?;
+    let consumer: BaseConsumer = client.create().map_err(|error| super::config::refused(&error))?;
     let brokers = config.broker_list();
     let partitions = look_for_topic(consumer.client(), &config.topic, &brokers)?;
     group::check(&consumer, &config.group, &brokers, DEADLINE)?;

@@ -3,10 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use goim_ports::Secret;
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::KafkaError as ClientError;
 
 use super::begin::Begin;
+use super::log::KafkaError;
 
 /// How soon new partitions are noticed, and a topic that was made again.
 pub(super) const METADATA_INTERVAL: Duration = Duration::from_secs(5);
@@ -52,7 +55,7 @@ pub struct KafkaConfig {
     pub commit_interval: Duration,
     /// Properties of librdkafka, for what has no setting of its own (`security.protocol` and its like). Default none. They cannot
     /// undo what the log promises: those that do are set after them.
-    pub properties: BTreeMap<String, String>,
+    pub properties: BTreeMap<String, Secret>,
 }
 
 /// Where a group begins that has committed nothing.
@@ -119,7 +122,7 @@ impl KafkaConfig {
             .set("retry.backoff.ms", "100")
             .set("topic.metadata.refresh.interval.ms", millis(METADATA_INTERVAL));
         for (name, value) in &self.properties {
-            client.set(name, value);
+            client.set(name, value.reveal());
         }
         client.set("bootstrap.servers", self.broker_list());
         client
@@ -168,6 +171,16 @@ impl KafkaConfig {
         client.set("socket.nagle.disable", "true");
         client
     }
+}
+
+/// Why librdkafka takes no client, without the value of a property: it may be a password.
+pub(super) fn refused(error: &ClientError) -> KafkaError {
+    KafkaError::Config(match error {
+        ClientError::ClientConfig(kind, _, name, _) => {
+            format!("the property {name:?} is not taken ({kind:?}); see kafka.properties")
+        }
+        other => other.to_string(),
+    })
 }
 
 fn millis(duration: Duration) -> String {

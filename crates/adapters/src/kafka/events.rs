@@ -8,6 +8,7 @@ use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::util::Timeout;
 
 use super::config::KafkaConfig;
+use super::config::refused;
 use super::log::KafkaError;
 
 /// How an event is written.
@@ -33,7 +34,7 @@ impl KafkaEvents {
     /// # Errors
     /// [`KafkaError::Config`] for a property that librdkafka refuses.
     pub fn new(config: &KafkaConfig, topic: &str, write: WriteEvent) -> Result<Self, KafkaError> {
-        let producer = config.producer().create().map_err(|error| KafkaError::Config(error.to_string()))?;
+        let producer = config.producer().create().map_err(|error| refused(&error))?;
         Ok(Self { producer, topic: topic.to_owned(), write, deadline: config.acknowledge_deadline })
     }
 }
@@ -91,7 +92,7 @@ impl KafkaAway {
     /// # Errors
     /// [`KafkaError::Config`] for a property that librdkafka refuses.
     pub fn new(config: &KafkaConfig, topic: &str, write: WriteAway) -> Result<Self, KafkaError> {
-        let producer = config.producer().create().map_err(|error| KafkaError::Config(error.to_string()))?;
+        let producer = config.producer().create().map_err(|error| refused(&error))?;
         Ok(Self { producer, topic: topic.to_owned(), write, deadline: config.acknowledge_deadline })
     }
 }

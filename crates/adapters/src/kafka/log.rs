@@ -16,6 +16,7 @@ use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, T
 use tokio::sync::{Notify, oneshot};
 
 use super::config::KafkaConfig;
+use super::config::refused;
 use super::metrics::{Count, KafkaWriteStats};
 use super::record;
 use crate::push_size::kafka_len;
@@ -283,7 +284,7 @@ fn producer(config: &KafkaConfig, room: &Arc<Room>) -> Result<ThreadedProducer<D
         config.acknowledge_deadline,
     );
     let deliveries = Deliveries { room: Arc::clone(room), late };
-    config.producer().create_with_context(deliveries).map_err(|error| KafkaError::Config(error.to_string()))
+    config.producer().create_with_context(deliveries).map_err(|error| refused(&error))
 }
 
 /// Asks for the topic until it is there: brokers that make topics by themselves take a moment.

@@ -92,7 +92,7 @@ fn hears(consumer: &StreamConsumer<Member>, time: Duration, is_so: impl Fn() -> 
 impl Leaving {
     /// Makes a consumer, its keeper, and a member of the group of them.
     fn join(config: &KafkaConfig, begin: Begin, shared: &Arc<Shared>) -> Result<Self, KafkaError> {
-        let refused = |error: ClientError| KafkaError::Config(error.to_string());
+        let refused = |error: ClientError| super::config::refused(&error);
         let (topic, is_verbose) = (config.topic.clone(), config.is_verbose());
         let member = Member { shared: Arc::clone(shared), topic, is_verbose };
         let consumer: StreamConsumer<Member> =
@@ -151,7 +151,7 @@ impl KafkaPushLogReader {
     }
 
     fn join_here(config: KafkaConfig) -> Result<Self, KafkaError> {
-        let refused = |error: ClientError| KafkaError::Config(error.to_string());
+        let refused = |error: ClientError| super::config::refused(&error);
         let begin = begin::settle(&config)?;
         let shared = Arc::new(Shared::default());
         let dead_letters = match &config.dead_letter {

@@ -747,7 +747,7 @@ async fn what_is_wrong_at_the_start_is_said_in_words() {
     let error = KafkaPushLogReader::join(config.clone()).await.unwrap_err().to_string();
     assert!(error.contains(&config.topic) && error.contains("does not exist"), "{error}");
 
-    let properties = [("no.such.property".to_owned(), "1".to_owned())].into();
+    let properties = [("no.such.property".to_owned(), "sesame".into())].into();
     let config = KafkaConfig { brokers: vec![broker], properties, ..KafkaConfig::default() };
     let error = KafkaPushLog::start(config).await.unwrap_err().to_string();
     assert!(error.contains("no.such.property"), "{error}");

@@ -12,6 +12,7 @@ use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::util::Timeout;
 
 use super::config::KafkaConfig;
+use super::config::refused;
 use super::events::key_of;
 use super::log::{KafkaError, is_refusal};
 use crate::grpc::convert::handle_req_of;
@@ -29,7 +30,7 @@ impl KafkaUpstream {
     /// # Errors
     /// [`KafkaError::Config`] for a property that librdkafka refuses. Whether the topic is there shows with the first packet.
     pub fn new(config: &KafkaConfig, topic: &str) -> Result<Self, KafkaError> {
-        let producer = config.producer().create().map_err(|error| KafkaError::Config(error.to_string()))?;
+        let producer = config.producer().create().map_err(|error| refused(&error))?;
         Ok(Self { producer, topic: topic.to_owned() })
     }
 }

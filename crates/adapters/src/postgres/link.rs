@@ -1,9 +1,11 @@
 //! Connections: made when they are first wanted and made again when they have broken, with the statements that are used on them.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Mutex;
+use tokio_postgres::config::Host;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, NoTls, Row, Statement};
@@ -13,14 +15,9 @@ use goim_ports::TimelineError;
 /// Why PostgreSQL cannot be used for timelines.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PostgresError {
-    /// The address makes no sense.
-    #[error("{place}: {reason}; wants postgres://user:password@host:port/database")]
-    Address {
-        /// What was given, without a password.
-        place: String,
-        /// What is wrong.
-        reason: String,
-    },
+    /// The address makes no sense. It is not shown, nor what is wrong with it: a password may be in any part of it.
+    #[error("the address cannot be read; wants postgres://user:password@host:port/database")]
+    Address,
     /// It does not answer, or refuses.
     #[error("postgres {place}: {reason}")]
     Unavailable {
@@ -63,12 +60,10 @@ pub(super) struct Place {
 
 impl Place {
     pub(super) fn new(url: &str, deadline: Duration) -> Result<Self, PostgresError> {
-        let name = bare(url);
-        let parsed: Result<tokio_postgres::Config, _> = url.parse();
-        let mut config = parsed.map_err(|error| PostgresError::Address {
-            place: name.clone(),
-            reason: std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string),
-        })?;
+        let Ok(mut config) = escaped(url).parse::<tokio_postgres::Config>() else {
+            return Err(PostgresError::Address);
+        };
+        let name = shown(&config);
         config.connect_timeout(deadline).application_name("goim");
         config.tcp_user_timeout(deadline.saturating_mul(2));
         Ok(Self { config: Arc::new(config), name: name.into(), deadline })
@@ -103,11 +98,31 @@ fn is_rejection(error: &tokio_postgres::Error) -> bool {
         || std::error::Error::source(error).is_some_and(|source| source.to_string() == "password missing")
 }
 
-fn bare(url: &str) -> String {
-    match (url.split_once("://"), url.rsplit_once('@')) {
-        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://{host}"),
-        (_, None) => url.to_owned(),
-        (None, Some(_)) => "the address".to_owned(),
+/// An address with a password that has an `@` in it as it is: the last one is before the host.
+fn escaped(url: &str) -> Cow<'_, str> {
+    let Some((scheme, rest)) = url.split_once("://") else { return Cow::Borrowed(url) };
+    let end = rest.find(['/', '?']).unwrap_or(rest.len());
+    let (authority, behind) = rest.split_at(end);
+    match authority.rsplit_once('@') {
+        Some((who, host)) if who.contains('@') => {
+            Cow::Owned(format!("{scheme}://{}@{host}{behind}", who.replace('@', "%40")))
+        }
+        _ => Cow::Borrowed(url),
+    }
+}
+
+/// Where it is, for people: hosts, ports and the database, and nothing else of the address.
+fn shown(config: &tokio_postgres::Config) -> String {
+    let ports = config.get_ports();
+    let port_of = |nth: usize| ports.get(nth).or(ports.first()).copied().unwrap_or(5432);
+    let host = |(nth, host): (usize, &Host)| match host {
+        Host::Tcp(name) => format!("{name}:{}", port_of(nth)),
+        Host::Unix(folder) => format!("{}:{}", folder.display(), port_of(nth)),
+    };
+    let hosts = config.get_hosts().iter().enumerate().map(host).collect::<Vec<_>>().join(",");
+    match config.get_dbname() {
+        Some(database) => format!("{hosts}/{database}"),
+        None => hosts,
     }
 }
 
@@ -205,5 +220,32 @@ pub(super) fn text_of(error: &tokio_postgres::Error) -> String {
     match error.as_db_error() {
         Some(error) => error.message().to_owned(),
         None => std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_read_in_every_form_and_shown_without_what_is_secret() {
+        for (url, password, name) in [
+            ("postgres://goim:sesame@h:1/db", "sesame", "h:1/db"),
+            ("postgresql://goim:p@sesame@h/db?connect_timeout=1", "p@sesame", "h:5432/db"),
+            ("postgres://goim:p%40sesame@h/db", "p@sesame", "h:5432/db"),
+            ("postgres://h:1/db?user=goim&password=sesame", "sesame", "h:1/db"),
+            ("postgres://goim:sesame@h1:1,h2:2/db", "sesame", "h1:1,h2:2/db"),
+            ("postgres://goim:sesame@%2Frun%2Fpg/db", "sesame", "/run/pg:5432/db"),
+            ("host=h port=1 user=goim password=sesame dbname=db", "sesame", "h:1/db"),
+            ("host=/run/pg user=goim password='p sesame'", "p sesame", "/run/pg:5432"),
+        ] {
+            let place = Place::new(url, Duration::from_secs(1)).unwrap();
+            assert_eq!(place.config.get_password(), Some(password.as_bytes()), "{url}");
+            assert_eq!(&*place.name, name, "{url}");
+        }
+        for url in ["", "sesame", "postgres://goim:sesame", "host=h sesame", "mysql://goim:sesame@h/db"] {
+            let error = Place::new(url, Duration::from_secs(1)).err();
+            assert_eq!(error, Some(PostgresError::Address), "{url}");
+        }
     }
 }

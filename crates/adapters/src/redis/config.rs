@@ -37,8 +37,8 @@ pub struct RedisTls {
     pub identity: Option<(PathBuf, PathBuf)>,
 }
 
-/// Where Redis is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Where Redis is. Shown without passwords.
+#[derive(Clone, PartialEq, Eq)]
 pub enum RedisPlace {
     /// One server, as `redis://[user:password@]host:port[/database]`; `rediss://` inside TLS.
     Single(String),
@@ -54,6 +54,12 @@ pub enum RedisPlace {
         /// where it is.
         sign_in: String,
     },
+}
+
+impl std::fmt::Debug for RedisPlace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{self}")
+    }
 }
 
 impl Default for RedisConfig {

@@ -8,6 +8,7 @@
 mod city_hash;
 mod config;
 mod devices;
+mod ends;
 mod health;
 mod lapsed;
 mod nodes;

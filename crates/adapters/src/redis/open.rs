@@ -96,7 +96,9 @@ impl<'a> Opening<'a> {
     }
 
     fn wrong(&self, error: &redis::RedisError) -> RedisError {
-        RedisError::Address { place: self.config.place.to_string(), reason: error.to_string() }
+        // What the client says more may quote the address.
+        let reason = format!("no address of redis: {:?}", error.kind());
+        RedisError::Address { place: self.config.place.to_string(), reason }
     }
 }
 

@@ -10,10 +10,12 @@
 use std::collections::BTreeSet;
 
 use goim_ports::{
-    Call, DirectoryError, Generation, Mid, ServerId, SessionDirectory, SessionKey, SessionRecord, SessionRef,
+    Call, DirectoryError, EndMark, Generation, Mid, ServerId, SessionDirectory, SessionEnd, SessionKey,
+    SessionRecord, SessionRef,
 };
 use redis::{Cmd, FromRedisValue, Value, cmd};
 
+use super::ends;
 use super::health::Doubt;
 use super::store::{EPOCH, RedisStore, now};
 
@@ -317,6 +319,16 @@ fn number(value: &Value) -> Result<i64, DirectoryError> {
 }
 
 impl SessionDirectory for RedisSessions {
+    fn note_end(&self, end: SessionEnd) -> Call<Result<(), DirectoryError>> {
+        let store = self.store.clone();
+        Call::pending(async move { ends::note(&store, end).await })
+    }
+
+    fn ends_after(&self, mark: Option<EndMark>) -> Call<Result<(EndMark, Vec<SessionEnd>), DirectoryError>> {
+        let store = self.store.clone();
+        Call::pending(async move { ends::after(&store, mark).await })
+    }
+
     fn add(&self, session: SessionRef) -> Call<Result<(), DirectoryError>> {
         let this = self.clone();
         Call::pending(async move { this.enter(session).await })

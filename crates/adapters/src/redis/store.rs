@@ -9,7 +9,7 @@ use std::sync::{Arc, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::future::try_join_all;
-use goim_ports::DirectoryError;
+use goim_ports::{DirectoryError, ServiceUrl};
 use redis::aio::{ConnectionManager, ConnectionManagerConfig, MultiplexedConnection};
 use redis::cluster_async::ClusterConnection;
 use redis::sentinel::SentinelClient;
@@ -479,13 +479,7 @@ impl Master {
 impl std::fmt::Display for RedisPlace {
     /// Without passwords.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let bare = |url: &String| match url.rsplit_once('@') {
-            Some((before, host)) => {
-                let scheme = before.split_once("://").map_or("redis", |(scheme, _)| scheme);
-                format!("{scheme}://{host}")
-            }
-            None => url.clone(),
-        };
+        let bare = |url: &String| ServiceUrl::from(url.as_str()).to_string();
         match self {
             Self::Single(url) => f.write_str(&bare(url)),
             Self::Cluster(nodes) => {

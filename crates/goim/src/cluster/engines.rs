@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use goim_adapters::kafka::{DeadLetter, KafkaConfig, Start};
 use goim_adapters::redis::{RedisConfig, RedisPlace, RedisStore, RedisTls};
+use goim_ports::ServiceUrl;
 
 use super::StartError;
 use crate::{Config, LogStart};
@@ -47,19 +48,23 @@ pub(super) fn append_deadline(config: &Config) -> Duration {
     config.push_log.append_deadline + config.kafka.acknowledge_deadline + LATE
 }
 
+fn revealed(urls: &[ServiceUrl]) -> Vec<String> {
+    urls.iter().map(|url| url.reveal().to_owned()).collect()
+}
+
 /// Connects to Redis.
 pub(super) async fn redis(config: &Config) -> Result<RedisStore, StartError> {
     let settings = &config.redis;
     let place = if !settings.sentinels.is_empty() {
         RedisPlace::Sentinel {
-            sentinels: settings.sentinels.clone(),
+            sentinels: revealed(&settings.sentinels),
             master: settings.master.clone(),
-            sign_in: settings.url.clone(),
+            sign_in: settings.url.reveal().to_owned(),
         }
     } else if !settings.cluster.is_empty() {
-        RedisPlace::Cluster(settings.cluster.clone())
+        RedisPlace::Cluster(revealed(&settings.cluster))
     } else {
-        RedisPlace::Single(settings.url.clone())
+        RedisPlace::Single(settings.url.reveal().to_owned())
     };
     let (expire, deadline, rebuilding) = (settings.expire, settings.deadline, settings.rebuilding);
     let identity = settings.cert_file.clone().zip(settings.key_file.clone());

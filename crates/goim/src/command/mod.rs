@@ -66,12 +66,17 @@ enum Command {
 
 /// Runs the command that the arguments name and says how the process should end.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(arguments) {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
+        Err(error) if error.use_stderr() => {
+            let _ = write!(io::stderr(), "{}", without_values(&error.to_string(), &arguments));
+            return Failure::USAGE.into();
+        }
         Err(error) => {
             let _ = error.print();
-            // Help and version are what was asked for, the rest is a mistake.
-            return if error.use_stderr() { Failure::USAGE.into() } else { ExitCode::SUCCESS };
+            // Help and version are what was asked for.
+            return ExitCode::SUCCESS;
         }
     };
     let result = match cli.command {
@@ -99,6 +104,14 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             failure.code.into()
         }
     }
+}
+
+/// The text of a mistake without what stands behind the `=` of an argument: a setting in the wrong place may be a secret.
+fn without_values(text: &str, arguments: &[OsString]) -> String {
+    let values = arguments.iter().filter_map(|argument| argument.to_str()?.split_once('='));
+    values.filter(|(_, value)| !value.is_empty()).fold(text.to_owned(), |text, (name, value)| {
+        text.replace(&format!("{name}={value}"), &format!("{name}=<redacted>"))
+    })
 }
 
 /// Why a command did not do what it was told.

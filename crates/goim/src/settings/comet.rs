@@ -121,6 +121,7 @@ fn tls() -> Vec<Setting> {
             doc: "Certificate chain, leaf first.",
             example: "/etc/goim/tls.crt",
             secret: false,
+            holds_secrets: || false,
             get: |config| config.comet.tls.as_ref().and_then(|tls| tls.cert_file.to_toml()),
             set: |config, input| {
                 group(config).cert_file = file(input)?;
@@ -133,6 +134,7 @@ fn tls() -> Vec<Setting> {
             doc: "Private key: PKCS#8, PKCS#1 or SEC1.",
             example: "/etc/goim/tls.key",
             secret: false,
+            holds_secrets: || false,
             get: |config| config.comet.tls.as_ref().and_then(|tls| tls.key_file.to_toml()),
             set: |config, input| {
                 group(config).key_file = file(input)?;
@@ -145,6 +147,7 @@ fn tls() -> Vec<Setting> {
             doc: "How often the files are looked at; a changed pair serves new connections.",
             example: "",
             secret: false,
+            holds_secrets: || false,
             get: |config| {
                 let fresh = TlsConfig::new(PathBuf::new(), PathBuf::new());
                 let interval = config.comet.tls.as_ref().unwrap_or(&fresh).reload_interval;

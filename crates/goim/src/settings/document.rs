@@ -48,7 +48,8 @@ pub fn effective(loaded: &Loaded) -> String {
         }
         let value = (setting.get)(&loaded.config);
         let is_hidden = setting.secret && *origin != Origin::Default;
-        write_value(text, setting, if is_hidden { value.map(redacted) } else { value }, "");
+        let shown = if is_hidden { redacted } else { without_credentials };
+        write_value(text, setting, value.map(shown), "");
     });
     text
 }
@@ -77,6 +78,21 @@ fn redacted(value: toml::Value) -> toml::Value {
             toml::Value::Table(table.into_iter().map(|(name, value)| (name, redacted(value))).collect())
         }
         _ => toml::Value::String(REDACTED.to_owned()),
+    }
+}
+
+/// The same value with no credentials in addresses, wherever somebody has written some.
+pub(super) fn without_credentials(value: toml::Value) -> toml::Value {
+    match value {
+        toml::Value::String(text) if text.contains("://") && text.contains('@') => {
+            toml::Value::String(goim_ports::ServiceUrl::from(text).to_string())
+        }
+        toml::Value::Array(list) => toml::Value::Array(list.into_iter().map(without_credentials).collect()),
+        toml::Value::Table(table) => {
+            let row = |(name, value)| (name, without_credentials(value));
+            toml::Value::Table(table.into_iter().map(row).collect())
+        }
+        other => other,
     }
 }
 

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use super::document::without_credentials;
+use super::value::REDACTED;
 use super::{ENVIRONMENT_PREFIX, Input, Setting, find, nearest, table};
 use crate::Config;
 
@@ -88,7 +90,7 @@ pub enum Fault {
     },
     /// `--set` without `=`.
     NotAPair {
-        /// As written.
+        /// As written, when it looks like the name of a setting; anything else may be a secret, or an address with one.
         text: String,
     },
     /// Good values that do not go together, with what to do.
@@ -131,12 +133,16 @@ pub enum ConfigError {
         error: std::io::Error,
     },
     /// The file is no TOML.
-    #[error("{path} is not valid TOML: {error}")]
+    #[error("{path} is not valid TOML: line {line}, column {column}: {reason}")]
     Syntax {
         /// The file.
         path: PathBuf,
-        /// Where and what.
-        error: Box<toml::de::Error>,
+        /// Where, from 1.
+        line: usize,
+        /// Where in the line, from 1.
+        column: usize,
+        /// What. The line itself is not shown: a secret may be in it.
+        reason: String,
     },
     /// Settings are wrong.
     #[error("the configuration cannot be used:{}", Lines(.0))]
@@ -185,8 +191,7 @@ impl Loader {
     fn file(&mut self, path: &Path) -> Result<(), ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|error| ConfigError::Unreadable { path: path.to_owned(), error })?;
-        let tree: toml::Table = toml::from_str(&text)
-            .map_err(|error| ConfigError::Syntax { path: path.to_owned(), error: Box::new(error) })?;
+        let tree: toml::Table = toml::from_str(&text).map_err(|error| syntax(path, &text, &error))?;
         self.branch("", &tree, &Origin::File(path.to_owned()));
         Ok(())
     }
@@ -223,6 +228,8 @@ impl Loader {
 
     fn pair(&mut self, text: &str) {
         let Some((key, value)) = text.split_once('=') else {
+            let is_name = text.chars().all(|letter| matches!(letter, 'a'..='z' | '_' | '.'));
+            let text = if is_name { text } else { REDACTED };
             self.faults.push(Fault::NotAPair { text: text.to_owned() });
             return;
         };
@@ -243,13 +250,24 @@ impl Loader {
             return;
         }
         let value = match input {
-            _ if setting.secret => super::value::REDACTED.to_owned(),
-            Input::Text(text) => format!("{text:?}"),
-            Input::Toml(value) => value.to_string(),
+            _ if setting.secret || (setting.holds_secrets)() => REDACTED.to_owned(),
+            Input::Text(text) => without_credentials(toml::Value::String(text.to_owned())).to_string(),
+            Input::Toml(value) => without_credentials(value.clone()).to_string(),
         };
         let (key, wants) = (setting.key.to_owned(), (setting.wants)());
         self.faults.push(Fault::BadValue { key, value, origin, wants });
     }
+}
+
+/// What is wrong with a file, and where, without what stands there.
+fn syntax(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError {
+    let start = error.span().map_or(0, |span| span.start);
+    let before = text.get(..start).unwrap_or(text);
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+    // A text in quotes or backticks may be one of the file's.
+    let reason = error.message().split(['`', '"']).step_by(2).collect::<Vec<_>>().join("…");
+    ConfigError::Syntax { path: path.to_owned(), line, column, reason }
 }
 
 /// True when some setting lies below this key.

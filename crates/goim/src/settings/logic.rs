@@ -67,7 +67,9 @@ pub(super) fn settings() -> Vec<Setting> {
         size [logic.timelines.reply_bytes_max], "Bytes of bodies of one answer; a single larger message is given all the same.";
         [logic.timelines.store_deadline], "How long the store may take. What was to be kept then may or may not be.";
         [logic.timelines.wait_max], "How long a request over HTTP may wait for messages; below what proxies cut off.";
-        [logic.timelines.waits_max], "Requests that may wait at once; more are answered at once. Below logic.http.connections_max.";
+        [logic.timelines.waits_max], "Streams and requests that may wait for messages at once. Of more, those that have messages to get are answered at once, the others refused with 503 and Retry-After. No more than logic.http.connections_max.";
+        [logic.timelines.waits_per_member_max], "Those of one member; more are refused with 429. A stream is of one timeline. \"none\": no limit.";
+        [logic.timelines.waits_per_address_max] = "1000", "Those from one address, or one /64 network of IPv6; more are refused with 429. Not set: no limit, since whole offices and carriers share one.";
         [logic.timelines.announcing_max], "Words of stored messages that may be tried again at once, when directory or push log did not take them; more are left, and clients find the messages with their next sync.";
 
         [logic.timelines.send.allowed], "Which operations a member may send to rooms that its session is in, and to its own inbox, such as [\"live://*: 4, 1000..1999\", \"mid://*: 1000\"]: a name or a beginning with * behind, then 4 and ranges from 1000 on. Operation 4 to its own inbox is always allowed, the operations of the protocol never. In text rules are separated by ;.";

@@ -30,6 +30,7 @@ pub struct Setting {
     doc: &'static str,
     example: &'static str,
     secret: bool,
+    holds_secrets: fn() -> bool,
     get: fn(&Config) -> Option<toml::Value>,
     set: fn(&mut Config, Input<'_>) -> Option<()>,
     wants: fn() -> String,
@@ -82,6 +83,9 @@ macro_rules! settings {
             doc: $doc,
             example: concat!("" $(, $example)?),
             secret: settings!(@secret $($mark)?),
+            holds_secrets: || {
+                $crate::settings::holds_secrets_of(|config: &$crate::Config| &config.$first $(.$rest)*)
+            },
             get: |config| settings!(@get $($mark)?, config.$first $(.$rest)*),
             set: |config, input| settings!(@set $($mark)?, config.$first $(.$rest)*, input),
             wants: || settings!(@wants $($mark)?, |config: &$crate::Config| &config.$first $(.$rest)*),
@@ -108,6 +112,11 @@ macro_rules! settings {
     (@wants $($mark:ident)?, $field:expr) => { $crate::settings::wants_of($field) };
 }
 use settings;
+
+/// Whether there may be secrets in values of a field, without naming its type.
+fn holds_secrets_of<T: Value>(_field: fn(&Config) -> &T) -> bool {
+    T::HOLDS_SECRETS
+}
 
 /// What the type of a field wants, without naming the type.
 fn wants_of<T: Value>(_field: fn(&Config) -> &T) -> String {

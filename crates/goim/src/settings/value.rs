@@ -11,8 +11,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use goim_comet::SlowConsumerPolicy;
-use goim_logic::{ApiKey, DevicePolicy, IdentityMethod, RouteConfig, Secret, SendRule};
-use goim_ports::{ServerId, VersionRow};
+use goim_logic::{DevicePolicy, IdentityMethod, RouteConfig, SendRule};
+use goim_ports::{Secret, ServerId, ServiceUrl, VersionRow};
 
 use crate::config::{Directory, KindRule, LogFormat, LogStart};
 
@@ -26,6 +26,9 @@ pub(super) const REDACTED: &str = "<redacted>";
 pub(crate) trait Value: Sized {
     /// What stands between several in a text.
     const SEPARATOR: char = ',';
+
+    /// There may be a secret in a value: one that cannot be read is not shown.
+    const HOLDS_SECRETS: bool = false;
 
     /// What a good value looks like, to follow "wants".
     fn wants() -> String;
@@ -287,6 +290,8 @@ impl Value for ServerId {
 }
 
 impl<T: Value> Value for Option<T> {
+    const HOLDS_SECRETS: bool = T::HOLDS_SECRETS;
+
     fn wants() -> String {
         format!("{}, or `{NONE}`", T::wants())
     }
@@ -309,6 +314,8 @@ impl<T: Value> Value for Option<T> {
 }
 
 impl<T: Value> Value for Vec<T> {
+    const HOLDS_SECRETS: bool = T::HOLDS_SECRETS;
+
     fn wants() -> String {
         format!("a list (in text: separated by `{}`), each of it {}", T::SEPARATOR, T::wants())
     }
@@ -333,6 +340,8 @@ impl<T: Value> Value for Vec<T> {
 
 /// Names with values: regions and the like.
 impl<T: Value> Value for BTreeMap<String, T> {
+    const HOLDS_SECRETS: bool = T::HOLDS_SECRETS;
+
     fn wants() -> String {
         format!("a table, such as `{{ name = \"...\" }}`, each value {}", T::wants())
     }
@@ -354,32 +363,37 @@ impl<T: Value> Value for BTreeMap<String, T> {
 }
 
 /// Is read, and never shown.
-impl Value for ApiKey {
-    fn wants() -> String {
-        "a text of at least 16 bytes".to_owned()
-    }
-
-    fn from_text(text: &str) -> Option<Self> {
-        (!text.is_empty()).then(|| Self::from(text.to_owned()))
-    }
-
-    fn to_toml(&self) -> Option<toml::Value> {
-        Some(toml::Value::String(REDACTED.to_owned()))
-    }
-}
-
-/// Is read, and never shown.
 impl Value for Secret {
+    const HOLDS_SECRETS: bool = true;
+
     fn wants() -> String {
         "a text".to_owned()
     }
 
     fn from_text(text: &str) -> Option<Self> {
-        (!text.is_empty()).then(|| Self::from(text.to_owned()))
+        (!text.is_empty()).then(|| Self::from(text))
     }
 
     fn to_toml(&self) -> Option<toml::Value> {
-        Some(toml::Value::String(REDACTED.to_owned()))
+        Some(toml::Value::String(self.to_string()))
+    }
+}
+
+/// Is shown without the credentials in it.
+impl Value for ServiceUrl {
+    const HOLDS_SECRETS: bool = true;
+
+    fn wants() -> String {
+        "an address such as `https://host:port/path`".to_owned()
+    }
+
+    fn from_text(text: &str) -> Option<Self> {
+        Some(Self::from(text))
+    }
+
+    fn to_toml(&self) -> Option<toml::Value> {
+        let shown = if self.is_empty() { String::new() } else { self.to_string() };
+        Some(toml::Value::String(shown))
     }
 }
 
@@ -434,6 +448,8 @@ impl Value for DevicePolicy {
 
 /// A table of its own.
 impl Value for RouteConfig {
+    const HOLDS_SECRETS: bool = true;
+
     fn wants() -> String {
         "a table such as `{ operations = \"1000..1999\", to = \"http://127.0.0.1:8000/chat\" }`, with timeout, retries, calls_max, \
          duplicates and secret where wanted"
@@ -481,7 +497,7 @@ impl Value for RouteConfig {
         let mut table = toml::Table::new();
         let operations = if first == last { first.to_string() } else { format!("{first}..{last}") };
         table.insert("operations".to_owned(), operations.into());
-        table.insert("to".to_owned(), self.to.clone().into());
+        table.insert("to".to_owned(), self.to.to_string().into());
         table.insert("timeout".to_owned(), self.timeout.to_toml()?);
         table.insert("retries".to_owned(), self.retries.to_toml()?);
         table.insert("calls_max".to_owned(), self.calls_max.to_toml()?);

@@ -48,7 +48,11 @@ pub(super) async fn act(
         Action::Sync => timelines::sync(logic, values, asking).await,
         Action::History => timelines::history(logic, values, asking).await,
         Action::Unread => timelines::unread(logic, values, asking).await,
-        Action::Ack => timelines::acknowledge(logic, values, asking, &body).await,
+        Action::Ack => match asking.reader {
+            Some(reader) => timelines::acknowledge(logic, reader, &body).await,
+            // `dispatch` finds out who asks before it reads a body.
+            None => reply::broken(),
+        },
         Action::DeleteMessage => timelines::delete(logic, &body).await,
         Action::OnlineTop => online_top(logic, values).await,
         Action::OnlineRoom => online_room(logic, values).await,

@@ -52,16 +52,18 @@ where
 }
 
 /// Takes up to `limit` bytes of a body that nobody wants: a client that is still sending would otherwise see its
-/// connection reset instead of the answer.
-pub(super) async fn discard<B>(body: &mut B, limit: usize)
+/// connection reset instead of the answer. True when that was all.
+pub(super) async fn discard<B>(body: &mut B, limit: usize) -> bool
 where
     B: HttpBody<Data = Bytes> + Unpin,
 {
     let mut left = limit;
-    while let Ok(Some(data)) = next_data(body).await {
+    loop {
+        let Ok(data) = next_data(body).await else { return false };
+        let Some(data) = data else { return true };
         match left.checked_sub(data.remaining()) {
             Some(rest) => left = rest,
-            None => return,
+            None => return false,
         }
     }
 }

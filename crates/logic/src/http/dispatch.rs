@@ -1,4 +1,6 @@
-//! The way of a request through the API, whatever brought it: route, rate, protection, parameters, body, action.
+//! The way of a request through the API, whatever brought it: route, rate, protection, parameters, who asks, body, action.
+//!
+//! Invariant: all that can be decided by the head is, before a byte of the body is read. Of a body that is refused little is taken.
 //!
 //! A step that ends the way early gives its answer as `Err`. Answers are large for an error, but as likely as the
 //! other outcome; boxing them would only cost an allocation.
@@ -10,12 +12,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes, HttpBody};
-use axum::http::header::EXPECT;
+use axum::http::header::{CONNECTION, EXPECT};
 use axum::http::request::Parts;
-use axum::http::{Method, Request, Response, StatusCode};
+use axum::http::{HeaderValue, Method, Request, Response, StatusCode};
 
 use tokio::time::timeout_at;
 
@@ -24,8 +26,9 @@ use super::query::{Values, unescape};
 use super::rate::RateLimiter;
 use super::table::{Action, Route};
 use super::timelines::Asking;
-use super::{action, body, guard, reply};
+use super::{action, body, guard, reply, timelines};
 use crate::Logic;
+use crate::timelines::Reader;
 
 /// The API of one logic with what it remembers between requests.
 pub(crate) struct Api {
@@ -44,18 +47,26 @@ impl Api {
     where
         B: HttpBody<Data = Bytes> + Unpin,
     {
-        let (parts, mut body) = request.into_parts();
+        let (parts, body) = request.into_parts();
+        let mut body = Incoming { is_done: body.is_end_stream(), body };
         let route = find(&parts);
-        let mut answered = pin!(self.route(route, peer, &parts, &mut body));
-        let caught =
+        let caught = {
+            let mut answered = pin!(self.route(route, peer, &parts, &mut body));
             poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| answered.as_mut().poll(context))) {
                 Ok(poll) => poll.map(Some),
                 Err(_) => Poll::Ready(None),
-            });
-        let response = caught.await.unwrap_or_else(|| {
+            })
+            .await
+        };
+        let mut response = caught.unwrap_or_else(|| {
             tracing::error!(path = parts.uri.path(), "a request ended in a panic");
             reply::broken()
         });
+        if !body.is_done {
+            // What is left of the request is no other request.
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            response.extensions_mut().insert(LeftUnread);
+        }
         self.logic.metrics.requests.count(route, response.status().as_u16());
         response
     }
@@ -65,30 +76,36 @@ impl Api {
         route: Option<usize>,
         peer: Option<IpAddr>,
         parts: &Parts,
-        body: &mut B,
+        body: &mut Incoming<B>,
     ) -> Response<Body>
     where
         B: HttpBody<Data = Bytes> + Unpin,
     {
         // Futures that are ready at once never arm the timer.
         let deadline = Instant::now() + self.logic.config.http.request_timeout;
-        let (route, values) = match self.admit(route, peer, parts) {
+        let trust = self.trust(route, peer, parts);
+        let asking = Asking { peer, headers: &parts.headers, reader: None };
+        let admitted = match self.admit(route, peer, parts) {
+            Ok((route, values)) => self.identify(route, values, asking, deadline).await,
+            Err(response) => Err(response),
+        };
+        let (route, values, reader) = match admitted {
             Ok(admitted) => admitted,
             Err(response) => {
-                self.discard(body, parts, deadline).await;
+                discard(body, parts, trust, deadline).await;
                 return response;
             }
         };
         let message = if route.has_body() {
-            match self.read(body, parts, deadline).await {
+            match self.read(body, route, parts, trust, deadline).await {
                 Ok(message) => message,
                 Err(response) => return response,
             }
         } else {
-            self.discard(body, parts, deadline).await;
+            discard(body, parts, trust, deadline).await;
             Bytes::new()
         };
-        let asking = Asking { peer, headers: &parts.headers };
+        let asking = Asking { reader: reader.as_ref(), ..asking };
         let acted = action::act(&self.logic, route.action, &values, asking, message);
         // Whoever waits for messages is not late.
         let waits = route.action == Action::Sync;
@@ -96,6 +113,32 @@ impl Api {
         match timeout_at(deadline.into(), acted).await {
             Ok(response) => response,
             Err(_) => action::late(&self.logic, route.action),
+        }
+    }
+
+    /// How much of a body that nobody wants is taken from whoever asks.
+    fn trust(&self, route: Option<usize>, peer: Option<IpAddr>, parts: &Parts) -> Trust {
+        let config = &self.logic.config.http;
+        let is_for_members = route.and_then(|row| Route::ALL.get(row)).is_some_and(Route::is_for_members);
+        let is_business = !is_for_members && guard::check(&config.api_keys, peer, &parts.headers).is_ok();
+        if is_business { Trust::Business { bytes_max: config.body_bytes_max } } else { Trust::Nobody }
+    }
+
+    /// Who asks, for a route that reads a body of whoever it may be from.
+    async fn identify<'q>(
+        &self,
+        route: &'static Route,
+        values: Values<'q>,
+        asking: Asking<'_>,
+        deadline: Instant,
+    ) -> Result<(&'static Route, Values<'q>, Option<Reader>), Response<Body>> {
+        if route.action != Action::Ack {
+            return Ok((route, values, None));
+        }
+        let reader = timelines::acknowledging(&self.logic, &values, asking);
+        match timeout_at(deadline.into(), reader).await {
+            Ok(reader) => reader.map(|reader| (route, values, Some(reader))),
+            Err(_) => Err(action::late(&self.logic, route.action)),
         }
     }
 
@@ -122,16 +165,27 @@ impl Api {
     }
 
     /// The body of a request that has one.
-    async fn read<B>(&self, body: &mut B, parts: &Parts, deadline: Instant) -> Result<Bytes, Response<Body>>
+    async fn read<B>(
+        &self,
+        body: &mut Incoming<B>,
+        route: &Route,
+        parts: &Parts,
+        trust: Trust,
+        deadline: Instant,
+    ) -> Result<Bytes, Response<Body>>
     where
         B: HttpBody<Data = Bytes> + Unpin,
     {
         let config = &self.logic.config.http;
-        match timeout_at(deadline.into(), body::read(body, config.body_bytes_max)).await {
-            Ok(Ok(message)) => Ok(message),
+        let most = route.body.bytes(config.body_bytes_max);
+        match timeout_at(deadline.into(), body::read(&mut body.body, most)).await {
+            Ok(Ok(message)) => {
+                body.is_done = true;
+                Ok(message)
+            }
             Ok(Err(BodyError::TooLarge)) => {
-                self.discard(body, parts, deadline).await;
-                let message = format!("the request's body is larger than {} bytes", config.body_bytes_max);
+                discard(body, parts, trust, deadline).await;
+                let message = format!("the request's body is larger than {most} bytes");
                 Err(reply::refusal(StatusCode::PAYLOAD_TOO_LARGE, &message))
             }
             Ok(Err(BodyError::Broken)) => {
@@ -144,19 +198,54 @@ impl Api {
             }
         }
     }
+}
 
-    /// Takes what a client is still sending, up to a limit, so that it gets to see the answer.
-    async fn discard<B>(&self, body: &mut B, parts: &Parts, deadline: Instant)
-    where
-        B: HttpBody<Data = Bytes> + Unpin,
-    {
-        // A client that waits to be told to go on has sent nothing, and should not be told.
-        if body.is_end_stream() || parts.headers.contains_key(EXPECT) {
-            return;
-        }
-        // Whether it all came does not matter: the answer is the same.
-        let _ = timeout_at(deadline.into(), body::discard(body, self.logic.config.http.body_bytes_max)).await;
+/// A body on its way in.
+struct Incoming<B> {
+    body: B,
+    /// All of it was taken.
+    is_done: bool,
+}
+
+/// Marks the answer to a request of whose body something may still come.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LeftUnread;
+
+/// From whom a body is taken that nobody wants.
+#[derive(Debug, Clone, Copy)]
+enum Trust {
+    /// From the business: so much that it sees its answer, and may use the connection again.
+    Business { bytes_max: usize },
+    /// From anybody: so little that it costs nothing.
+    Nobody,
+}
+
+/// What is taken of a body that nobody wants, from anybody, and for how long.
+const UNKNOWN_BYTES_MAX: usize = 16 * 1024;
+const UNKNOWN_TIME: Duration = Duration::from_secs(1);
+
+/// Takes what a client is still sending, up to a limit, so that it gets to see the answer. Where more is announced than is taken,
+/// nothing is.
+async fn discard<B>(body: &mut Incoming<B>, parts: &Parts, trust: Trust, deadline: Instant)
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+{
+    // A client that waits to be told to go on has sent nothing, and should not be told.
+    if body.is_done || parts.headers.contains_key(EXPECT) {
+        return;
     }
+    let (bytes_max, deadline) = match trust {
+        Trust::Business { bytes_max } => (bytes_max, deadline),
+        Trust::Nobody => {
+            let announced = body.body.size_hint().lower();
+            if announced > UNKNOWN_BYTES_MAX as u64 {
+                return;
+            }
+            (UNKNOWN_BYTES_MAX, deadline.min(Instant::now() + UNKNOWN_TIME))
+        }
+    };
+    let taken = timeout_at(deadline.into(), body::discard(&mut body.body, bytes_max)).await;
+    body.is_done = taken == Ok(true);
 }
 
 /// The row of the request's route. goim looks at the path with its escapes resolved.

@@ -6,7 +6,7 @@ use axum::body::Bytes;
 use serde_json::{Map, Value, json};
 
 use super::messages::MESSAGES_MAX;
-use super::table::{Action, Kind, Param, Route, Verb};
+use super::table::{Action, BodyMax, Kind, Param, Route, Verb};
 
 static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| Bytes::from(build().to_string()));
 
@@ -66,7 +66,14 @@ fn operation(route: &Route) -> Value {
         operation["security"] = json!([{ "member": [] }, { "apiKey": [] }, {}]);
     }
     if route.has_body() {
-        operation["requestBody"] = request_body(route.action);
+        let mut body = request_body(route.action);
+        let most = match route.body {
+            BodyMax::Bytes(bytes) => format!("{bytes} bytes"),
+            BodyMax::Setting | BodyMax::None => "the setting logic.http.body_bytes_max (4 MiB)".to_owned(),
+        };
+        let description = body["description"].as_str().unwrap_or_default();
+        body["description"] = format!("{description} At most {most}.").into();
+        operation["requestBody"] = body;
     }
     operation
 }
@@ -246,6 +253,32 @@ fn responses(route: &Route) -> Value {
         );
     }
     add("429", "Too many requests, or the push log is full. See Retry-After.", json_type, envelope());
+    if route.action == Action::Sync {
+        add(
+            "401",
+            "No token, or one that is not good, or that has ended while the request waited.",
+            json_type,
+            envelope(),
+        );
+        add(
+            "403",
+            "The token is not for this timeline, or the business has ended the session.",
+            json_type,
+            envelope(),
+        );
+        add(
+            "429",
+            "Too many requests, or as many of the member or from the address wait as may. See Retry-After.",
+            json_type,
+            envelope(),
+        );
+        add(
+            "503",
+            "As many requests wait as may, or the store does not answer. See Retry-After.",
+            json_type,
+            envelope(),
+        );
+    }
     if route.action == Action::PushBatch {
         add("200", "All messages are accepted.", json_type, accepted());
         add(

@@ -95,6 +95,11 @@ pub(super) fn too_many(message: &str, wait: Duration) -> Response<Body> {
     retry_after(refusal(StatusCode::TOO_MANY_REQUESTS, message), wait)
 }
 
+/// 503, with the time to wait.
+pub(super) fn unavailable(message: &str, wait: Duration) -> Response<Body> {
+    retry_after(refusal(StatusCode::SERVICE_UNAVAILABLE, message), wait)
+}
+
 /// 429 for what is left of a batch.
 pub(super) fn too_many_but(accepted: usize, message: &str, wait: Duration) -> Response<Body> {
     retry_after(refusal_but(StatusCode::TOO_MANY_REQUESTS, accepted, message), wait)

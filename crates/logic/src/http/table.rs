@@ -9,6 +9,8 @@ pub(crate) struct Route {
     pub(crate) verb: Verb,
     pub(crate) path: &'static str,
     pub(super) action: Action,
+    /// How much of a request's body is read.
+    pub(super) body: BodyMax,
     /// In goim's order: errors are reported in it.
     pub(super) params: &'static [Param],
     pub(super) summary: &'static str,
@@ -45,6 +47,31 @@ pub(super) enum Action {
     Protocol,
     OpenApi,
 }
+
+/// The largest body of a route's requests. Who asks, where that matters, is found out before any of it is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum BodyMax {
+    /// There is none.
+    None,
+    /// So many bytes, and no more than the setting.
+    Bytes(usize),
+    /// `logic.http.body_bytes_max`.
+    Setting,
+}
+
+impl BodyMax {
+    /// In bytes, given the setting.
+    pub(super) fn bytes(self, setting: usize) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Bytes(bytes) => bytes.min(setting),
+            Self::Setting => setting,
+        }
+    }
+}
+
+/// An object with the name of a timeline, of at most 2,600 bytes or so, and a number.
+const PLACE_BODY: BodyMax = BodyMax::Bytes(4 * 1024);
 
 /// A parameter in the query string.
 #[derive(Debug)]
@@ -148,6 +175,7 @@ impl Route {
             verb: Verb::Post,
             path: "/goim/push/keys",
             action: Action::PushKeys,
+            body: BodyMax::Setting,
             params: &[
                 OPERATION,
                 Param {
@@ -167,6 +195,7 @@ impl Route {
             verb: Verb::Post,
             path: "/goim/push/mids",
             action: Action::PushMids,
+            body: BodyMax::Setting,
             params: &[
                 OPERATION,
                 Param {
@@ -186,6 +215,7 @@ impl Route {
             verb: Verb::Post,
             path: "/goim/push/room",
             action: Action::PushRoom,
+            body: BodyMax::Setting,
             params: &[
                 Param {
                     description: "Operation of the packet. All sessions in the room get it, subscribed or not.",
@@ -209,6 +239,7 @@ impl Route {
             verb: Verb::Post,
             path: "/goim/push/all",
             action: Action::PushAll,
+            body: BodyMax::Setting,
             params: &[
                 REQUIRED_OPERATION,
                 Param {
@@ -227,6 +258,7 @@ impl Route {
             verb: Verb::Post,
             path: "/v1/push",
             action: Action::PushBatch,
+            body: BodyMax::Setting,
             params: &[],
             summary: "Push many messages",
             description: "The messages are accepted in their order, at most 10,000. A message that is wrong is named, \
@@ -238,6 +270,7 @@ impl Route {
             verb: Verb::Post,
             path: "/v1/sessions/end",
             action: Action::EndSessions,
+            body: BodyMax::Bytes(1 << 20),
             params: &[],
             summary: "End sessions",
             description: "The sessions of keys, of members or of a room end, as soon as the order reaches their comets. An extended \
@@ -248,6 +281,7 @@ impl Route {
             verb: Verb::Get,
             path: "/v1/rooms/members",
             action: Action::RoomMembers,
+            body: BodyMax::None,
             params: &[
                 ROOM_TYPE,
                 Param {
@@ -273,6 +307,7 @@ impl Route {
             verb: Verb::Get,
             path: "/v1/sync",
             action: Action::Sync,
+            body: BodyMax::None,
             params: &[
                 TIMELINE,
                 Param {
@@ -309,6 +344,7 @@ impl Route {
             verb: Verb::Get,
             path: "/v1/history",
             action: Action::History,
+            body: BodyMax::None,
             params: &[
                 TIMELINE,
                 Param {
@@ -329,6 +365,7 @@ impl Route {
             verb: Verb::Get,
             path: "/v1/unread",
             action: Action::Unread,
+            body: BodyMax::None,
             params: &[
                 Param {
                     name: "timelines",
@@ -347,6 +384,7 @@ impl Route {
             verb: Verb::Post,
             path: "/v1/ack",
             action: Action::Ack,
+            body: PLACE_BODY,
             params: &[MID],
             summary: "Move a member's cursor",
             description: "For members, with their token: everything up to `seq` is read. A cursor never goes back.",
@@ -355,6 +393,7 @@ impl Route {
             verb: Verb::Post,
             path: "/v1/messages/delete",
             action: Action::DeleteMessage,
+            body: PLACE_BODY,
             params: &[],
             summary: "Delete a message",
             description: "Its body goes, its place stays, so that no client takes it for a hole.",
@@ -363,6 +402,7 @@ impl Route {
             verb: Verb::Get,
             path: "/goim/online/top",
             action: Action::OnlineTop,
+            body: BodyMax::None,
             params: &[
                 ROOM_TYPE,
                 Param {
@@ -380,6 +420,7 @@ impl Route {
             verb: Verb::Get,
             path: "/goim/online/room",
             action: Action::OnlineRoom,
+            body: BodyMax::None,
             params: &[
                 ROOM_TYPE,
                 Param {
@@ -397,6 +438,7 @@ impl Route {
             verb: Verb::Get,
             path: "/goim/online/total",
             action: Action::OnlineTotal,
+            body: BodyMax::None,
             params: &[],
             summary: "Connections over all comets",
             description: "Comets that are offline are not counted.",
@@ -405,6 +447,7 @@ impl Route {
             verb: Verb::Get,
             path: "/goim/nodes/weighted",
             action: Action::NodesWeighted,
+            body: BodyMax::None,
             params: &[Param {
                 name: "platform",
                 field: "Platform",
@@ -420,6 +463,7 @@ impl Route {
             verb: Verb::Get,
             path: "/goim/nodes/instances",
             action: Action::NodesInstances,
+            body: BodyMax::None,
             params: &[],
             summary: "The comets that take clients",
             description: "`null` while there are none.",
@@ -428,6 +472,7 @@ impl Route {
             verb: Verb::Get,
             path: "/v1/protocol",
             action: Action::Protocol,
+            body: BodyMax::None,
             params: &[],
             summary: "What versions of packets mean",
             description: "The table of versions: the schema of a body and how it is encoded. A number never changes its meaning; a \
@@ -437,6 +482,7 @@ impl Route {
             verb: Verb::Get,
             path: "/openapi.json",
             action: Action::OpenApi,
+            body: BodyMax::None,
             params: &[],
             summary: "This document",
             description: "The description of this API, OpenAPI 3.1.",
@@ -450,7 +496,7 @@ impl Route {
 
     /// True for a route whose requests have a body.
     pub(super) fn has_body(&self) -> bool {
-        self.verb == Verb::Post
+        self.body != BodyMax::None
     }
 
     /// True for a route that is for the business only.
@@ -489,6 +535,7 @@ mod tests {
             let method = if route.verb == Verb::Get { Method::GET } else { Method::POST };
             assert_eq!(Route::find(&method, route.path), Some(index), "{} is there twice", route.path);
             assert_eq!(Route::find(&Method::HEAD, route.path), None);
+            assert_eq!(route.has_body(), route.verb == Verb::Post, "{}", route.path);
         }
     }
 }

@@ -13,7 +13,8 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use goim_ports::{
-    ConnectError, ConnectRequest, Mid, NoSession, Operation, Sequence, TimelineError, TimelineSeq, Version,
+    Accepted, ConnectError, ConnectRequest, EndCode, Mid, NoSession, Operation, Sequence, SessionKey,
+    TimelineError, TimelineSeq, Version,
 };
 use goim_wire::Packet;
 use goim_wire::sync::{self, Body as _};
@@ -22,14 +23,18 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::query::Values;
+use super::rate::network;
 use super::{guard, reply};
-use crate::timelines::{Placed, Reader, Timelines, Unread};
+use crate::timelines::{Ending, NoWait, Placed, Reader, Timelines, Unread, Wait, Waited};
 use crate::{IdentityMethod, Logic, TimelinesError};
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// What a client is told to wait when the store has more to do than it can.
 const BUSY_WAIT: Duration = Duration::from_secs(1);
+
+/// What a client is told to wait when as many wait as may: waits are long.
+const FULL_WAIT: Duration = Duration::from_secs(5);
 
 /// A stream says this often that it is there: proxies cut off what is silent.
 const STREAM_WAIT: Duration = Duration::from_secs(20);
@@ -39,6 +44,8 @@ const STREAM_WAIT: Duration = Duration::from_secs(20);
 pub(super) struct Asking<'a> {
     pub(super) peer: Option<IpAddr>,
     pub(super) headers: &'a HeaderMap,
+    /// Who that is, where it had to be known before the body was read.
+    pub(super) reader: Option<&'a Reader>,
 }
 
 /// What comes behind a position: at once, later, or as a stream.
@@ -57,16 +64,85 @@ pub(super) async fn sync(logic: &Logic, values: &Values<'_>, asking: Asking<'_>)
     };
     let mut request = request_of(values);
     let accepts = |kind: &[u8]| accepts(asking.headers, kind);
+    let address = asking.peer.map(network);
     if accepts(b"text/event-stream") {
         if let Some(position) = last_event(asking.headers) {
             request.position = Some(position);
         }
-        return stream(Arc::clone(timelines), reader, request).await;
+        return stream(Arc::clone(timelines), reader, request, address).await;
     }
-    match timelines.sync(&reader, &request, wait).await {
+    let found = if wait.is_zero() {
+        timelines.sync(&reader, &request).await
+    } else {
+        match sync_within(timelines, &reader, &request, address, wait).await {
+            Ok(found) => found,
+            Err(response) => return response,
+        }
+    };
+    match found {
         Ok(found) if accepts(b"application/octet-stream") => packet(&found),
         Ok(found) => value(&reply_json(&found)),
         Err(error) => refused(&error),
+    }
+}
+
+/// What comes behind a position within a time. Whoever may not wait is answered when there is something to say, and refused when not:
+/// answered with nothing it would ask again at once.
+async fn sync_within(
+    timelines: &Timelines,
+    reader: &Reader,
+    request: &sync::SyncRequest,
+    address: Option<IpAddr>,
+    time: Duration,
+) -> Result<Result<sync::SyncReply, TimelinesError>, Response<Body>> {
+    let wait = match timelines.begin_wait(reader, &request.timeline, address) {
+        Ok(wait) => wait,
+        Err(refusal @ TimelinesError::NoWait(_)) => {
+            return match timelines.sync(reader, request).await {
+                Ok(found) if found.messages.is_empty() && !found.reset => Err(refused(&refusal)),
+                found => Ok(found),
+            };
+        }
+        Err(error) => return Ok(Err(error)),
+    };
+    match timelines.sync_waiting(reader, request, &wait, time).await {
+        Ok(Waited::Found(found)) => Ok(Ok(found)),
+        Ok(Waited::Ended(Ending::Draining)) => Ok(timelines.sync(reader, request).await),
+        Ok(Waited::Ended(ending)) => Err(ended(ending)),
+        Err(error) => Ok(Err(error)),
+    }
+}
+
+/// The answer to a request whose wait was ended: as it would be if it came now.
+fn ended(ending: Ending) -> Response<Body> {
+    let Farewell { reason, may_return, .. } = Farewell::of(ending);
+    if may_return {
+        reply::unauthorized(&format!(
+            "{reason}: needs a new token in the header Authorization (Bearer TOKEN)"
+        ))
+    } else {
+        reply::refusal(StatusCode::FORBIDDEN, &format!("{reason}: the business has ended this session"))
+    }
+}
+
+/// What is said at the end of a stream: as in operation 6 of a session that ends.
+struct Farewell {
+    code: u16,
+    reason: &'static str,
+    may_return: bool,
+}
+
+impl Farewell {
+    fn of(ending: Ending) -> Self {
+        let (code, reason) = match ending {
+            Ending::Expired => (3201, "token_expired"),
+            Ending::Draining => (3002, "draining"),
+            Ending::Ordered(EndCode(3208)) => (3208, "revoked"),
+            Ending::Ordered(EndCode(3505)) => (3505, "kicked"),
+            Ending::Ordered(EndCode(code)) => (code, "ended"),
+        };
+        // The group of a code says what a client does: docs/protocol.md.
+        Self { code, reason, may_return: !(3500..3600).contains(&code) }
     }
 }
 
@@ -119,26 +195,27 @@ pub(super) async fn unread(logic: &Logic, values: &Values<'_>, asking: Asking<'_
     }
 }
 
-/// Moves the member's cursor.
-pub(super) async fn acknowledge(
+/// Who moves a cursor, found out before a byte of the body is read.
+pub(super) async fn acknowledging(
     logic: &Logic,
     values: &Values<'_>,
     asking: Asking<'_>,
-    body: &[u8],
-) -> Response<Body> {
+) -> Result<Reader, Response<Body>> {
+    open(logic)?;
+    member(logic, values, asking, logic.config.versions.highest()).await
+}
+
+/// Moves the member's cursor.
+pub(super) async fn acknowledge(logic: &Logic, reader: &Reader, body: &[u8]) -> Response<Body> {
     let timelines = match open(logic) {
         Ok(timelines) => timelines,
-        Err(response) => return response,
-    };
-    let reader = match member(logic, values, asking, logic.config.versions.highest()).await {
-        Ok(reader) => reader,
         Err(response) => return response,
     };
     let Place { timeline, seq } = match Place::read(body) {
         Ok(place) => place,
         Err(wrong) => return reply::refusal(StatusCode::BAD_REQUEST, &wrong),
     };
-    match timelines.acknowledge(&reader, &sync::Ack { timeline, seq }).await {
+    match timelines.acknowledge(reader, &sync::Ack { timeline, seq }).await {
         Ok(sync::AckReply { timeline, seq, unread }) => {
             value(&json!({ "timeline": timeline, "seq": seq, "unread": unread }))
         }
@@ -177,9 +254,11 @@ pub(super) fn placed_one(placed: &[Placed]) -> Response<Body> {
 
 /// Why something was not done.
 pub(super) fn refused(error: &TimelinesError) -> Response<Body> {
-    let text = error.to_string();
+    let text = error.public();
     match error {
         TimelinesError::Store(TimelineError::Busy(_)) => reply::too_many(&text, BUSY_WAIT),
+        TimelinesError::NoWait(NoWait::Member | NoWait::Address) => reply::too_many(&text, FULL_WAIT),
+        TimelinesError::NoWait(NoWait::Full | NoWait::Draining) => reply::unavailable(&text, FULL_WAIT),
         TimelinesError::Invalid(_)
         | TimelinesError::TooLarge { .. }
         | TimelinesError::Store(TimelineError::Invalid(_)) => reply::refusal(StatusCode::BAD_REQUEST, &text),
@@ -267,7 +346,8 @@ async fn business_or_member(
     let may = guard::check(keys, asking.peer, asking.headers).is_ok();
     if may && (is_local || !keys.is_empty()) {
         let mid = Mid(values.number("mid"));
-        return Ok(Reader { mid, scope: None, protover, is_business: true });
+        let key = SessionKey::from("");
+        return Ok(Reader { mid, scope: None, protover, is_business: true, key, expires_at: None });
     }
     member(logic, values, asking, protover).await
 }
@@ -276,7 +356,7 @@ async fn business_or_member(
 async fn member(
     logic: &Logic,
     values: &Values<'_>,
-    Asking { peer, headers }: Asking<'_>,
+    Asking { peer, headers, .. }: Asking<'_>,
     protover: Version,
 ) -> Result<Reader, Response<Body>> {
     let identity = &logic.config.identity;
@@ -306,8 +386,9 @@ async fn member(
     };
     match logic.identity.identify(&request).await {
         Ok((accepted, _)) => {
-            let (mid, scope) = (accepted.mid, accepted.scope);
-            Ok(Reader { mid, scope, protover: accepted.protover.unwrap_or(protover), is_business: false })
+            let protover = accepted.protover.unwrap_or(protover);
+            let Accepted { mid, scope, key, expires_at, .. } = accepted;
+            Ok(Reader { mid, scope, protover, is_business: false, key, expires_at })
         }
         Err(error) => Err(unknown(&error)),
     }
@@ -407,15 +488,22 @@ fn packet(found: &sync::SyncReply) -> Response<Body> {
 }
 
 /// Events without end: each has the messages that came, and is named by the position behind them.
-async fn stream(timelines: Arc<Timelines>, reader: Reader, request: sync::SyncRequest) -> Response<Body> {
-    // Who may not read is told so by the status.
-    if let Err(error) =
-        timelines.sync(&reader, &sync::SyncRequest { limit: 1, ..request.clone() }, Duration::ZERO).await
-    {
+async fn stream(
+    timelines: Arc<Timelines>,
+    reader: Reader,
+    request: sync::SyncRequest,
+    address: Option<IpAddr>,
+) -> Response<Body> {
+    // Who may not read, or not wait, is told so by the status; so is whom the store does not answer.
+    let wait = match timelines.begin_wait(&reader, &request.timeline, address) {
+        Ok(wait) => wait,
+        Err(error) => return refused(&error),
+    };
+    if let Err(error) = timelines.sync(&reader, &sync::SyncRequest { limit: 1, ..request.clone() }).await {
         return refused(&error);
     }
-    let events = Events { next: next_event(timelines, reader, request) };
-    let mut response = Response::new(Body::new(events));
+    let streaming = Streaming { timelines, reader, request, wait, resets: 0 };
+    let mut response = Response::new(Body::new(Events { next: Some(streaming.next()) }));
     let kind = HeaderValue::from_static("text/event-stream");
     response.headers_mut().insert(axum::http::header::CONTENT_TYPE, kind);
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -425,21 +513,42 @@ async fn stream(timelines: Arc<Timelines>, reader: Reader, request: sync::SyncRe
 /// What comes next.
 type Pending = Pin<Box<dyn Future<Output = Option<Said>> + Send>>;
 
-/// A part of a stream, and how to go on.
+/// A part of a stream, and how to go on; the last has nothing behind it.
 struct Said {
     text: Bytes,
-    next: Pending,
+    next: Option<Pending>,
 }
 
 struct Events {
-    next: Pending,
+    next: Option<Pending>,
 }
 
-/// The next event, or a word that the stream is there; nothing ends it.
-fn next_event(timelines: Arc<Timelines>, reader: Reader, mut request: sync::SyncRequest) -> Pending {
-    Box::pin(async move {
-        let found = match timelines.sync(&reader, &request, STREAM_WAIT).await {
-            Ok(found) => found,
+/// A stream between two events.
+struct Streaming {
+    timelines: Arc<Timelines>,
+    reader: Reader,
+    request: sync::SyncRequest,
+    /// Held as long as the stream is there, whether or not it waits: that is what bounds how many there are.
+    wait: Wait,
+    /// Holes in a row.
+    resets: u32,
+}
+
+impl Streaming {
+    fn next(self) -> Pending {
+        Box::pin(self.say())
+    }
+
+    /// The next event, or a word that the stream is there. Each turn waits for something: for messages, for time, or, where a timeline
+    /// has one hole after the other, for a second.
+    async fn say(mut self) -> Option<Said> {
+        if self.resets > 1 {
+            Timelines::pause(&self.wait).await;
+        }
+        let waited = self.timelines.sync_waiting(&self.reader, &self.request, &self.wait, STREAM_WAIT).await;
+        let found = match waited {
+            Ok(Waited::Found(found)) => found,
+            Ok(Waited::Ended(ending)) => return Some(self.farewell(ending)),
             Err(error) => {
                 tracing::debug!(%error, "a stream of messages ends; its client comes back");
                 return None;
@@ -452,11 +561,28 @@ fn next_event(timelines: Arc<Timelines>, reader: Reader, mut request: sync::Sync
         } else {
             ":\n\n".to_owned()
         };
-        if found.epoch != 0 {
-            request.position = Some(sync::Position { epoch: found.epoch, seq });
-        }
-        Some(Said { text: text.into(), next: next_event(timelines, reader, request) })
-    })
+        // Behind a hole at whose end nothing is, the stream begins as one that knows nothing yet.
+        self.request.position = (found.epoch != 0).then_some(sync::Position { epoch: found.epoch, seq });
+        self.resets = if found.reset { self.resets + 1 } else { 0 };
+        Some(Said { text: text.into(), next: Some(self.next()) })
+    }
+
+    /// Why the stream ends, and what its client should do. Whoever goes away sends its clients back at different times.
+    fn farewell(&self, ending: Ending) -> Said {
+        let Farewell { code, reason, may_return } = Farewell::of(ending);
+        let delay_ms = match ending {
+            Ending::Draining => 500 + self.wait.number() % 45 * 100,
+            _ => 0,
+        };
+        let data = json!({
+            "code": code,
+            "reason": reason,
+            "reconnect": may_return,
+            "delay_ms": delay_ms,
+        });
+        let retry = if delay_ms > 0 { format!("retry: {delay_ms}\n") } else { String::new() };
+        Said { text: format!("{retry}event: end\ndata: {data}\n\n").into(), next: None }
+    }
 }
 
 impl HttpBody for Events {
@@ -467,7 +593,9 @@ impl HttpBody for Events {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        let said = std::task::ready!(self.next.as_mut().poll(context));
+        let Some(pending) = &mut self.next else { return Poll::Ready(None) };
+        let said = std::task::ready!(pending.as_mut().poll(context));
+        self.next = None;
         Poll::Ready(said.map(|Said { text, next }| {
             self.next = next;
             Ok(Frame::data(text))

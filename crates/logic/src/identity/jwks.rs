@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use goim_ports::{HttpClient, HttpRequest};
+use goim_ports::{HttpClient, HttpRequest, ServiceUrl};
 use tokio::sync::Mutex;
 
 use super::key::Key;
@@ -19,7 +19,7 @@ const BYTES_MAX: usize = 256 * 1024;
 
 /// The keys of one place.
 pub(super) struct Jwks {
-    url: String,
+    url: ServiceUrl,
     refresh: Duration,
     pause: Duration,
     http: Arc<dyn HttpClient>,
@@ -36,7 +36,12 @@ struct Fetched {
 }
 
 impl Jwks {
-    pub(super) fn new(url: String, refresh: Duration, pause: Duration, http: Arc<dyn HttpClient>) -> Self {
+    pub(super) fn new(
+        url: ServiceUrl,
+        refresh: Duration,
+        pause: Duration,
+        http: Arc<dyn HttpClient>,
+    ) -> Self {
         Self { url, refresh, pause, http, fetched: ArcSwap::default(), tried: Mutex::default() }
     }
 
@@ -71,11 +76,11 @@ impl Jwks {
         *tried = Some(Instant::now());
         match self.try_fetch().await {
             Ok(keys) => {
-                tracing::info!(url = self.url, keys = keys.len(), "keys for tokens fetched");
+                tracing::info!(url = %self.url, keys = keys.len(), "keys for tokens fetched");
                 self.fetched.store(Arc::new(Fetched { keys: Arc::new(keys), at: Some(Instant::now()) }));
             }
             Err(error) => tracing::warn!(
-                url = self.url,
+                url = %self.url,
                 error,
                 "keys for tokens cannot be fetched; those that are there stay good"
             ),
@@ -86,7 +91,7 @@ impl Jwks {
     async fn try_fetch(&self) -> Result<Vec<Key>, String> {
         let request = HttpRequest {
             body: None,
-            url: self.url.clone(),
+            url: self.url.reveal().to_owned(),
             headers: vec![("accept", "application/json".to_owned())],
             timeout: TIMEOUT,
             answer_bytes_max: BYTES_MAX,

@@ -2,10 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use goim_ports::Secret;
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey};
-
-use crate::config::Secret;
 
 /// Shortest RSA modulus that is taken, in characters of base64url: 2048 bits.
 const RSA_MODULUS_CHARACTERS_MIN: usize = 342;

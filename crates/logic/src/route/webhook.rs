@@ -5,9 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use goim_ports::{Call, HttpClient, HttpError, HttpRequest, LogicError, Upstream, UpstreamPort};
-
-use crate::config::Secret;
+use goim_ports::{Call, HttpClient, HttpError, HttpRequest, LogicError, Secret, Upstream, UpstreamPort};
 
 /// Largest answer in bytes.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;

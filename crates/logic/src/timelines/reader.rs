@@ -1,14 +1,16 @@
 //! Giving messages to those they are for: what comes behind a position, what came before, how much is unread.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use goim_ports::{
-    CursorId, Head, Mid, Position, Range, ReadLimit, RoomScope, StoredMessage, TimelineId, TimelineSeq,
-    Version,
+    CursorId, ExpiresAt, Head, Mid, Position, Range, ReadLimit, RoomScope, SessionKey, StoredMessage,
+    TimelineId, TimelineSeq, Version,
 };
 use goim_wire::sync;
 use tokio::time::Instant;
 
+use super::wait::{Ending, Wait, Waiter};
 use super::{Timelines, TimelinesError, named};
 
 /// How often somebody who waits looks by himself.
@@ -25,6 +27,18 @@ pub(crate) struct Reader {
     pub(crate) protover: Version,
     /// The business may read everything.
     pub(crate) is_business: bool,
+    /// The key of the session that the token stands for; one that nobody else has, where it names none.
+    pub(crate) key: SessionKey,
+    /// When the token ends.
+    pub(crate) expires_at: Option<ExpiresAt>,
+}
+
+/// What a wait has come to.
+pub(crate) enum Waited {
+    /// Messages, or the time that it was to take is over.
+    Found(sync::SyncReply),
+    /// It was ended.
+    Ended(Ending),
 }
 
 /// How far a member has read in a timeline, and what there is.
@@ -60,55 +74,102 @@ impl Reader {
 }
 
 impl Timelines {
-    /// What comes behind a position. With `wait` an answer without messages is put off until there are some, so long at most.
+    /// What comes behind a position, at once.
+    ///
+    /// # Errors
+    /// [`TimelinesError`].
+    pub(crate) async fn sync(
+        &self,
+        reader: &Reader,
+        request: &sync::SyncRequest,
+    ) -> Result<sync::SyncReply, TimelinesError> {
+        let timeline = named(&request.timeline)?;
+        let reply = match reader.check(&timeline) {
+            Ok(()) => self.sync_once(reader, &timeline, request).await,
+            Err(error) => Err(error),
+        };
+        self.counted(reply)
+    }
+
+    /// Begins to wait for a timeline to grow, before it is looked at.
+    ///
+    /// # Errors
+    /// [`TimelinesError`]; among them that as many wait as may.
+    pub(crate) fn begin_wait(
+        &self,
+        reader: &Reader,
+        timeline: &str,
+        address: Option<IpAddr>,
+    ) -> Result<Wait, TimelinesError> {
+        let timeline = named(timeline)?;
+        reader.check(&timeline)?;
+        // The clock of the machine says when a token ends, whatever it does meanwhile.
+        let until = reader.expires_at.map(|at| at.left()).and_then(|left| Instant::now().checked_add(left));
+        let who = Waiter { mid: reader.mid, key: reader.key.clone(), address, until };
+        self.waits.begin(timeline, who).map_err(|refusal| {
+            self.metrics.waits_refused.inc();
+            refusal.into()
+        })
+    }
+
+    /// What comes behind a position. An answer without messages is put off until there are some, so long at most.
     ///
     /// # Errors
     /// [`TimelinesError`].
     ///
     /// # Cancel safety
     /// Dropping the future changes nothing.
-    pub(crate) async fn sync(
+    pub(crate) async fn sync_waiting(
         &self,
         reader: &Reader,
         request: &sync::SyncRequest,
-        wait: Duration,
+        wait: &Wait,
+        time: Duration,
+    ) -> Result<Waited, TimelinesError> {
+        let timeline = named(&request.timeline)?;
+        let until = Instant::now() + time;
+        loop {
+            if let Some(ending) = wait.ending() {
+                return Ok(Waited::Ended(ending));
+            }
+            let mut grown = std::pin::pin!(wait.grown());
+            // What comes while the timeline is looked at must wake it.
+            grown.as_mut().enable();
+            let reply = match self.sync_once(reader, &timeline, request).await {
+                Ok(reply) if reply.messages.is_empty() && !reply.reset && Instant::now() < until => reply,
+                reply => return self.counted(reply).map(Waited::Found),
+            };
+            let look_again = until.min(Instant::now() + LOOK_AGAIN);
+            tokio::select! {
+                // The process goes away, and nothing has come: that is an answer.
+                ending = wait.ended() => return match ending {
+                    Ending::Draining => self.counted(Ok(reply)).map(Waited::Found),
+                    ending => Ok(Waited::Ended(ending)),
+                },
+                // Either way it looks.
+                _ = tokio::time::timeout_at(look_again, grown) => {}
+            }
+        }
+    }
+
+    /// Waits without looking.
+    ///
+    /// # Cancel safety
+    /// Dropping the future changes nothing.
+    pub(crate) async fn pause(wait: &Wait) {
+        let _ = tokio::time::timeout(LOOK_AGAIN, wait.ended()).await;
+    }
+
+    fn counted(
+        &self,
+        reply: Result<sync::SyncReply, TimelinesError>,
     ) -> Result<sync::SyncReply, TimelinesError> {
-        let reply = self.try_sync(reader, request, wait).await;
         self.metrics.request("sync", &reply.as_ref().map(drop));
         if let Ok(reply) = &reply {
             self.metrics.read.inc_by(reply.messages.len() as u64);
             self.metrics.resets.inc_by(u64::from(reply.reset));
         }
         reply
-    }
-
-    async fn try_sync(
-        &self,
-        reader: &Reader,
-        request: &sync::SyncRequest,
-        wait: Duration,
-    ) -> Result<sync::SyncReply, TimelinesError> {
-        let timeline = named(&request.timeline)?;
-        reader.check(&timeline)?;
-        let until = Instant::now() + wait;
-        // Before the timeline is looked at: what comes in between must wake it.
-        let waiting = if wait.is_zero() { None } else { self.waits.begin(timeline.clone()) };
-        loop {
-            let grown = waiting.as_ref().map(super::wait::Wait::grown);
-            let mut grown = std::pin::pin!(grown);
-            if let Some(grown) = grown.as_mut().as_pin_mut() {
-                grown.enable();
-            }
-            let reply = self.sync_once(reader, &timeline, request).await?;
-            let now = Instant::now();
-            let Some(grown) = grown.as_pin_mut().filter(|_| now < until) else { return Ok(reply) };
-            if !reply.messages.is_empty() || reply.reset {
-                return Ok(reply);
-            }
-            let look_again = until.min(now + LOOK_AGAIN);
-            // Either way it looks.
-            let _ = tokio::time::timeout_at(look_again, grown).await;
-        }
     }
 
     async fn sync_once(
@@ -125,7 +186,9 @@ impl Timelines {
         let mut range = self.ask(self.store.read(timeline.clone(), after, limit)).await?;
         let reset = range.head.is_hole(known);
         let mut after = if is_new { after.max(range.head.first.previous()) } else { after };
-        if reset {
+        // A cursor of another life of the timeline says nothing of this one.
+        let is_lost = is_new && after > range.head.latest;
+        if reset || is_lost {
             after = range.head.first.previous();
             range = self.ask(self.store.read(timeline.clone(), after, limit)).await?;
         }

@@ -30,13 +30,14 @@ impl Timelines {
     }
 
     async fn try_answer(self: &Arc<Self>, upstream: Upstream) -> Result<Bytes, TimelinesError> {
-        let Upstream { mid, packet, is_member, .. } = upstream;
+        let Upstream { mid, key, packet, is_member, .. } = upstream;
         let unreadable = || TimelinesError::Invalid("the body cannot be read".to_owned());
-        let reader = Reader { mid, scope: None, protover: packet.version, is_business: false };
+        let reader =
+            Reader { mid, scope: None, protover: packet.version, is_business: false, key, expires_at: None };
         Ok(match packet.operation {
             Operation::SYNC => {
                 let request = sync::SyncRequest::read(packet.body).ok_or_else(unreadable)?;
-                self.sync(&reader, &request, std::time::Duration::ZERO).await?.write()
+                self.sync(&reader, &request).await?.write()
             }
             Operation::ACK => {
                 let ack = sync::Ack::read(packet.body).ok_or_else(unreadable)?;
@@ -150,6 +151,6 @@ fn failure(error: TimelinesError) -> LogicError {
             LogicError::Unavailable(text)
         }
         TimelinesError::Limited { retry_after, .. } => LogicError::Limited { retry_after },
-        error => LogicError::Failed(error.to_string()),
+        error => LogicError::Failed(error.public()),
     }
 }

@@ -1,0 +1,127 @@
+//! Ends of sessions that logics tell each other: a stream of Redis (`goim:ends`, Redis 5), of which some thousands are kept.
+//!
+//! Each entry is one JSON object in the field `end`. A long list of members or keys becomes several entries.
+
+use goim_ports::{DirectoryError, EndCode, EndMark, EndOf, Mid, SessionEnd};
+use redis::{Cmd, cmd};
+use serde::{Deserialize, Serialize};
+
+use super::sessions::answer;
+use super::store::RedisStore;
+
+const ENDS: &str = "goim:ends";
+/// Entries that are kept, about: far more than are noted between two questions of a logic.
+const KEPT: usize = 4_096;
+/// Members or keys of one entry.
+const PART: usize = 1_000;
+/// Entries that are read at once.
+const PAGE: usize = 1_000;
+
+/// An entry.
+#[derive(Serialize, Deserialize)]
+struct Entry {
+    origin: u64,
+    code: u16,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    keys: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    mids: Vec<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    room: Option<String>,
+}
+
+impl Entry {
+    fn of(SessionEnd { of, code, origin }: SessionEnd) -> Vec<Self> {
+        let empty = || Self { origin, code: code.0, keys: Vec::new(), mids: Vec::new(), room: None };
+        match of {
+            EndOf::Keys(keys) => {
+                let part = |keys: &[goim_ports::SessionKey]| {
+                    let keys = keys.iter().map(ToString::to_string).collect();
+                    Self { keys, ..empty() }
+                };
+                keys.chunks(PART).map(part).collect()
+            }
+            EndOf::Mids(mids) => {
+                let part = |mids: &[Mid]| Self { mids: mids.iter().map(|mid| mid.0).collect(), ..empty() };
+                mids.chunks(PART).map(part).collect()
+            }
+            EndOf::Room(room) => vec![Self { room: Some(room.to_string()), ..empty() }],
+        }
+    }
+
+    fn end(self) -> SessionEnd {
+        let of = match self.room {
+            Some(room) => EndOf::Room(room.into()),
+            None if self.mids.is_empty() => {
+                EndOf::Keys(self.keys.iter().map(|key| key.as_str().into()).collect())
+            }
+            None => EndOf::Mids(self.mids.into_iter().map(Mid).collect()),
+        };
+        SessionEnd { of, code: EndCode(self.code), origin: self.origin }
+    }
+}
+
+pub(super) async fn note(store: &RedisStore, end: SessionEnd) -> Result<(), DirectoryError> {
+    let commands: Vec<Cmd> = Entry::of(end)
+        .iter()
+        // An entry is plain data, and always JSON.
+        .filter_map(|entry| serde_json::to_string(entry).ok())
+        .map(|entry| {
+            let mut command = cmd("XADD");
+            command.arg(ENDS).arg("MAXLEN").arg("~").arg(KEPT).arg("*").arg("end").arg(entry);
+            command
+        })
+        .collect();
+    store.run(commands).await.map(drop)
+}
+
+/// A stream's entries as Redis gives them: an id, and names and values of fields.
+type Entries = Vec<(String, Vec<String>)>;
+
+pub(super) async fn after(
+    store: &RedisStore,
+    mark: Option<EndMark>,
+) -> Result<(EndMark, Vec<SessionEnd>), DirectoryError> {
+    let Some(EndMark(mark)) = mark else {
+        let newest = cmd("XREVRANGE").arg(ENDS).arg("+").arg("-").arg("COUNT").arg(1).to_owned();
+        let entries: Entries = answer(store.run(vec![newest]).await?.into_iter().next())?;
+        let newest = entries.into_iter().next().map_or_else(|| "0-0".to_owned(), |(id, _)| id);
+        return Ok((EndMark(newest), Vec::new()));
+    };
+    let mut asked = cmd("XREAD");
+    asked.arg("COUNT").arg(PAGE).arg("STREAMS").arg(ENDS).arg(&mark);
+    let streams: Option<Vec<(String, Entries)>> = answer(store.run(vec![asked]).await?.into_iter().next())?;
+    let entries: Entries = streams.into_iter().flatten().flat_map(|(_, entries)| entries).collect();
+    let mark = entries.last().map_or(mark, |(id, _)| id.clone());
+    let end = |fields: &[String]| serde_json::from_str(fields.get(1)?).ok().map(Entry::end);
+    Ok((EndMark(mark), entries.iter().filter_map(|(_, fields)| end(fields)).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use goim_ports::SessionKey;
+
+    #[test]
+    fn an_end_becomes_entries_and_an_end_again() {
+        let of = |of| SessionEnd { of, code: EndCode(3505), origin: u64::MAX };
+        let keys = |range: std::ops::Range<u32>| -> Vec<SessionKey> {
+            range.map(|number| SessionKey::from(number.to_string())).collect()
+        };
+        for (end, expected) in [
+            (of(EndOf::Room("live://1".into())), vec![of(EndOf::Room("live://1".into()))]),
+            (of(EndOf::Mids(vec![Mid(7), Mid(-1)])), vec![of(EndOf::Mids(vec![Mid(7), Mid(-1)]))]),
+            (
+                of(EndOf::Keys(keys(0..1_001))),
+                vec![of(EndOf::Keys(keys(0..1_000))), of(EndOf::Keys(keys(1_000..1_001)))],
+            ),
+        ] {
+            let entries = Entry::of(end).into_iter();
+            let read = entries.map(|entry| {
+                let text = serde_json::to_string(&entry).unwrap();
+                serde_json::from_str::<Entry>(&text).unwrap().end()
+            });
+            assert_eq!(read.collect::<Vec<_>>(), expected);
+        }
+    }
+}
