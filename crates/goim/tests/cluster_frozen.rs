@@ -248,7 +248,6 @@ fn redis_that_was_away_or_comes_back_empty_ends_nobody() {
 }
 
 #[test]
-#[ignore = "while Redis refuses writes the list of comets takes all for dead; to be run when it does not"]
 fn redis_that_refuses_writes_ends_nobody() {
     if !has_broker() {
         return;
