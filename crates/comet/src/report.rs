@@ -1,7 +1,7 @@
 //! What a comet tells others from time to time: that it is there, its load, its rooms.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use goim_ports::{CometNode, Generation, NodeDirectory, OnlineReport, RoomCounts};
 
@@ -80,9 +80,8 @@ pub(crate) async fn run(shared: Arc<Shared>, shards: Vec<ShardHandle>) {
                     "this comet was taken for dead and its sessions were removed; they have missed messages"
                 );
                 shared.recoveries.swept.add(1);
-                let notice =
-                    |shard: &ShardHandle| shard.notice(Notice::Recover { ago: Duration::ZERO, enter: true });
-                shards.iter().for_each(notice);
+                let ago = since_sweep(memory.swept_at.unwrap_or_default(), SystemTime::now());
+                shards.iter().for_each(|shard| shard.notice(Notice::Recover { ago, enter: true }));
             }
             if taken.elapsed() >= RECORDS_LIVE {
                 tracing::warn!("no report was taken for long; the comet enters its sessions again");
@@ -96,6 +95,17 @@ pub(crate) async fn run(shared: Arc<Shared>, shards: Vec<ShardHandle>) {
         let pause = shared.config.report_interval.max(worked * 100);
         tokio::time::sleep(pause.max(INTERVAL_MIN)).await;
     }
+}
+
+/// What the clock of the logic that has swept may be ahead of this one's. Sessions that came within
+/// it after the sweep are taken for swept: they are ended for nothing, and miss nothing.
+const CLOCK_SKEW: Duration = Duration::from_secs(1);
+
+/// Time since a sweep (nanoseconds since 1970), and no more than that: sessions that have come since
+/// were not swept.
+fn since_sweep(swept_at: u64, now: SystemTime) -> Duration {
+    let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+    now.saturating_sub(Duration::from_nanos(swept_at)).saturating_sub(CLOCK_SKEW)
 }
 
 /// After so long without a report that was taken, records of sessions may have expired that nobody
@@ -140,6 +150,21 @@ pub(crate) fn describe(shared: &Shared) -> CometNode {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sessions_that_came_after_a_sweep_are_not_taken_for_swept() {
+        let at = |ms: u64| UNIX_EPOCH + Duration::from_millis(ms);
+        for (swept_ms, now_ms, ago_ms) in [
+            (10_000, 14_500, 3_500),
+            (10_000, 10_900, 0),
+            // The other clock is ahead.
+            (10_000, 8_000, 0),
+            (0, 5_000, 4_000),
+        ] {
+            let ago = since_sweep(swept_ms * 1_000_000, at(now_ms));
+            assert_eq!(ago, Duration::from_millis(ago_ms), "{swept_ms} {now_ms}");
+        }
+    }
 
     #[test]
     fn a_sweep_is_told_from_a_memory_that_was_lost() {

@@ -204,9 +204,10 @@ pub(super) fn refusal_of(error: &ClientError) -> Option<String> {
 
 /// True when Redis answers, and will not have us: trying again does not help.
 pub(super) fn is_rejection(error: &ClientError) -> bool {
+    // An end within the handshake is none of these: a server that goes, or comes, ends it so too.
     let is_certificate = error.is_io_error() && {
         let text = error.to_string().to_lowercase();
-        ["certificate", "handshake", "invalidcontenttype", "corrupt message", "unknownissuer"]
+        ["certificate", "fatal alert", "invalidcontenttype", "corrupt message", "unknownissuer"]
             .iter()
             .any(|word| text.contains(word))
     };

@@ -17,6 +17,8 @@ use crate::inbox::Notice;
 
 /// How exactly it is known when a connection was accepted.
 const GRAIN: Duration = Duration::from_millis(250);
+/// Connections that one turn looks at, so that a round over very many holds up nobody.
+const LOOKS_MAX: u32 = 4096;
 /// Moments that are remembered: four minutes and more in which connections came. 16 KiB.
 const MOMENTS_MAX: usize = 1024;
 
@@ -89,7 +91,9 @@ impl Shard {
         let passed = round.seen.until(self.now).as_secs_f64();
         round.seen = self.now;
         round.credit = (round.credit + passed * pace).min((pace / 10.0).max(1.0));
-        while round.credit >= 1.0 {
+        let mut looks = 0;
+        while round.credit >= 1.0 && looks < LOOKS_MAX {
+            looks += 1;
             if round.cursor >= self.connections.end() {
                 let next = round.next.take();
                 self.recovering = next.map(|(up_to, enter)| Recovering { up_to, enter, cursor: 0, ..round });

@@ -1,7 +1,7 @@
 //! Sessions that have missed messages, since their comet was taken for dead: who is ended, who is told to look, and who is left alone.
 
 use std::num::NonZeroU32;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use goim_ports::Generation;
 
@@ -25,6 +25,12 @@ fn is_left_alone(client: &mut Client) {
     client.send(2, 77, b"");
     let got = client.read();
     assert_eq!((got.operation, got.sequence), (3, 77), "{got:?}");
+}
+
+/// A generation after a sweep so long ago.
+fn swept(mark: &str, ago: Duration) -> String {
+    let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() - ago;
+    format!("{mark}/{}", at.as_nanos())
 }
 
 fn code(body: &[u8]) -> serde_json::Value {
@@ -122,13 +128,18 @@ fn a_sweep_ends_sessions_and_a_lost_memory_does_not() {
     is_left_alone(&mut goim);
     is_left_alone(&mut syncs);
     assert_eq!(ended_by_missed(&server), 0);
+    // Who has come since was not swept.
+    generation(&swept("6", Duration::from_secs(60)));
+    reported();
+    is_left_alone(&mut goim);
+    is_left_alone(&mut syncs);
     // The sweep removes the record, and the session is in the directory again before it looks.
     server.world.touched.lock().unwrap().clear();
-    generation("6/2000");
+    generation(&swept("7", Duration::ZERO));
     assert_eq!(syncs.read().operation, NOTIFY);
     assert!(entered("c"), "it looks when it is entered");
     assert!(goim.ends());
-    assert_eq!(server.metric("goim_comet_recoveries_total{cause=\"swept\"}"), 1);
+    assert_eq!(server.metric("goim_comet_recoveries_total{cause=\"swept\"}"), 2);
     reported();
     is_left_alone(&mut syncs);
     let mut later = server.session("d");
