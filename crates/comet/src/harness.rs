@@ -91,6 +91,7 @@ impl Harness {
             certificates: None,
             farewells: Arc::default(),
             started: Instant::now(),
+            recoveries: crate::shard::Recoveries::default(),
             config,
         });
         let poll = mio::Poll::new()?;
