@@ -63,6 +63,10 @@ impl Place {
         let Ok(mut config) = escaped(url).parse::<tokio_postgres::Config>() else {
             return Err(PostgresError::Address);
         };
+        // What names no place, as an empty text, is no address either.
+        if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
+            return Err(PostgresError::Address);
+        }
         let name = shown(&config);
         config.connect_timeout(deadline).application_name("goim");
         config.tcp_user_timeout(deadline.saturating_mul(2));
