@@ -211,7 +211,7 @@ async fn the_death_of_the_server_costs_nothing_that_was_answered() {
         errors.extend(refused);
     }
     assert!(count > 100 && !errors.is_empty(), "{count} kept, {} refused", errors.len());
-    assert!(errors.iter().all(|error| error.contains("postgres://127.0.0.1:")), "{:?}", errors.first());
+    assert!(errors.iter().all(|error| error.contains("postgres 127.0.0.1:")), "{:?}", errors.first());
 }
 
 #[tokio::test(flavor = "multi_thread")]

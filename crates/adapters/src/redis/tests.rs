@@ -318,7 +318,9 @@ async fn watched(own: &Own, act: impl AsyncFn(&RedisSessions)) -> Vec<Vec<String
         let words: Vec<String> = line.split('"').skip(1).step_by(2).map(str::to_owned).collect();
         match words.first().map(String::as_str) {
             Some("ECHO") => break,
-            Some("CLIENT" | "HELLO" | "PING" | "FLUSHALL") | None => {}
+            // How a connection begins, and how the store looks whether Redis is well.
+            Some("CLIENT" | "HELLO" | "PING" | "FLUSHALL" | "INFO") | None => {}
+            Some("SET") if words[1].starts_with("goim:canary") => {}
             Some(_) => commands.push(words),
         }
     }

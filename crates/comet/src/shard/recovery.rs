@@ -70,7 +70,9 @@ impl Shard {
             return;
         }
         let ago = u64::try_from(ago.as_millis()).unwrap_or(u64::MAX);
-        let up_to = self.accepted.up_to(Moment(self.now.0.saturating_sub(ago)), self.generation);
+        // Before this comet was there, nobody was.
+        let Some(at) = self.now.0.checked_sub(ago) else { return };
+        let up_to = self.accepted.up_to(Moment(at), self.generation);
         let Some(recovering) = &mut self.recovering else {
             self.recovering =
                 Some(Recovering { up_to, enter, cursor: 0, credit: 0.0, seen: self.now, next: None });

@@ -136,13 +136,13 @@ impl SendQuotas {
         let ahead = owed(paid.messages_at);
         let most = interval * (messages_burst.get() - 1);
         if ahead > most {
-            return Err(Exceeded { limit: "messages", retry_after: ahead - most });
+            return Err(Exceeded { limit: "messages", retry_after: millis_up(ahead - most) });
         }
         let (ahead, cost, most) = (owed(paid.bytes_at), bytes_time(bytes), bytes_time(bytes_burst));
         // A message larger than the burst waits until nothing is owed.
         let most = most.saturating_sub(cost);
         if ahead > most {
-            return Err(Exceeded { limit: "bytes", retry_after: ahead - most });
+            return Err(Exceeded { limit: "bytes", retry_after: millis_up(ahead - most) });
         }
         paid.messages_at = paid.messages_at.max(now) + interval;
         paid.bytes_at = paid.bytes_at.max(now) + cost;
@@ -161,6 +161,12 @@ impl State {
         }
         if self.members.len() < members_max { mid } else { SHARED }
     }
+}
+
+/// In whole milliseconds, as clients are told it, and never less: who comes back then must not be
+/// refused again.
+fn millis_up(wait: Duration) -> Duration {
+    Duration::from_millis(u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]
@@ -250,6 +256,9 @@ mod tests {
         assert_eq!((taken(1, at(0)), taken(2, at(0))), (5, 5));
         let exceeded = quotas.take(Mid(1), 0, at(0)).unwrap_err();
         assert_eq!(exceeded, Exceeded { limit: "messages", retry_after: Duration::from_millis(100) });
+        for (wait, told) in [(1, 1), (999_999, 1), (1_000_000, 1), (1_000_001, 2)] {
+            assert_eq!(millis_up(Duration::from_nanos(wait)), Duration::from_millis(told), "{wait} ns");
+        }
         assert_eq!((taken(1, at(100)), taken(1, at(400)), taken(1, at(60_000))), (1, 3, 5));
     }
 
