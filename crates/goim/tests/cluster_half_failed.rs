@@ -239,3 +239,26 @@ fn a_redis_that_was_away_for_longer_than_a_lease_and_has_kept_what_it_had_loses_
         subscribers.iter_mut().for_each(Subscriber::has_everything);
     }
 }
+
+/// A job that reads before the comets are on the list again drops what is for them.
+#[test]
+fn a_job_that_comes_to_an_emptied_redis_waits_for_the_comets() {
+    if !has_broker() {
+        return;
+    }
+    let mut cluster = Cluster::start(&Settings::new().set("comet.report_interval", "2s"));
+    let server = Server::at(cluster.addrs);
+    let mut subscribers = BOTH.map(|transport| Subscriber::come(&server, transport));
+    cluster.stop_job();
+    cluster.redis.cli(&["FLUSHALL"]);
+    for subscriber in &mut subscribers {
+        // Members and keys that are not found are refused; who is in a room is for the comets to say.
+        subscriber.push(&server, "while redis is empty");
+        assert!(subscriber.accepted.iter().any(|body| body.contains("room")), "{:?}", subscriber.accepted);
+    }
+    cluster.start_job();
+    subscribers.iter_mut().for_each(Subscriber::has_everything);
+    for subscriber in &mut subscribers {
+        assert!(!subscriber.is_over(), "nobody was ended: nothing was missed");
+    }
+}

@@ -88,6 +88,13 @@ impl Health {
         if is_lost { Change::Loss } else { Change::Nothing }
     }
 
+    /// Time since somebody first wrote into a Redis that was empty, by the clock of who did; `None`
+    /// when nobody has, or when it has not been looked at.
+    pub(super) fn epoch_age(&self, now: Duration) -> Option<Duration> {
+        let began: u64 = self.epoch.as_ref()?.parse().ok()?;
+        Some(now.saturating_sub(Duration::from_nanos(began)))
+    }
+
     /// Takes in what the servers call themselves. One that was not there before has been started
     /// since, or has taken another's place: the last that was said before may not be in it.
     pub(super) fn learn_servers(&mut self, servers: BTreeSet<String>) -> Change {
@@ -353,5 +360,15 @@ mod tests {
         assert_eq!(health.learn_epoch(None), Change::Loss);
         assert_eq!(health.learn_epoch(None), Change::Nothing);
         assert_eq!(health.learn_epoch(Some("2".to_owned())), Change::Nothing);
+    }
+
+    #[test]
+    fn the_age_of_what_redis_has_is_that_of_its_epoch() {
+        let mut health = Health::default();
+        let age = |health: &Health, now_ms: u64| health.epoch_age(Duration::from_millis(now_ms));
+        assert_eq!(age(&health, 1), None);
+        health.learn_epoch(Some("2000000000".to_owned()));
+        assert_eq!(age(&health, 2_700), Some(Duration::from_millis(700)));
+        assert_eq!(age(&health, 1_000), Some(Duration::ZERO), "the other clock is ahead");
     }
 }

@@ -159,6 +159,14 @@ impl RedisStore {
         self.shared.health().since_loss()
     }
 
+    /// Time since somebody first wrote into this Redis after it was empty; `None` when nobody has.
+    /// As of the last look at the list of comets.
+    #[must_use]
+    pub fn epoch_age(&self) -> Option<Duration> {
+        let now = u64::try_from(now()).unwrap_or_default();
+        self.shared.health().epoch_age(Duration::from_nanos(now))
+    }
+
     /// What is wrong at this moment, if anything is.
     #[must_use]
     pub fn trouble(&self) -> Option<RedisTrouble> {

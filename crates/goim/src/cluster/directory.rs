@@ -1,7 +1,7 @@
 //! How the processes of a cluster find each other: the directory that the settings name, behind what the roles need of it.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use goim_adapters::discovery::{self, Discovery, DiscoveryConfig, DiscoveryNodes};
 use goim_adapters::grpc::{LogicAddresses, check_address};
@@ -16,6 +16,8 @@ use crate::{Config, Directory as Kind};
 
 /// How often names are looked up. Services come and go within seconds, and name servers keep answers for about that long.
 const LOOKUP_INTERVAL: Duration = Duration::from_secs(5);
+/// How often is looked whether comets had the time to announce themselves.
+const ANNOUNCEMENT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Who looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,6 +123,23 @@ fn discovery_config(config: &Config, role: Role) -> DiscoveryConfig {
 }
 
 impl Directory {
+    /// Waits until comets have had the time to put themselves on a list that Redis has lost, or has
+    /// never had. A job that reads before would drop what is for comets that it does not know yet.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does no harm.
+    pub(super) async fn comets_have_announced_themselves(&self, config: &Config) {
+        let Some(store) = &self.store else { return };
+        // A comet whose Redis has come back needs an announcement or two.
+        let announcing = config.comet.report_interval * 3 + config.cluster.refresh;
+        let announcing = announcing.min(config.cluster.lease);
+        let began = Instant::now();
+        // When nobody writes into it at all there is nobody to wait for.
+        while store.epoch_age().unwrap_or(began.elapsed()) < announcing {
+            tokio::time::sleep(config.cluster.refresh.min(ANNOUNCEMENT_PAUSE)).await;
+        }
+    }
+
     /// The logics, for a comet.
     pub(super) async fn logics(&self, config: &Config) -> Result<LogicAddresses, StartError> {
         if let Some(discovery) = self.discovery.clone() {

@@ -34,6 +34,8 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
     if let Some(store) = &directory.store {
         super::depends_on_redis(&operation, store);
     }
+    operation.waits_for(Some("the comets: they put themselves on the list".to_owned()));
+    directory.comets_have_announced_themselves(&config).await;
     let zone = config.comet.node.zone.clone();
     let comets = Arc::new(GrpcComets::new(directory.nodes, zone, ClientConfig::default()));
     let kafka = engines::kafka(&config);
