@@ -11,7 +11,7 @@ use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use harness::cluster::Cluster;
+use harness::cluster::{Cluster, has_broker};
 use harness::postgres::Postgres;
 use harness::proto::Writer;
 use harness::server::Addrs;
@@ -20,16 +20,6 @@ use serde_json::{Value, json};
 
 const LEASE: Duration = Duration::from_secs(2);
 const NOTIFY: i32 = 20;
-
-/// True where a broker is; without one, when everything must run, this fails.
-fn has_broker() -> bool {
-    let has = std::env::var_os("TEST_KAFKA").is_some_and(|broker| !broker.is_empty());
-    assert!(has || std::env::var_os("CI").is_none(), "TEST_KAFKA names no broker: run scripts/test.sh");
-    if !has {
-        eprintln!("passed over: TEST_KAFKA names no broker; scripts/test.sh starts one");
-    }
-    has
-}
 
 /// A comet in a process of its own; it is killed when this is dropped.
 struct Frozen {

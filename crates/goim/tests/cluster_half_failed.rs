@@ -8,21 +8,11 @@ mod harness;
 
 use std::time::{Duration, Instant};
 
-use harness::cluster::Cluster;
+use harness::cluster::{Cluster, has_broker};
 use harness::{BOTH, Client, Packet, Server, Settings, Transport, Who, eventually, unique};
 use serde_json::json;
 
 const LEASE: Duration = Duration::from_secs(1);
-
-/// True where a broker is; without one, when everything must run, this fails.
-fn has_broker() -> bool {
-    let has = std::env::var_os("TEST_KAFKA").is_some_and(|broker| !broker.is_empty());
-    assert!(has || std::env::var_os("CI").is_none(), "TEST_KAFKA names no broker: run scripts/test.sh");
-    if !has {
-        eprintln!("passed over: TEST_KAFKA names no broker; scripts/test.sh starts one");
-    }
-    has
-}
 
 fn settings() -> Settings {
     Settings::new().set("cluster.lease", "1s").set("redis.rebuilding", "1s")

@@ -13,23 +13,13 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use goim::cluster::start_job;
-use harness::cluster::{Cluster, addrs_of, try_comet};
+use harness::cluster::{Cluster, addrs_of, has_broker, try_comet};
 use harness::kafka::Kafka;
 use harness::server::RUNTIME;
 use harness::{Client, Server, Settings, Transport, Who, eventually, unique};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::{Message, OwnedMessage};
-
-/// True where a broker is; without one, when everything must run, this fails.
-fn has_broker() -> bool {
-    let has = std::env::var_os("TEST_KAFKA").is_some_and(|broker| !broker.is_empty());
-    assert!(has || std::env::var_os("CI").is_none(), "TEST_KAFKA names no broker: run scripts/test.sh");
-    if !has {
-        eprintln!("passed over: TEST_KAFKA names no broker; scripts/test.sh starts one");
-    }
-    has
-}
 
 fn consumer(cluster: &Cluster) -> (BaseConsumer, String) {
     let config = cluster.settings().config();

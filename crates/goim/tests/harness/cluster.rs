@@ -236,3 +236,13 @@ fn up(started: Result<Running, goim::cluster::StartError>) -> Running {
 fn line<'a>(running: &'a Running, name: &str) -> &'a str {
     running.line(name).unwrap_or_else(|| panic!("{name} in {running:?}"))
 }
+
+/// True where a broker is; without one, when everything must run, this fails.
+pub fn has_broker() -> bool {
+    let has = std::env::var_os("TEST_KAFKA").is_some_and(|broker| !broker.is_empty());
+    assert!(has || std::env::var_os("CI").is_none(), "TEST_KAFKA names no broker: run scripts/test.sh");
+    if !has {
+        eprintln!("skipped: TEST_KAFKA names no broker; scripts/test.sh starts one");
+    }
+    has
+}
