@@ -6,12 +6,12 @@
 //! that a comet that was started anew in the meantime has nobody to tell.
 
 use std::collections::HashMap;
+use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use goim_ports::{Call, CometError, CometPool, CometPort, Operation, PacketBuf, ServerId};
-use std::num::NonZeroU32;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::config::CometConfig;
