@@ -25,7 +25,7 @@ case "${1:-}" in
   short)
     export MINUTES=${MINUTES:-0.5} FAULT_SECONDS=${FAULT_SECONDS:-4} LEASE_SECONDS=${LEASE_SECONDS:-3}
     # Redis that was emptied is believed sooner, and partitions are found sooner.
-    export CHAOS_SETTINGS=${CHAOS_SETTINGS:-'redis.rebuilding=3s;kafka.properties={ "topic.metadata.refresh.interval.ms" = "3000" }'}
+    export CHAOS_SETTINGS=${CHAOS_SETTINGS:-'redis.recovery_grace=3s;kafka.properties={ "topic.metadata.refresh.interval.ms" = "3000" }'}
     ;;
   *) sed -n '2,19p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 64 ;;
 esac

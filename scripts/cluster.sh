@@ -84,9 +84,9 @@ settings_of() { # DIR NAME
       echo "comet.listen.websocket=$(address_of "$dir" "$name" websocket)"
       echo "comet.listen.websocket_tls="
       echo "rpc.comet=$(address_of "$dir" "$name" rpc)"
-      echo "cluster.comet_pages=$(address_of "$dir" "$name" pages)"
+      echo "cluster.comet_admin_listen=$(address_of "$dir" "$name" pages)"
       ;;
-    job*) echo "cluster.job_pages=$(address_of "$dir" "$name" pages)"; echo "comet.node.server=$name" ;;
+    job*) echo "cluster.job_admin_listen=$(address_of "$dir" "$name" pages)"; echo "comet.node.server=$name" ;;
   esac
 }
 

@@ -197,8 +197,8 @@ def check(tcp_address, websocket_address, server):
     step(f"tcp: subscribed to operations 7 and {CHAT}")
     delivered(server, f"all?operation={CHAT}", [tcp, websocket], [])
 
-    expect(tcp.request(CHAT, b"to the business")[0], CHAT, "packet to the business")
-    step("tcp: sent a packet up to the business, and had its reply")
+    expect(tcp.request(CHAT, b"to the backend")[0], CHAT, "packet to the backend")
+    step("tcp: sent a packet up to the backend, and had its reply")
 
 
 def main():

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let api = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").ok_or("cargo names the folder")?)
         .join("../../api");
-    let files = ["protocol.proto", "comet.proto", "logic.proto", "cluster.proto", "business.proto"];
+    let files = ["protocol.proto", "comet.proto", "logic.proto", "cluster.proto", "backend.proto"];
     for file in files {
         println!("cargo:rerun-if-changed={}", api.join(file).display());
     }

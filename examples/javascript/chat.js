@@ -17,7 +17,7 @@ const LANE_PIXELS = 25;
 const lanesFreeAt = [0, 0, 0, 0];
 const LANE_WAIT_MAX = 3;
 
-/** Operation of a packet that goes up to the business. */
+/** Operation of a packet that goes up to the backend. */
 const UPSTREAM = 1100;
 
 const me = {
@@ -117,7 +117,7 @@ function showPacket({ sent, packet }) {
 function showOnWire(className, mark, { operation, sequence, body, text }) {
   const { BATCH, HEARTBEAT_REPLY } = Goim.Operation;
   const said = [BATCH, HEARTBEAT_REPLY].includes(operation) ? "" : text.slice(0, 60);
-  const name = NAMES.get(operation) ?? (className === "inner" ? "push" : "business");
+  const name = NAMES.get(operation) ?? (className === "inner" ? "push" : "backend");
   append(byId("wire"), element("li", className, element("span", "", mark), element("span", "", String(operation)),
     element("span", "", `${name} `, element("small", "", said)),
     element("small", "", `${16 + body.length} B`, sequence ? ` #${sequence}` : "")), WIRE_MAX);
@@ -192,7 +192,7 @@ byId("compose").onsubmit = async (event) => {
       const since = performance.now();
       const { text } = await client.send(UPSTREAM, said);
       const elapsed = (performance.now() - since).toFixed(1);
-      note(`the business answered ${text ? `“${text}”` : "nothing"} in ${elapsed} ms`);
+      note(`the backend answered ${text ? `“${text}”` : "nothing"} in ${elapsed} ms`);
       return;
     }
     const body = JSON.stringify({ from: me.name, text: said });

@@ -157,8 +157,8 @@ globalThis.Goim = (() => {
       if (this.#presented) await this.#request(Operation.UNSUBSCRIBE, operations.join(","));
     }
 
-    /** Sends a packet up to the business: text or bytes, 4096 bytes at most. Resolves to the reply, of which the body
-     *  is what the business answered. Rejects when the connection is not there, or lost before the reply: the
+    /** Sends a packet up to the backend: text or bytes, 4096 bytes at most. Resolves to the reply, of which the body
+     *  is what the backend answered. Rejects when the connection is not there, or lost before the reply: the
      *  packet may then have arrived or not. */
     send(operation, body) {
       return this.#request(operation, body);

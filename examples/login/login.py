@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""A small business system in front of goim: an HTTPS login that hands out tokens, and a page's worth of what comes after it.
+"""A small backend system in front of goim: an HTTPS login that hands out tokens, and a page's worth of what comes after it.
 
-It owns: users and passwords, tokens (JSON Web Tokens, HS256), and the orders that the business gives goim (push, end sessions).
+It owns: users and passwords, tokens (JSON Web Tokens, HS256), and the orders that the backend gives goim (push, end sessions).
 It does not own: connections. Clients take their token to goim themselves.
 
     POST /login    {"user": "alice", "password": ".."}   ->  {"token": "..", "mid": 1, "expires_in": 600}

@@ -68,7 +68,7 @@ impl Application {
                     assert_eq!(request.position, Some(self.position), "asks from where it is");
                     self.asked = Some(id);
                 }
-                Some(Follow::Reset { timeline, position }) => {
+                Some(Follow::Gap { timeline, position }) => {
                     assert_eq!(timeline, NAME);
                     self.position = position;
                 }
@@ -121,8 +121,15 @@ fn check_following(data: &[u8]) {
                 let id = if c & 16 == 0 { application.asked } else { None };
                 let (more, reset) = (c & 32 != 0, c & 64 != 0);
                 let messages = messages();
-                let reply =
-                    SyncReply { timeline, epoch, messages, latest: number(b), more, reset, after: start };
+                let reply = SyncReply {
+                    timeline,
+                    epoch,
+                    messages,
+                    latest: number(b),
+                    more,
+                    gap: reset,
+                    after: start,
+                };
                 follower.replied(now, id, reply);
             }
             6 => {

@@ -122,9 +122,9 @@ class Checks:
         self.say(self.zhou, "room", "it's 周")
         self.zhou.wait_for("document.querySelector('#log').textContent.includes(\"curl -d '{\")")
 
-    def check_packet_to_the_business_is_answered(self):
+    def check_packet_to_the_backend_is_answered(self):
         self.say(self.lin, "upstream", "ping")
-        self.lin.wait_for("document.querySelector('#log').textContent.includes('the business answered nothing')")
+        self.lin.wait_for("document.querySelector('#log').textContent.includes('the backend answered nothing')")
 
     def check_change_of_room(self):
         self.lin.evaluate("""document.querySelector("#room").value = "live://2000";

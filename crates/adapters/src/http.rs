@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use goim_ports::{Call, HttpAnswer, HttpClient, HttpError, HttpRequest};
+use goim_ports::{Call, HttpClient, HttpError, HttpRequest, HttpResponse};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::Request;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -76,7 +76,7 @@ fn tls() -> ClientConfig {
 }
 
 impl HttpClient for HyperClient {
-    fn send(&self, request: HttpRequest) -> Call<Result<HttpAnswer, HttpError>> {
+    fn send(&self, request: HttpRequest) -> Call<Result<HttpResponse, HttpError>> {
         let client = self.client.clone();
         Call::pending(async move {
             let timeout = request.timeout;
@@ -89,7 +89,7 @@ impl HttpClient for HyperClient {
 async fn exchange(
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
     request: HttpRequest,
-) -> Result<HttpAnswer, HttpError> {
+) -> Result<HttpResponse, HttpError> {
     let HttpRequest { body, url, headers, answer_bytes_max, .. } = request;
     let method = if body.is_some() { hyper::Method::POST } else { hyper::Method::GET };
     let mut builder = Request::builder().method(method).uri(url);
@@ -106,7 +106,7 @@ async fn exchange(
             HttpError::Unreachable(error.to_string())
         }
     })?;
-    Ok(HttpAnswer { status, body: body.to_bytes() })
+    Ok(HttpResponse { status, body: body.to_bytes() })
 }
 
 /// The error with its causes, which is what an operator needs.

@@ -15,7 +15,7 @@
 //! | `worker` | one worker: a single-threaded loop over many connections |
 //! | `message`, `tracker`, `ledger` | numbered messages; lost, doubled and reordered ones found exactly |
 //! | `publisher`, `http` | how messages get in |
-//! | `bare`, `answer` | the bare send loop, and the bare HTTP server, that results are compared with |
+//! | `notify_only`, `answer` | the bare send loop, and the bare HTTP server, that results are compared with |
 //! | `certificate` | TLS for a server that is started here |
 //! | `server`, `machine` | a server started by us, what it uses, and what the machine is |
 //! | `latency`, `summary`, `table`, `progress` | distributions, figures over several runs, and how they are shown |

@@ -153,9 +153,9 @@ impl Identity {
             let rooms: Vec<Value> = self.rooms.iter().map(|room| room.as_str().into()).collect();
             members.insert("rooms".to_owned(), rooms.into());
         }
-        if let Some(InToken { positions, bare, .. }) = timelines {
-            members.insert("positions".to_owned(), positions.clone());
-            if *bare {
+        if let Some(InToken { positions, notify_only, .. }) = timelines {
+            members.insert("resume".to_owned(), positions.clone());
+            if *notify_only {
                 members.insert("bare".to_owned(), true.into());
             }
         }

@@ -138,8 +138,8 @@ impl Client {
         (client, Events::new(events, positions), supervisor)
     }
 
-    /// Sends `body` with `operation` (4, or 1000 and above) to the business and gives the body of its reply; empty
-    /// from a server on which no business answers.
+    /// Sends `body` with `operation` (4, or 1000 and above) to the backend and gives the body of its reply; empty
+    /// from a server on which no backend answers.
     ///
     /// Requests of one handle that are made one after the other arrive in that order. When as many wait as allowed
     /// ([`ClientConfig::requests_max`]), this waits for its turn.
@@ -155,7 +155,7 @@ impl Client {
         self.send_as(Version::GOIM, operation, body).await
     }
 
-    /// As [`Client::send`], with a body in another version of the business's schema. `body` is as the business reads it: where the
+    /// As [`Client::send`], with a body in another version of the backend's schema. `body` is as the backend reads it: where the
     /// version is a compressed one ([`ClientConfig::versions`]) it is compressed here, and the limit of its length is for what is sent.
     ///
     /// # Errors
@@ -169,7 +169,7 @@ impl Client {
         operation: Operation,
         body: impl Into<Bytes>,
     ) -> Result<Bytes, SendError> {
-        if operation != Operation::SEND && operation < Operation::BUSINESS_MIN {
+        if operation != Operation::SEND && operation < Operation::BACKEND_MIN {
             return Err(SendError::Reserved(operation.0));
         }
         let body = match self.versions.row(version).map_or(Encoding::Identity, |row| row.encoding) {

@@ -297,8 +297,8 @@ impl Drive<'_> {
                     let messages = messages.into_iter().map(TimelineMessage::from).collect();
                     Event::Messages { timeline, messages, position: position.into() }
                 }
-                Some(Follow::Reset { timeline, position }) => {
-                    Event::Reset { timeline, position: position.into() }
+                Some(Follow::Gap { timeline, position }) => {
+                    Event::Gap { timeline, position: position.into() }
                 }
             };
             if let Offered::Full(event) = self.desk.offer(event) {

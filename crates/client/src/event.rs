@@ -46,7 +46,7 @@ pub enum Event {
     },
     /// There may be a hole in a timeline: messages were not kept long enough, or the store was reset. What follows begins behind `position`,
     /// and what the application has of another epoch is of another life of the timeline.
-    Reset {
+    Gap {
         /// Which timeline.
         timeline: String,
         /// Where it goes on.
@@ -215,8 +215,7 @@ impl Events {
     }
 
     fn note(&mut self, event: Option<Event>) -> Option<Event> {
-        if let Some(Event::Messages { timeline, position, .. } | Event::Reset { timeline, position }) = &event
-        {
+        if let Some(Event::Messages { timeline, position, .. } | Event::Gap { timeline, position }) = &event {
             self.unsaved = Some((timeline.clone(), *position));
         }
         event

@@ -42,7 +42,7 @@
 //! ```
 //!
 //! With [`ClientConfig::sync`] it follows timelines: messages that the server keeps come as [`Event::Messages`], in order and once, however
-//! often the connection was lost in between; a hole is told by [`Event::Reset`].
+//! often the connection was lost in between; a hole is told by [`Event::Gap`].
 //!
 //! What is kept and what is not:
 //! - Pushes reach the application in the order in which the server sent them. What is pushed while there is no

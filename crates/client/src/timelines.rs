@@ -101,7 +101,7 @@ pub struct TimelineMessage {
     pub version: Version,
     /// When the server took it.
     pub accepted_at: SystemTime,
-    /// The member that has sent it, as the server knows it; zero: the business.
+    /// The member that has sent it, as the server knows it; zero: the backend.
     pub sender: i64,
     /// What it says; `None` for one that was deleted, or that is in no schema that this client reads.
     pub body: Option<Bytes>,
@@ -158,7 +158,7 @@ const IN_TOKEN_MAX: usize = 32;
 /// What a token says of timelines, and whether it has all positions.
 pub(crate) struct InToken {
     pub(crate) positions: Value,
-    pub(crate) bare: bool,
+    pub(crate) notify_only: bool,
     pub(crate) is_complete: bool,
 }
 
@@ -169,7 +169,7 @@ impl InToken {
         let pairs = positions.map(|(name, sync::Position { epoch, seq })| {
             (name.to_owned(), serde_json::json!({ "epoch": epoch, "seq": seq }))
         });
-        Self { positions: Value::Object(pairs.collect::<Map<_, _>>()), bare: !inline, is_complete }
+        Self { positions: Value::Object(pairs.collect::<Map<_, _>>()), notify_only: !inline, is_complete }
     }
 }
 

@@ -177,7 +177,7 @@ impl Default for EventsConfig {
     }
 }
 
-/// When bodies are compressed, and how. Only what an extended client reads is: its `protover` says so.
+/// When bodies are compressed, and how. Only what an negotiated client reads is: its `protover` says so.
 #[derive(Debug, Clone)]
 pub struct CompressionConfig {
     /// Off, bodies leave as they are; those that come in are inflated all the same. Default on.
@@ -226,13 +226,13 @@ pub struct SendConfig {
     pub notsent_lowat_bytes: u32,
     /// Commands that wait for one shard. Default 16,384: what is behind a bound of sends is bounded already; this is for what takes memory
     /// though it leads nowhere. Full, the caller waits.
-    pub inbox_commands_max: usize,
+    pub queued_commands_max: usize,
     /// Sends to sessions that commands of one shard lead to, counted until they are flushed. Default 30,000: some
     /// tenth of a second of work, which is what a message may wait here. A push to keys counts once for each KiB and key, and
     /// while all its receivers read but have more than 64 KiB waiting (1 s at most). A push to a room or to all counts once for
     /// each receiver, for a third of the bound at most, until it is seen that something is on its way to the receiver anyway, and
     /// once for each 4 KiB that it is in all. Full, the caller waits.
-    pub inbox_sends_max: NonZeroU32,
+    pub queued_sends_max: NonZeroU32,
     /// Broadcasts with a speed that may be under way at once. Default 64.
     pub paced_broadcasts_max: usize,
 }
@@ -261,7 +261,7 @@ pub struct DrainConfig {
     pub sessions_per_second: NonZeroU32,
     /// After this much time the rest is closed at once. Default 30 s.
     pub deadline: Duration,
-    /// What an extended client is told to wait at most before it comes back, drawn evenly. Default 3 s.
+    /// What an negotiated client is told to wait at most before it comes back, drawn evenly. Default 3 s.
     pub reconnect_delay_max: Duration,
 }
 
@@ -363,8 +363,8 @@ impl Default for SendConfig {
             slow_consumer: Vec::new(),
             slow_consumer_default: SlowConsumerPolicy::DropNewest,
             notsent_lowat_bytes: 16 * 1024,
-            inbox_commands_max: 16_384,
-            inbox_sends_max: NonZeroU32::MIN.saturating_add(29_999),
+            queued_commands_max: 16_384,
+            queued_sends_max: NonZeroU32::MIN.saturating_add(29_999),
             paced_broadcasts_max: 64,
         }
     }

@@ -4,7 +4,7 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use goim_ports::{KnownPosition, Mid, Position, RoomScope, SessionKey, TimelineId};
+use goim_ports::{Mid, Position, ResumePosition, RoomScope, SessionKey, TimelineId};
 use goim_session::{Moment, ServerSession};
 
 use crate::message::ClassId;
@@ -71,14 +71,14 @@ struct Rare {
     /// Much waits for the session: when its socket last took something of it, or when it became much.
     drained_at: Option<Moment>,
     /// For a session that syncs.
-    syncing: Option<Syncing>,
+    syncing: Option<SyncOptions>,
 }
 
 /// What a session that syncs is still to be given.
 #[derive(Default)]
-struct Syncing {
+struct SyncOptions {
     /// Positions that it came with, the next one last.
-    positions: Vec<KnownPosition>,
+    positions: Vec<ResumePosition>,
     /// What comes behind one of them is being found out.
     asking: bool,
     /// Words that wait for the socket: the newest position of each timeline.
@@ -303,7 +303,7 @@ impl Connection {
     }
 
     /// Positions that the client came with.
-    pub(crate) fn set_positions(&mut self, mut positions: Vec<KnownPosition>) {
+    pub(crate) fn set_positions(&mut self, mut positions: Vec<ResumePosition>) {
         if positions.is_empty() {
             return;
         }
@@ -312,7 +312,7 @@ impl Connection {
     }
 
     /// The next of them, unless one is being dealt with.
-    pub(crate) fn next_position(&mut self) -> Option<KnownPosition> {
+    pub(crate) fn next_position(&mut self) -> Option<ResumePosition> {
         let syncing = self.rare.as_mut()?.syncing.as_mut().filter(|syncing| !syncing.asking)?;
         let next = syncing.positions.pop()?;
         syncing.asking = true;
@@ -361,7 +361,7 @@ impl Connection {
     /// Gives the box back when nothing is in it.
     fn tidy(&mut self) {
         let Some(rare) = &mut self.rare else { return };
-        let is_idle = |syncing: &mut Syncing| {
+        let is_idle = |syncing: &mut SyncOptions| {
             syncing.positions.is_empty() && !syncing.asking && syncing.words.is_empty()
         };
         let _ = rare.syncing.take_if(is_idle);

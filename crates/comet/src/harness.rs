@@ -70,8 +70,8 @@ impl Harness {
         let addresses =
             crate::address_book::AddressBook::new(limits.connections_max, limits.connections_per_address_max);
         let bounds = InboxBounds {
-            commands_max: config.send.inbox_commands_max,
-            sends_max: config.send.inbox_sends_max.get(),
+            commands_max: config.send.queued_commands_max,
+            sends_max: config.send.queued_sends_max.get(),
         };
         let pacing = Arc::new(Semaphore::new(config.send.paced_broadcasts_max));
         let shared = Arc::new(Shared {

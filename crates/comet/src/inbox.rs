@@ -74,7 +74,7 @@ pub(crate) struct Pace {
 pub(crate) enum Notice {
     /// Logic has decided about a token.
     Connected { connection: ConnectionId, farewells: u64, result: Result<Accepted, ConnectError> },
-    /// The business has answered.
+    /// The backend has answered.
     Replied { connection: ConnectionId, result: Result<Bytes, LogicError> },
     /// What comes behind a position that a session came with.
     Resumed { connection: ConnectionId, result: Result<Bytes, LogicError> },

@@ -62,7 +62,7 @@ const FAREWELLS_DEADLINE: Duration = Duration::from_secs(5);
 
 /// What a comet needs of others.
 pub struct Dependencies {
-    /// Who decides about tokens and takes business packets.
+    /// Who decides about tokens and takes backend packets.
     pub logic: Arc<dyn LogicPort>,
     /// Where the comet announces itself.
     pub nodes: Arc<dyn NodeDirectory>,
@@ -308,8 +308,8 @@ fn start_shards(
         let waker = mio::Waker::new(poll.registry(), shard::WAKE).map_err(StartError::Shard)?;
         let stats = Arc::new(ShardStats::default());
         let bounds = inbox::InboxBounds {
-            commands_max: shared.config.send.inbox_commands_max,
-            sends_max: shared.config.send.inbox_sends_max.get(),
+            commands_max: shared.config.send.queued_commands_max,
+            sends_max: shared.config.send.queued_sends_max.get(),
         };
         let (handle, inbox) = inbox::inbox(waker, bounds, stats.inbox_depth.clone());
         handles.push(handle);

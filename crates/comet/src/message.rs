@@ -55,7 +55,7 @@ pub(crate) enum Syncs {
     /// That it is there; and the message, when it is small.
     WithMessages,
     /// That it is there.
-    Bare,
+    NotifyOnly,
 }
 
 /// The classes of a comet, and what compressing costs it.
@@ -104,7 +104,7 @@ impl Versions {
         classes.extend(reads_none.map(|class| Class { deflates: true, ..class }));
         // Sessions that sync read the others' messages too; there are few enough of both kinds to be classes of their own.
         let syncing = |syncs| goim.iter().map(move |class| Class { syncs, ..*class });
-        let of_both = syncing(Syncs::WithMessages).chain(syncing(Syncs::Bare));
+        let of_both = syncing(Syncs::WithMessages).chain(syncing(Syncs::NotifyOnly));
         classes.extend(of_both.collect::<Vec<_>>());
         let (readers, compressed, deflated) = Default::default();
         Self { table, config, inline_bytes_max, classes, readers, compressed, deflated }
@@ -373,7 +373,7 @@ impl Message {
     fn form_for(&self, class: ClassId) -> Option<EncodedPush> {
         let class = self.versions.classes.get(usize::from(class.0))?;
         if class.syncs != Syncs::No
-            && let Some(stored) = self.extension.as_deref().and_then(|extended| extended.stored.as_ref())
+            && let Some(stored) = self.extension.as_deref().and_then(|negotiated| negotiated.stored.as_ref())
         {
             return Some(EncodedPush::whole(self.notify(stored, class)));
         }
@@ -407,7 +407,7 @@ impl Message {
     fn notify(&self, stored: &StoredAt, class: &Class) -> PacketBuf {
         let of = |messages| notify_packet(&stored.timeline, stored.position, messages);
         let alone = || self.notify.get_or_init(|| of(Vec::new())).clone();
-        if class.syncs == Syncs::Bare {
+        if class.syncs == Syncs::NotifyOnly {
             return alone();
         }
         match self.inline(stored, class) {
@@ -418,7 +418,7 @@ impl Message {
 
     /// The message as a timeline's readers get it, when it is small enough to go with the word of it.
     fn inline(&self, stored: &StoredAt, class: &Class) -> Option<sync::Message> {
-        let has_others = self.extension.as_ref().is_some_and(|extended| !extended.bodies.is_empty());
+        let has_others = self.extension.as_ref().is_some_and(|negotiated| !negotiated.bodies.is_empty());
         if self.is_without_first() && !has_others {
             return None;
         }
@@ -429,7 +429,7 @@ impl Message {
             Some(place) => self
                 .extension
                 .as_ref()
-                .and_then(|extended| extended.bodies.get(place - 1))
+                .and_then(|negotiated| negotiated.bodies.get(place - 1))
                 .map(|body| body.body.clone()),
         };
         if body.as_ref().map_or(0, Bytes::len) > self.versions.inline_bytes_max {

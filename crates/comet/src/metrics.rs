@@ -41,12 +41,12 @@ impl Collector for CometCollector {
         self.compression(out)?;
         let events = &self.shared.events;
         let told = events.told.load(Ordering::Relaxed);
-        counters(out, "events_told", "Events of sessions that logic has taken", &one(told))?;
+        counters(out, "events_delivered", "Events of sessions that logic has taken", &one(told))?;
         let dropped = events.dropped.load(Ordering::Relaxed);
         counters(out, "events_dropped", "Events of sessions that found no room to wait", &one(dropped))?;
         gauges(
             out,
-            "events_waiting",
+            "events_queued",
             "Events of sessions that are not told yet",
             &one(events.waiting_len() as u64),
         )?;
@@ -129,11 +129,11 @@ impl CometCollector {
         )?;
         counters(
             out,
-            "compressed_bytes_before",
+            "compression_input_bytes",
             "Bytes of bodies before they were compressed",
             &rows(|of| &of.bytes_before),
         )?;
-        counters(out, "compressed_bytes_after", "Bytes that they had then", &rows(|of| &of.bytes_after))
+        counters(out, "compression_output_bytes", "Bytes that they had then", &rows(|of| &of.bytes_after))
     }
 
     fn queues(&self, out: &mut DescriptorEncoder<'_>) -> Encoded {
@@ -142,7 +142,7 @@ impl CometCollector {
         counters(out, "pushes_dropped", "Pushes not sent to a session, by reason", &dropped)?;
         let joined = self.sum(|shard| shard.words_joined.get());
         let help = "Words of stored messages that waited for a full socket, one for each timeline";
-        counters(out, "notifies_joined", help, &one(joined))?;
+        counters(out, "notifications_coalesced", help, &one(joined))?;
         let looks = self.sum(|shard| shard.told_to_look.get());
         let help = "Sessions that sync and were told to look, since messages for this comet were dropped";
         counters(out, "resyncs", help, &one(looks))?;
@@ -160,7 +160,7 @@ impl CometCollector {
         let sends = self.handles.iter().enumerate();
         let sends: Vec<_> =
             sends.map(|(index, shard)| (vec![("shard", index.to_string())], shard.sends_waiting())).collect();
-        gauges(out, "sends_waiting", "Sends that commands will lead to, waiting and staged", &sends)
+        gauges(out, "sends_pending", "Sends that commands will lead to, waiting and staged", &sends)
     }
 
     fn by_shard(&self, read: impl Fn(&ShardStats) -> u64) -> Vec<(Label<'static>, u64)> {

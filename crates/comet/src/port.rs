@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use goim_ports::{
     Broadcast, Call, CometError, CometNode, CometPort, KeyPush, PacketBuf, RoomId, RoomMembers, RoomPush,
-    RoomsNews, RoomsVersion, SessionKey,
+    RoomsDelta, RoomsRevision, SessionKey,
 };
 use smallvec::SmallVec;
 use tokio::sync::Semaphore;
@@ -107,8 +107,8 @@ impl CometPort for Port {
         }))
     }
 
-    fn rooms_since(&self, known: RoomsVersion) -> Call<Result<RoomsNews, CometError>> {
-        let news = self.shared.census.news(&known);
+    fn rooms_since(&self, known: RoomsRevision) -> Call<Result<RoomsDelta, CometError>> {
+        let news = self.shared.census.delta(&known);
         Call::Ready(news.ok_or(CometError::Invalid("the comet has too many rooms to list them")))
     }
 

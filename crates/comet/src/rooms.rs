@@ -11,7 +11,7 @@ use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use goim_ports::{RoomCounts, RoomId, RoomsNews, RoomsVersion, StripeNews};
+use goim_ports::{RoomCounts, RoomId, RoomsDelta, RoomsRevision, StripeDelta};
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 use slab::Slab;
@@ -234,40 +234,40 @@ impl Journal {
 
 impl Census {
     /// What has changed since `known`, and from now on keeps what changes. `None` when there is more to list than is listed.
-    pub(crate) fn news(&self, known: &RoomsVersion) -> Option<RoomsNews> {
+    pub(crate) fn delta(&self, known: &RoomsRevision) -> Option<RoomsDelta> {
         // Before the first stripe is looked at: what changes in it later is noted.
         self.is_watched.store(true, Ordering::SeqCst);
         let is_known = known.epoch == self.epoch && known.stripes.len() == STRIPES;
         if !is_known && self.len() > ROOMS_LISTED_MAX {
             return None;
         }
-        let mut news = RoomsNews::default();
-        news.version.epoch = self.epoch;
+        let mut delta = RoomsDelta::default();
+        delta.version.epoch = self.epoch;
         for (number, stripe) in self.each_stripe().enumerate() {
-            news.version.stripes.push(stripe.journal.version);
+            delta.version.stripes.push(stripe.journal.version);
             let changes = if is_known { stripe.journal.since(known.stripes[number]) } else { None };
             let stripe_news = match changes {
                 Some(changes) if changes.is_empty() => continue,
                 Some(changes) => of_changes(number as u32, changes),
-                None => StripeNews {
+                None => StripeDelta {
                     stripe: number as u32,
                     complete: true,
-                    come: stripe.rooms.iter().map(|room| room.id.clone()).collect(),
-                    gone: Vec::new(),
+                    added: stripe.rooms.iter().map(|room| room.id.clone()).collect(),
+                    removed: Vec::new(),
                 },
             };
-            news.stripes.push(stripe_news);
+            delta.stripes.push(stripe_news);
         }
-        Some(news)
+        Some(delta)
     }
 }
 
-fn of_changes(stripe: u32, changes: HashMap<&RoomId, bool>) -> StripeNews {
-    let mut news = StripeNews { stripe, ..StripeNews::default() };
+fn of_changes(stripe: u32, changes: HashMap<&RoomId, bool>) -> StripeDelta {
+    let mut delta = StripeDelta { stripe, ..StripeDelta::default() };
     for (room, has_come) in changes {
-        if has_come { news.come.push(room.clone()) } else { news.gone.push(room.clone()) }
+        if has_come { delta.added.push(room.clone()) } else { delta.removed.push(room.clone()) }
     }
-    news
+    delta
 }
 
 /// A session's place in a room of its shard.
@@ -499,7 +499,7 @@ mod tests {
         let census = Arc::new(Census::new());
         let mut rooms = Rooms::new(0, 1, census.clone());
         let mut places: HashMap<String, Membership> = HashMap::new();
-        let (mut version, mut known) = (RoomsVersion::default(), HashMap::<RoomId, u32>::new());
+        let (mut version, mut known) = (RoomsRevision::default(), HashMap::<RoomId, u32>::new());
         let mut random = 7_u64;
         for round in 0..200 {
             // Some rounds change more than is kept.
@@ -512,14 +512,14 @@ mod tests {
                     None => drop(places.insert(name.clone(), rooms.join(name.as_str().into(), 1))),
                 }
             }
-            let news = census.news(&version).unwrap();
-            version = news.version;
-            for stripe in news.stripes {
+            let delta = census.delta(&version).unwrap();
+            version = delta.version;
+            for stripe in delta.stripes {
                 if stripe.complete {
                     known.retain(|_, of| *of != stripe.stripe);
                 }
-                known.retain(|room, _| !stripe.gone.contains(room));
-                known.extend(stripe.come.into_iter().map(|room| (room, stripe.stripe)));
+                known.retain(|room, _| !stripe.removed.contains(room));
+                known.extend(stripe.added.into_iter().map(|room| (room, stripe.stripe)));
             }
             let mut there: Vec<_> = places.keys().cloned().collect();
             let mut said: Vec<_> = known.keys().map(ToString::to_string).collect();
@@ -527,9 +527,9 @@ mod tests {
             said.sort();
             assert_eq!(said, there, "round {round}");
         }
-        assert!(census.news(&version).unwrap().stripes.is_empty(), "nothing has changed");
-        let other = RoomsVersion { epoch: version.epoch + 1, ..version };
-        assert!(census.news(&other).unwrap().stripes.iter().all(|stripe| stripe.complete), "another start");
+        assert!(census.delta(&version).unwrap().stripes.is_empty(), "nothing has changed");
+        let other = RoomsRevision { epoch: version.epoch + 1, ..version };
+        assert!(census.delta(&other).unwrap().stripes.iter().all(|stripe| stripe.complete), "another start");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use goim_session::CloseReason;
 use crate::transport::{KINDS, Kind};
 
 /// Ranges of operations that are counted apart.
-pub(crate) const RANGES: [&str; 4] = ["control", "message", "business", "other"];
+pub(crate) const RANGES: [&str; 4] = ["control", "message", "backend", "other"];
 
 /// The range that an operation falls into.
 pub(crate) fn range_of(operation: Operation) -> usize {
@@ -151,7 +151,7 @@ pub(crate) struct ShardStats {
     pub(crate) drops: [Counter; DROPS.len()],
     /// Ends of connections, by [`CloseReason::ALL`].
     pub(crate) closes: [Counter; CloseReason::ALL.len()],
-    /// Answers of the business that were errors.
+    /// Answers of the backend that were errors.
     pub(crate) upstream_errors: Counter,
     /// Rooms that a token did not allow.
     pub(crate) rooms_refused: Counter,

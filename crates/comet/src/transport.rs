@@ -1,7 +1,7 @@
 //! Sockets: the only place in comet that tells a plain connection from one inside TLS.
 //!
 //! Both give plain bytes and take plain bytes; whether packets lie in them bare or in WebSocket frames is the session's
-//! business. Nothing here blocks.
+//! backend. Nothing here blocks.
 
 use std::io::{self, IoSlice, Read as _, Write as _};
 use std::net::SocketAddr;

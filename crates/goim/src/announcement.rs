@@ -143,7 +143,7 @@ fn connect(program: &str, url: &str, identity: &IdentityConfig) -> String {
     match identity.method {
         IdentityMethod::Open => format!(":\n  {program} connect{url} --room {ROOM} --accepts 1000"),
         IdentityMethod::Webhook => format!(
-            ", with a token that the business takes:\n  \
+            ", with a token that the backend takes:\n  \
              {program} connect{url} --token '{{\"token\":\"...\",\"room_id\":\"{ROOM}\"}}'"
         ),
         IdentityMethod::Jwt => {
@@ -218,7 +218,7 @@ mod tests {
              \"$(goim token --mid 1 --room live://1000 --private-key key.pem --audience chat --body)\""
         );
         identity.method = IdentityMethod::Webhook;
-        assert!(connect("goim", "", &identity).contains("that the business takes"));
+        assert!(connect("goim", "", &identity).contains("that the backend takes"));
     }
 
     #[test]

@@ -65,7 +65,7 @@ impl Config {
     pub fn check_serve(&self) -> Result<(), ConfigError> {
         self.check()?;
         let identity = &self.logic.identity;
-        if identity.method != IdentityMethod::Open || identity.open_to_all {
+        if identity.method != IdentityMethod::Open || identity.allow_remote {
             return Ok(());
         }
         let is_public =
@@ -74,7 +74,7 @@ impl Config {
         Err(ConfigError::Faults(vec![Fault::Combination(format!(
             "{key} = {addr} lets others in than this machine, and logic.identity.method = \"open\" believes whatever they say they \
              are: choose \"jwt\" or \"webhook\", or listen on 127.0.0.1, or, in a network that you trust, set \
-             logic.identity.open_to_all = true"
+             logic.identity.allow_remote = true"
         ))]))
     }
 }
@@ -211,7 +211,9 @@ fn limits(config: &Config, faults: &mut Faults) {
     if let Err(error) = goim_ports::VersionTable::new(config.versions.rows.clone()) {
         faults.add(format!("versions.rows: {error}"));
     }
-    for (key, to) in [("events.to", &config.events.to), ("timelines.away_to", &config.timelines.away_to)] {
+    for (key, to) in
+        [("events.url", &config.events.url), ("timelines.offline_url", &config.timelines.offline_url)]
+    {
         let Some(to) = to else { continue };
         let known = ["http://", "https://", "kafka://"];
         let is_known =
@@ -239,21 +241,21 @@ fn limits(config: &Config, faults: &mut Faults) {
              raise it"
         ),
     );
-    faults.add_if(comet.send.inbox_commands_max == 0, "comet.send.inbox_commands_max: wants at least 1");
+    faults.add_if(comet.send.queued_commands_max == 0, "comet.send.queued_commands_max: wants at least 1");
     faults.add_if(comet.send.paced_broadcasts_max == 0, "comet.send.paced_broadcasts_max: wants at least 1");
     faults.add_if(comet.node.weight < 0, "comet.node.weight: wants 0 or more");
     faults.add_if(config.push_log.records_max == 0, "push_log.records_max: wants at least 1");
     faults.add_if(config.push_log.read_records_max == 0, "push_log.read_records_max: wants at least 1");
     faults.add_if(
-        config.push_log.append_deadline >= config.logic.push.append_deadline,
-        "push_log.append_deadline: wants less than logic.push.append_deadline, so that a full log says so",
+        config.push_log.append_timeout >= config.logic.push.append_timeout,
+        "push_log.append_timeout: wants less than logic.push.append_timeout, so that a full log says so",
     );
     faults.add_if(job.in_flight.bytes_max == 0, "job.in_flight.bytes_max: wants more than zero");
     faults.add_if(
-        config.logic.identity.webhook.timeout >= config.logic.directory_deadline,
-        "logic.identity.webhook.timeout: wants less than logic.directory_deadline, which ends the wait for it",
+        config.logic.identity.webhook.timeout >= config.logic.directory_timeout,
+        "logic.identity.webhook.timeout: wants less than logic.directory_timeout, which ends the wait for it",
     );
-    positive("job.comet.call_deadline", job.comet.call_deadline, faults);
+    positive("job.comet.call_timeout", job.comet.call_timeout, faults);
     positive("job.comet.probe_interval", job.comet.probe_interval, faults);
     if let Err(error) = config.logic.validate() {
         faults.add(error.to_string());
@@ -362,8 +364,8 @@ mod tests {
             ["comet.listen.tcp=:3101", "comet.listen.websocket=10.0.0.1:3102", "comet.listen.tcp=[::]:3101"]
         {
             let error = check(&[listener]).unwrap_err().to_string();
-            assert!(error.contains("logic.identity.open_to_all"), "{listener}: {error}");
-            check(&[listener, "logic.identity.open_to_all=true"]).unwrap();
+            assert!(error.contains("logic.identity.allow_remote"), "{listener}: {error}");
+            check(&[listener, "logic.identity.allow_remote=true"]).unwrap();
             check(&[listener, "logic.identity.method=jwt", &secret]).unwrap();
         }
         // The API has its own protection.
@@ -375,10 +377,10 @@ mod tests {
         check(&["comet.send.queue_bytes_max=1 KiB"], "smaller than one packet (4112 B");
         check(&["comet.limits.handshake_timeout=0s"], "handshake_timeout: wants more than zero");
         check(&["comet.report_interval=0"], "report_interval: wants more than zero");
-        check(&["comet.send.inbox_commands_max=0"], "inbox_commands_max: wants at least 1");
+        check(&["comet.send.queued_commands_max=0"], "queued_commands_max: wants at least 1");
         check(&["logic.node.heartbeat=0s"], "logic.node.heartbeat");
         check(&["logic.http.api_keys=short"], "logic.http.api_keys");
-        check(&["push_log.append_deadline=5s"], "push_log.append_deadline: wants less");
+        check(&["push_log.append_timeout=5s"], "push_log.append_timeout: wants less");
         check(&["log.level=goim_comet=loud"], "log.level");
         check(&["log.level=info,goim_comet=debug"], "");
         check(&["versions.rows=0 = schema 1, identity"], "versions.rows: version 1 must be");

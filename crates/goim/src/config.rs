@@ -1,7 +1,7 @@
 //! Everything that `goim serve` can be told: the roles' configurations put together, and what the process adds.
 //!
 //! A value of this type has been read but not judged: [`Config::check`] says what does not fit together. How values get
-//! here from a file, the environment and the command line is the business of [`crate::settings`].
+//! here from a file, the environment and the command line is the backend of [`crate::settings`].
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -28,7 +28,7 @@ pub struct Config {
     pub push_log: PushLogConfig,
     /// What versions of packets mean. `comet.versions` and `logic.versions` are taken from here.
     pub versions: VersionsConfig,
-    /// What happens to sessions, for a business that wants to know. `comet.events.enabled` follows it.
+    /// What happens to sessions, for a backend that wants to know. `comet.events.enabled` follows it.
     pub events: EventsConfig,
     /// Where messages are kept, and for how long.
     pub timelines: TimelinesConfig,
@@ -54,9 +54,9 @@ pub struct TimelinesConfig {
     /// PostgreSQL, which any number of logics share. Default none; without either messages are pushed and not kept.
     pub postgres: Option<Secret>,
     /// Where members are told of who have no session when a message is stored for them. Default none.
-    pub away_to: Option<ServiceUrl>,
+    pub offline_url: Option<ServiceUrl>,
     /// For HTTP: presented as `Authorization: Bearer`. Default none.
-    pub away_secret: Option<Secret>,
+    pub offline_secret: Option<Secret>,
     /// Messages of a timeline that are kept at most. Default 10,000.
     pub messages_max: u64,
     /// How long they are. Default 30 days.
@@ -64,19 +64,19 @@ pub struct TimelinesConfig {
     /// Bytes of their bodies. Default 64 MiB.
     pub bytes_max: u64,
     /// Other rules for some kinds of timelines. Default none.
-    pub by_kind: Vec<KindRule>,
+    pub retention_overrides: Vec<KindRule>,
     /// How long a name (client id, idempotency key) stands for its message, at least. Default 24 h.
     pub duplicate_window: Duration,
     /// Messages that may wait to be written; more are refused. Default 100,000.
-    pub waiting_messages_max: usize,
+    pub pending_messages_max: usize,
     /// Bytes of them. Default 64 MiB.
-    pub waiting_bytes_max: usize,
+    pub pending_bytes_max: usize,
     /// Memory for what is read again and again. Default 64 MiB.
     pub cache_bytes: u64,
     /// Timelines of which the end is known without a look at the disk, at least. Default 1,000,000.
-    pub known_max: usize,
+    pub head_cache_entries: usize,
     /// Time between two passes that remove what is not to be kept any longer. Default 60 s.
-    pub retain_interval: Duration,
+    pub retention_interval: Duration,
 }
 
 /// How long messages of one kind of timelines are kept, where that differs: `live: 1000 messages, 1h, 8MiB`, any part of it.
@@ -112,11 +112,11 @@ pub struct ClusterConfig {
     /// How often the list of comets is read. Default 1 s.
     pub refresh: Duration,
     /// How long the sum of the rooms' counts is used before it is made anew. Default 5 s.
-    pub counts_refresh: Duration,
+    pub room_counts_ttl: Duration,
     /// Operator's pages of `goim comet`. Default `0.0.0.0:3100`.
-    pub comet_pages: SocketAddr,
+    pub comet_admin_listen: SocketAddr,
     /// Operator's pages of `goim job`. Default `0.0.0.0:3120`.
-    pub job_pages: SocketAddr,
+    pub job_admin_listen: SocketAddr,
 }
 
 /// The push log on Kafka; what is not here has its default in `goim_adapters::kafka`.
@@ -131,12 +131,12 @@ pub struct KafkaConfig {
     /// What this job is called in the group; no other may be called so. Default empty: as
     /// `comet.node.server`. `none`: it has no name.
     pub instance_id: String,
-    /// Where a group begins that has committed nothing. Default [`LogStart::Newest`], as goim.
-    pub start: LogStart,
+    /// Where a group begins that has committed nothing. Default [`AutoOffsetReset::Latest`], as goim.
+    pub auto_offset_reset: AutoOffsetReset,
     /// Where records go that are no pushes. Default none: they are dropped, counted and logged.
     pub dead_letter_topic: Option<String>,
     /// How long a record is tried before its publisher is told that it may or may not be in the log. Default 10 s.
-    pub acknowledge_deadline: Duration,
+    pub delivery_timeout: Duration,
     /// How long a job may be silent before its partitions go to others. Default 10 s.
     pub session_timeout: Duration,
     /// How often offsets are committed. Default 1 s.
@@ -158,11 +158,11 @@ pub enum Directory {
 
 /// Where a group begins that has committed nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogStart {
+pub enum AutoOffsetReset {
     /// With what is pushed from now on.
-    Newest,
+    Latest,
     /// With what the topic still has.
-    Oldest,
+    Earliest,
 }
 
 /// The directories on Redis. One server, unless a cluster or Sentinels are named.
@@ -183,18 +183,18 @@ pub struct RedisConfig {
     /// Its key. Default `None`.
     pub key_file: Option<PathBuf>,
     /// How long a record lives that nobody touches. Default 30 min, as goim.
-    pub expire: Duration,
+    pub session_ttl: Duration,
     /// How long a command may take. Default 2 s.
     pub deadline: Duration,
     /// How long comets may take to enter their sessions again after a loss. Default 6 s.
-    pub rebuilding: Duration,
+    pub recovery_grace: Duration,
 }
 
-/// What happens to sessions, for a business that wants to know.
+/// What happens to sessions, for a backend that wants to know.
 #[derive(Debug, Clone, Default)]
 pub struct EventsConfig {
     /// `http://`, `https://` or `kafka://topic`. Default none: nobody wants to.
-    pub to: Option<ServiceUrl>,
+    pub url: Option<ServiceUrl>,
     /// For HTTP: presented as `Authorization: Bearer`. Default none.
     pub secret: Option<Secret>,
 }
@@ -257,7 +257,7 @@ impl Config {
             self.comet.node.server = machine::host_name().into();
         }
         self.push_log.record_bytes_max = self.logic.push.record_bytes_max;
-        self.comet.events.enabled = self.events.to.is_some();
+        self.comet.events.enabled = self.events.url.is_some();
         // `check` has seen to it that it is one.
         if let Ok(table) = VersionTable::new(self.versions.rows.clone()) {
             self.comet.versions = table.clone();
@@ -313,9 +313,9 @@ impl Default for ClusterConfig {
             logic: vec!["grpc://127.0.0.1:3119".to_owned()],
             lease: Duration::from_secs(10),
             refresh: Duration::from_secs(1),
-            counts_refresh: Duration::from_secs(5),
-            comet_pages: everywhere(3100),
-            job_pages: everywhere(3120),
+            room_counts_ttl: Duration::from_secs(5),
+            comet_admin_listen: everywhere(3100),
+            job_admin_listen: everywhere(3120),
         }
     }
 }
@@ -326,10 +326,10 @@ impl Default for KafkaConfig {
             brokers: vec!["127.0.0.1:9092".to_owned()],
             topic: "goim-push-topic".to_owned(),
             group: "goim-push-group-job".to_owned(),
-            start: LogStart::Newest,
+            auto_offset_reset: AutoOffsetReset::Latest,
             instance_id: String::new(),
             dead_letter_topic: None,
-            acknowledge_deadline: Duration::from_secs(10),
+            delivery_timeout: Duration::from_secs(10),
             session_timeout: Duration::from_secs(10),
             commit_interval: Duration::from_secs(1),
             properties: BTreeMap::new(),
@@ -342,18 +342,18 @@ impl Default for TimelinesConfig {
         Self {
             folder: None,
             postgres: None,
-            away_to: None,
-            away_secret: None,
+            offline_url: None,
+            offline_secret: None,
             messages_max: 10_000,
             age_max: Duration::from_secs(30 * 24 * 60 * 60),
             bytes_max: 64 << 20,
-            by_kind: Vec::new(),
+            retention_overrides: Vec::new(),
             duplicate_window: Duration::from_secs(24 * 60 * 60),
-            waiting_messages_max: 100_000,
-            waiting_bytes_max: 64 << 20,
+            pending_messages_max: 100_000,
+            pending_bytes_max: 64 << 20,
             cache_bytes: 64 << 20,
-            known_max: 1_000_000,
-            retain_interval: Duration::from_secs(60),
+            head_cache_entries: 1_000_000,
+            retention_interval: Duration::from_secs(60),
         }
     }
 }
@@ -368,9 +368,9 @@ impl Default for RedisConfig {
             ca_file: None,
             cert_file: None,
             key_file: None,
-            expire: Duration::from_secs(30 * 60),
+            session_ttl: Duration::from_secs(30 * 60),
             deadline: Duration::from_secs(2),
-            rebuilding: Duration::from_secs(6),
+            recovery_grace: Duration::from_secs(6),
         }
     }
 }
@@ -398,22 +398,22 @@ impl FromStr for Directory {
     }
 }
 
-impl fmt::Display for LogStart {
+impl fmt::Display for AutoOffsetReset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Newest => "newest",
-            Self::Oldest => "oldest",
+            Self::Latest => "latest",
+            Self::Earliest => "earliest",
         })
     }
 }
 
-impl FromStr for LogStart {
+impl FromStr for AutoOffsetReset {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
         match text {
-            "newest" => Ok(Self::Newest),
-            "oldest" => Ok(Self::Oldest),
+            "latest" => Ok(Self::Latest),
+            "earliest" => Ok(Self::Earliest),
             _ => Err(()),
         }
     }

@@ -28,6 +28,6 @@ pub use routes::RouteError;
 pub use timelines::TimelinesError;
 
 pub use config::{
-    ClusterConfig, Config, Directory, EventsConfig, HttpConfig, KafkaConfig, KindRule, LogConfig, LogFormat,
-    LogStart, RedisConfig, RpcConfig, TimelinesConfig, VersionsConfig,
+    AutoOffsetReset, ClusterConfig, Config, Directory, EventsConfig, HttpConfig, KafkaConfig, KindRule,
+    LogConfig, LogFormat, RedisConfig, RpcConfig, TimelinesConfig, VersionsConfig,
 };

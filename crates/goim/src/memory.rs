@@ -1,4 +1,4 @@
-//! Giving memory back to the system. Owns when that is asked for; what is free to be given back is the owners' business.
+//! Giving memory back to the system. Owns when that is asked for; what is free to be given back is the owners' backend.
 //!
 //! The allocator keeps what was freed, in case it is wanted again, and after a mass departure or a burst of traffic that
 //! is nearly everything. Asking it to let go means a walk over its free lists with its locks held, so it is done when the

@@ -32,9 +32,9 @@ impl Collector for Depth {
         } = self.0.stats();
         for (name, help, value) in [
             ("goim_push_log_records", "Records accepted and not handed over", records),
-            ("goim_push_log_records_high", "The most that there have been", records_high),
+            ("goim_push_log_records_peak", "The most that there have been", records_high),
             ("goim_push_log_bytes", "Bytes of those records, with their housekeeping", bytes),
-            ("goim_push_log_bytes_high", "The most that there have been", bytes_high),
+            ("goim_push_log_bytes_peak", "The most that there have been", bytes_high),
             ("goim_push_log_waiting", "Pushes that wait for room in the log", waiting),
         ] {
             let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));

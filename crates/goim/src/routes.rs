@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use goim_adapters::grpc::{ClientConfig, GrpcBusiness};
+use goim_adapters::grpc::{ClientConfig, GrpcBackend};
 use goim_logic::{Logic, WebhookConfig};
-use goim_ports::{AwaySink, EventSink, ServiceUrl, UpstreamPort};
+use goim_ports::{EventSink, OfflineSink, ServiceUrl, UpstreamPort};
 
 #[cfg(feature = "cluster")]
 use goim_logic::{away_json, event_json};
@@ -27,11 +27,11 @@ pub(crate) fn install(logic: &Arc<Logic>, config: &Config) -> Result<(), RouteEr
             |reason: String| RouteError { setting: "logic.upstream.routes", to: route.to.clone(), reason };
         let to = destination(logic, config, route.to.reveal(), route.secret.clone()).map_err(error)?;
         logic.route(route.clone(), to).map_err(|overlap| error(overlap.to_string()))?;
-        tracing::info!(operations = ?route.operations, to = %route.to, "packets of these operations go to the business");
+        tracing::info!(operations = ?route.operations, to = %route.to, "packets of these operations go to the backend");
     }
     away(logic, config)?;
-    let Some(to) = &config.events.to else { return Ok(()) };
-    let error = |reason: String| RouteError { setting: "events.to", to: to.clone(), reason };
+    let Some(to) = &config.events.url else { return Ok(()) };
+    let error = |reason: String| RouteError { setting: "events.url", to: to.clone(), reason };
     match to.reveal().strip_prefix("kafka://") {
         Some(topic) => logic.events_to(events_on_kafka(config, topic).map_err(error)?),
         None => {
@@ -49,14 +49,14 @@ pub(crate) fn install(logic: &Arc<Logic>, config: &Config) -> Result<(), RouteEr
 
 /// Puts in who hears of members who are away.
 fn away(logic: &Arc<Logic>, config: &Config) -> Result<(), RouteError> {
-    let Some(to) = &config.timelines.away_to else { return Ok(()) };
-    let error = |reason: String| RouteError { setting: "timelines.away_to", to: to.clone(), reason };
+    let Some(to) = &config.timelines.offline_url else { return Ok(()) };
+    let error = |reason: String| RouteError { setting: "timelines.offline_url", to: to.clone(), reason };
     match to.reveal().strip_prefix("kafka://") {
-        Some(topic) => logic.away_to(away_on_kafka(config, topic).map_err(error)?),
+        Some(topic) => logic.offline_url(away_on_kafka(config, topic).map_err(error)?),
         None => {
-            let secret = config.timelines.away_secret.clone();
+            let secret = config.timelines.offline_secret.clone();
             let hook = WebhookConfig { url: to.clone(), secret, ..WebhookConfig::default() };
-            logic.away_to(logic.away_hook(hook));
+            logic.offline_url(logic.away_hook(hook));
         }
     }
     tracing::info!(%to, "members who are away are told of");
@@ -64,14 +64,14 @@ fn away(logic: &Arc<Logic>, config: &Config) -> Result<(), RouteError> {
 }
 
 #[cfg(feature = "cluster")]
-fn away_on_kafka(config: &Config, topic: &str) -> Result<Arc<dyn AwaySink>, String> {
+fn away_on_kafka(config: &Config, topic: &str) -> Result<Arc<dyn OfflineSink>, String> {
     let kafka = crate::cluster::kafka(config);
     let away = goim_adapters::kafka::KafkaAway::new(&kafka, topic, |member| away_json(member).to_string());
     Ok(Arc::new(away.map_err(|error| error.to_string())?))
 }
 
 #[cfg(not(feature = "cluster"))]
-fn away_on_kafka(_: &Config, _: &str) -> Result<Arc<dyn AwaySink>, String> {
+fn away_on_kafka(_: &Config, _: &str) -> Result<Arc<dyn OfflineSink>, String> {
     Err("this binary was built without Kafka".to_owned())
 }
 
@@ -94,11 +94,11 @@ fn destination(
     secret: Option<goim_logic::Secret>,
 ) -> Result<Arc<dyn UpstreamPort>, String> {
     if to.starts_with("http://") || to.starts_with("https://") {
-        return Ok(logic.business_at(to, secret));
+        return Ok(logic.backend_at(to, secret));
     }
     if to.starts_with("grpc://") {
-        let business = GrpcBusiness::new(to, ClientConfig::default()).map_err(|error| error.to_string())?;
-        return Ok(Arc::new(business));
+        let backend = GrpcBackend::new(to, ClientConfig::default()).map_err(|error| error.to_string())?;
+        return Ok(Arc::new(backend));
     }
     match to.strip_prefix("kafka://") {
         Some(topic) if !topic.is_empty() => on_kafka(config, topic),

@@ -44,11 +44,11 @@ pub(crate) async fn open(config: &Config) -> Result<Option<Arc<dyn TimelineStore
     }
     let Some(folder) = settings.folder.clone() else { return Ok(None) };
     let embedded = EmbeddedConfig {
-        waiting_messages_max: settings.waiting_messages_max,
-        waiting_bytes_max: settings.waiting_bytes_max,
+        pending_messages_max: settings.pending_messages_max,
+        pending_bytes_max: settings.pending_bytes_max,
         cache_bytes: settings.cache_bytes,
-        known_max: settings.known_max,
-        retain_interval: settings.retain_interval,
+        head_cache_entries: settings.head_cache_entries,
+        retention_interval: settings.retention_interval,
         ..EmbeddedConfig::new(folder, rules(settings), settings.duplicate_window)
     };
     Ok(Some(Arc::new(EmbeddedTimelines::open(embedded)?)))
@@ -57,9 +57,9 @@ pub(crate) async fn open(config: &Config) -> Result<Option<Arc<dyn TimelineStore
 #[cfg(feature = "cluster")]
 async fn postgres(settings: &TimelinesConfig, url: &str) -> Result<Arc<dyn TimelineStore>, TimelinesError> {
     let config = PostgresConfig {
-        waiting_messages_max: settings.waiting_messages_max,
-        waiting_bytes_max: settings.waiting_bytes_max,
-        retain_interval: settings.retain_interval,
+        pending_messages_max: settings.pending_messages_max,
+        pending_bytes_max: settings.pending_bytes_max,
+        retention_interval: settings.retention_interval,
         ..PostgresConfig::new(url.to_owned(), rules(settings), settings.duplicate_window)
     };
     Ok(Arc::new(PostgresTimelines::connect(config).await?))
@@ -90,5 +90,5 @@ fn rules(settings: &TimelinesConfig) -> RetentionRules {
         };
         (rule.kind.clone(), retention)
     };
-    RetentionRules { by_kind: settings.by_kind.iter().map(rule).collect(), otherwise }
+    RetentionRules { retention_overrides: settings.retention_overrides.iter().map(rule).collect(), otherwise }
 }

@@ -44,7 +44,7 @@ const ROLES: [&str; 3] = ["goim-comet", "goim-logic", "goim-job"];
 /// Crates without I/O, `no_std` with `alloc`.
 const PURE: [&str; 3] = ["goim-wire", "goim-websocket", "goim-session"];
 
-/// What a role must not know: stores, queues and RPC are adapters' business. Parts of package names.
+/// What a role must not know: stores, queues and RPC are adapters' backend. Parts of package names.
 const ADAPTERS_BUSINESS: [&str; 14] = [
     "tonic",
     "prost",

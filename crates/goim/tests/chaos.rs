@@ -298,7 +298,7 @@ impl World {
         !is_told && drained.is_some_and(|drained| ended > drained + SEEN_WITHIN)
     }
 
-    /// The server's words for why sessions ended: extended clients are told, unless the process is gone.
+    /// The server's words for why sessions ended: negotiated clients are told, unless the process is gone.
     fn reasons_since(&self, began: Instant) -> BTreeMap<String, usize> {
         let mut reasons = BTreeMap::new();
         for session in &self.sessions {

@@ -74,7 +74,7 @@ impl World {
             .set("timelines.postgres", &postgres.database())
             .set("cluster.lease", "2s")
             .set("redis.deadline", "500ms")
-            .set("redis.rebuilding", "1s")
+            .set("redis.recovery_grace", "1s")
             .set("comet.recovery.sessions_per_second", "50");
         let cluster = Cluster::start(&settings);
         let fresh = ["comet.listen.tcp", "comet.listen.websocket", "rpc.comet"];
@@ -92,12 +92,12 @@ impl World {
     /// Sessions on a comet, of goim's clients and extended ones, over both transports.
     fn sessions(server: &Server, room: &str) -> Vec<(bool, Client)> {
         let both = BOTH.iter().flat_map(|transport| [(*transport, false), (*transport, true)]);
-        both.map(|(transport, extended)| {
+        both.map(|(transport, negotiated)| {
             let mut who = json!({ "mid": number(), "key": unique("k"), "room_id": room, "accepts": [1000] });
-            if extended {
+            if negotiated {
                 who["protover"] = json!(1);
             }
-            (extended, login(server, transport, &who).0)
+            (negotiated, login(server, transport, &who).0)
         })
         .collect()
     }
@@ -130,8 +130,7 @@ fn sessions_of_a_frozen_comet_look_or_come_back() {
         .iter()
         .map(|transport| {
             let mid = i64::from(number());
-            let who =
-                json!({ "mid": mid, "key": unique("k"), "protover": 3, "positions": {}, "accepts": [] });
+            let who = json!({ "mid": mid, "key": unique("k"), "protover": 3, "resume": {}, "accepts": [] });
             (mid, login(&world.frozen.server, *transport, &who).0)
         })
         .collect();
@@ -151,7 +150,7 @@ fn sessions_of_a_frozen_comet_look_or_come_back() {
     std::thread::sleep(LEASE / 2);
     world.frozen.signal("-CONT");
     let thawed = Instant::now();
-    for (extended, client) in &mut frozen {
+    for (negotiated, client) in &mut frozen {
         // What had come to its socket may be delivered all the same.
         let mut last = None;
         while let Some(packet) = client.packet_or_end() {
@@ -160,7 +159,7 @@ fn sessions_of_a_frozen_comet_look_or_come_back() {
         let code = last
             .filter(|packet| packet.op == 6)
             .map(|packet| serde_json::from_slice::<Value>(&packet.body).unwrap());
-        assert_eq!(code.is_some(), *extended, "{code:?}");
+        assert_eq!(code.is_some(), *negotiated, "{code:?}");
         if let Some(code) = code {
             assert_eq!((&code["code"], &code["reconnect"]), (&json!(3006), &json!(true)), "{code}");
         }

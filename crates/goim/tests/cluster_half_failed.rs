@@ -15,7 +15,7 @@ use serde_json::json;
 const LEASE: Duration = Duration::from_secs(1);
 
 fn settings() -> Settings {
-    Settings::new().set("cluster.lease", "1s").set("redis.rebuilding", "1s")
+    Settings::new().set("cluster.lease", "1s").set("redis.recovery_grace", "1s")
 }
 
 /// Somebody who is there all the time, and what was accepted for him.
@@ -97,7 +97,7 @@ impl Subscriber {
     }
 }
 
-/// Who comes now gets no session: an extended client is told why, and one of goim sees the end.
+/// Who comes now gets no session: an negotiated client is told why, and one of goim sees the end.
 fn nobody_is_let_in(server: &Server) {
     for transport in BOTH {
         let who = Who::new();

@@ -1,7 +1,7 @@
 //! The rows of the table of conformance that are about several processes, over a real Redis and a real Kafka: here each process is
 //! a role in this one, with ports of its own.
 //!
-//! What the engines hold byte for byte is tested beside their adapters; here it is what clients and the business see when parts go,
+//! What the engines hold byte for byte is tested beside their adapters; here it is what clients and the backend see when parts go,
 //! come, or are several.
 
 #![allow(clippy::unwrap_used)]
@@ -63,7 +63,7 @@ fn row_072_a_broadcast_that_reaches_a_job_without_comets_harms_nobody() {
     server.push("/goim/push/all?operation=1000&speed=64", "to nobody, slowly");
     server.push_room(1000, "live://1", "to nobody's room");
     eventually("all three are read", || {
-        cluster.job_metric("goim_job_handovers_total{result=\"no_comet\"}") == Some(3.0)
+        cluster.job_metric("goim_job_dispatches_total{result=\"no_comet\"}") == Some(3.0)
     });
     cluster.start_comet();
     let server = Server::at(cluster.addrs);
@@ -324,7 +324,7 @@ fn what_a_silent_broker_may_have_is_answered_alike_on_every_route() {
     let kafka = Kafka::start();
     // More than logic itself waits for an append by default.
     let patience = Duration::from_secs(6);
-    let settings = Settings::new().set("kafka.acknowledge_deadline", "6s");
+    let settings = Settings::new().set("kafka.delivery_timeout", "6s");
     let mut cluster = Cluster::over(&kafka.broker, &settings);
     cluster.start_comet();
     cluster.start_job();
@@ -416,7 +416,7 @@ fn a_list_of_addresses_is_enough_and_a_room_costs_calls_only_where_somebody_is()
     last(&mut clients[1], "to both-19.");
     last(&mut other, "to both-19.");
     eventually("calls were saved", || {
-        cluster.job_metric("goim_job_room_calls_saved_total").is_some_and(|saved| saved >= 1.0)
+        cluster.job_metric("goim_job_room_dispatches_skipped_total").is_some_and(|saved| saved >= 1.0)
     });
     // Whoever comes to a room is reached by what is pushed from then on, each time.
     for n in 0..20 {

@@ -93,8 +93,8 @@ impl Role {
     fn start(role: &str, settings: &[(&str, &str)]) -> Self {
         let pages = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let of_pages = match role {
-            "comet" => "cluster.comet_pages",
-            "job" => "cluster.job_pages",
+            "comet" => "cluster.comet_admin_listen",
+            "job" => "cluster.job_admin_listen",
             _ => "http.listen",
         };
         let fixed = [

@@ -136,7 +136,7 @@ fn row_007_names_in_the_token_match_in_any_case_and_the_last_wins() {
 }
 
 #[test]
-fn row_019_a_second_auth_is_a_business_packet() {
+fn row_019_a_second_auth_is_a_backend_packet() {
     let server = shared();
     for transport in BOTH {
         let who = Who::new();

@@ -1,4 +1,4 @@
-//! What happens to sessions, as the business hears it: every event, in order for each session, again when it was not taken.
+//! What happens to sessions, as the backend hears it: every event, in order for each session, again when it was not taken.
 
 #![allow(clippy::unwrap_used)]
 
@@ -6,7 +6,7 @@ mod harness;
 
 use std::collections::{HashMap, HashSet};
 
-use harness::business::{Answer, Asked, Business};
+use harness::backend::{Answer, Asked, Backend};
 use harness::{BOTH, Client, Packet, Server, Settings, Transport, eventually, number, unique};
 use serde_json::{Value, json};
 
@@ -16,9 +16,9 @@ struct Session {
     mid: u32,
 }
 
-fn settings(business: &Business) -> Settings {
+fn settings(backend: &Backend) -> Settings {
     Settings::new()
-        .set("events.to", &business.url("/sessions"))
+        .set("events.url", &backend.url("/sessions"))
         .set("events.secret", "hook")
         .set("comet.events.interval", "50ms")
 }
@@ -42,20 +42,20 @@ fn events_in(asked: &[Asked]) -> Vec<Value> {
         .collect()
 }
 
-/// What the business has heard of a session, in order, each event once.
-fn heard(business: &Business, key: &str) -> Vec<Value> {
+/// What the backend has heard of a session, in order, each event once.
+fn heard(backend: &Backend, key: &str) -> Vec<Value> {
     let mut seen = HashSet::new();
-    let mut events = events_in(&business.asked_at("/sessions"));
+    let mut events = events_in(&backend.asked_at("/sessions"));
     events.retain(|event| event["key"] == key && seen.insert(event["id"].to_string()));
     events
 }
 
 #[track_caller]
-fn check_heard(business: &Business, session: &Session, expected: &[(&str, &[&str], &str)]) {
-    eventually("the business has heard of everything", || {
-        heard(business, &session.key).len() >= expected.len()
+fn check_heard(backend: &Backend, session: &Session, expected: &[(&str, &[&str], &str)]) {
+    eventually("the backend has heard of everything", || {
+        heard(backend, &session.key).len() >= expected.len()
     });
-    let events = heard(business, &session.key);
+    let events = heard(backend, &session.key);
     let told: Vec<Value> =
         events.iter().map(|event| json!([event["kind"], event["rooms"], event["reason"]])).collect();
     let expected: Vec<Value> = expected.iter().map(|event| json!(event)).collect();
@@ -69,8 +69,8 @@ fn check_heard(business: &Business, session: &Session, expected: &[(&str, &[&str
 
 #[test]
 fn the_life_of_a_session_is_told() {
-    let business = Business::start(|_| Answer::ok(""));
-    let server = Server::start(&settings(&business));
+    let backend = Backend::start(|_| Answer::ok(""));
+    let server = Server::start(&settings(&backend));
     for transport in BOTH {
         let [a, b, c, d] = [0; 4].map(|_| unique("live://r"));
         let mut session = login(&server, transport, &a);
@@ -83,7 +83,7 @@ fn the_life_of_a_session_is_told() {
         session.client.finish();
         session.client.rest();
         check_heard(
-            &business,
+            &backend,
             &session,
             &[
                 ("connect", &[&a], ""),
@@ -100,40 +100,40 @@ fn the_life_of_a_session_is_told() {
 
 #[test]
 fn the_reason_of_an_end_is_told() {
-    let business = Business::start(|_| Answer::ok(""));
-    let server = Server::start(&settings(&business));
+    let backend = Backend::start(|_| Answer::ok(""));
+    let server = Server::start(&settings(&backend));
     let mut kicked = login(&server, Transport::Tcp, "");
     let order = json!({ "of": { "keys": [kicked.key] }, "reason": "kicked" });
     assert_eq!(server.post("/v1/sessions/end", order.to_string()).status, 200);
     kicked.client.rest();
-    check_heard(&business, &kicked, &[("connect", &[], ""), ("disconnect", &[], "kicked")]);
+    check_heard(&backend, &kicked, &[("connect", &[], ""), ("disconnect", &[], "kicked")]);
     // Whoever has no session has no life to tell of.
     let (mut refused, _) = Client::present(&server, Transport::Tcp, "not a token");
     refused.rest();
     let after = login(&server, Transport::Tcp, "");
-    check_heard(&business, &after, &[("connect", &[], "")]);
-    assert!(events_in(&business.asked()).iter().all(|event| !event["key"].as_str().unwrap().is_empty()));
+    check_heard(&backend, &after, &[("connect", &[], "")]);
+    assert!(events_in(&backend.asked()).iter().all(|event| !event["key"].as_str().unwrap().is_empty()));
 }
 
 #[test]
 fn what_was_not_taken_is_told_again() {
-    let business = Business::start(|_| Answer::status(503, ""));
-    let server = Server::start(&settings(&business));
+    let backend = Backend::start(|_| Answer::status(503, ""));
+    let server = Server::start(&settings(&backend));
     let mut sessions: Vec<Session> = (0..20).map(|nth| login(&server, BOTH[nth % 2], "")).collect();
-    eventually("the business was told and did not take it", || !business.asked().is_empty());
-    let refused = business.asked().len();
-    business.set_down(true);
+    eventually("the backend was told and did not take it", || !backend.asked().is_empty());
+    let refused = backend.asked().len();
+    backend.set_down(true);
     for session in &mut sessions {
         session.client.finish();
         session.client.rest();
     }
-    business.set_down(false);
-    business.answers(|_| Answer::ok(""));
+    backend.set_down(false);
+    backend.answers(|_| Answer::ok(""));
     for session in &sessions {
-        check_heard(&business, session, &[("connect", &[], ""), ("disconnect", &[], "peer_closed")]);
+        check_heard(&backend, session, &[("connect", &[], ""), ("disconnect", &[], "peer_closed")]);
     }
     // Told again is told under the same name; taken is not told again.
-    let asked = business.asked_at("/sessions");
+    let asked = backend.asked_at("/sessions");
     let mut told: HashMap<String, usize> = HashMap::new();
     for event in events_in(&asked) {
         *told.entry(event["id"].to_string()).or_default() += 1;

@@ -8,7 +8,7 @@ mod harness;
 use std::sync::LazyLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use harness::business::{Answer, Business};
+use harness::backend::{Answer, Backend};
 use harness::{BOTH, Client, Packet, Server, Settings, Transport, eventually, number, unique};
 use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
@@ -96,7 +96,7 @@ fn jwks(keys: &[(&str, &EncodingKey, Algorithm)]) -> String {
     json!({ "keys": list }).to_string()
 }
 
-fn settings(business: &Business) -> Settings {
+fn settings(backend: &Backend) -> Settings {
     let pem =
         std::env::temp_dir().join(unique(&format!("goim-jwt-{}", std::process::id()))).with_extension("pem");
     std::fs::write(&pem, &KEYS.rsa_public_pem).unwrap();
@@ -104,24 +104,24 @@ fn settings(business: &Business) -> Settings {
         .set("logic.identity.method", "jwt")
         .set("logic.identity.jwt.secrets", SECRET)
         .set("logic.identity.jwt.public_keys", pem.to_str().unwrap())
-        .set("logic.identity.jwt.jwks_url", &business.url("/jwks"))
-        .set("logic.identity.jwt.jwks_pause", "1us")
+        .set("logic.identity.jwt.jwks_url", &backend.url("/jwks"))
+        .set("logic.identity.jwt.jwks_retry_pause", "1us")
         .set("logic.identity.jwt.leeway", "0s")
         .set("logic.identity.jwt.audience", "chat,other")
         .set("logic.identity.jwt.issuer", "login")
 }
 
-fn business() -> Business {
-    Business::start(|_| {
+fn backend() -> Backend {
+    Backend::start(|_| {
         let [first, _] = &KEYS.ec;
         Answer::ok(jwks(&[("ec1", first, Algorithm::ES256), ("ed1", &KEYS.ed, Algorithm::EdDSA)]))
     })
 }
 
 /// The body of the auth packet; `extended` clients say so.
-fn body(token: &str, extended: bool, more: &Value) -> String {
+fn body(token: &str, negotiated: bool, more: &Value) -> String {
     let mut body = json!({ "token": token });
-    if extended {
+    if negotiated {
         body["protover"] = json!(1);
     }
     for (name, value) in more.as_object().into_iter().flatten() {
@@ -136,21 +136,21 @@ fn code(packet: &Packet) -> u64 {
     body["code"].as_u64().unwrap_or_else(|| panic!("no code: {packet:?}"))
 }
 
-/// What comes of presenting a token: nothing wrong, or the code that an extended client is told. A client of goim must get the
+/// What comes of presenting a token: nothing wrong, or the code that an negotiated client is told. A client of goim must get the
 /// same without a word.
 #[track_caller]
 fn check(server: &Server, what: &str, token: &str, more: &Value, expected: Option<u64>) {
     for transport in BOTH {
-        let (_, extended) = Client::present(server, transport, body(token, true, more));
-        let extended = extended.unwrap_or_else(|| panic!("{what}: closed without a word"));
+        let (_, negotiated) = Client::present(server, transport, body(token, true, more));
+        let negotiated = negotiated.unwrap_or_else(|| panic!("{what}: closed without a word"));
         let (_, plain) = Client::present(server, transport, body(token, false, more));
         match expected {
             None => {
-                assert_eq!((extended.op, code(&extended)), (8, 0), "{what}: {extended:?}");
+                assert_eq!((negotiated.op, code(&negotiated)), (8, 0), "{what}: {negotiated:?}");
                 assert_eq!(plain, Some(Packet::new(8, 1, "")), "{what}");
             }
             Some(expected) => {
-                assert_eq!((extended.op, code(&extended)), (6, expected), "{what}: {extended:?}");
+                assert_eq!((negotiated.op, code(&negotiated)), (6, expected), "{what}: {negotiated:?}");
                 assert_eq!(plain, None, "{what}: a client of goim sees the end only");
             }
         }
@@ -159,8 +159,8 @@ fn check(server: &Server, what: &str, token: &str, more: &Value, expected: Optio
 
 #[test]
 fn tokens_of_every_kind_are_taken_and_wrong_ones_are_not() {
-    let business = business();
-    let server = Server::start(&settings(&business));
+    let backend = backend();
+    let server = Server::start(&settings(&backend));
     let keys = &*KEYS;
     let none = json!({});
     let good = [
@@ -246,8 +246,8 @@ fn tokens_of_every_kind_are_taken_and_wrong_ones_are_not() {
 
 #[test]
 fn what_a_client_says_of_itself_must_agree_with_its_token() {
-    let business = business();
-    let server = Server::start(&settings(&business));
+    let backend = backend();
+    let server = Server::start(&settings(&backend));
     let mid = number();
     let key = unique("k");
     let token = |more: Value| {
@@ -291,8 +291,8 @@ fn what_a_client_says_of_itself_must_agree_with_its_token() {
 
 #[test]
 fn the_claims_are_the_session() {
-    let business = business();
-    let server = Server::start(&settings(&business));
+    let backend = backend();
+    let server = Server::start(&settings(&backend));
     for transport in BOTH {
         let (key, room) = (unique("k"), unique("live://r"));
         let mut claims = claims();
@@ -321,8 +321,8 @@ fn the_claims_are_the_session() {
 
 #[test]
 fn keys_change_while_clients_are_connected() {
-    let business = business();
-    let server = Server::start(&settings(&business).set("logic.identity.jwt.jwks_refresh", "50ms"));
+    let backend = backend();
+    let server = Server::start(&settings(&backend).set("logic.identity.jwt.jwks_refresh_interval", "50ms"));
     let [first, second] = &KEYS.ec;
     let es256 = |key: &EncodingKey, kid: &str, claims: &Value| sign(Algorithm::ES256, key, Some(kid), claims);
     let mine = claims();
@@ -330,7 +330,7 @@ fn keys_change_while_clients_are_connected() {
         Client::present(&server, Transport::Tcp, body(&es256(first, "ec1", &mine), true, &json!({})));
     assert_eq!(code(&reply.unwrap()), 0);
 
-    business.answers(|_| Answer::ok(jwks(&[("ec2", &KEYS.ec[1], Algorithm::ES256)])));
+    backend.answers(|_| Answer::ok(jwks(&[("ec2", &KEYS.ec[1], Algorithm::ES256)])));
     check(&server, "a token of the new key, at once", &es256(second, "ec2", &claims()), &json!({}), None);
     eventually("the old key is forgotten", || {
         let token = body(&es256(first, "ec1", &claims()), true, &json!({}));
@@ -345,7 +345,7 @@ fn keys_change_while_clients_are_connected() {
     assert_eq!((taken.op, taken.seq, code(&taken)), (31, 9, 0));
 
     // Keys that are there stay good while the place is down, or mad.
-    business.set_down(true);
+    backend.set_down(true);
     check(&server, "the place is down", &es256(second, "ec2", &claims()), &json!({}), None);
     check(
         &server,
@@ -354,16 +354,16 @@ fn keys_change_while_clients_are_connected() {
         &json!({}),
         Some(3204),
     );
-    business.set_down(false);
-    business.answers(|_| Answer::ok("<html>"));
+    backend.set_down(false);
+    backend.answers(|_| Answer::ok("<html>"));
     check(&server, "the place is mad", &es256(second, "ec2", &claims()), &json!({}), None);
 }
 
 #[test]
 fn without_keys_nobody_is_let_in() {
-    let business = business();
-    business.set_down(true);
-    let server = Server::start(&settings(&business).set("logic.identity.jwt.jwks_pause", "200ms"));
+    let backend = backend();
+    backend.set_down(true);
+    let server = Server::start(&settings(&backend).set("logic.identity.jwt.jwks_retry_pause", "200ms"));
     let token = || sign(Algorithm::ES256, &KEYS.ec[0], Some("ec1"), &claims());
     check(&server, "no key was ever there", &token(), &json!({}), Some(3101));
     let readiness = server.get("/readyz");
@@ -375,37 +375,37 @@ fn without_keys_nobody_is_let_in() {
         ("an error", Answer::status(500, "")),
         ("too much", Answer::ok(vec![b' '; 300 * 1024])),
     ] {
-        business.answers(move |_| answer.clone());
-        business.set_down(false);
-        let asked = business.asked().len();
+        backend.answers(move |_| answer.clone());
+        backend.set_down(false);
+        let asked = backend.asked().len();
         eventually("the place is asked again", || {
             check(&server, what, &token(), &json!({}), Some(3101));
-            business.asked().len() > asked
+            backend.asked().len() > asked
         });
         check(&server, what, &token(), &json!({}), Some(3101));
     }
     let [first, _] = &KEYS.ec;
-    business.answers(|_| Answer::ok(jwks(&[("ec1", &KEYS.ec[0], Algorithm::ES256)])));
+    backend.answers(|_| Answer::ok(jwks(&[("ec1", &KEYS.ec[0], Algorithm::ES256)])));
     eventually("the keys are fetched", || {
         let token = sign(Algorithm::ES256, first, Some("ec1"), &claims());
         code(&Client::present(&server, Transport::Tcp, body(&token, true, &json!({}))).1.unwrap()) == 0
     });
     assert_eq!(server.get("/readyz").status, 200);
     // However many names are invented, the place is asked a few times only, and nobody is let in.
-    let (before, began) = (business.asked().len(), std::time::Instant::now());
+    let (before, began) = (backend.asked().len(), std::time::Instant::now());
     for nth in 0..50 {
         let token = sign(Algorithm::ES256, &KEYS.ec[1], Some(&format!("x{nth}")), &claims());
         let (_, came) = Client::present(&server, Transport::Tcp, body(&token, true, &json!({})));
         assert!(matches!(code(&came.unwrap()), 3101 | 3204));
     }
-    let (asked, may) = (business.asked().len() - before, 1 + began.elapsed().as_millis() / 200);
+    let (asked, may) = (backend.asked().len() - before, 1 + began.elapsed().as_millis() / 200);
     assert!(asked as u128 <= may, "{asked} requests in {:?}", began.elapsed());
 }
 
 #[test]
 fn a_session_ends_with_its_token_unless_it_brings_a_new_one() {
-    let business = business();
-    let server = Server::start(&settings(&business));
+    let backend = backend();
+    let server = Server::start(&settings(&backend));
     for transport in BOTH {
         let short = || with("exp", json!(now() + 2));
         let (mine, other) = (short(), short());
@@ -433,7 +433,7 @@ fn a_session_ends_with_its_token_unless_it_brings_a_new_one() {
         // To goim operation 30 is a packet like any other.
         assert_eq!(plain.ask(&Packet::new(30, 5, "x")), Packet::new(30, 5, ""));
 
-        let farewell = ends.packet_or_end().expect("an extended client is told");
+        let farewell = ends.packet_or_end().expect("an negotiated client is told");
         assert_eq!((farewell.op, code(&farewell)), (6, 3201));
         assert_eq!(ends.packet_or_end(), None);
         plain.expect_closed();
@@ -443,8 +443,8 @@ fn a_session_ends_with_its_token_unless_it_brings_a_new_one() {
 
 #[test]
 fn a_blank_key_in_a_token_is_none_and_a_room_without_a_name_is_refused() {
-    let business = business();
-    let server = Server::start(&settings(&business));
+    let backend = backend();
+    let server = Server::start(&settings(&backend));
     for transport in BOTH {
         let mut keys = std::collections::BTreeSet::new();
         // One after the other, and all stay.

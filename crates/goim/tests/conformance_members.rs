@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use goim_client::{
     Client as RustClient, ClientConfig, Endpoint, Event, Events, Identity, MemoryPositions, SyncConfig,
 };
-use harness::business::{Answer, Business};
+use harness::backend::{Answer, Backend};
 use harness::keeping::Keeping;
 use harness::proto::{Fields, Writer};
 use harness::{BOTH, Client, Packet, Server, Settings, Transport, eventually, number, unique};
@@ -25,7 +25,7 @@ const MEMBER_MESSAGE: i32 = 32;
 const FAILED: u64 = 3512;
 const RATE_LIMITED: u64 = 3113;
 
-/// Every operation below the business's but 4: goim's, this version's, those that nobody has yet, and numbers without sense.
+/// Every operation below the backend's but 4: goim's, this version's, those that nobody has yet, and numbers without sense.
 fn operations_of_the_protocol() -> impl Iterator<Item = i32> {
     (1..=40).chain([64, 255, 256, 999, -1, -6, i32::MIN]).filter(|operation| *operation != SEND)
 }
@@ -53,7 +53,7 @@ fn goim(server: &Server, transport: Transport, mid: i64, room: &str) -> Client {
     )
 }
 
-fn extended(server: &Server, transport: Transport, mid: i64, room: &str) -> Client {
+fn negotiated(server: &Server, transport: Transport, mid: i64, room: &str) -> Client {
     let who =
         json!({ "mid": mid, "key": unique("k"), "room_id": room, "accepts": [4, 6, 1000], "protover": 1 });
     login(server, transport, &who)
@@ -61,7 +61,7 @@ fn extended(server: &Server, transport: Transport, mid: i64, room: &str) -> Clie
 
 fn syncing(server: &Server, transport: Transport, mid: i64, room: &str) -> Client {
     let who = json!({
-        "mid": mid, "key": unique("k"), "room_id": room, "accepts": [], "protover": 3, "positions": {},
+        "mid": mid, "key": unique("k"), "room_id": room, "accepts": [], "protover": 3, "resume": {},
     });
     login(server, transport, &who)
 }
@@ -105,8 +105,8 @@ fn no_operation_of_the_protocol_is_for_members() {
         let mut sender = syncing(&server, transport, mid, &room);
         let mut others = [
             goim(&server, transport, member(), &room),
-            extended(&server, transport, member(), &room),
-            extended(&server, transport, mid, &unique("live://other")),
+            negotiated(&server, transport, member(), &room),
+            negotiated(&server, transport, mid, &unique("live://other")),
             syncing(&server, transport, member(), &room),
         ];
         // As the server would end them for good.
@@ -130,7 +130,7 @@ fn by_itself_a_member_sends_to_its_own_inbox_and_nowhere_else() {
     let server = Keeping::start();
     for transport in BOTH {
         let (mid, room) = (member(), unique("live://r"));
-        let mut sender = extended(&server, transport, mid, &room);
+        let mut sender = negotiated(&server, transport, mid, &room);
         let mut other = goim(&server, transport, member(), &room);
         for (to, operation) in [
             (room.clone(), 4),
@@ -150,7 +150,7 @@ fn by_itself_a_member_sends_to_its_own_inbox_and_nowhere_else() {
             assert_eq!(ask(&mut sender, &send(&format!("mid://{mid}"), operation, "note")).op, SEND_REPLY);
         }
         // Nobody in particular is nobody whom receivers could be told of.
-        let mut anonymous = extended(&server, transport, 0, &room);
+        let mut anonymous = negotiated(&server, transport, 0, &room);
         for to in [room.as_str(), "mid://0"] {
             assert_eq!(code(&ask(&mut anonymous, &send(to, 4, "x"))), FAILED, "{to}");
         }
@@ -178,7 +178,7 @@ fn a_rule_allows_operations_by_the_names_of_rooms() {
             (&live, &inbox, 3000, true),
             (&live, &inbox, 1000, false),
         ] {
-            let mut sender = extended(&server, transport, mid, room);
+            let mut sender = negotiated(&server, transport, mid, room);
             let reply = ask(&mut sender, &send(to, operation, "x"));
             let expected = if allowed { SEND_REPLY } else { ERROR };
             assert_eq!(reply.op, expected, "in {room} to {to} with {operation}");
@@ -187,16 +187,16 @@ fn a_rule_allows_operations_by_the_names_of_rooms() {
 }
 
 #[test]
-fn the_business_decides_where_no_rule_does_and_is_not_asked_about_the_protocol() {
-    let business = Business::start(|asked| match asked.json()["to"].as_str() {
+fn the_backend_decides_where_no_rule_does_and_is_not_asked_about_the_protocol() {
+    let backend = Backend::start(|asked| match asked.json()["to"].as_str() {
         Some(to) if to.starts_with("no://") => Answer::status(403, ""),
         _ => Answer::status(204, ""),
     });
     let server = Keeping::start_with(|settings| {
-        settings.set("logic.timelines.send_webhook.url", &business.url("/may"))
+        settings.set("logic.timelines.send_webhook.url", &backend.url("/may"))
     });
     let (mid, room, other) = (member(), unique("live://r"), member());
-    let mut sender = extended(&server, Transport::Tcp, mid, &room);
+    let mut sender = negotiated(&server, Transport::Tcp, mid, &room);
     let to_other = format!("mid://{other}");
     for (to, operation, op) in [
         (room.as_str(), 4, SEND_REPLY),
@@ -207,7 +207,7 @@ fn the_business_decides_where_no_rule_does_and_is_not_asked_about_the_protocol()
     ] {
         assert_eq!(ask(&mut sender, &send(to, operation, "abc")).op, op, "{to} {operation}");
     }
-    let asked: Vec<Value> = business.asked_at("/may").iter().map(harness::business::Asked::json).collect();
+    let asked: Vec<Value> = backend.asked_at("/may").iter().map(harness::backend::Asked::json).collect();
     let expected = [(room.as_str(), true, 4), (&to_other, false, 1000), ("no://1", false, 4)];
     let expected = expected.map(|(to, in_room, operation)| {
         json!({ "mid": mid, "to": to, "in_room": in_room, "operation": operation, "body_bytes": 3 })
@@ -220,9 +220,9 @@ fn receivers_are_told_the_sender() {
     let server = Keeping::start_with(to_rooms);
     for transport in BOTH {
         let (mid, room) = (member(), unique("live://r"));
-        let mut sender = extended(&server, transport, mid, &room);
+        let mut sender = negotiated(&server, transport, mid, &room);
         let mut plain = goim(&server, transport, member(), &room);
-        let mut told = extended(&server, transport, member(), &room);
+        let mut told = negotiated(&server, transport, member(), &room);
         let mut follows = syncing(&server, transport, member(), &room);
         // What the body says of the sender does not count.
         let body = json!({ "sender": 1, "mid": 1 }).to_string();
@@ -241,7 +241,7 @@ fn receivers_are_told_the_sender() {
             assert_eq!((seq, operation, version), (1, 1000, 1));
             assert_eq!((message.number(5), message.text(6)), (mid.cast_unsigned(), body.clone()));
         }
-        // A message of the business has none, and is a push like others.
+        // A message of the backend has none, and is a push like others.
         let stored =
             json!({ "to": { "room": room }, "operation": 1000, "body": "news", "delivery": "stored" });
         let headers = [("content-type", "application/json")];
@@ -301,7 +301,7 @@ fn the_rust_client_gives_the_sender() {
             let positions = std::sync::Arc::new(MemoryPositions::default());
             config.sync = Some(SyncConfig::new([room.clone()], positions));
         }
-        let mut sender = extended(&server, Transport::Ws, mid, &room);
+        let mut sender = negotiated(&server, Transport::Ws, mid, &room);
         let (client, mut events) =
             harness::server::runtime().block_on(async { RustClient::start(config).unwrap() });
         harness::server::runtime().block_on(async {
@@ -337,8 +337,8 @@ fn a_member_has_one_quota_for_all_its_connections() {
         let (mid, room) = (member(), unique("live://r"));
         let inbox = format!("mid://{mid}");
         let mut sessions: Vec<Client> =
-            (0..5).map(|_| extended(&server, transport, mid, &unique("live://other"))).collect();
-        let mut in_room = extended(&server, transport, mid, &room);
+            (0..5).map(|_| negotiated(&server, transport, mid, &unique("live://other"))).collect();
+        let mut in_room = negotiated(&server, transport, mid, &room);
         let started = Instant::now();
         let (mut sent, mut refused) = (0, 0);
         let mut wait = 0;
@@ -360,7 +360,7 @@ fn a_member_has_one_quota_for_all_its_connections() {
         assert!(sent >= 10 && sent <= 11 + earned && sent + refused == 100, "{sent} sent, {refused} refused");
         // Whatever it sends to counts together; others have their own.
         assert_eq!(
-            ask(&mut extended(&server, transport, member(), &room), &send(&room, 4, "x")).op,
+            ask(&mut negotiated(&server, transport, member(), &room), &send(&room, 4, "x")).op,
             SEND_REPLY
         );
         std::thread::sleep(Duration::from_millis(wait));
@@ -384,7 +384,7 @@ fn bytes_are_limited_too() {
     for transport in BOTH {
         let mid = member();
         let inbox = format!("mid://{mid}");
-        let mut session = extended(&server, transport, mid, &unique("live://r"));
+        let mut session = negotiated(&server, transport, mid, &unique("live://r"));
         let (started, body) = (Instant::now(), [b'x'; 4000]);
         let replies: Vec<Packet> = (0..50).map(|_| ask(&mut session, &send(&inbox, 4, body))).collect();
         let sent = replies.iter().filter(|reply| reply.op == SEND_REPLY).count() as u128;

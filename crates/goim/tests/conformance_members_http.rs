@@ -1,5 +1,5 @@
 //! What members get over HTTP keeps the rules of sockets: a stream or a request that waits ends with its token and with an order of the
-//! business, counts against limits, and never works without waiting.
+//! backend, counts against limits, and never works without waiting.
 //!
 //! Bytes are read by hand: what a stream says is counted, not timed.
 
@@ -24,7 +24,7 @@ use jsonwebtoken::{EncodingKey, Header};
 use serde_json::{Value, json};
 
 const SECRET: &str = "a shared secret of more than 32 bytes";
-const API_KEY: &str = "the key of the business";
+const API_KEY: &str = "the key of the backend";
 
 /// Where messages are kept: a folder for one process, PostgreSQL for a cluster. It goes with the test.
 enum Place {
@@ -62,7 +62,7 @@ impl Drop for Place {
     }
 }
 
-/// Members present tokens, the business a key.
+/// Members present tokens, the backend a key.
 fn signed(settings: Settings) -> Settings {
     settings
         .set("logic.identity.method", "jwt")
@@ -252,11 +252,11 @@ fn a_stream_from_a_position_that_nobody_has_is_told_once_and_waits() {
             if is_there {
                 store(addr, &to, "before");
             }
-            let resets = metric(addr, "goim_logic_timeline_resets_total");
+            let resets = metric(addr, "goim_logic_timeline_gaps_total");
             let mut stream =
                 Stream::open(addr, &format!("timeline=mid://{mid}&{query}"), &token_of(mid), last);
             let events = stream.events_for(Duration::from_millis(400), 1 << 20);
-            let made = metric(addr, "goim_logic_timeline_resets_total") - resets;
+            let made = metric(addr, "goim_logic_timeline_gaps_total") - resets;
             let what = format!("{query} {last} {is_there}: {} events, {made} resets", events.len());
             eprintln!("{what}");
             assert!(events.len() <= 1 && made <= 2.0, "{what}");
@@ -274,7 +274,7 @@ fn a_question_from_a_position_that_nobody_has_has_one_answer() {
     for transport in BOTH {
         for (epoch, seq) in [(1, 1), (u64::MAX, u64::MAX), (0, 5), (5, 0), (0, u64::MAX)] {
             let mid = number();
-            let token = json!({ "mid": mid, "key": unique("k"), "protover": 3, "positions": {} });
+            let token = json!({ "mid": mid, "key": unique("k"), "protover": 3, "resume": {} });
             let (mut client, reply) = Client::present(&server, transport, token.to_string());
             assert_eq!(reply.expect("a session").op, 8);
             let position = Writer::default().number(1, epoch).number(2, seq).done();
@@ -292,7 +292,7 @@ fn a_question_from_a_position_that_nobody_has_has_one_answer() {
         // In a token too.
         let mid = number();
         let positions = json!({ format!("mid://{mid}"): { "epoch": 1, "seq": 1 } });
-        let token = json!({ "mid": mid, "key": unique("k"), "protover": 3, "positions": positions });
+        let token = json!({ "mid": mid, "key": unique("k"), "protover": 3, "resume": positions });
         let (mut client, reply) = Client::present(&server, transport, token.to_string());
         assert_eq!(reply.expect("a session").op, 8);
         assert_eq!(client.packet().op, 22);
@@ -303,7 +303,7 @@ fn a_question_from_a_position_that_nobody_has_has_one_answer() {
 #[test]
 fn who_would_wait_beyond_the_limit_is_told_when_to_come_back() {
     let place = Place::new();
-    let server = Server::start(&signed(place.settings()).set("logic.timelines.waits_max", "1"));
+    let server = Server::start(&signed(place.settings()).set("logic.timelines.long_polls_max", "1"));
     let addr = server.addrs.http;
     let mid = number();
     let (query, token) = (format!("timeline=mid://{mid}"), token_of(mid));
@@ -333,8 +333,8 @@ fn who_would_wait_beyond_the_limit_is_told_when_to_come_back() {
 fn a_member_and_an_address_wait_so_often() {
     let place = Place::new();
     let settings = signed(place.settings())
-        .set("logic.timelines.waits_per_member_max", "2")
-        .set("logic.timelines.waits_per_address_max", "3");
+        .set("logic.timelines.long_polls_per_member_max", "2")
+        .set("logic.timelines.long_polls_per_address_max", "3");
     let server = Server::start(&settings);
     let addr = server.addrs.http;
     let [one, other] = [number(), number()];
@@ -396,7 +396,7 @@ fn streams_and_waiting_requests_end_by_order() {
             let mut stream = Stream::open(addr, query, &token, "");
             let mut unharmed = Stream::open(addr, &other, &mine, "");
             assert_eq!((stream.status, unharmed.status), (200, 200));
-            let waits = metric(addr, "goim_logic_timeline_waits");
+            let waits = metric(addr, "goim_logic_long_polls");
             let poll = {
                 let target = format!("/v1/sync?{query}&wait=19s");
                 let bearer = format!("Bearer {token}");
@@ -405,7 +405,7 @@ fn streams_and_waiting_requests_end_by_order() {
                     Http::connect(addr).request("GET", &target, &headers, b"")
                 })
             };
-            eventually("the request waits", || metric(addr, "goim_logic_timeline_waits") > waits);
+            eventually("the request waits", || metric(addr, "goim_logic_long_polls") > waits);
             end(addr, &json!({ "of": of, "reason": reason }));
             stream.expect_end(code, reconnect);
             let answer = poll.join().unwrap();
@@ -545,7 +545,7 @@ fn streams_end_when_the_server_goes_away() {
             Http::connect(addr).request("GET", target, &headers, b"")
         })
     };
-    eventually("both wait", || metric(addr, "goim_logic_timeline_waits") == 2.0);
+    eventually("both wait", || metric(addr, "goim_logic_long_polls") == 2.0);
     process.terminate();
     stream.expect_end(3002, true);
     assert_eq!(poll.join().unwrap().json()["data"]["messages"], json!([]));

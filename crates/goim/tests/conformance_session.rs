@@ -211,7 +211,7 @@ fn row_031_only_heartbeats_keep_a_session_alive() {
                 std::thread::sleep(Duration::from_millis(600));
                 client.heartbeat();
                 let last = Instant::now();
-                // Business packets all the time until the end comes.
+                // Backend packets all the time until the end comes.
                 loop {
                     client.send(&Packet::new(4, 1, ""));
                     match client.rest_within(Duration::from_millis(50)) {

@@ -1,4 +1,4 @@
-//! What the business asks and orders of sessions: who is in a room, and the end of sessions; and sessions that are in many rooms.
+//! What the backend asks and orders of sessions: who is in a room, and the end of sessions; and sessions that are in many rooms.
 
 #![allow(clippy::unwrap_used)]
 
@@ -13,11 +13,11 @@ struct Session {
     mid: u32,
 }
 
-fn login(server: &Server, transport: Transport, extended: bool, rooms: &[&str]) -> Session {
+fn login(server: &Server, transport: Transport, negotiated: bool, rooms: &[&str]) -> Session {
     let (mid, key) = (number(), unique("k"));
     let mut body =
         json!({ "mid": mid, "key": key, "accepts": [1000], "room_id": rooms.first().unwrap_or(&"") });
-    if extended {
+    if negotiated {
         body["protover"] = json!(1);
         body["rooms"] = json!(rooms);
     }
@@ -31,14 +31,14 @@ fn end(server: &Server, order: &Value) {
     assert_eq!((answer.status, answer.text().as_str()), (200, r#"{"code":0,"message":""}"#), "{order}");
 }
 
-/// The session ends; an extended client is told the code.
+/// The session ends; an negotiated client is told the code.
 #[track_caller]
 fn check_ended(session: &mut Session, told: Option<u64>) {
     let farewell = session.client.packet_or_end();
     match told {
         None => assert_eq!(farewell, None, "a client of goim sees the end only"),
         Some(code) => {
-            let farewell = farewell.expect("an extended client is told");
+            let farewell = farewell.expect("an negotiated client is told");
             let body: Value = serde_json::from_slice(&farewell.body).unwrap();
             assert_eq!((farewell.op, &body["code"]), (6, &json!(code)), "{body}");
             assert_eq!(session.client.packet_or_end(), None);
@@ -54,7 +54,7 @@ fn sessions_are_ended_by_key_member_and_room() {
         let mut stays = login(&server, transport, true, &[]);
         for (reason, code) in [(None, 3505), (Some("kicked"), 3505), (Some("revoked"), 3208)] {
             let mut sessions: Vec<(bool, Session)> = [false, true, false, true, false, true]
-                .map(|extended| (extended, login(&server, transport, extended, &[&room])))
+                .map(|negotiated| (negotiated, login(&server, transport, negotiated, &[&room])))
                 .into();
             let order = |of: Value| match reason {
                 None => json!({ "of": of }),
@@ -64,15 +64,15 @@ fn sessions_are_ended_by_key_member_and_room() {
             end(&server, &order(json!({ "keys": keys })));
             let mids: Vec<u32> = sessions[2..4].iter().map(|(_, session)| session.mid).collect();
             end(&server, &order(json!({ "mids": mids })));
-            for (extended, session) in &mut sessions[..4] {
-                check_ended(session, extended.then_some(code));
+            for (negotiated, session) in &mut sessions[..4] {
+                check_ended(session, negotiated.then_some(code));
             }
             for (_, session) in &mut sessions[4..] {
                 session.client.heartbeat();
             }
             end(&server, &order(json!({ "room": room })));
-            for (extended, session) in &mut sessions[4..] {
-                check_ended(session, extended.then_some(code));
+            for (negotiated, session) in &mut sessions[4..] {
+                check_ended(session, negotiated.then_some(code));
             }
         }
         stays.client.heartbeat();
@@ -255,7 +255,7 @@ fn a_member_is_on_as_many_devices_as_it_may_be() {
                     client.heartbeat();
                     continue;
                 }
-                let told = client.packet_or_end().expect("an extended client is told");
+                let told = client.packet_or_end().expect("an negotiated client is told");
                 let body: Value = serde_json::from_slice(&told.body).unwrap();
                 assert_eq!((told.op, &body["code"]), (6, &json!(3506)), "{policy} {name}");
             }

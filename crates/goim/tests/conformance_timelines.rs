@@ -5,7 +5,7 @@
 
 mod harness;
 
-use harness::business::{Answer, Business};
+use harness::backend::{Answer, Backend};
 use harness::keeping::{Keeping, Place};
 use harness::proto::{Fields, Writer};
 use harness::{BOTH, Client, Packet, Server, Transport, eventually, number, unique};
@@ -20,7 +20,7 @@ const ERROR: i32 = 25;
 /// A session that syncs, with the auth reply taken. `more` goes into its token.
 fn syncing(server: &Server, transport: Transport, mid: i64, more: Value) -> Client {
     let mut token = json!({
-        "mid": mid, "key": unique("k"), "protover": 3, "accepts": [], "positions": {},
+        "mid": mid, "key": unique("k"), "protover": 3, "accepts": [], "resume": {},
     });
     token.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     let (client, reply) = Client::present(server, transport, token.to_string());
@@ -67,7 +67,7 @@ struct Reply {
     messages: Vec<(u64, String)>,
     latest: u64,
     more: bool,
-    reset: bool,
+    gap: bool,
 }
 
 impl Reply {
@@ -80,7 +80,7 @@ impl Reply {
             messages: fields.messages(3).iter().map(message).collect(),
             latest: fields.number(4),
             more: fields.number(5) == 1,
-            reset: fields.number(6) == 1,
+            gap: fields.number(6) == 1,
             after: fields.number(7),
         }
     }
@@ -119,7 +119,7 @@ fn a_stored_message_is_a_push_to_clients_of_goim_and_a_word_to_those_who_sync() 
         let who = json!({ "mid": mid, "key": unique("k"), "room_id": room, "accepts": [1000] }).to_string();
         let (mut goim, _) = Client::present(&server, transport, who);
         let mut full = syncing(&server, transport, mid, json!({ "room_id": room }));
-        let mut bare = syncing(&server, transport, mid, json!({ "room_id": room, "bare": true }));
+        let mut bare = syncing(&server, transport, mid, json!({ "room_id": room, "notify_only": true }));
         let inbox = format!("mid://{mid}");
         for (to, timeline) in [(json!({ "mids": [mid] }), &inbox), (json!({ "room": room }), &room)] {
             let [(epoch, 1)] = store(&server, &to, "hello")[..] else { panic!("the first has place 1") };
@@ -149,8 +149,8 @@ fn a_session_syncs_what_it_lacks_in_pages_and_is_told_of_holes() {
     let place = Place::new();
     let settings = place
         .settings()
-        .set("timelines.by_kind", "short: 5 messages")
-        .set("timelines.retain_interval", "50ms");
+        .set("timelines.retention_overrides", "short: 5 messages")
+        .set("timelines.retention_interval", "50ms");
     let server = Server::start(&settings);
     let mid = member();
     let timeline = format!("mid://{mid}");
@@ -165,33 +165,33 @@ fn a_session_syncs_what_it_lacks_in_pages_and_is_told_of_holes() {
         let reply = sync(&mut client, &timeline, epoch, from, limit);
         assert_eq!(reply.seqs(), expected.collect::<Vec<_>>());
         assert_eq!(
-            (reply.epoch, reply.latest, reply.more, reply.reset, reply.after),
+            (reply.epoch, reply.latest, reply.more, reply.gap, reply.after),
             (epoch, 10, more, false, from)
         );
     }
     let at_the_end = sync(&mut client, &timeline, epoch, 10, 0);
-    assert_eq!((at_the_end.messages, at_the_end.more, at_the_end.reset), (vec![], false, false));
+    assert_eq!((at_the_end.messages, at_the_end.more, at_the_end.gap), (vec![], false, false));
     // Another life, ahead of the end: there is a hole, and all that is kept follows.
     for (epoch_known, seq) in [(epoch + 1, 3), (epoch, 11)] {
         let reply = sync(&mut client, &timeline, epoch_known, seq, 0);
-        assert_eq!((reply.reset, reply.after, reply.epoch), (true, 0, epoch));
+        assert_eq!((reply.gap, reply.after, reply.epoch), (true, 0, epoch));
         assert_eq!(reply.seqs(), (1..=10).collect::<Vec<_>>());
     }
     // Nothing was ever there.
     let room = unique("live://r");
     let empty = sync(&mut client, &room, 0, 0, 0);
-    assert_eq!((empty.epoch, empty.latest, empty.reset, empty.messages), (0, 0, false, vec![]));
-    assert!(sync(&mut client, &room, 7, 7, 0).reset, "what was known is gone");
+    assert_eq!((empty.epoch, empty.latest, empty.gap, empty.messages), (0, 0, false, vec![]));
+    assert!(sync(&mut client, &room, 7, 7, 0).gap, "what was known is gone");
     // Old messages go, and the position of who has been away is a hole then.
     let room = unique("short://r");
     for number in 1..=9 {
         epoch = store(&server, &json!({ "room": room }), &number.to_string())[0].0;
     }
-    eventually("old messages go", || sync(&mut client, &room, epoch, 3, 0).reset);
+    eventually("old messages go", || sync(&mut client, &room, epoch, 3, 0).gap);
     let reply = sync(&mut client, &room, epoch, 2, 0);
-    assert_eq!((reply.reset, reply.after, reply.seqs()), (true, 4, vec![5, 6, 7, 8, 9]));
+    assert_eq!((reply.gap, reply.after, reply.seqs()), (true, 4, vec![5, 6, 7, 8, 9]));
     let reply = sync(&mut client, &room, epoch, 4, 0);
-    assert_eq!((reply.reset, reply.seqs()), (false, vec![5, 6, 7, 8, 9]), "nothing is missing behind 4");
+    assert_eq!((reply.gap, reply.seqs()), (false, vec![5, 6, 7, 8, 9]), "nothing is missing behind 4");
 }
 
 #[test]
@@ -210,7 +210,7 @@ fn positions_in_the_token_make_coming_back_one_round_trip() {
             "mid://1": { "epoch": 1, "seq": 1 },
             "nonsense": { "epoch": 1, "seq": 1 },
         });
-        let mut client = syncing(&server, transport, mid, json!({ "positions": positions }));
+        let mut client = syncing(&server, transport, mid, json!({ "resume": positions }));
         let mut replies: Vec<Reply> = (0..2)
             .map(|_| {
                 let packet = client.packet();
@@ -251,7 +251,7 @@ fn nobody_reads_what_is_of_others() {
     // Who is believed must be on this machine, and speak for himself.
     let target = format!("/v1/sync?timeline=mid://{mid}&mid={mid}");
     let by_proxy = server.request("GET", &target, &[("x-forwarded-for", "192.0.2.1")], b"");
-    assert!(by_proxy.status == 403 && by_proxy.text().contains("open_to_all"), "{}", by_proxy.text());
+    assert!(by_proxy.status == 403 && by_proxy.text().contains("allow_remote"), "{}", by_proxy.text());
     assert_eq!(status("/v1/sync?mid=7"), 400);
 }
 
@@ -306,7 +306,7 @@ fn members_send_to_their_rooms_once() {
         // The same name of another member is another message.
         let mut third = syncing(&server, transport, member(), json!({ "rooms": [room] }));
         assert_eq!(sent(&mut third, &send(&room, "three", "id-1")), (3, false));
-        // Elsewhere the business decides, and here it is not asked.
+        // Elsewhere the backend decides, and here it is not asked.
         let mut outsider = syncing(&server, transport, member(), json!({}));
         for to in [room.as_str(), "mid://5", "nonsense"] {
             expect_failure(&outsider.ask(&send(to, "x", "")), 4, 3512);
@@ -394,7 +394,7 @@ fn a_request_over_http_waits_for_messages() {
     assert_eq!((&messages[0]["seq"], &messages[0]["body"]), (&json!(2), &json!("second")), "{waited}");
     let short = std::time::Instant::now();
     assert_eq!(
-        server.get(&format!("{target}0&wait=200ms")).json()["data"]["reset"],
+        server.get(&format!("{target}0&wait=200ms")).json()["data"]["gap"],
         json!(true),
         "seq 10 is ahead"
     );
@@ -561,7 +561,7 @@ fn messages_survive_a_restart() {
     let mut client = syncing(&server, Transport::Tcp, mid, json!({}));
     let reply = sync(&mut client, &format!("mid://{mid}"), epoch, 0, 0);
     assert_eq!(reply.messages, [(1, "before".to_owned()), (2, "after".to_owned())]);
-    assert!(!reply.reset);
+    assert!(!reply.gap);
 }
 
 #[test]
@@ -585,7 +585,7 @@ fn words_that_wait_for_a_full_socket_become_one() {
     for number in 0..50 {
         epoch = store(&server, &json!({ "mids": [mid] }), &number.to_string())[0].0;
     }
-    eventually("the words have come to comet", || figure("goim_comet_notifies_joined_total") >= 50.0);
+    eventually("the words have come to comet", || figure("goim_comet_notifications_coalesced_total") >= 50.0);
     loop {
         let packet = client.packet();
         if packet.op == NOTIFY {
@@ -601,11 +601,11 @@ fn words_that_wait_for_a_full_socket_become_one() {
 
 #[test]
 fn members_who_are_away_are_told_of_once_for_each_message() {
-    let business = Business::start(|_| Answer::status(503, ""));
+    let backend = Backend::start(|_| Answer::status(503, ""));
     let place = Place::new();
     let settings = place.settings();
     let settings =
-        settings.set("timelines.away_to", &business.url("/away")).set("timelines.away_secret", "hook");
+        settings.set("timelines.offline_url", &backend.url("/away")).set("timelines.offline_secret", "hook");
     let server = Server::start(&settings);
     let (here, away) = (member(), member());
     let mut client = syncing(&server, Transport::Tcp, here, json!({}));
@@ -619,17 +619,17 @@ fn members_who_are_away_are_told_of_once_for_each_message() {
     };
     let epoch = publish("first", "1");
     publish("first", "1");
-    // A room's message is for the business to tell of.
+    // A room's message is for the backend to tell of.
     store(&server, &json!({ "room": unique("live://r") }), "to a room");
     publish("second", "2");
-    // Of what the business did not take it is told again.
-    eventually("the business was asked", || !business.asked_at("/away").is_empty());
-    business.answers(|_| Answer::ok(""));
+    // Of what the backend did not take it is told again.
+    eventually("the backend was asked", || !backend.asked_at("/away").is_empty());
+    backend.answers(|_| Answer::ok(""));
     let told = || -> Vec<Value> {
-        let all = business.asked_at("/away");
+        let all = backend.asked_at("/away");
         let last = all.iter().map(|asked| {
             assert_eq!(asked.header("authorization"), Some("Bearer hook"));
-            asked.json()["away"].as_array().unwrap().clone()
+            asked.json()["offline"].as_array().unwrap().clone()
         });
         let mut seen = std::collections::BTreeMap::new();
         last.flatten().for_each(|member| drop(seen.insert(member["id"].to_string(), member)));

@@ -141,7 +141,7 @@ fn row_017_a_message_goes_to_logic_and_is_echoed_without_its_body() {
         client.expect(&Packet::new(4, 9, ""));
         client.send(&Packet { ver: 3, op: -5, seq: -1, body: vec![0xff; 4096] });
         client.expect(&Packet { ver: 3, op: -5, seq: -1, body: Vec::new() });
-        // What is comet's own business does not go there.
+        // What is comet's own backend does not go there.
         for op in [2, 12, 14, 16] {
             client.send(&Packet::new(op, 1, ""));
             client.packet();

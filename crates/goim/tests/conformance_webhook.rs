@@ -1,4 +1,4 @@
-//! The business is asked who somebody is: what it is told, what its answers mean, and what happens when it is slow, down or mad.
+//! The backend is asked who somebody is: what it is told, what its answers mean, and what happens when it is slow, down or mad.
 
 #![allow(clippy::unwrap_used)]
 
@@ -6,15 +6,15 @@ mod harness;
 
 use std::time::{Duration, Instant};
 
-use harness::business::{Answer, Asked, Business};
+use harness::backend::{Answer, Asked, Backend};
 use harness::client::SWITCHED;
 use harness::{BOTH, Client, Packet, Server, Settings, Transport, eventually, number, unique};
 use serde_json::{Value, json};
 
-fn settings(business: &Business) -> Settings {
+fn settings(backend: &Backend) -> Settings {
     Settings::new()
         .set("logic.identity.method", "webhook")
-        .set("logic.identity.webhook.url", &business.url("/who"))
+        .set("logic.identity.webhook.url", &backend.url("/who"))
         .set("logic.identity.webhook.secret", "the secret of the hook")
         .set("logic.identity.webhook.timeout", "300ms")
 }
@@ -34,17 +34,17 @@ fn code(packet: &Packet) -> u64 {
     body["code"].as_u64().unwrap_or_else(|| panic!("no code: {packet:?}"))
 }
 
-/// An extended client with this token: the first packet that it gets.
+/// An negotiated client with this token: the first packet that it gets.
 fn present(server: &Server, transport: Transport, token: &str) -> (Client, Packet) {
     let body = json!({ "protover": 1, "token": token, "accepts": [1000] }).to_string();
     let (client, came) = Client::present(server, transport, body);
-    (client, came.expect("an extended client is told"))
+    (client, came.expect("an negotiated client is told"))
 }
 
 #[test]
-fn the_business_is_told_what_is_known_and_decides() {
-    let business = Business::start(usual);
-    let server = Server::start(&settings(&business));
+fn the_backend_is_told_what_is_known_and_decides() {
+    let backend = Backend::start(usual);
+    let server = Server::start(&settings(&backend));
     let mid = i64::from(number());
     let body = json!({
         "token": format!("mid:{mid}"), "mid": mid, "room_id": "live://1", "platform": "ios", "protover": 1, "rooms": ["a://1"],
@@ -56,7 +56,7 @@ fn the_business_is_told_what_is_known_and_decides() {
     client.expect_bytes(SWITCHED.as_bytes());
     client.send(&Packet::new(7, 1, body.to_string()));
     assert_eq!(code(&client.packet()), 0);
-    let asked = business.asked_at("/who").pop().unwrap();
+    let asked = backend.asked_at("/who").pop().unwrap();
     assert_eq!(asked.header("authorization"), Some("Bearer the secret of the hook"));
     assert_eq!(asked.header("content-type"), Some("application/json"));
     let told = asked.json();
@@ -72,8 +72,8 @@ fn its_answer_is_the_session() {
     let (key, room) = (unique("k"), unique("live://r"));
     let mid = i64::from(number());
     let answer = json!({ "mid": mid, "key": key, "rooms": [room], "accepts": [1000], "expires_at": 4_000_000_000_u64 });
-    let business = Business::start(move |_| Answer::ok(answer.to_string()));
-    let server = Server::start(&settings(&business));
+    let backend = Backend::start(move |_| Answer::ok(answer.to_string()));
+    let server = Server::start(&settings(&backend));
     for transport in BOTH {
         let (mut client, reply) = present(&server, transport, "any");
         let reply: Value = serde_json::from_slice(&reply.body).unwrap();
@@ -89,8 +89,8 @@ fn its_answer_is_the_session() {
 
 #[test]
 fn what_is_no_decision_lets_nobody_in() {
-    let business = Business::start(usual);
-    let server = Server::start(&settings(&business));
+    let backend = Backend::start(usual);
+    let server = Server::start(&settings(&backend));
     let slow = Duration::from_secs(5);
     let cases: Vec<(&str, Answer, u64)> = vec![
         ("refused", Answer::status(403, ""), 3206),
@@ -110,7 +110,7 @@ fn what_is_no_decision_lets_nobody_in() {
         ("another mid than the client says", Answer::ok(r#"{"mid":1}"#), 0),
     ];
     for (what, answer, expected) in cases {
-        business.answers(move |_| answer.clone());
+        backend.answers(move |_| answer.clone());
         for transport in BOTH {
             let (_, came) = present(&server, transport, "mid:1");
             assert_eq!(code(&came), expected, "{what}: {came:?}");
@@ -120,41 +120,41 @@ fn what_is_no_decision_lets_nobody_in() {
             }
         }
         // Lets the circuit close before the next.
-        business.answers(usual);
+        backend.answers(usual);
         eventually("the hook is asked again", || code(&present(&server, Transport::Tcp, "mid:1").1) == 0);
     }
 }
 
 #[test]
-fn a_business_that_is_down_costs_nobody_time() {
-    let business = Business::start(usual);
-    let server = Server::start(&settings(&business));
+fn a_backend_that_is_down_costs_nobody_time() {
+    let backend = Backend::start(usual);
+    let server = Server::start(&settings(&backend));
     let (mut inside, reply) = present(&server, Transport::Tcp, "mid:5");
     assert_eq!(code(&reply), 0);
-    business.set_down(true);
+    backend.set_down(true);
     eventually("the hook is left alone", || {
         let began = Instant::now();
         let (_, came) = present(&server, Transport::Tcp, "mid:6");
         assert_eq!(code(&came), 3101);
-        let asked = business.asked().len();
+        let asked = backend.asked().len();
         began.elapsed() < Duration::from_millis(100) && asked > 0
     });
     // Who is inside notices nothing.
     inside.heartbeat();
     server.push_mids(1000, &[5], "hello");
     inside.expect_push(1000, "hello");
-    business.set_down(false);
+    backend.set_down(false);
     eventually("newcomers are let in again", || code(&present(&server, Transport::Tcp, "mid:6").1) == 0);
 }
 
 #[test]
 fn a_blank_key_is_drawn_for_each_session_and_a_room_without_a_name_is_refused() {
     for blank in ["", " "] {
-        let business = Business::start(move |asked| {
+        let backend = Backend::start(move |asked| {
             let mid = asked.json()["token"].as_str().unwrap().parse::<i64>().unwrap();
             Answer::ok(json!({ "mid": mid, "key": blank }).to_string())
         });
-        let server = Server::start(&settings(&business));
+        let server = Server::start(&settings(&backend));
         for transport in BOTH {
             let mut sessions: Vec<(Client, String)> = (0..3)
                 .map(|_| {
@@ -174,15 +174,15 @@ fn a_blank_key_is_drawn_for_each_session_and_a_room_without_a_name_is_refused() 
         json!({ "mid": 7, "rooms": ["live://1", ""] }),
         json!({ "mid": 7, "rooms_allowed": [""] }),
     ] {
-        let business = Business::start(move |_| Answer::ok(answer.to_string()));
-        let server = Server::start(&settings(&business));
+        let backend = Backend::start(move |_| Answer::ok(answer.to_string()));
+        let server = Server::start(&settings(&backend));
         for transport in BOTH {
             assert_eq!(code(&present(&server, transport, "any").1), 3207);
         }
     }
     // What a client asks for is judged alike, whoever it is believed to be.
-    let business = Business::start(usual);
-    for settings in [settings(&business), Settings::new()] {
+    let backend = Backend::start(usual);
+    for settings in [settings(&backend), Settings::new()] {
         let server = Server::start(&settings);
         for transport in BOTH {
             let who = json!({ "token": "mid:7", "protover": 1, "rooms": ["live://1", ""] });

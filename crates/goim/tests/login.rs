@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 const SECRET: &str = "a secret for this test only and 32 bytes long";
 const PASSWORD: &str = "correct horse";
 
-/// The business system, ended with the test.
+/// The backend system, ended with the test.
 struct Login {
     folder: PathBuf,
     child: Child,

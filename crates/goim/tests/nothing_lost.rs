@@ -106,7 +106,7 @@ async fn application(
                     received.positions.insert(timeline, position);
                     left -= 1;
                 }
-                Event::Reset { timeline, position } => {
+                Event::Gap { timeline, position } => {
                     let mut received = received.lock().unwrap();
                     received.resets += 1;
                     received.positions.insert(timeline, position);

@@ -15,7 +15,7 @@ use jsonwebtoken::{EncodingKey, Header};
 use serde_json::json;
 
 const SECRET: &str = "a shared secret of more than 32 bytes";
-const API_KEY: &str = "the key of the business";
+const API_KEY: &str = "the key of the backend";
 
 /// All routes that take a body.
 const ROUTES: [&str; 8] = [
@@ -180,13 +180,13 @@ fn slow_acknowledgements_of_nobody_are_not_collected() {
 fn each_route_reads_what_it_needs() {
     let serving = Serving::start();
     let server = &serving.process.server;
-    let (business, member) = (format!("Bearer {API_KEY}"), format!("Bearer {}", token()));
+    let (backend, member) = (format!("Bearer {API_KEY}"), format!("Bearer {}", token()));
     for (target, authorization, most) in [
         ("/v1/ack", &member, 4_096),
-        ("/v1/messages/delete", &business, 4_096),
-        ("/v1/sessions/end", &business, 1 << 20),
-        ("/v1/push", &business, 4 << 20),
-        ("/goim/push/all?operation=1", &business, 4 << 20),
+        ("/v1/messages/delete", &backend, 4_096),
+        ("/v1/sessions/end", &backend, 1 << 20),
+        ("/v1/push", &backend, 4 << 20),
+        ("/goim/push/all?operation=1", &backend, 4 << 20),
     ] {
         let headers = [("authorization", authorization.as_str()), ("content-type", "application/json")];
         let answer = server.request("POST", target, &headers, &vec![b' '; most]);

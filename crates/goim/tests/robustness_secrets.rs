@@ -70,8 +70,8 @@ const PORTS: [&str; 9] = [
     "http.listen=127.0.0.1:0",
     "rpc.comet=127.0.0.1:0",
     "rpc.logic=127.0.0.1:0",
-    "cluster.comet_pages=127.0.0.1:0",
-    "cluster.job_pages=127.0.0.1:0",
+    "cluster.comet_admin_listen=127.0.0.1:0",
+    "cluster.job_admin_listen=127.0.0.1:0",
     "redis.deadline=200ms",
     "log.level=trace",
 ];
@@ -154,8 +154,8 @@ fn no_word_about_a_wrong_configuration_has_a_secret_in_it() {
         format!("logic.identity.webhook.url=ftp://u:{SECRET}@x"),
         format!("logic.identity.jwt.jwks_url=ftp://u:{SECRET}@x?k={SECRET}"),
         format!("logic.timelines.send_webhook.url=u:{SECRET}@x"),
-        format!("events.to=ftp://u:{SECRET}@x"),
-        format!("timelines.away_to=ftp://u:{SECRET}@x"),
+        format!("events.url=ftp://u:{SECRET}@x"),
+        format!("timelines.offline_url=ftp://u:{SECRET}@x"),
         format!("logic.http.api_keys={}", &SECRET[..15]),
         format!("logic.identity.jwt.secrets={SECRET}"),
         format!("logic.identity.jwt.secret={SECRET}"),
@@ -177,10 +177,10 @@ fn no_word_about_a_wrong_configuration_has_a_secret_in_it() {
     for set in [
         format!("logic.identity.webhook.url={hook}"),
         format!("logic.identity.jwt.jwks_url={hook}"),
-        format!("events.to={hook}"),
+        format!("events.url={hook}"),
         format!("events.secret={SECRET}"),
-        format!("timelines.away_to={hook}"),
-        format!("timelines.away_secret={SECRET}"),
+        format!("timelines.offline_url={hook}"),
+        format!("timelines.offline_secret={SECRET}"),
         format!(
             "logic.upstream.routes=[{{ operations = \"1000\", to = \"{hook}\", secret = \"{SECRET}\" }}]"
         ),
@@ -196,7 +196,7 @@ fn no_word_about_a_wrong_configuration_has_a_secret_in_it() {
         format!("kafka.properties={{ \"sasl.mechanism\" = \"{SECRET}\", \"debug\" = \"{SECRET}\" }}"),
         format!("kafka.properties={{ \"security.protocol\" = \"{SECRET}\" }}"),
     ] {
-        let to_kafka = "events.to=kafka://topic";
+        let to_kafka = "events.url=kafka://topic";
         let said = check(&properties, goim(&with("serve", &[&properties, to_kafka])));
         assert!(said.contains("is not taken"), "{properties}: {said}");
     }
@@ -303,7 +303,7 @@ fn while_the_store_is_away_nobody_is_told_where_it_is() {
         Process::start(&Settings::new().set("timelines.postgres", &given).set("log.level", "debug"));
     let server = &process.server;
     let mid = number();
-    let token = json!({ "mid": mid, "key": unique("k"), "protover": 3, "positions": {} });
+    let token = json!({ "mid": mid, "key": unique("k"), "protover": 3, "resume": {} });
     let (mut client, _) = Client::present(server, Transport::Tcp, token.to_string());
     way.is_open.store(false, Ordering::SeqCst);
     let mut said = String::new();

@@ -11,7 +11,7 @@ use goim_client::{
     Advice, Client, ClientConfig, ConnectError, DisconnectReason, Event, Events, Identity, Operation,
     RoomError, Scheme, SendError, Version, VersionTable,
 };
-use harness::business::{Answer, Business};
+use harness::backend::{Answer, Backend};
 use harness::{Server, Settings, number, unique};
 use jsonwebtoken::{EncodingKey, Header};
 use serde_json::json;
@@ -127,7 +127,7 @@ async fn tokens_are_refused_taken_and_renewed() {
     // Longer than the first token was good.
     tokio::time::sleep(Duration::from_millis(3200)).await;
     client.heartbeat().await.unwrap();
-    // The business ends it: the client knows what to do.
+    // The backend ends it: the client knows what to do.
     server.post("/v1/sessions/end", json!({ "of": { "mids": [mid] } }).to_string());
     let ended = loop {
         if let Event::Disconnected { reason, retry_in } = event(&mut events).await {
@@ -139,19 +139,19 @@ async fn tokens_are_refused_taken_and_renewed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_business_answers_and_fails() {
-    let business = Business::start(|asked| match &asked.body[..] {
+async fn the_backend_answers_and_fails() {
+    let backend = Backend::start(|asked| match &asked.body[..] {
         b"no" => Answer::status(403, ""),
         body => Answer::ok([b"answer to ", body, &b" and more".repeat(200)].concat()),
     });
-    let route = format!("[{{ operations = \"2000\", to = \"{}\" }}]", business.url("/"));
+    let route = format!("[{{ operations = \"2000\", to = \"{}\" }}]", backend.url("/"));
     let settings = Settings::new().set("logic.upstream.routes", &route).set("versions.rows", ROWS);
     let server = tokio::task::spawn_blocking(move || Server::start(&settings)).await.unwrap();
     let identity = Identity::new(7).protover(Version(3));
     let (client, _events) = Client::connect(config(&server, Scheme::Ws, identity)).await.unwrap();
     let answer = client.send(Operation(2000), "hello").await.unwrap();
     assert_eq!(answer, [b"answer to hello".as_slice(), &b" and more".repeat(200)].concat());
-    // More than a packet may carry, and less when it is compressed: the business has it as it was.
+    // More than a packet may carry, and less when it is compressed: the backend has it as it was.
     let large = "the same again ".repeat(400);
     for version in [2, 3] {
         let answer = client.send_as(Version(version), Operation(2000), large.clone()).await.unwrap();

@@ -15,9 +15,9 @@ use goim_adapters::memory::{
 };
 use goim_logic::{Dependencies, Logic, StoredPush, StoredTo};
 use goim_ports::{
-    AcceptedAt, AppendError, Appended, Call, HttpAnswer, HttpClient, HttpError, HttpRequest, LogicPort as _,
-    Mid, NewMessage, OnceKey, Operation, PacketBuf, PushLog, PushRecord, Retention, RetentionRules, Schema,
-    StoredAt, Upstream,
+    AcceptedAt, AppendError, Appended, Call, HttpClient, HttpError, HttpRequest, HttpResponse,
+    IdempotencyKey, LogicPort as _, Mid, NewMessage, Operation, PacketBuf, PushLog, PushRecord, Retention,
+    RetentionRules, Schema, StoredAt, Upstream,
 };
 use goim_session::Moment;
 use goim_session::follow::{AskId, Follow, FollowRules, Follower};
@@ -31,11 +31,11 @@ const INBOX: &str = "mid://7";
 const ROOM: &str = "short://1";
 const TIMELINES: [&str; 2] = [INBOX, ROOM];
 
-/// Nobody asks the business here.
+/// Nobody asks the backend here.
 struct Nobody;
 
 impl HttpClient for Nobody {
-    fn send(&self, _: HttpRequest) -> Call<Result<HttpAnswer, HttpError>> {
+    fn send(&self, _: HttpRequest) -> Call<Result<HttpResponse, HttpError>> {
         Call::pending(std::future::pending())
     }
 }
@@ -59,7 +59,7 @@ impl PushLog for Words {
 
 impl Words {
     fn note(&self, record: PushRecord) {
-        let stored = record.extension.as_ref().and_then(|extended| extended.stored.clone()).unwrap();
+        let stored = record.extension.as_ref().and_then(|negotiated| negotiated.stored.clone()).unwrap();
         self.0.lock().unwrap().push((stored, record.body));
     }
 }
@@ -127,7 +127,10 @@ struct Seen {
 impl World {
     fn new(seed: u64) -> Self {
         let rules = RetentionRules {
-            by_kind: vec![("short".to_owned(), Retention { messages_max: 8, ..Retention::FOREVER })],
+            retention_overrides: vec![(
+                "short".to_owned(),
+                Retention { messages_max: 8, ..Retention::FOREVER },
+            )],
             otherwise: Retention::FOREVER,
         };
         let store = Arc::new(MemoryTimelines::new(rules, Duration::from_secs(3600)));
@@ -271,8 +274,8 @@ impl World {
     /// What the server answers: logic's own code over the real store.
     async fn answer(&self, request: &sync::SyncRequest) -> sync::SyncReply {
         let packet = PacketBuf::push(Operation::SYNC, request.write().into());
-        let (schema, extended, is_member) = (Schema::FIRST, true, false);
-        let upstream = Upstream { mid: MID, key: "k".into(), packet, schema, extended, is_member };
+        let (schema, negotiated, is_member) = (Schema::FIRST, true, false);
+        let upstream = Upstream { mid: MID, key: "k".into(), packet, schema, negotiated, is_member };
         sync::SyncReply::read(self.logic.receive(upstream).await.unwrap()).unwrap()
     }
 
@@ -291,7 +294,7 @@ impl World {
             extension: None,
             accepted_at: AcceptedAt::now(),
         };
-        let push = StoredPush { to, message, once: OnceKey::new(number.to_string()) };
+        let push = StoredPush { to, message, idempotency_key: IdempotencyKey::new(number.to_string()) };
         let placed = self.logic.push_stored(vec![push]).await.unwrap();
         assert_eq!(placed[0][0].kept.position.seq.0, number);
         list.push(number);
@@ -337,7 +340,7 @@ impl World {
                     }
                     assert_eq!(messages.last().unwrap().seq, position.seq);
                 }
-                Follow::Reset { timeline, position } => {
+                Follow::Gap { timeline, position } => {
                     let client = &mut self.clients[client];
                     client.resets += 1;
                     let had = client.received.remove(&timeline).unwrap_or_default();

@@ -14,7 +14,7 @@ pub struct Config {
     pub in_flight: InFlightConfig,
     /// How long a stopping job goes on handing over what it has read. Default 30 s. What is left then is not marked as
     /// done, and is read again by the next job.
-    pub drain_deadline: Duration,
+    pub drain_timeout: Duration,
 }
 
 /// Batches of room messages.
@@ -42,17 +42,17 @@ pub struct CometConfig {
     /// over them. Default 8.
     pub lanes: NonZeroUsize,
     /// How long one call may take. Default 5 s.
-    pub call_deadline: Duration,
+    pub call_timeout: Duration,
     /// How often a call is made again after a comet was not reached or did not answer in time. Default 2. A comet that did
     /// not answer in time may have had the message, and then gets it twice. When the last try fails, the comet is given up
     /// until it answers a probe, and what is for it meanwhile is undeliverable.
     pub retries_max: u32,
     /// Pause before a call is made again. Default 200 ms.
-    pub retry_pause: Duration,
+    pub retry_backoff: Duration,
     /// How often a comet that was given up is asked whether it is back. Default 1 s.
     pub probe_interval: Duration,
     /// How long a broadcast with a speed waits for a comet that has as many under way as it allows. Default 60 s.
-    pub busy_patience: Duration,
+    pub busy_timeout: Duration,
 }
 
 /// Records that were read and are not handed over. Beyond either bound nothing is read, and comets that have answered nothing
@@ -71,7 +71,7 @@ impl Default for Config {
             room: RoomConfig::default(),
             comet: CometConfig::default(),
             in_flight: InFlightConfig::default(),
-            drain_deadline: Duration::from_secs(30),
+            drain_timeout: Duration::from_secs(30),
         }
     }
 }
@@ -90,11 +90,11 @@ impl Default for CometConfig {
     fn default() -> Self {
         Self {
             lanes: NonZeroUsize::MIN.saturating_add(7),
-            call_deadline: Duration::from_secs(5),
+            call_timeout: Duration::from_secs(5),
             retries_max: 2,
-            retry_pause: Duration::from_millis(200),
+            retry_backoff: Duration::from_millis(200),
             probe_interval: Duration::from_secs(1),
-            busy_patience: Duration::from_secs(60),
+            busy_timeout: Duration::from_secs(60),
         }
     }
 }

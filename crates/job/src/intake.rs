@@ -42,7 +42,7 @@ const READ_PAUSE_MAX: Duration = Duration::from_secs(3);
 
 /// The reading side of a job.
 pub(crate) struct Intake {
-    drain_deadline: Duration,
+    drain_timeout: Duration,
     reader: Box<dyn PushLogReader>,
     pool: Arc<dyn CometPool>,
     rooms: Rooms,
@@ -81,7 +81,7 @@ impl Intake {
         let losses: Arc<Losses> = Arc::default();
         let comet = config.comet.clone();
         Self {
-            drain_deadline: config.drain_deadline,
+            drain_timeout: config.drain_timeout,
             reader,
             rooms: Rooms::new(config.room, Arc::clone(&in_flight)),
             lanes: Lanes::new(config.comet, Arc::clone(&pool), Arc::clone(&metrics), Arc::clone(&losses)),
@@ -119,7 +119,7 @@ impl Intake {
         };
         let (records, _) = self.in_flight.load();
         tracing::info!(records, "job stops reading and hands over what it has");
-        let drained = timeout(self.drain_deadline, self.drain()).await;
+        let drained = timeout(self.drain_timeout, self.drain()).await;
         if drained.is_err() {
             let (records, _) = self.in_flight.load();
             tracing::warn!(records, "job stops with records that were not handed over");

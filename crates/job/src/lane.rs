@@ -178,7 +178,7 @@ impl Comet {
                     return Outcome::Refused;
                 }
                 Err(error @ CometError::Busy { .. }) => {
-                    if started.elapsed() >= self.config.busy_patience {
+                    if started.elapsed() >= self.config.busy_timeout {
                         tracing::warn!(server = %self.server, %error, "broadcast given up");
                         return Outcome::Undeliverable;
                     }
@@ -192,7 +192,7 @@ impl Comet {
                     self.metrics.retries.inc();
                 }
             }
-            sleep(self.config.retry_pause).await;
+            sleep(self.config.retry_backoff).await;
         }
     }
 
@@ -210,7 +210,7 @@ impl Comet {
                 self.silence.asked();
                 let mut down = self.down.subscribe();
                 let answer = tokio::select! {
-                    answer = timeout(self.config.call_deadline, answer) => answer.ok(),
+                    answer = timeout(self.config.call_timeout, answer) => answer.ok(),
                     _ = down.wait_for(|is_down| *is_down) => None,
                 };
                 self.silence.ended(answer.is_some());
@@ -271,7 +271,7 @@ impl Comet {
         let answer = match comet.rooms() {
             Call::Ready(answer) => answer,
             Call::Pending(answer) => {
-                timeout(self.config.call_deadline, answer).await.unwrap_or(Err(CometError::Timeout))
+                timeout(self.config.call_timeout, answer).await.unwrap_or(Err(CometError::Timeout))
             }
         };
         !matches!(answer, Err(CometError::Unavailable(_) | CometError::Timeout))

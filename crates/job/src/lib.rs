@@ -61,7 +61,7 @@ impl Job {
     }
 
     /// Works until `shutdown` comes or the log ends, then hands over what it has read and returns.
-    /// That takes no longer than [`Config::drain_deadline`] after the last read batch was spread
+    /// That takes no longer than [`Config::drain_timeout`] after the last read batch was spread
     /// over the lanes.
     ///
     /// A log that lives in this process should be closed rather than `shutdown` used: then

@@ -143,7 +143,7 @@ pub(crate) async fn tell(
                 return true;
             }
             Err(CometError::Unavailable(_) | CometError::Timeout | CometError::Busy { .. }) => {
-                sleep(config.retry_pause).await;
+                sleep(config.retry_backoff).await;
             }
             // It will say the same again.
             Err(CometError::Invalid(_)) => return true,
@@ -156,7 +156,7 @@ async fn within(config: &CometConfig, call: Call<Result<(), CometError>>) -> Res
     match call {
         Call::Ready(answer) => answer,
         Call::Pending(answer) => {
-            timeout(config.call_deadline, answer).await.unwrap_or(Err(CometError::Timeout))
+            timeout(config.call_timeout, answer).await.unwrap_or(Err(CometError::Timeout))
         }
     }
 }

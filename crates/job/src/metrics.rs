@@ -83,14 +83,14 @@ impl Metrics {
         let registry = registry.sub_registry_with_prefix("job");
         registry.register("records_read", "Records read from the push log", self.records.clone());
         registry.register(
-            "handovers",
+            "dispatches",
             "Calls to comets by what became of them; a record for several comets counts for each",
             self.handovers.clone(),
         );
         registry.register("read_errors", "Failed reads from the push log", self.read_errors.clone());
         registry.register("retries", "Calls to comets that were made again", self.retries.clone());
         registry.register(
-            "room_calls_saved",
+            "room_dispatches_skipped",
             "Calls that messages of rooms did not need, since nobody of the room is on that comet",
             self.room_calls_saved.clone(),
         );
@@ -107,7 +107,7 @@ impl Metrics {
         );
         registry.register("lane_calls", "Calls that wait in lanes or are under way", self.lane_calls.clone());
         registry.register(
-            "losses_told",
+            "losses_notified",
             "Comets that were told that messages for them were dropped",
             self.losses_told.clone(),
         );

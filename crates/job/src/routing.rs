@@ -9,7 +9,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use goim_ports::{Call, CometError, CometPool, RoomId, RoomsNews, RoomsVersion, ServerId};
+use goim_ports::{Call, CometError, CometPool, RoomId, RoomsDelta, RoomsRevision, ServerId};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
@@ -40,13 +40,13 @@ pub(crate) struct Routing {
 /// The answer of one comet.
 pub(crate) struct Answer {
     server: ServerId,
-    news: Result<RoomsNews, CometError>,
+    news: Result<RoomsDelta, CometError>,
 }
 
 /// What is known of one comet's rooms.
 #[derive(Default)]
 struct View {
-    version: RoomsVersion,
+    version: RoomsRevision,
     /// With the stripe of the comet that each is in.
     rooms: HashMap<RoomId, u32>,
     /// The comet gets everything until then.
@@ -170,17 +170,17 @@ impl View {
         Some(self.blind_until.map_or(next, |until| next.max(until)))
     }
 
-    fn learn(&mut self, news: RoomsNews) {
+    fn learn(&mut self, news: RoomsDelta) {
         self.blind_until = None;
         self.version = news.version;
         for stripe in news.stripes {
             if stripe.complete {
                 self.rooms.retain(|_, of| *of != stripe.stripe);
             }
-            for gone in &stripe.gone {
+            for gone in &stripe.removed {
                 self.rooms.remove(gone);
             }
-            self.rooms.extend(stripe.come.into_iter().map(|room| (room, stripe.stripe)));
+            self.rooms.extend(stripe.added.into_iter().map(|room| (room, stripe.stripe)));
         }
     }
 

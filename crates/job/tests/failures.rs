@@ -235,7 +235,7 @@ async fn a_shutdown_does_not_read_on() {
 #[tokio::test(start_paused = true)]
 async fn a_shutdown_ends_in_time_and_leaves_undone_what_was_not_handed_over() {
     let (hung, well) = (Recorder::new(Mode::Never), Recorder::new(Mode::AtOnce));
-    let config = Config { drain_deadline: Duration::from_secs(2), ..Config::default() };
+    let config = Config { drain_timeout: Duration::from_secs(2), ..Config::default() };
     let mut rig = Rig::new(config, &[("hung", &hung), ("well", &well)]);
     rig.append(vec![to_key("well", "k", "0"), to_key("hung", "k", "1"), to_key("well", "k", "2")]);
     settle().await;

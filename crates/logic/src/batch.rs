@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use goim_ports::{
-    AcceptedAt, AppendError, Appended, Extension, Mid, OnceKey, Operation, PushRecord, PushTarget, RoomId,
-    ServerId, SessionKey,
+    AcceptedAt, AppendError, Appended, Extension, IdempotencyKey, Mid, Operation, PushRecord, PushTarget,
+    RoomId, ServerId, SessionKey,
 };
 
 use crate::deadline::within;
@@ -41,7 +41,7 @@ pub enum Delivery {
     /// Kept in its timelines first.
     Stored {
         /// By what a second try is known.
-        once: Option<OnceKey>,
+        idempotency_key: Option<IdempotencyKey>,
     },
 }
 
@@ -123,7 +123,7 @@ impl Logic {
         }
         let started = Instant::now();
         let appended = self.push_log.append_all(records).map(Ok);
-        let appended = within(self.config.push.append_deadline, appended, append_late).await;
+        let appended = within(self.config.push.append_timeout, appended, append_late).await;
         self.metrics.append_seconds.observe(started.elapsed().as_secs_f64());
         match appended.unwrap_or_else(|late| Appended { accepted: 0, error: Some(late) }) {
             Appended { error: None, .. } => Ok(count),

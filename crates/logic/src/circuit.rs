@@ -23,7 +23,7 @@ struct State {
     until: Option<Instant>,
 }
 
-/// For a business that is asked over a network: eight failures in a row, a pause of a second.
+/// For a backend that is asked over a network: eight failures in a row, a pause of a second.
 impl Default for Circuit {
     fn default() -> Self {
         Self::new(8, Duration::from_secs(1))

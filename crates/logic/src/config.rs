@@ -38,7 +38,7 @@ pub struct Config {
     /// What versions of packets mean; comets have the same.
     pub versions: VersionTable,
     /// How long a directory may take to answer. Default 3 s, below comet's handshake timeout. goim waits for ever.
-    pub directory_deadline: Duration,
+    pub directory_timeout: Duration,
 }
 
 /// Who may connect.
@@ -47,15 +47,15 @@ pub struct IdentityConfig {
     /// How somebody is identified. Default [`IdentityMethod::Open`].
     pub method: IdentityMethod,
     /// With [`IdentityMethod::Open`]: clients from elsewhere than this machine are let in, whoever they say they are. Default false.
-    pub open_to_all: bool,
-    /// Without [`IdentityMethod::Open`]: a client may name its session where neither token nor business does. Whoever knows the key of
+    pub allow_remote: bool,
+    /// Without [`IdentityMethod::Open`]: a client may name its session where neither token nor backend does. Whoever knows the key of
     /// somebody else's session can then take it over. Default false.
-    pub client_keys: bool,
+    pub allow_client_keys: bool,
     /// On how many devices a member may be. Default [`DevicePolicy::All`].
     pub devices: DevicePolicy,
     /// Signed tokens.
     pub jwt: JwtConfig,
-    /// Asking the business.
+    /// Asking the backend.
     pub webhook: WebhookConfig,
 }
 
@@ -75,19 +75,19 @@ pub struct TimelinesConfig {
     /// Bytes of bodies of one answer; a single larger message is given all the same. Default 256 KiB: what a phone takes in a second.
     pub reply_bytes_max: usize,
     /// How long the store may take. Default 5 s. What was to be kept then may or may not be.
-    pub store_deadline: Duration,
+    pub store_timeout: Duration,
     /// How long a request may wait for messages. Default 60 s, below what proxies cut off.
-    pub wait_max: Duration,
+    pub long_poll_timeout: Duration,
     /// Streams and requests that may wait for messages at once. Of more, those that have messages to get are answered at once, the
     /// others refused with 503. Default 10,000, as `logic.http.connections_max`.
-    pub waits_max: usize,
+    pub long_polls_max: usize,
     /// Those of one member; more are refused with 429. Default 256: a stream is of one timeline. `None`: no limit.
-    pub waits_per_member_max: Option<NonZeroU32>,
+    pub long_polls_per_member_max: Option<NonZeroU32>,
     /// Those from one address, or one /64 network of IPv6; more are refused with 429. Default none, as for connections to comets: whole
     /// offices and carriers share one.
-    pub waits_per_address_max: Option<NonZeroU32>,
+    pub long_polls_per_address_max: Option<NonZeroU32>,
     /// Announcements that may be tried again at once; more are left, and found with the next sync. Default 1,000.
-    pub announcing_max: usize,
+    pub notify_retries_max: usize,
     /// What members may send by themselves, and how fast.
     pub send: SendConfig,
     /// Decides whether a member may send what no rule allows it: to inboxes of others, to rooms. Default without an address: nobody may.
@@ -110,7 +110,7 @@ pub struct SendConfig {
     /// Bytes that may come at once before that applies; a larger message is taken when nothing is owed. Default 256 KiB.
     pub bytes_burst: usize,
     /// Members whose sending is remembered: those who have sent lately. More share the quota of one. Default 65,536, about 5 MB.
-    pub members_max: usize,
+    pub tracked_members_max: usize,
 }
 
 impl Default for SendConfig {
@@ -121,7 +121,7 @@ impl Default for SendConfig {
             messages_burst: NonZeroU32::MIN.saturating_add(19),
             bytes_per_second_max: 64 * 1024,
             bytes_burst: 256 * 1024,
-            members_max: 65_536,
+            tracked_members_max: 65_536,
         }
     }
 }
@@ -131,12 +131,12 @@ impl Default for TimelinesConfig {
         Self {
             reply_messages_max: 200,
             reply_bytes_max: 256 * 1024,
-            store_deadline: Duration::from_secs(5),
-            wait_max: Duration::from_secs(60),
-            waits_max: 10_000,
-            waits_per_member_max: NonZeroU32::new(256),
-            waits_per_address_max: None,
-            announcing_max: 1_000,
+            store_timeout: Duration::from_secs(5),
+            long_poll_timeout: Duration::from_secs(60),
+            long_polls_max: 10_000,
+            long_polls_per_member_max: NonZeroU32::new(256),
+            long_polls_per_address_max: None,
+            notify_retries_max: 1_000,
             send: SendConfig::default(),
             send_webhook: WebhookConfig::default(),
         }
@@ -165,7 +165,7 @@ pub enum IdentityMethod {
     Open,
     /// By a signed token.
     Jwt,
-    /// By asking the business.
+    /// By asking the backend.
     Webhook,
 }
 
@@ -176,12 +176,12 @@ pub struct JwtConfig {
     pub secrets: Vec<Secret>,
     /// Files with public keys in PEM. Default none.
     pub public_keys: Vec<PathBuf>,
-    /// Where the business publishes its public keys, as a JSON Web Key Set. Default none.
+    /// Where the backend publishes its public keys, as a JSON Web Key Set. Default none.
     pub jwks_url: Option<ServiceUrl>,
     /// Keys from there are fetched again when they are older. Default 5 min.
-    pub jwks_refresh: Duration,
+    pub jwks_refresh_interval: Duration,
     /// And when a token names a key that is not there, but not sooner than this after the last time. Default 10 s.
-    pub jwks_pause: Duration,
+    pub jwks_retry_pause: Duration,
     /// Whom a token must be for: one of these. Default none: for anybody, and not looked at.
     pub audience: Vec<String>,
     /// Whom a token must be from: one of these. Default none: from anybody who has a key.
@@ -189,7 +189,7 @@ pub struct JwtConfig {
     /// The claim with the member's number. Default `mid`.
     pub mid_claim: String,
     /// Tokens without an end are taken. Default false.
-    pub endless: bool,
+    pub allow_no_exp: bool,
     /// How far the clocks of whoever signs and of this machine may differ. Default 5 s.
     pub leeway: Duration,
 }
@@ -238,7 +238,7 @@ pub struct PushConfig {
     pub record_bytes_max: usize,
     /// How long the push log may take for one record. Default 5 s. Then the push may or may not be
     /// in the log. Not less than the log's own deadlines: it knows more.
-    pub append_deadline: Duration,
+    pub append_timeout: Duration,
 }
 
 /// The HTTP API.
@@ -327,7 +327,7 @@ impl Config {
         for (key, value) in [
             ("logic.timelines.send.bytes_per_second_max", timelines.send.bytes_per_second_max),
             ("logic.timelines.send.bytes_burst", timelines.send.bytes_burst),
-            ("logic.timelines.send.members_max", timelines.send.members_max),
+            ("logic.timelines.send.tracked_members_max", timelines.send.tracked_members_max),
         ] {
             refuse(value == 0, key, &0, above_zero)?;
         }
@@ -365,8 +365,8 @@ impl Config {
             "each key must have at least 16 bytes",
         )?;
         for (key, value) in [
-            ("logic.push.append_deadline", self.push.append_deadline),
-            ("logic.directory_deadline", self.directory_deadline),
+            ("logic.push.append_timeout", self.push.append_timeout),
+            ("logic.directory_timeout", self.directory_timeout),
             ("logic.http.header_timeout", http.header_timeout),
             ("logic.http.idle_timeout", http.idle_timeout),
             ("logic.http.request_timeout", http.request_timeout),
@@ -385,10 +385,10 @@ impl Config {
                 "and another route has some of them: an operation goes one way",
             )?;
             refuse(
-                first < Operation::BUSINESS_MIN.0 && last > 0 && first <= 31 && last >= 2,
+                first < Operation::BACKEND_MIN.0 && last > 0 && first <= 31 && last >= 2,
                 "logic.upstream.routes",
                 &route.operations,
-                "and the operations up to 31 are goim's own; the business's begin at 1000",
+                "and the operations up to 31 are goim's own; the backend's begin at 1000",
             )?;
             refuse(
                 route.timeout.is_zero() || route.timeout > ROUTE_TIMEOUT_MAX,
@@ -432,8 +432,8 @@ impl IdentityConfig {
         )?;
         refuse(jwt.mid_claim.is_empty(), "logic.identity.jwt.mid_claim", &"", "must be the name of a claim")?;
         for (key, value) in [
-            ("logic.identity.jwt.jwks_refresh", jwt.jwks_refresh),
-            ("logic.identity.jwt.jwks_pause", jwt.jwks_pause),
+            ("logic.identity.jwt.jwks_refresh_interval", jwt.jwks_refresh_interval),
+            ("logic.identity.jwt.jwks_retry_pause", jwt.jwks_retry_pause),
             ("logic.identity.webhook.timeout", self.webhook.timeout),
         ] {
             refuse(value.is_zero(), key, &value, "must be above zero")?;
@@ -469,7 +469,7 @@ impl Default for Config {
             upstream: UpstreamConfig::default(),
             timelines: TimelinesConfig::default(),
             versions: VersionTable::default(),
-            directory_deadline: Duration::from_secs(3),
+            directory_timeout: Duration::from_secs(3),
         }
     }
 }
@@ -480,12 +480,12 @@ impl Default for JwtConfig {
             secrets: Vec::new(),
             public_keys: Vec::new(),
             jwks_url: None,
-            jwks_refresh: Duration::from_secs(5 * 60),
-            jwks_pause: Duration::from_secs(10),
+            jwks_refresh_interval: Duration::from_secs(5 * 60),
+            jwks_retry_pause: Duration::from_secs(10),
             audience: Vec::new(),
             issuer: Vec::new(),
             mid_claim: "mid".to_owned(),
-            endless: false,
+            allow_no_exp: false,
             leeway: Duration::from_secs(5),
         }
     }
@@ -514,7 +514,7 @@ impl Default for Backoff {
 
 impl Default for PushConfig {
     fn default() -> Self {
-        Self { record_bytes_max: 1_000_000, append_deadline: Duration::from_secs(5) }
+        Self { record_bytes_max: 1_000_000, append_timeout: Duration::from_secs(5) }
     }
 }
 
@@ -574,7 +574,7 @@ mod tests {
             |c| c.identity.jwt.secrets = vec![Secret::from("short".to_owned())],
             "logic.identity.jwt.secrets",
         );
-        check(|c| c.identity.jwt.jwks_pause = Duration::ZERO, "logic.identity.jwt.jwks_pause");
+        check(|c| c.identity.jwt.jwks_retry_pause = Duration::ZERO, "logic.identity.jwt.jwks_retry_pause");
         for ranges in [&[5..=9][..], &[1000..=2000, 2000..=2000], &[1500..=1500, 3000..=3001, 1000..=2000]] {
             let to = |range: &std::ops::RangeInclusive<i32>| {
                 RouteConfig::new(range.clone(), "http://b".to_owned())

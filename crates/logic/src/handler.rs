@@ -1,4 +1,4 @@
-//! Where the business hangs itself in: who answers the packets that clients send upstream.
+//! Where the backend hangs itself in: who answers the packets that clients send upstream.
 //!
 //! comet brings every packet that is not its own; the reply that it sends carries the same operation and sequence
 //! and, as body, what a handler answered. Nobody handles anything by default: the body is then empty, as in goim.
@@ -152,7 +152,7 @@ mod tests {
             key: SessionKey::from("k"),
             packet,
             schema: goim_ports::Schema::FIRST,
-            extended: false,
+            negotiated: false,
             is_member: false,
         };
         match handlers.find(Operation(operation), Schema::FIRST)?.handle(upstream) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use goim_ports::{Call, ConnectRequest, HttpAnswer, HttpClient, HttpError, HttpRequest, Version};
+use goim_ports::{Call, ConnectRequest, HttpClient, HttpError, HttpRequest, HttpResponse, Version};
 
 use crate::config::{IdentityConfig, IdentityMethod, JwtConfig};
 use crate::identity::Identity;
@@ -17,7 +17,7 @@ pub struct Gate(Identity);
 struct Nobody;
 
 impl HttpClient for Nobody {
-    fn send(&self, _: HttpRequest) -> Call<Result<HttpAnswer, HttpError>> {
+    fn send(&self, _: HttpRequest) -> Call<Result<HttpResponse, HttpError>> {
         Call::Ready(Err(HttpError::Unreachable(String::new())))
     }
 }

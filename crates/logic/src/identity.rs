@@ -1,7 +1,7 @@
 //! Who somebody is who presents a token.
 //!
 //! The body of the auth packet is goim's JSON object ([`token`]). Whether the client is believed depends on the method: `open`, as
-//! goim, believes it; `jwt` believes what somebody has signed whose key is known; `webhook` asks the business. The last two
+//! goim, believes it; `jwt` believes what somebody has signed whose key is known; `webhook` asks the backend. The last two
 //! find out a [`Grant`], and what the client says of itself must agree with it.
 
 mod grant;
@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use goim_ports::{
     Accepted, Call, ConnectError, ConnectRequest, HttpClient, Mid, NoSession, RefreshRequest, Refreshed,
-    RoomId, SessionKey, Syncing, Version,
+    RoomId, SessionKey, SyncOptions, Version,
 };
 
 use crate::config::{IdentityConfig, IdentityMethod};
@@ -57,7 +57,7 @@ pub(crate) struct Identity {
     /// `None` believes the client.
     check: Option<Box<dyn Check>>,
     /// With a check: clients may name their sessions as they like.
-    client_keys: bool,
+    allow_client_keys: bool,
     terms: Terms,
 }
 
@@ -92,7 +92,11 @@ impl Identity {
             IdentityMethod::Jwt => Some(Box::new(jwt::Jwt::new(config.jwt.clone(), http)?)),
             IdentityMethod::Webhook => Some(Box::new(webhook::Webhook::new(config.webhook.clone(), http))),
         };
-        Ok(Self { check, client_keys: config.client_keys, terms: Terms { heartbeat, protover_max } })
+        Ok(Self {
+            check,
+            allow_client_keys: config.allow_client_keys,
+            terms: Terms { heartbeat, protover_max },
+        })
     }
 
     /// Why no token can be judged yet, if none can.
@@ -114,11 +118,11 @@ impl Identity {
             Ok(token) => token,
             Err(error) => return Call::Ready(Err(error)),
         };
-        let extended = token.protover.is_some();
+        let negotiated = token.protover.is_some();
         let platform = token.platform.clone();
         let Some(check) = &self.check else {
             let accepted = self.accept(token).map(|accepted| (accepted, platform));
-            return Call::Ready(accepted.map_err(|error| ConnectError { extended, ..error }));
+            return Call::Ready(accepted.map_err(|error| ConnectError { negotiated, ..error }));
         };
         let presented = Presented {
             token: token.clone(),
@@ -127,10 +131,12 @@ impl Identity {
             user_agent: request.user_agent.clone(),
             server: request.server.to_string(),
         };
-        let (client_keys, terms) = (self.client_keys, self.terms);
+        let (allow_client_keys, terms) = (self.allow_client_keys, self.terms);
         check.check(presented).map(move |grant| {
-            let accepted = grant.and_then(|grant| grant.accept(token, client_keys, terms));
-            accepted.map(|accepted| (accepted, platform)).map_err(|error| ConnectError { extended, ..error })
+            let accepted = grant.and_then(|grant| grant.accept(token, allow_client_keys, terms));
+            accepted
+                .map(|accepted| (accepted, platform))
+                .map_err(|error| ConnectError { negotiated, ..error })
         })
     }
 
@@ -152,8 +158,8 @@ impl Identity {
     /// goim's way: the client is who it says.
     fn accept(&self, token: Token) -> Result<Accepted, ConnectError> {
         let key = if token.key.is_empty() { random_key()? } else { SessionKey::from(token.key) };
-        let extended = token.protover.is_some();
-        let rooms = if extended { token.rooms } else { Vec::new() };
+        let negotiated = token.protover.is_some();
+        let rooms = if negotiated { token.rooms } else { Vec::new() };
         check_names(&rooms)?;
         let rooms = rooms.into_iter().map(RoomId::from).collect();
         Ok(Accepted {
@@ -168,8 +174,8 @@ impl Identity {
             protover: token.protover.map(|offered| self.terms.agree(offered)),
             syncing: token
                 .positions
-                .filter(|_| extended)
-                .map(|positions| Syncing { positions, bare: token.bare }),
+                .filter(|_| negotiated)
+                .map(|positions| SyncOptions { resume: positions, notify_only: token.notify_only }),
         })
     }
 }
@@ -211,7 +217,7 @@ mod tests {
 
     fn accept(token: &str) -> Result<Accepted, ConnectError> {
         let terms = Terms { heartbeat: Duration::from_secs(480), protover_max: Version(3) };
-        let open = Identity { check: None, client_keys: false, terms };
+        let open = Identity { check: None, allow_client_keys: false, terms };
         open.accept(read(token.as_bytes())?)
     }
 

@@ -6,11 +6,11 @@
 //!
 //! - [`goim_ports::LogicPort`], which comet calls. An answer is `Call::Ready` whenever the directories' answers are:
 //!   a comet's shard, a plain thread, then never waits for a runtime.
-//! - the HTTP API ([`http`]), which the business and the clients call: goim's routes, byte for byte where goim's
+//! - the HTTP API ([`http`]), which the backend and the clients call: goim's routes, byte for byte where goim's
 //!   users could notice.
 //!
-//! Map of the modules: `identity` reads tokens, `port` answers comet, `handler` is where the business hangs in its
-//! own packets and `route` sends them to a business elsewhere, `push` turns requests into records of the push log, `batch` those with many messages, `online` counts, `timelines` keeps messages and gives them back, `balancer` and `nodes` choose
+//! Map of the modules: `identity` reads tokens, `port` answers comet, `handler` is where the backend hangs in its
+//! own packets and `route` sends them to a backend elsewhere, `push` turns requests into records of the push log, `batch` those with many messages, `online` counts, `timelines` keeps messages and gives them back, `balancer` and `nodes` choose
 //! comets for clients, `metrics` counts what happens, [`http`] is the only one that knows HTTP and JSON.
 //!
 //! Invariant: tokens, cookies and API keys are never in a log, a metric or an error.

@@ -36,7 +36,7 @@ pub struct Dependencies {
     pub push_log: Arc<dyn PushLog>,
     /// The comets themselves, for what only they know.
     pub comets: Arc<dyn CometPool>,
-    /// The way to the business, and to whoever signs tokens.
+    /// The way to the backend, and to whoever signs tokens.
     pub http: Arc<dyn HttpClient>,
     /// Where messages are kept, if they are.
     pub timelines: Option<Arc<dyn TimelineStore>>,
@@ -110,7 +110,7 @@ impl Logic {
             directory: devices,
             sessions: Arc::clone(&sessions),
             push_log: Arc::clone(&push_log),
-            deadline: config.directory_deadline,
+            deadline: config.directory_timeout,
         };
         let timelines = timelines.map(|store| {
             Timelines::new(timelines::Parts {
@@ -121,7 +121,7 @@ impl Logic {
                 versions: config.versions.clone(),
                 config: config.timelines.clone(),
                 push: config.push.clone(),
-                directory_deadline: config.directory_deadline,
+                directory_timeout: config.directory_timeout,
             })
         });
         Ok(Arc::new(Self {
@@ -167,7 +167,7 @@ impl Logic {
                 "open: clients are believed what they say of themselves; for development and trusted networks"
             }
             IdentityMethod::Jwt => "jwt: clients present tokens that are signed with a known key",
-            IdentityMethod::Webhook => "webhook: the business is asked about every client",
+            IdentityMethod::Webhook => "webhook: the backend is asked about every client",
         }
     }
 

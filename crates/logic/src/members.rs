@@ -1,12 +1,12 @@
-//! Who is in a room, and ending sessions: what the business asks and orders beyond pushes.
+//! Who is in a room, and ending sessions: what the backend asks and orders beyond pushes.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use goim_ports::{
-    AcceptedAt, EndCode, EndOf, Extended, Operation, PushRecord, PushTarget, RoomId, RoomMember, RoomMembers,
-    ServerId, SessionEnd,
+    AcceptedAt, EndCode, EndTarget, Extended, Operation, PushRecord, PushTarget, RoomId, RoomMember,
+    RoomMembers, ServerId, SessionEnd,
 };
 
 use crate::complaint::Complaint;
@@ -26,7 +26,7 @@ impl Logic {
             let left = limit.saturating_sub(members.len());
             let asked = comet.room_members(room.clone(), left);
             let late = || goim_ports::CometError::Timeout;
-            match within(self.config.directory_deadline, asked, late).await {
+            match within(self.config.directory_timeout, asked, late).await {
                 Ok(RoomMembers { members: found, count: here }) => {
                     members.extend(found.into_iter().map(|member| (server.clone(), member)));
                     count += here;
@@ -71,15 +71,15 @@ impl Logic {
     async fn end_waits(&self, of: &Receivers, code: EndCode) -> Result<(), PushError> {
         let Some(timelines) = &self.timelines else { return Ok(()) };
         let of = match of {
-            Receivers::Keys(keys) => EndOf::Keys(keys.clone()),
-            Receivers::Mids(mids) => EndOf::Mids(mids.clone()),
-            Receivers::Room(room) => EndOf::Room(room.clone()),
-            // No order of the business ends all.
+            Receivers::Keys(keys) => EndTarget::Keys(keys.clone()),
+            Receivers::Mids(mids) => EndTarget::Mids(mids.clone()),
+            Receivers::Room(room) => EndTarget::Room(room.clone()),
+            // No order of the backend ends all.
             Receivers::All(_) => return Ok(()),
         };
         let end = SessionEnd { of: of.clone(), code, origin: self.number };
         let noted = self.sessions.note_end(end);
-        within(self.config.directory_deadline, noted, directory_late).await.map_err(PushError::Directory)?;
+        within(self.config.directory_timeout, noted, directory_late).await.map_err(PushError::Directory)?;
         timelines.end_waits(&of, code);
         Ok(())
     }
@@ -91,7 +91,7 @@ impl Logic {
         let (mut mark, silent) = (None, Complaint::default());
         loop {
             let asked = self.sessions.ends_after(mark.clone());
-            match within(self.config.directory_deadline, asked, directory_late).await {
+            match within(self.config.directory_timeout, asked, directory_late).await {
                 Ok((next, ends)) => {
                     mark = Some(next);
                     for end in ends.iter().filter(|end| end.origin != self.number) {

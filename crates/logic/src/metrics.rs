@@ -55,7 +55,7 @@ pub(crate) struct UpstreamPackets {
     pub(crate) unhandled: Counter,
 }
 
-/// Packets on their way to the business, by route.
+/// Packets on their way to the backend, by route.
 pub(crate) struct Routes {
     calls: Family<RouteLabels, Counter>,
     retries: Family<RouteLabel, Counter>,
@@ -194,7 +194,7 @@ impl Metrics {
         );
         registry.register(
             "goim_logic_route_calls",
-            "Packets sent to the business, by route and result",
+            "Packets sent to the backend, by route and result",
             self.routes.calls.clone(),
         );
         registry.register(
@@ -203,8 +203,8 @@ impl Metrics {
             self.routes.retries.clone(),
         );
         registry.register(
-            "goim_logic_route_calls_under_way",
-            "Packets that wait for the business, by route",
+            "goim_logic_route_calls_in_flight",
+            "Packets that wait for the backend, by route",
             self.routes.under_way.clone(),
         );
         registry.register_with_unit(

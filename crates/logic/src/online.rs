@@ -48,7 +48,7 @@ impl Logic {
 
     /// How many sessions each room has, over all comets. When the directory does not answer, what it said last.
     pub async fn room_counts(&self) -> RoomCounts {
-        let totals = within(self.config.directory_deadline, self.rooms.totals(), directory_late).await;
+        let totals = within(self.config.directory_timeout, self.rooms.totals(), directory_late).await;
         match totals {
             Ok(totals) => {
                 if !Arc::ptr_eq(&totals, &self.counts.load()) {

@@ -16,10 +16,10 @@ use crate::timelines::{Timelines, TimelinesError};
 impl LogicPort for Logic {
     fn connect(&self, request: ConnectRequest) -> Call<Result<Accepted, ConnectError>> {
         let identified =
-            within(self.config.directory_deadline, self.identity.identify(&request), identity_late);
+            within(self.config.directory_timeout, self.identity.identify(&request), identity_late);
         let server = request.server;
         let sessions = Arc::clone(&self.sessions);
-        let deadline = self.config.directory_deadline;
+        let deadline = self.config.directory_timeout;
         let metrics = self.metrics.connects.clone();
         let entered = then(identified, move |identified| {
             let (accepted, platform) = match identified {
@@ -30,8 +30,8 @@ impl LogicPort for Logic {
             within(deadline, added, directory_late).map(|added| match added {
                 Ok(()) => Ok((accepted, platform)),
                 Err(DirectoryError::Unavailable(reason)) => {
-                    let extended = accepted.protover.is_some();
-                    Err(ConnectError { extended, ..ConnectError::unavailable(reason) })
+                    let negotiated = accepted.protover.is_some();
+                    Err(ConnectError { negotiated, ..ConnectError::unavailable(reason) })
                 }
             })
         });
@@ -44,7 +44,7 @@ impl LogicPort for Logic {
     fn refresh(&self, request: RefreshRequest) -> Call<Result<Refreshed, ConnectError>> {
         let refreshes = self.metrics.refreshes.clone();
         let refreshed = self.identity.refresh(request);
-        within(self.config.directory_deadline, refreshed, identity_late).map(move |result| {
+        within(self.config.directory_timeout, refreshed, identity_late).map(move |result| {
             refreshes.count(result.as_ref().err().map(|error| error.reason));
             result
         })
@@ -74,7 +74,7 @@ impl LogicPort for Logic {
         let OnlineReport { server, rooms: here } = report;
         let reported = self.ask(self.rooms.report(server.clone(), here));
         let (rooms, sessions) = (Arc::clone(&self.rooms), Arc::clone(&self.sessions));
-        let deadline = self.config.directory_deadline;
+        let deadline = self.config.directory_timeout;
         let totals = then(reported, move |reported| match reported {
             Ok(()) => {
                 within(deadline, rooms.totals(), directory_late).map(|totals| totals.map_err(unavailable))
@@ -102,7 +102,7 @@ impl LogicPort for Logic {
         if Timelines::answers(&upstream) {
             match &self.timelines {
                 Some(timelines) => return timelines.answer(upstream),
-                // The business may have a route for messages of its own.
+                // The backend may have a route for messages of its own.
                 None if operation == Operation::SEND => {}
                 None => return Call::Ready(Err(LogicError::Failed(TimelinesError::None.to_string()))),
             }
@@ -144,7 +144,7 @@ impl Logic {
 
     /// A directory's answer within its deadline.
     fn ask<T: Send + 'static>(&self, call: Call<Result<T, DirectoryError>>) -> Call<Result<T, LogicError>> {
-        within(self.config.directory_deadline, call, directory_late).map(|answer| answer.map_err(unavailable))
+        within(self.config.directory_timeout, call, directory_late).map(|answer| answer.map_err(unavailable))
     }
 }
 

@@ -131,7 +131,7 @@ impl Logic {
     /// The comet of each key, in the keys' order.
     pub(crate) async fn servers_of(&self, keys: &[SessionKey]) -> Result<Vec<Option<ServerId>>, PushError> {
         let servers = self.sessions.servers_of(keys);
-        let servers = within(self.config.directory_deadline, servers, directory_late).await;
+        let servers = within(self.config.directory_timeout, servers, directory_late).await;
         servers.map_err(PushError::Directory)
     }
 
@@ -145,7 +145,7 @@ impl Logic {
             return Ok(Groups::new());
         }
         let sessions = self.sessions.sessions_of(mids);
-        let sessions = within(self.config.directory_deadline, sessions, directory_late).await;
+        let sessions = within(self.config.directory_timeout, sessions, directory_late).await;
         let sessions = sessions.map_err(PushError::Directory)?;
         Ok(group(sessions.into_iter().map(|session| (session.server, session.key))))
     }
@@ -178,7 +178,7 @@ impl Logic {
         }
         let started = Instant::now();
         let appended =
-            within(self.config.push.append_deadline, self.push_log.append(record), append_late).await;
+            within(self.config.push.append_timeout, self.push_log.append(record), append_late).await;
         self.metrics.append_seconds.observe(started.elapsed().as_secs_f64());
         appended.map_err(PushError::Append)
     }
@@ -213,7 +213,7 @@ impl Logic {
 }
 
 pub(crate) fn append_late() -> AppendError {
-    AppendError::Unknown("the push log did not answer within logic.push.append_deadline".to_owned())
+    AppendError::Unknown("the push log did not answer within logic.push.append_timeout".to_owned())
 }
 
 /// Keys by comet.

@@ -1,4 +1,4 @@
-//! One route: packets of a range of operations on their way to the business, within a time, so many at once, behind a circuit.
+//! One route: packets of a range of operations on their way to the backend, within a time, so many at once, behind a circuit.
 //!
 //! A route that hangs costs its own callers their time and nobody else anything. What has failed is made again only where the
 //! operator has said that it may be done twice; what a client sends twice is answered from the first time where the operator has
@@ -86,7 +86,7 @@ struct Inner {
 }
 
 impl Logic {
-    /// Sends packets of some operations to the business.
+    /// Sends packets of some operations to the backend.
     ///
     /// # Errors
     /// [`Overlap`] when some of the operations go elsewhere already.
@@ -106,9 +106,9 @@ impl Logic {
         self.handlers.register_range(config.operations, Arc::new(Route(Arc::new(inner))))
     }
 
-    /// The business behind a URL: the body by POST, what else there is in headers.
+    /// The backend behind a URL: the body by POST, what else there is in headers.
     #[must_use]
-    pub fn business_at(&self, url: &str, secret: Option<Secret>) -> Arc<dyn UpstreamPort> {
+    pub fn backend_at(&self, url: &str, secret: Option<Secret>) -> Arc<dyn UpstreamPort> {
         let http: Arc<dyn HttpClient> = Arc::clone(&self.http);
         Arc::new(webhook::WebhookUpstream::new(url.to_owned(), secret, http))
     }
@@ -187,7 +187,7 @@ impl Inner {
                 && is_down
                 && let Some(unsaid) = self.failing.say(Instant::now())
             {
-                tracing::warn!(route = self.name, to = %self.config.to, %error, unsaid, "the business does not answer");
+                tracing::warn!(route = self.name, to = %self.config.to, %error, unsaid, "the backend does not answer");
             }
             if !is_down || retries == 0 || Instant::now() + pause >= until {
                 return answer;

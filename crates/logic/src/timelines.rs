@@ -19,7 +19,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use goim_ports::{
-    Call, EndCode, EndOf, HttpClient, Operation, PushLog, SessionDirectory, TimelineError, TimelineId,
+    Call, EndCode, EndTarget, HttpClient, Operation, PushLog, SessionDirectory, TimelineError, TimelineId,
     TimelineStore, VersionTable,
 };
 use prometheus_client::collector::Collector;
@@ -94,7 +94,7 @@ pub enum TimelinesError {
 }
 
 impl TimelinesError {
-    /// What a client, a member's or the business's, may read of it. What an engine or a hook says of itself is for the log.
+    /// What a client, a member's or the backend's, may read of it. What an engine or a hook says of itself is for the log.
     #[must_use]
     pub fn public(&self) -> String {
         match self {
@@ -130,7 +130,7 @@ pub(crate) struct Parts {
     pub(crate) versions: VersionTable,
     pub(crate) config: TimelinesConfig,
     pub(crate) push: PushConfig,
-    pub(crate) directory_deadline: Duration,
+    pub(crate) directory_timeout: Duration,
 }
 
 /// The timelines of one logic.
@@ -141,7 +141,7 @@ pub(crate) struct Timelines {
     versions: VersionTable,
     config: TimelinesConfig,
     push: PushConfig,
-    directory_deadline: Duration,
+    directory_timeout: Duration,
     /// Decides whether a member may send where it is not by itself allowed to; nobody may without it.
     may_send: Option<Webhook>,
     quotas: SendQuotas,
@@ -167,7 +167,7 @@ pub(crate) struct TimelineMetrics {
     unannounced: Counter,
     /// Requests that would wait and may not.
     waits_refused: Counter,
-    /// Waits that the business has ended.
+    /// Waits that the backend has ended.
     waits_ended: Counter,
     requests: Family<Vec<(&'static str, &'static str)>, Counter>,
     /// Messages of members beyond a quota, by which.
@@ -176,19 +176,19 @@ pub(crate) struct TimelineMetrics {
 
 impl Timelines {
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
-        let Parts { store, push_log, sessions, http, versions, config, push, directory_deadline } = parts;
+        let Parts { store, push_log, sessions, http, versions, config, push, directory_timeout } = parts;
         let hook = config.send_webhook.clone();
         let may_send = (!hook.url.is_empty())
             .then(|| Webhook::new("timelines.send_webhook", hook, http, ANSWER_BYTES_MAX));
         Arc::new(Self {
             quotas: SendQuotas::new(config.send.clone()),
             waits: Waits::new(WaitLimits {
-                all: config.waits_max,
-                per_member: config.waits_per_member_max,
-                per_address: config.waits_per_address_max,
+                all: config.long_polls_max,
+                per_member: config.long_polls_per_member_max,
+                per_address: config.long_polls_per_address_max,
             }),
             away: OnceLock::new(),
-            announcing: Arc::new(Semaphore::new(config.announcing_max.max(1))),
+            announcing: Arc::new(Semaphore::new(config.notify_retries_max.max(1))),
             unannounced: Complaint::default(),
             failing: Complaint::default(),
             metrics: TimelineMetrics::default(),
@@ -198,7 +198,7 @@ impl Timelines {
             versions,
             config,
             push,
-            directory_deadline,
+            directory_timeout,
             may_send,
         })
     }
@@ -208,9 +208,9 @@ impl Timelines {
         registry.register_collector(Box::new(WaitCount(Arc::clone(self))));
         if let Some(away) = self.away.get() {
             let told = "Members told of as away when a message was stored for them";
-            registry.register("goim_logic_away_told", told, away.told.clone());
+            registry.register("goim_logic_offline_notified", told, away.told.clone());
             let dropped = "Members who could not be told of: too many waited";
-            registry.register("goim_logic_away_dropped", dropped, away.dropped.clone());
+            registry.register("goim_logic_offline_dropped", dropped, away.dropped.clone());
         }
     }
 
@@ -220,7 +220,7 @@ impl Timelines {
         call: Call<Result<T, TimelineError>>,
     ) -> Result<T, TimelinesError> {
         let late = || TimelineError::Unknown("the store did not answer in time".to_owned());
-        let answer = within(self.config.store_deadline, call, late).await;
+        let answer = within(self.config.store_timeout, call, late).await;
         if let Err(error @ (TimelineError::Unavailable(_) | TimelineError::Unknown(_))) = &answer
             && let Some(unsaid) = self.failing.say(Instant::now())
         {
@@ -229,8 +229,8 @@ impl Timelines {
         Ok(answer?)
     }
 
-    /// Ends what waits, as the business ends sessions.
-    pub(crate) fn end_waits(&self, of: &EndOf, code: EndCode) {
+    /// Ends what waits, as the backend ends sessions.
+    pub(crate) fn end_waits(&self, of: &EndTarget, code: EndCode) {
         self.metrics.waits_ended.inc_by(self.waits.end(of, code) as u64);
     }
 
@@ -253,8 +253,7 @@ impl Collector for WaitCount {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let gauge = ConstGauge::new(i64::try_from(self.0.waits.count()).unwrap_or(i64::MAX));
         let help = "Streams and requests that wait for messages";
-        let encoder =
-            encoder.encode_descriptor("goim_logic_timeline_waits", help, None, gauge.metric_type())?;
+        let encoder = encoder.encode_descriptor("goim_logic_long_polls", help, None, gauge.metric_type())?;
         gauge.encode(encoder)
     }
 }
@@ -331,22 +330,22 @@ impl TimelineMetrics {
         );
         registry.register("goim_logic_timeline_read", "Messages read from timelines", self.read.clone());
         registry.register(
-            "goim_logic_timeline_resets",
+            "goim_logic_timeline_gaps",
             "Syncs from a position with a hole behind it",
             self.resets.clone(),
         );
         registry.register(
-            "goim_logic_timeline_waits_refused",
+            "goim_logic_long_polls_refused",
             "Streams and requests that would wait for messages and were refused: as many wait as may",
             self.waits_refused.clone(),
         );
         registry.register(
-            "goim_logic_timeline_waits_ended",
-            "Streams and waiting requests that the business has ended",
+            "goim_logic_long_polls_ended",
+            "Streams and waiting requests that the backend has ended",
             self.waits_ended.clone(),
         );
         registry.register(
-            "goim_logic_timeline_unannounced",
+            "goim_logic_timeline_notify_failed",
             "Messages of which no session could be told; they are found with the next sync",
             self.unannounced.clone(),
         );

@@ -1,4 +1,4 @@
-//! Calls to the business over HTTP: one POST with JSON or bytes each, within a deadline, so many at a time, behind a circuit.
+//! Calls to the backend over HTTP: one POST with JSON or bytes each, within a deadline, so many at a time, behind a circuit.
 //!
 //! What is asked and what an answer means is for the callers; here is only how a system that is slow, down or mad is kept from
 //! costing more than its own callers' time.
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use goim_ports::{HttpAnswer, HttpClient, HttpError, HttpRequest, Secret, ServiceUrl};
+use goim_ports::{HttpClient, HttpError, HttpRequest, HttpResponse, Secret, ServiceUrl};
 use tokio::sync::Semaphore;
 
 use crate::circuit::Circuit;
@@ -18,7 +18,7 @@ use crate::complaint::Complaint;
 pub struct WebhookConfig {
     /// Where it is: `http://` or `https://`.
     pub url: ServiceUrl,
-    /// Presented as `Authorization: Bearer`, so that the business knows who calls. Default none.
+    /// Presented as `Authorization: Bearer`, so that the backend knows who calls. Default none.
     pub secret: Option<Secret>,
     /// From the call to the last byte of its answer. Default 2 s.
     pub timeout: Duration,
@@ -85,7 +85,7 @@ impl Webhook {
         content_type: &'static str,
         more: Vec<(&'static str, String)>,
         body: Bytes,
-    ) -> Result<HttpAnswer, WebhookError> {
+    ) -> Result<HttpResponse, WebhookError> {
         let started = Instant::now();
         if !self.circuit.allows(started) {
             return Err(WebhookError::Open);

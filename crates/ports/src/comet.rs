@@ -53,7 +53,7 @@ pub trait CometPort: Send + Sync {
     ///
     /// # Errors
     /// [`CometError::Invalid`] from who cannot tell, now and for some time.
-    fn rooms_since(&self, known: RoomsVersion) -> Call<Result<RoomsNews, CometError>> {
+    fn rooms_since(&self, known: RoomsRevision) -> Call<Result<RoomsDelta, CometError>> {
         drop(known);
         Call::Ready(Err(CometError::UNKNOWN_CALL))
     }
@@ -141,7 +141,7 @@ pub struct RoomMember {
 
 /// How much somebody knows of a comet's rooms. The default knows nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct RoomsVersion {
+pub struct RoomsRevision {
     /// Another one for each start of a comet.
     pub epoch: u64,
     /// One number for each stripe: rooms are spread over them by a rule of the comet's own.
@@ -150,24 +150,24 @@ pub struct RoomsVersion {
 
 /// What has changed in a comet's rooms.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct RoomsNews {
+pub struct RoomsDelta {
     /// What is known with this.
-    pub version: RoomsVersion,
+    pub version: RoomsRevision,
     /// The stripes that have changed.
-    pub stripes: Vec<StripeNews>,
+    pub stripes: Vec<StripeDelta>,
 }
 
 /// What has changed in one stripe.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct StripeNews {
+pub struct StripeDelta {
     /// Its number.
     pub stripe: u32,
     /// True when `come` is all that there is, whatever was known before.
     pub complete: bool,
     /// Rooms that have sessions now.
-    pub come: Vec<RoomId>,
+    pub added: Vec<RoomId>,
     /// Rooms that have none any more.
-    pub gone: Vec<RoomId>,
+    pub removed: Vec<RoomId>,
 }
 
 /// Why a comet did not take a message.

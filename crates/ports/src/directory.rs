@@ -35,7 +35,7 @@ pub trait SessionDirectory: Send + Sync {
     /// All sessions of these members; the order is not defined, no session comes twice.
     fn sessions_of(&self, mids: Vec<Mid>) -> Call<Result<Vec<SessionRecord>, DirectoryError>>;
 
-    /// Tells all logics that the business ends sessions: what members have open over HTTP is held by them and by no comet. Done when
+    /// Tells all logics that the backend ends sessions: what members have open over HTTP is held by them and by no comet. Done when
     /// whoever asks [`SessionDirectory::ends_after`] from now on hears of it; some thousands are remembered. By itself: nothing, for a
     /// directory that one logic has for itself.
     fn note_end(&self, end: SessionEnd) -> Call<Result<(), DirectoryError>> {
@@ -45,20 +45,23 @@ pub trait SessionDirectory: Send + Sync {
 
     /// What was noted after a mark, the oldest first, and the mark behind it. Without a mark nothing but the mark behind all that was
     /// noted.
-    fn ends_after(&self, mark: Option<EndMark>) -> Call<Result<(EndMark, Vec<SessionEnd>), DirectoryError>> {
+    fn ends_after(
+        &self,
+        mark: Option<EndCursor>,
+    ) -> Call<Result<(EndCursor, Vec<SessionEnd>), DirectoryError>> {
         Call::Ready(Ok((mark.unwrap_or_default(), Vec::new())))
     }
 }
 
 /// A place among the ends that a directory remembers.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct EndMark(pub String);
+pub struct EndCursor(pub String);
 
-/// The business ends sessions.
+/// The backend ends sessions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionEnd {
     /// Whose.
-    pub of: EndOf,
+    pub of: EndTarget,
     /// Why.
     pub code: EndCode,
     /// The logic that was told, by a number of its own: it need not hear of it again.
@@ -67,7 +70,7 @@ pub struct SessionEnd {
 
 /// Whose sessions end.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum EndOf {
+pub enum EndTarget {
     /// Those with these keys.
     Keys(Vec<SessionKey>),
     /// Those of these members.

@@ -1,4 +1,4 @@
-//! What happens to sessions, for a business that wants to know.
+//! What happens to sessions, for a backend that wants to know.
 
 use crate::{AcceptedAt, Call, LogicError, Mid, RoomId, ServerId, SessionKey};
 

@@ -1,4 +1,4 @@
-//! Requests that logic makes to others over HTTP: to the business, and for the keys of whoever signs tokens.
+//! Requests that logic makes to others over HTTP: to the backend, and for the keys of whoever signs tokens.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ pub trait HttpClient: Send + Sync {
     ///
     /// # Errors
     /// [`HttpError`]; any status is an answer and no error.
-    fn send(&self, request: HttpRequest) -> Call<Result<HttpAnswer, HttpError>>;
+    fn send(&self, request: HttpRequest) -> Call<Result<HttpResponse, HttpError>>;
 }
 
 /// What is asked.
@@ -35,7 +35,7 @@ pub struct HttpRequest {
 
 /// What came back.
 #[derive(Clone, PartialEq, Eq)]
-pub struct HttpAnswer {
+pub struct HttpResponse {
     /// The status code.
     pub status: u16,
     /// The body, without any encoding of transfer.
@@ -66,9 +66,9 @@ impl std::fmt::Debug for HttpRequest {
     }
 }
 
-impl std::fmt::Debug for HttpAnswer {
+impl std::fmt::Debug for HttpResponse {
     /// Leaves out the body: it may hold credentials.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("HttpAnswer").field("status", &self.status).finish_non_exhaustive()
+        f.debug_struct("HttpResponse").field("status", &self.status).finish_non_exhaustive()
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-/// A member: one user of the business. Zero and below mean nobody in particular.
+/// A member: one user of the backend. Zero and below mean nobody in particular.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Mid(pub i64);
 

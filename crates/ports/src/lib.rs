@@ -13,13 +13,12 @@
 //! | [`SessionDirectory`], [`RoomDirectory`] | logic | where sessions and room counts are kept |
 //! | [`DeviceDirectory`] | logic | where the devices of members are kept |
 //! | [`NodeDirectory`] | comet, logic | where the nodes find each other |
-//! | [`HttpClient`] | logic | whoever makes requests to the business |
+//! | [`HttpClient`] | logic | whoever makes requests to the backend |
 //! | [`EventSink`] | logic | who hears what happens to sessions |
-//! | [`AwaySink`] | logic | who hears of members who were away |
+//! | [`OfflineSink`] | logic | who hears of members who were away |
 //! | [`TimelineStore`] | logic | where timelines are kept |
-//! | [`UpstreamPort`] | logic | the business, for packets of clients |
+//! | [`UpstreamPort`] | logic | the backend, for packets of clients |
 
-mod away;
 mod call;
 mod comet;
 mod directory;
@@ -29,38 +28,39 @@ mod http;
 mod id;
 mod logic;
 mod node;
+mod offline;
 mod push_log;
 mod secret;
 mod timeline;
 mod upstream;
 
-pub use away::{AwayMember, AwaySink};
 pub use call::{BoxFuture, Call};
 pub use comet::{
-    Broadcast, CometError, CometPool, CometPort, KeyPush, RoomMember, RoomMembers, RoomPush, RoomsNews,
-    RoomsVersion, StripeNews,
+    Broadcast, CometError, CometPool, CometPort, KeyPush, RoomMember, RoomMembers, RoomPush, RoomsDelta,
+    RoomsRevision, StripeDelta,
 };
 pub use directory::{
-    Device, DeviceDirectory, DirectoryError, EndMark, EndOf, Generation, RoomCounts, RoomDirectory,
+    Device, DeviceDirectory, DirectoryError, EndCursor, EndTarget, Generation, RoomCounts, RoomDirectory,
     SessionDirectory, SessionEnd, SessionRecord,
 };
 pub use events::{EventKind, EventSink, LifecycleEvent};
 pub use extension::{EndCode, Extended, Extension, SchemaBody, StoredAt};
 pub use goim_wire::{Encoding, Operation, PacketBuf, Schema, Sequence, Version, VersionRow, VersionTable};
-pub use http::{HttpAnswer, HttpClient, HttpError, HttpRequest};
+pub use http::{HttpClient, HttpError, HttpRequest, HttpResponse};
 pub use id::{Mid, RoomId, ServerId, SessionKey};
 pub use logic::{
-    Accepted, ConnectError, ConnectRequest, ExpiresAt, KnownPosition, LogicError, LogicPort, NoSession,
-    OnlineReport, OnlineTotals, RefreshRequest, Refreshed, RoomScope, SessionRef, Syncing, Upstream,
+    Accepted, ConnectError, ConnectRequest, ExpiresAt, LogicError, LogicPort, NoSession, OnlineReport,
+    OnlineTotals, RefreshRequest, Refreshed, ResumePosition, RoomScope, SessionRef, SyncOptions, Upstream,
 };
 pub use node::{CometNode, NodeDirectory, NodeError};
+pub use offline::{OfflineMember, OfflineSink};
 pub use push_log::{
     AcceptedAt, AppendError, Appended, LogEntry, LogPosition, PushLog, PushLogReader, PushRecord, PushTarget,
     ReadError,
 };
 pub use secret::{Secret, ServiceUrl};
 pub use timeline::{
-    Append, CursorId, Epoch, Head, Kept, NewMessage, OnceKey, Position, Range, ReadLimit, Retention,
-    RetentionRules, StoredMessage, TimelineError, TimelineId, TimelineSeq, TimelineStore,
+    Append, AppendResult, CursorId, Epoch, Head, IdempotencyKey, NewMessage, Position, Range, ReadLimit,
+    Retention, RetentionRules, StoredMessage, TimelineError, TimelineId, TimelineSeq, TimelineStore,
 };
 pub use upstream::UpstreamPort;

@@ -41,7 +41,7 @@ pub trait LogicPort: Send + Sync {
         Call::Ready(Ok(()))
     }
 
-    /// A packet for the business. The answer is the body of the reply, empty when nobody handles the operation.
+    /// A packet for the backend. The answer is the body of the reply, empty when nobody handles the operation.
     fn receive(&self, upstream: Upstream) -> Call<Result<Bytes, LogicError>>;
 }
 
@@ -92,21 +92,21 @@ pub struct Accepted {
     /// Highest packet version that the client reads. Its presence makes the client an extended one.
     pub protover: Option<Version>,
     /// The client syncs: of a message in a timeline it is told that it is there.
-    pub syncing: Option<Syncing>,
+    pub syncing: Option<SyncOptions>,
 }
 
 /// How a client syncs.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Syncing {
+pub struct SyncOptions {
     /// Where it is in timelines: it is given what comes behind, without asking.
-    pub positions: Vec<KnownPosition>,
+    pub resume: Vec<ResumePosition>,
     /// It does not want small messages along with the word that they are there.
-    pub bare: bool,
+    pub notify_only: bool,
 }
 
 /// How far a client is in a timeline.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KnownPosition {
+pub struct ResumePosition {
     /// Which one.
     pub timeline: TimelineId,
     /// What the client has.
@@ -205,7 +205,7 @@ pub struct OnlineTotals {
     pub generation: Option<Generation>,
 }
 
-/// A packet on its way from a client to the business.
+/// A packet on its way from a client to the backend.
 #[derive(Debug, Clone)]
 pub struct Upstream {
     /// The sender.
@@ -217,7 +217,7 @@ pub struct Upstream {
     /// What the packet's version says of the body's form.
     pub schema: Schema,
     /// True for a client that knows more than goim: it can be told that something has failed.
-    pub extended: bool,
+    pub negotiated: bool,
     /// The session is in the room whose timeline the packet names. Only looked at for messages to timelines.
     pub is_member: bool,
 }
@@ -231,7 +231,7 @@ pub struct ConnectError {
     /// More, for the log. Quotes nothing of the token.
     pub detail: String,
     /// True when the client has said that it knows more than goim: it is told why it gets no session.
-    pub extended: bool,
+    pub negotiated: bool,
 }
 
 /// The kinds of reasons.
@@ -251,7 +251,7 @@ pub enum NoSession {
     Signature,
     /// What the client says of itself is not what the token says.
     Mismatch,
-    /// The business has said no.
+    /// The backend has said no.
     Denied,
     /// The token does not allow the room.
     Room,
@@ -292,7 +292,7 @@ impl ConnectError {
     /// For this reason; of a client that has not said what it knows.
     #[must_use]
     pub fn because(reason: NoSession, detail: impl Into<String>) -> Self {
-        Self { reason, detail: detail.into(), extended: false }
+        Self { reason, detail: detail.into(), negotiated: false }
     }
 
     /// The token is not acceptable; trying again with the same one is useless.

@@ -101,7 +101,7 @@ impl Head {
     /// True when somebody at this position would miss messages by reading on: it is of another life of the timeline, ahead of it, or
     /// what comes next is not kept any more. The beginning is a hole for nobody who has never been here.
     #[must_use]
-    pub fn is_hole(&self, known: Position) -> bool {
+    pub fn has_gap(&self, known: Position) -> bool {
         if known == Position::default() {
             return false;
         }
@@ -112,7 +112,7 @@ impl Head {
 /// A message to be kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewMessage {
-    /// Who has sent it; anonymous for the business.
+    /// Who has sent it; anonymous for the backend.
     pub sender: Mid,
     /// What the packet is.
     pub operation: Operation,
@@ -136,11 +136,11 @@ pub struct StoredMessage {
 }
 
 /// Names one message of its sender or publisher: who gives the same name again within the window means the same message. 1 to
-/// [`OnceKey::BYTES_MAX`] bytes.
+/// [`IdempotencyKey::BYTES_MAX`] bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct OnceKey(Bytes);
+pub struct IdempotencyKey(Bytes);
 
-impl OnceKey {
+impl IdempotencyKey {
     /// The longest name, in bytes.
     pub const BYTES_MAX: usize = 128;
 
@@ -166,12 +166,12 @@ pub struct Append {
     /// What.
     pub message: NewMessage,
     /// By what another copy of it is known, among those of the same sender in the same timeline.
-    pub once: Option<OnceKey>,
+    pub idempotency_key: Option<IdempotencyKey>,
 }
 
 /// What became of an append.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Kept {
+pub struct AppendResult {
     /// Where the message is.
     pub position: Position,
     /// It was there before: nothing was appended.
@@ -226,7 +226,7 @@ impl Retention {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RetentionRules {
     /// By the part of the name before `://`; `mid` is the inboxes.
-    pub by_kind: Vec<(String, Retention)>,
+    pub retention_overrides: Vec<(String, Retention)>,
     /// For all others.
     pub otherwise: Retention,
 }
@@ -239,7 +239,7 @@ impl RetentionRules {
             TimelineId::Inbox(_) => "mid",
             TimelineId::Room(room) => room.as_str().split_once("://").map_or("", |(kind, _)| kind),
         };
-        let rule = self.by_kind.iter().find(|(known, _)| known == kind);
+        let rule = self.retention_overrides.iter().find(|(known, _)| known == kind);
         rule.map_or(self.otherwise, |(_, rule)| *rule)
     }
 }
@@ -254,7 +254,7 @@ pub trait TimelineStore: Send + Sync {
     ///
     /// # Cancel safety
     /// Dropping the call may leave the messages appended.
-    fn append(&self, appends: Vec<Append>) -> Call<Result<Vec<Kept>, TimelineError>>;
+    fn append(&self, appends: Vec<Append>) -> Call<Result<Vec<AppendResult>, TimelineError>>;
 
     /// The messages behind `after`, ascending.
     fn read(
@@ -297,7 +297,7 @@ pub enum TimelineError {
     /// It makes no sense; trying again is useless.
     #[error("{0}")]
     Invalid(String),
-    /// It cannot be told whether it was done; with a name (see [`OnceKey`]) it is safe to try again.
+    /// It cannot be told whether it was done; with a name (see [`IdempotencyKey`]) it is safe to try again.
     #[error("it is not known whether it was kept: {0}")]
     Unknown(String),
 }
@@ -338,7 +338,7 @@ mod tests {
         let [epoch, other] = [Epoch(7), Epoch(8)];
         let head = Head { epoch, latest: TimelineSeq(10), first: TimelineSeq(5) };
         let at = |epoch, seq| Position { epoch, seq: TimelineSeq(seq) };
-        for (known, is_hole) in [
+        for (known, has_gap) in [
             (Position::default(), false),
             (at(epoch, 10), false),
             (at(epoch, 4), false),
@@ -348,9 +348,9 @@ mod tests {
             (at(other, 7), true),
             (at(Epoch::default(), 7), true),
         ] {
-            assert_eq!(head.is_hole(known), is_hole, "{known:?}");
+            assert_eq!(head.has_gap(known), has_gap, "{known:?}");
         }
-        assert!(!Head::default().is_hole(Position::default()));
-        assert!(Head::default().is_hole(at(epoch, 3)), "what was known is lost");
+        assert!(!Head::default().has_gap(Position::default()));
+        assert!(Head::default().has_gap(at(epoch, 3)), "what was known is lost");
     }
 }

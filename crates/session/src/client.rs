@@ -120,7 +120,7 @@ pub enum ClientStep<'a> {
     Idle,
     /// Something was dealt with inside; call again.
     Handled,
-    /// The token was accepted: requests may be made. The body is empty from goim, JSON for extended clients.
+    /// The token was accepted: requests may be made. The body is empty from goim, JSON for negotiated clients.
     Authenticated {
         /// Body of the auth reply.
         reply: &'a [u8],
@@ -591,7 +591,7 @@ fn sort<'a>(
     }
 }
 
-/// Below the business's range nobody pushes with a mark: such a packet answers a request that is gone.
+/// Below the backend's range nobody pushes with a mark: such a packet answers a request that is gone.
 fn is_late_echo(packet: &Packet<'_>) -> bool {
-    packet.operation < Operation::BUSINESS_MIN && packet.sequence != Sequence::NONE
+    packet.operation < Operation::BACKEND_MIN && packet.sequence != Sequence::NONE
 }

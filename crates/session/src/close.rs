@@ -1,6 +1,6 @@
 //! Why connections end and requests fail: one table of reasons, their codes and what a client should do next.
 //!
-//! The reason is the label of the metric, the word in the log and, for extended clients, the code in the last packet
+//! The reason is the label of the metric, the word in the log and, for negotiated clients, the code in the last packet
 //! (operation 6) or in the answer to a request that has failed (operation 25). Codes are grouped so that a client that does not know one still knows what to do:
 //!
 //! | code | what the client does |
@@ -110,11 +110,11 @@ reasons! {
     TokenSignature = 3204, "token_signature";
     /// What the client says of itself is not what the token says.
     TokenMismatch = 3205, "token_mismatch";
-    /// The business has said no.
+    /// The backend has said no.
     AuthDenied = 3206, "auth_denied";
     /// The token does not allow the room.
     RoomNotAllowed = 3207, "room_not_allowed";
-    /// The business has ended the session; it takes a new token to come back.
+    /// The backend has ended the session; it takes a new token to come back.
     Revoked = 3208, "revoked";
     /// Another session with the same key has taken over.
     Superseded = 3500, "superseded";
@@ -126,7 +126,7 @@ reasons! {
     BadUpgrade = 3503, "bad_upgrade";
     /// The bytes were not TLS, or TLS could not be agreed on.
     BadTls = 3504, "bad_tls";
-    /// The business has ended the session, for good.
+    /// The backend has ended the session, for good.
     Kicked = 3505, "kicked";
     /// The member has come with another device, and may have no more of them.
     TooManyDevices = 3506, "too_many_devices";
@@ -150,7 +150,7 @@ impl Return {
 }
 
 reasons! {
-    /// Why a request of an extended client has failed: the code of operation 25. The session goes on. A new token that is not
+    /// Why a request of an negotiated client has failed: the code of operation 25. The session goes on. A new token that is not
     /// accepted has the code that it would have had at the beginning.
     RequestFailure:
     /// As many requests of the kind are under way as may be.

@@ -74,7 +74,7 @@ pub enum Follow {
     },
     /// Tell the application that there may be a hole: what follows begins behind `position`, and what it has may be of another life of the
     /// timeline.
-    Reset {
+    Gap {
         /// Which timeline.
         timeline: String,
         /// Where it goes on.
@@ -205,11 +205,11 @@ impl Follower {
             if core::mem::take(&mut timeline.is_new) { self.rules.look_soon } else { self.rules.look_again };
         timeline.at = now.after(look);
         let start = Position { epoch: reply.epoch, seq: reply.after };
-        timeline.resets = if reply.reset { timeline.resets.saturating_add(1).min(16) } else { 0 };
-        if reply.reset {
+        timeline.resets = if reply.gap { timeline.resets.saturating_add(1).min(16) } else { 0 };
+        if reply.gap {
             timeline.position = start;
             timeline.newest = reply.latest;
-            self.ready.push_back(Follow::Reset { timeline: reply.timeline.clone(), position: start });
+            self.ready.push_back(Follow::Gap { timeline: reply.timeline.clone(), position: start });
         } else if timeline.position.epoch == 0 {
             timeline.position = start;
             timeline.newest = reply.latest;
@@ -356,7 +356,7 @@ mod tests {
                             epoch: 100 + asked,
                             latest: 50,
                             more: true,
-                            reset: true,
+                            gap: true,
                             after: 0,
                             messages: (0..messages).map(|_| message.clone()).collect(),
                         };
@@ -385,7 +385,7 @@ mod tests {
             messages: messages(seqs),
             latest,
             more: last < latest,
-            reset: false,
+            gap: false,
             after,
         }
     }
@@ -495,9 +495,9 @@ mod tests {
         // A word of another life.
         follower.notified(now, notify(6, 1, 1..=1));
         let (id, 5, 2) = asked(&mut follower, now).unwrap() else { panic!() };
-        follower.replied(now, Some(id), SyncReply { reset: true, ..reply(6, 0, 1..=2, 2) });
+        follower.replied(now, Some(id), SyncReply { gap: true, ..reply(6, 0, 1..=2, 2) });
         let start = Position { epoch: 6, seq: 0 };
-        assert_eq!(follower.poll(now), Some(Follow::Reset { timeline: NAME.into(), position: start }));
+        assert_eq!(follower.poll(now), Some(Follow::Gap { timeline: NAME.into(), position: start }));
         assert_eq!(given(&mut follower, now), [1, 2]);
         assert_eq!(follower.positions().collect::<Vec<_>>(), [(NAME, Position { epoch: 6, seq: 2 })]);
         assert_eq!(follower.poll(now), None);

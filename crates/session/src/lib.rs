@@ -1,9 +1,9 @@
 //! One connection's state machine, for both ends: bytes and time go in, bytes, steps and a deadline come out.
 //!
 //! This crate owns what happens on one connection between the first byte and the last: the upgrade to WebSocket,
-//! authentication, heartbeats, rooms and subscriptions, business packets, the order of replies, what waits to be
+//! authentication, heartbeats, rooms and subscriptions, backend packets, the order of replies, what waits to be
 //! sent and what happens when it does not drain. It owns no socket, no clock and no other connection: which
-//! sessions share a room or a key is the driver's business. `no_std` with `alloc` proves the first half of that.
+//! sessions share a room or a key is the driver's backend. `no_std` with `alloc` proves the first half of that.
 //!
 //! | module | what it is |
 //! |---|---|
@@ -15,7 +15,7 @@
 //! | [`moment`] | time as a number |
 //!
 //! Invariants:
-//! - Replies leave in the order of their requests. While one waits for an answer of the business, no further packet
+//! - Replies leave in the order of their requests. While one waits for an answer of the backend, no further packet
 //!   is taken from the input.
 //! - Whatever waits is bounded: replies by refusing to read on, pushes by the policy of their operation.
 //! - An idle session owns no heap besides its subscriptions beyond four.

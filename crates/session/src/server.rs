@@ -1,7 +1,7 @@
 //! The server's end of a connection.
 //!
 //! The driver feeds bytes ([`ServerSession::step`]), does what a [`Step`] asks for, and writes what the outbox holds.
-//! Answers that need others (authentication, the business, the online count) are put in by the driver; until the
+//! Answers that need others (authentication, the backend, the online count) are put in by the driver; until the
 //! answer to the first two is there, no further packet is taken, which keeps replies in order without a queue.
 //!
 //! What goim does and this keeps: packets before authentication are dropped without a word; every packet after it has
@@ -59,14 +59,14 @@ pub enum Step<'a> {
         /// The room's name as it came.
         room: &'a [u8],
     },
-    /// An extended client wants to be in these rooms as well, or no longer; call [`ServerSession::reply_control`].
+    /// An negotiated client wants to be in these rooms as well, or no longer; call [`ServerSession::reply_control`].
     Rooms {
         /// True for joining.
         join: bool,
         /// Body of the packet: a list in JSON.
         rooms: &'a [u8],
     },
-    /// An extended client presents a new token: find out, then call [`ServerSession::reply_control`] or
+    /// An negotiated client presents a new token: find out, then call [`ServerSession::reply_control`] or
     /// [`ServerSession::reply_error`].
     Refresh {
         /// Body of the packet.
@@ -77,7 +77,7 @@ pub enum Step<'a> {
         /// What came, without the four bytes that RFC 7692 leaves out.
         message: &'a [u8],
     },
-    /// A packet for the business; call [`ServerSession::reply_upstream`] with its answer.
+    /// A packet for the backend; call [`ServerSession::reply_upstream`] with its answer.
     Upstream {
         /// The packet.
         packet: Packet<'a>,
@@ -91,7 +91,7 @@ pub struct Established<'a> {
     pub accepts: &'a [Operation],
     /// The session ends when this much time passes without a heartbeat.
     pub heartbeat: Duration,
-    /// The packet version that an extended client reads; `None` for a goim client.
+    /// The packet version that an negotiated client reads; `None` for a goim client.
     pub protover: Option<Version>,
     /// Body of the auth reply: empty for goim clients.
     pub reply: &'a [u8],
@@ -107,7 +107,7 @@ enum Phase {
         sequence: Sequence,
     },
     Open,
-    /// A packet is with the business.
+    /// A packet is with the backend.
     AwaitingReply {
         version: Version,
         operation: Operation,
@@ -127,7 +127,7 @@ struct Taking<'s> {
     heartbeat_ms: u32,
     now: Moment,
     transport: Transport,
-    extended: bool,
+    negotiated: bool,
 }
 
 impl Taking<'_> {
@@ -172,9 +172,9 @@ impl Taking<'_> {
             _ => {
                 *self.phase = Phase::AwaitingReply { version, operation, sequence };
                 Ok(match operation {
-                    Operation::JOIN_ROOMS if self.extended => Step::Rooms { join: true, rooms: body },
-                    Operation::LEAVE_ROOMS if self.extended => Step::Rooms { join: false, rooms: body },
-                    Operation::REFRESH_TOKEN if self.extended => Step::Refresh { token: body },
+                    Operation::JOIN_ROOMS if self.negotiated => Step::Rooms { join: true, rooms: body },
+                    Operation::LEAVE_ROOMS if self.negotiated => Step::Rooms { join: false, rooms: body },
+                    Operation::REFRESH_TOKEN if self.negotiated => Step::Refresh { token: body },
                     _ => Step::Upstream { packet },
                 })
             }
@@ -340,7 +340,7 @@ impl ServerSession {
     /// The framing, and all that what it reads may change: a packet may lie in the one while it changes the other.
     #[inline(always)]
     fn parts(&mut self, now: Moment) -> (&mut Framing, Taking<'_>) {
-        let (transport, extended) = (self.framing.transport(), self.protover.is_some());
+        let (transport, negotiated) = (self.framing.transport(), self.protover.is_some());
         let taking = Taking {
             outbox: &mut self.outbox,
             accepts: &mut self.accepts,
@@ -350,7 +350,7 @@ impl ServerSession {
             heartbeat_ms: self.heartbeat_ms,
             now,
             transport,
-            extended,
+            negotiated,
         };
         (&mut self.framing, taking)
     }
@@ -414,12 +414,12 @@ impl ServerSession {
         }
     }
 
-    /// Queues a packet that answers nothing and must not be lost, for an extended client. The caller sees to it that few wait.
+    /// Queues a packet that answers nothing and must not be lost, for an negotiated client. The caller sees to it that few wait.
     pub fn tell(&mut self, pool: &mut OutboxPool, operation: Operation, body: &[u8]) {
         self.reply(pool, Version::GOIM, operation, Sequence::NONE, body);
     }
 
-    /// Queues the reply to a request of an extended client whose reply has an operation of its own: that of the request and one. Gives
+    /// Queues the reply to a request of an negotiated client whose reply has an operation of its own: that of the request and one. Gives
     /// that operation.
     pub fn reply_control(&mut self, pool: &mut OutboxPool, body: &[u8]) -> Option<Operation> {
         let Phase::AwaitingReply { version, operation, sequence } = self.phase else { return None };
@@ -429,7 +429,7 @@ impl ServerSession {
         Some(reply)
     }
 
-    /// Tells an extended client that its request has failed, and takes input again. Gives the operation that has failed; `None`, and
+    /// Tells an negotiated client that its request has failed, and takes input again. Gives the operation that has failed; `None`, and
     /// nothing is done, for a client of goim.
     pub fn reply_error(
         &mut self,
@@ -456,7 +456,7 @@ impl ServerSession {
         self.protover = Some(Version::GOIM);
     }
 
-    /// Queues the answer of the business to the packet that waits for it, and takes input again. Gives the operation
+    /// Queues the answer of the backend to the packet that waits for it, and takes input again. Gives the operation
     /// that was answered.
     ///
     /// The version is that of the packet, unless the body is written as `written` says.
@@ -500,7 +500,7 @@ impl ServerSession {
         self.outbox.advance(pool, len);
     }
 
-    /// Ends the session: nothing is read or pushed any more. An extended client is told why, and where to go; a goim
+    /// Ends the session: nothing is read or pushed any more. An negotiated client is told why, and where to go; a goim
     /// client sees the end of the connection only, as in goim.
     pub fn close(&mut self, pool: &mut OutboxPool, reason: CloseReason, farewell: &[u8]) {
         let was_there = self.phase != Phase::Closed && self.phase != Phase::Unauthenticated;

@@ -148,7 +148,7 @@ fn each_request_has_one_reply() {
         ("subscribe nonsense", packet(14, 7, b"1, 2"), packet(15, 7, b"1, 2"), vec![]),
         ("unsubscribe", packet(16, 8, b"1"), packet(17, 8, b"1"), vec![]),
         ("message", packet(4, 9, b"hey"), packet(4, 9, b""), vec![Asked::Upstream(4, b"hey".into())]),
-        ("business", packet(1000, 10, b"x"), packet(1000, 10, b""), vec![Asked::Upstream(1000, b"x".into())]),
+        ("backend", packet(1000, 10, b"x"), packet(1000, 10, b""), vec![Asked::Upstream(1000, b"x".into())]),
         ("auth again", packet(7, 11, b"t"), packet(7, 11, b""), vec![Asked::Upstream(7, b"t".into())]),
         ("a heartbeat reply", packet(3, 12, b""), packet(3, 12, b""), vec![Asked::Upstream(3, vec![])]),
         ("negative operation", packet(-5, 13, b""), packet(-5, 13, b""), vec![Asked::Upstream(-5, vec![])]),
@@ -455,7 +455,7 @@ fn rooms_and_new_tokens_are_for_extended_clients() {
     driver.feed(b"").unwrap();
     assert_eq!(driver.output(), [packet(25, 4, b"30"), packet(3, 5, &[0, 0, 0, 1])].concat());
 
-    // To goim all of them are packets for the business.
+    // To goim all of them are packets for the backend.
     let mut driver = Driver::open();
     driver.feed(&[packet(26, 2, b"[]"), packet(28, 3, b"[]"), packet(30, 4, b"t")].concat()).unwrap();
     assert_eq!(driver.output(), [packet(26, 2, b""), packet(28, 3, b""), packet(30, 4, b"")].concat());
@@ -463,14 +463,14 @@ fn rooms_and_new_tokens_are_for_extended_clients() {
 
 #[test]
 fn who_gets_no_session_is_told_why_when_it_can_be_told() {
-    for (extended, expected) in [(true, packet(6, 0, b"why")), (false, Vec::new())] {
+    for (negotiated, expected) in [(true, packet(6, 0, b"why")), (false, Vec::new())] {
         let mut driver = Driver::new(Transport::Stream);
         driver.answers = false;
         driver.feed(&packet(7, 1, b"token")).unwrap();
-        if extended {
+        if negotiated {
             driver.session.is_known_extended();
         }
         driver.session.close(&mut driver.pool, CloseReason::TokenExpired, b"why");
-        assert_eq!(driver.output(), expected, "{extended}");
+        assert_eq!(driver.output(), expected, "{negotiated}");
     }
 }

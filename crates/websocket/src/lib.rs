@@ -2,7 +2,7 @@
 //!
 //! This crate owns what a frame looks like, how frames become messages, and the request and the response of the
 //! handshake. It does no I/O and decides nothing about a connection's life: who answers a ping, and when a socket
-//! is closed, is the session's business. `no_std` with `alloc` proves it. Subprotocols are never negotiated. The one
+//! is closed, is the session's backend. `no_std` with `alloc` proves it. Subprotocols are never negotiated. The one
 //! extension is permessage-deflate without context takeover: it is negotiated here and marked in the frames, and whoever
 //! uses this compresses and inflates.
 //!

@@ -36,9 +36,9 @@ impl Operation {
     pub const HEARTBEAT_REPLY: Self = Self(3);
     /// Client sends a message upstream.
     pub const SEND: Self = Self(4);
-    /// Reply to [`Operation::SEND`] for extended clients. goim never sends it: it echoes operation 4.
+    /// Reply to [`Operation::SEND`] for negotiated clients. goim never sends it: it echoes operation 4.
     pub const SEND_REPLY: Self = Self(5);
-    /// The last packet before the server closes, for extended clients.
+    /// The last packet before the server closes, for negotiated clients.
     pub const DISCONNECT: Self = Self(6);
     /// Client authenticates; the body is the token.
     pub const AUTH: Self = Self(7);
@@ -58,34 +58,34 @@ impl Operation {
     pub const UNSUBSCRIBE: Self = Self(16);
     /// Reply to [`Operation::UNSUBSCRIBE`], with the body of the request.
     pub const UNSUBSCRIBE_REPLY: Self = Self(17);
-    /// A timeline has grown, for extended clients.
+    /// A timeline has grown, for negotiated clients.
     pub const NOTIFY: Self = Self(20);
-    /// Client asks for what comes behind a position, for extended clients.
+    /// Client asks for what comes behind a position, for negotiated clients.
     pub const SYNC: Self = Self(21);
     /// Reply to [`Operation::SYNC`].
     pub const SYNC_REPLY: Self = Self(22);
-    /// Client has read up to a sequence, for extended clients.
+    /// Client has read up to a sequence, for negotiated clients.
     pub const ACK: Self = Self(23);
     /// Reply to [`Operation::ACK`].
     pub const ACK_REPLY: Self = Self(24);
-    /// The request that carries the sequence has failed, for extended clients.
+    /// The request that carries the sequence has failed, for negotiated clients.
     pub const ERROR: Self = Self(25);
-    /// Client joins the rooms that the body lists in JSON, for extended clients.
+    /// Client joins the rooms that the body lists in JSON, for negotiated clients.
     pub const JOIN_ROOMS: Self = Self(26);
     /// Reply to [`Operation::JOIN_ROOMS`].
     pub const JOIN_ROOMS_REPLY: Self = Self(27);
-    /// Client leaves the rooms that the body lists in JSON, for extended clients.
+    /// Client leaves the rooms that the body lists in JSON, for negotiated clients.
     pub const LEAVE_ROOMS: Self = Self(28);
     /// Reply to [`Operation::LEAVE_ROOMS`].
     pub const LEAVE_ROOMS_REPLY: Self = Self(29);
-    /// Client presents a new token, for extended clients.
+    /// Client presents a new token, for negotiated clients.
     pub const REFRESH_TOKEN: Self = Self(30);
     /// Reply to [`Operation::REFRESH_TOKEN`].
     pub const REFRESH_TOKEN_REPLY: Self = Self(31);
-    /// A member's message with its sender, for extended clients that do not sync.
+    /// A member's message with its sender, for negotiated clients that do not sync.
     pub const MEMBER_MESSAGE: Self = Self(32);
-    /// First operation of the range that belongs to the business.
-    pub const BUSINESS_MIN: Self = Self(1000);
+    /// First operation of the range that belongs to the backend.
+    pub const BACKEND_MIN: Self = Self(1000);
 }
 
 impl fmt::Display for Operation {

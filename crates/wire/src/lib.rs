@@ -1,7 +1,7 @@
 //! goim's packet format, as bytes and values only.
 //!
 //! This crate owns the layout of a packet, the names of the operations, the bodies of the control packets and
-//! the incremental decoder. It does no I/O, reads no clock and never decodes a business body. `no_std` with
+//! the incremental decoder. It does no I/O, reads no clock and never decodes a backend body. `no_std` with
 //! `alloc` proves it.
 //!
 //! A packet on the wire, all integers big endian and signed:

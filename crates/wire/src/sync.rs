@@ -36,7 +36,7 @@ pub struct Message {
     /// When it was accepted, in milliseconds since 1970.
     #[prost(int64, tag = "4")]
     pub time_ms: i64,
-    /// The member that has sent it; zero: the business.
+    /// The member that has sent it; zero: the backend.
     #[prost(int64, tag = "5")]
     pub sender: i64,
     /// What it says.
@@ -98,7 +98,7 @@ pub struct SyncReply {
     pub more: bool,
     /// There is a hole between what the client has and these messages.
     #[prost(bool, tag = "6")]
-    pub reset: bool,
+    pub gap: bool,
     /// What the messages follow.
     #[prost(uint64, tag = "7")]
     pub after: u64,

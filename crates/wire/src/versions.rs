@@ -1,6 +1,6 @@
 //! The table of packet versions: which schema a body has, and how it is encoded.
 //!
-//! Both ends know it. A number never changes its meaning: rows are only added. What a schema is, only the business knows; here it is a
+//! Both ends know it. A number never changes its meaning: rows are only added. What a schema is, only the backend knows; here it is a
 //! number. Compressing and inflating are for others, who have a standard library.
 
 use alloc::vec::Vec;
@@ -9,7 +9,7 @@ use core::str::FromStr;
 
 use crate::Version;
 
-/// A form of the business's bodies. The first is 1: what goim's clients read.
+/// A form of the backend's bodies. The first is 1: what goim's clients read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Schema(pub u16);
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use goim_ports::{
-    AcceptedAt, Append, CursorId, Extended, Head, Kept, Mid, NewMessage, OnceKey, Operation, Range,
-    ReadLimit, Retention, RetentionRules, Schema, SchemaBody, StoredMessage, TimelineId, TimelineSeq,
+    AcceptedAt, Append, AppendResult, CursorId, Extended, Head, IdempotencyKey, Mid, NewMessage, Operation,
+    Range, ReadLimit, Retention, RetentionRules, Schema, SchemaBody, StoredMessage, TimelineId, TimelineSeq,
     TimelineStore,
 };
 
@@ -24,7 +24,7 @@ fn seq(number: u64) -> TimelineSeq {
     TimelineSeq(number)
 }
 
-/// A message of the business, accepted now.
+/// A message of the backend, accepted now.
 #[must_use]
 pub fn message(body: impl Into<Bytes>) -> NewMessage {
     let accepted_at = AcceptedAt::now();
@@ -34,10 +34,10 @@ pub fn message(body: impl Into<Bytes>) -> NewMessage {
 /// The same on its way into a timeline, without a name.
 #[must_use]
 pub fn append_of(timeline: TimelineId, body: impl Into<Bytes>) -> Append {
-    Append { timeline, message: message(body), once: None }
+    Append { timeline, message: message(body), idempotency_key: None }
 }
 
-async fn append(store: &impl TimelineStore, timeline: &TimelineId, body: impl Into<Bytes>) -> Kept {
+async fn append(store: &impl TimelineStore, timeline: &TimelineId, body: impl Into<Bytes>) -> AppendResult {
     store.append(vec![append_of(timeline.clone(), body)]).await.unwrap()[0]
 }
 
@@ -197,17 +197,20 @@ async fn every_part_of_a_message<S: TimelineStore>(store: S) {
         SchemaBody { schema: Schema(2), body: Bytes::from_static(b"\xffsecond") },
         SchemaBody { schema: Schema(7), body: Bytes::new() },
     ];
-    let extended = Extended { bodies, without_first: true, ..Extended::default() };
+    let negotiated = Extended { bodies, without_first: true, ..Extended::default() };
     let full = NewMessage {
         sender: Mid(42),
         operation: Operation(-5),
         body: Bytes::new(),
-        extension: Some(Arc::new(extended)),
+        extension: Some(Arc::new(negotiated)),
         accepted_at: AcceptedAt(1_700_000_000_123_456),
     };
     let large = NewMessage { body: vec![7; 1 << 20].into(), extension: None, ..full.clone() };
-    let group =
-        [&full, &large].map(|message| Append { timeline: inbox(1), message: message.clone(), once: None });
+    let group = [&full, &large].map(|message| Append {
+        timeline: inbox(1),
+        message: message.clone(),
+        idempotency_key: None,
+    });
     store.append(group.into()).await.unwrap();
     let found = read(&store, &inbox(1), 0, ALL).await.messages;
     let expected = [full, large].into_iter().zip(1..).map(|(message, number)| StoredMessage {
@@ -222,7 +225,7 @@ async fn once_only<S: TimelineStore>(store: S) {
     let of = |timeline: &TimelineId, sender, name: &str, body: &str| Append {
         timeline: timeline.clone(),
         message: NewMessage { sender: Mid(sender), ..message(body.to_owned()) },
-        once: OnceKey::new(name.to_owned()),
+        idempotency_key: IdempotencyKey::new(name.to_owned()),
     };
     let (a, b) = (room("a://1"), room("b://1"));
     // Appends, and the sequences that are answered; negative for what was there before.
@@ -236,7 +239,7 @@ async fn once_only<S: TimelineStore>(store: S) {
     ];
     for (appends, expected) in cases {
         let kept = store.append(appends.clone()).await.unwrap();
-        let signed = |kept: &Kept| {
+        let signed = |kept: &AppendResult| {
             let number = i64::try_from(kept.position.seq.0).unwrap();
             if kept.is_duplicate { -number } else { number }
         };
@@ -291,20 +294,24 @@ pub async fn timelines_retain<S: TimelineStore>(
 ) {
     let rule = Retention { messages_max: 5, age_max: Duration::from_secs(1000), bytes_max: 100 };
     let none = Retention::FOREVER;
-    let by_kind = vec![
+    let retention_overrides = vec![
         ("mid".to_owned(), Retention { messages_max: 5, ..none }),
         ("old".to_owned(), Retention { age_max: rule.age_max, ..none }),
         ("big".to_owned(), Retention { bytes_max: rule.bytes_max, ..none }),
         ("all".to_owned(), rule),
     ];
-    let store = make(RetentionRules { by_kind, otherwise: none }).await;
+    let store = make(RetentionRules { retention_overrides, otherwise: none }).await;
     let at = |seconds: u64| AcceptedAt(seconds * 1_000_000);
     let timelines = [inbox(1), room("old://1"), room("big://1"), room("all://1"), room("other://1")];
     for timeline in &timelines {
         let group = (1..=10).map(|number| {
             let accepted_at = at(1_000_000 + number * 100);
             let message = NewMessage { accepted_at, ..message(vec![b'x'; 30]) };
-            Append { timeline: timeline.clone(), message, once: OnceKey::new(number.to_string()) }
+            Append {
+                timeline: timeline.clone(),
+                message,
+                idempotency_key: IdempotencyKey::new(number.to_string()),
+            }
         });
         store.append(group.collect()).await.unwrap();
     }
@@ -338,7 +345,7 @@ pub async fn timelines_retain<S: TimelineStore>(
     let again = Append {
         timeline: inbox(1),
         message: NewMessage { accepted_at: at(3_000_000), ..message("again") },
-        once: OnceKey::new("10"),
+        idempotency_key: IdempotencyKey::new("10"),
     };
     pass(&store, at(3_000_000)).await;
     pass(&store, at(4_000_000)).await;
@@ -353,8 +360,10 @@ pub async fn timelines_retain<S: TimelineStore>(
 pub async fn timelines_last<S: TimelineStore>(make: impl AsyncFn() -> S, again: impl AsyncFn(S) -> S) {
     let store = make().await;
     let timeline = room("a://1");
-    let named =
-        |body: &str| Append { once: OnceKey::new("name"), ..append_of(room("a://1"), body.to_owned()) };
+    let named = |body: &str| Append {
+        idempotency_key: IdempotencyKey::new("name"),
+        ..append_of(room("a://1"), body.to_owned())
+    };
     for body in ["a", "b"] {
         append(&store, &timeline, body).await;
     }
@@ -368,7 +377,7 @@ pub async fn timelines_last<S: TimelineStore>(make: impl AsyncFn() -> S, again: 
     assert_eq!(read(&store, &timeline, 0, ALL).await, before);
     assert_eq!(store.cursors(vec![cursor]).await.unwrap(), [seq(2)]);
     let known = store.append(vec![named("again")]).await.unwrap()[0];
-    assert_eq!(known, Kept { is_duplicate: true, ..kept });
+    assert_eq!(known, AppendResult { is_duplicate: true, ..kept });
     assert_eq!(append(&store, &timeline, "d").await.position.seq, seq(4));
     let store = again(store).await;
     assert_eq!(bodies(&read(&store, &timeline, 0, ALL).await.messages), ["", "b", "c", "d"]);

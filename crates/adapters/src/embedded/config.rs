@@ -15,9 +15,9 @@ pub struct EmbeddedConfig {
     /// How long a name stands for its message, at least; twice as long at most.
     pub duplicate_window: Duration,
     /// Messages that may wait to be written; more are refused. Default 100,000.
-    pub waiting_messages_max: usize,
+    pub pending_messages_max: usize,
     /// Bytes of them. Default 64 MiB.
-    pub waiting_bytes_max: usize,
+    pub pending_bytes_max: usize,
     /// Messages of one durable commit. More make fewer and longer ones; what waits goes together anyway. Default 4,096.
     pub group_messages_max: usize,
     /// Reads that may be under way; more wait. Default 64: a disk has nothing of more.
@@ -26,10 +26,10 @@ pub struct EmbeddedConfig {
     pub cache_bytes: u64,
     /// Timelines of which the end is known without a look at the disk: at least so many of those asked for lately, up to twice as many,
     /// about 100 bytes each. Default 1,000,000: a look takes some 30 microseconds of the one thread that writes.
-    pub known_max: usize,
+    pub head_cache_entries: usize,
     /// Time between two passes over all timelines that remove what is not to be kept any longer. Default 60 s. A pass takes a tenth of a
     /// processor at most, however many timelines there are.
-    pub retain_interval: Duration,
+    pub retention_interval: Duration,
 }
 
 impl EmbeddedConfig {
@@ -40,13 +40,13 @@ impl EmbeddedConfig {
             folder,
             rules,
             duplicate_window,
-            waiting_messages_max: 100_000,
-            waiting_bytes_max: 64 << 20,
+            pending_messages_max: 100_000,
+            pending_bytes_max: 64 << 20,
             group_messages_max: 4_096,
             reads_max: 64,
             cache_bytes: 64 << 20,
-            known_max: 1_000_000,
-            retain_interval: Duration::from_secs(60),
+            head_cache_entries: 1_000_000,
+            retention_interval: Duration::from_secs(60),
         }
     }
 }

@@ -27,7 +27,7 @@ const TRIM_MAX: u64 = 1_000;
 /// Runs until `stop` is dropped.
 pub(super) fn run(shared: &Shared, jobs: &Sender<Job>, stop: &Receiver<()>) {
     loop {
-        match stop.recv_timeout(shared.config.retain_interval) {
+        match stop.recv_timeout(shared.config.retention_interval) {
             Err(RecvTimeoutError::Timeout) => {}
             Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
         }

@@ -6,8 +6,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use goim_ports::{
-    AcceptedAt, Append, Call, CursorId, Head, Kept, Range, ReadLimit, TimelineError, TimelineId, TimelineSeq,
-    TimelineStore,
+    AcceptedAt, Append, AppendResult, Call, CursorId, Head, Range, ReadLimit, TimelineError, TimelineId,
+    TimelineSeq, TimelineStore,
 };
 use tokio::sync::{Semaphore, oneshot};
 
@@ -125,7 +125,7 @@ impl EmbeddedTimelines {
         let (answer, answered) = oneshot::channel();
         let job = job(answer);
         let config = &self.shared.config;
-        if !self.shared.waiting.enter(&job, config.waiting_messages_max, config.waiting_bytes_max) {
+        if !self.shared.waiting.enter(&job, config.pending_messages_max, config.pending_bytes_max) {
             let text = "more waits to be written than may wait; try again later";
             return Call::Ready(Err(TimelineError::Busy(text.to_owned())));
         }
@@ -175,7 +175,7 @@ fn too_long() -> TimelineError {
 }
 
 impl TimelineStore for EmbeddedTimelines {
-    fn append(&self, appends: Vec<Append>) -> Call<Result<Vec<Kept>, TimelineError>> {
+    fn append(&self, appends: Vec<Append>) -> Call<Result<Vec<AppendResult>, TimelineError>> {
         if appends.is_empty() {
             return Call::Ready(Ok(Vec::new()));
         }

@@ -33,7 +33,7 @@ impl Drop for Own {
 }
 
 fn config(folder: &Path) -> EmbeddedConfig {
-    let rules = RetentionRules { by_kind: Vec::new(), otherwise: Retention::FOREVER };
+    let rules = RetentionRules { retention_overrides: Vec::new(), otherwise: Retention::FOREVER };
     EmbeddedConfig::new(folder.to_owned(), rules, Duration::from_secs(3600))
 }
 
@@ -121,7 +121,7 @@ async fn one_process_at_a_time_has_a_folder() {
 #[tokio::test(flavor = "multi_thread")]
 async fn however_few_ends_are_known_no_place_is_given_twice() {
     let own = Own::new();
-    let store = EmbeddedTimelines::open(EmbeddedConfig { known_max: 1, ..config(&own.0) }).unwrap();
+    let store = EmbeddedTimelines::open(EmbeddedConfig { head_cache_entries: 1, ..config(&own.0) }).unwrap();
     for round in 0..3 {
         // All of a call is one group.
         let appends =
@@ -136,7 +136,7 @@ async fn however_few_ends_are_known_no_place_is_given_twice() {
 #[tokio::test]
 async fn what_waits_is_bounded() {
     let own = Own::new();
-    let bound = EmbeddedConfig { waiting_messages_max: 100, waiting_bytes_max: 1 << 20, ..config(&own.0) };
+    let bound = EmbeddedConfig { pending_messages_max: 100, pending_bytes_max: 1 << 20, ..config(&own.0) };
     let store = EmbeddedTimelines::open(bound).unwrap();
     let timeline = TimelineId::Room("a://1".into());
     let append = |size: usize| store.append(vec![conformance::append_of(timeline.clone(), vec![b'x'; size])]);

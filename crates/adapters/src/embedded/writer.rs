@@ -12,7 +12,9 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use fjall::{Keyspace, KeyspaceCreateOptions, PersistMode};
-use goim_ports::{AcceptedAt, Append, CursorId, Kept, Position, TimelineError, TimelineId, TimelineSeq};
+use goim_ports::{
+    AcceptedAt, Append, AppendResult, CursorId, Position, TimelineError, TimelineId, TimelineSeq,
+};
 use tokio::sync::oneshot;
 
 use super::format::{self, TimelineRecord};
@@ -32,7 +34,7 @@ pub(super) type Answer<T> = oneshot::Sender<Result<T, TimelineError>>;
 pub(super) enum Job {
     Append {
         appends: Vec<Append>,
-        answer: Answer<Vec<Kept>>,
+        answer: Answer<Vec<AppendResult>>,
     },
     Delete {
         timeline: TimelineId,
@@ -230,7 +232,7 @@ struct Open {
     tables: Arc<Tables>,
     names: Names,
     ends: Ends,
-    known_max: usize,
+    head_cache_entries: usize,
 }
 
 /// What one commit is made of, and who waits for it.
@@ -252,9 +254,9 @@ impl Group {
 }
 
 impl Open {
-    fn new(tables: Arc<Tables>, known_max: usize) -> Result<Self, TableError> {
+    fn new(tables: Arc<Tables>, head_cache_entries: usize) -> Result<Self, TableError> {
         let names = Names::open(&tables)?;
-        Ok(Self { tables, names, ends: Ends::default(), known_max })
+        Ok(Self { tables, names, ends: Ends::default(), head_cache_entries })
     }
 
     fn known(&mut self, key: &TimelineKey) -> Result<Option<Known>, TableError> {
@@ -270,7 +272,7 @@ impl Open {
 
     /// Writes one durable commit.
     fn commit(&mut self, jobs: Vec<Job>, window: Duration) -> Result<(), String> {
-        self.ends.age(self.known_max);
+        self.ends.age(self.head_cache_entries);
         let batch = self.tables.database.batch().durability(Some(PersistMode::SyncData));
         let (named, cursors, deleted, answers) = Default::default();
         let mut group = Group { batch, named, cursors, deleted, answers };
@@ -343,12 +345,12 @@ impl Open {
         }
     }
 
-    fn append(&mut self, group: &mut Group, appends: Vec<Append>) -> Result<Vec<Kept>, TableError> {
+    fn append(&mut self, group: &mut Group, appends: Vec<Append>) -> Result<Vec<AppendResult>, TableError> {
         appends.into_iter().map(|append| self.append_one(group, append)).collect()
     }
 
-    fn append_one(&mut self, group: &mut Group, append: Append) -> Result<Kept, TableError> {
-        let Append { timeline, message, once } = append;
+    fn append_one(&mut self, group: &mut Group, append: Append) -> Result<AppendResult, TableError> {
+        let Append { timeline, message, idempotency_key: once } = append;
         // Names were looked at before the job was taken.
         let key = TimelineKey::new(&timeline).ok_or(TableError::Damaged("timelines"))?;
         let known = self.known(&key)?;
@@ -360,7 +362,7 @@ impl Open {
             };
             if let Some(seq) = seq {
                 let position = Position { epoch: known.record.epoch, seq };
-                return Ok(Kept { position, is_duplicate: true });
+                return Ok(AppendResult { position, is_duplicate: true });
             }
         }
         let mut known = match known {
@@ -380,7 +382,7 @@ impl Open {
             group.named.insert(name, known.latest);
         }
         self.ends.put(&key, known);
-        Ok(Kept { position: known.head().position(), is_duplicate: false })
+        Ok(AppendResult { position: known.head().position(), is_duplicate: false })
     }
 
     fn delete(
@@ -448,8 +450,8 @@ impl Open {
 
 /// Runs until nobody can ask any more.
 pub(super) fn run(shared: &Shared, jobs: &Receiver<Job>, tables: Arc<Tables>) {
-    let known_max = shared.config.known_max;
-    let mut open = Open::new(tables, known_max).map_err(|error| error.text());
+    let head_cache_entries = shared.config.head_cache_entries;
+    let mut open = Open::new(tables, head_cache_entries).map_err(|error| error.text());
     let mut look_again = Instant::now();
     loop {
         let first = match jobs.recv_timeout(REOPEN_AFTER) {
@@ -512,7 +514,8 @@ fn reopen(shared: &Shared) -> Result<Open, String> {
         .wait_until_closed()
         .and_then(|()| Tables::open(&shared.config).map(Arc::new).map_err(|error| error.to_string()));
     let opened = opened.and_then(|tables| {
-        let open = Open::new(Arc::clone(&tables), shared.config.known_max).map_err(|error| error.text())?;
+        let open =
+            Open::new(Arc::clone(&tables), shared.config.head_cache_entries).map_err(|error| error.text())?;
         shared.open(tables);
         Ok(open)
     });

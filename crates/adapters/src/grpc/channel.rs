@@ -20,7 +20,7 @@ use super::address::{self, AddressError};
 #[derive(Debug, Clone)]
 pub struct ClientConfig {
     /// How long one call may take. Default 5 s.
-    pub call_deadline: Duration,
+    pub call_timeout: Duration,
     /// How long making a connection may take. Default 1 s, as in goim.
     pub connect_timeout: Duration,
     /// Calls one after the other without an answer until the connection is thought dead and a new one made. Default 2.
@@ -30,7 +30,7 @@ pub struct ClientConfig {
 impl Default for ClientConfig {
     fn default() -> Self {
         Self {
-            call_deadline: Duration::from_secs(5),
+            call_timeout: Duration::from_secs(5),
             connect_timeout: Duration::from_secs(1),
             unanswered_max: 2,
         }
@@ -67,7 +67,7 @@ impl Connection {
     where
         F: Future<Output = Result<tonic::Response<T>, Status>>,
     {
-        if let Ok(answer) = timeout(self.config.call_deadline, call(self.channel())).await {
+        if let Ok(answer) = timeout(self.config.call_timeout, call(self.channel())).await {
             self.unanswered.store(0, Ordering::Relaxed);
             return answer.map(tonic::Response::into_inner);
         }
@@ -91,7 +91,7 @@ impl Connection {
         connector.enforce_http(false);
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(self.config.connect_timeout));
-        connector.set_tcp_user_timeout(Some(self.config.call_deadline));
+        connector.set_tcp_user_timeout(Some(self.config.call_timeout));
         connector
     }
 

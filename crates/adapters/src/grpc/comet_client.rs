@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use goim_ports::{
     Broadcast, Call, CometError, CometNode, CometPort, KeyPush, Mid, RoomId, RoomMember, RoomMembers,
-    RoomPush, RoomsNews, RoomsVersion, StripeNews,
+    RoomPush, RoomsDelta, RoomsRevision, StripeDelta,
 };
 use tonic::transport::Channel;
 
@@ -110,26 +110,26 @@ impl CometPort for GrpcComet {
         )
     }
 
-    fn rooms_since(&self, known: RoomsVersion) -> Call<Result<RoomsNews, CometError>> {
+    fn rooms_since(&self, known: RoomsRevision) -> Call<Result<RoomsDelta, CometError>> {
         let connection = Arc::clone(&self.connection);
         Call::pending(async move {
-            let RoomsVersion { epoch, stripes } = known;
-            let request = RoomsSinceReq { known: Some(cluster::RoomsVersion { epoch, stripes }) };
+            let RoomsRevision { epoch, stripes } = known;
+            let request = RoomsSinceReq { known: Some(cluster::RoomsRevision { epoch, stripes }) };
             let call = |channel| async move {
                 let client = cluster_client::CometClient::new(channel);
                 client.max_decoding_message_size(REPLY_BYTES_MAX).rooms_since(request).await
             };
             let reply = connection.call(call).await.map_err(|error| status::to_comet(&error))?;
             let rooms = |texts: Vec<String>| texts.into_iter().map(RoomId::from).collect();
-            let stripe = |news: cluster::StripeNews| StripeNews {
-                stripe: news.stripe,
-                complete: news.complete,
-                come: rooms(news.come),
-                gone: rooms(news.gone),
+            let stripe = |delta: cluster::StripeDelta| StripeDelta {
+                stripe: delta.stripe,
+                complete: delta.complete,
+                added: rooms(delta.added),
+                removed: rooms(delta.removed),
             };
-            let cluster::RoomsVersion { epoch, stripes } = reply.version.unwrap_or_default();
-            Ok(RoomsNews {
-                version: RoomsVersion { epoch, stripes },
+            let cluster::RoomsRevision { epoch, stripes } = reply.version.unwrap_or_default();
+            Ok(RoomsDelta {
+                version: RoomsRevision { epoch, stripes },
                 stripes: reply.stripes.into_iter().map(stripe).collect(),
             })
         })

@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status};
 use super::convert::{accepted_at_of, extension_of, packet_of};
 use super::proto::cluster::{
     DescribeReply, DescribeReq, MessagesMissedReply, MessagesMissedReq, PushManyReply, PushManyReq,
-    RoomMember, RoomMembersReply, RoomMembersReq, RoomsSinceReply, RoomsSinceReq, RoomsVersion, StripeNews,
+    RoomMember, RoomMembersReply, RoomMembersReq, RoomsRevision, RoomsSinceReply, RoomsSinceReq, StripeDelta,
     comet_server as cluster_server,
 };
 use super::proto::comet::comet_server::{Comet, CometServer};
@@ -113,19 +113,19 @@ impl cluster_server::Comet for CometService {
         request: Request<RoomsSinceReq>,
     ) -> Result<Response<RoomsSinceReply>, Status> {
         let known = request.into_inner().known.unwrap_or_default();
-        let known = goim_ports::RoomsVersion { epoch: known.epoch, stripes: known.stripes };
-        let news = self.0.rooms_since(known).await.map_err(|error| status::from_comet(&error))?;
+        let known = goim_ports::RoomsRevision { epoch: known.epoch, stripes: known.stripes };
+        let delta = self.0.rooms_since(known).await.map_err(|error| status::from_comet(&error))?;
         let texts = |rooms: Vec<RoomId>| rooms.iter().map(ToString::to_string).collect();
-        let stripe = |news: goim_ports::StripeNews| StripeNews {
-            stripe: news.stripe,
-            complete: news.complete,
-            come: texts(news.come),
-            gone: texts(news.gone),
+        let stripe = |delta: goim_ports::StripeDelta| StripeDelta {
+            stripe: delta.stripe,
+            complete: delta.complete,
+            added: texts(delta.added),
+            removed: texts(delta.removed),
         };
-        let goim_ports::RoomsVersion { epoch, stripes } = news.version;
+        let goim_ports::RoomsRevision { epoch, stripes } = delta.version;
         Ok(Response::new(RoomsSinceReply {
-            version: Some(RoomsVersion { epoch, stripes }),
-            stripes: news.stripes.into_iter().map(stripe).collect(),
+            version: Some(RoomsRevision { epoch, stripes }),
+            stripes: delta.stripes.into_iter().map(stripe).collect(),
         }))
     }
 

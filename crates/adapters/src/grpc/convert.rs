@@ -4,12 +4,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use goim_ports::{
-    AcceptedAt, EndCode, Epoch, EventKind, Extended, Extension, KnownPosition, LifecycleEvent, Mid,
-    Operation, PacketBuf, Position, RoomCounts, RoomId, RoomScope, Schema, SchemaBody, Sequence, StoredAt,
-    Syncing, TimelineId, TimelineSeq, Upstream, Version,
+    AcceptedAt, EndCode, Epoch, EventKind, Extended, Extension, LifecycleEvent, Mid, Operation, PacketBuf,
+    Position, ResumePosition, RoomCounts, RoomId, RoomScope, Schema, SchemaBody, Sequence, StoredAt,
+    SyncOptions, TimelineId, TimelineSeq, Upstream, Version,
 };
 
-use super::proto::business::HandleReq;
+use super::proto::backend::HandleReq;
 use super::proto::cluster;
 use super::proto::logic;
 use super::proto::protocol::{self, Proto};
@@ -79,7 +79,7 @@ pub(super) fn event_message(event: LifecycleEvent) -> cluster::LifecycleEvent {
     }
 }
 
-/// A packet for the business.
+/// A packet for the backend.
 pub(crate) fn handle_req_of(upstream: Upstream) -> HandleReq {
     let Upstream { mid, key, packet, schema, .. } = upstream;
     HandleReq {
@@ -108,22 +108,25 @@ pub(crate) fn extension_of(extension: Option<protocol::Extension>) -> Extension 
 }
 
 /// Names that are none are left out.
-pub(super) fn syncing_of(syncing: logic::Syncing) -> Syncing {
-    let position = |known: logic::KnownPosition| {
+pub(super) fn syncing_of(syncing: logic::SyncOptions) -> SyncOptions {
+    let position = |known: logic::ResumePosition| {
         let position = Position { epoch: Epoch(known.epoch), seq: TimelineSeq(known.seq) };
-        Some(KnownPosition { timeline: TimelineId::parse(&known.timeline)?, position })
+        Some(ResumePosition { timeline: TimelineId::parse(&known.timeline)?, position })
     };
-    let positions = syncing.positions.into_iter().filter_map(position).collect();
-    Syncing { positions, bare: syncing.bare }
+    let positions = syncing.resume.into_iter().filter_map(position).collect();
+    SyncOptions { resume: positions, notify_only: syncing.notify_only }
 }
 
-pub(super) fn syncing_message_of(syncing: &Syncing) -> logic::Syncing {
-    let position = |known: &KnownPosition| logic::KnownPosition {
+pub(super) fn syncing_message_of(syncing: &SyncOptions) -> logic::SyncOptions {
+    let position = |known: &ResumePosition| logic::ResumePosition {
         timeline: known.timeline.to_string(),
         epoch: known.position.epoch.0,
         seq: known.position.seq.0,
     };
-    logic::Syncing { positions: syncing.positions.iter().map(position).collect(), bare: syncing.bare }
+    logic::SyncOptions {
+        resume: syncing.resume.iter().map(position).collect(),
+        notify_only: syncing.notify_only,
+    }
 }
 
 /// `None` for a name that is none: the message is then one like others.

@@ -146,7 +146,7 @@ impl LogicPort for GrpcLogic {
             proto: Some(proto_of(upstream.packet)),
             key: upstream.key.to_string(),
             schema: upstream.schema.0.into(),
-            extended: upstream.extended,
+            negotiated: upstream.negotiated,
             member: upstream.is_member,
         };
         self.call(async move |mut logic| logic.receive(request).await, |reply| reply.body, status::to_logic)

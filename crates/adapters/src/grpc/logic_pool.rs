@@ -226,7 +226,7 @@ impl LogicPort for GrpcLogics {
         self.ask(no_logic, is_unavailable, move |logic| logic.renew_online(report.clone()))
     }
 
-    /// Made once: what the business has done may not be done twice.
+    /// Made once: what the backend has done may not be done twice.
     fn receive(&self, upstream: Upstream) -> Call<Result<Bytes, LogicError>> {
         let shared = Arc::clone(&self.shared);
         Call::pending(async move {

@@ -114,11 +114,11 @@ impl Logic for LogicService {
     }
 
     async fn receive(&self, request: Request<ReceiveReq>) -> Result<Response<ReceiveReply>, Status> {
-        let ReceiveReq { mid, proto, key, schema, extended, member } = request.into_inner();
+        let ReceiveReq { mid, proto, key, schema, negotiated, member } = request.into_inner();
         let packet = packet_of(proto.unwrap_or_default());
         let schema = u16::try_from(schema).unwrap_or(u16::MAX).max(Schema::FIRST.0);
         let (mid, key, schema) = (Mid(mid), key.into(), Schema(schema));
-        let upstream = Upstream { mid, key, packet, schema, extended, is_member: member };
+        let upstream = Upstream { mid, key, packet, schema, negotiated, is_member: member };
         let body = self.logic.receive(upstream).await.map_err(status::from_logic)?;
         Ok(Response::new(ReceiveReply { body }))
     }

@@ -10,7 +10,7 @@
 //! which it is, and our clients look for it.
 
 mod address;
-mod business_client;
+mod backend_client;
 mod channel;
 mod comet_client;
 mod comet_pool;
@@ -35,8 +35,8 @@ pub(crate) mod proto {
     pub mod cluster {
         tonic::include_proto!("goim.cluster");
     }
-    pub mod business {
-        tonic::include_proto!("goim.business");
+    pub mod backend {
+        tonic::include_proto!("goim.backend");
     }
     pub mod logic {
         tonic::include_proto!("goim.logic");
@@ -44,7 +44,7 @@ pub(crate) mod proto {
 }
 
 pub use address::{AddressError, check as check_address};
-pub use business_client::GrpcBusiness;
+pub use backend_client::GrpcBackend;
 pub use channel::ClientConfig;
 pub use comet_client::GrpcComet;
 pub use comet_pool::GrpcComets;

@@ -16,7 +16,7 @@ const KIND: &str = "goim-error";
 const LIMIT: &str = "goim-limit";
 
 /// Header of a refusal: the client is an extended one, and may be told why.
-const EXTENDED: &str = "goim-extended";
+const EXTENDED: &str = "goim-negotiated";
 
 const UNAVAILABLE: &str = "unavailable";
 const TIMEOUT: &str = "timeout";
@@ -91,27 +91,27 @@ fn comet_answer(status: &Status) -> CometError {
 }
 
 pub(super) fn from_connect(error: ConnectError) -> Status {
-    let ConnectError { reason, detail, extended } = error;
+    let ConnectError { reason, detail, negotiated } = error;
     // goim's refusal has no kind.
     let mut status = match reason {
         NoSession::Refused => Status::unknown(detail),
         reason => of_kind(reason.label(), detail),
     };
-    if extended {
+    if negotiated {
         status.metadata_mut().insert(EXTENDED, MetadataValue::from_static("1"));
     }
     status
 }
 
 pub(super) fn to_connect(status: &Status) -> ConnectError {
-    let extended = status.metadata().contains_key(EXTENDED);
+    let negotiated = status.metadata().contains_key(EXTENDED);
     if !is_answer(status) {
-        return ConnectError { extended, ..ConnectError::unavailable(text_of(status)) };
+        return ConnectError { negotiated, ..ConnectError::unavailable(text_of(status)) };
     }
     let kind = kind_of(status);
     let reason = NoSession::ALL.into_iter().find(|reason| Some(reason.label()) == kind);
     let detail = status.message().to_owned();
-    ConnectError { extended, ..ConnectError::because(reason.unwrap_or(NoSession::Refused), detail) }
+    ConnectError { negotiated, ..ConnectError::because(reason.unwrap_or(NoSession::Refused), detail) }
 }
 
 /// The same of a call that only our own logics know.

@@ -1,7 +1,7 @@
 //! The services over real sockets: what was captured from goim, what our own clients make of it, and what happens when
 //! something goes wrong.
 
-mod business;
+mod backend;
 mod captured;
 mod failures;
 mod fakes;

@@ -17,7 +17,7 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError as ClientError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
-use super::config::{KafkaConfig, Start};
+use super::config::{KafkaConfig, OffsetReset};
 use super::group::{self, GroupError};
 use super::log::{KafkaError, look_for_topic};
 
@@ -56,7 +56,7 @@ pub(super) fn settle(config: &KafkaConfig) -> Result<Begin, KafkaError> {
             Ok(false) => {
                 tracing::warn!(
                     group = config.group,
-                    "kafka: jobs are in the group that have committed nothing; partitions without an offset are read from kafka.start \
+                    "kafka: jobs are in the group that have committed nothing; partitions without an offset are read from kafka.auto_offset_reset \
                      until this job starts again"
                 );
                 return Ok(Begin::Open);
@@ -80,9 +80,9 @@ fn begin(consumer: &BaseConsumer, config: &KafkaConfig, partitions: i32) -> Kafk
     let mut start = TopicPartitionList::new();
     for partition in 0..partitions {
         let (oldest, end) = consumer.fetch_watermarks(topic, partition, REQUEST)?;
-        let offset = match config.start {
-            Start::Newest => end,
-            Start::Oldest => oldest,
+        let offset = match config.auto_offset_reset {
+            OffsetReset::Latest => end,
+            OffsetReset::Earliest => oldest,
         };
         start.add_partition_offset(topic, partition, Offset::Offset(offset))?;
     }
@@ -92,7 +92,7 @@ fn begin(consumer: &BaseConsumer, config: &KafkaConfig, partitions: i32) -> Kafk
     }
     match consumer.commit(&start, CommitMode::Sync) {
         Ok(()) => {
-            tracing::info!(group = config.group, topic, start = ?config.start, "kafka: the group is new; its start is committed");
+            tracing::info!(group = config.group, topic, start = ?config.auto_offset_reset, "kafka: the group is new; its start is committed");
             Ok(true)
         }
         Err(ClientError::ConsumerCommit(

@@ -27,10 +27,10 @@ pub struct KafkaConfig {
     /// it goes on with the partitions that it had, and nobody else notices. Default none: a member
     /// without a name leaves when it stops.
     pub instance_id: Option<String>,
-    /// Where a group begins that has committed nothing. Default [`Start::Newest`], as goim. It is
+    /// Where a group begins that has committed nothing. Default [`OffsetReset::Latest`], as goim. It is
     /// committed before the first member joins; partitions that come later are read from their
     /// beginning.
-    pub start: Start,
+    pub auto_offset_reset: OffsetReset,
     /// Where records go that are no pushes. Default nowhere: they are counted, logged and passed over.
     pub dead_letter: DeadLetter,
     /// Records that wait for their acknowledgement. Default 65,536.
@@ -40,10 +40,10 @@ pub struct KafkaConfig {
     /// Appends that may wait for room at once. Default 1,024. One more is refused at once.
     pub waiting_max: usize,
     /// How long an append waits for room before it is refused. Default 3 s.
-    pub append_deadline: Duration,
+    pub append_timeout: Duration,
     /// How long a record is tried before its publisher is told that it may or may not be in the log. Default 10 s: longer than
     /// a broker takes to elect another leader.
-    pub acknowledge_deadline: Duration,
+    pub delivery_timeout: Duration,
     /// Size of one record in bytes, counted as goim's client counts it: 26 and the lengths of key and value. Default
     /// 1,000,000, as in goim.
     pub record_bytes_max: usize,
@@ -60,12 +60,12 @@ pub struct KafkaConfig {
 
 /// Where a group begins that has committed nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Start {
+pub enum OffsetReset {
     /// With what is pushed from now on.
     #[default]
-    Newest,
+    Latest,
     /// With what the topic still has.
-    Oldest,
+    Earliest,
 }
 
 /// What becomes of records that are no pushes.
@@ -86,13 +86,13 @@ impl Default for KafkaConfig {
             topic: "goim-push-topic".to_owned(),
             group: "goim-push-group-job".to_owned(),
             instance_id: None,
-            start: Start::default(),
+            auto_offset_reset: OffsetReset::default(),
             dead_letter: DeadLetter::default(),
             records_max: 65_536,
             bytes_max: 64 * 1024 * 1024,
             waiting_max: 1_024,
-            append_deadline: Duration::from_secs(3),
-            acknowledge_deadline: Duration::from_secs(10),
+            append_timeout: Duration::from_secs(3),
+            delivery_timeout: Duration::from_secs(10),
             record_bytes_max: 1_000_000,
             read_records_max: 1_024,
             session_timeout: Duration::from_secs(10),
@@ -137,7 +137,7 @@ impl KafkaConfig {
         client.set("acks", "all").set("enable.idempotence", "true");
         // No waiting for company: what comes while a request is out travels together.
         client.set("linger.ms", "0");
-        client.set("message.timeout.ms", millis(self.acknowledge_deadline));
+        client.set("message.timeout.ms", millis(self.delivery_timeout));
         client.set("message.max.bytes", (self.record_bytes_max + 1024).to_string());
         // The bound is ours; librdkafka's must not be met before it.
         client.set("queue.buffering.max.messages", "0");
@@ -159,7 +159,7 @@ impl KafkaConfig {
         }
         // What the group knows nothing of has come while it lives, and what has gone beyond reach
         // is behind it.
-        let is_latest = begin == Begin::Open && self.start == Start::Newest;
+        let is_latest = begin == Begin::Open && self.auto_offset_reset == OffsetReset::Latest;
         client.set("auto.offset.reset", if is_latest { "latest" } else { "earliest" });
         // The keeper commits, when the comets took a record.
         client.set("enable.auto.offset.store", "false").set("enable.auto.commit", "false");

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use goim_ports::{AwayMember, AwaySink, Call, EventSink, LifecycleEvent, LogicError, Mid, SessionKey};
+use goim_ports::{Call, EventSink, LifecycleEvent, LogicError, Mid, OfflineMember, OfflineSink, SessionKey};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::util::Timeout;
 
@@ -35,7 +35,7 @@ impl KafkaEvents {
     /// [`KafkaError::Config`] for a property that librdkafka refuses.
     pub fn new(config: &KafkaConfig, topic: &str, write: WriteEvent) -> Result<Self, KafkaError> {
         let producer = config.producer().create().map_err(|error| refused(&error))?;
-        Ok(Self { producer, topic: topic.to_owned(), write, deadline: config.acknowledge_deadline })
+        Ok(Self { producer, topic: topic.to_owned(), write, deadline: config.delivery_timeout })
     }
 }
 
@@ -75,7 +75,7 @@ async fn send_all(
 }
 
 /// How a member who is away is written.
-pub type WriteAway = fn(&AwayMember) -> String;
+pub type WriteAway = fn(&OfflineMember) -> String;
 
 /// Members who are away, on a topic: one record a member and message, the member's number as its key.
 #[derive(Clone)]
@@ -93,7 +93,7 @@ impl KafkaAway {
     /// [`KafkaError::Config`] for a property that librdkafka refuses.
     pub fn new(config: &KafkaConfig, topic: &str, write: WriteAway) -> Result<Self, KafkaError> {
         let producer = config.producer().create().map_err(|error| refused(&error))?;
-        Ok(Self { producer, topic: topic.to_owned(), write, deadline: config.acknowledge_deadline })
+        Ok(Self { producer, topic: topic.to_owned(), write, deadline: config.delivery_timeout })
     }
 }
 
@@ -103,10 +103,10 @@ impl std::fmt::Debug for KafkaAway {
     }
 }
 
-impl AwaySink for KafkaAway {
-    fn report(&self, members: Vec<AwayMember>) -> Call<Result<(), LogicError>> {
+impl OfflineSink for KafkaAway {
+    fn report(&self, members: Vec<OfflineMember>) -> Call<Result<(), LogicError>> {
         let Self { producer, topic, write, deadline } = self.clone();
-        let record = move |member: &AwayMember| (member.mid.to_string(), write(member));
+        let record = move |member: &OfflineMember| (member.mid.to_string(), write(member));
         Call::pending(async move {
             send_all(&producer, &topic, deadline, members.iter().map(record).collect()).await
         })

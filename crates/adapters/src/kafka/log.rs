@@ -281,7 +281,7 @@ fn producer(config: &KafkaConfig, room: &Arc<Room>) -> Result<ThreadedProducer<D
         "kafka topic {} on {} did not acknowledge within {:?}",
         config.topic,
         config.broker_list(),
-        config.acknowledge_deadline,
+        config.delivery_timeout,
     );
     let deliveries = Deliveries { room: Arc::clone(room), late };
     config.producer().create_with_context(deliveries).map_err(|error| refused(&error))
@@ -351,11 +351,11 @@ impl Shared {
             self.send(order, record, answer);
             return Ok(outcome);
         }
-        if self.config.append_deadline.is_zero() || order.waiting.len() >= self.config.waiting_max {
+        if self.config.append_timeout.is_zero() || order.waiting.len() >= self.config.waiting_max {
             self.room.rejected_full.add(1);
             return Err(AppendError::Full);
         }
-        let until = Instant::now() + self.config.append_deadline;
+        let until = Instant::now() + self.config.append_timeout;
         order.waiting.push_back(Waiting { record, answer, until });
         // The task has to know of the deadline.
         self.room.freed.notify_one();

@@ -17,7 +17,7 @@ mod reader;
 mod record;
 mod upstream;
 
-pub use config::{DeadLetter, KafkaConfig, Start};
+pub use config::{DeadLetter, KafkaConfig, OffsetReset};
 pub use events::{KafkaAway, KafkaEvents, WriteAway, WriteEvent};
 pub use group::GroupError;
 pub use log::{KafkaError, KafkaPushLog};

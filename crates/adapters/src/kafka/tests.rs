@@ -88,7 +88,7 @@ async fn with_named_topic(broker: &str, topic: &str, partitions: i32) -> KafkaCo
         brokers: vec![broker.to_owned()],
         group: format!("{topic}-job"),
         topic,
-        start: Start::Oldest,
+        auto_offset_reset: OffsetReset::Earliest,
         session_timeout: Duration::from_secs(3),
         commit_interval: Duration::from_millis(100),
         ..KafkaConfig::default()
@@ -344,27 +344,27 @@ async fn a_member_may_leave_while_the_group_is_agreeing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn packets_of_clients_are_on_the_topic_of_the_business() {
+async fn packets_of_clients_are_on_the_topic_of_the_backend() {
     use goim_ports::{LogicError, Mid, PacketBuf, Schema, Sequence, Upstream, UpstreamPort};
     use prost::Message as _;
     let Some(broker) = broker() else { return };
     let config = with_topic(&broker, 4).await;
-    let business = KafkaUpstream::new(&config, &config.topic).unwrap();
+    let backend = KafkaUpstream::new(&config, &config.topic).unwrap();
     let upstream = |mid, sequence| Upstream {
         mid: Mid(mid),
         key: "k1".into(),
         packet: PacketBuf { sequence: Sequence(sequence), ..PacketBuf::push(Operation(2000), "body".into()) },
         schema: Schema(2),
-        extended: true,
+        negotiated: true,
         is_member: false,
     };
     for (mid, sequence) in [(7, 1), (0, 2)] {
-        assert_eq!(business.send(upstream(mid, sequence), Duration::from_secs(4)).await, Ok("".into()));
+        assert_eq!(backend.send(upstream(mid, sequence), Duration::from_secs(4)).await, Ok("".into()));
     }
     let mut records = records_of(&broker, &config.topic, 2);
     records.sort_by_key(|record| std::cmp::Reverse(record.key().unwrap().len()));
     let read = |record: &rdkafka::message::OwnedMessage| {
-        let value = crate::grpc::proto::business::HandleReq::decode(record.payload().unwrap()).unwrap();
+        let value = crate::grpc::proto::backend::HandleReq::decode(record.payload().unwrap()).unwrap();
         (record.key().unwrap().to_vec(), value.mid, value.sequence, value.schema, value.body)
     };
     let expected = [(b"k1".to_vec(), 0, 2, 2, "body".into()), (b"7".to_vec(), 7, 1, 2, "body".into())];
@@ -406,7 +406,7 @@ async fn events_of_sessions_are_on_their_topic() {
     assert_eq!(told, expected);
     let nowhere = KafkaConfig {
         brokers: vec!["127.0.0.1:1".to_owned()],
-        acknowledge_deadline: Duration::from_millis(300),
+        delivery_timeout: Duration::from_millis(300),
         ..config
     };
     let nowhere = KafkaEvents::new(&nowhere, "x", |event| event.id.clone()).unwrap();
@@ -454,7 +454,7 @@ async fn row_111_a_broker_that_restarts_loses_nothing_that_was_acknowledged() {
         return;
     }
     let (own, broker) = OwnBroker::start();
-    let config = KafkaConfig { acknowledge_deadline: Duration::from_secs(2), ..with_topic(&broker, 2).await };
+    let config = KafkaConfig { delivery_timeout: Duration::from_secs(2), ..with_topic(&broker, 2).await };
     let (log, mut reader) = both_ends(&config).await;
     let mut acknowledged = Vec::new();
     let mut refused = 0;
@@ -490,7 +490,7 @@ async fn what_a_silent_broker_may_have_is_not_said_to_be_missing() {
         return;
     }
     let (own, broker) = OwnBroker::start();
-    let config = KafkaConfig { acknowledge_deadline: Duration::from_secs(2), ..with_topic(&broker, 4).await };
+    let config = KafkaConfig { delivery_timeout: Duration::from_secs(2), ..with_topic(&broker, 4).await };
     let log = KafkaPushLog::start(config.clone()).await.unwrap();
     log.append(record_for_key("k", "before")).await.unwrap();
     own.signal("-STOP");
@@ -502,7 +502,7 @@ async fn what_a_silent_broker_may_have_is_not_said_to_be_missing() {
     let many = many.await;
     assert!(matches!(&many.error, Some(AppendError::Unknown(_))) && many.accepted == 0, "{many:?}");
     let took = started.elapsed();
-    assert!((config.acknowledge_deadline..Duration::from_secs(5)).contains(&took), "{took:?}");
+    assert!((config.delivery_timeout..Duration::from_secs(5)).contains(&took), "{took:?}");
     own.signal("-CONT");
     // What had left before the broker fell silent, if it had, is there: nobody was told that it is
     // not.
@@ -524,8 +524,8 @@ async fn a_log_whose_broker_is_gone_is_full_when_it_is_full_and_keeps_its_order(
     let config = KafkaConfig {
         records_max: 10,
         waiting_max: 20,
-        append_deadline: Duration::from_millis(300),
-        acknowledge_deadline: Duration::from_secs(30),
+        append_timeout: Duration::from_millis(300),
+        delivery_timeout: Duration::from_secs(30),
         ..with_topic(&broker, 1).await
     };
     let log = KafkaPushLog::start(config.clone()).await.unwrap();

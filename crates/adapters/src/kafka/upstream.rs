@@ -1,4 +1,4 @@
-//! Packets of clients on a topic of the business: the value is `goim.business.HandleReq`, the key the member's number, or the session's
+//! Packets of clients on a topic of the backend: the value is `goim.backend.HandleReq`, the key the member's number, or the session's
 //! key where there is none, so that what one sends stays in order. Nobody answers on a topic: the reply is empty, and says that the
 //! record is there.
 
@@ -17,7 +17,7 @@ use super::events::key_of;
 use super::log::{KafkaError, is_refusal};
 use crate::grpc::convert::handle_req_of;
 
-/// The writing end of the business's topic.
+/// The writing end of the backend's topic.
 #[derive(Clone)]
 pub struct KafkaUpstream {
     producer: FutureProducer,
@@ -56,7 +56,7 @@ impl UpstreamPort for KafkaUpstream {
     }
 }
 
-/// Whatever is not a clear refusal leaves open whether the business gets the packet.
+/// Whatever is not a clear refusal leaves open whether the backend gets the packet.
 fn failed(error: &ClientError) -> LogicError {
     match error.rdkafka_error_code() {
         Some(code) if is_refusal(code) || code == RDKafkaErrorCode::QueueFull => {

@@ -73,7 +73,7 @@ impl Asked {
         self.known.retain(|address, _| addresses.contains(address));
         let mut answers = JoinSet::new();
         for address in addresses.iter() {
-            let config = ClientConfig { call_deadline: self.config.refresh, ..ClientConfig::default() };
+            let config = ClientConfig { call_timeout: self.config.refresh, ..ClientConfig::default() };
             let known = self.known.entry(address.clone()).or_insert_with(|| Known {
                 comet: GrpcComet::new(address, config)
                     .inspect_err(|error| tracing::warn!(%error, "an address of the list is left out"))

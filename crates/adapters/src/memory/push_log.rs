@@ -34,7 +34,7 @@ pub struct PushLogConfig {
     /// cost. An empty log takes one record of any size that `record_bytes_max` allows.
     pub bytes_max: usize,
     /// How long an append waits for room before it is refused. Default 3 s. Zero refuses at once.
-    pub append_deadline: Duration,
+    pub append_timeout: Duration,
     /// Appends that may wait at once. Default 1,024. One more is refused at once.
     pub waiting_max: usize,
     /// Size of one record in bytes, counted as goim's Kafka client counts it: 26 and the lengths of the record's key
@@ -55,7 +55,7 @@ impl Default for PushLogConfig {
         Self {
             records_max: 65_536,
             bytes_max: 64 * 1024 * 1024,
-            append_deadline: Duration::from_secs(3),
+            append_timeout: Duration::from_secs(3),
             waiting_max: 1_024,
             record_bytes_max: 1_000_000,
             age_max: Duration::from_millis(100),
@@ -268,14 +268,14 @@ impl MemoryPushLog {
     ) -> Call<Appended> {
         let config = &self.shared.config;
         let size = left.iter().map(|(_, size)| size).sum();
-        if config.append_deadline.is_zero() || !state.may_wait(size, config) {
+        if config.append_timeout.is_zero() || !state.may_wait(size, config) {
             state.stats.rejected_full += left.len() as u64;
             return Call::Ready(Appended { accepted: taken, error: Some(AppendError::Full) });
         }
         let (ticket, answer) = state.wait(left, taken);
         drop(state);
         let place = Place { shared: Arc::clone(&self.shared), ticket };
-        Call::Pending(Box::pin(place.wait(answer, Instant::now() + config.append_deadline)))
+        Call::Pending(Box::pin(place.wait(answer, Instant::now() + config.append_timeout)))
     }
 }
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use goim_ports::{
-    AcceptedAt, Append, Call, CursorId, Epoch, Head, Kept, Mid, OnceKey, Position, Range, ReadLimit,
-    RetentionRules, StoredMessage, TimelineError, TimelineId, TimelineSeq, TimelineStore,
+    AcceptedAt, Append, AppendResult, Call, CursorId, Epoch, Head, IdempotencyKey, Mid, Position, Range,
+    ReadLimit, RetentionRules, StoredMessage, TimelineError, TimelineId, TimelineSeq, TimelineStore,
 };
 
 use super::lock;
@@ -27,7 +27,7 @@ pub struct MemoryTimelines {
 struct State {
     timelines: HashMap<TimelineId, Timeline>,
     cursors: HashMap<CursorId, TimelineSeq>,
-    once: HashMap<(TimelineId, Mid, OnceKey), (TimelineSeq, AcceptedAt)>,
+    once: HashMap<(TimelineId, Mid, IdempotencyKey), (TimelineSeq, AcceptedAt)>,
 }
 
 #[derive(Debug)]
@@ -71,7 +71,7 @@ impl Timeline {
 }
 
 impl MemoryTimelines {
-    /// An empty store. A name (see [`OnceKey`]) stands for its message for `window` at least.
+    /// An empty store. A name (see [`IdempotencyKey`]) stands for its message for `window` at least.
     #[must_use]
     pub fn new(rules: RetentionRules, window: Duration) -> Self {
         Self { rules, window, state: Mutex::default() }
@@ -98,13 +98,13 @@ impl MemoryTimelines {
 }
 
 impl State {
-    fn append(&mut self, append: Append) -> Kept {
-        let Append { timeline: id, message, once } = append;
+    fn append(&mut self, append: Append) -> AppendResult {
+        let Append { timeline: id, message, idempotency_key: once } = append;
         let name = once.map(|once| (id.clone(), message.sender, once));
         let timeline = self.timelines.entry(id).or_insert_with(Timeline::new);
         let epoch = timeline.epoch;
         if let Some((seq, _)) = name.as_ref().and_then(|name| self.once.get(name)) {
-            return Kept { position: Position { epoch, seq: *seq }, is_duplicate: true };
+            return AppendResult { position: Position { epoch, seq: *seq }, is_duplicate: true };
         }
         let seq = timeline.head().latest.next();
         if let Some(name) = name {
@@ -114,7 +114,7 @@ impl State {
         timeline.bytes += bytes;
         let stored = StoredMessage { seq, message, is_deleted: false };
         timeline.messages.push_back(Entry { stored, bytes });
-        Kept { position: Position { epoch, seq }, is_duplicate: false }
+        AppendResult { position: Position { epoch, seq }, is_duplicate: false }
     }
 
     fn latest(&self, id: &TimelineId) -> TimelineSeq {
@@ -137,7 +137,7 @@ fn within<'m>(entries: impl Iterator<Item = &'m Entry>, limit: ReadLimit) -> Vec
 }
 
 impl TimelineStore for MemoryTimelines {
-    fn append(&self, appends: Vec<Append>) -> Call<Result<Vec<Kept>, TimelineError>> {
+    fn append(&self, appends: Vec<Append>) -> Call<Result<Vec<AppendResult>, TimelineError>> {
         let mut state = lock(&self.state);
         Call::Ready(Ok(appends.into_iter().map(|append| state.append(append)).collect()))
     }
@@ -217,7 +217,8 @@ mod tests {
 
     #[tokio::test]
     async fn conforms() {
-        let forever = RetentionRules { by_kind: Vec::new(), otherwise: goim_ports::Retention::FOREVER };
+        let forever =
+            RetentionRules { retention_overrides: Vec::new(), otherwise: goim_ports::Retention::FOREVER };
         let window = Duration::from_secs(3600);
         conformance::timelines(async || MemoryTimelines::new(forever.clone(), window)).await;
     }

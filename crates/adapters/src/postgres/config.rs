@@ -16,9 +16,9 @@ pub struct PostgresConfig {
     /// How long connecting, and a statement, may take. Default 5 s.
     pub deadline: Duration,
     /// Messages that may wait to be written; more are refused. Default 100,000.
-    pub waiting_messages_max: usize,
+    pub pending_messages_max: usize,
     /// Bytes of them. Default 64 MiB.
-    pub waiting_bytes_max: usize,
+    pub pending_bytes_max: usize,
     /// Messages of one transaction. Default 2,048.
     pub group_messages_max: usize,
     /// Transactions of this process at once, each on a connection of its own; a timeline's messages are always in the same one. Default 4.
@@ -26,7 +26,7 @@ pub struct PostgresConfig {
     /// Connections for reads, over each of which many are under way. Default 2.
     pub readers: usize,
     /// Time between two passes that remove what is not to be kept any longer; one process of all does it. Default 60 s.
-    pub retain_interval: Duration,
+    pub retention_interval: Duration,
 }
 
 impl PostgresConfig {
@@ -38,12 +38,12 @@ impl PostgresConfig {
             rules,
             duplicate_window,
             deadline: Duration::from_secs(5),
-            waiting_messages_max: 100_000,
-            waiting_bytes_max: 64 << 20,
+            pending_messages_max: 100_000,
+            pending_bytes_max: 64 << 20,
             group_messages_max: 2_048,
             writers: 4,
             readers: 2,
-            retain_interval: Duration::from_secs(60),
+            retention_interval: Duration::from_secs(60),
         }
     }
 }

@@ -31,7 +31,7 @@ const FORGET: &str = "DELETE FROM goim_once WHERE kept_at < $1";
 pub(super) async fn run(shared: Arc<Shared>) {
     let link = Link::new(shared.place.clone());
     loop {
-        tokio::time::sleep(shared.config.retain_interval).await;
+        tokio::time::sleep(shared.config.retention_interval).await;
         if let Err(error) = once(&shared, &link).await {
             tracing::debug!(%error, "old messages of timelines stay for now");
         }

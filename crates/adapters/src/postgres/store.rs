@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use goim_ports::{
-    AcceptedAt, Append, Call, CursorId, Epoch, Head, Kept, Range, ReadLimit, StoredMessage, TimelineError,
-    TimelineId, TimelineSeq, TimelineStore,
+    AcceptedAt, Append, AppendResult, Call, CursorId, Epoch, Head, Range, ReadLimit, StoredMessage,
+    TimelineError, TimelineId, TimelineSeq, TimelineStore,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio_postgres::Row;
@@ -60,8 +60,8 @@ impl Waited {
             before == 0 || before.saturating_add(more) <= max
         };
         let waited = Self { shared: Arc::clone(shared), messages, bytes };
-        let is_in = fits(&shared.waiting_messages, messages, shared.config.waiting_messages_max)
-            & fits(&shared.waiting_bytes, bytes, shared.config.waiting_bytes_max);
+        let is_in = fits(&shared.waiting_messages, messages, shared.config.pending_messages_max)
+            & fits(&shared.waiting_bytes, bytes, shared.config.pending_bytes_max);
         is_in.then_some(waited)
     }
 }
@@ -238,7 +238,7 @@ fn limits_of(limit: ReadLimit) -> (i64, i64) {
 }
 
 impl TimelineStore for PostgresTimelines {
-    fn append(&self, appends: Vec<Append>) -> Call<Result<Vec<Kept>, TimelineError>> {
+    fn append(&self, appends: Vec<Append>) -> Call<Result<Vec<AppendResult>, TimelineError>> {
         if appends.is_empty() {
             return Call::Ready(Ok(Vec::new()));
         }

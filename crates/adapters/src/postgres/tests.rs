@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use goim_ports::{
-    OnceKey, ReadLimit, Retention, RetentionRules, TimelineError, TimelineId, TimelineSeq, TimelineStore as _,
+    IdempotencyKey, ReadLimit, Retention, RetentionRules, TimelineError, TimelineId, TimelineSeq,
+    TimelineStore as _,
 };
 
 use super::*;
@@ -42,7 +43,7 @@ impl Own {
     }
 
     fn config(&self, database: &str) -> PostgresConfig {
-        let rules = RetentionRules { by_kind: Vec::new(), otherwise: Retention::FOREVER };
+        let rules = RetentionRules { retention_overrides: Vec::new(), otherwise: Retention::FOREVER };
         let url = self.url.replace("/postgres", &format!("/{database}")).replacen(
             &format!("{database}:"),
             "postgres:",
@@ -115,7 +116,7 @@ async fn two_that_share_a_timeline_leave_no_hole_and_know_each_others_names() {
                     // Each message is appended by all tasks, to one, two or three timelines at once.
                     let some = timelines.iter().cycle().skip(task + number).take(1 + number % 3);
                     let appends = some.map(|timeline| goim_ports::Append {
-                        once: OnceKey::new(number.to_string()),
+                        idempotency_key: IdempotencyKey::new(number.to_string()),
                         ..conformance::append_of(timeline.clone(), number.to_string())
                     });
                     let kept = store.append(appends.collect()).await.unwrap();
@@ -164,7 +165,7 @@ async fn the_death_of_the_server_costs_nothing_that_was_answered() {
                     // Until it is answered, as a publisher with a key does.
                     loop {
                         let append = goim_ports::Append {
-                            once: OnceKey::new(body.clone()),
+                            idempotency_key: IdempotencyKey::new(body.clone()),
                             ..conformance::append_of(timeline.clone(), body.clone())
                         };
                         match store.append(vec![append]).await {
@@ -216,7 +217,7 @@ async fn the_death_of_the_server_costs_nothing_that_was_answered() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_used_is_refused_in_words() {
-    let rules = || RetentionRules { by_kind: Vec::new(), otherwise: Retention::FOREVER };
+    let rules = || RetentionRules { retention_overrides: Vec::new(), otherwise: Retention::FOREVER };
     let connect = async |url: &str| {
         let mut config = PostgresConfig::new(url.to_owned(), rules(), Duration::from_secs(60));
         config.deadline = Duration::from_millis(500);

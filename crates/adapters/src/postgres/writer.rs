@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use goim_ports::{Append, Epoch, Kept, Position, TimelineError, TimelineSeq};
+use goim_ports::{Append, AppendResult, Epoch, Position, TimelineError, TimelineSeq};
 use tokio::sync::{mpsc, oneshot};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
@@ -23,7 +23,7 @@ use crate::timeline::{bytes_of, draw_epoch};
 /// Appends of one request that go to one writer.
 pub(super) struct Job {
     pub(super) appends: Vec<(TimelineKey, Append)>,
-    pub(super) answer: oneshot::Sender<Result<Vec<Kept>, TimelineError>>,
+    pub(super) answer: oneshot::Sender<Result<Vec<AppendResult>, TimelineError>>,
     /// Its room among what waits, given back when it is dropped.
     pub(super) _waited: Waited,
 }
@@ -80,7 +80,7 @@ enum Failed {
 }
 
 /// Writes a group; once more when it turns out, before the commit, that the connection was gone, or that two waited for each other.
-async fn write(link: &Link, group: &[Job]) -> Result<Vec<Kept>, TimelineError> {
+async fn write(link: &Link, group: &[Job]) -> Result<Vec<AppendResult>, TimelineError> {
     let place = link.place();
     let mut last = TimelineError::Unavailable(String::new());
     for _ in 0..2 {
@@ -115,7 +115,7 @@ async fn write(link: &Link, group: &[Job]) -> Result<Vec<Kept>, TimelineError> {
     Err(last)
 }
 
-async fn attempt(prepared: &Prepared, group: &[Job]) -> Result<Vec<Kept>, Failed> {
+async fn attempt(prepared: &Prepared, group: &[Job]) -> Result<Vec<AppendResult>, Failed> {
     let kept = in_transaction(prepared, group).await.map_err(Failed::Before)?;
     prepared.client.batch_execute("COMMIT").await.map_err(Failed::AtCommit)?;
     Ok(kept)
@@ -150,7 +150,7 @@ struct Named {
     kept_at: Vec<i64>,
 }
 
-async fn in_transaction(prepared: &Prepared, group: &[Job]) -> Result<Vec<Kept>, Error> {
+async fn in_transaction(prepared: &Prepared, group: &[Job]) -> Result<Vec<AppendResult>, Error> {
     let appends: Vec<&(TimelineKey, Append)> = group.iter().flat_map(|job| &job.appends).collect();
     let mut names: Vec<&[u8]> = appends.iter().map(|(key, _)| key.as_bytes()).collect();
     names.sort_unstable();
@@ -196,7 +196,7 @@ async fn known_names(
 ) -> Result<Known, Error> {
     let mut asked = Named::default();
     for (key, append) in appends {
-        let (Some(once), Some(line)) = (&append.once, lines.get(key.as_bytes())) else { continue };
+        let (Some(once), Some(line)) = (&append.idempotency_key, lines.get(key.as_bytes())) else { continue };
         asked.timelines.push(line.id);
         asked.senders.push(append.message.sender.0);
         asked.names.push(once.as_bytes().to_vec());
@@ -211,12 +211,13 @@ async fn known_names(
 }
 
 impl Line {
-    fn append(&mut self, append: &Append, known: &mut Known, rows: &mut Rows) -> Kept {
+    fn append(&mut self, append: &Append, known: &mut Known, rows: &mut Rows) -> AppendResult {
         let at = |epoch, seq: i64| Position { epoch, seq: TimelineSeq(seq.cast_unsigned()) };
         let message = &append.message;
-        let name = append.once.as_ref().map(|once| (self.id, message.sender.0, once.as_bytes().to_vec()));
+        let name =
+            append.idempotency_key.as_ref().map(|once| (self.id, message.sender.0, once.as_bytes().to_vec()));
         if let Some(seq) = name.as_ref().and_then(|name| known.get(name)) {
-            return Kept { position: at(self.epoch, *seq), is_duplicate: true };
+            return AppendResult { position: at(self.epoch, *seq), is_duplicate: true };
         }
         self.latest = self.latest.saturating_add(1);
         self.total_bytes =
@@ -236,7 +237,7 @@ impl Line {
             rows.named.kept_at.push(message.accepted_at.0.cast_signed());
             known.insert(name, self.latest);
         }
-        Kept { position: at(self.epoch, self.latest), is_duplicate: false }
+        AppendResult { position: at(self.epoch, self.latest), is_duplicate: false }
     }
 }
 

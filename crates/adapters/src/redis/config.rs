@@ -8,15 +8,15 @@ use std::time::Duration;
 pub struct RedisConfig {
     /// Where it is. Default one server, `redis://127.0.0.1:6379`.
     pub place: RedisPlace,
-    /// How long a record of a session or a room lives when nobody touches it. Default 30 min, as goim's `redis.expire`. Must be
+    /// How long a record of a session or a room lives when nobody touches it. Default 30 min, as goim's `redis.session_ttl`. Must be
     /// more than twice the time between two heartbeats of a comet to logic (10 min), or sessions are lost in between.
-    pub expire: Duration,
+    pub session_ttl: Duration,
     /// How long a command may take, a new connection included. Default 2 s.
     pub deadline: Duration,
     /// How long comets may take to enter their sessions again when Redis has lost what it had: until then a push to somebody who is
     /// not found is refused, not answered as if he were not there. Default 6 s: a shard of a comet enters 5,000 a second, after a
     /// second at most.
-    pub rebuilding: Duration,
+    pub recovery_grace: Duration,
     /// How long nobody is taken for absent after Redis could not be read or written, so that comets
     /// can enter their sessions again. Default 10 s; must be no less than a comet's lease.
     pub settling: Duration,
@@ -66,9 +66,9 @@ impl Default for RedisConfig {
     fn default() -> Self {
         Self {
             place: RedisPlace::Single("redis://127.0.0.1:6379".to_owned()),
-            expire: Duration::from_secs(30 * 60),
+            session_ttl: Duration::from_secs(30 * 60),
             deadline: Duration::from_secs(2),
-            rebuilding: Duration::from_secs(6),
+            recovery_grace: Duration::from_secs(6),
             settling: Duration::from_secs(10),
             check_interval: Duration::from_secs(1),
             commands_max: 4_096,

@@ -2,7 +2,7 @@
 //!
 //! Each entry is one JSON object in the field `end`. A long list of members or keys becomes several entries.
 
-use goim_ports::{DirectoryError, EndCode, EndMark, EndOf, Mid, SessionEnd};
+use goim_ports::{DirectoryError, EndCode, EndCursor, EndTarget, Mid, SessionEnd};
 use redis::{Cmd, cmd};
 use serde::{Deserialize, Serialize};
 
@@ -34,28 +34,28 @@ impl Entry {
     fn of(SessionEnd { of, code, origin }: SessionEnd) -> Vec<Self> {
         let empty = || Self { origin, code: code.0, keys: Vec::new(), mids: Vec::new(), room: None };
         match of {
-            EndOf::Keys(keys) => {
+            EndTarget::Keys(keys) => {
                 let part = |keys: &[goim_ports::SessionKey]| {
                     let keys = keys.iter().map(ToString::to_string).collect();
                     Self { keys, ..empty() }
                 };
                 keys.chunks(PART).map(part).collect()
             }
-            EndOf::Mids(mids) => {
+            EndTarget::Mids(mids) => {
                 let part = |mids: &[Mid]| Self { mids: mids.iter().map(|mid| mid.0).collect(), ..empty() };
                 mids.chunks(PART).map(part).collect()
             }
-            EndOf::Room(room) => vec![Self { room: Some(room.to_string()), ..empty() }],
+            EndTarget::Room(room) => vec![Self { room: Some(room.to_string()), ..empty() }],
         }
     }
 
     fn end(self) -> SessionEnd {
         let of = match self.room {
-            Some(room) => EndOf::Room(room.into()),
+            Some(room) => EndTarget::Room(room.into()),
             None if self.mids.is_empty() => {
-                EndOf::Keys(self.keys.iter().map(|key| key.as_str().into()).collect())
+                EndTarget::Keys(self.keys.iter().map(|key| key.as_str().into()).collect())
             }
-            None => EndOf::Mids(self.mids.into_iter().map(Mid).collect()),
+            None => EndTarget::Mids(self.mids.into_iter().map(Mid).collect()),
         };
         SessionEnd { of, code: EndCode(self.code), origin: self.origin }
     }
@@ -80,13 +80,13 @@ type Entries = Vec<(String, Vec<String>)>;
 
 pub(super) async fn after(
     store: &RedisStore,
-    mark: Option<EndMark>,
-) -> Result<(EndMark, Vec<SessionEnd>), DirectoryError> {
-    let Some(EndMark(mark)) = mark else {
+    mark: Option<EndCursor>,
+) -> Result<(EndCursor, Vec<SessionEnd>), DirectoryError> {
+    let Some(EndCursor(mark)) = mark else {
         let newest = cmd("XREVRANGE").arg(ENDS).arg("+").arg("-").arg("COUNT").arg(1).to_owned();
         let entries: Entries = answer(store.run(vec![newest]).await?.into_iter().next())?;
         let newest = entries.into_iter().next().map_or_else(|| "0-0".to_owned(), |(id, _)| id);
-        return Ok((EndMark(newest), Vec::new()));
+        return Ok((EndCursor(newest), Vec::new()));
     };
     let mut asked = cmd("XREAD");
     asked.arg("COUNT").arg(PAGE).arg("STREAMS").arg(ENDS).arg(&mark);
@@ -94,7 +94,7 @@ pub(super) async fn after(
     let entries: Entries = streams.into_iter().flatten().flat_map(|(_, entries)| entries).collect();
     let mark = entries.last().map_or(mark, |(id, _)| id.clone());
     let end = |fields: &[String]| serde_json::from_str(fields.get(1)?).ok().map(Entry::end);
-    Ok((EndMark(mark), entries.iter().filter_map(|(_, fields)| end(fields)).collect()))
+    Ok((EndCursor(mark), entries.iter().filter_map(|(_, fields)| end(fields)).collect()))
 }
 
 #[cfg(test)]
@@ -109,11 +109,11 @@ mod tests {
             range.map(|number| SessionKey::from(number.to_string())).collect()
         };
         for (end, expected) in [
-            (of(EndOf::Room("live://1".into())), vec![of(EndOf::Room("live://1".into()))]),
-            (of(EndOf::Mids(vec![Mid(7), Mid(-1)])), vec![of(EndOf::Mids(vec![Mid(7), Mid(-1)]))]),
+            (of(EndTarget::Room("live://1".into())), vec![of(EndTarget::Room("live://1".into()))]),
+            (of(EndTarget::Mids(vec![Mid(7), Mid(-1)])), vec![of(EndTarget::Mids(vec![Mid(7), Mid(-1)]))]),
             (
-                of(EndOf::Keys(keys(0..1_001))),
-                vec![of(EndOf::Keys(keys(0..1_000))), of(EndOf::Keys(keys(1_000..1_001)))],
+                of(EndTarget::Keys(keys(0..1_001))),
+                vec![of(EndTarget::Keys(keys(0..1_000))), of(EndTarget::Keys(keys(1_000..1_001)))],
             ),
         ] {
             let entries = Entry::of(end).into_iter();

@@ -162,10 +162,10 @@ impl Health {
         self.trouble.is_none() && is_past(self.ended_at) && is_past(self.lost_at)
     }
 
-    /// What cannot be believed: for `rebuilding` after a loss, and for `settling` after any
+    /// What cannot be believed: for `recovery_grace` after a loss, and for `settling` after any
     /// trouble.
-    pub(super) fn doubt(&self, rebuilding: Duration, settling: Duration) -> Option<Doubt> {
-        if self.since_loss().is_some_and(|since| since < rebuilding) {
+    pub(super) fn doubt(&self, recovery_grace: Duration, settling: Duration) -> Option<Doubt> {
+        if self.since_loss().is_some_and(|since| since < recovery_grace) {
             return Some(Doubt::Everything("it has lost its sessions, and comets are entering them again"));
         }
         if let Some(trouble) = &self.trouble {

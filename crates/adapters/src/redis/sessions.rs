@@ -10,7 +10,7 @@
 use std::collections::BTreeSet;
 
 use goim_ports::{
-    Call, DirectoryError, EndMark, Generation, Mid, ServerId, SessionDirectory, SessionEnd, SessionKey,
+    Call, DirectoryError, EndCursor, Generation, Mid, ServerId, SessionDirectory, SessionEnd, SessionKey,
     SessionRecord, SessionRef,
 };
 use redis::{Cmd, FromRedisValue, Value, cmd};
@@ -324,7 +324,10 @@ impl SessionDirectory for RedisSessions {
         Call::pending(async move { ends::note(&store, end).await })
     }
 
-    fn ends_after(&self, mark: Option<EndMark>) -> Call<Result<(EndMark, Vec<SessionEnd>), DirectoryError>> {
+    fn ends_after(
+        &self,
+        mark: Option<EndCursor>,
+    ) -> Call<Result<(EndCursor, Vec<SessionEnd>), DirectoryError>> {
         let store = self.store.clone();
         Call::pending(async move { ends::after(&store, mark).await })
     }

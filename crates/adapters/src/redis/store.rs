@@ -175,8 +175,8 @@ impl RedisStore {
 
     /// What cannot be believed of what it says.
     pub(super) fn doubt(&self) -> Option<Doubt> {
-        let RedisConfig { rebuilding, settling, .. } = self.shared.config;
-        self.shared.health().doubt(rebuilding, settling)
+        let RedisConfig { recovery_grace, settling, .. } = self.shared.config;
+        self.shared.health().doubt(recovery_grace, settling)
     }
 
     /// True when nothing is wrong and nothing was for `time`.
@@ -218,7 +218,7 @@ impl RedisStore {
 
     /// How long what is written lives, in whole seconds, as Redis wants it.
     pub(super) fn expire_seconds(&self) -> u64 {
-        self.shared.config.expire.as_secs().max(1)
+        self.shared.config.session_ttl.as_secs().max(1)
     }
 
     /// Sends commands together and gives their answers in order. In a cluster each goes to its own node.

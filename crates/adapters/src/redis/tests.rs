@@ -238,7 +238,7 @@ async fn sessions_that_nobody_touches_go() {
     let Some(own) = Own::start("single") else { return };
     let lifetime = Duration::from_secs(4);
     let make = async || {
-        let config = RedisConfig { expire: lifetime, ..own.config() };
+        let config = RedisConfig { session_ttl: lifetime, ..own.config() };
         RedisSessions::new(RedisStore::connect(config).await.unwrap())
     };
     conformance::sessions_expire(make, lifetime, async |time| tokio::time::sleep(time).await).await;
@@ -657,7 +657,7 @@ async fn a_redis_that_refuses_writes_is_not_believed_that_somebody_is_not_there(
             let what = format!("{kind}, {code}");
             let times = RedisConfig {
                 settling,
-                rebuilding: settling,
+                recovery_grace: settling,
                 check_interval: Duration::from_millis(20),
                 ..own.config()
             };

@@ -1,6 +1,6 @@
 //! Names of timelines as bytes: short, and none the beginning of another.
 
-use goim_ports::{CursorId, Mid, OnceKey, TimelineId, TimelineSeq};
+use goim_ports::{CursorId, IdempotencyKey, Mid, TimelineId, TimelineSeq};
 
 /// The key of a timeline, the beginning of those of its messages.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -40,7 +40,7 @@ impl TimelineKey {
         [&self.0, &seq.0.to_be_bytes()[..]].concat()
     }
 
-    pub(crate) fn once(&self, sender: Mid, name: &OnceKey) -> Vec<u8> {
+    pub(crate) fn once(&self, sender: Mid, name: &IdempotencyKey) -> Vec<u8> {
         [&self.0, &sender.0.to_be_bytes()[..], name.as_bytes()].concat()
     }
 

@@ -45,7 +45,9 @@ impl Record {
     pub(crate) fn new(message: NewMessage, total_bytes: u64) -> Self {
         let NewMessage { sender, operation, body, extension, accepted_at } = message;
         let (bodies, without_first) = match extension.as_deref() {
-            Some(extended) => (extended.bodies.iter().map(Body::from).collect(), extended.without_first),
+            Some(negotiated) => {
+                (negotiated.bodies.iter().map(Body::from).collect(), negotiated.without_first)
+            }
             None => (Vec::new(), false),
         };
         Self {
@@ -94,12 +96,12 @@ impl Record {
         let is_deleted = self.is_deleted;
         let bodies: Vec<SchemaBody> = self.bodies.into_iter().filter_map(Body::into_schema_body).collect();
         let is_extended = self.without_first || !bodies.is_empty();
-        let extended = Extended { bodies, without_first: self.without_first, ..Extended::default() };
+        let negotiated = Extended { bodies, without_first: self.without_first, ..Extended::default() };
         let message = NewMessage {
             sender: Mid(self.sender),
             operation: Operation(self.operation),
             body: self.body,
-            extension: is_extended.then(|| Arc::new(extended)),
+            extension: is_extended.then(|| Arc::new(negotiated)),
             accepted_at: AcceptedAt(self.accepted_at),
         };
         StoredMessage { seq, message, is_deleted }

@@ -31,7 +31,7 @@ impl Session {
             positions.insert(timeline.to_owned(), serde_json::json!({ "epoch": 0, "seq": 0 }));
         }
         let body = serde_json::json!({
-            "mid": mid, "room_id": room, "accepts": [], "protover": 1, "positions": positions,
+            "mid": mid, "room_id": room, "accepts": [], "protover": 1, "resume": positions,
         });
         let body = body.to_string();
         let packet = Packet {

@@ -39,7 +39,7 @@ pub(crate) enum Order {
 pub(crate) enum Seen {
     Heartbeat,
     Room(String),
-    /// Operation, sequence and body of a business packet.
+    /// Operation, sequence and body of a backend packet.
     Upstream(i32, i32, Vec<u8>),
     Gone,
 }
@@ -305,7 +305,7 @@ impl Connection {
         if refused {
             return Err(CloseReason::AuthRefused);
         }
-        let extended = json["protover"].is_number();
+        let negotiated = json["protover"].is_number();
         let accepts: Vec<Operation> = json["accepts"]
             .as_array()
             .map(|list| list.iter().map(|op| Operation(op.as_i64().unwrap() as i32)).collect())
@@ -313,8 +313,8 @@ impl Connection {
         let established = Established {
             accepts: &accepts,
             heartbeat: Duration::from_secs(480),
-            protover: extended.then_some(Version::GOIM),
-            reply: if extended { br#"{"code":0,"mid":7,"heartbeat":480}"# } else { b"" },
+            protover: negotiated.then_some(Version::GOIM),
+            reply: if negotiated { br#"{"code":0,"mid":7,"heartbeat":480}"# } else { b"" },
         };
         self.session.authenticated(&mut self.pool, now, &established);
         Ok(())

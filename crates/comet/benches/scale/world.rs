@@ -104,7 +104,7 @@ impl World {
     pub(crate) fn with_directory(sessions: usize) -> Result<Self, Box<dyn Error>> {
         let mut config = Config::default();
         config.limits.connections_max = usize::MAX;
-        config.send.inbox_sends_max = NonZeroU32::MIN.saturating_add(19_999);
+        config.send.queued_sends_max = NonZeroU32::MIN.saturating_add(19_999);
         let logic = Arc::new(Directory(MemorySessions::new()));
         let harness = Harness::new(config, logic.clone())?;
         let mut world = Self {

@@ -1,4 +1,4 @@
-//! What logic decides, and what a session asks of the shard: authentication, rooms, heartbeats, the business.
+//! What logic decides, and what a session asks of the shard: authentication, rooms, heartbeats, the backend.
 
 use std::time::Duration;
 
@@ -162,7 +162,7 @@ impl Shard {
             (Some(slot), Err(error)) => {
                 let connection = &mut self.connections[slot];
                 tracing::debug!(remote = %connection.remote(), %error, "no session");
-                if error.extended {
+                if error.negotiated {
                     connection.session.is_known_extended();
                 }
                 self.refuse(slot, reason_of(error.reason));
@@ -240,7 +240,7 @@ impl Shard {
         self.arm(slot);
         self.stage(slot);
         if let Some(syncing) = accepted.syncing.filter(|_| protover.is_some()) {
-            self.connections[slot].set_positions(syncing.positions);
+            self.connections[slot].set_positions(syncing.resume);
             self.resume_positions(slot);
         }
         if accepted.heartbeat.is_zero() {
@@ -296,18 +296,18 @@ impl Shard {
         }
     }
 
-    /// Hands a packet to the business. The session takes no further packet until the answer is there.
+    /// Hands a packet to the backend. The session takes no further packet until the answer is there.
     pub(super) fn upstream(&mut self, slot: u32, packet: PacketBuf) {
         let connection = &self.connections[slot];
         let Some(identity) = connection.identity.clone() else { return };
         let id = ConnectionId { slot, generation: connection.generation };
-        let extended = connection.session.is_extended();
-        if extended && Self::is_about_timelines(packet.operation) {
+        let negotiated = connection.session.is_extended();
+        if negotiated && Self::is_about_timelines(packet.operation) {
             return self.ask_about_timeline(slot, packet);
         }
         // goim ignores the version.
         let Some((schema, packet)) =
-            (if extended { self.read(slot, packet) } else { Some((Schema::FIRST, packet)) })
+            (if negotiated { self.read(slot, packet) } else { Some((Schema::FIRST, packet)) })
         else {
             return;
         };
@@ -316,7 +316,7 @@ impl Shard {
             key: identity.key.clone(),
             packet,
             schema,
-            extended,
+            negotiated,
             is_member: false,
         };
         match self.shared.logic.receive(upstream) {
@@ -331,7 +331,7 @@ impl Shard {
         }
     }
 
-    /// The reply goes out whether or not the business was reached: goim's clients count on one.
+    /// The reply goes out whether or not the backend was reached: goim's clients count on one.
     pub(super) fn replied(&mut self, slot: u32, result: Result<Bytes, LogicError>) {
         let body = match result {
             Ok(body) => body,
@@ -375,7 +375,7 @@ impl Shard {
         self.stage(slot);
     }
 
-    /// The body of a packet of an extended client as its version says. `None` when that could not be done, and the client has been
+    /// The body of a packet of an negotiated client as its version says. `None` when that could not be done, and the client has been
     /// told or is gone.
     fn read(&mut self, slot: u32, packet: PacketBuf) -> Option<(Schema, PacketBuf)> {
         let versions = &self.shared.versions;
@@ -405,23 +405,23 @@ impl Shard {
 }
 
 /// The error with what the token says of its client, where whoever should have read it was not
-/// reached: an extended client is told that it may come back.
+/// reached: an negotiated client is told that it may come back.
 fn known(error: ConnectError, token: &[u8]) -> ConnectError {
-    if error.extended || !error.is_unavailable() {
+    if error.negotiated || !error.is_unavailable() {
         return error;
     }
-    let extended =
+    let negotiated =
         serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(token).is_ok_and(|said| {
             said.iter().any(|(name, value)| name.eq_ignore_ascii_case("protover") && value.is_i64())
         });
-    ConnectError { extended, ..error }
+    ConnectError { negotiated, ..error }
 }
 
 /// What a session is to be told of messages in timelines.
 fn syncs_of(accepted: &Accepted) -> Syncs {
     match &accepted.syncing {
         None => Syncs::No,
-        Some(syncing) if syncing.bare => Syncs::Bare,
+        Some(syncing) if syncing.notify_only => Syncs::NotifyOnly,
         Some(_) => Syncs::WithMessages,
     }
 }
@@ -437,7 +437,7 @@ fn rooms_of(accepted: &Accepted, rooms_max: usize) -> Vec<RoomId> {
     rooms
 }
 
-/// The body of the auth reply for an extended client.
+/// The body of the auth reply for an negotiated client.
 fn welcome(accepted: &Accepted, protover: Version, rooms: &[RoomId], server: &ServerId) -> Vec<u8> {
     let rooms: Vec<&str> = rooms.iter().map(RoomId::as_str).collect();
     let reply = serde_json::json!({

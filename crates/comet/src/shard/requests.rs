@@ -1,6 +1,6 @@
-//! What a session asks of the shard besides the business: rooms, and a new token.
+//! What a session asks of the shard besides the backend: rooms, and a new token.
 //!
-//! A client of goim is in one room and moves from it to another. An extended client may be in more; they are a list behind that one.
+//! A client of goim is in one room and moves from it to another. An negotiated client may be in more; they are a list behind that one.
 
 use std::time::Duration;
 
@@ -250,7 +250,7 @@ impl Shard {
         self.stage(slot);
     }
 
-    /// Tells an extended client that its request has failed. False, and nothing is done, for a client of goim.
+    /// Tells an negotiated client that its request has failed. False, and nothing is done, for a client of goim.
     pub(super) fn fail_request(&mut self, slot: u32, code: u16, label: &str, detail: &str) -> bool {
         self.fail_request_until(slot, code, label, detail, None)
     }

@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 use goim_ports::{
-    Call, KnownPosition, LogicError, Operation, PacketBuf, Position, Schema, Sequence, StoredAt, TimelineId,
+    Call, LogicError, Operation, PacketBuf, Position, ResumePosition, Schema, Sequence, StoredAt, TimelineId,
     Upstream,
 };
 use goim_session::{EncodedPush, QueueLimit, RequestFailure, SlowConsumerPolicy};
@@ -27,7 +27,7 @@ struct Request {
 }
 
 impl Shard {
-    /// Operations 4, 21 and 23 of an extended client. True when the packet is one of them: then it is dealt with.
+    /// Operations 4, 21 and 23 of an negotiated client. True when the packet is one of them: then it is dealt with.
     pub(super) fn is_about_timelines(operation: Operation) -> bool {
         [Operation::SEND, Operation::SYNC, Operation::ACK].contains(&operation)
     }
@@ -35,7 +35,7 @@ impl Shard {
     /// Hands a request about a timeline to logic, once it is sure that the session may make it. The session takes no further packet until
     /// the answer is there.
     pub(super) fn ask_about_timeline(&mut self, slot: u32, packet: PacketBuf) {
-        // Whoever names no timeline may have a route of the business for it; logic says what is wrong otherwise.
+        // Whoever names no timeline may have a route of the backend for it; logic says what is wrong otherwise.
         let request = read_request(&packet);
         let is_member = match &request {
             Some(Request { timeline, reads: true }) if !self.may_read(slot, timeline) => {
@@ -71,7 +71,7 @@ impl Shard {
         let identity = connection.identity.clone()?;
         let packet = PacketBuf { version: connection.session.protover(), ..packet };
         let (mid, key, schema) = (identity.mid, identity.key, Schema::FIRST);
-        Some(Upstream { mid, key, packet, schema, extended: true, is_member })
+        Some(Upstream { mid, key, packet, schema, negotiated: true, is_member })
     }
 
     fn may_read(&self, slot: u32, timeline: &TimelineId) -> bool {
@@ -103,7 +103,7 @@ impl Shard {
                 return;
             }
             let id = ConnectionId { slot, generation: connection.generation };
-            let Some(KnownPosition { timeline, position }) = connection.next_position() else { return };
+            let Some(ResumePosition { timeline, position }) = connection.next_position() else { return };
             if !self.may_read(slot, &timeline) {
                 self.connections[slot].position_is_done();
                 continue;

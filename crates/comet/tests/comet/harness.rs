@@ -19,7 +19,7 @@ use goim_ports::{
 /// How long a test waits for what must come.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Logic that accepts `key[@room][!][~]`: `!` makes an extended client, `~` one that syncs, `no` is refused. Keeps the directory that a real
+/// Logic that accepts `key[@room][!][~]`: `!` makes an negotiated client, `~` one that syncs, `no` is refused. Keeps the directory that a real
 /// one would keep, so that lost records show.
 #[derive(Default)]
 pub struct Recorder {
@@ -56,7 +56,7 @@ impl LogicPort for Recorder {
         }
         let syncs = token.ends_with('~');
         let token = token.trim_end_matches('~').to_owned();
-        let extended = syncs || token.ends_with('!');
+        let negotiated = syncs || token.ends_with('!');
         let (key, room) = match token.trim_end_matches('!').split_once('@') {
             Some((key, room)) => (key.to_owned(), Some(room.to_owned())),
             None => (token.trim_end_matches('!').to_owned(), None),
@@ -71,8 +71,8 @@ impl LogicPort for Recorder {
             rooms: Vec::new(),
             scope: None,
             expires_at: None,
-            protover: extended.then_some(Version(1)),
-            syncing: syncs.then(goim_ports::Syncing::default),
+            protover: negotiated.then_some(Version(1)),
+            syncing: syncs.then(goim_ports::SyncOptions::default),
         }))
     }
 

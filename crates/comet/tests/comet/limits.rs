@@ -154,7 +154,7 @@ fn a_paced_broadcast_is_spread_over_time_and_reaches_all_once() {
     }
     let last = arrivals.iter().max().unwrap();
     assert!(*last >= Duration::from_millis(150), "30 sessions at 60/s were reached within {last:?}");
-    assert_eq!(server.metric("goim_comet_packets_total{operations=\"business\",direction=\"out\"}"), 30);
+    assert_eq!(server.metric("goim_comet_packets_total{operations=\"backend\",direction=\"out\"}"), 30);
 }
 
 #[test]
@@ -212,7 +212,7 @@ fn a_batch_for_a_room_goes_by_the_operation_that_it_carries() {
         assert!(sent < 10_000, "the policy of operation 1001 is never applied");
     }
     assert_eq!(server.metric("goim_comet_pushes_dropped_total{reason=\"slow_consumer_closed\"}"), 1);
-    assert!(server.metric("goim_comet_packets_total{operations=\"business\",direction=\"out\"}") > 0);
+    assert!(server.metric("goim_comet_packets_total{operations=\"backend\",direction=\"out\"}") > 0);
 }
 
 #[test]
@@ -223,7 +223,7 @@ fn who_publishes_faster_than_few_sessions_read_has_to_wait_and_nothing_is_lost()
         config.shards = Some(NonZeroUsize::MIN);
         config.send.queue_bytes_max = 256 * 1024;
         // What may be late, for one of them or all, is half of a queue.
-        config.send.inbox_sends_max = NonZeroU32::new(128).unwrap();
+        config.send.queued_sends_max = NonZeroU32::new(128).unwrap();
     });
     let keys: Vec<String> = (0..SESSIONS).map(|number| format!("k{number}")).collect();
     let clients: Vec<Client> = keys.iter().map(|key| server.session(key)).collect();
@@ -232,7 +232,7 @@ fn who_publishes_faster_than_few_sessions_read_has_to_wait_and_nothing_is_lost()
         let reads = clients.into_iter().map(|mut client| {
             let (server, published) = (&server, &published);
             scope.spawn(move || {
-                let waits = || server.metric("goim_comet_sends_waiting") >= 120;
+                let waits = || server.metric("goim_comet_sends_pending") >= 120;
                 for number in 0..PUSHES {
                     // At a third of the publisher's pace, as long as that is not made to wait.
                     let due = (number * 3).min(PUSHES);

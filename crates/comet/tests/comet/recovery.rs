@@ -40,17 +40,17 @@ fn code(body: &[u8]) -> serde_json::Value {
 #[test]
 fn those_that_sync_look_and_others_come_back() {
     let server = start(|_| {});
-    let (mut goim, mut extended, mut syncs) =
+    let (mut goim, mut negotiated, mut syncs) =
         (server.session("a"), server.session("b@live://1!"), server.session("c~"));
     missed(&server, Duration::ZERO);
     assert_eq!(goim.try_read(crate::harness::PATIENCE), None, "it sees the end and nothing else");
-    let told = extended.read();
+    let told = negotiated.read();
     assert_eq!(told.operation, DISCONNECT);
     let expected = serde_json::json!({
         "code": 3006, "reason": "messages_missed", "reconnect": true, "delay_ms": 0, "node": null,
     });
     assert_eq!(code(&told.body), expected);
-    assert!(extended.ends());
+    assert!(negotiated.ends());
     let word = syncs.read();
     assert_eq!((word.operation, word.body.as_slice()), (NOTIFY, &b""[..]));
     is_left_alone(&mut syncs);

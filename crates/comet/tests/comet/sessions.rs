@@ -12,7 +12,7 @@ fn late_answers_of_logic_keep_replies_in_order() {
     let server = start(|_| {});
     server.world.slow.store(true, Ordering::SeqCst);
     let mut client = server.client();
-    // All in one go: the token, a packet for the business, a failing one, a heartbeat.
+    // All in one go: the token, a packet for the backend, a failing one, a heartbeat.
     let all = [
         crate::harness::packet(7, 1, b"k"),
         crate::harness::packet(1000, 2, b"x"),

@@ -14,7 +14,7 @@ const DEADLINE: Duration = Duration::from_secs(1);
 /// wait on says nothing.
 pub(super) fn answers() -> Answers {
     Arc::new(|node: &CometNode| {
-        let config = ClientConfig { call_deadline: DEADLINE, ..ClientConfig::default() };
+        let config = ClientConfig { call_timeout: DEADLINE, ..ClientConfig::default() };
         let address = node.rpc_addrs.first();
         let Some(Ok(comet)) = address.map(|address| GrpcComet::new(address, config)) else {
             return Call::Ready(false);

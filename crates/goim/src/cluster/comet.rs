@@ -35,7 +35,7 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
         }
         config.comet.node.rpc_addr = Some(rpc.addr);
     }
-    let shown = serve::listen("cluster.comet_pages", config.cluster.comet_pages).await?;
+    let shown = serve::listen("cluster.comet_admin_listen", config.cluster.comet_admin_listen).await?;
     serve::probe_clients(&config)?;
     let (pages_addr, operation) = (shown.addr, Arc::new(Operation::default()));
     let (stop_serving, stopping) = watch::channel(false);

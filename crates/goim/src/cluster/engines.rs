@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use goim_adapters::kafka::{DeadLetter, KafkaConfig, Start};
+use goim_adapters::kafka::{DeadLetter, KafkaConfig, OffsetReset};
 use goim_adapters::redis::{RedisConfig, RedisPlace, RedisStore, RedisTls};
 use goim_ports::ServiceUrl;
 
 use super::StartError;
-use crate::{Config, LogStart};
+use crate::{AutoOffsetReset, Config};
 
 pub(crate) fn kafka(config: &Config) -> KafkaConfig {
     let settings = config.kafka.clone();
@@ -21,16 +21,16 @@ pub(crate) fn kafka(config: &Config) -> KafkaConfig {
             "none" => None,
             name => Some(name.to_owned()),
         },
-        start: match settings.start {
-            LogStart::Newest => Start::Newest,
-            LogStart::Oldest => Start::Oldest,
+        auto_offset_reset: match settings.auto_offset_reset {
+            AutoOffsetReset::Latest => OffsetReset::Latest,
+            AutoOffsetReset::Earliest => OffsetReset::Earliest,
         },
         dead_letter: settings.dead_letter_topic.map_or(DeadLetter::Drop, DeadLetter::Topic),
         records_max: log.records_max,
         bytes_max: log.bytes_max,
         waiting_max: log.waiting_max,
-        append_deadline: log.append_deadline,
-        acknowledge_deadline: settings.acknowledge_deadline,
+        append_timeout: log.append_timeout,
+        delivery_timeout: settings.delivery_timeout,
         record_bytes_max: config.logic.push.record_bytes_max,
         read_records_max: log.read_records_max,
         session_timeout: settings.session_timeout,
@@ -44,8 +44,8 @@ pub(crate) fn kafka(config: &Config) -> KafkaConfig {
 const LATE: Duration = Duration::from_secs(2);
 
 /// The longest that the push log on Kafka may take for its answer to one append.
-pub(super) fn append_deadline(config: &Config) -> Duration {
-    config.push_log.append_deadline + config.kafka.acknowledge_deadline + LATE
+pub(super) fn append_timeout(config: &Config) -> Duration {
+    config.push_log.append_timeout + config.kafka.delivery_timeout + LATE
 }
 
 fn revealed(urls: &[ServiceUrl]) -> Vec<String> {
@@ -66,16 +66,17 @@ pub(super) async fn redis(config: &Config) -> Result<RedisStore, StartError> {
     } else {
         RedisPlace::Single(settings.url.reveal().to_owned())
     };
-    let (expire, deadline, rebuilding) = (settings.expire, settings.deadline, settings.rebuilding);
+    let (session_ttl, deadline, recovery_grace) =
+        (settings.session_ttl, settings.deadline, settings.recovery_grace);
     let identity = settings.cert_file.clone().zip(settings.key_file.clone());
     let tls = RedisTls { ca_file: settings.ca_file.clone(), identity };
     let config = RedisConfig {
         place,
-        expire,
+        session_ttl,
         deadline,
-        rebuilding,
+        recovery_grace,
         // Comets that could not renew their leases must have had the time to.
-        settling: rebuilding.max(config.cluster.lease),
+        settling: recovery_grace.max(config.cluster.lease),
         check_interval: config.cluster.refresh,
         tls,
         ..RedisConfig::default()

@@ -24,7 +24,7 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
     config.check()?;
     config.complete();
     directory::check_settings(&config, Role::Job)?;
-    let shown = serve::listen("cluster.job_pages", config.cluster.job_pages).await?;
+    let shown = serve::listen("cluster.job_admin_listen", config.cluster.job_admin_listen).await?;
     let pages_addr = shown.addr;
     let operation = Arc::new(Operation::default());
     let (stop, stopping) = watch::channel(false);

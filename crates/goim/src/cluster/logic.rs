@@ -30,8 +30,7 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
     config.check()?;
     config.complete();
     // The log says by itself when it gives up; nobody must do so before it.
-    config.logic.push.append_deadline =
-        config.logic.push.append_deadline.max(engines::append_deadline(&config));
+    config.logic.push.append_timeout = config.logic.push.append_timeout.max(engines::append_timeout(&config));
     directory::check_settings(&config, Role::Logic)?;
     let http = serve::listen("http.listen", config.http.listen).await?;
     let rpc = config.rpc.logic.map(|addr| serve::Reserved::new("rpc.logic", addr)).transpose()?;
@@ -43,7 +42,7 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
     let sessions = RedisSessions::new(store.clone());
     let servers = servers(Arc::clone(&nodes));
     let devices = RedisDevices::new(store.clone());
-    let rooms = RedisRooms::new(store.clone(), servers, config.cluster.counts_refresh);
+    let rooms = RedisRooms::new(store.clone(), servers, config.cluster.room_counts_ttl);
     let logic = Logic::new(
         config.logic.clone(),
         goim_logic::Dependencies {

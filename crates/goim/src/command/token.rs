@@ -1,4 +1,4 @@
-//! `goim token`: a signed token for trying out, as the business would hand it out.
+//! `goim token`: a signed token for trying out, as the backend would hand it out.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

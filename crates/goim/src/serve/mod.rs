@@ -226,7 +226,7 @@ impl Running {
         &self.comet
     }
 
-    /// Its logic, for example to add handlers of business packets.
+    /// Its logic, for example to add handlers of backend packets.
     #[must_use]
     pub fn logic(&self) -> &Arc<Logic> {
         &self.logic
@@ -248,7 +248,7 @@ impl Running {
 
     /// Stops gently: `/readyz` says no, sessions are told to go at the configured pace, pushes are taken until the last has
     /// gone, and what was accepted is handed over. Takes at most the sum of `comet.drain.deadline`,
-    /// `logic.http.shutdown_timeout` and `job.drain_deadline`.
+    /// `logic.http.shutdown_timeout` and `job.drain_timeout`.
     ///
     /// # Cancel safety
     /// Dropping the future stops at once.

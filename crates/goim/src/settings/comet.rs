@@ -27,7 +27,7 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
         "comet.compression",
         "Bodies for clients whose protover has a compressing version, once for each message and version.",
     ),
-    ("comet.events", "Events of sessions on their way to logic, and from there to events.to."),
+    ("comet.events", "Events of sessions on their way to logic, and from there to events.url."),
     ("comet.compression.levels", "How hard is tried."),
     (
         "comet.recovery",
@@ -80,8 +80,8 @@ pub(super) fn settings() -> Vec<Setting> {
         [comet.send.slow_consumer], "What happens to a packet that finds the queue full, by operation or range; the first that holds it counts. Policies: drop-newest, drop-oldest, close. For example [\"1000..1999 drop-oldest\", \"4 close\"].";
         [comet.send.slow_consumer_default], "What happens to operations that slow_consumer does not name.";
         size [comet.send.notsent_lowat_bytes], "What the kernel takes beyond what is on the wire (TCP_NOTSENT_LOWAT). Bounds the kernel's memory for a client that does not read at about 130 KB instead of 4 MB.";
-        [comet.send.inbox_commands_max], "Commands that wait for one shard. Full, the caller waits.";
-        [comet.send.inbox_sends_max], "Sends that commands of one shard lead to, until they are flushed: what bounds a message's wait here. What joins other messages to a session counts by its bytes only. Full, the caller waits.";
+        [comet.send.queued_commands_max], "Commands that wait for one shard. Full, the caller waits.";
+        [comet.send.queued_sends_max], "Sends that commands of one shard lead to, until they are flushed: what bounds a message's wait here. What joins other messages to a session counts by its bytes only. Full, the caller waits.";
         [comet.send.paced_broadcasts_max], "Broadcasts with a speed that may be under way at once.";
 
         size [comet.sync.inline_bytes_max], "Bodies of stored messages up to this go along with the word that they are there, for sessions that want it. 0: none does.";
@@ -101,7 +101,7 @@ pub(super) fn settings() -> Vec<Setting> {
 
         [comet.drain.sessions_per_second], "Sessions a second that are told to go.";
         [comet.drain.deadline], "After this much time the rest is closed at once.";
-        [comet.drain.reconnect_delay_max], "What an extended client is told to wait at most before it comes back, drawn evenly.";
+        [comet.drain.reconnect_delay_max], "What an negotiated client is told to wait at most before it comes back, drawn evenly.";
     });
     table
 }

@@ -18,7 +18,7 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
     ("logic.timelines", "How timelines are read and written. Where they are kept is timelines.folder."),
     (
         "logic.timelines.send",
-        "What members may send by themselves, and how fast. The quota of a member is for all its sessions together, in each logic for itself; beyond it an extended client is told 3113 with the time to wait.",
+        "What members may send by themselves, and how fast. The quota of a member is for all its sessions together, in each logic for itself; beyond it an negotiated client is told 3113 with the time to wait.",
     ),
     (
         "logic.timelines.send_webhook",
@@ -27,7 +27,7 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
     ("logic.http", "The HTTP API. Its address is http.listen."),
     (
         "logic.identity",
-        "Who may connect. \"open\" believes the clients, as goim does: for development and trusted networks. \"jwt\" believes tokens that somebody has signed whose key is known. \"webhook\" asks the business.",
+        "Who may connect. \"open\" believes the clients, as goim does: for development and trusted networks. \"jwt\" believes tokens that somebody has signed whose key is known. \"webhook\" asks the backend.",
     ),
     (
         "logic.identity.jwt",
@@ -35,13 +35,13 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
     ),
     (
         "logic.identity.webhook",
-        "The business is asked by POST with JSON: token, mid, key, room_id, rooms, platform, protover, ip, cookie, user_agent, server. It answers 200 with JSON: mid (required), key, rooms, rooms_allowed, accepts, expires_at (seconds since 1970); or 401 or 403, or {\"refuse\": \"why\"}. Anything else is no decision, and the client may come back.",
+        "The backend is asked by POST with JSON: token, mid, key, room_id, rooms, platform, protover, ip, cookie, user_agent, server. It answers 200 with JSON: mid (required), key, rooms, rooms_allowed, accepts, expires_at (seconds since 1970); or 401 or 403, or {\"refuse\": \"why\"}. Anything else is no decision, and the client may come back.",
     ),
 ];
 
 pub(super) fn settings() -> Vec<Setting> {
     settings! {
-        [logic.directory_deadline], "How long a directory may take to answer; below comet.limits.handshake_timeout.";
+        [logic.directory_timeout], "How long a directory may take to answer; below comet.limits.handshake_timeout.";
         [logic.regions], "Regions with the provinces that belong to them, for example { sh = [\"Shanghai\", \"Jiangsu\"] }. goim never finds out a client's province, so that only a region with the province \"\" is ever a client's.";
 
         [logic.node.default_domain], "Where clients go when no comet is known.";
@@ -59,28 +59,28 @@ pub(super) fn settings() -> Vec<Setting> {
         [logic.backoff.jitter], "Share of a wait that is left to chance, 0 to 1.";
 
         size [logic.push.record_bytes_max], "Largest record of the push log, counted as goim's Kafka client counts: 26, the record's key, and goim's message around the body.";
-        [logic.push.append_deadline], "How long the push log may take for one record; then the push may or may not be in it, and its publisher is told so. In a cluster at least push_log.append_deadline, kafka.acknowledge_deadline and 2s together: Kafka's own answer is waited for.";
+        [logic.push.append_timeout], "How long the push log may take for one record; then the push may or may not be in it, and its publisher is told so. In a cluster at least push_log.append_timeout, kafka.delivery_timeout and 2s together: Kafka's own answer is waited for.";
 
-        [logic.upstream.routes], "Where packets go, by operation: a list of tables with operations (\"1000..1999\", or one), to (http://, https://, grpc://host:port with goim.business.Business, kafka://topic), and where wanted timeout (2s, all tries together), retries (0; only for what may be done twice), calls_max (256 at once), duplicates (a time within which a packet with the same sequence of the same member gets the answer of the first; clients must not repeat sequences then) and secret (for HTTP, presented as a bearer).";
+        [logic.upstream.routes], "Where packets go, by operation: a list of tables with operations (\"1000..1999\", or one), to (http://, https://, grpc://host:port with goim.backend.Backend, kafka://topic), and where wanted timeout (2s, all tries together), retries (0; only for what may be done twice), calls_max (256 at once), duplicates (a time within which a packet with the same sequence of the same member gets the answer of the first; clients must not repeat sequences then) and secret (for HTTP, presented as a bearer).";
 
         [logic.timelines.reply_messages_max], "Messages of one answer to a sync, at most.";
         size [logic.timelines.reply_bytes_max], "Bytes of bodies of one answer; a single larger message is given all the same.";
-        [logic.timelines.store_deadline], "How long the store may take. What was to be kept then may or may not be.";
-        [logic.timelines.wait_max], "How long a request over HTTP may wait for messages; below what proxies cut off.";
-        [logic.timelines.waits_max], "Streams and requests that may wait for messages at once. Of more, those that have messages to get are answered at once, the others refused with 503 and Retry-After. No more than logic.http.connections_max.";
-        [logic.timelines.waits_per_member_max], "Those of one member; more are refused with 429. A stream is of one timeline. \"none\": no limit.";
-        [logic.timelines.waits_per_address_max] = "1000", "Those from one address, or one /64 network of IPv6; more are refused with 429. Not set: no limit, since whole offices and carriers share one.";
-        [logic.timelines.announcing_max], "Words of stored messages that may be tried again at once, when directory or push log did not take them; more are left, and clients find the messages with their next sync.";
+        [logic.timelines.store_timeout], "How long the store may take. What was to be kept then may or may not be.";
+        [logic.timelines.long_poll_timeout], "How long a request over HTTP may wait for messages; below what proxies cut off.";
+        [logic.timelines.long_polls_max], "Streams and requests that may wait for messages at once. Of more, those that have messages to get are answered at once, the others refused with 503 and Retry-After. No more than logic.http.connections_max.";
+        [logic.timelines.long_polls_per_member_max], "Those of one member; more are refused with 429. A stream is of one timeline. \"none\": no limit.";
+        [logic.timelines.long_polls_per_address_max] = "1000", "Those from one address, or one /64 network of IPv6; more are refused with 429. Not set: no limit, since whole offices and carriers share one.";
+        [logic.timelines.notify_retries_max], "Words of stored messages that may be tried again at once, when directory or push log did not take them; more are left, and clients find the messages with their next sync.";
 
         [logic.timelines.send.allowed], "Which operations a member may send to rooms that its session is in, and to its own inbox, such as [\"live://*: 4, 1000..1999\", \"mid://*: 1000\"]: a name or a beginning with * behind, then 4 and ranges from 1000 on. Operation 4 to its own inbox is always allowed, the operations of the protocol never. In text rules are separated by ;.";
         [logic.timelines.send.messages_per_second_max], "Messages a second of one member, on average.";
         [logic.timelines.send.messages_burst], "Messages that may come at once before that applies.";
         size [logic.timelines.send.bytes_per_second_max], "Bytes a second of one member, on average: what it can fill a disk with.";
         size [logic.timelines.send.bytes_burst], "Bytes that may come at once before that applies; a larger message is taken when nothing is owed.";
-        [logic.timelines.send.members_max], "Members whose sending is remembered, of those who have sent lately. More share the quota of one.";
+        [logic.timelines.send.tracked_members_max], "Members whose sending is remembered, of those who have sent lately. More share the quota of one.";
 
-        [logic.timelines.send_webhook.url], "Where the business is asked: https:// or http://. Not set: nobody may.";
-        secret [logic.timelines.send_webhook.secret] = "the-secret-of-this-hook", "Presented as `Authorization: Bearer`, so that the business knows who asks.";
+        [logic.timelines.send_webhook.url], "Where the backend is asked: https:// or http://. Not set: nobody may.";
+        secret [logic.timelines.send_webhook.secret] = "the-secret-of-this-hook", "Presented as `Authorization: Bearer`, so that the backend knows who asks.";
         [logic.timelines.send_webhook.timeout], "From the question to the last byte of the answer.";
         [logic.timelines.send_webhook.calls_max], "Questions under way at once. More wait for `timeout` at most.";
 
@@ -96,25 +96,25 @@ pub(super) fn settings() -> Vec<Setting> {
         [logic.http.shutdown_timeout], "How long requests under way may take to end when the server stops.";
 
         [logic.identity.method], "\"open\", \"jwt\" or \"webhook\".";
-        [logic.identity.open_to_all], "With \"open\": clients from elsewhere than this machine are let in, whoever they say they are. Off, `goim serve` refuses to listen to others with \"open\".";
-        [logic.identity.client_keys], "Without \"open\": a client may name its session where neither its token nor the business does. Whoever knows the key of another's session can then take it over.";
+        [logic.identity.allow_remote], "With \"open\": clients from elsewhere than this machine are let in, whoever they say they are. Off, `goim serve` refuses to listen to others with \"open\".";
+        [logic.identity.allow_client_keys], "Without \"open\": a client may name its session where neither its token nor the backend does. Whoever knows the key of another's session can then take it over.";
 
-        [logic.identity.devices], "On how many devices a member may be at once: \"all\", \"one-per-platform\", \"newest\" (one), or \"at-most 3\". Whoever comes last stays; an extended client that has to go is told 3506.";
+        [logic.identity.devices], "On how many devices a member may be at once: \"all\", \"one-per-platform\", \"newest\" (one), or \"at-most 3\". Whoever comes last stays; an negotiated client that has to go is told 3506.";
 
         secret [logic.identity.jwt.secrets], "Shared secrets for HS256, each at least 32 bytes; several while one replaces another. Better in the environment than in a file: GOIM_LOGIC_IDENTITY_JWT_SECRETS.";
         [logic.identity.jwt.public_keys], "Files with public keys in PEM: RSA (RS256), P-256 (ES256) or Ed25519 (EdDSA).";
         [logic.identity.jwt.jwks_url] = "https://login.example.com/.well-known/jwks.json", "Where the public keys are published, as a JSON Web Key Set. Keys are chosen by their name (kid); a new one is fetched when a token names it.";
-        [logic.identity.jwt.jwks_refresh], "Keys from there are fetched again when they are older; those that are there stay good while the place does not answer.";
-        [logic.identity.jwt.jwks_pause], "The shortest time between two fetches, whatever names of keys tokens invent.";
+        [logic.identity.jwt.jwks_refresh_interval], "Keys from there are fetched again when they are older; those that are there stay good while the place does not answer.";
+        [logic.identity.jwt.jwks_retry_pause], "The shortest time between two fetches, whatever names of keys tokens invent.";
         [logic.identity.jwt.audience], "Whom a token must be for (aud): one of these. None: not looked at.";
         [logic.identity.jwt.issuer], "Whom a token must be from (iss): one of these. None: from anybody who has a key.";
         [logic.identity.jwt.mid_claim], "The claim with the member's number: an integer, or a text that is one.";
-        [logic.identity.jwt.endless], "Tokens without an end (exp) are taken.";
+        [logic.identity.jwt.allow_no_exp], "Tokens without an end (exp) are taken.";
         [logic.identity.jwt.leeway], "How far the clocks of whoever signs and of this machine may differ.";
 
-        [logic.identity.webhook.url], "Where the business is asked: https:// or http://.";
-        secret [logic.identity.webhook.secret] = "the-secret-of-this-hook", "Presented as `Authorization: Bearer`, so that the business knows who asks.";
-        [logic.identity.webhook.timeout], "From the question to the last byte of the answer; below logic.directory_deadline.";
+        [logic.identity.webhook.url], "Where the backend is asked: https:// or http://.";
+        secret [logic.identity.webhook.secret] = "the-secret-of-this-hook", "Presented as `Authorization: Bearer`, so that the backend knows who asks.";
+        [logic.identity.webhook.timeout], "From the question to the last byte of the answer; below logic.directory_timeout.";
         [logic.identity.webhook.calls_max], "Questions under way at once. More wait for `timeout` at most.";
 
     }

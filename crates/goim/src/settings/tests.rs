@@ -6,7 +6,7 @@ use super::*;
 
 /// Fields without a row of their own, with the reason.
 const WITHOUT_ROW: [(&str, &str); 5] = [
-    ("comet.events.enabled", "follows events.to"),
+    ("comet.events.enabled", "follows events.url"),
     ("comet.versions", "follows versions.rows"),
     ("logic.versions", "follows versions.rows"),
     ("push_log.record_bytes_max", "follows logic.push.record_bytes_max"),
@@ -151,7 +151,7 @@ fn a_row_changes_its_own_field_and_no_other() {
             Some(toml::Value::Array(_)) if setting.key == "logic.timelines.send.allowed" => {
                 "live://*: 4, 1000..1999; mid://*: 1000".to_owned()
             }
-            Some(toml::Value::Array(_)) if setting.key == "timelines.by_kind" => {
+            Some(toml::Value::Array(_)) if setting.key == "timelines.retention_overrides" => {
                 "live: 1000 messages, 1h, 8MiB".to_owned()
             }
             Some(toml::Value::Array(_)) => "127.0.0.1:9".to_owned(),
@@ -159,7 +159,7 @@ fn a_row_changes_its_own_field_and_no_other() {
             Some(toml::Value::Table(_)) => "{ sh = [\"a\"] }".to_owned(),
             Some(toml::Value::String(text)) => match text.as_str() {
                 "pretty" => "json".to_owned(),
-                "newest" => "oldest".to_owned(),
+                "latest" => "earliest".to_owned(),
                 "redis" => "list".to_owned(),
                 "drop-newest" => "close".to_owned(),
                 "open" => "webhook".to_owned(),

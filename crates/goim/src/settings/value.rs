@@ -14,7 +14,7 @@ use goim_comet::SlowConsumerPolicy;
 use goim_logic::{DevicePolicy, IdentityMethod, RouteConfig, SendRule};
 use goim_ports::{Secret, ServerId, ServiceUrl, VersionRow};
 
-use crate::config::{Directory, KindRule, LogFormat, LogStart};
+use crate::config::{AutoOffsetReset, Directory, KindRule, LogFormat};
 
 /// What unsets an optional setting, as does an empty text.
 const NONE: &str = "none";
@@ -91,7 +91,7 @@ by_text! {
     String, "a text";
     LogFormat, "`pretty` or `json`";
     Directory, "`redis`, `list` or `discovery`";
-    LogStart, "`newest` or `oldest`";
+    AutoOffsetReset, "`newest` or `oldest`";
 }
 
 /// Has a comma in it.

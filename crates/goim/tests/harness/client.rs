@@ -30,7 +30,7 @@ pub const SWITCHED: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websock
 
 /// The sequence of the request with which a client shows that nothing else came.
 const MARK: i32 = 0x4d41_524b;
-/// Of the business, and no route's: the echo is empty for clients of every kind.
+/// Of the backend, and no route's: the echo is empty for clients of every kind.
 const MARK_OPERATION: i32 = i32::MAX - 1;
 
 /// What a client says about itself.

@@ -114,11 +114,11 @@ impl Cluster {
             .set("kafka.topic", &topic)
             .set("kafka.group", &topic)
             // What is pushed before the group has agreed is read too.
-            .set("kafka.start", "oldest")
+            .set("kafka.auto_offset_reset", "earliest")
             .set("cluster.refresh", "20ms")
-            .set("cluster.counts_refresh", "20ms")
-            .set("cluster.comet_pages", "127.0.0.1:0")
-            .set("cluster.job_pages", "127.0.0.1:0");
+            .set("cluster.room_counts_ttl", "20ms")
+            .set("cluster.comet_admin_listen", "127.0.0.1:0")
+            .set("cluster.job_admin_listen", "127.0.0.1:0");
         let logic = up(RUNTIME.block_on(start_logic(settings.config())));
         let logic_rpc = line(&logic, "rpc").parse().unwrap();
         let settings = settings.set("cluster.logic", &format!("grpc://{logic_rpc}"));

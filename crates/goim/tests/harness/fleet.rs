@@ -10,9 +10,9 @@ use super::{DEADLINE, eventually, unique};
 /// Short times, so that what has died is noticed soon.
 const SETTINGS: [&str; 8] = [
     "redis.deadline=500ms",
-    "kafka.start=oldest",
+    "kafka.auto_offset_reset=oldest",
     "kafka.session_timeout=3s",
-    "kafka.acknowledge_deadline=3s",
+    "kafka.delivery_timeout=3s",
     "cluster.lease=3s",
     "cluster.refresh=100ms",
     "comet.report_interval=200ms",

@@ -33,8 +33,10 @@ impl Place {
     /// Another process can have it.
     pub fn is_free(&self) -> bool {
         let Self::Folder(folder) = self else { return true };
-        let rules =
-            goim_ports::RetentionRules { by_kind: Vec::new(), otherwise: goim_ports::Retention::FOREVER };
+        let rules = goim_ports::RetentionRules {
+            retention_overrides: Vec::new(),
+            otherwise: goim_ports::Retention::FOREVER,
+        };
         let config = goim_adapters::embedded::EmbeddedConfig::new(folder.clone(), rules, super::DEADLINE);
         goim_adapters::embedded::EmbeddedTimelines::open(config).is_ok()
     }

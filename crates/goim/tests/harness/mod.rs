@@ -7,7 +7,7 @@
 //! Not every test binary uses every part.
 #![allow(dead_code, unused_imports, unreachable_pub, clippy::unwrap_used)]
 
-pub mod business;
+pub mod backend;
 pub mod capture;
 pub mod child;
 pub mod client;

@@ -11,8 +11,8 @@ use bytes::Bytes;
 use goim_job::{Config, Job};
 use goim_ports::{
     AcceptedAt, BoxFuture, Broadcast, Call, CometError, CometPool, CometPort, KeyPush, LogEntry, LogPosition,
-    Operation, PacketBuf, PushLogReader, PushRecord, PushTarget, ReadError, RoomId, RoomPush, RoomsNews,
-    RoomsVersion, ServerId, StripeNews,
+    Operation, PacketBuf, PushLogReader, PushRecord, PushTarget, ReadError, RoomId, RoomPush, RoomsDelta,
+    RoomsRevision, ServerId, StripeDelta,
 };
 use goim_wire::batch;
 use prometheus_client::registry::Registry;
@@ -370,14 +370,14 @@ impl CometPort for Recorder {
         self.answer(got(format!("room:{}", push.room), push.packet, push.accepted_at))
     }
 
-    fn rooms_since(&self, known: RoomsVersion) -> Call<Result<RoomsNews, CometError>> {
+    fn rooms_since(&self, known: RoomsRevision) -> Call<Result<RoomsDelta, CometError>> {
         let state = self.state.lock().unwrap();
         let Some(rooms) = &state.rooms else { return Call::Ready(Err(CometError::Invalid("cannot tell"))) };
         let come = rooms.iter().map(|room| room.as_str().into()).collect();
-        let stripes = vec![StripeNews { stripe: 0, complete: true, come, gone: Vec::new() }];
+        let stripes = vec![StripeDelta { stripe: 0, complete: true, added: come, removed: Vec::new() }];
         let version =
-            RoomsVersion { epoch: 1, stripes: vec![known.stripes.first().map_or(1, |known| known + 1)] };
-        let (delay, news) = (state.rooms_delay, RoomsNews { version, stripes });
+            RoomsRevision { epoch: 1, stripes: vec![known.stripes.first().map_or(1, |known| known + 1)] };
+        let (delay, news) = (state.rooms_delay, RoomsDelta { version, stripes });
         Call::pending(async move {
             tokio::time::sleep(delay).await;
             Ok(news)

@@ -9,7 +9,7 @@ use axum::body::{Body, Bytes};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, HeaderValue, Response, StatusCode};
 use goim_ports::{
-    AcceptedAt, AppendError, CometNode, Mid, NewMessage, OnceKey, Operation, RoomId, SessionKey,
+    AcceptedAt, AppendError, CometNode, IdempotencyKey, Mid, NewMessage, Operation, RoomId, SessionKey,
     TimelineError,
 };
 
@@ -86,9 +86,9 @@ fn delivery(values: &Values<'_>, can_be_kept: bool) -> Result<Delivery, Response
         b"" | b"transient" => Ok(Delivery::Transient),
         b"stored" if !can_be_kept => wrong("delivery: only messages to members and to rooms can be stored"),
         b"stored" => match values.text("idempotency_key") {
-            b"" => Ok(Delivery::Stored { once: None }),
-            key => match OnceKey::new(Bytes::copy_from_slice(key)) {
-                Some(once) => Ok(Delivery::Stored { once: Some(once) }),
+            b"" => Ok(Delivery::Stored { idempotency_key: None }),
+            key => match IdempotencyKey::new(Bytes::copy_from_slice(key)) {
+                Some(idempotency_key) => Ok(Delivery::Stored { idempotency_key: Some(idempotency_key) }),
                 None => wrong("idempotency_key: must have 1 to 128 bytes"),
             },
         },
@@ -101,7 +101,7 @@ async fn store(
     logic: &Logic,
     values: &Values<'_>,
     to: StoredTo,
-    once: Option<OnceKey>,
+    idempotency_key: Option<IdempotencyKey>,
     body: Bytes,
 ) -> Response<Body> {
     let message = NewMessage {
@@ -111,7 +111,7 @@ async fn store(
         extension: None,
         accepted_at: AcceptedAt::now(),
     };
-    match logic.push_stored(vec![StoredPush { to, message, once }]).await {
+    match logic.push_stored(vec![StoredPush { to, message, idempotency_key }]).await {
         Ok(placed) => timelines::placed_one(placed.first().map_or(&[][..], Vec::as_slice)),
         Err((_, TimelinesError::Store(TimelineError::Unknown(_)))) => reply::unknown_as_goim(),
         Err((_, error)) => timelines::refused(&error),
@@ -142,9 +142,9 @@ async fn push_mids(logic: &Logic, values: &Values<'_>, body: Bytes) -> Response<
     let mids = values.numbers("mids").iter().copied().map(Mid);
     let mids: Vec<Mid> = match delivery(values, true) {
         Ok(Delivery::Transient) => mids.collect(),
-        Ok(Delivery::Stored { once }) => {
+        Ok(Delivery::Stored { idempotency_key }) => {
             let to = StoredTo::Mids(mids.filter(|mid| !mid.is_anonymous()).collect());
-            return store(logic, values, to, once, body).await;
+            return store(logic, values, to, idempotency_key, body).await;
         }
         Err(response) => return response,
     };
@@ -163,7 +163,9 @@ async fn push_room(logic: &Logic, values: &Values<'_>, body: Bytes) -> Response<
         Ok(Delivery::Stored { .. }) if id.starts_with("mid://") => {
             reply::bad_parameter("type: `mid` is the type of inboxes: push to the member")
         }
-        Ok(Delivery::Stored { once }) => store(logic, values, StoredTo::Room(id.into()), once, body).await,
+        Ok(Delivery::Stored { idempotency_key }) => {
+            store(logic, values, StoredTo::Room(id.into()), idempotency_key, body).await
+        }
         Err(response) => response,
     }
 }
@@ -237,7 +239,7 @@ fn stored_of(messages: &[BatchMessage]) -> Result<Option<Vec<StoredPush>>, (usiz
     }
     let accepted_at = AcceptedAt::now();
     let stored = messages.iter().enumerate().map(|(index, message)| {
-        let Delivery::Stored { once } = &message.delivery else {
+        let Delivery::Stored { idempotency_key } = &message.delivery else {
             return Err((index, "delivery: all messages of a request must be stored, or none"));
         };
         let to = match &message.to {
@@ -252,7 +254,7 @@ fn stored_of(messages: &[BatchMessage]) -> Result<Option<Vec<StoredPush>>, (usiz
         };
         let BatchMessage { operation, body, extension, .. } = message.clone();
         let message = NewMessage { sender: Mid::default(), operation, body, extension, accepted_at };
-        Ok(StoredPush { to, message, once: once.clone() })
+        Ok(StoredPush { to, message, idempotency_key: idempotency_key.clone() })
     });
     stored.collect::<Result<_, _>>().map(Some)
 }

@@ -109,7 +109,8 @@ impl Api {
         let acted = action::act(&self.logic, route.action, &values, asking, message);
         // Whoever waits for messages is not late.
         let waits = route.action == Action::Sync;
-        let deadline = if waits { deadline + self.logic.config.timelines.wait_max } else { deadline };
+        let deadline =
+            if waits { deadline + self.logic.config.timelines.long_poll_timeout } else { deadline };
         match timeout_at(deadline.into(), acted).await {
             Ok(response) => response,
             Err(_) => action::late(&self.logic, route.action),
@@ -120,8 +121,8 @@ impl Api {
     fn trust(&self, route: Option<usize>, peer: Option<IpAddr>, parts: &Parts) -> Trust {
         let config = &self.logic.config.http;
         let is_for_members = route.and_then(|row| Route::ALL.get(row)).is_some_and(Route::is_for_members);
-        let is_business = !is_for_members && guard::check(&config.api_keys, peer, &parts.headers).is_ok();
-        if is_business { Trust::Business { bytes_max: config.body_bytes_max } } else { Trust::Nobody }
+        let is_backend = !is_for_members && guard::check(&config.api_keys, peer, &parts.headers).is_ok();
+        if is_backend { Trust::Backend { bytes_max: config.body_bytes_max } } else { Trust::Nobody }
     }
 
     /// Who asks, for a route that reads a body of whoever it may be from.
@@ -214,8 +215,8 @@ pub(super) struct LeftUnread;
 /// From whom a body is taken that nobody wants.
 #[derive(Debug, Clone, Copy)]
 enum Trust {
-    /// From the business: so much that it sees its answer, and may use the connection again.
-    Business { bytes_max: usize },
+    /// From the backend: so much that it sees its answer, and may use the connection again.
+    Backend { bytes_max: usize },
     /// From anybody: so little that it costs nothing.
     Nobody,
 }
@@ -235,7 +236,7 @@ where
         return;
     }
     let (bytes_max, deadline) = match trust {
-        Trust::Business { bytes_max } => (bytes_max, deadline),
+        Trust::Backend { bytes_max } => (bytes_max, deadline),
         Trust::Nobody => {
             let announced = body.body.size_hint().lower();
             if announced > UNKNOWN_BYTES_MAX as u64 {

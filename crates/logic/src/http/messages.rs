@@ -10,7 +10,7 @@ use std::num::NonZeroU32;
 use axum::body::Bytes;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use goim_ports::{EndCode, Extended, Mid, OnceKey, Operation, RoomId, Schema, SchemaBody, SessionKey};
+use goim_ports::{EndCode, Extended, IdempotencyKey, Mid, Operation, RoomId, Schema, SchemaBody, SessionKey};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
@@ -201,7 +201,7 @@ impl<'de> Deserialize<'de> for Message {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Message, A::Error> {
                 let (mut to, mut operation, mut text, mut bytes, mut bodies) = (None, None, None, None, None);
-                let (mut delivery, mut once) = (None, None);
+                let (mut delivery, mut idempotency_key) = (None, None);
                 while let Some(Text(name)) = map.next_key()? {
                     match &*name {
                         "to" => field(&mut map, &mut to, "to")?,
@@ -210,7 +210,7 @@ impl<'de> Deserialize<'de> for Message {
                         "body_base64" => field(&mut map, &mut bytes, "body_base64")?,
                         "bodies" => field(&mut map, &mut bodies, "bodies")?,
                         "delivery" => field(&mut map, &mut delivery, "delivery")?,
-                        "idempotency_key" => field(&mut map, &mut once, "idempotency_key")?,
+                        "idempotency_key" => field(&mut map, &mut idempotency_key, "idempotency_key")?,
                         other => {
                             return Err(unknown(
                                 other,
@@ -219,7 +219,7 @@ impl<'de> Deserialize<'de> for Message {
                         }
                     }
                 }
-                let delivery = delivery_of(delivery, once).map_err(A::Error::custom)?;
+                let delivery = delivery_of(delivery, idempotency_key).map_err(A::Error::custom)?;
                 let message = message(to, operation, text, bytes, bodies).map_err(A::Error::custom)?;
                 Ok(Message(BatchMessage { delivery, ..message }))
             }
@@ -238,7 +238,7 @@ fn message(
     let To(to) = to.ok_or("to: is missing; name keys, mids, a room or all")?;
     let operation = operation
         .filter(|operation| *operation != 0)
-        .ok_or("operation: must be a number of 32 bits other than 0; the business's own begin at 1000")?;
+        .ok_or("operation: must be a number of 32 bits other than 0; the backend's own begin at 1000")?;
     let operation = Operation(operation);
     let Some(bodies) = bodies else {
         let missing = "body: is missing; give a text there, bytes in body_base64, or several forms in bodies";
@@ -253,14 +253,18 @@ fn message(
     Ok(BatchMessage { to, operation, body, extension, delivery: Delivery::Transient })
 }
 
-fn delivery_of(delivery: Option<Text<'_>>, once: Option<Text<'_>>) -> Result<Delivery, &'static str> {
-    match (delivery.as_ref().map(|Text(text)| &**text), once) {
+fn delivery_of(
+    delivery: Option<Text<'_>>,
+    idempotency_key: Option<Text<'_>>,
+) -> Result<Delivery, &'static str> {
+    match (delivery.as_ref().map(|Text(text)| &**text), idempotency_key) {
         (None | Some("transient"), None) => Ok(Delivery::Transient),
         (None | Some("transient"), Some(_)) => Err("idempotency_key: only goes with delivery `stored`"),
-        (Some("stored"), None) => Ok(Delivery::Stored { once: None }),
+        (Some("stored"), None) => Ok(Delivery::Stored { idempotency_key: None }),
         (Some("stored"), Some(Text(key))) => {
-            let once = OnceKey::new(key.into_owned()).ok_or("idempotency_key: must have 1 to 128 bytes")?;
-            Ok(Delivery::Stored { once: Some(once) })
+            let idempotency_key =
+                IdempotencyKey::new(key.into_owned()).ok_or("idempotency_key: must have 1 to 128 bytes")?;
+            Ok(Delivery::Stored { idempotency_key: Some(idempotency_key) })
         }
         (Some(_), _) => Err("delivery: must be `transient` or `stored`"),
     }
@@ -421,7 +425,7 @@ pub(super) struct EndRequest {
     pub(super) code: EndCode,
 }
 
-/// Codes of the table of reasons that the business may give.
+/// Codes of the table of reasons that the backend may give.
 const REASONS: [(&str, EndCode); 2] = [("kicked", EndCode(3505)), ("revoked", EndCode(3208))];
 
 impl EndRequest {

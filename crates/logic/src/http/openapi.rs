@@ -262,7 +262,7 @@ fn responses(route: &Route) -> Value {
         );
         add(
             "403",
-            "The token is not for this timeline, or the business has ended the session.",
+            "The token is not for this timeline, or the backend has ended the session.",
             json_type,
             envelope(),
         );
@@ -377,7 +377,7 @@ fn timeline_schemas() -> Value {
             "latest": number("Where the timeline ends."),
             "after": number("What the messages follow."),
             "more": boolean("There is more behind them."),
-            "reset": boolean("There is a hole between what the client has and these messages."),
+            "gap": boolean("There is a hole between what the client has and these messages."),
             "messages": messages(),
         })),
         "History": object(json!({
@@ -408,7 +408,7 @@ fn timeline_schemas() -> Value {
             "operation": { "type": "integer", "format": "int32" },
             "version": { "type": "integer", "format": "int32", "description": "How the body is to be read." },
             "time_ms": number("When it was accepted, since 1970."),
-            "sender": number("The member that has sent it; 0: the business."),
+            "sender": number("The member that has sent it; 0: the backend."),
             "body": text(),
             "body_base64": { "type": "string", "contentEncoding": "base64" },
             "deleted": boolean("Its body is gone."),

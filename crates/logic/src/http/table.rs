@@ -149,7 +149,7 @@ const MID: Param = Param {
     field: "Mid",
     kind: Kind::I64,
     required: false,
-    description: "The member: for the business, and where clients are believed (`open`).",
+    description: "The member: for the backend, and where clients are believed (`open`).",
 };
 
 const PROTOVER: Param = Param {
@@ -336,7 +336,7 @@ impl Route {
                 PROTOVER,
             ],
             summary: "What comes behind a position",
-            description: "For members, with their token. `reset` says that there is a hole between what the client has and these messages. \
+            description: "For members, with their token. `gap` says that there is a hole between what the client has and these messages. \
                           With `Accept: text/event-stream` a stream of events, which goes on behind Last-Event-ID; with \
                           `Accept: application/octet-stream` the packet of operation 22.",
         },
@@ -359,7 +359,7 @@ impl Route {
                 PROTOVER,
             ],
             summary: "A timeline backwards, in pages",
-            description: "For members, with their token, and for the business, with an API key. A page is in ascending order.",
+            description: "For members, with their token, and for the backend, with an API key. A page is in ascending order.",
         },
         Self {
             verb: Verb::Get,
@@ -377,7 +377,7 @@ impl Route {
                 MID,
             ],
             summary: "How much a member has not read",
-            description: "Messages behind the member's cursor that are kept. For members, with their token, and for the business, with an \
+            description: "Messages behind the member's cursor that are kept. For members, with their token, and for the backend, with an \
                           API key and `mid`.",
         },
         Self {
@@ -499,7 +499,7 @@ impl Route {
         self.body != BodyMax::None
     }
 
-    /// True for a route that is for the business only.
+    /// True for a route that is for the backend only.
     pub(super) fn is_protected(&self) -> bool {
         match self.action {
             Action::Ack => false,

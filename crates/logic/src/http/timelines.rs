@@ -1,4 +1,4 @@
-//! Timelines over HTTP: for members on short connections, and for the business.
+//! Timelines over HTTP: for members on short connections, and for the backend.
 
 use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr};
@@ -55,7 +55,7 @@ pub(super) async fn sync(logic: &Logic, values: &Values<'_>, asking: Asking<'_>)
         Err(response) => return response,
     };
     let wait = match duration(values.text("wait")) {
-        Some(wait) => wait.min(logic.config.timelines.wait_max),
+        Some(wait) => wait.min(logic.config.timelines.long_poll_timeout),
         None => return reply::bad_parameter("wait must be a time such as 30s or 500ms"),
     };
     let reader = match member(logic, values, asking, protover(logic, values)).await {
@@ -99,7 +99,7 @@ async fn sync_within(
         Ok(wait) => wait,
         Err(refusal @ TimelinesError::NoWait(_)) => {
             return match timelines.sync(reader, request).await {
-                Ok(found) if found.messages.is_empty() && !found.reset => Err(refused(&refusal)),
+                Ok(found) if found.messages.is_empty() && !found.gap => Err(refused(&refusal)),
                 found => Ok(found),
             };
         }
@@ -121,7 +121,7 @@ fn ended(ending: Ending) -> Response<Body> {
             "{reason}: needs a new token in the header Authorization (Bearer TOKEN)"
         ))
     } else {
-        reply::refusal(StatusCode::FORBIDDEN, &format!("{reason}: the business has ended this session"))
+        reply::refusal(StatusCode::FORBIDDEN, &format!("{reason}: the backend has ended this session"))
     }
 }
 
@@ -152,7 +152,7 @@ pub(super) async fn history(logic: &Logic, values: &Values<'_>, asking: Asking<'
         Ok(timelines) => timelines,
         Err(response) => return response,
     };
-    let reader = match business_or_member(logic, values, asking, protover(logic, values)).await {
+    let reader = match backend_or_member(logic, values, asking, protover(logic, values)).await {
         Ok(reader) => reader,
         Err(response) => return response,
     };
@@ -181,7 +181,7 @@ pub(super) async fn unread(logic: &Logic, values: &Values<'_>, asking: Asking<'_
         Ok(timelines) => timelines,
         Err(response) => return response,
     };
-    let reader = match business_or_member(logic, values, asking, logic.config.versions.highest()).await {
+    let reader = match backend_or_member(logic, values, asking, logic.config.versions.highest()).await {
         Ok(reader) => reader,
         Err(response) => return response,
     };
@@ -334,8 +334,8 @@ fn last_event(headers: &HeaderMap) -> Option<sync::Position> {
     Some(sync::Position { epoch: epoch.parse().ok()?, seq: seq.parse().ok()? })
 }
 
-/// The business, when it presents a key, or else the member whose token it is.
-async fn business_or_member(
+/// The backend, when it presents a key, or else the member whose token it is.
+async fn backend_or_member(
     logic: &Logic,
     values: &Values<'_>,
     asking: Asking<'_>,
@@ -347,7 +347,7 @@ async fn business_or_member(
     if may && (is_local || !keys.is_empty()) {
         let mid = Mid(values.number("mid"));
         let key = SessionKey::from("");
-        return Ok(Reader { mid, scope: None, protover, is_business: true, key, expires_at: None });
+        return Ok(Reader { mid, scope: None, protover, is_backend: true, key, expires_at: None });
     }
     member(logic, values, asking, protover).await
 }
@@ -361,12 +361,12 @@ async fn member(
 ) -> Result<Reader, Response<Body>> {
     let identity = &logic.config.identity;
     let is_believed = identity.method == IdentityMethod::Open;
-    if is_believed && !identity.open_to_all && !guard::is_local(peer, headers) {
+    if is_believed && !identity.allow_remote && !guard::is_local(peer, headers) {
         return Err(reply::refusal(
             StatusCode::FORBIDDEN,
             "clients are believed who they are (logic.identity.method = \"open\"), and this request is not from \
              this machine: choose \"jwt\" or \"webhook\", or, in a network that you trust, set \
-             logic.identity.open_to_all = true",
+             logic.identity.allow_remote = true",
         ));
     }
     let text =
@@ -388,7 +388,7 @@ async fn member(
         Ok((accepted, _)) => {
             let protover = accepted.protover.unwrap_or(protover);
             let Accepted { mid, scope, key, expires_at, .. } = accepted;
-            Ok(Reader { mid, scope, protover, is_business: false, key, expires_at })
+            Ok(Reader { mid, scope, protover, is_backend: false, key, expires_at })
         }
         Err(error) => Err(unknown(&error)),
     }
@@ -448,7 +448,7 @@ fn reply_json(reply: &sync::SyncReply) -> Value {
         "latest": reply.latest,
         "after": reply.after,
         "more": reply.more,
-        "reset": reply.reset,
+        "gap": reply.gap,
         "messages": reply.messages.iter().map(message_json).collect::<Vec<_>>(),
     })
 }
@@ -554,7 +554,7 @@ impl Streaming {
                 return None;
             }
         };
-        let is_news = found.reset || !found.messages.is_empty();
+        let is_news = found.gap || !found.messages.is_empty();
         let seq = found.messages.last().map_or(found.after, |message| message.seq);
         let text = if is_news {
             format!("id: {}:{seq}\nevent: messages\ndata: {}\n\n", found.epoch, reply_json(&found))
@@ -563,7 +563,7 @@ impl Streaming {
         };
         // Behind a hole at whose end nothing is, the stream begins as one that knows nothing yet.
         self.request.position = (found.epoch != 0).then_some(sync::Position { epoch: found.epoch, seq });
-        self.resets = if found.reset { self.resets + 1 } else { 0 };
+        self.resets = if found.gap { self.resets + 1 } else { 0 };
         Some(Said { text: text.into(), next: Some(self.next()) })
     }
 

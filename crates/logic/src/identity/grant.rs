@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use goim_ports::{
     Accepted, ConnectError, ExpiresAt, Mid, NoSession, Operation, Refreshed, RoomId, RoomScope, SessionKey,
-    Syncing,
+    SyncOptions,
 };
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
@@ -15,7 +15,7 @@ use super::{Terms, check_names, random_key};
 /// The longest key that is granted, in bytes: it goes with each push to the session. What clients choose is bounded by their packets.
 const KEY_BYTES_MAX: usize = 1024;
 
-/// What somebody who can be believed says of a client. The members of a signed token, and of the business's answer.
+/// What somebody who can be believed says of a client. The members of a signed token, and of the backend's answer.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub(super) struct Grant {
     #[serde(deserialize_with = "mid")]
@@ -87,7 +87,7 @@ impl Grant {
     pub(super) fn accept(
         self,
         token: Token,
-        client_keys: bool,
+        allow_client_keys: bool,
         terms: Terms,
     ) -> Result<Accepted, ConnectError> {
         let mismatch = |what: &str| Err(ConnectError::because(NoSession::Mismatch, what));
@@ -97,19 +97,19 @@ impl Grant {
         }
         let expires_at = granted.expires_at()?;
         let scope = granted.scope();
-        let extended = token.protover.is_some();
+        let negotiated = token.protover.is_some();
         let key = match granted.key {
             Some(key) if token.key.is_empty() || token.key == key => SessionKey::from(key),
             Some(_) => return mismatch("the key that the client gives is not the one that is granted"),
             None if token.key.is_empty() => random_key()?,
-            None if client_keys => SessionKey::from(token.key),
+            None if allow_client_keys => SessionKey::from(token.key),
             None => {
                 return mismatch(
-                    "no key is granted, and clients may not choose theirs (logic.identity.client_keys)",
+                    "no key is granted, and clients may not choose theirs (logic.identity.allow_client_keys)",
                 );
             }
         };
-        let wanted = if extended { token.rooms } else { Vec::new() };
+        let wanted = if negotiated { token.rooms } else { Vec::new() };
         check_names(&wanted)?;
         let allows = |room: &str| scope.as_ref().is_none_or(|scope| scope.allows(room));
         if !token.room_id.is_empty() && !allows(&token.room_id) || wanted.iter().any(|room| !allows(room)) {
@@ -141,8 +141,8 @@ impl Grant {
             protover: token.protover.map(|offered| terms.agree(offered)),
             syncing: token
                 .positions
-                .filter(|_| extended)
-                .map(|positions| Syncing { positions, bare: token.bare }),
+                .filter(|_| negotiated)
+                .map(|positions| SyncOptions { resume: positions, notify_only: token.notify_only }),
         })
     }
 

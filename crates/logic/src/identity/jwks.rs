@@ -1,8 +1,8 @@
-//! The keys that the business publishes, fetched when they are needed and kept.
+//! The keys that the backend publishes, fetched when they are needed and kept.
 //!
-//! Keys are fetched with the first token, again when they are older than `jwks_refresh` (the old ones serve meanwhile), and when a
+//! Keys are fetched with the first token, again when they are older than `jwks_refresh_interval` (the old ones serve meanwhile), and when a
 //! token names a key that is not there: that is how a new key is found at once. Whoever invents names of keys makes one request a
-//! `jwks_pause` at most. While the place cannot be reached the keys that are there stay good.
+//! `jwks_retry_pause` at most. While the place cannot be reached the keys that are there stay good.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

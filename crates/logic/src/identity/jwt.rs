@@ -51,7 +51,9 @@ impl Jwt {
             keys.push(Key::read(path)?);
         }
         let jwks = config.jwks_url.clone();
-        let jwks = jwks.map(|url| Jwks::new(url, config.jwks_refresh, config.jwks_pause, Arc::clone(http)));
+        let jwks = jwks.map(|url| {
+            Jwks::new(url, config.jwks_refresh_interval, config.jwks_retry_pause, Arc::clone(http))
+        });
         Ok(Self { inner: Arc::new(Inner { config, keys, jwks }) })
     }
 }
@@ -174,12 +176,12 @@ impl Inner {
     }
 
     fn validation(&self, algorithm: Algorithm) -> Validation {
-        let JwtConfig { audience, issuer, endless, leeway, .. } = &self.config;
+        let JwtConfig { audience, issuer, allow_no_exp, leeway, .. } = &self.config;
         let mut validation = Validation::new(algorithm);
         validation.leeway = leeway.as_secs();
         validation.validate_nbf = true;
         let mut required = Vec::new();
-        if !endless {
+        if !allow_no_exp {
             required.push("exp");
         }
         validation.validate_aud = !audience.is_empty();

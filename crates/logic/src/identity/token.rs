@@ -1,7 +1,7 @@
 //! The members of goim's token, by Go's rules for them, and those that goim does not know. Of the latter a value of another kind than
-//! ours is skipped, as goim skips it: only what an extended client says must make sense.
+//! ours is skipped, as goim skips it: only what an negotiated client says must make sense.
 
-use goim_ports::{Epoch, KnownPosition, Operation, Position, TimelineId, TimelineSeq};
+use goim_ports::{Epoch, Operation, Position, ResumePosition, TimelineId, TimelineSeq};
 
 use super::json::{JsonError, Kind, Scanner};
 
@@ -22,9 +22,9 @@ pub(super) struct Token {
     /// Further rooms. Not in goim.
     pub(super) rooms: Vec<String>,
     /// Where it is in timelines. Not in goim.
-    pub(super) positions: Option<Vec<KnownPosition>>,
+    pub(super) positions: Option<Vec<ResumePosition>>,
     /// It does not want messages along with notifies. Not in goim.
-    pub(super) bare: bool,
+    pub(super) notify_only: bool,
 }
 
 impl Token {
@@ -65,12 +65,12 @@ impl Token {
             or_skip(scanner, |scanner| string(scanner, &mut self.token))
         } else if same_name(name, "rooms") {
             or_skip(scanner, |scanner| strings(scanner, &mut self.rooms))
-        } else if same_name(name, "bare") {
+        } else if same_name(name, "notify_only") {
             or_skip(scanner, |scanner| {
-                self.bare = scanner.boolean()?;
+                self.notify_only = scanner.boolean()?;
                 Ok(())
             })
-        } else if same_name(name, "positions") {
+        } else if same_name(name, "resume") {
             or_skip(scanner, |scanner| positions(scanner, &mut self.positions))
         } else {
             scanner.skip()
@@ -102,7 +102,7 @@ fn strings(scanner: &mut Scanner<'_>, member: &mut Vec<String>) -> Result<(), Js
 }
 
 /// `{"mid://7":{"epoch":1,"seq":2}}`. What names no timeline is left out, and what is more than so many.
-fn positions(scanner: &mut Scanner<'_>, member: &mut Option<Vec<KnownPosition>>) -> Result<(), JsonError> {
+fn positions(scanner: &mut Scanner<'_>, member: &mut Option<Vec<ResumePosition>>) -> Result<(), JsonError> {
     if scanner.null()? {
         return Ok(());
     }
@@ -112,7 +112,7 @@ fn positions(scanner: &mut Scanner<'_>, member: &mut Option<Vec<KnownPosition>>)
         let timeline = TimelineId::parse(&scanner.name()?);
         let position = position(scanner)?;
         if let Some(timeline) = timeline.filter(|_| found.len() < POSITIONS_MAX) {
-            found.push(KnownPosition { timeline, position });
+            found.push(ResumePosition { timeline, position });
         }
         more = scanner.another(Kind::Object)?;
     }

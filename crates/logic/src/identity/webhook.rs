@@ -1,4 +1,4 @@
-//! Asking the business who somebody is.
+//! Asking the backend who somebody is.
 //!
 //! The credential and the connection's facts go out as JSON; the answer is a [`Grant`], or a refusal with the status 401 or 403, or
 //! with a member `refuse`. Whatever else comes back, or nothing, is no decision: the client may come back later.
@@ -33,7 +33,7 @@ impl Check for Webhook {
             let question = Bytes::from(question(&presented).to_string());
             let answer = hook.post("application/json", Vec::new(), question).await;
             let answer =
-                answer.map_err(|error| ConnectError::unavailable(format!("the business: {error}")))?;
+                answer.map_err(|error| ConnectError::unavailable(format!("the backend: {error}")))?;
             decide(answer.status, &answer.body)
         })
     }
@@ -56,7 +56,7 @@ fn question(presented: &Presented) -> serde_json::Value {
     })
 }
 
-/// A word of the business against somebody.
+/// A word of the backend against somebody.
 #[derive(Deserialize)]
 struct Refusal {
     refuse: String,
@@ -69,14 +69,14 @@ fn decide(status: u16, body: &[u8]) -> Result<Grant, ConnectError> {
     let refusal = serde_json::from_value::<Refusal>(object.clone()).ok();
     if status == 401 || status == 403 || refusal.is_some() {
         let word = refusal.map(|refusal| refusal.refuse).unwrap_or_default();
-        return Err(ConnectError::because(NoSession::Denied, format!("the business says no: {word}")));
+        return Err(ConnectError::because(NoSession::Denied, format!("the backend says no: {word}")));
     }
     if status != 200 {
-        return Err(ConnectError::unavailable(format!("the business answers {status}")));
+        return Err(ConnectError::unavailable(format!("the backend answers {status}")));
     }
     // Not quoted: the answer may hold what is nobody's business.
     serde_json::from_value(object)
-        .map_err(|_| ConnectError::unavailable("the answer of the business makes no sense"))
+        .map_err(|_| ConnectError::unavailable("the answer of the backend makes no sense"))
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Packets that a client sends twice, since it did not see the first answer.
 //!
 //! A packet is known by its sender, operation and mark. The second one waits for the answer of the first, or gets it; an answer that
-//! is no answer (the business was down) is not kept, so that a second try is one. Packets with the mark 0 are never the same.
+//! is no answer (the backend was down) is not kept, so that a second try is one. Packets with the mark 0 are never the same.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -100,7 +100,7 @@ mod tests {
             key: SessionKey::from(key),
             packet,
             schema: Schema::FIRST,
-            extended: true,
+            negotiated: true,
             is_member: false,
         }
     }

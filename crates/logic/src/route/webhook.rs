@@ -1,4 +1,4 @@
-//! The business behind a URL. The packet's body is the body of a POST, what else is known of it stands in headers; the body of an
+//! The backend behind a URL. The packet's body is the body of a POST, what else is known of it stands in headers; the body of an
 //! answer with 200 is the body of the reply.
 
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use goim_ports::{Call, HttpClient, HttpError, HttpRequest, LogicError, Secret, U
 /// Largest answer in bytes.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 
-/// The business.
+/// The backend.
 pub(super) struct WebhookUpstream {
     url: String,
     secret: Option<Secret>,
@@ -63,9 +63,9 @@ impl UpstreamPort for WebhookUpstream {
             Ok(answer) if answer.status == 200 => Ok(answer.body),
             Ok(answer) if answer.status == 204 => Ok(Bytes::new()),
             Ok(answer) if answer.status >= 500 || answer.status == 429 => {
-                Err(LogicError::Unavailable(format!("the business answers {}", answer.status)))
+                Err(LogicError::Unavailable(format!("the backend answers {}", answer.status)))
             }
-            Ok(answer) => Err(LogicError::Failed(format!("the business answers {}", answer.status))),
+            Ok(answer) => Err(LogicError::Failed(format!("the backend answers {}", answer.status))),
             Err(error @ HttpError::Timeout(_)) => Err(LogicError::Late(error.to_string())),
             Err(error @ HttpError::TooLarge(_)) => Err(LogicError::Failed(error.to_string())),
             Err(error @ HttpError::Unreachable(_)) => Err(LogicError::Unavailable(error.to_string())),

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use goim_ports::{
-    Append, Appended, AwayMember, Extended, Kept, NewMessage, PushRecord, PushTarget, StoredAt, TimelineId,
+    Append, AppendResult, Appended, Extended, NewMessage, OfflineMember, PushRecord, PushTarget, StoredAt,
+    TimelineId,
 };
 
 use super::Timelines;
@@ -25,7 +26,7 @@ const PAUSE: Duration = Duration::from_millis(250);
 pub(super) fn record_of(
     target: PushTarget,
     timeline: TimelineId,
-    kept: Kept,
+    kept: AppendResult,
     message: &NewMessage,
 ) -> PushRecord {
     let NewMessage { sender, operation, body, extension, accepted_at } = message.clone();
@@ -37,24 +38,24 @@ pub(super) fn record_of(
         (body, extension)
     };
     let (bodies, without_first) = match extension.as_deref() {
-        Some(extended) => (extended.bodies.clone(), extended.without_first),
+        Some(negotiated) => (negotiated.bodies.clone(), negotiated.without_first),
         None => (Vec::new(), false),
     };
     let stored = StoredAt { timeline, position: kept.position, sender, accepted_at };
-    let extended = Extended { bodies, without_first, end: None, stored: Some(stored) };
-    PushRecord { target, operation, body, accepted_at, extension: Some(Arc::new(extended)) }
+    let negotiated = Extended { bodies, without_first, end: None, stored: Some(stored) };
+    PushRecord { target, operation, body, accepted_at, extension: Some(Arc::new(negotiated)) }
 }
 
 /// Who is away, for a message in an inbox in which nobody has a session.
-fn member_of(append: &Append, kept: Kept) -> Option<AwayMember> {
+fn member_of(append: &Append, kept: AppendResult) -> Option<OfflineMember> {
     let TimelineId::Inbox(mid) = append.timeline else { return None };
     let NewMessage { sender, operation, body, accepted_at, .. } = append.message.clone();
-    Some(AwayMember { mid, position: kept.position, sender, operation, body, accepted_at })
+    Some(OfflineMember { mid, position: kept.position, sender, operation, body, accepted_at })
 }
 
 impl Timelines {
     /// Tells the sessions of messages. Waits for the first try only.
-    pub(super) async fn announce(self: &Arc<Self>, mut kept: Vec<(Append, Kept)>) {
+    pub(super) async fn announce(self: &Arc<Self>, mut kept: Vec<(Append, AppendResult)>) {
         let told = self.try_announce(&kept).await;
         if told == kept.len() {
             return;
@@ -71,7 +72,7 @@ impl Timelines {
         });
     }
 
-    async fn announce_later(&self, mut kept: Vec<(Append, Kept)>) {
+    async fn announce_later(&self, mut kept: Vec<(Append, AppendResult)>) {
         let mut pause = PAUSE;
         for _ in 0..TRIES {
             tokio::time::sleep(pause).await;
@@ -95,7 +96,7 @@ impl Timelines {
     }
 
     /// How many messages, from the front, the sessions are told of.
-    async fn try_announce(&self, kept: &[(Append, Kept)]) -> usize {
+    async fn try_announce(&self, kept: &[(Append, AppendResult)]) -> usize {
         let (mut records, mut of, mut known) = (Vec::new(), Vec::new(), 0);
         let mut away = Vec::new();
         for (append, kept) in kept {
@@ -120,7 +121,7 @@ impl Timelines {
     /// How many messages, from the front, the log has all records of; `of` says which message each record is of.
     async fn append_words(&self, records: Vec<PushRecord>, of: &[usize], known: usize) -> usize {
         let appended = self.push_log.append_all(records).map(Ok);
-        let appended = within(self.push.append_deadline, appended, append_late).await;
+        let appended = within(self.push.append_timeout, appended, append_late).await;
         match appended.unwrap_or_else(|late| Appended { accepted: 0, error: Some(late) }) {
             Appended { error: None, .. } => known,
             Appended { accepted, error: Some(error) } => {
@@ -137,7 +138,7 @@ impl Timelines {
             TimelineId::Inbox(mid) => *mid,
         };
         let sessions = self.sessions.sessions_of(vec![mid]);
-        match within(self.directory_deadline, sessions, directory_late).await {
+        match within(self.directory_timeout, sessions, directory_late).await {
             Ok(sessions) => Some(by_server(sessions)),
             Err(error) => {
                 tracing::debug!(%error, "the sessions of a member cannot be found out");

@@ -1,7 +1,7 @@
 //! Members who have no session when a message is stored for them, told in batches to whoever reaches them in another way.
 //!
 //! Each member is told of once for each message. What cannot be told waits, up to a bound, and is tried again; a logic that dies takes with it
-//! what it had not told. Rooms are not told of: who belongs to one and is away, only the business knows.
+//! what it had not told. Rooms are not told of: who belongs to one and is away, only the backend knows.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,7 +10,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use goim_ports::{AwayMember, AwaySink, Call, LogicError};
+use goim_ports::{Call, LogicError, OfflineMember, OfflineSink};
 use prometheus_client::metrics::counter::Counter;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
@@ -35,7 +35,7 @@ const ANSWER_BYTES_MAX: usize = 64 * 1024;
 /// Members who wait to be told.
 #[derive(Default)]
 pub(super) struct Away {
-    waiting: Mutex<VecDeque<AwayMember>>,
+    waiting: Mutex<VecDeque<OfflineMember>>,
     come: Notify,
     pub(super) told: Counter,
     pub(super) dropped: Counter,
@@ -43,7 +43,7 @@ pub(super) struct Away {
 
 impl Away {
     /// Notes a member. Never waits.
-    pub(super) fn note(&self, member: AwayMember) {
+    pub(super) fn note(&self, member: OfflineMember) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         if waiting.len() >= WAITING_MAX {
             self.dropped.inc();
@@ -54,13 +54,13 @@ impl Away {
         self.come.notify_one();
     }
 
-    fn first(&self) -> Vec<AwayMember> {
+    fn first(&self) -> Vec<OfflineMember> {
         let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.iter().take(BATCH_MAX).cloned().collect()
     }
 
     /// Tells members until dropped.
-    async fn run(self: Arc<Self>, sink: Arc<dyn AwaySink>) {
+    async fn run(self: Arc<Self>, sink: Arc<dyn OfflineSink>) {
         let mut retry = RETRY_MIN;
         loop {
             let batch = self.first();
@@ -90,7 +90,7 @@ impl Away {
 impl Logic {
     /// From now on members who are away when a message is stored for them are told of there. The first that is put in stays. Nothing happens
     /// where no messages are stored. Must be called inside a tokio runtime.
-    pub fn away_to(&self, sink: Arc<dyn AwaySink>) {
+    pub fn offline_url(&self, sink: Arc<dyn OfflineSink>) {
         let Some(timelines) = &self.timelines else { return };
         let away = Arc::new(Away::default());
         if timelines.away.set(Arc::clone(&away)).is_ok() {
@@ -100,16 +100,16 @@ impl Logic {
 
     /// Who hears of them by POST.
     #[must_use]
-    pub fn away_hook(&self, config: WebhookConfig) -> Arc<dyn AwaySink> {
-        let hook = Webhook::new("timelines.away_to", config, Arc::clone(&self.http), ANSWER_BYTES_MAX);
+    pub fn away_hook(&self, config: WebhookConfig) -> Arc<dyn OfflineSink> {
+        let hook = Webhook::new("timelines.offline_url", config, Arc::clone(&self.http), ANSWER_BYTES_MAX);
         Arc::new(AwayHook(Arc::new(hook)))
     }
 }
 
 /// A member who is away, as JSON.
 #[must_use]
-pub fn away_json(member: &AwayMember) -> Value {
-    let AwayMember { mid, position, sender, operation, body, accepted_at } = member;
+pub fn away_json(member: &OfflineMember) -> Value {
+    let OfflineMember { mid, position, sender, operation, body, accepted_at } = member;
     let mut object = json!({
         "id": format!("{}-{}-{}", mid, position.epoch.0, position.seq),
         "mid": mid.0,
@@ -130,12 +130,12 @@ pub fn away_json(member: &AwayMember) -> Value {
 
 struct AwayHook(Arc<Webhook>);
 
-impl AwaySink for AwayHook {
-    fn report(&self, members: Vec<AwayMember>) -> Call<Result<(), LogicError>> {
+impl OfflineSink for AwayHook {
+    fn report(&self, members: Vec<OfflineMember>) -> Call<Result<(), LogicError>> {
         let hook = Arc::clone(&self.0);
         Call::pending(async move {
             let list: Vec<Value> = members.iter().map(away_json).collect();
-            let body = Bytes::from(json!({ "away": list }).to_string());
+            let body = Bytes::from(json!({ "offline": list }).to_string());
             match hook.post("application/json", Vec::new(), body).await {
                 Ok(answer) if (200..300).contains(&answer.status) => Ok(()),
                 Ok(answer) => Err(LogicError::Unavailable(format!("the hook answers {}", answer.status))),

@@ -1,10 +1,11 @@
-//! Messages of the business, and of members, that are kept: appended, then announced.
+//! Messages of the backend, and of members, that are kept: appended, then announced.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use goim_ports::{
-    Append, Kept, Mid, NewMessage, OnceKey, PushRecord, PushTarget, RoomId, TimelineError, TimelineId,
+    Append, AppendResult, IdempotencyKey, Mid, NewMessage, PushRecord, PushTarget, RoomId, TimelineError,
+    TimelineId,
 };
 use tokio::sync::oneshot;
 
@@ -23,7 +24,7 @@ pub struct StoredPush {
     /// What.
     pub message: NewMessage,
     /// By what a second try is known, in each timeline.
-    pub once: Option<OnceKey>,
+    pub idempotency_key: Option<IdempotencyKey>,
 }
 
 /// Whom a message is kept for.
@@ -41,7 +42,7 @@ pub struct Placed {
     /// The timeline.
     pub timeline: TimelineId,
     /// Its place, and whether it was there before.
-    pub kept: Kept,
+    pub kept: AppendResult,
 }
 
 impl StoredTo {
@@ -100,14 +101,14 @@ impl Timelines {
         pushes: Vec<StoredPush>,
     ) -> Result<Vec<Vec<Placed>>, (usize, TimelinesError)> {
         let (mut appends, mut counts) = (Vec::new(), Vec::with_capacity(pushes.len()));
-        for (index, StoredPush { to, message, once }) in pushes.into_iter().enumerate() {
+        for (index, StoredPush { to, message, idempotency_key: once }) in pushes.into_iter().enumerate() {
             let timelines = to.timelines();
             self.check(&timelines, &message).map_err(|error| (index, error))?;
             counts.push(timelines.len());
             appends.extend(timelines.into_iter().map(|timeline| Append {
                 timeline,
                 message: message.clone(),
-                once: once.clone(),
+                idempotency_key: once.clone(),
             }));
         }
         let mut placed = self.append(appends).await.map_err(|error| (0, error))?.into_iter();
@@ -123,7 +124,7 @@ impl Timelines {
             TimelineId::Room(room) => PushTarget::Room(room.clone()),
             TimelineId::Inbox(_) => PushTarget::All { speed: None },
         };
-        let kept = Kept { position: goim_ports::Position::default(), is_duplicate: false };
+        let kept = AppendResult { position: goim_ports::Position::default(), is_duplicate: false };
         let record: PushRecord = record_of(target, longest.clone(), kept, message);
         let (size, limit) = (record::size(&record), self.push.record_bytes_max);
         if size > limit { Err(TimelinesError::TooLarge { size, limit }) } else { Ok(()) }
@@ -139,7 +140,7 @@ impl Timelines {
         let (durable, is_durable) = oneshot::channel();
         let timelines = Arc::clone(self);
         let work = tokio::spawn(async move { timelines.append_to_the_end(appends, durable).await });
-        let placed = match tokio::time::timeout(self.config.store_deadline, is_durable).await {
+        let placed = match tokio::time::timeout(self.config.store_timeout, is_durable).await {
             Ok(Ok(placed)) => placed,
             Err(_) => return Err(unknown("the store did not answer in time").into()),
             // The store has refused: that is in the answer.

@@ -19,14 +19,14 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Who reads.
 #[derive(Debug, Clone)]
 pub(crate) struct Reader {
-    /// The member; anonymous for the business.
+    /// The member; anonymous for the backend.
     pub(crate) mid: Mid,
     /// The rooms that it may read; `None` is any.
     pub(crate) scope: Option<RoomScope>,
     /// The highest packet version that it reads: by it the body of a message is chosen.
     pub(crate) protover: Version,
-    /// The business may read everything.
-    pub(crate) is_business: bool,
+    /// The backend may read everything.
+    pub(crate) is_backend: bool,
     /// The key of the session that the token stands for; one that nobody else has, where it names none.
     pub(crate) key: SessionKey,
     /// When the token ends.
@@ -59,7 +59,7 @@ impl Unread {
 
 impl Reader {
     fn may_read(&self, timeline: &TimelineId) -> bool {
-        if self.is_business {
+        if self.is_backend {
             return true;
         }
         match timeline {
@@ -136,7 +136,7 @@ impl Timelines {
             // What comes while the timeline is looked at must wake it.
             grown.as_mut().enable();
             let reply = match self.sync_once(reader, &timeline, request).await {
-                Ok(reply) if reply.messages.is_empty() && !reply.reset && Instant::now() < until => reply,
+                Ok(reply) if reply.messages.is_empty() && !reply.gap && Instant::now() < until => reply,
                 reply => return self.counted(reply).map(Waited::Found),
             };
             let look_again = until.min(Instant::now() + LOOK_AGAIN);
@@ -167,7 +167,7 @@ impl Timelines {
         self.metrics.request("sync", &reply.as_ref().map(drop));
         if let Ok(reply) = &reply {
             self.metrics.read.inc_by(reply.messages.len() as u64);
-            self.metrics.resets.inc_by(u64::from(reply.reset));
+            self.metrics.resets.inc_by(u64::from(reply.gap));
         }
         reply
     }
@@ -184,11 +184,11 @@ impl Timelines {
         let is_new = known == Position::default();
         let after = if is_new { self.cursor(reader.mid, timeline).await? } else { known.seq };
         let mut range = self.ask(self.store.read(timeline.clone(), after, limit)).await?;
-        let reset = range.head.is_hole(known);
+        let gap = range.head.has_gap(known);
         let mut after = if is_new { after.max(range.head.first.previous()) } else { after };
         // A cursor of another life of the timeline says nothing of this one.
         let is_lost = is_new && after > range.head.latest;
-        if reset || is_lost {
+        if gap || is_lost {
             after = range.head.first.previous();
             range = self.ask(self.store.read(timeline.clone(), after, limit)).await?;
         }
@@ -199,7 +199,7 @@ impl Timelines {
             epoch: head.epoch.0,
             latest: head.latest.0,
             more: last < head.latest,
-            reset,
+            gap,
             after: after.0,
             messages: self.messages(reader.protover, messages),
         })
@@ -306,9 +306,9 @@ impl Timelines {
         protover: Version,
         StoredMessage { seq, message, is_deleted }: StoredMessage,
     ) -> sync::Message {
-        let extended = message.extension.as_deref();
-        let others = extended.map_or(&[][..], |extended| &extended.bodies);
-        let has_first = extended.is_none_or(|extended| !extended.without_first);
+        let negotiated = message.extension.as_deref();
+        let others = negotiated.map_or(&[][..], |negotiated| &negotiated.bodies);
+        let has_first = negotiated.is_none_or(|negotiated| !negotiated.without_first);
         let other = |schema| others.iter().find(|body| body.schema == schema);
         let is_first = |schema| schema == goim_ports::Schema::FIRST && has_first;
         let schema = self.versions.schema_for(protover, |schema| is_first(schema) || other(schema).is_some());

@@ -1,4 +1,4 @@
-//! The packets in which members ask: operations 4, 21 and 23 of extended clients.
+//! The packets in which members ask: operations 4, 21 and 23 of negotiated clients.
 //!
 //! comet has seen to it that the member may read what it names (its scope is known there), and says whether the session is in the room
 //! that it sends to.
@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use goim_ports::{
-    AcceptedAt, Append, Call, LogicError, Mid, NewMessage, OnceKey, Operation, TimelineError, TimelineId,
-    Upstream,
+    AcceptedAt, Append, Call, IdempotencyKey, LogicError, Mid, NewMessage, Operation, TimelineError,
+    TimelineId, Upstream,
 };
 use goim_wire::sync::{self, Body as _};
 
@@ -20,7 +20,7 @@ impl Timelines {
     /// True for a packet that is answered here.
     pub(crate) fn answers(upstream: &Upstream) -> bool {
         let operation = upstream.packet.operation;
-        upstream.extended && [Operation::SEND, Operation::SYNC, Operation::ACK].contains(&operation)
+        upstream.negotiated && [Operation::SEND, Operation::SYNC, Operation::ACK].contains(&operation)
     }
 
     /// The body of the reply to such a packet.
@@ -33,7 +33,7 @@ impl Timelines {
         let Upstream { mid, key, packet, is_member, .. } = upstream;
         let unreadable = || TimelinesError::Invalid("the body cannot be read".to_owned());
         let reader =
-            Reader { mid, scope: None, protover: packet.version, is_business: false, key, expires_at: None };
+            Reader { mid, scope: None, protover: packet.version, is_backend: false, key, expires_at: None };
         Ok(match packet.operation {
             Operation::SYNC => {
                 let request = sync::SyncRequest::read(packet.body).ok_or_else(unreadable)?;
@@ -78,8 +78,11 @@ impl Timelines {
         let timeline = named(&to)?;
         let once = match client_id.is_empty() {
             true => None,
-            false => Some(OnceKey::new(client_id).ok_or_else(|| {
-                TimelinesError::Invalid(format!("client_id: has more than {} bytes", OnceKey::BYTES_MAX))
+            false => Some(IdempotencyKey::new(client_id).ok_or_else(|| {
+                TimelinesError::Invalid(format!(
+                    "client_id: has more than {} bytes",
+                    IdempotencyKey::BYTES_MAX
+                ))
             })?),
         };
         let operation = if operation == 0 { Operation::SEND } else { Operation(operation) };
@@ -101,13 +104,13 @@ impl Timelines {
         if !is_allowed && self.may_send.is_none() {
             return Err(TimelinesError::Forbidden(to));
         }
-        // Before the business is asked: what it is asked is the member's doing too.
+        // Before the backend is asked: what it is asked is the member's doing too.
         let bytes = message.body.len() + once.as_ref().map_or(0, |once| once.as_bytes().len());
         self.quotas.take(mid, bytes, Instant::now()).map_err(|exceeded| self.limited(exceeded))?;
         if !is_allowed {
             self.may_send(mid, own, &timeline, &message).await?;
         }
-        let placed = self.append(vec![Append { timeline, message, once }]).await?;
+        let placed = self.append(vec![Append { timeline, message, idempotency_key: once }]).await?;
         placed.into_iter().next().ok_or(TimelinesError::Invalid("nothing was kept".to_owned()))
     }
 
@@ -116,7 +119,7 @@ impl Timelines {
         TimelinesError::Limited { limit, retry_after }
     }
 
-    /// Asks the business whether a member may send what no rule allows.
+    /// Asks the backend whether a member may send what no rule allows.
     async fn may_send(
         &self,
         mid: Mid,
@@ -137,7 +140,7 @@ impl Timelines {
         match answer.status {
             200 | 204 => Ok(()),
             401 | 403 => Err(TimelinesError::Forbidden(to.to_string())),
-            status => Err(TimelinesError::Undecided(format!("the business answers {status}"))),
+            status => Err(TimelinesError::Undecided(format!("the backend answers {status}"))),
         }
     }
 }

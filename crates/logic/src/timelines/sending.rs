@@ -1,8 +1,8 @@
 //! Which messages members may send, and how fast.
 //!
 //! What a member sends reaches others with the operation that it names, so that the operations of the protocol are not for members: a
-//! client that could send operation 6 to its room would speak as the server. A member sends operation 4 and the business's, from 1000
-//! on; to where it says itself only as far as a rule allows, and elsewhere when the business says so.
+//! client that could send operation 6 to its room would speak as the server. A member sends operation 4 and the backend's, from 1000
+//! on; to where it says itself only as far as a rule allows, and elsewhere when the backend says so.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -17,10 +17,10 @@ use crate::config::SendConfig;
 
 /// True for an operation that a message of a member may have: 4, and those from 1000 on. All others are the protocol's.
 pub(crate) fn is_for_members(operation: i32) -> bool {
-    operation == Operation::SEND.0 || operation >= Operation::BUSINESS_MIN.0
+    operation == Operation::SEND.0 || operation >= Operation::BACKEND_MIN.0
 }
 
-/// A rule: to timelines with these names a member may send messages with these operations, without the business being asked. It is
+/// A rule: to timelines with these names a member may send messages with these operations, without the backend being asked. It is
 /// written `live://*: 4, 1000..1999`: a name or the beginning of names with `*` behind, and operations or ranges of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SendRule {
@@ -52,8 +52,8 @@ impl FromStr for SendRule {
             let (first, last) = text.split_once("..").unwrap_or((text, text));
             let (first, last) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
             let is_one = first == last && is_for_members(first);
-            let is_business = first >= Operation::BUSINESS_MIN.0 && first <= last;
-            (is_one || is_business).then_some(first..=last)
+            let is_backend = first >= Operation::BACKEND_MIN.0 && first <= last;
+            (is_one || is_backend).then_some(first..=last)
         };
         let operations: Option<Vec<_>> = list.split(',').map(range).collect();
         Ok(Self { name: name.to_owned(), operations: operations.ok_or(())? })
@@ -72,7 +72,7 @@ impl fmt::Display for SendRule {
     }
 }
 
-/// True when a member may send such a message without the business being asked. `own` says that the timeline is its own inbox, or a room
+/// True when a member may send such a message without the backend being asked. `own` says that the timeline is its own inbox, or a room
 /// that its session is in.
 pub(super) fn is_allowed(rules: &[SendRule], own: bool, timeline: &TimelineId, operation: Operation) -> bool {
     let is_own_inbox = own && matches!(timeline, TimelineId::Inbox(_));
@@ -130,7 +130,7 @@ impl SendQuotas {
             Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX / 4))
         };
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let mid = state.place_for(mid, self.config.members_max, now);
+        let mid = state.place_for(mid, self.config.tracked_members_max, now);
         let paid = state.members.entry(mid).or_insert(Paid { messages_at: now, bytes_at: now });
         let owed = |at: Instant| at.saturating_duration_since(now);
         let ahead = owed(paid.messages_at);
@@ -151,15 +151,15 @@ impl SendQuotas {
 }
 
 impl State {
-    fn place_for(&mut self, mid: Mid, members_max: usize, now: Instant) -> Mid {
-        if self.members.len() < members_max || self.members.contains_key(&mid) {
+    fn place_for(&mut self, mid: Mid, tracked_members_max: usize, now: Instant) -> Mid {
+        if self.members.len() < tracked_members_max || self.members.contains_key(&mid) {
             return mid;
         }
         if self.forgotten_at.is_none_or(|at| now.saturating_duration_since(at) >= FORGET_INTERVAL) {
             self.forgotten_at = Some(now);
             self.members.retain(|_, paid| paid.messages_at > now || paid.bytes_at > now);
         }
-        if self.members.len() < members_max { mid } else { SHARED }
+        if self.members.len() < tracked_members_max { mid } else { SHARED }
     }
 }
 
@@ -236,14 +236,14 @@ mod tests {
         assert!(!is_allowed(&[], true, &TimelineId::Room("live://1".into()), Operation::SEND));
     }
 
-    fn quotas(members_max: usize) -> SendQuotas {
+    fn quotas(tracked_members_max: usize) -> SendQuotas {
         let number = |number| NonZeroU32::new(number).unwrap();
         SendQuotas::new(SendConfig {
             messages_per_second_max: number(10),
             messages_burst: number(5),
             bytes_per_second_max: 1000,
             bytes_burst: 2000,
-            members_max,
+            tracked_members_max,
             ..SendConfig::default()
         })
     }

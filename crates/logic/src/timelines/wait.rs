@@ -1,7 +1,7 @@
 //! Waiting for a timeline to grow, so that a request need not ask again and again; and what ends such a wait before its time.
 //!
 //! What another logic appends is not heard of here: whoever waits looks again every second. A wait is a member's way in as a session is
-//! one, and ends like one: with its token, by an order of the business, and when this process goes away.
+//! one, and ends like one: with its token, by an order of the backend, and when this process goes away.
 //!
 //! Waits are bounded: all of them, those of one member and those of one address. An order to end looks at each of them once.
 
@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use goim_ports::{EndCode, EndOf, Mid, SessionKey, TimelineId};
+use goim_ports::{EndCode, EndTarget, Mid, SessionKey, TimelineId};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
@@ -45,7 +45,7 @@ pub enum NoWait {
 pub(crate) enum Ending {
     /// The token has ended.
     Expired,
-    /// The business has ended it, with this code.
+    /// The backend has ended it, with this code.
     Ordered(EndCode),
     /// This process goes away.
     Draining,
@@ -154,8 +154,8 @@ impl Waits {
         }
     }
 
-    /// The business ends sessions. Answers how many waits that were.
-    pub(super) fn end(&self, of: &EndOf, code: EndCode) -> usize {
+    /// The backend ends sessions. Answers how many waits that were.
+    pub(super) fn end(&self, of: &EndTarget, code: EndCode) -> usize {
         let state = lock(&self.state);
         let mut ended = 0;
         let mut end = |concerns: &dyn Fn(&Waiting) -> bool| {
@@ -165,15 +165,15 @@ impl Waits {
             }
         };
         match of {
-            EndOf::Keys(keys) => {
+            EndTarget::Keys(keys) => {
                 let keys: HashSet<&SessionKey> = keys.iter().collect();
                 end(&|waiting| keys.contains(&waiting.who.key));
             }
-            EndOf::Mids(mids) => {
+            EndTarget::Mids(mids) => {
                 let mids: HashSet<&Mid> = mids.iter().collect();
                 end(&|waiting| mids.contains(&waiting.who.mid));
             }
-            EndOf::Room(room) => {
+            EndTarget::Room(room) => {
                 end(&|waiting| matches!(&waiting.timeline, TimelineId::Room(of) if of == room));
             }
         }
@@ -327,9 +327,9 @@ mod tests {
         let by_room = waits.begin(room, who(3, "c")).unwrap();
         let short = waits.begin(id(3), Waiter { until, ..who(3, "c") }).unwrap();
         let code = EndCode(3208);
-        assert_eq!(waits.end(&EndOf::Mids(vec![Mid(1), Mid(9)]), code), 1);
-        assert_eq!(waits.end(&EndOf::Keys(vec!["b".into()]), code), 1);
-        assert_eq!(waits.end(&EndOf::Room("live://1".into()), code), 1);
+        assert_eq!(waits.end(&EndTarget::Mids(vec![Mid(1), Mid(9)]), code), 1);
+        assert_eq!(waits.end(&EndTarget::Keys(vec!["b".into()]), code), 1);
+        assert_eq!(waits.end(&EndTarget::Room("live://1".into()), code), 1);
         for ended in [&by_mid, &by_key, &by_room] {
             assert_eq!(ended.ending(), Some(Ending::Ordered(code)));
             assert_eq!(ended.ended().await, Ending::Ordered(code));

@@ -1,4 +1,4 @@
-//! logic as its callers see it: comet over the port, the business and clients over real sockets.
+//! logic as its callers see it: comet over the port, the backend and clients over real sockets.
 //!
 //! `golden` replays what goim's own processes answered; the other modules test what a row of the conformance table
 //! says beyond the answer, and what goim does not have. `world` stands in for everything behind logic, `client` speaks

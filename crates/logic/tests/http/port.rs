@@ -15,7 +15,7 @@ use crate::world::{Fault, World};
 
 fn start() -> (Arc<World>, Arc<Logic>) {
     let world = Arc::new(World::default());
-    let config = Config { directory_deadline: Duration::from_millis(20), ..Config::default() };
+    let config = Config { directory_timeout: Duration::from_millis(20), ..Config::default() };
     (Arc::clone(&world), Logic::new(config, world.dependencies()).unwrap())
 }
 
@@ -48,7 +48,7 @@ fn upstream(operation: i32) -> Upstream {
         key: SessionKey::from("k"),
         packet,
         schema: goim_ports::Schema::FIRST,
-        extended: false,
+        negotiated: false,
         is_member: false,
     }
 }

@@ -193,7 +193,7 @@ async fn what_may_or_may_not_be_in_the_log_has_one_answer_on_every_route() {
     // The log does not answer logic in time; the request has no more time.
     for (append, request) in [(20, 30_000), (30_000, 20)] {
         let server = Server::with(|config| {
-            config.push.append_deadline = Duration::from_millis(append);
+            config.push.append_timeout = Duration::from_millis(append);
             config.http.request_timeout = Duration::from_millis(request);
         })
         .await;
@@ -217,8 +217,8 @@ async fn what_may_or_may_not_be_in_the_log_has_one_answer_on_every_route() {
 #[tokio::test]
 async fn what_hangs_is_given_up() {
     let server = Server::with(|config| {
-        config.push.append_deadline = Duration::from_millis(20);
-        config.directory_deadline = Duration::from_millis(20);
+        config.push.append_timeout = Duration::from_millis(20);
+        config.directory_timeout = Duration::from_millis(20);
     })
     .await;
     server.world.state().append_hangs = true;

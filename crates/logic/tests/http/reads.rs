@@ -1,4 +1,4 @@
-//! What clients and the business read.
+//! What clients and the backend read.
 
 use crate::world::{Fault, Server, comet};
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use goim_logic::{Config, Dependencies, Logic, StoredPush, StoredTo, TimelinesError};
 use goim_ports::{
-    AcceptedAt, Append, Call, CursorId, Epoch, Head, Kept, Mid, NewMessage, Operation, Position, Range,
-    ReadLimit, TimelineError, TimelineId, TimelineSeq, TimelineStore,
+    AcceptedAt, Append, AppendResult, Call, CursorId, Epoch, Head, Mid, NewMessage, Operation, Position,
+    Range, ReadLimit, TimelineError, TimelineId, TimelineSeq, TimelineStore,
 };
 use tokio::sync::Notify;
 
@@ -17,12 +17,12 @@ use crate::world::World;
 struct Slow(Arc<Notify>);
 
 impl TimelineStore for Slow {
-    fn append(&self, appends: Vec<Append>) -> Call<Result<Vec<Kept>, TimelineError>> {
+    fn append(&self, appends: Vec<Append>) -> Call<Result<Vec<AppendResult>, TimelineError>> {
         let go = Arc::clone(&self.0);
         Call::pending(async move {
             go.notified().await;
             let position = Position { epoch: Epoch(1), seq: TimelineSeq(1) };
-            Ok(appends.iter().map(|_| Kept { position, is_duplicate: false }).collect())
+            Ok(appends.iter().map(|_| AppendResult { position, is_duplicate: false }).collect())
         })
     }
 
@@ -64,7 +64,7 @@ fn push() -> Vec<StoredPush> {
         extension: None,
         accepted_at: AcceptedAt::now(),
     };
-    vec![StoredPush { to: StoredTo::Room("live://1".into()), message, once: None }]
+    vec![StoredPush { to: StoredTo::Room("live://1".into()), message, idempotency_key: None }]
 }
 
 async fn announced(world: &World) {

@@ -9,7 +9,7 @@ use axum::Router;
 use goim_logic::{Config, Dependencies, Logic};
 use goim_ports::{
     AppendError, Appended, Call, CometNode, CometPool, CometPort, Device, DeviceDirectory, DirectoryError,
-    HttpAnswer, HttpClient, HttpError, HttpRequest, Mid, NodeDirectory, NodeError, PushLog, PushRecord,
+    HttpClient, HttpError, HttpRequest, HttpResponse, Mid, NodeDirectory, NodeError, PushLog, PushRecord,
     PushTarget, RoomCounts, RoomDirectory, RoomId, ServerId, SessionDirectory, SessionKey, SessionRecord,
     SessionRef,
 };
@@ -329,7 +329,7 @@ impl DeviceDirectory for Nobody {
 }
 
 impl HttpClient for Nobody {
-    fn send(&self, _: HttpRequest) -> Call<Result<HttpAnswer, HttpError>> {
+    fn send(&self, _: HttpRequest) -> Call<Result<HttpResponse, HttpError>> {
         Call::Ready(Err(HttpError::Unreachable("nobody is there".to_owned())))
     }
 }

@@ -53,9 +53,9 @@ impl Requests {
 }
 
 /// True when a packet of operation `reply` may answer a request of operation `request`: the error packet always,
-/// the same operation (business, and whatever the server does not know), or below the business's range the next one.
+/// the same operation (backend, and whatever the server does not know), or below the backend's range the next one.
 fn answers(request: Operation, reply: Operation) -> bool {
-    let next = request < Operation::BUSINESS_MIN && request.0.checked_add(1) == Some(reply.0);
+    let next = request < Operation::BACKEND_MIN && request.0.checked_add(1) == Some(reply.0);
     reply == Operation::ERROR || reply == request || next
 }
 

@@ -79,13 +79,13 @@ fn feed(client: &mut ClientSession, now: Moment, piece: &[u8]) -> (Vec<Told>, Re
     (told, Ok(()))
 }
 
-/// A server that accepts every token, says that 7 are online and answers business packets with their body.
+/// A server that accepts every token, says that 7 are online and answers backend packets with their body.
 struct Server {
     rules: ServerRules,
     pool: OutboxPool,
     session: ServerSession,
     token: Vec<u8>,
-    extended: bool,
+    negotiated: bool,
     rooms: Vec<Vec<u8>>,
     heartbeats: usize,
 }
@@ -111,7 +111,7 @@ impl Server {
         };
         let session = ServerSession::new(transport, &rules, START);
         let pool = OutboxPool::new(1);
-        Self { rules, pool, session, token: Vec::new(), extended: false, rooms: Vec::new(), heartbeats: 0 }
+        Self { rules, pool, session, token: Vec::new(), negotiated: false, rooms: Vec::new(), heartbeats: 0 }
     }
 
     fn feed(&mut self, now: Moment, piece: &[u8]) -> Result<(), CloseReason> {
@@ -127,8 +127,8 @@ impl Server {
                     let established = Established {
                         accepts: &[],
                         heartbeat: Duration::from_secs(480),
-                        protover: self.extended.then_some(Version::GOIM),
-                        reply: if self.extended { br#"{"code":0}"# } else { b"" },
+                        protover: self.negotiated.then_some(Version::GOIM),
+                        reply: if self.negotiated { br#"{"code":0}"# } else { b"" },
                     };
                     self.session.authenticated(&mut self.pool, now, &established);
                 }
@@ -510,7 +510,7 @@ fn a_batch_with_garbage_inside_ends_the_session_after_its_good_packets() {
 fn an_extended_client_is_told_why_and_what_next() {
     both(|transport| {
         let mut link = Link::new(transport, vec![5]);
-        link.server.extended = true;
+        link.server.negotiated = true;
         link.run(START);
         assert_eq!(link.take(), [Told::Authenticated(br#"{"code":0}"#.to_vec())]);
         let farewell = br#"{"code":3500,"reason":"superseded"}"#;
@@ -543,7 +543,7 @@ fn a_run_that_is_compressed_is_taken_apart_when_it_is_inflated() {
     for transport in [Transport::Stream, Transport::WebSocket] {
         let now = Moment(0);
         let mut server = Server::new(transport);
-        server.extended = true;
+        server.negotiated = true;
         let rules = Arc::new(ClientRules::default());
         let mut client = ClientSession::new(rules, opening(transport), b"token".to_vec(), masks(7), now);
         for _ in 0..3 {

@@ -178,7 +178,7 @@ fn every_operation_of_goim_is_among_the_golden_packets() {
         Operation::UNSUBSCRIBE,
         Operation::UNSUBSCRIBE_REPLY,
         Operation::ERROR,
-        Operation::BUSINESS_MIN,
+        Operation::BACKEND_MIN,
     ];
     for operation in named {
         assert!(

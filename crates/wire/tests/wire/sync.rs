@@ -66,7 +66,7 @@ fn again(kind: &str, given: &[u8], fields: &Value) -> Option<Vec<u8>> {
                 messages: messages(&fields["messages"]),
                 latest: number(&fields["latest"]),
                 more: flag(&fields["more"]),
-                reset: flag(&fields["reset"]),
+                gap: flag(&fields["gap"]),
                 after: number(&fields["after"]),
             },
         ),

@@ -36,7 +36,7 @@ async fn a_comet_that_is_gone_is_unavailable_and_found_again_when_it_is_back() {
 async fn a_comet_that_does_not_answer_is_given_a_deadline() {
     let comet = Arc::new(FakeComet::default());
     let served = Served::comet(&comet).await;
-    let config = ClientConfig { call_deadline: Duration::from_millis(50), ..ClientConfig::default() };
+    let config = ClientConfig { call_timeout: Duration::from_millis(50), ..ClientConfig::default() };
     let remote = GrpcComet::new(&served.address, config).unwrap();
     comet.hangs.store(true, Ordering::Relaxed);
     for _ in 0..3 {
@@ -54,7 +54,7 @@ async fn a_dead_connection_is_replaced() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let config = ClientConfig {
-        call_deadline: Duration::from_millis(50),
+        call_timeout: Duration::from_millis(50),
         unanswered_max: 2,
         ..ClientConfig::default()
     };

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use goim_ports::{
     Accepted, AcceptedAt, Broadcast, Call, CometError, CometPort, ConnectError, ConnectRequest, Epoch,
-    ExpiresAt, Extended, Generation, KeyPush, KnownPosition, LogicError, LogicPort, Mid, NoSession,
-    OnlineReport, Operation, PacketBuf, Position, RefreshRequest, RoomId, RoomPush, RoomScope, RoomsNews,
-    RoomsVersion, SchemaBody, Sequence, SessionRef, StoredAt, StripeNews, Syncing, TimelineId, TimelineSeq,
-    Upstream, Version,
+    ExpiresAt, Extended, Generation, KeyPush, LogicError, LogicPort, Mid, NoSession, OnlineReport, Operation,
+    PacketBuf, Position, RefreshRequest, ResumePosition, RoomId, RoomPush, RoomScope, RoomsDelta,
+    RoomsRevision, SchemaBody, Sequence, SessionRef, StoredAt, StripeDelta, SyncOptions, TimelineId,
+    TimelineSeq, Upstream, Version,
 };
 
 use super::*;
@@ -36,8 +36,8 @@ async fn ask_comet(port: &dyn CometPort) -> Vec<CometAnswer> {
         accepted_at: AcceptedAt(7),
     };
     let bodies = vec![SchemaBody { schema: goim_ports::Schema(2), body: Bytes::from_static(b"\xff") }];
-    let extended = Extended { bodies, without_first: true, end: None, stored: Some(stored) };
-    let extension = Some(Arc::new(extended));
+    let negotiated = Extended { bodies, without_first: true, end: None, stored: Some(stored) };
+    let extension = Some(Arc::new(negotiated));
     let push = KeyPush { keys, operation, packet: packet.clone(), accepted_at, extension };
     let room =
         RoomPush { room: "直播://房间一".into(), packet: packet.clone(), accepted_at, extension: None };
@@ -116,7 +116,7 @@ async fn ask_logic(port: &dyn LogicPort) -> Vec<String> {
         key: "k".into(),
         packet: packet(),
         schema: goim_ports::Schema(7),
-        extended: true,
+        negotiated: true,
         is_member: false,
     };
     let mut totals: Vec<_> = match port.renew_online(report).await {
@@ -147,7 +147,7 @@ async fn logic_is_the_same_over_the_wire() {
         Arc::new(HashMap::from([("live://1".into(), 43), ("other".into(), u32::MAX / 2)]));
     *logic.body.lock().unwrap() = Bytes::from_static(b"reply");
     let position = Position { epoch: Epoch(7), seq: TimelineSeq(8) };
-    let known = KnownPosition { timeline: TimelineId::Inbox(Mid(5)), position };
+    let known = ResumePosition { timeline: TimelineId::Inbox(Mid(5)), position };
     let accepted = Accepted {
         mid: Mid(i64::MIN),
         key: "k1".into(),
@@ -158,7 +158,7 @@ async fn logic_is_the_same_over_the_wire() {
         scope: Some(RoomScope(Arc::new(vec!["a://*".to_owned()]))),
         expires_at: Some(ExpiresAt(4_000_000_000)),
         protover: Some(Version(3)),
-        syncing: Some(Syncing { positions: vec![known], bare: true }),
+        syncing: Some(SyncOptions { resume: vec![known], notify_only: true }),
     };
     let goim = Accepted {
         rooms: Vec::new(),
@@ -174,7 +174,7 @@ async fn logic_is_the_same_over_the_wire() {
         (Ok(accepted), None),
         (Ok(goim.clone()), None),
         (Ok(Accepted { scope: Some(RoomScope(Arc::default())), ..goim.clone() }), None),
-        (Err(ConnectError { extended: true, ..ConnectError::because(NoSession::Expired, "late") }), None),
+        (Err(ConnectError { negotiated: true, ..ConnectError::because(NoSession::Expired, "late") }), None),
         (Err(ConnectError::refused("no: <ü>")), Some(LogicError::Failed("said no".to_owned()))),
         (
             Err(ConnectError::unavailable("redis")),
@@ -217,7 +217,7 @@ async fn many_pushes_are_taken_in_order_until_one_is_not() {
 }
 
 /// Rooms that change, told to who asks.
-struct Told(std::sync::Mutex<RoomsNews>);
+struct Told(std::sync::Mutex<RoomsDelta>);
 
 impl CometPort for Told {
     fn push(&self, _: KeyPush) -> Call<Result<(), CometError>> {
@@ -236,7 +236,7 @@ impl CometPort for Told {
         Call::Ready(Ok(Vec::new()))
     }
 
-    fn rooms_since(&self, known: RoomsVersion) -> Call<Result<RoomsNews, CometError>> {
+    fn rooms_since(&self, known: RoomsRevision) -> Call<Result<RoomsDelta, CometError>> {
         let mut news = self.0.lock().unwrap().clone();
         news.version.stripes.extend(known.stripes);
         Call::Ready(Ok(news))
@@ -246,18 +246,18 @@ impl CometPort for Told {
 #[tokio::test]
 async fn what_is_new_of_rooms_comes_over_the_wire() {
     let stripes = vec![
-        StripeNews {
+        StripeDelta {
             stripe: 3,
             complete: true,
-            come: vec!["live://1".into(), "直播://2".into()],
-            gone: Vec::new(),
+            added: vec!["live://1".into(), "直播://2".into()],
+            removed: Vec::new(),
         },
-        StripeNews { stripe: 63, complete: false, come: Vec::new(), gone: vec!["live://9".into()] },
+        StripeDelta { stripe: 63, complete: false, added: Vec::new(), removed: vec!["live://9".into()] },
     ];
-    let news = RoomsNews { version: RoomsVersion { epoch: u64::MAX, stripes: vec![1, 2] }, stripes };
+    let news = RoomsDelta { version: RoomsRevision { epoch: u64::MAX, stripes: vec![1, 2] }, stripes };
     let mut served = Served::new(comet_service(Arc::new(Told(std::sync::Mutex::new(news.clone()))))).await;
     let remote = GrpcComet::new(&format!("grpc://{}", served.address), ClientConfig::default()).unwrap();
-    let known = RoomsVersion { epoch: 5, stripes: vec![7; 64] };
+    let known = RoomsRevision { epoch: 5, stripes: vec![7; 64] };
     let told = remote.rooms_since(known).await.unwrap();
     assert_eq!(told.version.stripes, [vec![1, 2], vec![7; 64]].concat(), "what is known is asked from");
     assert_eq!((told.version.epoch, told.stripes), (u64::MAX, news.stripes));
@@ -265,7 +265,7 @@ async fn what_is_new_of_rooms_comes_over_the_wire() {
 
     let cannot_tell = Served::comet(&Arc::default()).await;
     let remote = GrpcComet::new(&format!("grpc://{}", cannot_tell.address), ClientConfig::default()).unwrap();
-    let refused = remote.rooms_since(RoomsVersion::default()).await;
+    let refused = remote.rooms_since(RoomsRevision::default()).await;
     assert_eq!(refused, Err(CometError::Invalid("the comet does not know the call")));
 }
 
@@ -275,6 +275,6 @@ async fn a_comet_of_goims_does_not_know_our_calls() {
     let served = Served::logic(&Arc::default()).await;
     let remote = GrpcComet::new(&format!("grpc://{}", served.address), ClientConfig::default()).unwrap();
     assert_eq!(remote.push_many(Vec::new()).await, Err(CometError::UNKNOWN_CALL));
-    assert_eq!(remote.rooms_since(RoomsVersion::default()).await, Err(CometError::UNKNOWN_CALL));
+    assert_eq!(remote.rooms_since(RoomsRevision::default()).await, Err(CometError::UNKNOWN_CALL));
     assert_eq!(remote.describe().await, Err(CometError::UNKNOWN_CALL));
 }

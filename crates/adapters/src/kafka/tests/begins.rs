@@ -90,7 +90,7 @@ async fn append_to_all(log: &KafkaPushLog, round: &str) -> Vec<String> {
 
 /// Appends what is in the log before anybody reads, and is not for a group that begins at the end.
 async fn newest(config: KafkaConfig) -> (KafkaConfig, Arc<KafkaPushLog>) {
-    let config = KafkaConfig { start: Start::Newest, ..config };
+    let config = KafkaConfig { auto_offset_reset: OffsetReset::Latest, ..config };
     let log = KafkaPushLog::start(config.clone()).await.unwrap();
     append_to_all(&log, "before").await;
     (config, log)

@@ -229,7 +229,7 @@ async fn thirty_kills_under_load() {
     let number = |name: &str, default: u64| std::env::var(name).map_or(default, |text| text.parse().unwrap());
     let config = KafkaConfig {
         session_timeout: Duration::from_millis(number("SESSION", 10_000)),
-        start: Start::Newest,
+        auto_offset_reset: OffsetReset::Latest,
         ..with_topic(&broker, 8).await
     };
     let log = KafkaPushLog::start(config.clone()).await.unwrap();

@@ -28,7 +28,7 @@ async fn an_append_with_room_is_ready_and_one_without_is_refused_at_the_deadline
     assert!(!is_pending(&log.append(record_for_key("k", "1"))));
     let start = Instant::now();
     assert_eq!(log.append(record_for_key("k", "2")).await, Err(AppendError::Full));
-    assert_eq!(start.elapsed(), PushLogConfig::default().append_deadline);
+    assert_eq!(start.elapsed(), PushLogConfig::default().append_timeout);
     let stats = log.stats();
     assert_eq!((stats.records, stats.waiting, stats.appended, stats.rejected_full), (1, 0, 1, 1));
 }
@@ -148,7 +148,7 @@ async fn writers_on_threads_are_held_back_in_order() {
     const WRITERS: usize = 8;
     const EACH: usize = 500;
     let (log, mut reader) =
-        push_log(PushLogConfig { append_deadline: Duration::from_secs(60), read_records_max: 3, ..small(4) });
+        push_log(PushLogConfig { append_timeout: Duration::from_secs(60), read_records_max: 3, ..small(4) });
     let writers: Vec<_> = (0..WRITERS)
         .map(|writer| {
             let log = Arc::clone(&log);
@@ -182,7 +182,7 @@ async fn writers_on_threads_are_held_back_in_order() {
 #[tokio::test(start_paused = true)]
 async fn no_more_is_unread_than_is_read_in_the_age_that_a_record_may_have() {
     let (log, mut reader) = push_log(PushLogConfig {
-        append_deadline: Duration::ZERO,
+        append_timeout: Duration::ZERO,
         read_records_max: 50,
         ..PushLogConfig::default()
     });

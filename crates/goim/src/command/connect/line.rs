@@ -5,7 +5,7 @@
 pub(super) enum Line {
     /// Nothing to do.
     Empty,
-    /// A packet for the business.
+    /// A packet for the backend.
     Send {
         /// The operation.
         operation: i32,

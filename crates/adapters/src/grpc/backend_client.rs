@@ -1,4 +1,4 @@
-//! The business as a gRPC service: `goim.business.Business`.
+//! The backend as a gRPC service: `goim.backend.Backend`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,16 +10,16 @@ use tonic::{Code, Status};
 use super::address::AddressError;
 use super::channel::{ClientConfig, Connection, REPLY_BYTES_MAX};
 use super::convert::handle_req_of;
-use super::proto::business::business_client::BusinessClient;
+use super::proto::backend::backend_client::BackendClient;
 
-/// The business behind its RPC address. One connection.
+/// The backend behind its RPC address. One connection.
 #[derive(Debug, Clone)]
-pub struct GrpcBusiness {
+pub struct GrpcBackend {
     connection: Arc<Connection>,
 }
 
-impl GrpcBusiness {
-    /// The business at `address`, for example `grpc://10.0.0.5:9000`. Connects with the first call.
+impl GrpcBackend {
+    /// The backend at `address`, for example `grpc://10.0.0.5:9000`. Connects with the first call.
     ///
     /// # Errors
     /// [`AddressError`] when the address makes no sense.
@@ -28,15 +28,15 @@ impl GrpcBusiness {
     }
 }
 
-impl UpstreamPort for GrpcBusiness {
+impl UpstreamPort for GrpcBackend {
     fn send(&self, upstream: Upstream, timeout: Duration) -> Call<Result<Bytes, LogicError>> {
         let connection = Arc::clone(&self.connection);
         Call::pending(async move {
             let mut request = tonic::Request::new(handle_req_of(upstream));
-            // The business hears how long somebody waits.
+            // The backend hears how long somebody waits.
             request.set_timeout(timeout);
             let call = async move |channel| {
-                let client = BusinessClient::new(channel);
+                let client = BackendClient::new(channel);
                 client.max_decoding_message_size(REPLY_BYTES_MAX).handle(request).await
             };
             connection.call(call).await.map(|reply| reply.body).map_err(|status| error_of(&status))
@@ -49,7 +49,7 @@ fn error_of(status: &Status) -> LogicError {
     match status.code() {
         Code::DeadlineExceeded | Code::Cancelled => LogicError::Late(text),
         Code::Unavailable | Code::ResourceExhausted => LogicError::Unavailable(text),
-        // Not the business's word, but that of the connection.
+        // Not the backend's word, but that of the connection.
         _ if std::error::Error::source(status).is_some() => LogicError::Unavailable(text),
         code => LogicError::Failed(format!("{code:?}: {text}")),
     }

@@ -1,4 +1,4 @@
-//! The business system: a real HTTP server on a port of its own, whose answers a test decides, and which may be slow, mad or down.
+//! The backend system: a real HTTP server on a port of its own, whose answers a test decides, and which may be slow, mad or down.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -59,33 +59,33 @@ impl Answer {
 
 type Decide = Box<dyn Fn(&Asked) -> Answer + Send + Sync>;
 
-/// The business.
-pub struct Business {
+/// The backend.
+pub struct Backend {
     addr: SocketAddr,
     asked: Arc<Mutex<Vec<Asked>>>,
     decide: Arc<Mutex<Arc<Decide>>>,
     is_down: Arc<AtomicBool>,
 }
 
-impl Business {
+impl Backend {
     /// One that answers as `decide` says.
     pub fn start(decide: impl Fn(&Asked) -> Answer + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let business = Self {
+        let backend = Self {
             addr: listener.local_addr().unwrap(),
             asked: Arc::default(),
             decide: Arc::new(Mutex::new(Arc::new(Box::new(decide)))),
             is_down: Arc::default(),
         };
         let (asked, decide, is_down) =
-            (business.asked.clone(), business.decide.clone(), business.is_down.clone());
+            (backend.asked.clone(), backend.decide.clone(), backend.is_down.clone());
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let (asked, decide, is_down) = (asked.clone(), decide.clone(), is_down.clone());
                 std::thread::spawn(move || serve(stream, &asked, &decide, &is_down));
             }
         });
-        business
+        backend
     }
 
     /// From now on it answers so.

@@ -1,4 +1,4 @@
-//! The business as a service: what it is asked, and what its answers mean.
+//! The backend as a service: what it is asked, and what its answers mean.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -7,15 +7,15 @@ use goim_ports::{LogicError, Mid, Operation, PacketBuf, Schema, Sequence, Upstre
 use tonic::Response;
 
 use super::*;
-use crate::grpc::proto::business::business_server::{Business, BusinessServer};
-use crate::grpc::proto::business::{HandleReply, HandleReq};
+use crate::grpc::proto::backend::backend_server::{Backend, BackendServer};
+use crate::grpc::proto::backend::{HandleReply, HandleReq};
 
-/// A business that answers as the body asks.
+/// A backend that answers as the body asks.
 #[derive(Default)]
 struct Own(Arc<Mutex<Vec<HandleReq>>>);
 
 #[tonic::async_trait]
-impl Business for Own {
+impl Backend for Own {
     async fn handle(&self, request: Request<HandleReq>) -> Result<Response<HandleReply>, Status> {
         let request = request.into_inner();
         self.0.lock().unwrap().push(request.clone());
@@ -36,16 +36,21 @@ fn upstream(body: &'static [u8]) -> Upstream {
     let packet =
         PacketBuf { sequence: Sequence(9), ..PacketBuf::push(Operation(2000), Bytes::from_static(body)) };
     Upstream {
-        mid: Mid(7), key: "ключ".into(), packet, schema: Schema(3), extended: true, is_member: false
+        mid: Mid(7),
+        key: "ключ".into(),
+        packet,
+        schema: Schema(3),
+        negotiated: true,
+        is_member: false,
     }
 }
 
 #[tokio::test]
-async fn packets_reach_the_business_and_answers_come_back() {
+async fn packets_reach_the_backend_and_answers_come_back() {
     let asked = Arc::new(Mutex::default());
-    let served = Served::new(Routes::new(BusinessServer::new(Own(Arc::clone(&asked))))).await;
-    let business = GrpcBusiness::new(&format!("grpc://{}", served.address), ClientConfig::default()).unwrap();
-    let send = async |body, time| business.send(upstream(body), Duration::from_millis(time)).await;
+    let served = Served::new(Routes::new(BackendServer::new(Own(Arc::clone(&asked))))).await;
+    let backend = GrpcBackend::new(&format!("grpc://{}", served.address), ClientConfig::default()).unwrap();
+    let send = async |body, time| backend.send(upstream(body), Duration::from_millis(time)).await;
     assert_eq!(send(b"hello", 2000).await, Ok(Bytes::from_static(b"answer to hello")));
     let expected = HandleReq {
         mid: 7,
@@ -60,12 +65,12 @@ async fn packets_reach_the_business_and_answers_come_back() {
     assert!(matches!(send(b"down", 2000).await, Err(LogicError::Unavailable(_))));
     assert!(matches!(send(b"hang", 50).await, Err(LogicError::Late(_))));
     drop(served);
-    let nobody = GrpcBusiness::new("grpc://127.0.0.1:1", ClientConfig::default()).unwrap();
+    let nobody = GrpcBackend::new("grpc://127.0.0.1:1", ClientConfig::default()).unwrap();
     assert!(matches!(
         nobody.send(upstream(b"x"), Duration::from_secs(1)).await,
         Err(LogicError::Unavailable(_))
     ));
-    assert!(GrpcBusiness::new("grpc://nowhere", ClientConfig::default()).is_err());
+    assert!(GrpcBackend::new("grpc://nowhere", ClientConfig::default()).is_err());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -74,18 +79,18 @@ async fn a_connection_that_is_told_to_go_takes_no_call_with_it() {
     // Every connection is told to go, again and again, while calls are under way on it.
     let config =
         ServerConfig { connection_age_max: Some(Duration::from_millis(40)), ..ServerConfig::default() };
-    let routes = Routes::new(BusinessServer::new(Own(Arc::clone(&asked))));
+    let routes = Routes::new(BackendServer::new(Own(Arc::clone(&asked))));
     let served = Served::at("127.0.0.1:0", routes, config).await;
-    let business = GrpcBusiness::new(&format!("grpc://{}", served.address), ClientConfig::default()).unwrap();
+    let backend = GrpcBackend::new(&format!("grpc://{}", served.address), ClientConfig::default()).unwrap();
     let until = std::time::Instant::now() + Duration::from_secs(2);
     let callers: Vec<_> = (0..16)
         .map(|_| {
-            let business = business.clone();
+            let backend = backend.clone();
             tokio::spawn(async move {
                 let mut calls = 0;
                 while std::time::Instant::now() < until {
                     assert_eq!(
-                        business.send(upstream(b"slow"), Duration::from_secs(4)).await,
+                        backend.send(upstream(b"slow"), Duration::from_secs(4)).await,
                         Ok(Bytes::from_static(b"at last"))
                     );
                     calls += 1;

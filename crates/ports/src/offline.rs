@@ -6,12 +6,12 @@ use crate::{AcceptedAt, Call, LogicError, Mid, Operation, Position};
 
 /// A message in the inbox of a member who had no session when it came.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AwayMember {
+pub struct OfflineMember {
     /// Who.
     pub mid: Mid,
     /// Where the message is in its inbox: no other has it, and one that is told again has the same.
     pub position: Position,
-    /// Who has sent it; anonymous for the business.
+    /// Who has sent it; anonymous for the backend.
     pub sender: Mid,
     /// What it is.
     pub operation: Operation,
@@ -22,7 +22,7 @@ pub struct AwayMember {
 }
 
 /// Who hears of members who are away.
-pub trait AwaySink: Send + Sync {
+pub trait OfflineSink: Send + Sync {
     /// Takes members, all or none. `Ok` means that whoever wants to know has them.
-    fn report(&self, members: Vec<AwayMember>) -> Call<Result<(), LogicError>>;
+    fn report(&self, members: Vec<OfflineMember>) -> Call<Result<(), LogicError>>;
 }
