@@ -19,7 +19,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use goim_ports::{
-    Call, EndCode, EndOf, HttpClient, Operation, PushLog, SessionDirectory, TimelineError, TimelineId,
+    Call, CloseReason, EndOf, HttpClient, Operation, PushLog, SessionDirectory, TimelineError, TimelineId,
     TimelineStore, VersionTable,
 };
 use prometheus_client::collector::Collector;
@@ -230,8 +230,8 @@ impl Timelines {
     }
 
     /// Ends what waits, as the business ends sessions.
-    pub(crate) fn end_waits(&self, of: &EndOf, code: EndCode) {
-        self.metrics.waits_ended.inc_by(self.waits.end(of, code) as u64);
+    pub(crate) fn end_waits(&self, of: &EndOf, reason: CloseReason) {
+        self.metrics.waits_ended.inc_by(self.waits.end(of, reason) as u64);
     }
 
     /// This process goes away: nobody waits any longer.

@@ -24,11 +24,11 @@ mod call;
 mod comet;
 mod directory;
 mod events;
-mod extension;
 mod http;
 mod id;
 mod logic;
 mod node;
+mod payload;
 mod push_log;
 mod secret;
 mod timeline;
@@ -45,15 +45,19 @@ pub use directory::{
     SessionDirectory, SessionEnd, SessionRecord,
 };
 pub use events::{EventKind, EventSink, LifecycleEvent};
-pub use extension::{EndCode, Extended, Extension, SchemaBody, StoredAt};
-pub use goim_wire::{Encoding, Operation, PacketBuf, Schema, Sequence, Version, VersionRow, VersionTable};
+pub use goim_wire::{
+    AuthFailure, CloseReason, Encoding, Operation, PacketBuf, Schema, Sequence, Version, VersionRow,
+    VersionTable,
+};
 pub use http::{HttpAnswer, HttpClient, HttpError, HttpRequest};
 pub use id::{Mid, RoomId, ServerId, SessionKey};
 pub use logic::{
-    Accepted, ConnectError, ConnectRequest, ExpiresAt, KnownPosition, LogicError, LogicPort, NoSession,
-    OnlineReport, OnlineTotals, RefreshRequest, Refreshed, RoomScope, SessionRef, Syncing, Upstream,
+    Accepted, ConnectError, ConnectRequest, ExpiresAt, KnownPosition, LogicError, LogicPort, OnlineReport,
+    OnlineTotals, RefreshRequest, Refreshed, RoomScope, SessionRef, Syncing, TimelineCall, TimelineRequest,
+    Upstream,
 };
 pub use node::{CometNode, NodeDirectory, NodeError};
+pub use payload::{Bodies, Payload, SchemaBody, StoredAt};
 pub use push_log::{
     AcceptedAt, AppendError, Appended, LogEntry, LogPosition, PushLog, PushLogReader, PushRecord, PushTarget,
     ReadError,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use goim_ports::{
-    AcceptedAt, Append, Call, CursorId, Epoch, Head, Kept, Mid, OnceKey, Position, Range, ReadLimit,
+    AcceptedAt, Append, Bodies, Call, CursorId, Epoch, Head, Kept, Mid, OnceKey, Position, Range, ReadLimit,
     RetentionRules, StoredMessage, TimelineError, TimelineId, TimelineSeq, TimelineStore,
 };
 
@@ -187,8 +187,7 @@ impl TimelineStore for MemoryTimelines {
         if found.is_deleted {
             return Call::Ready(Ok(false));
         }
-        found.message.body = Bytes::new();
-        found.message.extension = None;
+        found.message.bodies = Bodies::plain(Bytes::new());
         found.is_deleted = true;
         Call::Ready(Ok(true))
     }

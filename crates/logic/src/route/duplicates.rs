@@ -95,14 +95,7 @@ mod tests {
     fn upstream(mid: i64, key: &str, operation: i32, sequence: i32) -> Upstream {
         let packet =
             PacketBuf { sequence: Sequence(sequence), ..PacketBuf::push(Operation(operation), Bytes::new()) };
-        Upstream {
-            mid: Mid(mid),
-            key: SessionKey::from(key),
-            packet,
-            schema: Schema::FIRST,
-            extended: true,
-            is_member: false,
-        }
+        Upstream { mid: Mid(mid), key: SessionKey::from(key), packet, schema: Schema::FIRST, extended: true }
     }
 
     #[test]
