@@ -99,7 +99,7 @@ impl Cluster {
 
     /// A logic over its engines, and nothing else yet.
     pub fn without_job(settings: &Settings) -> Self {
-        let kafka = broker();
+        let kafka = super::kafka::broker();
         Self::over(&kafka, settings)
     }
 
