@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 mod arguments;
-mod bench;
 mod binary;
 mod connect;
 mod serve;

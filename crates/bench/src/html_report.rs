@@ -1,9 +1,9 @@
-//! A result as one HTML page that needs nothing else: tables, and plots as SVG. Owns no figure.
+//! A report as one self-contained HTML page: tables, and plots as SVG. Computes no figure.
 
 use std::fmt::Write as _;
 
-use crate::paper::{Paper, Plot, PlotKind, Series};
-use crate::summary::{Row, Spread};
+use crate::figures::{Row, Spread};
+use crate::report::{NO_FAULTS, Plot, PlotKind, Report, Series};
 use crate::table::{number, unit};
 
 const STYLE: &str = "
@@ -23,7 +23,7 @@ ul.legend { list-style: none; padding: 0; margin: .25rem 0; display: flex; flex-
 ul.legend i { display: inline-block; width: 1.4rem; border-top: 3px solid; margin-right: .4rem; vertical-align: middle; } i.dashed { border-top-style: dashed; }
 ";
 
-/// Size of a plot, and of the space around its area, in units of its own.
+/// The size of a plot and of its margins, in SVG units.
 const WIDTH: f64 = 860.0;
 const HEIGHT: f64 = 340.0;
 const LEFT: f64 = 72.0;
@@ -31,29 +31,30 @@ const RIGHT: f64 = 16.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 44.0;
 
-/// The page.
-pub(crate) fn of(paper: &Paper) -> String {
+/// Renders the page.
+pub(crate) fn render(report: &Report) -> String {
     let mut page = String::new();
-    let title = escape(paper.what);
+    let title = escape(report.what);
     let _ = write!(
         page,
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>{title}</title>\n\
          <style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n"
     );
-    let facts: Vec<String> = paper.facts().iter().map(|(name, value)| format!("{name} {value}")).collect();
+    let facts: Vec<String> = report.facts().iter().map(|(name, value)| format!("{name} {value}")).collect();
     let _ = writeln!(page, "<p>{}</p>", escape(&facts.join(" · ")));
-    for account in &paper.accounts {
+    for account in &report.accounts {
         let _ = writeln!(page, "<p>{}</p>", escape(account));
     }
-    if paper.faults.is_empty() {
-        page.push_str("<p class=\"good\">nothing lost, nothing doubled, everything in order</p>\n");
+    if report.faults.is_empty() {
+        let _ = writeln!(page, "<p class=\"good\">{NO_FAULTS}</p>");
     }
-    for fault in &paper.faults {
+    for fault in &report.faults {
         let _ = writeln!(page, "<p class=\"bad\">{}</p>", escape(fault));
     }
-    figures(&mut page, &paper.figures);
-    for plot in paper.plots.iter().filter(|plot| plot.series.iter().any(|series| !series.points.is_empty())) {
+    figures(&mut page, &report.figures);
+    for plot in report.plots.iter().filter(|plot| plot.series.iter().any(|series| !series.points.is_empty()))
+    {
         draw(&mut page, plot);
     }
     page.push_str("</body>\n</html>\n");
@@ -62,7 +63,7 @@ pub(crate) fn of(paper: &Paper) -> String {
 
 fn figures(page: &mut String, rows: &[Row]) {
     page.push_str(
-        "<h2>Figures</h2>\n<p>Medians, with the range over all pairs of blocks; ratios are those of pairs.</p>\n\
+        "<h2>Figures</h2>\n<p>Medians, with the range over all pairs of windows. A ratio is computed for each pair.</p>\n\
          <div class=\"wide\"><table>\n<tr><th></th><th>measured</th><th>range</th><th>reference</th><th>ratio</th>\
          <th>range</th></tr>\n",
     );
@@ -84,7 +85,7 @@ fn figures(page: &mut String, rows: &[Row]) {
     page.push_str("</table></div>\n");
 }
 
-/// How values become places.
+/// The mapping from values to coordinates.
 struct Axes {
     x: (f64, f64),
     y: (f64, f64),
@@ -93,8 +94,7 @@ struct Axes {
 
 impl Axes {
     fn of(plot: &Plot) -> Self {
-        let points =
-            || plot.series.iter().flat_map(|series| &series.points).filter(|point| is_drawable(point));
+        let points = || plot.series.iter().flat_map(|series| &series.points).filter(|point| is_finite(point));
         let kind = plot.kind;
         let fold = |pick: fn(&(f64, f64)) -> f64| {
             points().map(pick).fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
@@ -111,8 +111,8 @@ impl Axes {
         }
     }
 
-    /// Between 0 and 1 along both axes.
-    fn place(&self, (x, y): (f64, f64)) -> (f64, f64) {
+    /// Maps a point to values between 0 and 1 along both axes.
+    fn normalize(&self, (x, y): (f64, f64)) -> (f64, f64) {
         let share = |value: f64, (low, high): (f64, f64)| ((value - low) / (high - low)).clamp(0.0, 1.0);
         match self.kind {
             PlotKind::Linear => (share(x, self.x), share(y, self.y)),
@@ -121,12 +121,12 @@ impl Axes {
     }
 
     fn at(&self, point: (f64, f64)) -> (f64, f64) {
-        let (x, y) = self.place(point);
+        let (x, y) = self.normalize(point);
         (LEFT + x * (WIDTH - LEFT - RIGHT), TOP + (1.0 - y) * (HEIGHT - TOP - BOTTOM))
     }
 }
 
-/// Quantiles so that each further nine takes the same width; the last is drawn where 99.995 % would be.
+/// Maps a quantile so that each further nine takes the same width; 100 % is placed at 99.995 %.
 fn nines(quantile: f64) -> f64 {
     -(1.0 - quantile.clamp(0.0, 0.999_95)).log10()
 }
@@ -140,7 +140,7 @@ fn decade_above(value: f64) -> f64 {
     if above > decade_below(value) { above } else { above + 1.0 }
 }
 
-fn is_drawable(point: &(f64, f64)) -> bool {
+fn is_finite(point: &(f64, f64)) -> bool {
     point.0.is_finite() && point.1.is_finite()
 }
 
@@ -153,17 +153,17 @@ fn draw(page: &mut String, plot: &Plot) {
     );
     grid(page, plot, &axes);
     for (index, series) in plot.series.iter().enumerate() {
-        let points: Vec<(f64, f64)> = series.points.iter().copied().filter(is_drawable).collect();
+        let points: Vec<(f64, f64)> = series.points.iter().copied().filter(is_finite).collect();
         if points.is_empty() {
             continue;
         }
-        let places: Vec<String> =
+        let coordinates: Vec<String> =
             points.iter().map(|point| axes.at(*point)).map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
-        let (class, color) = look(index, series);
+        let (class, color) = style_of(index, series);
         let _ = writeln!(
             page,
             "<polyline class=\"{class}\" style=\"stroke: var(--c{color})\" points=\"{}\"><title>{}</title></polyline>",
-            places.join(" "),
+            coordinates.join(" "),
             escape(&series.name)
         );
         if let [(x, y)] = points[..] {
@@ -176,7 +176,7 @@ fn draw(page: &mut String, plot: &Plot) {
     }
     page.push_str("</svg>\n<ul class=\"legend\">\n");
     for (index, series) in plot.series.iter().enumerate() {
-        let (class, color) = look(index, series);
+        let (class, color) = style_of(index, series);
         let dashed = if class.ends_with("dashed") { "dashed" } else { "" };
         let _ = writeln!(
             page,
@@ -187,8 +187,8 @@ fn draw(page: &mut String, plot: &Plot) {
     page.push_str("</ul>\n");
 }
 
-/// Class and colour of a line: the reference is dashed.
-fn look(index: usize, series: &Series) -> (&'static str, usize) {
+/// Returns the class and the colour of a line. The reference is dashed.
+fn style_of(index: usize, series: &Series) -> (&'static str, usize) {
     let class = if series.name.starts_with("reference") { "line dashed" } else { "line" };
     (class, index / 2 % 8)
 }
@@ -224,7 +224,7 @@ fn grid(page: &mut String, plot: &Plot, axes: &Axes) {
 
 fn ticks_x(axes: &Axes) -> Vec<(f64, String)> {
     match axes.kind {
-        PlotKind::Linear => even(axes.x),
+        PlotKind::Linear => round_values(axes.x),
         PlotKind::Latency => {
             [(0.0, "0"), (0.5, "50 %"), (0.9, "90 %"), (0.99, "99 %"), (0.999, "99.9 %"), (1.0, "max")]
                 .map(|(at, label)| (at, label.to_owned()))
@@ -235,16 +235,16 @@ fn ticks_x(axes: &Axes) -> Vec<(f64, String)> {
 
 fn ticks_y(axes: &Axes) -> Vec<(f64, String)> {
     match axes.kind {
-        PlotKind::Linear => even(axes.y),
+        PlotKind::Linear => round_values(axes.y),
         PlotKind::Latency => {
             let decades = axes.y.0 as i32..=axes.y.1 as i32;
-            decades.map(|decade| 10_f64.powi(decade)).map(|value| (value, number_of_tick(value))).collect()
+            decades.map(|decade| 10_f64.powi(decade)).map(|value| (value, tick_label(value))).collect()
         }
     }
 }
 
-/// Some five round values.
-fn even((low, high): (f64, f64)) -> Vec<(f64, String)> {
+/// Returns about five round values.
+fn round_values((low, high): (f64, f64)) -> Vec<(f64, String)> {
     let rough = (high - low) / 5.0;
     let power = 10_f64.powf(rough.log10().floor());
     let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|times| times * power).find(|step| *step >= rough);
@@ -252,10 +252,10 @@ fn even((low, high): (f64, f64)) -> Vec<(f64, String)> {
     let first = (low / step).ceil() as i64;
     let ticks =
         (first..first + 12).map(|tick| tick as f64 * step).take_while(|value| *value <= high * (1.0 + 1e-9));
-    ticks.map(|value| (value, number_of_tick(value))).collect()
+    ticks.map(|value| (value, tick_label(value))).collect()
 }
 
-fn number_of_tick(value: f64) -> String {
+fn tick_label(value: f64) -> String {
     if value != 0.0 && value.abs() < 0.1 { format!("{value}") } else { number(value) }
 }
 
@@ -267,7 +267,7 @@ fn escape(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn drawn(kind: PlotKind, points: &[&[(f64, f64)]]) -> String {
+    fn plot(kind: PlotKind, points: &[&[(f64, f64)]]) -> String {
         let series =
             points.iter().map(|points| Series { name: "a<b".into(), points: points.to_vec() }).collect();
         let mut page = String::new();
@@ -275,7 +275,7 @@ mod tests {
         page
     }
 
-    /// Every tag that is opened is closed, in order.
+    /// Checks that every tag is closed, in order.
     fn check_balanced(page: &str) {
         let mut open = Vec::new();
         for tag in page.split('<').skip(1) {
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn plots_of_whatever_was_measured() {
+    fn plots_of_any_values() {
         for kind in [PlotKind::Latency, PlotKind::Linear] {
             for points in [
                 &[&[(0.0, 1.0), (0.5, 2.0), (1.0, 300.0)][..]][..],
@@ -298,7 +298,7 @@ mod tests {
                 &[&[(f64::NAN, 1.0), (1.0, f64::INFINITY), (0.9, 1e12)]],
                 &[&[(0.0, 0.0), (0.0, 0.0)]],
             ] {
-                let page = drawn(kind, points);
+                let page = plot(kind, points);
                 check_balanced(&page);
                 assert!(page.contains("a&lt;b") && page.contains("y &amp; z"), "{page}");
                 assert!(!page.contains("NaN") && !page.contains("inf"), "{page}");
@@ -308,7 +308,7 @@ mod tests {
 
     #[test]
     fn round_ticks() {
-        let labels = |range| even(range).into_iter().map(|(_, label)| label).collect::<Vec<_>>();
+        let labels = |range| round_values(range).into_iter().map(|(_, label)| label).collect::<Vec<_>>();
         assert_eq!(labels((0.0, 10_000.0)), ["0", "2,000", "4,000", "6,000", "8,000", "10,000"]);
         assert_eq!(labels((0.0, 0.3)), ["0", "0.10", "0.20", "0.30"]);
     }

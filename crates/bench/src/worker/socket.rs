@@ -1,4 +1,4 @@
-//! A client's socket, bare or inside TLS: plain bytes in and out, without waiting.
+//! The non-blocking socket of a client, with or without TLS.
 
 use std::io::{self, Read, Write};
 use std::sync::Arc;
@@ -7,15 +7,17 @@ use mio::net::TcpStream;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection};
 
-/// The socket.
-pub(super) struct Wire {
+/// A non-blocking socket, with or without TLS.
+pub(super) struct ClientSocket {
     pub(super) stream: TcpStream,
     tls: Option<Box<ClientConnection>>,
 }
 
-impl Wire {
+impl ClientSocket {
+    /// Creates a socket; `tls` adds a TLS session.
+    ///
     /// # Errors
-    /// When the library refuses the connection.
+    /// When the TLS library rejects the configuration.
     pub(super) fn new(stream: TcpStream, tls: Option<&Arc<ClientConfig>>) -> io::Result<Self> {
         let tls = match tls {
             None => None,
@@ -28,12 +30,12 @@ impl Wire {
         Ok(Self { stream, tls })
     }
 
-    /// True when a short read says nothing about what the socket still holds.
+    /// Returns true with TLS: a short read then does not mean that the socket is empty.
     pub(super) fn is_tls(&self) -> bool {
         self.tls.is_some()
     }
 
-    /// Sends what TLS has to say, as far as the socket takes it.
+    /// Sends the output of TLS until the socket is full.
     pub(super) fn flush(&mut self) -> io::Result<()> {
         let Some(tls) = &mut self.tls else { return Ok(()) };
         while tls.wants_write() {
@@ -47,7 +49,7 @@ impl Wire {
     }
 }
 
-impl Read for Wire {
+impl Read for ClientSocket {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             let Some(tls) = &mut self.tls else { return self.stream.read(buffer) };
@@ -64,12 +66,12 @@ impl Read for Wire {
     }
 }
 
-impl Write for Wire {
+impl Write for ClientSocket {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let Some(tls) = &mut self.tls else { return self.stream.write(bytes) };
-        let taken = tls.writer().write(bytes)?;
+        let written = tls.writer().write(bytes)?;
         self.flush()?;
-        Ok(taken)
+        Ok(written)
     }
 
     fn flush(&mut self) -> io::Result<()> {

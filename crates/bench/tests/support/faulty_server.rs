@@ -1,6 +1,8 @@
-//! A server that does one thing wrong to one client, so that it can be seen whether the bench finds that.
+//! A server that does one thing wrong to one client, so that it can be seen whether the bench finds
+//! that.
 //!
-//! It speaks just enough: the token and heartbeats over TCP, pushes by HTTP. What is pushed goes to everybody.
+//! It speaks just enough: the token and heartbeats over TCP, pushes by HTTP. What is pushed goes to
+//! everybody.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -8,22 +10,22 @@ use std::sync::{Arc, Mutex};
 
 use goim_wire::{Operation, Packet, Sequence, StreamDecoder, Version, control};
 
-/// What the first client suffers, at the third message.
+/// The mistake with the first client, at the third message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
     Lose,
     Double,
-    /// Comes behind the fourth.
+    /// Sent after the fourth.
     Swap,
     Damage,
     /// The connection is closed instead.
     Close,
-    /// Everybody's: no push is taken.
+    /// All pushes are refused.
     Refuse,
 }
 
 /// The server. Its threads end with the process.
-pub(crate) struct Faulty {
+pub(crate) struct FaultyServer {
     pub(crate) tcp: String,
     pub(crate) http: String,
 }
@@ -32,10 +34,10 @@ pub(crate) struct Faulty {
 struct Shared {
     clients: Vec<TcpStream>,
     pushes: usize,
-    held_back: Option<Vec<u8>>,
+    delayed: Option<Vec<u8>>,
 }
 
-impl Faulty {
+impl FaultyServer {
     pub(crate) fn start(fault: Option<Fault>) -> Self {
         let shared = Arc::new(Mutex::new(Shared::default()));
         let (tcp, http) = (listen(), listen());
@@ -62,7 +64,7 @@ fn listen() -> TcpListener {
     TcpListener::bind("127.0.0.1:0").expect("a free port")
 }
 
-/// Answers a client's token and heartbeats until it goes.
+/// Answers the token and the heartbeats of a client until it disconnects.
 fn serve(mut stream: TcpStream, shared: &Mutex<Shared>) -> io::Result<()> {
     let mut decoder = StreamDecoder::new();
     let mut buffer = [0; 4096];
@@ -89,12 +91,12 @@ fn serve(mut stream: TcpStream, shared: &Mutex<Shared>) -> io::Result<()> {
     }
 }
 
-/// Takes pushes from one HTTP connection.
+/// Handles the pushes of one HTTP connection.
 fn take_pushes(mut stream: TcpStream, shared: &Mutex<Shared>, fault: Option<Fault>) -> io::Result<()> {
     loop {
         let (path, body) = request(&mut stream)?;
         if path == "/v1/push" {
-            // Like goim, which takes one message in a request.
+            // Like goim v2, which takes one message per request.
             write!(stream, "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")?;
             continue;
         }
@@ -109,7 +111,7 @@ fn take_pushes(mut stream: TcpStream, shared: &Mutex<Shared>, fault: Option<Faul
     }
 }
 
-/// Path and body of the next request.
+/// Reads the path and the body of the next request.
 fn request(stream: &mut TcpStream) -> io::Result<(String, Vec<u8>)> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -126,7 +128,7 @@ fn request(stream: &mut TcpStream) -> io::Result<(String, Vec<u8>)> {
 }
 
 impl Shared {
-    /// Sends a message to everybody, and to the first client what the fault makes of it.
+    /// Sends a message to all clients, with the mistake to the first one.
     fn push(&mut self, body: &[u8], fault: Option<Fault>) -> io::Result<()> {
         let packet = encode(body);
         self.pushes += 1;
@@ -142,20 +144,20 @@ impl Shared {
                 [&packet, &packet].into_iter().try_for_each(|bytes| first.write_all(bytes))?
             }
             Some(Fault::Swap) => {
-                self.held_back = Some(packet);
+                self.delayed = Some(packet);
                 return Ok(());
             }
             Some(Fault::Damage) => first.write_all(&encode(&damaged))?,
             Some(Fault::Close) => first.shutdown(std::net::Shutdown::Both)?,
         }
-        match self.held_back.take() {
+        match self.delayed.take() {
             Some(late) => first.write_all(&late),
             None => Ok(()),
         }
     }
 }
 
-/// A client that was closed gets nothing more.
+/// Writes, and ignores that the connection was closed.
 fn write_unless_closed(client: &mut TcpStream, bytes: &[u8]) -> io::Result<()> {
     match client.write_all(bytes) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),

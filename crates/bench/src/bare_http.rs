@@ -1,5 +1,6 @@
-//! An HTTP server that only answers: what the push API is compared with. The same stack with the same settings, which reads
-//! the body of a request and says yes.
+//! An HTTP server that only answers, to compare the push API with: the same stack with the same
+//! settings, which reads the body of a request and accepts it. It is a separate process, so that it
+//! is measured like a server.
 
 use std::convert::Infallible;
 use std::io::{self, BufRead, BufReader, Write};
@@ -14,25 +15,27 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 
 use crate::error::BenchError;
-use crate::machine::on_processors;
+use crate::machine::bound_to_cpus;
 
-/// The server as a child process. Ends with this.
-pub(crate) struct Answer {
+/// The server as a child process. Dropping it ends the process.
+pub(crate) struct BareHttp {
     child: Child,
     _input: ChildStdin,
     /// `http://host:port`.
     pub(crate) url: String,
 }
 
-impl Answer {
+impl BareHttp {
+    /// Starts the process.
+    ///
     /// # Errors
-    /// When the process cannot be started.
+    /// When it does not start.
     pub(crate) fn start(processors: &[usize]) -> Result<Self, BenchError> {
-        let mut command = crate::fleet::own_command("answer")?;
+        let mut command = crate::fleet::own_command("bare-http")?;
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = on_processors(processors, || command.spawn())?;
+        let mut child = bound_to_cpus(processors, || command.spawn())?;
         let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
-            return Err(BenchError::Failed("no pipes to the HTTP server that answers".into()));
+            return Err(BenchError::Failed("no pipes to the bare HTTP server".into()));
         };
         let mut line = String::new();
         BufReader::new(output).read_line(&mut line)?;
@@ -44,16 +47,16 @@ impl Answer {
     }
 }
 
-impl Drop for Answer {
+impl Drop for BareHttp {
     fn drop(&mut self) {
-        crate::server::end(&mut self.child);
+        crate::spawn::stop(&mut self.child);
     }
 }
 
-/// Serves until the parent has gone.
+/// Serves until the parent ends.
 ///
 /// # Errors
-/// When there is no port or no runtime.
+/// When a listener or a runtime cannot be created.
 pub(crate) fn run() -> Result<(), BenchError> {
     let failed = |error: io::Error| BenchError::failed("no HTTP server", error);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(failed)?;
@@ -66,7 +69,7 @@ pub(crate) fn run() -> Result<(), BenchError> {
             tokio::spawn(serve(stream));
         }
     });
-    // Ends when the parent does.
+    // Standard input is closed when the parent ends.
     io::stdin().lock().lines().for_each(drop);
     Ok(())
 }
@@ -75,12 +78,12 @@ async fn serve(stream: tokio::net::TcpStream) {
     let _ = stream.set_nodelay(true);
     let mut http1 = http1::Builder::new();
     http1.half_close(true).title_case_headers(true);
-    // A connection that breaks is its client's concern.
+    // The client reports a broken connection.
     let _ = http1.serve_connection(TokioIo::new(stream), service_fn(answer)).await;
 }
 
 async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
-    // A body that breaks off is answered like any other.
+    // An incomplete body gets the same response.
     let _ = request.into_body().collect().await;
     let body = Full::new(Bytes::from_static(br#"{"code":0,"message":""}"#));
     let mut response = Response::new(body);
