@@ -1,9 +1,0 @@
-//! The binary as a user has it: its arguments, its exit status, what it says, and how it comes and goes.
-
-#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
-
-mod arguments;
-mod binary;
-mod connect;
-mod serve;
-mod token;
