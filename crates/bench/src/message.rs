@@ -33,7 +33,7 @@ pub(crate) enum Filler {
     /// A pattern of bytes that depends on the number.
     Pattern,
     /// JSON like that of a chat room: objects with different numbers and some hundred different
-    /// words, which compress like such text.
+    /// terms, which compress like such text.
     Json,
 }
 

@@ -38,7 +38,7 @@ const CATCH_UP_DEADLINE: Duration = Duration::from_secs(120);
 /// Connections that read messages back.
 const READERS: u32 = 4;
 
-/// Measures stored messages, over HTTP and over sessions. Needs a server of its own: with `--spawn`
+/// Measures stored messages, over HTTP and over sessions. Needs a separate server: with `--spawn`
 /// it stores them in a folder that is removed afterwards, unless `--set timelines.postgres=...`
 /// names a database.
 #[derive(Debug, Clone, Args)]
@@ -240,7 +240,7 @@ impl Bench<'_> {
     }
 
     /// Sends stored and transient messages to a room of all sessions, in turn. Adds the figures to
-    /// the pairs, and returns what went wrong.
+    /// the pairs, and returns the faults.
     fn room(&self, pairs: &mut [Pair]) -> Result<Vec<String>, BenchError> {
         let session = |number: u32| Session::new((1 << 41) + u64::from(number), "", ROOM);
         let all = (0..self.options.clients.connections).map(session).collect();
@@ -275,8 +275,8 @@ impl Bench<'_> {
         Ok(Vec::new())
     }
 
-    /// Returns the server's CPU seconds per message, 0 when its process is unknown, or what went
-    /// wrong.
+    /// Returns the server's CPU seconds per message, 0 when its process is unknown, or the
+    /// fault.
     fn room_window(
         &self,
         api: &mut Api,

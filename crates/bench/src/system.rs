@@ -70,7 +70,7 @@ impl Server {
         Api::connect(&self.endpoints.http, self.api_key.as_deref())
     }
 
-    /// Returns a publisher with a connection of its own.
+    /// Returns a publisher with its own connection.
     ///
     /// # Errors
     /// When the HTTP API cannot be reached.
@@ -449,7 +449,7 @@ impl System {
         }
     }
 
-    /// Returns what went wrong with the messages that the clients of this system received.
+    /// Returns the faults of the messages that the clients of this system received.
     ///
     /// # Errors
     /// When a worker does not answer.

@@ -36,7 +36,7 @@ impl Heartbeats {
         format!("{name}: {} of {} heartbeats answered", number(self.answered), number(self.sent))
     }
 
-    /// Returns what went wrong with the heartbeats of a system.
+    /// Returns the faults of the heartbeats of a system.
     pub(crate) fn faults(&self, name: &str) -> Vec<String> {
         let counts = [
             (self.sent.saturating_sub(self.answered), "heartbeats unanswered"),

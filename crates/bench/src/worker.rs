@@ -49,7 +49,7 @@ pub(crate) fn run() -> Result<(), BenchError> {
     Loop { poll, commands, clients: None, reported: Progress::default(), reported_at: Instant::now() }.run()
 }
 
-/// Reads commands on a thread of its own, since reading from standard input blocks.
+/// Reads commands on a separate thread, since reading from standard input blocks.
 fn read_commands(waker: Waker) -> Result<Receiver<Command>, BenchError> {
     let (sender, commands) = mpsc::channel();
     let read = move || {

@@ -1,4 +1,5 @@
-//! The program with real processes: workers, the bare send loop and the report, against a server that makes mistakes.
+//! The program with real processes: workers, the bare send loop and the report, against a server
+//! that makes mistakes.
 
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
@@ -58,7 +59,8 @@ fn too_few_descriptors_are_reported_before_anything_starts() {
     assert!(text(&output).contains("4000000100"), "{}", text(&output));
 }
 
-/// Ten clients, five messages to the room, three to all, against a server that makes one mistake with one client.
+/// Ten clients, five messages to the room, three to all, against a server that makes one mistake
+/// with one client.
 #[test]
 fn faults_are_found_while_connections_are_held() {
     let check = |fault: Option<Fault>, expect: &str| {
@@ -119,7 +121,7 @@ fn a_refused_push_is_reported() {
     assert!(errors.contains("the push was refused: status 401") && errors.contains("--api-key"), "{errors}");
 }
 
-/// Ten clients of the server and ten of the reference; four messages, of which three warm up.
+/// Ten clients of the server and ten of the reference; four messages, three of them to warm up.
 #[test]
 fn faults_are_found_in_pairs() {
     let check = |fault: Option<Fault>, more: &str, expect: &str| {
@@ -141,7 +143,8 @@ fn faults_are_found_in_pairs() {
     check(Some(Fault::Damage), "", "server: 1 deliveries lost, server: 1 packets damaged");
     let closed = "server: 2 deliveries lost, server: 1 clients ended while open: closed by the server";
     check(Some(Fault::Close), "--reference without", closed);
-    // This server takes one message per request, as goim v2 does, so a burst is several requests written at once.
+    // This server takes one message per request, as goim v2 does, so a burst is several requests
+    // written at once.
     check(None, "--burst 5", "");
     check(Some(Fault::Swap), "--burst 5 --reference without", "server: 1 deliveries out of order");
 }

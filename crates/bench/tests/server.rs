@@ -1,5 +1,6 @@
-//! Each benchmark against a server of this workspace, with few clients: everything arrives, and the report says so in
-//! every form. Figures of so few clients mean nothing, so their values are not checked.
+//! Each benchmark against a server of this workspace, with few clients: everything arrives, and
+//! each form of the report shows it. Figures of so few clients mean nothing, so their values are
+//! not checked.
 
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
@@ -12,7 +13,8 @@ use std::sync::LazyLock;
 use serde_json::Value;
 use support::{Files, run};
 
-/// The server: the file in `GOIM`, or `goim` beside the program under test, which is built if it is missing.
+/// The server: the file in `GOIM`, or `goim` beside the program under test, which is built if it is
+/// missing.
 static GOIM: LazyLock<PathBuf> = LazyLock::new(|| {
     if let Some(file) = std::env::var_os("GOIM") {
         return file.into();

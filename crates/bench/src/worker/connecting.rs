@@ -21,7 +21,7 @@ use crate::tracker::Tracker;
 /// By default the kernel buffers half a megabyte for a client that is slower than the server. Real
 /// networks do not, and the time in the buffer would be measured as latency of the server. But with
 /// a window of about one segment, TCP can stall until its persist timer fires, about 200 ms. So
-/// small buffers are for many clients, each of which gets little.
+/// small buffers are used with many clients, where each gets little.
 const RECEIVE_BYTES: usize = 80 * 1024 * 1024;
 const RECEIVE_BYTES_EACH: RangeInclusive<usize> = 8 * 1024..=256 * 1024;
 

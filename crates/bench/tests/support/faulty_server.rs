@@ -1,8 +1,7 @@
-//! A server that does one thing wrong to one client, so that it can be seen whether the bench finds
-//! that.
+//! A server that makes one mistake with one client, which the program must find.
 //!
-//! It speaks just enough: the token and heartbeats over TCP, pushes by HTTP. What is pushed goes to
-//! everybody.
+//! It implements only what the program needs: tokens and heartbeats over TCP, pushes over HTTP.
+//! Each push is sent to all clients.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};

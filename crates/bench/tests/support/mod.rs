@@ -16,7 +16,8 @@ pub(crate) fn run(arguments: &str) -> Output {
     command.args(arguments.split_whitespace()).env_remove("GOIM_API_KEY").output().expect("the program runs")
 }
 
-/// The JSON and HTML files of a report. Displayed, they are arguments. Dropping them removes the files.
+/// The JSON and HTML files of a report. Displayed, they are arguments. Dropping them removes the
+/// files.
 pub(crate) struct Files {
     json: PathBuf,
     html: PathBuf,
