@@ -10,6 +10,7 @@ use clap::Args;
 use crate::bare_http::BareHttp;
 use crate::clock::now_ns;
 use crate::error::BenchError;
+use crate::figures::float;
 use crate::figures::{Figure, Pair, Unit};
 use crate::machine::bound_to_cpus;
 use crate::message::Message;
@@ -19,7 +20,6 @@ use crate::publisher::{base64, batch};
 use crate::report::Report;
 use crate::sizes::Sizes;
 use crate::system::{Server, System};
-use crate::totals::float;
 use crate::usage::cpu_time;
 use crate::window::Window;
 use driver::Driver;
@@ -169,7 +169,7 @@ impl Runner<'_> {
             let bodies = (first..first + together)
                 .map(|number| Message { run, stream: 0, number, due_ns }.encode(size))
                 .collect::<Vec<_>>();
-            request(form, &crate::worker::key(run, connection as u32), &bodies)
+            request(form, &crate::control::key(run, connection as u32), &bodies)
         };
         self.progress.phase(if form == Form::Single { "single pushes" } else { "batches" }, 0);
         let (client_before, received) = (system.fleet.cpu(), system.received());
@@ -196,7 +196,7 @@ impl Runner<'_> {
         let size = self.arguments.size;
         let make = |connection: usize, number: u32| {
             let body = Message { run: 0, stream: 0, number, due_ns: now_ns() }.encode(size);
-            request(Form::Single, &crate::worker::key(0, connection as u32), &[body])
+            request(Form::Single, &crate::control::key(0, connection as u32), &[body])
         };
         self.progress.phase("reference", 0);
         let mut window = self.drive(&bare.url, Some(bare.pid()), 1, &mut numbers, make)?;

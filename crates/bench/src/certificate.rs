@@ -30,7 +30,7 @@ impl Certificate {
         let folder = std::env::temp_dir().join(format!(
             "goim-bench-{}-{}",
             std::process::id(),
-            crate::options::new_run()
+            crate::message::new_run()
         ));
         let own = Self { folder };
         let io = |error: std::io::Error| failed(error.to_string());

@@ -8,7 +8,7 @@ use clap::Args;
 use crate::clock::now_ns;
 use crate::control::Command;
 use crate::error::BenchError;
-use crate::figures::{Figure, Unit};
+use crate::figures::{Figure, Unit, float};
 use crate::message::Message;
 use crate::options::Options;
 use crate::progress::Progress;
@@ -16,7 +16,7 @@ use crate::publisher::Audience;
 use crate::report::Report;
 use crate::sizes::Sizes;
 use crate::system::{Server, System};
-use crate::totals::{float, list_reasons};
+use crate::totals::list_reasons;
 
 /// The largest number of keys in one push.
 const KEYS_MAX: usize = 100;
@@ -115,7 +115,7 @@ fn message(system: &System, stream: usize) -> Vec<u8> {
 
 fn push_to_keys(system: &mut System, clients: &[u32]) -> Result<(), BenchError> {
     let body = message(system, TO_KEYS);
-    let keys: Vec<String> = clients.iter().map(|client| crate::worker::key(system.run, *client)).collect();
+    let keys: Vec<String> = clients.iter().map(|client| crate::control::key(system.run, *client)).collect();
     system.publisher()?.publish_to_keys(&keys, &body)
 }
 

@@ -83,6 +83,16 @@ pub(crate) struct Plan {
     pub(crate) protover: Option<i16>,
 }
 
+/// Returns the key of a client: 36 bytes.
+pub(crate) fn key(run: u32, client: u32) -> String {
+    format!("bench-{run:08x}-client-{client:014}")
+}
+
+/// Returns the member of a client.
+pub(crate) fn member(client: u32) -> u32 {
+    client.saturating_add(1)
+}
+
 /// A command of the parent to a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Command {

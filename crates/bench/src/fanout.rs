@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::error::BenchError;
-use crate::figures::{Figure, Unit};
+use crate::figures::{Figure, Unit, each, float};
 use crate::options::{Options, duration, rate};
 use crate::pair::{Both, Systems, figures};
 use crate::progress::Progress;
@@ -13,7 +13,6 @@ use crate::publisher::{Audience, HttpPublisher};
 use crate::report::{Plot, PlotKind, Report, Series};
 use crate::sizes::Sizes;
 use crate::system::{Source, System};
-use crate::totals::{each, float};
 use crate::window::{LoadPattern, QUANTILES, Window, latency_figures};
 
 /// Publishes to all clients at once and accounts for every delivery, in windows that alternate with

@@ -5,6 +5,8 @@
 //! same machine are more stable, so a ratio is computed for each pair, and the median is taken of
 //! these ratios.
 
+use std::time::Duration;
+
 use serde::Serialize;
 
 /// The unit of a figure.
@@ -100,6 +102,16 @@ impl Spread {
         };
         Some(Self { median, min, max })
     }
+}
+
+/// Returns microseconds per item.
+pub(crate) fn each(time: Duration, count: u64) -> f64 {
+    time.as_secs_f64() * 1e6 / float(count.max(1))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "figures that are shown are far below 2^53")]
+pub(crate) fn float(number: u64) -> f64 {
+    number as f64
 }
 
 #[cfg(test)]

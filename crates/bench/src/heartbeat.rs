@@ -6,6 +6,7 @@ use clap::Args;
 
 use crate::control::Command;
 use crate::error::BenchError;
+use crate::figures::float;
 use crate::figures::{Figure, Unit};
 use crate::options::{Options, duration};
 use crate::pair::Systems;
@@ -13,7 +14,6 @@ use crate::progress::Progress;
 use crate::report::Report;
 use crate::sizes::Sizes;
 use crate::system::System;
-use crate::totals::float;
 use crate::window::latency_figures;
 
 /// Has all sessions send heartbeats, evenly spread or as fast as they are answered, in windows that

@@ -51,7 +51,7 @@ impl Latency {
         if self.histogram.is_empty() {
             return Vec::new();
         }
-        let at = |quantile: f64| crate::totals::float(self.histogram.value_at_quantile(quantile)) / 1e3;
+        let at = |quantile: f64| crate::figures::float(self.histogram.value_at_quantile(quantile)) / 1e3;
         quantiles.into_iter().map(|quantile| (quantile, at(quantile))).collect()
     }
 

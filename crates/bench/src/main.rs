@@ -157,6 +157,9 @@ impl Command {
 }
 
 fn publish(report: &Report, options: &Options) -> Result<ExitCode, BenchError> {
-    report.publish(&options.run)?;
+    report.publish(options.run.json.as_deref())?;
+    if let Some(path) = &options.run.html {
+        report::write(path, Ok(html_report::render(report).into_bytes()))?;
+    }
     Ok(if report.faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -143,6 +143,14 @@ nobody knows why but it was great fun to watch please turn up the sound again th
     out
 }
 
+/// Returns a random number for a run, so that messages of an earlier run on the same server are
+/// recognized.
+pub(crate) fn new_run() -> u32 {
+    let now = crate::clock::now_ns();
+    let mixed = (now ^ u64::from(std::process::id()).rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    u32::try_from(mixed >> 32).unwrap_or_default()
+}
+
 const FNV_START: u64 = 0xcbf2_9ce4_8422_2325;
 
 fn fnv(start: u64, bytes: &[u8]) -> u64 {

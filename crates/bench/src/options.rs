@@ -221,14 +221,6 @@ pub(crate) fn room(run: u32) -> (String, String) {
     ("bench".to_owned(), format!("{run:08x}"))
 }
 
-/// Returns a random number for a run, so that messages of an earlier run on the same server are
-/// recognized.
-pub(crate) fn new_run() -> u32 {
-    let now = crate::clock::now_ns();
-    let mixed = (now ^ u64::from(std::process::id()).rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    u32::try_from(mixed >> 32).unwrap_or_default()
-}
-
 /// Parses `500ms`, `30s` or `4m`.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is not a duration: expected a number with ms, s or m, such as 30s");

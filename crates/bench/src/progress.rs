@@ -43,7 +43,7 @@ impl Progress {
             bar.set_position(position);
         } else if self.line_at.get().elapsed() >= LINE_INTERVAL {
             self.line_at.set(Instant::now());
-            let position = crate::table::number(crate::totals::float(position));
+            let position = crate::table::number(crate::figures::float(position));
             print(&format!("{name}: {position} so far"));
         }
     }

@@ -13,6 +13,7 @@ use crate::bare::Bare;
 use crate::clock::now_ns;
 use crate::control::{Command, Transport};
 use crate::error::BenchError;
+use crate::figures::float;
 use crate::figures::{Figure, Unit};
 use crate::message::Message;
 use crate::options::{Options, duration, rate};
@@ -21,7 +22,6 @@ use crate::progress::Progress;
 use crate::report::{Plot, Report};
 use crate::sizes::Sizes;
 use crate::system::{Source, System};
-use crate::totals::float;
 use crate::window::{QUANTILES, Window, latency_figures};
 
 /// Pushes to one session after the other through the HTTP API, in windows that alternate with a
@@ -154,8 +154,8 @@ impl Sender<'_> {
             (Source::Bare(_), Some(relay)) => relay.send(body),
             (Source::Bare(_), None) => Err(BenchError::Failed("no connection to the send loop".into())),
             (Source::Server(_, http), _) => match self.by {
-                By::Key => http.publish_to_keys(&[crate::worker::key(run, client)], body),
-                By::Mid => http.publish_to_member(crate::worker::member(client), body),
+                By::Key => http.publish_to_keys(&[crate::control::key(run, client)], body),
+                By::Mid => http.publish_to_member(crate::control::member(client), body),
             },
         }
     }

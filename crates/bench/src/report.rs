@@ -10,7 +10,7 @@ use crate::error::BenchError;
 use crate::figures::{Figure, Pair, Row, rows};
 use crate::latency::Latency;
 use crate::machine::{Facts, facts};
-use crate::options::{Options, RunOptions};
+use crate::options::Options;
 use crate::pair::Both;
 
 /// A plot of the HTML page.
@@ -109,22 +109,19 @@ impl Report {
         self.figures = rows(&self.pairs);
     }
 
-    /// Prints the report, and writes the files that the options name.
+    /// Prints the report, and writes it as JSON where a file is given.
     ///
     /// # Errors
-    /// When a file cannot be written.
-    pub(crate) fn publish(&self, options: &RunOptions) -> Result<(), BenchError> {
+    /// When the file cannot be written.
+    pub(crate) fn publish(&self, json: Option<&Path>) -> Result<(), BenchError> {
         match io::stdout().lock().write_all(self.text().as_bytes()) {
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
                 return Err(BenchError::failed("cannot write to standard output", error));
             }
             _ => {}
         }
-        if let Some(path) = &options.json {
+        if let Some(path) = json {
             write(path, serde_json::to_vec_pretty(self).map_err(io::Error::from))?;
-        }
-        if let Some(path) = &options.html {
-            write(path, Ok(crate::html_report::render(self).into_bytes()))?;
         }
         Ok(())
     }
@@ -132,7 +129,7 @@ impl Report {
     /// Returns the options and the facts of the machine.
     pub(crate) fn facts(&self) -> Vec<(String, String)> {
         let machine = &self.machine;
-        let memory = crate::table::number(crate::totals::float(machine.memory_bytes) / 1_073_741_824.0);
+        let memory = crate::table::number(crate::figures::float(machine.memory_bytes) / 1_073_741_824.0);
         let mut facts = self.options.clone();
         facts.extend([
             ("machine".to_owned(), format!("{} x {}, {memory} GiB", machine.processors, machine.processor)),
@@ -164,7 +161,11 @@ impl Report {
 /// The line of a report without faults.
 pub(crate) const NO_FAULTS: &str = "nothing lost, nothing duplicated, everything in order";
 
-fn write(path: &Path, content: io::Result<Vec<u8>>) -> Result<(), BenchError> {
+/// Writes a file of a report.
+///
+/// # Errors
+/// When it cannot be written.
+pub(crate) fn write(path: &Path, content: io::Result<Vec<u8>>) -> Result<(), BenchError> {
     content
         .and_then(|content| std::fs::write(path, content))
         .map_err(|error| BenchError::failed(format!("cannot write {}", path.display()), error))

@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 
 use crate::clock::now_ns;
 use crate::error::BenchError;
+use crate::figures::float;
 use crate::figures::{Figure, Pair, Unit};
 use crate::http::Api;
 use crate::latency::Latency;
@@ -27,7 +28,6 @@ use crate::options::{OPERATION, Options, duration};
 use crate::progress::Progress;
 use crate::report::Report;
 use crate::system::Server;
-use crate::totals::float;
 use crate::usage::{Memory, cpu_time};
 use crate::window::latency_figures;
 use sessions::{Session, Sessions};

@@ -1,9 +1,9 @@
 //! The reports of all workers, added up.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use crate::control::{HeartbeatReport, StreamReport, Unexpected, WorkerReport};
+use crate::figures::float;
 use crate::latency::Latency;
 
 /// The reports of all workers, added up.
@@ -121,16 +121,6 @@ pub(crate) fn list_reasons(reasons: &BTreeMap<String, u32>) -> String {
     let mut sorted: Vec<_> = reasons.iter().collect();
     sorted.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
     sorted.into_iter().take(5).map(|(reason, count)| format!("\n  {count} {reason}")).collect()
-}
-
-/// Returns microseconds per item.
-pub(crate) fn each(time: Duration, count: u64) -> f64 {
-    time.as_secs_f64() * 1e6 / float(count.max(1))
-}
-
-#[expect(clippy::cast_precision_loss, reason = "figures that are shown are far below 2^53")]
-pub(crate) fn float(number: u64) -> f64 {
-    number as f64
 }
 
 #[cfg(test)]

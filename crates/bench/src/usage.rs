@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::figures::float;
 use crate::figures::{Figure, Unit};
 use crate::machine::{field, kibibytes};
-use crate::totals::float;
 
 /// The memory of a process at one time, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]

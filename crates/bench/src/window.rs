@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use crate::figures::{Figure, Unit};
+use crate::figures::{Figure, Unit, each, float};
 use crate::latency::{Latency, Percentiles};
-use crate::totals::{each, float};
 
 /// The timing of the messages of a window.
 #[derive(Debug, Clone, Copy, PartialEq)]

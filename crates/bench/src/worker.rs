@@ -6,6 +6,7 @@
 mod client;
 mod clients;
 mod connecting;
+mod counters;
 mod heartbeats;
 mod socket;
 
@@ -26,16 +27,6 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 const WAVE_END: Duration = Duration::from_millis(3);
 
 const COMMANDS: Token = Token(usize::MAX);
-
-/// Returns the key of a client: 36 bytes.
-pub(crate) fn key(run: u32, client: u32) -> String {
-    format!("bench-{run:08x}-client-{client:014}")
-}
-
-/// Returns the member of a client.
-pub(crate) fn member(client: u32) -> u32 {
-    client.saturating_add(1)
-}
 
 /// Runs a worker, with commands on standard input and events on standard output.
 ///

@@ -7,8 +7,8 @@ use goim_session::{ClientSession, ClientStep, Moment, Opening};
 use goim_wire::{Operation, Sequence, Version, VersionTable, control};
 use mio::{Interest, Registry, Token};
 
-use super::clients::Counters;
 use super::connecting::{Setup, connect};
+use super::counters::{Counters, Phase};
 use super::socket::ClientSocket;
 use crate::clock::now_ns;
 use crate::tracker::Tracker;
@@ -25,15 +25,6 @@ pub(super) struct Client {
     pub(super) phase: Phase,
     began_ns: u64,
     heartbeat: Option<Heartbeat>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Phase {
-    /// TCP is connecting.
-    Connecting,
-    /// The response to the upgrade or to the token is outstanding.
-    Opening,
-    Open,
 }
 
 /// An unanswered heartbeat.

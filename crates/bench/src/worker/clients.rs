@@ -1,17 +1,17 @@
 //! All clients of one worker: when each connects and sends heartbeats, and what they have received
 //! together.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use goim_session::{ClientRules, Moment};
+use goim_session::ClientRules;
 use goim_wire::Operation;
 use mio::event::Event;
 use mio::{Registry, Token};
 
-use super::client::{Client, Phase};
+use super::client::Client;
 use super::connecting::{Setup, Source, receive_bytes};
+use super::counters::{Counters, Phase};
 use super::heartbeats::{Schedule, Windows};
 use crate::clock::now_ns;
 use crate::control::{HeartbeatReport, Plan, Progress, WorkerReport};
@@ -46,26 +46,6 @@ pub(super) struct Clients {
     windows: Option<Windows>,
     checked_ns: u64,
     buffer: Vec<u8>,
-}
-
-/// Counters of all clients of a worker.
-pub(super) struct Counters {
-    pub(super) ledger: Ledger,
-    began_ns: u64,
-    connect: Latency,
-    open: u32,
-    opening: u32,
-    ended: u32,
-    last_opened_ns: u64,
-    heartbeats: HeartbeatReport,
-    heartbeat_latency: Latency,
-    online: Option<i32>,
-    /// Replies without a request.
-    pub(super) unexpected_replies: u64,
-    pub(super) received_bytes: u64,
-    /// How often all clients have reconnected.
-    reconnects: u32,
-    reasons: BTreeMap<String, u32>,
 }
 
 impl Clients {
@@ -304,61 +284,6 @@ impl Clients {
     }
 }
 
-impl Counters {
-    fn new(ledger: Ledger) -> Self {
-        Self {
-            ledger,
-            began_ns: now_ns(),
-            connect: Latency::default(),
-            open: 0,
-            opening: 0,
-            ended: 0,
-            last_opened_ns: 0,
-            heartbeats: HeartbeatReport::default(),
-            heartbeat_latency: Latency::default(),
-            online: None,
-            unexpected_replies: 0,
-            received_bytes: 0,
-            reconnects: 0,
-            reasons: BTreeMap::new(),
-        }
-    }
-
-    /// Returns the time of the sessions' clock.
-    pub(super) fn session_time(&self, now_ns: u64) -> Moment {
-        Moment(now_ns.saturating_sub(self.began_ns) / 1_000_000)
-    }
-
-    /// Counts a client that was authenticated.
-    pub(super) fn record_opened(&mut self, began_ns: u64, now_ns: u64) {
-        self.connect.record(began_ns, now_ns);
-        self.opening = self.opening.saturating_sub(1);
-        self.open = self.open.saturating_add(1);
-        self.last_opened_ns = now_ns;
-    }
-
-    /// Counts a client that ended in this phase.
-    fn record_ended(&mut self, phase: Phase, reason: String) {
-        let (count, when) = match phase {
-            Phase::Connecting => (&mut self.opening, "connecting"),
-            Phase::Opening => (&mut self.opening, "authenticating"),
-            Phase::Open => (&mut self.open, "open"),
-        };
-        *count = count.saturating_sub(1);
-        self.ended = self.ended.saturating_add(1);
-        *self.reasons.entry(format!("while {when}: {reason}")).or_default() += 1;
-    }
-
-    /// Counts a heartbeat reply.
-    pub(super) fn record_heartbeat(&mut self, due_ns: u64, now_ns: u64, count: Option<i32>) {
-        self.heartbeats.answered += 1;
-        self.heartbeat_latency.record(due_ns, now_ns);
-        if self.online.is_some() && self.online != count {
-            self.heartbeats.wrong_count += 1;
-        }
-    }
-}
-
 fn pick<T>(list: &[T], number: u32) -> &T {
     let at = usize::try_from(number).unwrap_or_default() % list.len().max(1);
     &list[at]
@@ -380,11 +305,11 @@ fn source(plan: &Plan, number: u32, reconnects: u32) -> Option<Source> {
 /// Returns the token of a client: a key of 36 bytes, a member, the room, three subscriptions.
 fn token(plan: &Plan, number: u32) -> Vec<u8> {
     let Plan { run, room, operation, protover, .. } = plan;
-    let member = super::member(number);
+    let member = crate::control::member(number);
     let accepts = [0, 1, 2].map(|more| operation.wrapping_add(more));
     let mut token = serde_json::json!({
         "mid": member,
-        "key": super::key(*run, number),
+        "key": crate::control::key(*run, number),
         "room_id": room,
         "platform": "bench",
         "accepts": accepts,
