@@ -1,5 +1,5 @@
-//! Engines and clusters of tests come up on a machine where others take ports: those that are taken
-//! before the look are not chosen, and those that are taken after it lead to another try.
+//! Engines and clusters of tests start on a machine where other programs take ports: ports that are
+//! taken before the check are not chosen, and ports that are taken after it lead to another try.
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -25,12 +25,12 @@ fn free_ports(arguments: &[&str]) -> Vec<u16> {
     text(&output).split(' ').map(|port| port.parse().unwrap()).collect()
 }
 
-/// A port that nobody has, nor the one so far above it.
+/// A free port; the port so far above it is free as well.
 fn a_port() -> u16 {
     free_ports(&["1", "11000", "22000", "--also", &BUS.to_string()])[0]
 }
 
-/// Somebody else, who says nothing to whoever comes.
+/// Another program, which answers nothing.
 fn taken(port: u16) -> TcpListener {
     TcpListener::bind(("127.0.0.1", port)).unwrap()
 }
@@ -68,7 +68,7 @@ impl Folder {
     }
 }
 
-/// An engine is up, and not on this port, which somebody else took after the look.
+/// An engine is up, and not on this port, which another program took after the check.
 fn comes_up_elsewhere(name: &str, kind: &[&str], before: usize, port: u16) {
     let mut first: Vec<String> = (0..before).map(|_| a_port().to_string()).collect();
     first.push(format!("{port} taken"));
@@ -79,7 +79,7 @@ fn comes_up_elsewhere(name: &str, kind: &[&str], before: usize, port: u16) {
 }
 
 #[test]
-fn a_port_is_free_when_its_neighbour_is_and_nobody_has_it_at_any_address() {
+fn a_port_is_free_when_its_neighbour_is_and_it_is_free_at_every_address() {
     let port = a_port();
     let ask = |more: &[&str]| {
         let folder = Folder::new(&[port.to_string()]);
@@ -100,7 +100,7 @@ fn a_port_is_free_when_its_neighbour_is_and_nobody_has_it_at_any_address() {
 }
 
 #[test]
-fn ports_are_different_and_their_lack_is_said() {
+fn ports_are_different_and_their_lack_is_an_error() {
     let mut ports = free_ports(&["50", "11000", "22000", "--also", "10000"]);
     ports.sort_unstable();
     ports.dedup();
@@ -113,7 +113,7 @@ fn ports_are_different_and_their_lack_is_said() {
 
 #[test]
 #[ignore = "needs engines: scripts/test.sh"]
-fn redis_comes_up_beside_others_in_every_mode() {
+fn redis_starts_beside_others_in_every_mode() {
     for (kind, before) in [("single", 0), ("cluster", 5), ("sentinel", 1), ("sentinel", 4)] {
         let port = a_port();
         let _other = taken(port);
@@ -123,7 +123,7 @@ fn redis_comes_up_beside_others_in_every_mode() {
 
 #[test]
 #[ignore = "needs engines: scripts/test.sh"]
-fn a_cluster_of_redis_comes_up_when_the_port_of_a_bus_is_taken() {
+fn a_redis_cluster_starts_when_the_port_of_a_bus_is_taken() {
     let port = a_port();
     let _other = taken(port + BUS);
     // After the look.
@@ -137,7 +137,7 @@ fn a_cluster_of_redis_comes_up_when_the_port_of_a_bus_is_taken() {
 
 #[test]
 #[ignore = "needs engines: scripts/test.sh"]
-fn kafka_comes_up_when_the_port_of_its_clients_or_of_its_controller_is_taken() {
+fn kafka_starts_when_the_port_of_its_clients_or_of_its_controller_is_taken() {
     for before in [0, 1] {
         let port = a_port();
         let _other = taken(port);
@@ -147,13 +147,13 @@ fn kafka_comes_up_when_the_port_of_its_clients_or_of_its_controller_is_taken() {
 
 #[test]
 #[ignore = "needs engines: scripts/test.sh"]
-fn postgres_comes_up_beside_others() {
+fn postgres_starts_beside_others() {
     let port = a_port();
     let _other = taken(port);
     comes_up_elsewhere("engines/postgres.sh", &[], 0, port);
 }
 
-/// One that was there before keeps its port, and waits for whoever has it.
+/// An engine that ran before keeps its port, and waits for the program that has it.
 #[test]
 #[ignore = "needs engines: scripts/test.sh"]
 fn an_engine_that_is_started_again_gets_its_port_back() {
@@ -173,10 +173,10 @@ fn an_engine_that_is_started_again_gets_its_port_back() {
     }
 }
 
-/// All processes of a cluster, when somebody has a port that one of them was to have.
+/// All processes of a cluster start when another program has a port that one of them would take.
 #[test]
 #[ignore = "needs engines: scripts/test.sh"]
-fn a_cluster_comes_up_beside_others() {
+fn a_cluster_starts_beside_others() {
     let port = a_port();
     let _other = taken(port);
     // Redis has the first, Kafka the next two.

@@ -1,7 +1,9 @@
-//! A comet that is taken for dead and is not: frozen for longer than its lease, it tells its sessions when it goes on. And what is no
-//! reason for that: Redis that is away, comes back empty, or does not take writes.
+//! A comet that was taken for dead and was not: frozen for longer than its lease, it notifies its
+//! sessions when it resumes. And cases that must not be taken for that: Redis that is unavailable,
+//! restarts empty, or refuses writes.
 //!
-//! One comet is a process of its own, which can be frozen; the other one, logic and job are in this one.
+//! One comet is a separate process, which can be frozen; the other comet, logic and job run in this
+//! process.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -17,7 +19,7 @@ use serde_json::{Value, json};
 const LEASE: Duration = Duration::from_secs(2);
 const NOTIFY: i32 = 20;
 
-/// A comet in a process of its own; it is killed when this is dropped.
+/// A comet in a separate process; it is killed when this is dropped.
 struct Frozen {
     child: Child,
     server: Server,
@@ -113,7 +115,7 @@ fn is_undisturbed(client: &mut Client) -> bool {
 
 #[test]
 #[ignore = "needs Kafka: scripts/test.sh"]
-fn sessions_of_a_frozen_comet_look_or_come_back() {
+fn sessions_of_a_frozen_comet_resync_or_reconnect() {
     let world = World::start();
     let logic = world.logic();
     let room = unique("live://r");
@@ -145,7 +147,7 @@ fn sessions_of_a_frozen_comet_look_or_come_back() {
     world.frozen.signal("-CONT");
     let thawed = Instant::now();
     for (negotiated, client) in &mut frozen {
-        // What had come to its socket may be delivered all the same.
+        // Messages that had reached its socket may still be delivered.
         let mut last = None;
         while let Some(packet) = client.packet_or_end() {
             last = Some(packet);
@@ -159,7 +161,7 @@ fn sessions_of_a_frozen_comet_look_or_come_back() {
         }
     }
     for (mid, client) in &mut syncing {
-        let looks = client.pushed_or_word();
+        let looks = client.pushed_or_notification();
         assert_eq!((looks.op, looks.body.as_slice()), (NOTIFY, &b""[..]), "{looks:?}");
         let request = Writer::default().bytes(1, format!("mid://{mid}")).done();
         let mut reply = client.ask(&Packet::new(21, 5, request));
@@ -185,7 +187,7 @@ fn sessions_of_a_frozen_comet_look_or_come_back() {
     for (_, client) in &mut undisturbed {
         assert!(is_undisturbed(client), "a session of another comet was disturbed");
     }
-    // Whoever comes back stays.
+    // A session that reconnects stays.
     let mut back = World::sessions(&world.frozen.server, &room);
     eventually("who is back is reached", || {
         logic.push_room(1000, &room, "after");
@@ -199,7 +201,7 @@ fn sessions_of_a_frozen_comet_look_or_come_back() {
 }
 
 /// Sessions on both comets, and a check that none of them is disturbed.
-fn nobody_is_ended(world: &World) -> impl FnMut(&str) {
+fn no_session_is_ended(world: &World) -> impl FnMut(&str) {
     let room = unique("live://r");
     let servers = [Server::at(world.cluster.addrs), Server::at(world.frozen.server.addrs)];
     let mut sessions: Vec<(bool, Client)> =
@@ -213,9 +215,9 @@ fn nobody_is_ended(world: &World) -> impl FnMut(&str) {
 
 #[test]
 #[ignore = "needs Kafka: scripts/test.sh"]
-fn redis_that_was_away_or_comes_back_empty_ends_nobody() {
+fn redis_that_was_unavailable_or_restarts_empty_ends_no_session() {
     let world = World::start();
-    let mut check = nobody_is_ended(&world);
+    let mut check = no_session_is_ended(&world);
     check("nothing");
     world.cluster.redis.kill();
     std::thread::sleep(LEASE * 2);
@@ -230,9 +232,9 @@ fn redis_that_was_away_or_comes_back_empty_ends_nobody() {
 
 #[test]
 #[ignore = "needs Kafka: scripts/test.sh"]
-fn redis_that_refuses_writes_ends_nobody() {
+fn redis_that_refuses_writes_ends_no_session() {
     let world = World::start();
-    let mut check = nobody_is_ended(&world);
+    let mut check = no_session_is_ended(&world);
     let config = |name: &str, value: &str| {
         let url = &world.cluster.redis.url;
         let output =

@@ -1,6 +1,6 @@
-//! A cluster whose Redis has failed by a half: it answers questions and takes no writes, or it was
-//! away and has kept what it had. Nobody who is there may be lost, and nobody who cannot be entered
-//! is let in.
+//! A cluster whose Redis has half failed: it answers reads and refuses writes, or it was
+//! unavailable and has its data back. No connected session may be lost, and no session that cannot
+//! be registered is accepted.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ fn settings() -> Settings {
     Settings::new().set("cluster.lease", "1s").set("redis.recovery_grace", "1s")
 }
 
-/// Somebody who is there all the time, and what was accepted for him.
+/// A client that is connected all the time, and the messages accepted for it.
 struct Subscriber {
     who: Who,
     room: String,
@@ -31,7 +31,7 @@ impl Subscriber {
         Self { who, room, client, accepted: Vec::new(), heard: Vec::new() }
     }
 
-    /// Where to push to reach him: by key, by member, by room.
+    /// The targets that reach it: key, member, room.
     fn targets(&self) -> [(&'static str, String); 3] {
         let (kind, room) = self.room.split_once("://").unwrap();
         [
@@ -56,7 +56,7 @@ impl Subscriber {
         refused
     }
 
-    /// Hears until everything has come that was accepted, or fails with what has not.
+    /// Receives until everything that was accepted has arrived, or fails with what is missing.
     fn has_everything(&mut self) {
         let began = Instant::now();
         let mut is_over = false;
@@ -77,7 +77,7 @@ impl Subscriber {
         }
     }
 
-    /// Takes in what comes within a fifth of a second. True when the connection has ended.
+    /// Receives for a fifth of a second. True when the connection has ended.
     fn is_over(&mut self) -> bool {
         use std::io::Read;
         self.client.stream().set_read_timeout(Some(Duration::from_millis(200))).unwrap();
@@ -93,8 +93,9 @@ impl Subscriber {
     }
 }
 
-/// Who comes now gets no session: an negotiated client is told why, and one of goim sees the end.
-fn nobody_is_let_in(server: &Server) {
+/// New clients get no session: a negotiated client receives the reason, and a goim v2 client sees
+/// the end.
+fn all_are_refused(server: &Server) {
     for transport in BOTH {
         let who = Who::new();
         let token = json!({"mid": who.mid, "key": who.key, "protover": 1, "accepts": [1000]}).to_string();
@@ -159,7 +160,7 @@ fn while_redis_refuses_writes_nothing_that_was_accepted_is_lost() {
             round += 1;
             std::thread::sleep(Duration::from_millis(30));
         }
-        nobody_is_let_in(&server);
+        all_are_refused(&server);
         for target in ["keys?operation=1000&keys=nobody", "mids?operation=1000&mids=987654321"] {
             let answer = server.post(&format!("/goim/push/{target}"), "x").text();
             assert!(!answer.starts_with(r#"{"code":0,"#), "{code}, {target}: {answer}");
@@ -188,7 +189,7 @@ fn while_redis_refuses_writes_nothing_that_was_accepted_is_lost() {
 
 #[test]
 #[ignore = "needs Kafka: scripts/test.sh"]
-fn a_redis_that_was_away_for_longer_than_a_lease_and_has_kept_what_it_had_loses_nobody() {
+fn a_redis_that_returns_with_its_data_after_a_lease_loses_no_session() {
     let cluster = Cluster::start(&settings().set("redis.deadline", "300ms"));
     let server = Server::at(cluster.addrs);
     let mut subscribers = BOTH.map(|transport| Subscriber::come(&server, transport));
@@ -199,7 +200,7 @@ fn a_redis_that_was_away_for_longer_than_a_lease_and_has_kept_what_it_had_loses_
             let says = |(_, status, text): &(_, u16, String)| *status == 503 && text.contains("redis");
             cluster.readiness().iter().all(says)
         });
-        nobody_is_let_in(&server);
+        all_are_refused(&server);
         while began.elapsed() < LEASE * 2 {
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -225,14 +226,14 @@ fn a_redis_that_was_away_for_longer_than_a_lease_and_has_kept_what_it_had_loses_
 /// A job that reads before the comets are on the list again drops what is for them.
 #[test]
 #[ignore = "needs Kafka: scripts/test.sh"]
-fn a_job_that_comes_to_an_emptied_redis_waits_for_the_comets() {
+fn a_job_that_finds_an_emptied_redis_waits_for_the_comets() {
     let mut cluster = Cluster::start(&Settings::new().set("comet.report_interval", "2s"));
     let server = Server::at(cluster.addrs);
     let mut subscribers = BOTH.map(|transport| Subscriber::come(&server, transport));
     cluster.stop_job();
     cluster.redis.cli(&["FLUSHALL"]);
     for subscriber in &mut subscribers {
-        // Members and keys that are not found are refused; who is in a room is for the comets to say.
+        // Members and keys that are not found are refused; only comets know who is in a room.
         subscriber.push(&server, "while redis is empty");
         assert!(subscriber.accepted.iter().any(|body| body.contains("room")), "{:?}", subscriber.accepted);
     }

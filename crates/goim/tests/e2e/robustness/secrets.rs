@@ -1,5 +1,5 @@
-//! A secret of the configuration is in nothing that the binary says: not when it starts, not when it does not, not in its log, and not in
-//! what it answers while an engine is away.
+//! A secret of the configuration is in nothing that the binary prints: not at its start, not when
+//! the start fails, not in its log, and not in its answers while an engine is unavailable.
 
 use std::io::Read as _;
 use std::net::{SocketAddr, TcpListener};
@@ -27,7 +27,7 @@ fn goim(arguments: &[&str]) -> Command {
     command
 }
 
-/// Runs it to its end; one that comes up is ended after a while.
+/// Runs it to its end; one that starts is stopped after a while.
 fn run(mut command: Command) -> Output {
     let mut child = command.spawn().unwrap();
     let until = Instant::now() + Duration::from_secs(3);
@@ -51,7 +51,7 @@ fn check(what: &str, command: Command) -> String {
     said
 }
 
-/// Nobody listens there, as long as this process has it.
+/// Nothing listens there, as long as this process has it.
 fn nowhere() -> (TcpListener, SocketAddr) {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
@@ -136,7 +136,7 @@ fn a_setting_with_a_secret_is_not_shown_whatever_is_wrong_with_it() {
 }
 
 #[test]
-fn no_word_about_a_wrong_configuration_has_a_secret_in_it() {
+fn no_error_about_a_wrong_configuration_contains_a_secret() {
     let sets = [
         format!(
             "logic.upstream.routes=[{{ operations = \"1000\", to = \"http://x\", secret = \"{SECRET}\", x = 1 }}]"
@@ -284,7 +284,7 @@ impl Way {
 }
 
 #[test]
-fn while_the_store_is_away_nobody_is_told_where_it_is() {
+fn while_the_store_is_unavailable_no_answer_contains_its_address() {
     let postgres = Postgres::shared();
     let url = postgres.database();
     let (before, after) = url.split_once("@").unwrap_or_else(|| url.split_once("://").unwrap());
