@@ -43,7 +43,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     };
     // Events are taken while requests wait for their replies.
     let listening = async {
-        while let Some(event) = events.next().await {
+        while let Some(event) = events.recv().await {
             match event {
                 Event::Push(push) => say(&String::from_utf8_lossy(&push.body))?,
                 Event::Connected { endpoint, .. } => say(&format!("connected to {endpoint}"))?,

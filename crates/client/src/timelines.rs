@@ -200,7 +200,7 @@ impl Timelines {
         });
         ResumeFields {
             positions: Value::Object(pairs.collect::<Map<_, _>>()),
-            bare: !self.inline,
+            notify_only: !self.inline,
             revision: is_complete.then_some(self.revision),
         }
     }
