@@ -5,8 +5,9 @@
 //! cargo run -p goim-client --example tls -- https://goim.example.org ca.pem 123
 //! ```
 //!
-//! Without a certificate file (`-`), the certificates of the system are trusted. A server for a test:
-//! `goim serve --set comet.listen.tls=127.0.0.1:3103 --set comet.tls.certificate=cert.pem ...`.
+//! Without a certificate file (`-`), the certificates of the system are trusted. A server for a
+//! test: `goim serve --set comet.listen.tls=127.0.0.1:3103 --set comet.tls.certificate=cert.pem
+//! ...`.
 
 use std::error::Error;
 use std::io::Write as _;

@@ -65,8 +65,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
                 }
                 Some(_) => {}
             },
-            // The present session keeps going with the new token; without it, the server would end the
-            // session at the expiry and the client would reconnect.
+            // The present session keeps going with the new token; without it, the server would end
+            // the session at the expiry and the client would reconnect.
             () = wait_until(renew_at), if renew_at.is_some() => {
                 renew_at = None;
                 renew(&client, &path).await?;

@@ -44,7 +44,7 @@ impl<T: Into<Bytes>> From<T> for Token {
 /// ```
 /// use goim_client::Identity;
 ///
-/// let identity = Identity::new(123).key("phone-1").room("live://1000").platform("android").accepts([1000, 1001]);
+/// let identity = Identity::new(123).key("phone-1").room("live://1000").accepts([1000, 1001]);
 /// # let _ = identity;
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,13 +61,14 @@ pub struct Identity {
     pub platform: Option<String>,
     /// The operations to subscribe to, for pushes to keys, to members and to all. Default: none.
     pub accepts: Vec<Operation>,
-    /// The highest packet version that the application reads. Default 1. `None` makes the server treat
-    /// this client as a goim v2 client: no error replies, no disconnect notices, no timelines.
+    /// The highest packet version that the application reads. Default 1. `None` makes the server
+    /// treat this client as a goim v2 client: no error replies, no disconnect notices, no
+    /// timelines.
     pub protover: Option<Version>,
     /// Further rooms to be in from the start. Default: none. Ignored by a goim v2 server.
     pub rooms: Vec<String>,
-    /// A credential, if the server checks one. It must be text, because it is sent in JSON. Default:
-    /// none.
+    /// A credential, if the server checks one. It must be text, because it is sent in JSON.
+    /// Default: none.
     pub token: Option<Token>,
 }
 
@@ -171,11 +172,11 @@ impl Identity {
 /// The body of the auth packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AuthBody {
-    /// goim's JSON object. The present room, rooms, subscriptions and positions are written into it at
-    /// every connection, so that nothing is missed after the auth reply.
+    /// goim's JSON object. The present room, rooms, subscriptions and positions are written into it
+    /// at every connection, so that nothing is missed after the auth reply.
     Identity(Identity),
-    /// Any bytes, sent unchanged. Rooms and subscriptions that the application has changed are restored
-    /// by requests after the auth reply.
+    /// Any bytes, sent unchanged. Rooms and subscriptions that the application has changed are
+    /// restored by requests after the auth reply.
     Raw(Token),
 }
 
@@ -206,8 +207,8 @@ pub type ProviderError = Box<dyn Error + Send + Sync>;
 
 type ProviderFuture = Pin<Box<dyn Future<Output = Result<AuthBody, ProviderError>> + Send>>;
 
-/// A function of the application that returns the body of the auth packet, for example from its login
-/// service.
+/// A function of the application that returns the body of the auth packet, for example from its
+/// login service.
 ///
 /// ```
 /// use goim_client::{Auth, Identity, TokenProvider};
@@ -223,8 +224,8 @@ type ProviderFuture = Pin<Box<dyn Future<Output = Result<AuthBody, ProviderError
 pub struct TokenProvider(Arc<dyn Fn(TokenReason) -> ProviderFuture + Send + Sync>);
 
 impl TokenProvider {
-    /// Calls `provide` before the first connection and whenever a new token is needed. If it fails, the
-    /// client tries again after a backoff.
+    /// Calls `provide` before the first connection and whenever a new token is needed. If it fails,
+    /// the client tries again after a backoff.
     ///
     /// # Cancel safety
     /// The future is dropped when the client is closed.

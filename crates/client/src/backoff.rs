@@ -7,7 +7,7 @@ use std::time::Duration;
 /// Delays that grow from attempt to attempt, with jitter, so that clients that were disconnected
 /// together do not reconnect together.
 ///
-/// The ceiling of attempt n, from 0, is `min(max_delay, base_delay * factor^n)`; [`Jitter`] says how
+/// The ceiling of attempt n, from 0, is `min(max_delay, base_delay * factor^n)`; [`Jitter`] is how
 /// the delay is chosen from it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Backoff {
@@ -56,8 +56,8 @@ impl Backoff {
     #[must_use]
     pub fn ceiling(&self, attempt: u32) -> Duration {
         let growth = self.factor.max(1.0).powi(i32::try_from(attempt).unwrap_or(i32::MAX));
-        // An infinite product is capped like any other that is too large; zero times infinity is NaN,
-        // which `min` replaces.
+        // An infinite product is capped like any other that is too large; zero times infinity is
+        // NaN, which `min` replaces.
         let delay = (self.base_delay.as_secs_f64() * growth).min(self.max_delay.as_secs_f64());
         Duration::try_from_secs_f64(delay).unwrap_or(self.max_delay)
     }
@@ -75,8 +75,8 @@ impl Backoff {
         Duration::try_from_secs_f64(delay).unwrap_or(self.max_delay)
     }
 
-    /// Returns the delay when the server asks for an immediate reconnect: up to a second, because it
-    /// asks many clients at a time.
+    /// Returns the delay when the server asks for an immediate reconnect: up to a second, because
+    /// it asks many clients at a time.
     pub(crate) fn immediate(&self, random: f64) -> Duration {
         self.base_delay.min(Duration::from_secs(1)).mul_f64(random.clamp(0.0, 1.0))
     }
@@ -84,7 +84,7 @@ impl Backoff {
 
 /// Random numbers for jitter and masks: SipHash of a counter, with keys from the operating system.
 ///
-/// That is strong enough for both. A mask must be unpredictable for whoever chooses the payload
+/// That is strong enough for both. A mask must be unpredictable for the author of the payload
 /// (RFC 6455, section 10.3), which here is the program itself.
 #[derive(Debug, Default)]
 pub(crate) struct Random {

@@ -89,8 +89,8 @@ impl Client {
         Ok((client, events))
     }
 
-    /// Like [`Client::connect`], but returns immediately. The client tries until it is connected and
-    /// reports each failure as [`Event::ConnectFailed`](crate::Event::ConnectFailed).
+    /// Like [`Client::connect`], but returns immediately. The client tries until it is connected
+    /// and reports each failure as [`Event::ConnectFailed`](crate::Event::ConnectFailed).
     ///
     /// # Errors
     /// See [`ConfigError`].
@@ -128,14 +128,14 @@ impl Client {
         (client, Events::new(events, positions), supervisor)
     }
 
-    /// Sends `body` with `operation` (4, or 1000 and above) to the application's backend and returns
-    /// the body of the reply. The reply is empty if no backend handles the operation.
+    /// Sends `body` with `operation` (4, or 1000 and above) to the application's backend and
+    /// returns the body of the reply. The reply is empty if no backend handles the operation.
     ///
     /// Requests of one handle that are made one after the other arrive in that order. When the
     /// maximum number of requests is in flight ([`ClientConfig::requests_max`]), this waits.
     ///
     /// # Errors
-    /// See [`SendError`], which also says whether the server may have received the message. The
+    /// See [`SendError`], which also states whether the server may have received the message. The
     /// client never sends a message twice by itself.
     ///
     /// # Cancel safety
@@ -147,8 +147,8 @@ impl Client {
 
     /// Like [`Client::send`], with a body in another version of the application's schema.
     ///
-    /// `body` is uncompressed. If the version is a compressed one ([`ClientConfig::versions`]), it is
-    /// compressed here, and the length limit applies to the compressed body.
+    /// `body` is uncompressed. If the version is a compressed one ([`ClientConfig::versions`]), it
+    /// is compressed here, and the length limit applies to the compressed body.
     ///
     /// # Errors
     /// See [`SendError`].
@@ -215,12 +215,12 @@ impl Client {
         self.call(Request::ChangeRoom(room)).await.map(drop).map_err(room_error)
     }
 
-    /// Joins rooms besides the first one, named `type://room`, now and after every reconnect. Returns
-    /// which were joined and which were refused. A goim v2 server ignores the request; the reply is
-    /// then empty.
+    /// Joins rooms besides the first one, named `type://room`, now and after every reconnect.
+    /// Returns which were joined and which were refused. A goim v2 server ignores the request; the
+    /// reply is then empty.
     ///
-    /// `Ok` means that the server replied, or that there is no connection and the next one joins the
-    /// rooms.
+    /// `Ok` means that the server replied, or that there is no connection and the next one joins
+    /// the rooms.
     ///
     /// # Errors
     /// See [`RoomError`].
@@ -234,8 +234,8 @@ impl Client {
         self.request_rooms(rooms.into_iter().map(Into::into).collect(), true).await
     }
 
-    /// Leaves rooms that were joined with [`Client::join_rooms`] or by the token, now and after every
-    /// reconnect.
+    /// Leaves rooms that were joined with [`Client::join_rooms`] or by the token, now and after
+    /// every reconnect.
     ///
     /// # Errors
     /// See [`RoomError`].
@@ -273,8 +273,8 @@ impl Client {
         result.map(drop).map_err(request_error)
     }
 
-    /// Subscribes to operations, now and after every reconnect: pushes to keys, to members and to all
-    /// reach a session only with operations that it subscribed to.
+    /// Subscribes to operations, now and after every reconnect: pushes to keys, to members and to
+    /// all reach a session only with operations that it subscribed to.
     ///
     /// `Ok` means that the server confirmed it, or that there is no connection and the next one
     /// subscribes.
@@ -311,8 +311,8 @@ impl Client {
         self.call(request).await.map(drop).map_err(subscribe_error)
     }
 
-    /// Sends a heartbeat now, besides the periodic ones, and returns the number of sessions online in
-    /// the room; zero without a room.
+    /// Sends a heartbeat now, besides the periodic ones, and returns the number of sessions online
+    /// in the room; zero without a room.
     ///
     /// # Errors
     /// See [`HeartbeatError`].
@@ -332,8 +332,8 @@ impl Client {
     }
 
     /// Closes the client and waits until the connection is closed, at most a second. Queued events
-    /// can still be received; after them [`Events::recv`] returns `None`. Does nothing if the client
-    /// has ended.
+    /// can still be received; after them [`Events::recv`] returns `None`. Does nothing if the
+    /// client has ended.
     ///
     /// # Cancel safety
     /// Once polled, the client closes even if the future is dropped.

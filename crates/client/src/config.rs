@@ -37,8 +37,8 @@ impl From<NodeSource> for Target {
     }
 }
 
-/// The certificates that are trusted. There is no option to accept any certificate: a test signs its
-/// own and passes it here.
+/// The certificates that are trusted. There is no option to accept any certificate: a test signs
+/// its own and passes it here.
 #[derive(Debug, Clone, Default)]
 pub enum TlsRoots {
     /// The certificates of the operating system, read once when the client is created.
@@ -92,14 +92,15 @@ pub struct ClientConfig {
     /// The delays between attempts. `None` (default): the node list's values, else
     /// [`Backoff::default`]. A delay that the server asks for when it disconnects replaces them.
     pub backoff: Option<Backoff>,
-    /// The certificates that are trusted for `tls` and `wss` endpoints and for an `https` node list.
-    /// Default: the system's.
+    /// The certificates that are trusted for `tls` and `wss` endpoints and for an `https` node
+    /// list. Default: the system's.
     pub tls_roots: TlsRoots,
-    /// Headers of the upgrade request to `ws` and `wss` endpoints, for example a cookie. Default none.
+    /// Headers of the upgrade request to `ws` and `wss` endpoints, for example a cookie. Default
+    /// none.
     pub websocket_headers: Headers,
     /// The schemas and encodings of packet versions. The server publishes its table at
-    /// `/v1/protocol`. Default: the rows that every server has. Compressed bodies are decompressed for
-    /// the application, which sees the uncompressed version of the same schema.
+    /// `/v1/protocol`. Default: the rows that every server has. Compressed bodies are decompressed
+    /// for the application, which sees the uncompressed version of the same schema.
     pub versions: VersionTable,
     /// The largest inbound body in bytes. Default 64 MiB, see [`ClientRules::BODY_BYTES_MAX`].
     pub inbound_body_bytes_max: usize,
@@ -108,9 +109,9 @@ pub struct ClientConfig {
     pub outbound_body_bytes_max: usize,
     /// The maximum number of requests in flight. Further calls wait. Default 64.
     pub requests_max: NonZeroUsize,
-    /// The length of the event queue. Default 256. While it is full, the socket is not read, and the
-    /// server queues pushes, drops them or closes the session, according to its own policy. Worst-case
-    /// memory is this times the largest push.
+    /// The length of the event queue. Default 256. While it is full, the socket is not read, and
+    /// the server queues pushes, drops them or closes the session, according to its own policy.
+    /// Worst-case memory is this times the largest push.
     pub events_max: NonZeroUsize,
     /// The timelines to sync. Default none: stored messages are then plain pushes.
     pub sync: Option<SyncConfig>,

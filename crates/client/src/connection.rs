@@ -139,7 +139,8 @@ impl Link {
         Ok(len)
     }
 
-    /// Reads or writes once, whichever is possible first. Never completes when neither is requested.
+    /// Reads or writes once, whichever is possible first. Never completes when neither is
+    /// requested.
     ///
     /// # Cancel safety
     /// No byte is lost or written twice.

@@ -370,8 +370,8 @@ impl ConnectionTask<'_> {
         }
     }
 
-    /// Returns the packet for a request, and the change of state if it is one; `None` when no packet
-    /// is needed.
+    /// Returns the packet for a request, and the change of state if it is one; `None` when no
+    /// packet is needed.
     fn prepare(&mut self, request: &Request) -> Result<Option<Prepared>, RequestFailure> {
         let (operation, body, change) = match request {
             Request::Packet { version, operation, body } => {
@@ -471,7 +471,7 @@ enum Input {
     Idle,
 }
 
-/// Returns a packet with its body uncompressed, in the version that stands for the same schema.
+/// Returns a packet with its body uncompressed, in the uncompressed version of the same schema.
 fn inflated(link: &Link, packet: PacketBuf) -> Result<PacketBuf, DisconnectReason> {
     match link.versions.row(packet.version) {
         Some(row) if row.encoding != Encoding::Identity => {

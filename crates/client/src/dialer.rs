@@ -47,8 +47,8 @@ impl Dialer {
         self.config.backoff.or(listed).unwrap_or_default()
     }
 
-    /// Drops the token, so that the next attempt asks the provider for a new one. Returns false when
-    /// there is no provider.
+    /// Drops the token, so that the next attempt asks the provider for a new one. Returns false
+    /// when there is no provider.
     pub(crate) fn renew_token(&mut self) -> bool {
         self.body = None;
         matches!(self.config.auth, Auth::Provider(_))
@@ -164,8 +164,8 @@ impl Dialer {
     }
 }
 
-/// Returns whether an error means that the peer has closed the connection: TLS without a close alert,
-/// or a reset because of unread bytes.
+/// Returns whether an error means that the peer has closed the connection: TLS without a close
+/// alert, or a reset because of unread bytes.
 pub(crate) fn is_close(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
     matches!(error.kind(), UnexpectedEof | ConnectionReset | ConnectionAborted | BrokenPipe)

@@ -48,9 +48,9 @@ pub enum Event {
         /// The position of the last message.
         position: Position,
     },
-    /// A gap in a timeline: messages may be missing because they are no longer stored, or because the
-    /// timeline was created anew. The next message follows `position`. If its epoch differs from the
-    /// application's, everything received before belongs to an earlier incarnation.
+    /// A gap in a timeline: messages may be missing because they are no longer stored, or because
+    /// the timeline was created again. The next message follows `position`. If its epoch differs
+    /// from the application's, everything received before belongs to an earlier incarnation.
     Gap {
         /// The timeline.
         timeline: String,
@@ -108,8 +108,8 @@ pub struct AuthReply {
 }
 
 impl AuthReply {
-    /// Parses the reply; a body that is not JSON gives an empty one. The second value is the code if
-    /// it is not 0.
+    /// Parses the reply; a body that is not JSON gives an empty one. The second value is the code
+    /// if it is not 0.
     pub(crate) fn parse(body: &[u8]) -> (Self, Option<i64>) {
         let value: Value = serde_json::from_slice(body).unwrap_or_default();
         let text = |name| value[name].as_str().map(str::to_owned);
@@ -179,7 +179,8 @@ impl DisconnectReason {
     pub fn advice(&self) -> Advice {
         match self {
             Self::Notice(notice) => notice.advice,
-            // A crashed server disconnects many clients: they must not reconnect at the same moment.
+            // A crashed server disconnects many clients: they must not reconnect at the same
+            // moment.
             Self::Closed | Self::HeartbeatLost | Self::Protocol(_) | Self::Io(_) => Advice::Later,
         }
     }
@@ -252,13 +253,14 @@ impl Events {
     /// Receives the next event. Returns `None` when the client was closed or has stopped for good.
     ///
     /// # Cancel safety
-    /// If the future is dropped, no event is lost, and a save that has started continues with the
+    /// If the future is dropped, no event is lost, and a save in progress continues with the
     /// next call.
     pub async fn recv(&mut self) -> Option<Event> {
         poll_fn(|cx| self.poll_recv(cx)).await
     }
 
-    /// Returns the next event if one is queued. Returns `None` also while a position is being saved.
+    /// Returns the next event if one is queued. Returns `None` also while a position is being
+    /// saved.
     pub fn try_recv(&mut self) -> Option<Event> {
         match self.poll_recv(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(event) => event,
@@ -278,8 +280,8 @@ impl Events {
         Poll::Ready(event)
     }
 
-    /// Marks the last received event as processed and saves its position now, without waiting for the
-    /// next event. Call this before the application exits, so that it does not receive the last
+    /// Marks the last received event as processed and saves its position now, without waiting for
+    /// the next event. Call this before the application exits, so that it does not receive the last
     /// messages again. Does nothing if there is nothing to save.
     ///
     /// # Errors
@@ -294,8 +296,8 @@ impl Events {
         }
     }
 
-    /// Completes the save in progress and the one that is due. Ready with `None` when nothing is left
-    /// to save, with the failed position otherwise.
+    /// Completes the save in progress and the one that is due. Ready with `None` when nothing is
+    /// left to save, with the failed position otherwise.
     fn poll_save(&mut self, cx: &mut Context<'_>) -> Poll<Option<(String, Position, PositionStoreError)>> {
         loop {
             if let Some(saving) = &mut self.saving {

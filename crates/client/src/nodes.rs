@@ -35,11 +35,12 @@ pub struct NodeList {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct NodeSource {
-    /// The HTTP address of logic, for example `https://goim.example.org` or `http://127.0.0.1:3111`.
-    /// HTTPS trusts the certificates in [`crate::ClientConfig::tls_roots`].
+    /// The HTTP address of logic, for example `https://goim.example.org` or
+    /// `http://127.0.0.1:3111`. HTTPS trusts the certificates in
+    /// [`crate::ClientConfig::tls_roots`].
     pub url: String,
-    /// The platform sent to logic. With `web` the list contains host names under logic's domain, with
-    /// every other value addresses. Default: none.
+    /// The platform sent to logic. With `web` the list contains host names under logic's domain,
+    /// with every other value addresses. Default: none.
     pub platform: Option<String>,
     /// The transport. The list has ports for [`Scheme::Tcp`], [`Scheme::Ws`] and [`Scheme::Wss`].
     pub scheme: Scheme,
@@ -121,8 +122,8 @@ impl NodeList {
     /// Returns the nodes as endpoints, in order.
     ///
     /// # Errors
-    /// [`NodesError::NoPort`] when the list has no port for the transport, [`NodesError::NoNodes`] when
-    /// it is empty, [`NodesError::BadNode`] when a node is not a valid host.
+    /// [`NodesError::NoPort`] when the list has no port for the transport, [`NodesError::NoNodes`]
+    /// when it is empty, [`NodesError::BadNode`] when a node is not a valid host.
     pub fn endpoints(&self, scheme: Scheme) -> Result<Vec<Endpoint>, NodesError> {
         let port = match scheme {
             Scheme::Tcp => self.tcp_port,

@@ -194,7 +194,8 @@ struct PositionFile {
 }
 
 impl FilePositions {
-    /// Reads the positions in the file `path`. A missing file holds none; the first save creates it.
+    /// Reads the positions in the file `path`. A missing file holds none; the first save creates
+    /// it.
     ///
     /// # Errors
     /// The file cannot be read, or its content is not a JSON object of positions

@@ -20,7 +20,8 @@ pub struct Stats {
     pub replies_late: u64,
     /// Requests without a reply when their connection ended.
     pub requests_cut: u64,
-    /// Requests that waited because the maximum number was in flight, or the output buffer was full.
+    /// Requests that waited because the maximum number was in flight, or the output buffer was
+    /// full.
     pub requests_delayed: u64,
 }
 

@@ -71,7 +71,7 @@ impl Supervisor {
             };
             self.queue.shared.counters.connects_failed.add_one();
             if matches!(error, ConnectError::ClosedDuringAuth { .. }) {
-                // The token may have been refused; a goim v2 server does not say so.
+                // The token may have been refused; a goim v2 server does not report that.
                 self.dialer.renew_token();
             }
             let retry_in = self.retry_in(error.advice(), None);
@@ -105,9 +105,9 @@ impl Supervisor {
         self.queue.while_disconnected(tokio::time::sleep(delay)).await.is_some()
     }
 
-    /// Resets the backoff after a stable connection: one that lasted longer than the wait for it and
-    /// than [`STABLE_AFTER`]. Without that, a server that accepts and closes would be reconnected to
-    /// in a tight loop.
+    /// Resets the backoff after a stable connection: one that lasted longer than the wait for it
+    /// and than [`STABLE_AFTER`]. Without that, a server that accepts and closes would be
+    /// reconnected to in a tight loop.
     fn connection_ended(&mut self, endpoint: &Endpoint, lasted: Duration, reason: &DisconnectReason) {
         let stable_after = STABLE_AFTER.min(self.dialer.backoff().max_delay);
         if lasted >= self.last_delay.max(stable_after) {

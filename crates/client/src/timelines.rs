@@ -60,8 +60,8 @@ pub struct TimelineMessage {
     pub accepted_at: SystemTime,
     /// The member that sent it, verified by the server; zero for the application's backend.
     pub sender: i64,
-    /// The body; `None` for a message that was deleted, or that exists in no schema that this client
-    /// reads.
+    /// The body; `None` for a message that was deleted, or that exists in no schema that this
+    /// client reads.
     pub body: Option<Bytes>,
 }
 
@@ -271,9 +271,9 @@ impl Client {
 
     /// Syncs one more timeline, now and after every reconnect, from its position in the store.
     ///
-    /// Messages follow as [`Event::Messages`](crate::Event::Messages). The server notifies a session
-    /// about its member's inbox and about the rooms it is in, so [join](Client::join_rooms) the room
-    /// of a timeline as well. Without it, new messages are found only by the periodic sync
+    /// Messages follow as [`Event::Messages`](crate::Event::Messages). The server notifies a
+    /// session about its member's inbox and about the rooms it is in, so [join](Client::join_rooms)
+    /// the room of a timeline as well. Without it, new messages are found only by the periodic sync
     /// ([`FollowRules`]). A timeline that is subscribed already stays as it is.
     ///
     /// # Errors
@@ -289,8 +289,9 @@ impl Client {
         self.call(request).await.map(drop).map_err(timeline_error)
     }
 
-    /// Stops syncing a timeline, now and after every reconnect. Messages that are already queued are
-    /// still delivered; then there are no more. Does nothing for a timeline that is not subscribed.
+    /// Stops syncing a timeline, now and after every reconnect. Messages that are already queued
+    /// are still delivered; then there are no more. Does nothing for a timeline that is not
+    /// subscribed.
     ///
     /// # Errors
     /// See [`TimelineError`].

@@ -675,7 +675,7 @@ async fn timelines_are_subscribed_and_unsubscribed_while_connected() {
         client.subscribe_timeline("live://5").await.unwrap();
         client.subscribe_timeline("live://6").await.unwrap();
         assert_eq!(peer.seen().await, Seen::Sync("live://6".to_owned(), 0));
-        // The sync starts where the server says: here at the beginning.
+        // Without a position, the server chooses the start: here the beginning.
         expect_messages(&mut events, "live://6", &[1, 2, 3]).await;
         assert_eq!(store.get("live://5").unwrap().seq, 3);
 
@@ -705,9 +705,9 @@ async fn timelines_subscribed_without_a_connection_are_part_of_the_next() {
     let mut server = Server::start_on(Scheme::Tcp, port).await;
     server.stored.store(1, std::sync::atomic::Ordering::SeqCst);
     let mut peer = server.peer().await;
-    // The test server does not sync the positions in the token by itself, so the client requests what
-    // the token did not contain, and the rest after its timeout. An attempt in progress during the
-    // changes has an outdated token; then everything is requested.
+    // The test server does not sync the positions in the token by itself, so the client requests
+    // what the token did not contain, and the rest after its timeout. An attempt in progress during
+    // the changes has an outdated token; then everything is requested.
     let resume = peer.token()["resume"].clone();
     if resume.get("live://9").is_some() {
         assert_eq!(resume.as_object().unwrap().keys().collect::<Vec<_>>(), ["live://9", "mid://7"]);

@@ -1,7 +1,7 @@
 //! A server for tests: the server side of the session over tokio, with a self-signed certificate.
 //!
-//! It reports 7 sessions online, echoes operation 1000, does not reply to operation 1001, syncs every
-//! timeline up to [`Server::store`], and follows the orders of the test for each connection.
+//! It reports 7 sessions online, echoes operation 1000, does not reply to operation 1001, syncs
+//! every timeline up to [`Server::store`], and follows the orders of the test for each connection.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,7 +25,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) const ONLINE: u32 = 7;
 
-/// What a test tells a connection to do.
+/// An order of the test to a connection.
 pub(crate) enum Order {
     Push(PacketBuf),
     Close(CloseReason, String),
