@@ -1,20 +1,19 @@
-//! From an endpoint to an authenticated connection.
+//! Makes authenticated connections: node list, token, socket, TLS, handshake.
 
 use std::io;
 use std::sync::Arc;
 
-use goim_session::follow::Follower;
 use goim_session::{ClientSession, ClientStep, Opening};
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::backoff::{Backoff, Chance};
+use crate::backoff::{Backoff, Random};
 use crate::connection::{Clock, Connection, Link};
+use crate::desired_state::DesiredState;
 use crate::event::{AuthReply, Notice};
-use crate::timelines::InToken;
-use crate::wanted::Wanted;
+use crate::timelines::ResumeFields;
 use crate::{
     Advice, Auth, AuthBody, ClientConfig, ConfigError, ConnectError, Endpoint, NodeList, Target, TokenReason,
     tls,
@@ -25,22 +24,22 @@ pub(crate) trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Socket for T {}
 
-/// Makes connections, and keeps what is the same from one to the next.
+/// Makes connections, and caches what later ones need.
 pub(crate) struct Dialer {
     config: Arc<ClientConfig>,
     tls: Option<TlsConnector>,
-    /// The last list, for when logic does not answer.
+    /// The last list, used while logic does not respond.
     nodes: Option<NodeList>,
-    /// The last answer of the token provider.
+    /// The last token of the provider.
     body: Option<AuthBody>,
-    asked_before: bool,
+    had_token: bool,
 }
 
 impl Dialer {
     pub(crate) fn new(config: Arc<ClientConfig>) -> Result<Self, ConfigError> {
         config.check()?;
         let tls = if config.uses_tls() { Some(tls::connector(&config.tls_roots)?) } else { None };
-        Ok(Self { config, tls, nodes: None, body: None, asked_before: false })
+        Ok(Self { config, tls, nodes: None, body: None, had_token: false })
     }
 
     pub(crate) fn backoff(&self) -> Backoff {
@@ -48,37 +47,36 @@ impl Dialer {
         self.config.backoff.or(listed).unwrap_or_default()
     }
 
-    /// Forgets the token, so that the provider is asked for a new one. False when there is no provider.
+    /// Drops the token, so that the next attempt asks the provider for a new one. Returns false
+    /// when there is no provider.
     pub(crate) fn renew_token(&mut self) -> bool {
         self.body = None;
         matches!(self.config.auth, Auth::Provider(_))
     }
 
-    /// Tries the endpoints in order, `prefer` before all others.
+    /// Tries the endpoints once, in order, `preferred` before all others.
     pub(crate) async fn round(
         &mut self,
-        wanted: &Wanted,
-        follower: Option<&Follower>,
-        prefer: Option<Endpoint>,
+        desired: &DesiredState,
+        resume: Option<ResumeFields>,
+        preferred: Option<Endpoint>,
     ) -> Result<Connection, ConnectError> {
         let endpoints = self.endpoints().await?;
-        let inline = self.config.sync.as_ref().is_none_or(|sync| sync.inline);
-        let in_token = follower.map(|follower| InToken::of(follower, inline));
-        let (token, applied, resumes) = match self.body().await? {
+        let (token, applied, resume_revision) = match self.body().await? {
             AuthBody::Identity(identity) => {
-                let token = wanted.apply(&identity).to_json(in_token.as_ref());
-                (token, wanted.clone(), in_token.is_some_and(|in_token| in_token.is_complete))
+                let token = desired.apply(&identity).to_json(resume.as_ref());
+                (token, desired.clone(), resume.and_then(|resume| resume.revision))
             }
-            AuthBody::Raw(token) => (token.expose().to_vec(), Wanted::default(), false),
+            AuthBody::Raw(token) => (token.expose().to_vec(), DesiredState::default(), None),
         };
         let limit = self.config.outbound_body_bytes_max;
         if token.len() > limit {
             return Err(ConnectError::TokenTooLong { len: token.len(), limit });
         }
         let mut last = ConnectError::Config(ConfigError::NoEndpoints);
-        for endpoint in prefer.iter().chain(&endpoints) {
+        for endpoint in preferred.iter().chain(&endpoints) {
             tracing::debug!(%endpoint, "connecting");
-            let attempt = self.connect(endpoint, token.clone(), applied.clone(), resumes);
+            let attempt = self.connect(endpoint, token.clone(), applied.clone(), resume_revision);
             last = match tokio::time::timeout(self.config.connect_timeout, attempt).await {
                 Ok(Ok(connection)) => return Ok(connection),
                 Ok(Err(error)) => error,
@@ -97,8 +95,7 @@ impl Dialer {
             Target::Endpoints(endpoints) => return Ok(endpoints.clone()),
             Target::Nodes(source) => source,
         };
-        let platform = source.platform.as_deref();
-        match NodeList::fetch(&source.url, platform, self.config.connect_timeout).await {
+        match source.fetch_with(self.tls.as_ref(), self.config.connect_timeout).await {
             Ok(list) => Ok(self.nodes.insert(list).endpoints(source.scheme)?),
             Err(error) => {
                 tracing::debug!(%error, "no new node list");
@@ -113,9 +110,9 @@ impl Dialer {
             (Auth::Fixed(body), _) | (Auth::Provider(_), Some(body)) => return Ok(body.clone()),
             (Auth::Provider(provider), None) => provider,
         };
-        let why = if self.asked_before { TokenReason::Refresh } else { TokenReason::First };
-        let body = provider.provide(why).await.map_err(ConnectError::Token)?;
-        self.asked_before = true;
+        let reason = if self.had_token { TokenReason::Refresh } else { TokenReason::First };
+        let body = provider.provide(reason).await.map_err(ConnectError::Token)?;
+        self.had_token = true;
         Ok(self.body.insert(body).clone())
     }
 
@@ -123,8 +120,8 @@ impl Dialer {
         &self,
         endpoint: &Endpoint,
         token: Vec<u8>,
-        applied: Wanted,
-        resumes: bool,
+        applied: DesiredState,
+        resume_revision: Option<u64>,
     ) -> Result<Connection, ConnectError> {
         let to_error = |source| ConnectError::Io { endpoint: endpoint.clone(), source };
         let socket = self.socket(endpoint).await.map_err(to_error)?;
@@ -133,8 +130,8 @@ impl Dialer {
         let interval = self.config.heartbeat_interval.or(listed).unwrap_or(default);
         let rules = Arc::new(self.config.rules(interval));
         let clock = Clock::start();
-        let mut chance = Chance::default();
-        let masks = Box::new(move || chance.mask());
+        let mut random = Random::default();
+        let masks = Box::new(move || random.mask());
         let authority = endpoint.authority();
         let headers = self.config.websocket_headers.as_pairs();
         let opening = if endpoint.scheme().is_websocket() {
@@ -148,15 +145,15 @@ impl Dialer {
         let reply = authenticate(&mut link, endpoint).await?;
         if let Some(limit) = reply.heartbeat {
             // Half of the server's limit, so that one lost heartbeat does not end the session.
-            let often_enough = (limit / 2).max(std::time::Duration::from_secs(1));
-            link.session.set_heartbeat_interval(interval.min(often_enough), clock.now());
+            let interval_max = (limit / 2).max(std::time::Duration::from_secs(1));
+            link.session.set_heartbeat_interval(interval.min(interval_max), clock.now());
         }
-        Ok(Connection { link, endpoint: endpoint.clone(), reply, applied, resumes })
+        Ok(Connection { link, endpoint: endpoint.clone(), reply, applied, resume_revision })
     }
 
     async fn socket(&self, endpoint: &Endpoint) -> io::Result<Box<dyn Socket>> {
         let stream = TcpStream::connect((endpoint.host(), endpoint.port())).await?;
-        // Packets are small and wait for nothing that comes after them.
+        // Packets are small; Nagle's algorithm would only delay them.
         stream.set_nodelay(true)?;
         if !endpoint.scheme().is_tls() {
             return Ok(Box::new(stream));
@@ -167,16 +164,16 @@ impl Dialer {
     }
 }
 
-/// True for what a socket says when the other side has closed it: TLS without a goodbye, or with bytes that were not
-/// read yet.
-pub(crate) fn closes(error: &io::Error) -> bool {
+/// Returns whether an error means that the peer has closed the connection: TLS without a close
+/// alert, or a reset because of unread bytes.
+pub(crate) fn is_close(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
     matches!(error.kind(), UnexpectedEof | ConnectionReset | ConnectionAborted | BrokenPipe)
 }
 
 /// Writes and reads until the token is accepted.
 async fn authenticate(link: &mut Link, endpoint: &Endpoint) -> Result<AuthReply, ConnectError> {
-    let to_error = |source: io::Error| match closes(&source) {
+    let to_error = |source: io::Error| match is_close(&source) {
         true => ConnectError::ClosedDuringAuth { endpoint: endpoint.clone() },
         false => ConnectError::Io { endpoint: endpoint.clone(), source },
     };
@@ -201,7 +198,7 @@ async fn authenticate(link: &mut Link, endpoint: &Endpoint) -> Result<AuthReply,
                     return Err(ConnectError::ClosedDuringAuth { endpoint: endpoint.clone() });
                 }
             }
-            // Nothing else is for a client that is not authenticated yet.
+            // No other packet is meant for a client that is not authenticated.
             Ok(_) => {}
         }
     }
