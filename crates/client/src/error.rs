@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::auth::ProviderError;
 use crate::positions::PositionStoreError;
-use crate::{ReconnectPolicy, ConfigError, Endpoint, NodesError};
+use crate::{ConfigError, Endpoint, NodesError, ReconnectPolicy};
 
 /// Why the client is not connected.
 #[derive(Debug, thiserror::Error)]
@@ -88,8 +88,12 @@ impl ConnectError {
     pub fn reconnect(&self) -> ReconnectPolicy {
         match self {
             Self::Config(_) | Self::TokenTooLong { .. } => ReconnectPolicy::Never,
-            Self::Nodes(_) | Self::Token(_) | Self::Positions { .. } | Self::Io { .. } => ReconnectPolicy::Backoff,
-            Self::TimedOut { .. } | Self::ClosedDuringAuth { .. } | Self::Protocol { .. } => ReconnectPolicy::Backoff,
+            Self::Nodes(_) | Self::Token(_) | Self::Positions { .. } | Self::Io { .. } => {
+                ReconnectPolicy::Backoff
+            }
+            Self::TimedOut { .. } | Self::ClosedDuringAuth { .. } | Self::Protocol { .. } => {
+                ReconnectPolicy::Backoff
+            }
             Self::Refused { reconnect, .. } => *reconnect,
         }
     }

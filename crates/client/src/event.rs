@@ -15,7 +15,7 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 
 use crate::positions::{Position, PositionStoreError, SharedPositionStore};
-use crate::{ReconnectPolicy, ConnectError, Endpoint, TimelineMessage};
+use crate::{ConnectError, Endpoint, ReconnectPolicy, TimelineMessage};
 
 /// One event of a client.
 #[derive(Debug)]

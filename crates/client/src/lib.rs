@@ -39,4 +39,4 @@ pub use http::HttpError;
 pub use nodes::{NodeList, NodeSource, NodesError};
 pub use positions::{FilePositions, MemoryPositions, Position, PositionStore, PositionStoreError};
 pub use stats::Stats;
-pub use timelines::{Acknowledged, FollowRules, Sent, SyncConfig, TimelineMessage};
+pub use timelines::{Acknowledged, Sent, SyncConfig, SyncRules, TimelineMessage};
