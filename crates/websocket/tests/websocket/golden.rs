@@ -1,4 +1,4 @@
-//! The frames and handshakes of `testdata/wire`, laid out by hand from RFC 6455 and goim's rules.
+//! The frames and handshakes of `testdata/wire`, which were written from RFC 6455 and goim's rules.
 
 use goim_websocket::{FrameError, Kind, Opcode, Role, Rules, encode_frame, frame_head, handshake};
 use serde_json::{Value, json};
