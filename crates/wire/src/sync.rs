@@ -91,17 +91,17 @@ pub struct SyncReply {
     /// The messages after `after`, ascending, without gaps.
     #[prost(message, repeated, tag = "3")]
     pub messages: Vec<Message>,
-    /// Where the timeline ends.
-    # The latest sequence.
+    /// The latest sequence.
+    #[prost(uint64, tag = "4")]
     pub latest: u64,
-    /// There is more behind these messages.
-    # Whether there are more messages after these.
+    /// Whether there are more messages after these.
+    #[prost(bool, tag = "5")]
     pub more: bool,
     /// Whether there is a gap between the client's position and these messages.
-    # Whether there is a gap between the client's position and these messages.
+    #[prost(bool, tag = "6")]
     pub gap: bool,
-    /// What the messages follow.
-    # The sequence before the first message.
+    /// The sequence before the first message.
+    #[prost(uint64, tag = "7")]
     pub after: u64,
 }
 
