@@ -295,7 +295,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn bodies_come_back(words in prop::collection::vec("[a-z]{1,6}", 0..600), level in 1_u32..9) {
+        fn bodies_round_trip(words in prop::collection::vec("[a-z]{1,6}", 0..600), level in 1_u32..9) {
             let body = words.concat().into_bytes();
             for encoding in COMPRESSING {
                 let levels = Levels { zlib: level, brotli: level, zstd: level as i32 };
@@ -306,7 +306,7 @@ mod tests {
         }
 
         #[test]
-        fn messages_come_back(words in prop::collection::vec("[a-z]{1,6}", 0..600), level in 1_u32..9) {
+        fn messages_round_trip(words in prop::collection::vec("[a-z]{1,6}", 0..600), level in 1_u32..9) {
             let message = words.concat().into_bytes();
             if let Some(payload) = deflate_message(&message, Levels { zlib: level, ..Levels::default() }) {
                 prop_assert_eq!(&inflate_message(&payload, message.len()).unwrap(), &message);

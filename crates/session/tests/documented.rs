@@ -1,9 +1,9 @@
-//! The table of codes in docs/protocol.md is the one in the source.
+//! The table of codes in docs/protocol.md equals the one in `goim_wire::reason`.
 
 use goim_session::{CloseReason, RequestFailure};
 
 #[test]
-fn every_code_and_its_word_are_documented() {
+fn every_code_and_label_is_documented() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/protocol.md");
     let document = std::fs::read_to_string(path).expect("docs/protocol.md can be read");
     let reasons = CloseReason::ALL.iter().map(|reason| (reason.code(), reason.label()));

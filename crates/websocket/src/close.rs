@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reason_is_cut_between_characters() {
+    fn a_reason_is_truncated_between_characters() {
         // 61 characters of two bytes make 122; the 62nd would end at 124.
         let long = "é".repeat(80);
         let payload = close_payload(NORMAL, &long);

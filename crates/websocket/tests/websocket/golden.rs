@@ -183,7 +183,7 @@ fn a_request_is_written() {
 }
 
 #[test]
-fn a_refusal_says_what_would_be_right() {
+fn a_refusal_names_the_expected_value() {
     let refusal = |request: &[u8]| {
         let error = handshake::read_request(request, "/sub", 8192).unwrap_err();
         String::from_utf8(handshake::refusal(&error)).unwrap()

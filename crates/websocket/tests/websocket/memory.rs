@@ -20,7 +20,7 @@ fn an_idle_reader_is_small() {
 }
 
 #[test]
-fn a_whole_message_is_unmasked_where_it_lies() {
+fn a_complete_message_is_unmasked_in_place() {
     for len in [0, 1, 125, 126, 65535, 65536] {
         let payload = vec![b'x'; len];
         let mut input = frame(Opcode::Binary, &payload);
@@ -52,7 +52,7 @@ fn a_ping_inside_a_message_is_not_copied_either() {
 
 /// After any message, once the next call finds no more input, the reader owns nothing.
 #[test]
-fn memory_goes_back_after_a_message() {
+fn memory_is_freed_after_a_message() {
     let mut first = frame(Opcode::Binary, &[7; 5000]);
     first[0] &= 0x7f;
     let fragmented =
@@ -76,7 +76,7 @@ fn memory_goes_back_after_a_message() {
 
 /// An event that was assembled from pieces is not unfinished, even before the next call.
 #[test]
-fn what_was_handed_out_is_finished() {
+fn a_returned_event_is_finished() {
     for opcode in [Opcode::Binary, Opcode::Ping] {
         let bytes = frame(opcode, b"payload");
         let (first, second) = bytes.split_at(9);

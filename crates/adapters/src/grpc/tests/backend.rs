@@ -39,7 +39,7 @@ fn upstream(body: &'static [u8]) -> Upstream {
 }
 
 #[tokio::test]
-async fn packets_reach_the_backend_and_answers_come_back() {
+async fn packets_reach_the_backend_and_replies_return() {
     let asked = Arc::new(Mutex::default());
     let served = Served::new(Routes::new(BackendServer::new(Own(Arc::clone(&asked))))).await;
     let backend = GrpcBackend::new(&format!("grpc://{}", served.address), ClientConfig::default()).unwrap();
@@ -67,7 +67,7 @@ async fn packets_reach_the_backend_and_answers_come_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_that_is_told_to_go_takes_no_call_with_it() {
+async fn a_connection_that_drains_fails_no_call() {
     let asked = Arc::new(Mutex::default());
     // Every connection is told to go, again and again, while calls are under way on it.
     let config =

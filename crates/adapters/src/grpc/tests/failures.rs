@@ -21,7 +21,7 @@ fn push() -> KeyPush {
 }
 
 #[tokio::test]
-async fn a_comet_that_is_gone_is_unavailable_and_found_again_when_it_is_back() {
+async fn a_stopped_comet_is_unavailable_until_it_restarts() {
     let comet = Arc::new(FakeComet::default());
     let mut served = Served::comet(&comet).await;
     let address = served.address.clone();
@@ -38,7 +38,7 @@ async fn a_comet_that_is_gone_is_unavailable_and_found_again_when_it_is_back() {
 }
 
 #[tokio::test]
-async fn a_comet_that_does_not_answer_is_given_a_deadline() {
+async fn a_comet_that_does_not_answer_times_out() {
     let comet = Arc::new(FakeComet::default());
     let served = Served::comet(&comet).await;
     let config = ClientConfig { call_timeout: Duration::from_millis(50), ..ClientConfig::default() };

@@ -109,7 +109,7 @@ async fn a_comet_is_the_same_over_the_wire() {
 }
 
 #[tokio::test]
-async fn rooms_come_over_the_wire() {
+async fn rooms_are_the_same_over_the_wire() {
     let comet = Arc::new(FakeComet::default());
     *comet.rooms.lock().unwrap() = vec!["live://1".into(), "no scheme".into()];
     let served = Served::comet(&comet).await;
@@ -283,7 +283,7 @@ impl CometPort for Told {
 }
 
 #[tokio::test]
-async fn what_is_new_of_rooms_comes_over_the_wire() {
+async fn room_deltas_are_the_same_over_the_wire() {
     let stripes = vec![
         StripeDelta {
             stripe: 3,
@@ -309,7 +309,7 @@ async fn what_is_new_of_rooms_comes_over_the_wire() {
 }
 
 #[tokio::test]
-async fn a_comet_of_goims_does_not_know_our_calls() {
+async fn a_comet_of_goim_does_not_support_our_calls() {
     // A server with another service answers as a Go comet does.
     let served = Served::logic(&Arc::default()).await;
     let remote = GrpcComet::new(&format!("grpc://{}", served.address), ClientConfig::default()).unwrap();
