@@ -53,7 +53,7 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
     let rpc = rpc.listen()?;
     let asked = logics.clone();
     operation.depends_on(move || {
-        asked.trouble().map(|reason| format!("logic: none does what it is asked: {reason}"))
+        asked.last_error().map(|reason| format!("logic: none does what it is asked: {reason}"))
     });
     let comet = Comet::start(
         config.comet.clone(),

@@ -1,4 +1,4 @@
-//! A port behind the wire must be the same as the port itself: same calls, same answers.
+//! A port over the wire must equal the port itself: same calls, same results.
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
@@ -96,7 +96,7 @@ async fn a_comet_is_the_same_over_the_wire() {
         comet.answers.lock().unwrap().extend(answers);
         let over_the_wire = ask_comet(&remote).await;
         assert_eq!(comet.take_calls(), direct_calls);
-        // The text of an error is handed on in the words of the one who says it.
+        // The text of an error is passed on unchanged.
         let normal = |answer: &CometAnswer| match answer {
             Err(CometError::Unavailable(text)) => format!("unavailable {}", text.contains("gone")),
             other => format!("{other:?}"),
@@ -255,7 +255,7 @@ async fn many_pushes_are_taken_in_order_until_one_is_not() {
     );
 }
 
-/// Rooms that change, told to who asks.
+/// A room set that changes.
 struct Told(std::sync::Mutex<RoomsDelta>);
 
 impl CometPort for Told {
@@ -310,7 +310,7 @@ async fn room_deltas_are_the_same_over_the_wire() {
 
 #[tokio::test]
 async fn a_comet_of_goim_does_not_support_our_calls() {
-    // A server with another service answers as a Go comet does.
+    // A server with another service replies as a Go comet does.
     let served = Served::logic(&Arc::default()).await;
     let remote = GrpcComet::new(&format!("grpc://{}", served.address), ClientConfig::default()).unwrap();
     assert_eq!(remote.push_many(Vec::new()).await, Err(CometError::Unsupported));
