@@ -24,10 +24,10 @@ const TRIES_MAX: usize = 8;
 
 /// Checks signed tokens.
 pub(super) struct Jwt {
-    inner: Arc<Inner>,
+    inner: Arc<JwtVerifier>,
 }
 
-struct Inner {
+struct JwtVerifier {
     config: JwtConfig,
     keys: Vec<Key>,
     jwks: Option<Jwks>,
@@ -52,7 +52,7 @@ impl Jwt {
         }
         let jwks = config.jwks_url.clone();
         let jwks = jwks.map(|url| Jwks::new(url, config.jwks_refresh, config.jwks_pause, Arc::clone(http)));
-        Ok(Self { inner: Arc::new(Inner { config, keys, jwks }) })
+        Ok(Self { inner: Arc::new(JwtVerifier { config, keys, jwks }) })
     }
 }
 
@@ -109,7 +109,7 @@ fn read_header(token: &str) -> Result<(Algorithm, Option<String>), ConnectError>
     Ok((algorithm, header.kid))
 }
 
-impl Inner {
+impl JwtVerifier {
     /// The keys that may have signed a token with this header.
     fn candidates<'a>(&'a self, header: &(Algorithm, Option<String>), fetched: &'a [Key]) -> Vec<&'a Key> {
         let (algorithm, name) = header;
