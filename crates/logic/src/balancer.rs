@@ -6,9 +6,10 @@
 //! without weight is not.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use goim_ports::{CometNode, ServerId};
+use parking_lot::Mutex;
 
 /// Largest weight of a comet that holds less than its share.
 const WEIGHT_MAX: i64 = 1 << 20;
@@ -17,19 +18,19 @@ const WEIGHT_MIN: i64 = 1;
 
 /// The comets with what the balancer remembers of them.
 #[derive(Default)]
-pub(crate) struct Balancer(Mutex<State>);
+pub(crate) struct Balancer(Mutex<BalancerState>);
 
 #[derive(Default)]
-struct State {
+struct BalancerState {
     /// The list that `nodes` was made of. Held, so that another list cannot have its address.
     seen: Option<Arc<Vec<CometNode>>>,
-    nodes: Vec<Node>,
+    nodes: Vec<WeightedComet>,
     total_weight: i64,
     total_connections: i64,
 }
 
 #[derive(Clone)]
-struct Node {
+struct WeightedComet {
     comet: Arc<CometNode>,
     /// As reported, and one more for each client sent there since.
     connections: i64,
@@ -46,7 +47,7 @@ impl Balancer {
         gain: f64,
     ) -> Vec<Arc<CometNode>> {
         // A panic in here would leave nothing half done that the next refresh does not mend.
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.0.lock();
         if !state.seen.as_ref().is_some_and(|seen| Arc::ptr_eq(seen, comets)) {
             state.refresh(comets);
             state.seen = Some(Arc::clone(comets));
@@ -63,7 +64,7 @@ impl Balancer {
     }
 }
 
-impl State {
+impl BalancerState {
     /// Takes a new list over. A comet whose record has not changed keeps the clients counted here. A list that is
     /// empty or less than half as long as the last one is more likely a fault of the directory than the truth: it is
     /// ignored, as in goim.
@@ -72,15 +73,15 @@ impl State {
         if online.is_empty() || online.len() * 2 < self.nodes.len() {
             return;
         }
-        let mut known: HashMap<ServerId, Node> =
+        let mut known: HashMap<ServerId, WeightedComet> =
             self.nodes.drain(..).map(|node| (node.comet.server.clone(), node)).collect();
         for comet in online {
             let kept = known
                 .remove(&comet.server)
                 .filter(|node| node.comet.latest_timestamp == comet.latest_timestamp);
-            self.nodes.push(kept.unwrap_or_else(|| Node::new(comet)));
+            self.nodes.push(kept.unwrap_or_else(|| WeightedComet::new(comet)));
         }
-        self.total_weight = self.nodes.iter().map(Node::weight).sum();
+        self.total_weight = self.nodes.iter().map(WeightedComet::weight).sum();
         self.total_connections = self.nodes.iter().map(|node| node.connections).sum();
     }
 
@@ -94,7 +95,7 @@ impl State {
     }
 }
 
-impl Node {
+impl WeightedComet {
     fn new(comet: &CometNode) -> Self {
         // goim reads the count as an i32.
         let connections = i64::try_from(comet.connections).unwrap_or(i64::MAX).min(i64::from(i32::MAX));
@@ -148,7 +149,7 @@ mod tests {
 
     fn chosen(balancer: &Balancer, comets: &Arc<Vec<CometNode>>, region: &str) -> Vec<(String, i64)> {
         balancer.choose(comets, region, 1.6);
-        let state = balancer.0.lock().unwrap();
+        let state = balancer.0.lock();
         state.nodes.iter().map(|node| (node.comet.server.to_string(), node.current)).collect()
     }
 
@@ -214,7 +215,7 @@ mod tests {
             balancer.choose(&Arc::new(first.clone()), "", 1.6);
         }
         let connections = |name: &str| {
-            let state = balancer.0.lock().unwrap();
+            let state = balancer.0.lock();
             state.nodes.iter().find(|node| node.comet.server.as_str() == name).map(|node| node.connections)
         };
         assert_eq!(connections("a"), Some(8));

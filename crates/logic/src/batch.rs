@@ -12,7 +12,7 @@ use goim_ports::{
     RoomId, ServerId, SessionKey,
 };
 
-use crate::deadline::within;
+use crate::deadline::with_timeout;
 use crate::metrics::PushKind;
 use crate::push::{append_late, group_keys, targets};
 use crate::{Logic, PushError, record};
@@ -123,7 +123,7 @@ impl Logic {
         }
         let started = Instant::now();
         let appended = self.push_log.append_all(records).map(Ok);
-        let appended = within(self.config.push.append_timeout, appended, append_late).await;
+        let appended = with_timeout(self.config.push.append_timeout, appended, append_late).await;
         self.metrics.append_seconds.observe(started.elapsed().as_secs_f64());
         match appended.unwrap_or_else(|late| Appended { accepted: 0, error: Some(late) }) {
             Appended { error: None, .. } => Ok(count),

@@ -6,7 +6,7 @@ use goim_ports::Call;
 
 /// `call`, which fails with `late` when it takes longer than `deadline`. A ready answer is passed on as it is: no
 /// timer, no boxing, no runtime needed.
-pub(crate) fn within<T, E>(
+pub(crate) fn with_timeout<T, E>(
     deadline: Duration,
     call: Call<Result<T, E>>,
     late: impl FnOnce() -> E + Send + 'static,
@@ -24,7 +24,7 @@ where
 }
 
 /// A second call that depends on the answer of a first one. Ready when both are.
-pub(crate) fn then<T, U>(call: Call<T>, next: impl FnOnce(T) -> Call<U> + Send + 'static) -> Call<U>
+pub(crate) fn and_then<T, U>(call: Call<T>, next: impl FnOnce(T) -> Call<U> + Send + 'static) -> Call<U>
 where
     T: Send + Unpin + 'static,
     U: Send + Unpin + 'static,
@@ -41,14 +41,14 @@ mod tests {
 
     #[test]
     fn a_ready_answer_stays_ready_outside_a_runtime() {
-        let call = within(Duration::ZERO, Call::Ready(Ok::<_, ()>(1)), || ());
-        let call = then(call, |one| Call::Ready(one.map(|one| one + 1)));
+        let call = with_timeout(Duration::ZERO, Call::Ready(Ok::<_, ()>(1)), || ());
+        let call = and_then(call, |one| Call::Ready(one.map(|one| one + 1)));
         assert!(matches!(call, Call::Ready(Ok(2))));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_late_answer_is_given_up() {
         let never: Call<Result<(), &str>> = Call::pending(std::future::pending());
-        assert_eq!(within(Duration::from_secs(3), never, || "late").await, Err("late"));
+        assert_eq!(with_timeout(Duration::from_secs(3), never, || "late").await, Err("late"));
     }
 }

@@ -12,7 +12,7 @@ use goim_ports::{
 };
 
 use crate::config::DevicePolicy;
-use crate::deadline::within;
+use crate::deadline::with_timeout;
 use crate::members::order_to_end;
 use crate::port::directory_late;
 use crate::push::append_late;
@@ -42,11 +42,11 @@ impl Devices {
         let text = |error: DirectoryError| error.to_string();
         let device = Device { platform, since: AcceptedAt::now() };
         let entered = self.directory.enter(mid, key.clone(), device);
-        let entered = within(self.deadline, entered, directory_late).await.map_err(text)?;
+        let entered = with_timeout(self.deadline, entered, directory_late).await.map_err(text)?;
         if entered.len() <= 1 {
             return Ok(());
         }
-        let there = within(self.deadline, self.sessions.sessions_of(vec![mid]), directory_late)
+        let there = with_timeout(self.deadline, self.sessions.sessions_of(vec![mid]), directory_late)
             .await
             .map_err(text)?;
         let server_of = |key: &SessionKey| {
@@ -61,12 +61,12 @@ impl Devices {
             }
         }
         let forgotten = gone.into_iter().map(|(key, _)| key).chain(ended).collect();
-        within(self.deadline, self.directory.forget(mid, forgotten), directory_late).await.map_err(text)
+        with_timeout(self.deadline, self.directory.forget(mid, forgotten), directory_late).await.map_err(text)
     }
 
     async fn end(&self, server: ServerId, key: SessionKey) -> Result<(), String> {
         let record = order_to_end(PushTarget::Keys { server, keys: vec![key] }, TOO_MANY);
-        within(self.deadline, self.push_log.append(record), append_late)
+        with_timeout(self.deadline, self.push_log.append(record), append_late)
             .await
             .map_err(|error| error.to_string())
     }

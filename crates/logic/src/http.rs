@@ -13,11 +13,14 @@
 mod action;
 mod body;
 mod connection;
+mod directory;
 mod dispatch;
+mod error;
 mod guard;
 mod json;
 mod messages;
 mod openapi;
+mod push;
 mod query;
 mod rate;
 mod reply;

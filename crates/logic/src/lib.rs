@@ -17,8 +17,7 @@
 
 mod balancer;
 mod batch;
-mod circuit;
-mod complaint;
+mod circuit_breaker;
 mod config;
 mod deadline;
 mod devices;
@@ -55,5 +54,5 @@ pub use nodes::NodesReply;
 pub use online::{OnlineTotal, RoomOnline};
 pub use push::PushError;
 pub use route::RouteConfig;
-pub use timelines::{NoWait, Placed, SendRule, StoredPush, StoredTo, TimelinesError, away_json};
+pub use timelines::{AppendedMessage, NoWait, SendRule, StoredPush, StoredTo, TimelinesError, away_json};
 pub use webhook::WebhookConfig;

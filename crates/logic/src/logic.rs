@@ -13,7 +13,6 @@ use goim_ports::{
 use prometheus_client::registry::Registry;
 
 use crate::balancer::Balancer;
-use crate::complaint::Complaint;
 use crate::config::{Config, IdentityMethod, NodeInfoConfig};
 use crate::devices::Devices;
 use crate::handler::Handlers;
@@ -69,7 +68,7 @@ pub struct Logic {
     pub(crate) counts: ArcSwap<<RoomCounts as std::ops::Deref>::Target>,
     pub(crate) metrics: Metrics,
     /// When it was last said that pushes fail.
-    pub(crate) pushes_failing: Complaint,
+    pub(crate) pushes_failing: RateLimitedLog,
 }
 
 /// Who may push over HTTP.
@@ -139,7 +138,7 @@ impl Logic {
             balancer: Balancer::default(),
             counts: ArcSwap::default(),
             metrics: Metrics::default(),
-            pushes_failing: Complaint::default(),
+            pushes_failing: RateLimitedLog::default(),
             number: RandomState::new().hash_one(0_u8),
             config,
         }))

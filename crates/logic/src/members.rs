@@ -9,8 +9,7 @@ use goim_ports::{
     RoomMembers, ServerId, SessionEnd,
 };
 
-use crate::complaint::Complaint;
-use crate::deadline::within;
+use crate::deadline::with_timeout;
 use crate::port::directory_late;
 use crate::push::{Groups, group_keys};
 use crate::{Logic, PushError, Receivers};
@@ -26,7 +25,7 @@ impl Logic {
             let left = limit.saturating_sub(members.len());
             let asked = comet.room_members(room.clone(), left);
             let late = || goim_ports::CometError::Timeout;
-            match within(self.config.directory_timeout, asked, late).await {
+            match with_timeout(self.config.directory_timeout, asked, late).await {
                 Ok(RoomMembers { members: found, count: here }) => {
                     members.extend(found.into_iter().map(|member| (server.clone(), member)));
                     count += here;
@@ -79,7 +78,9 @@ impl Logic {
         };
         let end = SessionEnd { of: of.clone(), code, origin: self.number };
         let noted = self.sessions.note_end(end);
-        within(self.config.directory_timeout, noted, directory_late).await.map_err(PushError::Directory)?;
+        with_timeout(self.config.directory_timeout, noted, directory_late)
+            .await
+            .map_err(PushError::Directory)?;
         timelines.end_waits(&of, code);
         Ok(())
     }
@@ -88,10 +89,10 @@ impl Logic {
     /// order may be ended by it too.
     pub(crate) async fn follow_ends(&self) {
         let Some(timelines) = &self.timelines else { return };
-        let (mut mark, silent) = (None, Complaint::default());
+        let (mut mark, silent) = (None, RateLimitedLog::default());
         loop {
             let asked = self.sessions.ends_after(mark.clone());
-            match within(self.config.directory_timeout, asked, directory_late).await {
+            match with_timeout(self.config.directory_timeout, asked, directory_late).await {
                 Ok((next, ends)) => {
                     mark = Some(next);
                     for end in ends.iter().filter(|end| end.origin != self.number) {
@@ -99,9 +100,9 @@ impl Logic {
                     }
                 }
                 Err(error) => {
-                    if let Some(unsaid) = silent.say(Instant::now()) {
+                    if let Some(suppressed) = silent.try_log(Instant::now()) {
                         let what = "ends of sessions are not heard of: streams over HTTP go on";
-                        tracing::warn!(%error, unsaid, "{what}");
+                        tracing::warn!(%error, suppressed, "{what}");
                     }
                 }
             }

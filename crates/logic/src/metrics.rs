@@ -59,7 +59,7 @@ pub(crate) struct UpstreamPackets {
 pub(crate) struct Routes {
     calls: Family<RouteLabels, Counter>,
     retries: Family<RouteLabel, Counter>,
-    under_way: Family<RouteLabel, Gauge>,
+    in_flight: Family<RouteLabel, Gauge>,
     seconds: Family<RouteLabel, Histogram, fn() -> Histogram>,
 }
 
@@ -87,7 +87,7 @@ impl Routes {
             busy: calls("busy"),
             repeated: calls("repeated"),
             retries: self.retries.get_or_create_owned(&label()),
-            under_way: self.under_way.get_or_create_owned(&label()),
+            in_flight: self.in_flight.get_or_create_owned(&label()),
             seconds: self.seconds.get_or_create_owned(&label()),
         }
     }
@@ -205,7 +205,7 @@ impl Metrics {
         registry.register(
             "goim_logic_route_calls_in_flight",
             "Packets that wait for the backend, by route",
-            self.routes.under_way.clone(),
+            self.routes.in_flight.clone(),
         );
         registry.register_with_unit(
             "goim_logic_route",
@@ -251,7 +251,7 @@ impl Default for Metrics {
             routes: Routes {
                 calls: Family::default(),
                 retries: Family::default(),
-                under_way: Family::default(),
+                in_flight: Family::default(),
                 // 1 ms to 4 s, which is as long as a route may take.
                 seconds: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.001, 2.0, 13))),
             },

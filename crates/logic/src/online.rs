@@ -6,7 +6,7 @@ use std::sync::Arc;
 use goim_ports::RoomCounts;
 
 use crate::Logic;
-use crate::deadline::within;
+use crate::deadline::with_timeout;
 use crate::port::directory_late;
 
 /// A room with its count.
@@ -48,7 +48,7 @@ impl Logic {
 
     /// How many sessions each room has, over all comets. When the directory does not answer, what it said last.
     pub async fn room_counts(&self) -> RoomCounts {
-        let totals = within(self.config.directory_timeout, self.rooms.totals(), directory_late).await;
+        let totals = with_timeout(self.config.directory_timeout, self.rooms.totals(), directory_late).await;
         match totals {
             Ok(totals) => {
                 if !Arc::ptr_eq(&totals, &self.counts.load()) {

@@ -10,24 +10,24 @@ use goim_ports::{
 
 use crate::Logic;
 use crate::config::DevicePolicy;
-use crate::deadline::{then, within};
+use crate::deadline::{and_then, with_timeout};
 use crate::timelines::{Timelines, TimelinesError};
 
 impl LogicPort for Logic {
     fn connect(&self, request: ConnectRequest) -> Call<Result<Accepted, ConnectError>> {
         let identified =
-            within(self.config.directory_timeout, self.identity.identify(&request), identity_late);
+            with_timeout(self.config.directory_timeout, self.identity.identify(&request), identity_late);
         let server = request.server;
         let sessions = Arc::clone(&self.sessions);
         let deadline = self.config.directory_timeout;
         let metrics = self.metrics.connects.clone();
-        let entered = then(identified, move |identified| {
+        let entered = and_then(identified, move |identified| {
             let (accepted, platform) = match identified {
                 Ok(identified) => identified,
                 Err(error) => return Call::Ready(Err(error)),
             };
             let added = sessions.add(session_of(&accepted, server));
-            within(deadline, added, directory_late).map(|added| match added {
+            with_timeout(deadline, added, directory_late).map(|added| match added {
                 Ok(()) => Ok((accepted, platform)),
                 Err(DirectoryError::Unavailable(reason)) => {
                     let negotiated = accepted.protover.is_some();
@@ -44,7 +44,7 @@ impl LogicPort for Logic {
     fn refresh(&self, request: RefreshRequest) -> Call<Result<Refreshed, ConnectError>> {
         let refreshes = self.metrics.refreshes.clone();
         let refreshed = self.identity.refresh(request);
-        within(self.config.directory_timeout, refreshed, identity_late).map(move |result| {
+        with_timeout(self.config.directory_timeout, refreshed, identity_late).map(move |result| {
             refreshes.count(result.as_ref().err().map(|error| error.reason));
             result
         })
@@ -56,7 +56,7 @@ impl LogicPort for Logic {
             return self.ask(removed);
         }
         let directory = Arc::clone(&self.devices.directory);
-        let removed = then(removed, move |removed| match removed {
+        let removed = and_then(removed, move |removed| match removed {
             // Whoever has the key now is another.
             Ok(true) => {
                 directory.forget(session.mid, vec![session.key]).map(|forgotten| forgotten.map(|()| true))
@@ -75,15 +75,14 @@ impl LogicPort for Logic {
         let reported = self.ask(self.rooms.report(server.clone(), here));
         let (rooms, sessions) = (Arc::clone(&self.rooms), Arc::clone(&self.sessions));
         let deadline = self.config.directory_timeout;
-        let totals = then(reported, move |reported| match reported {
-            Ok(()) => {
-                within(deadline, rooms.totals(), directory_late).map(|totals| totals.map_err(unavailable))
-            }
+        let totals = and_then(reported, move |reported| match reported {
+            Ok(()) => with_timeout(deadline, rooms.totals(), directory_late)
+                .map(|totals| totals.map_err(unavailable)),
             Err(error) => Call::Ready(Err(error)),
         });
-        then(totals, move |totals| match totals {
+        and_then(totals, move |totals| match totals {
             // The counts are good without it.
-            Ok(rooms) => within(deadline, sessions.generation(server), directory_late)
+            Ok(rooms) => with_timeout(deadline, sessions.generation(server), directory_late)
                 .map(|generation| Ok(OnlineTotals { rooms, generation: generation.ok() })),
             Err(error) => Call::Ready(Err(error)),
         })
@@ -144,7 +143,8 @@ impl Logic {
 
     /// A directory's answer within its deadline.
     fn ask<T: Send + 'static>(&self, call: Call<Result<T, DirectoryError>>) -> Call<Result<T, LogicError>> {
-        within(self.config.directory_timeout, call, directory_late).map(|answer| answer.map_err(unavailable))
+        with_timeout(self.config.directory_timeout, call, directory_late)
+            .map(|answer| answer.map_err(unavailable))
     }
 }
 

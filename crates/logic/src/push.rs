@@ -14,7 +14,7 @@ use goim_ports::{
 };
 use smallvec::{SmallVec, smallvec};
 
-use crate::deadline::within;
+use crate::deadline::with_timeout;
 use crate::metrics::{PushKind, PushResult};
 use crate::port::directory_late;
 use crate::{Logic, record};
@@ -131,7 +131,7 @@ impl Logic {
     /// The comet of each key, in the keys' order.
     pub(crate) async fn servers_of(&self, keys: &[SessionKey]) -> Result<Vec<Option<ServerId>>, PushError> {
         let servers = self.sessions.servers_of(keys);
-        let servers = within(self.config.directory_timeout, servers, directory_late).await;
+        let servers = with_timeout(self.config.directory_timeout, servers, directory_late).await;
         servers.map_err(PushError::Directory)
     }
 
@@ -145,7 +145,7 @@ impl Logic {
             return Ok(Groups::new());
         }
         let sessions = self.sessions.sessions_of(mids);
-        let sessions = within(self.config.directory_timeout, sessions, directory_late).await;
+        let sessions = with_timeout(self.config.directory_timeout, sessions, directory_late).await;
         let sessions = sessions.map_err(PushError::Directory)?;
         Ok(group(sessions.into_iter().map(|session| (session.server, session.key))))
     }
@@ -178,7 +178,7 @@ impl Logic {
         }
         let started = Instant::now();
         let appended =
-            within(self.config.push.append_timeout, self.push_log.append(record), append_late).await;
+            with_timeout(self.config.push.append_timeout, self.push_log.append(record), append_late).await;
         self.metrics.append_seconds.observe(started.elapsed().as_secs_f64());
         appended.map_err(PushError::Append)
     }
@@ -196,14 +196,14 @@ impl Logic {
             Some(PushError::Append(AppendError::TooLarge { .. })) => PushResult::TooLarge,
             Some(PushError::Append(AppendError::Full)) => PushResult::Full,
             Some(error @ (PushError::Append(AppendError::Unavailable(_)) | PushError::Directory(_))) => {
-                if let Some(unsaid) = self.pushes_failing.say(Instant::now()) {
-                    tracing::warn!(?kind, %error, unsaid, "push failed");
+                if let Some(suppressed) = self.pushes_failing.try_log(Instant::now()) {
+                    tracing::warn!(?kind, %error, suppressed, "push failed");
                 }
                 PushResult::Unavailable
             }
             Some(PushError::Append(AppendError::Unknown(reason))) => {
-                if let Some(unsaid) = self.pushes_failing.say(Instant::now()) {
-                    tracing::warn!(?kind, %reason, unsaid, "a push may or may not be in the log");
+                if let Some(suppressed) = self.pushes_failing.try_log(Instant::now()) {
+                    tracing::warn!(?kind, %reason, suppressed, "a push may or may not be in the log");
                 }
                 PushResult::Unknown
             }

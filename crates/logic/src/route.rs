@@ -18,11 +18,10 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use tokio::sync::Semaphore;
 
-use crate::circuit::Circuit;
-use crate::complaint::Complaint;
+use crate::circuit_breaker::CircuitBreaker;
 use crate::handler::Handler;
 use crate::{Logic, Overlap};
-use duplicates::Window;
+use duplicates::DuplicateWindow;
 
 /// Pause before the first further try; doubled before each one after it.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
@@ -67,21 +66,21 @@ pub(crate) struct RouteMetrics {
     /// Answers of earlier packets.
     pub(crate) repeated: Counter,
     pub(crate) retries: Counter,
-    pub(crate) under_way: Gauge,
+    pub(crate) in_flight: Gauge,
     pub(crate) seconds: Histogram,
 }
 
 /// A route.
-struct Route(Arc<Inner>);
+struct Route(Arc<RouteState>);
 
-struct Inner {
+struct RouteState {
     name: String,
     config: RouteConfig,
     to: Arc<dyn UpstreamPort>,
     permits: Semaphore,
-    circuit: Circuit,
-    failing: Complaint,
-    duplicates: Option<Window>,
+    circuit_breaker: CircuitBreaker,
+    failing: RateLimitedLog,
+    duplicates: Option<DuplicateWindow>,
     metrics: RouteMetrics,
 }
 
@@ -93,14 +92,14 @@ impl Logic {
     pub fn route(&self, config: RouteConfig, to: Arc<dyn UpstreamPort>) -> Result<(), Overlap> {
         let (first, last) = (config.operations.start(), config.operations.end());
         let name = if first == last { first.to_string() } else { format!("{first}..{last}") };
-        let inner = Inner {
+        let inner = RouteState {
             metrics: self.metrics.routes.of(&name),
             name,
             to,
             permits: Semaphore::new(config.calls_max.max(1)),
-            circuit: Circuit::default(),
-            failing: Complaint::default(),
-            duplicates: config.duplicates.map(Window::new),
+            circuit_breaker: CircuitBreaker::default(),
+            failing: RateLimitedLog::default(),
+            duplicates: config.duplicates.map(DuplicateWindow::new),
             config: config.clone(),
         };
         self.handlers.register_range(config.operations, Arc::new(Route(Arc::new(inner))))
@@ -118,7 +117,7 @@ impl Handler for Route {
     fn handle(&self, upstream: Upstream) -> Call<Result<Bytes, LogicError>> {
         let route = Arc::clone(&self.0);
         Call::pending(async move {
-            let answer = match route.duplicates.as_ref().and_then(|window| window.place_of(&upstream)) {
+            let answer = match route.duplicates.as_ref().and_then(|window| window.reply_cell(&upstream)) {
                 Some(place) => {
                     let first = !place.initialized();
                     let answer = place.get_or_try_init(|| route.ask(upstream)).await.cloned();
@@ -136,22 +135,22 @@ impl Handler for Route {
 }
 
 /// Counts a call until it is dropped: whoever asked may give up waiting.
-struct UnderWay<'a>(&'a Gauge);
+struct InFlight<'a>(&'a Gauge);
 
-impl<'a> UnderWay<'a> {
+impl<'a> InFlight<'a> {
     fn new(gauge: &'a Gauge) -> Self {
         gauge.inc();
         Self(gauge)
     }
 }
 
-impl Drop for UnderWay<'_> {
+impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         self.0.dec();
     }
 }
 
-impl Inner {
+impl RouteState {
     async fn ask(&self, upstream: Upstream) -> Result<Bytes, LogicError> {
         let started = Instant::now();
         let until = started + self.config.timeout;
@@ -162,9 +161,9 @@ impl Inner {
                 self.config.calls_max, self.name
             )));
         };
-        let under_way = UnderWay::new(&self.metrics.under_way);
+        let in_flight = InFlight::new(&self.metrics.in_flight);
         let answer = self.try_until(until, upstream).await;
-        drop(under_way);
+        drop(in_flight);
         self.metrics.seconds.observe(started.elapsed().as_secs_f64());
         answer
     }
@@ -172,7 +171,7 @@ impl Inner {
     async fn try_until(&self, until: Instant, upstream: Upstream) -> Result<Bytes, LogicError> {
         let (mut retries, mut pause) = (self.config.retries, RETRY_PAUSE);
         loop {
-            if !self.circuit.allows(Instant::now()) {
+            if !self.circuit_breaker.try_acquire(Instant::now()) {
                 return Err(LogicError::Unavailable(format!(
                     "route {} is left alone after failures",
                     self.name
@@ -182,12 +181,12 @@ impl Inner {
             let answer = tokio::time::timeout(left, self.to.send(upstream.clone(), left)).await;
             let answer = answer.unwrap_or_else(|_| Err(LogicError::Late(format!("route {}", self.name))));
             let is_down = matches!(answer, Err(LogicError::Unavailable(_) | LogicError::Late(_)));
-            self.circuit.ended(!is_down, Instant::now());
+            self.circuit_breaker.record(!is_down, Instant::now());
             if let Err(error) = &answer
                 && is_down
-                && let Some(unsaid) = self.failing.say(Instant::now())
+                && let Some(suppressed) = self.failing.try_log(Instant::now())
             {
-                tracing::warn!(route = self.name, to = %self.config.to, %error, unsaid, "the backend does not answer");
+                tracing::warn!(route = self.name, to = %self.config.to, %error, suppressed, "the backend does not answer");
             }
             if !is_down || retries == 0 || Instant::now() + pause >= until {
                 return answer;
@@ -219,7 +218,7 @@ mod tests {
     async fn a_call_that_nobody_waits_for_is_no_longer_under_way() {
         let gauge = Gauge::default();
         let call = async {
-            let _under_way = UnderWay::new(&gauge);
+            let _under_way = InFlight::new(&gauge);
             std::future::pending::<()>().await;
         };
         assert!(tokio::time::timeout(Duration::from_millis(5), call).await.is_err());

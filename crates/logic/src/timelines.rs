@@ -33,15 +33,14 @@ use tokio::sync::Semaphore;
 
 use away::Away;
 pub use away::away_json;
-pub use push::{Placed, StoredPush, StoredTo};
-pub(crate) use reader::{Reader, Unread, Waited};
+pub use push::{AppendedMessage, StoredPush, StoredTo};
+pub(crate) use reader::{Reader, Unread, WaitOutcome};
 pub use sending::SendRule;
 pub use wait::NoWait;
-pub(crate) use wait::{Ending, Wait};
+pub(crate) use wait::{Wait, WaitEnd};
 
-use crate::complaint::Complaint;
 use crate::config::{PushConfig, TimelinesConfig};
-use crate::deadline::within;
+use crate::deadline::with_timeout;
 use crate::webhook::Webhook;
 use sending::SendQuotas;
 use wait::{WaitLimits, Waits};
@@ -150,9 +149,9 @@ pub(crate) struct Timelines {
     away: OnceLock<Arc<Away>>,
     /// Announcements that are tried again in the background.
     announcing: Arc<Semaphore>,
-    unannounced: Complaint,
+    unannounced: RateLimitedLog,
     /// When it was last said that the store fails.
-    failing: Complaint,
+    failing: RateLimitedLog,
     metrics: TimelineMetrics,
 }
 
@@ -189,8 +188,8 @@ impl Timelines {
             }),
             away: OnceLock::new(),
             announcing: Arc::new(Semaphore::new(config.notify_retries_max.max(1))),
-            unannounced: Complaint::default(),
-            failing: Complaint::default(),
+            unannounced: RateLimitedLog::default(),
+            failing: RateLimitedLog::default(),
             metrics: TimelineMetrics::default(),
             store,
             push_log,
@@ -220,11 +219,11 @@ impl Timelines {
         call: Call<Result<T, TimelineError>>,
     ) -> Result<T, TimelinesError> {
         let late = || TimelineError::Unknown("the store did not answer in time".to_owned());
-        let answer = within(self.config.store_timeout, call, late).await;
+        let answer = with_timeout(self.config.store_timeout, call, late).await;
         if let Err(error @ (TimelineError::Unavailable(_) | TimelineError::Unknown(_))) = &answer
-            && let Some(unsaid) = self.failing.say(Instant::now())
+            && let Some(suppressed) = self.failing.try_log(Instant::now())
         {
-            tracing::warn!(%error, unsaid, "the store of timelines fails");
+            tracing::warn!(%error, suppressed, "the store of timelines fails");
         }
         Ok(answer?)
     }

@@ -10,8 +10,7 @@ use bytes::Bytes;
 use goim_ports::{HttpClient, HttpError, HttpRequest, HttpResponse, Secret, ServiceUrl};
 use tokio::sync::Semaphore;
 
-use crate::circuit::Circuit;
-use crate::complaint::Complaint;
+use crate::circuit_breaker::CircuitBreaker;
 
 /// What an operator sets of a hook.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,8 +54,8 @@ pub(crate) struct Webhook {
     config: WebhookConfig,
     http: Arc<dyn HttpClient>,
     permits: Semaphore,
-    circuit: Circuit,
-    failing: Complaint,
+    circuit_breaker: CircuitBreaker,
+    failing: RateLimitedLog,
     answer_bytes_max: usize,
 }
 
@@ -71,8 +70,8 @@ impl Webhook {
         Self {
             name: name.into(),
             permits: Semaphore::new(config.calls_max.max(1)),
-            circuit: Circuit::default(),
-            failing: Complaint::default(),
+            circuit_breaker: CircuitBreaker::default(),
+            failing: RateLimitedLog::default(),
             config,
             http,
             answer_bytes_max,
@@ -87,7 +86,7 @@ impl Webhook {
         body: Bytes,
     ) -> Result<HttpResponse, WebhookError> {
         let started = Instant::now();
-        if !self.circuit.allows(started) {
+        if !self.circuit_breaker.try_acquire(started) {
             return Err(WebhookError::Open);
         }
         let timeout = self.config.timeout;
@@ -112,11 +111,11 @@ impl Webhook {
             Ok(answer) => Ok(answer),
             Err(error) => Err(error.into()),
         };
-        self.circuit.ended(answer.is_ok(), Instant::now());
+        self.circuit_breaker.record(answer.is_ok(), Instant::now());
         if let Err(error) = &answer
-            && let Some(unsaid) = self.failing.say(Instant::now())
+            && let Some(suppressed) = self.failing.try_log(Instant::now())
         {
-            tracing::warn!(hook = self.name, url = %self.config.url, %error, unsaid, "a webhook fails");
+            tracing::warn!(hook = self.name, url = %self.config.url, %error, suppressed, "a webhook fails");
         }
         answer
     }

@@ -21,14 +21,14 @@ pub(super) const MESSAGES_MAX: usize = 10_000;
 
 /// How a request writes its messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Form {
+pub(super) enum BodyFormat {
     /// `{"messages":[…]}`.
     Json,
     /// One message a line.
     Lines,
 }
 
-impl Form {
+impl BodyFormat {
     /// The form that a content type names; parameters like a charset do not matter.
     pub(super) fn of(content_type: &[u8]) -> Option<Self> {
         let name = content_type.split(|byte| *byte == b';').next()?.trim_ascii();
@@ -55,7 +55,7 @@ impl Form {
     }
 
     /// The place of a message, as the errors name it.
-    pub(super) fn place(self, index: usize, body: &[u8]) -> String {
+    pub(super) fn path_of(self, index: usize, body: &[u8]) -> String {
         match self {
             Self::Json => format!("messages[{index}]"),
             Self::Lines => {
@@ -103,7 +103,7 @@ fn too_many() -> String {
 struct Text<'t>(#[serde(borrow)] Cow<'t, str>);
 
 /// Says that `name` is where `error` is.
-fn within<E: Error>(name: impl fmt::Display) -> impl FnOnce(E) -> E {
+fn at<E: Error>(name: impl fmt::Display) -> impl FnOnce(E) -> E {
     move |error| E::custom(format_args!("{name}: {error}"))
 }
 
@@ -116,7 +116,7 @@ where
     if place.is_some() {
         return Err(A::Error::custom(format_args!("{name}: is given twice")));
     }
-    *place = Some(map.next_value().map_err(within(name))?);
+    *place = Some(map.next_value().map_err(at(name))?);
     Ok(())
 }
 
@@ -173,7 +173,7 @@ impl<'de> Deserialize<'de> for Messages {
                 let mut messages = Vec::new();
                 loop {
                     let place = format_args!("messages[{}]", messages.len()).to_string();
-                    let element = list.next_element().map_err(within(&place))?;
+                    let element = list.next_element().map_err(at(&place))?;
                     let Some(Message(message)) = element else { return Ok(Messages(messages)) };
                     if messages.len() == MESSAGES_MAX {
                         return Err(A::Error::custom(format_args!("{place}: {}", too_many())));
@@ -284,7 +284,7 @@ fn body_of(text: Option<Text<'_>>, bytes: Option<Text<'_>>) -> Result<Option<Byt
 }
 
 /// Most schemas of one message. An upgrade has two or three.
-const SCHEMAS_MAX: usize = 16;
+pub(super) const SCHEMAS_MAX: usize = 16;
 
 /// A message in one schema.
 #[derive(Deserialize)]

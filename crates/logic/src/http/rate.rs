@@ -6,8 +6,9 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU32;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 /// Most addresses that are remembered, about 5 MB. Beyond it new ones share one allowance.
 const ADDRESSES_MAX: usize = 65_536;
@@ -18,24 +19,24 @@ const SHARED: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
 pub(super) struct RateLimiter {
     interval: Duration,
-    state: Mutex<State>,
+    state: Mutex<AddressQuotas>,
 }
 
-struct State {
+struct AddressQuotas {
     paid_at: HashMap<IpAddr, Instant>,
     forgotten_at: Instant,
 }
 
 impl RateLimiter {
     pub(super) fn new(requests_per_second_max: NonZeroU32) -> Self {
-        let state = State { paid_at: HashMap::new(), forgotten_at: Instant::now() };
+        let state = AddressQuotas { paid_at: HashMap::new(), forgotten_at: Instant::now() };
         Self { interval: BURST / requests_per_second_max.get(), state: Mutex::new(state) }
     }
 
     /// Takes a request from `peer` at `now`, or says how long it should wait.
     pub(super) fn take(&self, peer: IpAddr, now: Instant) -> Result<(), Duration> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let peer = state.place_for(network(peer), now);
+        let mut state = self.state.lock();
+        let peer = state.quota_key(network(peer), now);
         let paid_at = state.paid_at.entry(peer).or_insert(now);
         let start = (*paid_at).max(now);
         let after = start + self.interval;
@@ -48,9 +49,9 @@ impl RateLimiter {
     }
 }
 
-impl State {
+impl AddressQuotas {
     /// Makes room for an address, at most once a second since it means looking at all of them.
-    fn place_for(&mut self, peer: IpAddr, now: Instant) -> IpAddr {
+    fn quota_key(&mut self, peer: IpAddr, now: Instant) -> IpAddr {
         if self.paid_at.len() < ADDRESSES_MAX || self.paid_at.contains_key(&peer) {
             return peer;
         }
@@ -122,9 +123,9 @@ mod tests {
         for number in 0..70_000_u32 {
             let _ = limiter.take(IpAddr::V4(Ipv4Addr::from_bits(number + 1)), start);
         }
-        assert!(limiter.state.lock().unwrap().paid_at.len() <= ADDRESSES_MAX + 1);
+        assert!(limiter.state.lock().paid_at.len() <= ADDRESSES_MAX + 1);
         let later = start + Duration::from_secs(10);
         assert_eq!(limiter.take("192.0.2.1".parse().unwrap(), later), Ok(()));
-        assert_eq!(limiter.state.lock().unwrap().paid_at.len(), 1);
+        assert_eq!(limiter.state.lock().paid_at.len(), 1);
     }
 }

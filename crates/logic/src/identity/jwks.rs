@@ -23,13 +23,13 @@ pub(super) struct Jwks {
     refresh: Duration,
     pause: Duration,
     http: Arc<dyn HttpClient>,
-    fetched: ArcSwap<Fetched>,
+    fetched: ArcSwap<KeySet>,
     /// When it was last tried; held while it is.
     tried: Mutex<Option<Instant>>,
 }
 
 #[derive(Default)]
-struct Fetched {
+struct KeySet {
     keys: Arc<Vec<Key>>,
     /// `None` before the first time.
     at: Option<Instant>,
@@ -77,7 +77,7 @@ impl Jwks {
         match self.try_fetch().await {
             Ok(keys) => {
                 tracing::info!(url = %self.url, keys = keys.len(), "keys for tokens fetched");
-                self.fetched.store(Arc::new(Fetched { keys: Arc::new(keys), at: Some(Instant::now()) }));
+                self.fetched.store(Arc::new(KeySet { keys: Arc::new(keys), at: Some(Instant::now()) }));
             }
             Err(error) => tracing::warn!(
                 url = %self.url,

@@ -24,10 +24,10 @@ const TRIES_MAX: usize = 8;
 
 /// Checks signed tokens.
 pub(super) struct Jwt {
-    inner: Arc<Inner>,
+    inner: Arc<JwtVerifier>,
 }
 
-struct Inner {
+struct JwtVerifier {
     config: JwtConfig,
     keys: Vec<Key>,
     jwks: Option<Jwks>,
@@ -54,7 +54,7 @@ impl Jwt {
         let jwks = jwks.map(|url| {
             Jwks::new(url, config.jwks_refresh_interval, config.jwks_retry_pause, Arc::clone(http))
         });
-        Ok(Self { inner: Arc::new(Inner { config, keys, jwks }) })
+        Ok(Self { inner: Arc::new(JwtVerifier { config, keys, jwks }) })
     }
 }
 
@@ -111,7 +111,7 @@ fn read_header(token: &str) -> Result<(Algorithm, Option<String>), ConnectError>
     Ok((algorithm, header.kid))
 }
 
-impl Inner {
+impl JwtVerifier {
     /// The keys that may have signed a token with this header.
     fn candidates<'a>(&'a self, header: &(Algorithm, Option<String>), fetched: &'a [Key]) -> Vec<&'a Key> {
         let (algorithm, name) = header;

@@ -14,7 +14,7 @@ use goim_ports::{
 };
 
 use super::Timelines;
-use crate::deadline::within;
+use crate::deadline::with_timeout;
 use crate::port::directory_late;
 use crate::push::{append_late, by_server};
 
@@ -88,10 +88,10 @@ impl Timelines {
 
     fn give_up(&self, count: usize) {
         self.metrics.unannounced.inc_by(count as u64);
-        if let Some(unsaid) = self.unannounced.say(Instant::now()) {
+        if let Some(suppressed) = self.unannounced.try_log(Instant::now()) {
             let what =
                 "sessions cannot be told of messages that are kept; they find them with their next sync";
-            tracing::warn!(unsaid, "{what}");
+            tracing::warn!(suppressed, "{what}");
         }
     }
 
@@ -121,7 +121,7 @@ impl Timelines {
     /// How many messages, from the front, the log has all records of; `of` says which message each record is of.
     async fn append_words(&self, records: Vec<PushRecord>, of: &[usize], known: usize) -> usize {
         let appended = self.push_log.append_all(records).map(Ok);
-        let appended = within(self.push.append_timeout, appended, append_late).await;
+        let appended = with_timeout(self.push.append_timeout, appended, append_late).await;
         match appended.unwrap_or_else(|late| Appended { accepted: 0, error: Some(late) }) {
             Appended { error: None, .. } => known,
             Appended { accepted, error: Some(error) } => {
@@ -138,7 +138,7 @@ impl Timelines {
             TimelineId::Inbox(mid) => *mid,
         };
         let sessions = self.sessions.sessions_of(vec![mid]);
-        match within(self.directory_timeout, sessions, directory_late).await {
+        match with_timeout(self.directory_timeout, sessions, directory_late).await {
             Ok(sessions) => Some(by_server(sessions)),
             Err(error) => {
                 tracing::debug!(%error, "the sessions of a member cannot be found out");

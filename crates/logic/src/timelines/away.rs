@@ -4,13 +4,14 @@
 //! what it had not told. Rooms are not told of: who belongs to one and is away, only the backend knows.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use goim_ports::{Call, LogicError, OfflineMember, OfflineSink};
+use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
@@ -44,7 +45,7 @@ pub(super) struct Away {
 impl Away {
     /// Notes a member. Never waits.
     pub(super) fn note(&self, member: OfflineMember) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.waiting.lock();
         if waiting.len() >= WAITING_MAX {
             self.dropped.inc();
             return;
@@ -55,7 +56,7 @@ impl Away {
     }
 
     fn first(&self) -> Vec<OfflineMember> {
-        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let waiting = self.waiting.lock();
         waiting.iter().take(BATCH_MAX).cloned().collect()
     }
 
@@ -73,7 +74,7 @@ impl Away {
             match sink.report(batch).await {
                 Ok(()) => {
                     // Only this task takes members out.
-                    self.waiting.lock().unwrap_or_else(PoisonError::into_inner).drain(..count);
+                    self.waiting.lock().drain(..count);
                     self.told.inc_by(count as u64);
                     retry = RETRY_MIN;
                 }

@@ -38,7 +38,7 @@ pub enum StoredTo {
 
 /// Where a message is now.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Placed {
+pub struct AppendedMessage {
     /// The timeline.
     pub timeline: TimelineId,
     /// Its place, and whether it was there before.
@@ -69,7 +69,7 @@ impl Logic {
     pub async fn push_stored(
         &self,
         pushes: Vec<StoredPush>,
-    ) -> Result<Vec<Vec<Placed>>, (usize, TimelinesError)> {
+    ) -> Result<Vec<Vec<AppendedMessage>>, (usize, TimelinesError)> {
         match &self.timelines {
             Some(timelines) => timelines.push(pushes).await,
             None => Err((0, TimelinesError::None)),
@@ -89,7 +89,7 @@ impl Timelines {
     pub(crate) async fn push(
         self: &Arc<Self>,
         pushes: Vec<StoredPush>,
-    ) -> Result<Vec<Vec<Placed>>, (usize, TimelinesError)> {
+    ) -> Result<Vec<Vec<AppendedMessage>>, (usize, TimelinesError)> {
         let kept = self.try_push(pushes).await;
         let of_message = kept.as_ref().map(drop).map_err(|(_, error)| error);
         self.metrics.request("push", &of_message);
@@ -99,7 +99,7 @@ impl Timelines {
     async fn try_push(
         self: &Arc<Self>,
         pushes: Vec<StoredPush>,
-    ) -> Result<Vec<Vec<Placed>>, (usize, TimelinesError)> {
+    ) -> Result<Vec<Vec<AppendedMessage>>, (usize, TimelinesError)> {
         let (mut appends, mut counts) = (Vec::new(), Vec::with_capacity(pushes.len()));
         for (index, StoredPush { to, message, idempotency_key: once }) in pushes.into_iter().enumerate() {
             let timelines = to.timelines();
@@ -135,7 +135,7 @@ impl Timelines {
     pub(super) async fn append(
         self: &Arc<Self>,
         appends: Vec<Append>,
-    ) -> Result<Vec<Placed>, TimelinesError> {
+    ) -> Result<Vec<AppendedMessage>, TimelinesError> {
         let unknown = |text: &str| TimelineError::Unknown(text.to_owned());
         let (durable, is_durable) = oneshot::channel();
         let timelines = Arc::clone(self);
@@ -158,7 +158,7 @@ impl Timelines {
     async fn append_to_the_end(
         self: Arc<Self>,
         appends: Vec<Append>,
-        durable: oneshot::Sender<Vec<Placed>>,
+        durable: oneshot::Sender<Vec<AppendedMessage>>,
     ) -> Result<(), TimelinesError> {
         let started = Instant::now();
         let kept = self.store.append(appends.clone()).await?;
@@ -172,7 +172,7 @@ impl Timelines {
         let placed = appends
             .iter()
             .zip(&kept)
-            .map(|(append, kept)| Placed { timeline: append.timeline.clone(), kept: *kept });
+            .map(|(append, kept)| AppendedMessage { timeline: append.timeline.clone(), kept: *kept });
         // Whoever waited may have gone.
         let _ = durable.send(placed.collect());
         self.announce(appends.into_iter().zip(kept).collect()).await;

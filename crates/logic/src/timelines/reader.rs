@@ -10,7 +10,7 @@ use goim_ports::{
 use goim_wire::sync;
 use tokio::time::Instant;
 
-use super::wait::{Ending, Wait, Waiter};
+use super::wait::{Wait, WaitEnd, Waiter};
 use super::{Timelines, TimelinesError, named};
 
 /// How often somebody who waits looks by himself.
@@ -34,11 +34,11 @@ pub(crate) struct Reader {
 }
 
 /// What a wait has come to.
-pub(crate) enum Waited {
+pub(crate) enum WaitOutcome {
     /// Messages, or the time that it was to take is over.
     Found(sync::SyncReply),
     /// It was ended.
-    Ended(Ending),
+    Ended(WaitEnd),
 }
 
 /// How far a member has read in a timeline, and what there is.
@@ -125,26 +125,26 @@ impl Timelines {
         request: &sync::SyncRequest,
         wait: &Wait,
         time: Duration,
-    ) -> Result<Waited, TimelinesError> {
+    ) -> Result<WaitOutcome, TimelinesError> {
         let timeline = named(&request.timeline)?;
         let until = Instant::now() + time;
         loop {
             if let Some(ending) = wait.ending() {
-                return Ok(Waited::Ended(ending));
+                return Ok(WaitOutcome::Ended(ending));
             }
             let mut grown = std::pin::pin!(wait.grown());
             // What comes while the timeline is looked at must wake it.
             grown.as_mut().enable();
             let reply = match self.sync_once(reader, &timeline, request).await {
                 Ok(reply) if reply.messages.is_empty() && !reply.gap && Instant::now() < until => reply,
-                reply => return self.counted(reply).map(Waited::Found),
+                reply => return self.counted(reply).map(WaitOutcome::Found),
             };
             let look_again = until.min(Instant::now() + LOOK_AGAIN);
             tokio::select! {
                 // The process goes away, and nothing has come: that is an answer.
                 ending = wait.ended() => return match ending {
-                    Ending::Draining => self.counted(Ok(reply)).map(Waited::Found),
-                    ending => Ok(Waited::Ended(ending)),
+                    WaitEnd::Draining => self.counted(Ok(reply)).map(WaitOutcome::Found),
+                    ending => Ok(WaitOutcome::Ended(ending)),
                 },
                 // Either way it looks.
                 _ = tokio::time::timeout_at(look_again, grown) => {}

@@ -14,7 +14,7 @@ use goim_ports::{
 use goim_wire::sync::{self, Body as _};
 
 use super::sending::{Exceeded, is_allowed, is_for_members};
-use super::{Placed, Reader, Timelines, TimelinesError, named};
+use super::{AppendedMessage, Reader, Timelines, TimelinesError, named};
 
 impl Timelines {
     /// True for a packet that is answered here.
@@ -63,7 +63,7 @@ impl Timelines {
     ) -> Result<sync::SendReply, TimelinesError> {
         let sent = self.try_send(mid, is_member, request).await;
         self.metrics.request("send", &sent.as_ref().map(drop));
-        let Placed { kept, .. } = sent?;
+        let AppendedMessage { kept, .. } = sent?;
         let position = sync::Position { epoch: kept.position.epoch.0, seq: kept.position.seq.0 };
         Ok(sync::SendReply { position: Some(position), duplicate: kept.is_duplicate })
     }
@@ -73,7 +73,7 @@ impl Timelines {
         mid: Mid,
         is_member: bool,
         request: sync::SendRequest,
-    ) -> Result<Placed, TimelinesError> {
+    ) -> Result<AppendedMessage, TimelinesError> {
         let sync::SendRequest { to, operation, body, client_id } = request;
         let timeline = named(&to)?;
         let once = match client_id.is_empty() {

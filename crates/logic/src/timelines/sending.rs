@@ -8,10 +8,10 @@ use std::collections::HashMap;
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use goim_ports::{Mid, Operation, TimelineId};
+use parking_lot::Mutex;
 
 use crate::config::SendConfig;
 
@@ -94,17 +94,17 @@ pub(super) struct Exceeded {
 /// at the rate. Whoever owes nothing is forgotten.
 pub(super) struct SendQuotas {
     config: SendConfig,
-    state: Mutex<State>,
+    state: Mutex<MemberQuotas>,
 }
 
 #[derive(Default)]
-struct State {
-    members: HashMap<Mid, Paid>,
+struct MemberQuotas {
+    members: HashMap<Mid, QuotaUsage>,
     forgotten_at: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Paid {
+struct QuotaUsage {
     messages_at: Instant,
     bytes_at: Instant,
 }
@@ -129,9 +129,9 @@ impl SendQuotas {
             let nanos = bytes as u128 * 1_000_000_000 / bytes_per_second_max.max(1) as u128;
             Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX / 4))
         };
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let mid = state.place_for(mid, self.config.tracked_members_max, now);
-        let paid = state.members.entry(mid).or_insert(Paid { messages_at: now, bytes_at: now });
+        let mut state = self.state.lock();
+        let mid = state.quota_key(mid, self.config.tracked_members_max, now);
+        let paid = state.members.entry(mid).or_insert(QuotaUsage { messages_at: now, bytes_at: now });
         let owed = |at: Instant| at.saturating_duration_since(now);
         let ahead = owed(paid.messages_at);
         let most = interval * (messages_burst.get() - 1);
@@ -150,8 +150,8 @@ impl SendQuotas {
     }
 }
 
-impl State {
-    fn place_for(&mut self, mid: Mid, tracked_members_max: usize, now: Instant) -> Mid {
+impl MemberQuotas {
+    fn quota_key(&mut self, mid: Mid, tracked_members_max: usize, now: Instant) -> Mid {
         if self.members.len() < tracked_members_max || self.members.contains_key(&mid) {
             return mid;
         }
@@ -281,7 +281,7 @@ mod tests {
         for mid in 1..=1000 {
             let _ = quotas.take(Mid(mid), 0, start);
         }
-        assert_eq!(quotas.state.lock().unwrap().members.len(), 4, "three members, and one for all others");
+        assert_eq!(quotas.state.lock().members.len(), 4, "three members, and one for all others");
         assert!(quotas.take(Mid(2000), 0, start).is_err(), "they share one allowance");
         assert_eq!(quotas.take(Mid(2000), 0, start + Duration::from_secs(60)), Ok(()));
     }

@@ -1,4 +1,4 @@
-//! Waiting for a timeline to grow, so that a request need not ask again and again; and what ends such a wait before its time.
+//! WaitEntry for a timeline to grow, so that a request need not ask again and again; and what ends such a wait before its time.
 //!
 //! What another logic appends is not heard of here: whoever waits looks again every second. A wait is a member's way in as a session is
 //! one, and ends like one: with its token, by an order of the backend, and when this process goes away.
@@ -9,9 +9,10 @@ use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use goim_ports::{EndCode, EndTarget, Mid, SessionKey, TimelineId};
+use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
@@ -42,7 +43,7 @@ pub enum NoWait {
 
 /// Why a wait has ended before its time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Ending {
+pub(crate) enum WaitEnd {
     /// The token has ended.
     Expired,
     /// The backend has ended it, with this code.
@@ -66,13 +67,13 @@ pub(crate) struct Waiter {
 /// Everybody who waits.
 pub(super) struct Waits {
     limits: WaitLimits,
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<WaitRegistry>>,
 }
 
 #[derive(Default)]
-struct State {
-    waiting: HashMap<u64, Waiting>,
-    timelines: HashMap<TimelineId, Waited>,
+struct WaitRegistry {
+    waiting: HashMap<u64, WaitEntry>,
+    timelines: HashMap<TimelineId, TimelineWaiters>,
     of_member: HashMap<Mid, u32>,
     of_address: HashMap<IpAddr, u32>,
     next: u64,
@@ -80,14 +81,14 @@ struct State {
 }
 
 /// One who waits, as others see him.
-struct Waiting {
+struct WaitEntry {
     who: Waiter,
     timeline: TimelineId,
-    ending: watch::Sender<Option<Ending>>,
+    ending: watch::Sender<Option<WaitEnd>>,
 }
 
 /// A timeline that somebody waits for.
-struct Waited {
+struct TimelineWaiters {
     grown: Arc<Notify>,
     by: usize,
 }
@@ -97,8 +98,8 @@ pub(crate) struct Wait {
     number: u64,
     until: Option<Instant>,
     grown: Arc<Notify>,
-    ending: watch::Receiver<Option<Ending>>,
-    state: Arc<Mutex<State>>,
+    ending: watch::Receiver<Option<WaitEnd>>,
+    state: Arc<Mutex<WaitRegistry>>,
 }
 
 impl Waits {
@@ -111,7 +112,7 @@ impl Waits {
     /// # Errors
     /// [`NoWait`] when as many do as may.
     pub(super) fn begin(&self, timeline: TimelineId, who: Waiter) -> Result<Wait, NoWait> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let is_beyond = |count: Option<&u32>, max: Option<NonZeroU32>| {
             max.is_some_and(|max| count.copied().unwrap_or_default() >= max.get())
         };
@@ -136,31 +137,31 @@ impl Waits {
         let waited = state
             .timelines
             .entry(timeline.clone())
-            .or_insert_with(|| Waited { grown: Arc::default(), by: 0 });
+            .or_insert_with(|| TimelineWaiters { grown: Arc::default(), by: 0 });
         waited.by += 1;
         let grown = Arc::clone(&waited.grown);
         let (number, until) = (state.next, who.until);
         state.next += 1;
         let (sender, ending) = watch::channel(None);
-        state.waiting.insert(number, Waiting { who, timeline, ending: sender });
+        state.waiting.insert(number, WaitEntry { who, timeline, ending: sender });
         drop(state);
         Ok(Wait { number, until, grown, ending, state: Arc::clone(&self.state) })
     }
 
     /// A timeline has grown.
     pub(super) fn grown(&self, id: &TimelineId) {
-        if let Some(waited) = lock(&self.state).timelines.get(id) {
+        if let Some(waited) = self.state.lock().timelines.get(id) {
             waited.grown.notify_waiters();
         }
     }
 
     /// The backend ends sessions. Answers how many waits that were.
     pub(super) fn end(&self, of: &EndTarget, code: EndCode) -> usize {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         let mut ended = 0;
-        let mut end = |concerns: &dyn Fn(&Waiting) -> bool| {
+        let mut end = |concerns: &dyn Fn(&WaitEntry) -> bool| {
             for waiting in state.waiting.values().filter(|waiting| concerns(waiting)) {
-                waiting.ending.send_replace(Some(Ending::Ordered(code)));
+                waiting.ending.send_replace(Some(WaitEnd::Ordered(code)));
                 ended += 1;
             }
         };
@@ -182,16 +183,16 @@ impl Waits {
 
     /// This process goes away: nobody waits any longer.
     pub(super) fn drain(&self) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         state.is_draining = true;
         for waiting in state.waiting.values() {
-            waiting.ending.send_replace(Some(Ending::Draining));
+            waiting.ending.send_replace(Some(WaitEnd::Draining));
         }
     }
 
     /// How many wait.
     pub(super) fn count(&self) -> usize {
-        lock(&self.state).waiting.len()
+        self.state.lock().waiting.len()
     }
 }
 
@@ -202,16 +203,16 @@ impl Wait {
     }
 
     /// Why it has ended, if it has.
-    pub(super) fn ending(&self) -> Option<Ending> {
+    pub(super) fn ending(&self) -> Option<WaitEnd> {
         let is_over = self.until.is_some_and(|until| until <= Instant::now());
-        self.ending.borrow().or(is_over.then_some(Ending::Expired))
+        self.ending.borrow().or(is_over.then_some(WaitEnd::Expired))
     }
 
     /// Becomes ready when it ends, and says why.
     ///
     /// # Cancel safety
     /// Dropping the future changes nothing.
-    pub(super) async fn ended(&self) -> Ending {
+    pub(super) async fn ended(&self) -> WaitEnd {
         let mut ending = self.ending.clone();
         let ordered = async move {
             let said = ending.wait_for(Option::is_some).await.ok().and_then(|said| *said);
@@ -222,7 +223,7 @@ impl Wait {
             }
         };
         let Some(until) = self.until else { return ordered.await };
-        tokio::time::timeout_at(until, ordered).await.unwrap_or(Ending::Expired)
+        tokio::time::timeout_at(until, ordered).await.unwrap_or(WaitEnd::Expired)
     }
 
     /// By another one than others, for what should not come from all at once.
@@ -233,8 +234,8 @@ impl Wait {
 
 impl Drop for Wait {
     fn drop(&mut self) {
-        let mut state = lock(&self.state);
-        let Some(Waiting { who, timeline, .. }) = state.waiting.remove(&self.number) else { return };
+        let mut state = self.state.lock();
+        let Some(WaitEntry { who, timeline, .. }) = state.waiting.remove(&self.number) else { return };
         count_out(&mut state.of_member, &who.mid);
         if let Some(address) = who.address {
             count_out(&mut state.of_address, &address);
@@ -255,10 +256,6 @@ fn count_out<K: Hash + Eq>(counts: &mut HashMap<K, u32>, of: &K) {
             counts.remove(of);
         }
     }
-}
-
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -293,7 +290,7 @@ mod tests {
             second.await;
         }
         drop((one, two));
-        let state = waits.state.lock().unwrap();
+        let state = waits.state.lock();
         assert!(state.timelines.is_empty() && state.of_member.is_empty() && state.waiting.is_empty());
         drop(state);
         assert!(begin(2).is_ok());
@@ -331,14 +328,14 @@ mod tests {
         assert_eq!(waits.end(&EndTarget::Keys(vec!["b".into()]), code), 1);
         assert_eq!(waits.end(&EndTarget::Room("live://1".into()), code), 1);
         for ended in [&by_mid, &by_key, &by_room] {
-            assert_eq!(ended.ending(), Some(Ending::Ordered(code)));
-            assert_eq!(ended.ended().await, Ending::Ordered(code));
+            assert_eq!(ended.ending(), Some(WaitEnd::Ordered(code)));
+            assert_eq!(ended.ended().await, WaitEnd::Ordered(code));
         }
         assert_eq!((stays.ending(), short.ending()), (None, None));
-        assert_eq!(short.ended().await, Ending::Expired);
-        assert_eq!((stays.ending(), short.ending()), (None, Some(Ending::Expired)));
+        assert_eq!(short.ended().await, WaitEnd::Expired);
+        assert_eq!((stays.ending(), short.ending()), (None, Some(WaitEnd::Expired)));
         waits.drain();
-        assert_eq!(stays.ended().await, Ending::Draining);
+        assert_eq!(stays.ended().await, WaitEnd::Draining);
         assert_eq!(waits.begin(id(1), who(1, "a")).err(), Some(NoWait::Draining));
     }
 }

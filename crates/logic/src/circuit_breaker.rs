@@ -1,22 +1,23 @@
 //! A circuit breaker: whoever has failed several times in a row is left alone for a while.
 //!
-//! Closed, every call goes through. After [`Circuit::new`]'s number of failures without a success between them it is open: calls
+//! Closed, every call goes through. After [`CircuitBreaker::new`]'s number of failures without a success between them it is open: calls
 //! fail at once, so that a dead system costs its callers nothing. When the pause is over one call goes through to try; its
 //! success closes the circuit, its failure begins another pause.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 /// The state of one circuit.
 #[derive(Debug)]
-pub(crate) struct Circuit {
+pub(crate) struct CircuitBreaker {
     failures_max: u32,
     pause: Duration,
-    state: Mutex<State>,
+    state: Mutex<BreakerState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct BreakerState {
     /// Failures since the last success.
     failures: u32,
     /// While open: when it may be tried again.
@@ -24,13 +25,13 @@ struct State {
 }
 
 /// For a backend that is asked over a network: eight failures in a row, a pause of a second.
-impl Default for Circuit {
+impl Default for CircuitBreaker {
     fn default() -> Self {
         Self::new(8, Duration::from_secs(1))
     }
 }
 
-impl Circuit {
+impl CircuitBreaker {
     /// Opens after `failures_max` failures in a row, at least one, for `pause`.
     pub(crate) fn new(failures_max: u32, pause: Duration) -> Self {
         Self { failures_max: failures_max.max(1), pause, state: Mutex::default() }
@@ -38,7 +39,7 @@ impl Circuit {
 
     /// True when a call may be made now. Of a circuit whose pause is over, one caller only is told so.
     pub(crate) fn allows(&self, now: Instant) -> bool {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         match state.until {
             None => true,
             Some(until) if now < until => false,
@@ -52,9 +53,9 @@ impl Circuit {
 
     /// Takes note of how a call has ended. True when this has opened the circuit.
     pub(crate) fn ended(&self, succeeded: bool, now: Instant) -> bool {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if succeeded {
-            *state = State::default();
+            *state = BreakerState::default();
             return false;
         }
         state.failures = state.failures.saturating_add(1);
@@ -63,10 +64,6 @@ impl Circuit {
             state.until = Some(now + self.pause);
         }
         !was_open && state.until.is_some()
-    }
-
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -77,20 +74,25 @@ mod tests {
     #[test]
     fn it_opens_after_failures_in_a_row_and_closes_with_a_success() {
         let pause = Duration::from_secs(1);
-        let circuit = Circuit::new(3, pause);
+        let circuit = CircuitBreaker::new(3, pause);
         let start = Instant::now();
-        assert!(!circuit.ended(false, start) && !circuit.ended(false, start));
-        circuit.ended(true, start);
-        assert!(!circuit.ended(false, start) && !circuit.ended(false, start), "a success forgets");
-        assert!(circuit.allows(start));
-        assert!(circuit.ended(false, start), "the third in a row opens it");
-        assert!(!circuit.allows(start + pause / 2));
-        assert!(circuit.allows(start + pause), "one may try");
-        assert!(!circuit.allows(start + pause), "the others may not");
-        circuit.ended(false, start + pause);
-        assert!(!circuit.allows(start + pause * 3 / 2), "another pause");
-        assert!(circuit.allows(start + pause * 2));
-        circuit.ended(true, start + pause * 2);
-        assert!(circuit.allows(start + pause * 2) && circuit.allows(start + pause * 2));
+        assert!(!circuit_breaker.record(false, start) && !circuit_breaker.record(false, start));
+        circuit_breaker.record(true, start);
+        assert!(
+            !circuit_breaker.record(false, start) && !circuit_breaker.record(false, start),
+            "a success forgets"
+        );
+        assert!(circuit_breaker.try_acquire(start));
+        assert!(circuit_breaker.record(false, start), "the third in a row opens it");
+        assert!(!circuit_breaker.try_acquire(start + pause / 2));
+        assert!(circuit_breaker.try_acquire(start + pause), "one may try");
+        assert!(!circuit_breaker.try_acquire(start + pause), "the others may not");
+        circuit_breaker.record(false, start + pause);
+        assert!(!circuit_breaker.try_acquire(start + pause * 3 / 2), "another pause");
+        assert!(circuit_breaker.try_acquire(start + pause * 2));
+        circuit_breaker.record(true, start + pause * 2);
+        assert!(
+            circuit_breaker.try_acquire(start + pause * 2) && circuit_breaker.try_acquire(start + pause * 2)
+        );
     }
 }
