@@ -1,9 +1,10 @@
-//! goim's load balancer: comets by weight and by how many connections they hold.
+//! goim v2's load balancer: orders comets by weight and number of connections.
 //!
-//! A comet should hold a share of all connections that fits its share of all weights. The further it is below, the
-//! further in front it comes. Between two reports the balancer counts the clients that it sends to a comet itself, so
-//! that a rush does not go to one comet. The arithmetic is goim's, to the rounding; its division by zero for comets
-//! without weight is not.
+//! A comet should hold a share of all connections equal to its share of all weights. The further
+//! below that share it is, the earlier it is in the list. Between two reports of a comet the
+//! balancer adds the clients that it sends there, so that a burst does not go to one comet. The
+//! arithmetic is goim v2's, including its rounding, but not its division by zero for comets without
+//! weight.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,18 +12,19 @@ use std::sync::Arc;
 use goim_ports::{CometNode, ServerId};
 use parking_lot::Mutex;
 
-/// Largest weight of a comet that holds less than its share.
+/// The maximum weight of a comet that holds less than its share.
 const WEIGHT_MAX: i64 = 1 << 20;
-/// Smallest weight of a comet that holds more than its share.
+/// The minimum weight of a comet that holds more than its share.
 const WEIGHT_MIN: i64 = 1;
 
-/// The comets with what the balancer remembers of them.
+/// The comets and the clients sent to them since their last report.
 #[derive(Default)]
 pub(crate) struct Balancer(Mutex<BalancerState>);
 
 #[derive(Default)]
 struct BalancerState {
-    /// The list that `nodes` was made of. Held, so that another list cannot have its address.
+    /// The list that `nodes` was built from. Held, so that its address cannot be reused by another
+    /// list.
     seen: Option<Arc<Vec<CometNode>>>,
     nodes: Vec<WeightedComet>,
     total_weight: i64,
@@ -32,21 +34,21 @@ struct BalancerState {
 #[derive(Clone)]
 struct WeightedComet {
     comet: Arc<CometNode>,
-    /// As reported, and one more for each client sent there since.
+    /// The reported number, plus one for each client sent there since.
     connections: i64,
-    /// Computed anew for each client.
+    /// The weight for the current client.
     current: i64,
 }
 
 impl Balancer {
-    /// The comets that take clients, the best for a client of `region` first. The first one counts as chosen.
+    /// Returns the comets that accept clients, the best for a client of `region` first, and counts
+    /// the client on the first.
     pub(crate) fn choose(
         &self,
         comets: &Arc<Vec<CometNode>>,
         region: &str,
         gain: f64,
     ) -> Vec<Arc<CometNode>> {
-        // A panic in here would leave nothing half done that the next refresh does not mend.
         let mut state = self.0.lock();
         if !state.seen.as_ref().is_some_and(|seen| Arc::ptr_eq(seen, comets)) {
             state.refresh(comets);
@@ -65,9 +67,9 @@ impl Balancer {
 }
 
 impl BalancerState {
-    /// Takes a new list over. A comet whose record has not changed keeps the clients counted here. A list that is
-    /// empty or less than half as long as the last one is more likely a fault of the directory than the truth: it is
-    /// ignored, as in goim.
+    /// Replaces the list. A comet whose record is unchanged keeps its counted clients. A list that
+    /// is empty or less than half as long as the last one is more likely a failure of the directory
+    /// than the truth, so it is ignored, as in goim v2.
     fn refresh(&mut self, comets: &[CometNode]) {
         let online: Vec<&CometNode> = comets.iter().filter(|comet| !comet.offline).collect();
         if online.is_empty() || online.len() * 2 < self.nodes.len() {
@@ -97,7 +99,7 @@ impl BalancerState {
 
 impl WeightedComet {
     fn new(comet: &CometNode) -> Self {
-        // goim reads the count as an i32.
+        // goim v2 reads the count as an i32.
         let connections = i64::try_from(comet.connections).unwrap_or(i64::MAX).min(i64::from(i32::MAX));
         Self { comet: Arc::new(comet.clone()), connections, current: 0 }
     }
@@ -106,7 +108,8 @@ impl WeightedComet {
         i64::from(self.comet.weight)
     }
 
-    /// The weight of this comet for one client. Without any weight in the cluster each comet is due an equal share.
+    /// The weight of this comet for one client. When no comet has a weight, each is due an equal
+    /// share.
     fn weigh(&self, total_weight: i64, total_connections: i64, gain: f64, equal_share: f64) -> i64 {
         if total_connections == 0 {
             return 0;
@@ -121,7 +124,7 @@ impl WeightedComet {
     }
 }
 
-/// To the nearest whole number; exactly between two, to the lower one.
+/// Rounds to the nearest integer, and a half down.
 fn round_half_down(number: f64) -> f64 {
     let floor = number.floor();
     if floor - number >= -0.5 { floor } else { number.ceil() }

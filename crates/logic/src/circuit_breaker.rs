@@ -1,14 +1,15 @@
-//! A circuit breaker: whoever has failed several times in a row is left alone for a while.
+//! A circuit breaker: calls to a service that failed several times in a row fail immediately for a
+//! while.
 //!
-//! Closed, every call goes through. After [`CircuitBreaker::new`]'s number of failures without a success between them it is open: calls
-//! fail at once, so that a dead system costs its callers nothing. When the pause is over one call goes through to try; its
-//! success closes the circuit, its failure begins another pause.
+//! Closed: every call is made. Open, after `failures_max` failures without a success between them:
+//! calls fail at once, so that a dead service costs its callers nothing. After the pause one call
+//! is made as a probe. Its success closes the breaker, its failure starts another pause.
 
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// The state of one circuit.
+/// A circuit breaker of one service.
 #[derive(Debug)]
 pub(crate) struct CircuitBreaker {
     failures_max: u32,
@@ -20,11 +21,11 @@ pub(crate) struct CircuitBreaker {
 struct BreakerState {
     /// Failures since the last success.
     failures: u32,
-    /// While open: when it may be tried again.
+    /// While open: when the next probe may be made.
     until: Option<Instant>,
 }
 
-/// For a backend that is asked over a network: eight failures in a row, a pause of a second.
+/// For a service over the network: opens after eight failures in a row, for one second.
 impl Default for CircuitBreaker {
     fn default() -> Self {
         Self::new(8, Duration::from_secs(1))
@@ -37,22 +38,23 @@ impl CircuitBreaker {
         Self { failures_max: failures_max.max(1), pause, state: Mutex::default() }
     }
 
-    /// True when a call may be made now. Of a circuit whose pause is over, one caller only is told so.
-    pub(crate) fn allows(&self, now: Instant) -> bool {
+    /// Returns true when a call may be made now. After the pause only one caller, the probe, gets
+    /// true.
+    pub(crate) fn try_acquire(&self, now: Instant) -> bool {
         let mut state = self.state.lock();
         match state.until {
             None => true,
             Some(until) if now < until => false,
             Some(_) => {
-                // This caller tries; the others wait for as long again at most.
+                // This caller is the probe; the others wait for its result, or for another pause.
                 state.until = Some(now + self.pause);
                 true
             }
         }
     }
 
-    /// Takes note of how a call has ended. True when this has opened the circuit.
-    pub(crate) fn ended(&self, succeeded: bool, now: Instant) -> bool {
+    /// Records the result of a call. Returns true when it opened the breaker.
+    pub(crate) fn record(&self, succeeded: bool, now: Instant) -> bool {
         let mut state = self.state.lock();
         if succeeded {
             *state = BreakerState::default();
@@ -74,7 +76,7 @@ mod tests {
     #[test]
     fn it_opens_after_failures_in_a_row_and_closes_with_a_success() {
         let pause = Duration::from_secs(1);
-        let circuit = CircuitBreaker::new(3, pause);
+        let circuit_breaker = CircuitBreaker::new(3, pause);
         let start = Instant::now();
         assert!(!circuit_breaker.record(false, start) && !circuit_breaker.record(false, start));
         circuit_breaker.record(true, start);

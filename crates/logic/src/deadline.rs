@@ -1,11 +1,11 @@
-//! Deadlines on calls to the directories and the push log.
+//! Timeouts for calls of ports.
 
 use std::time::Duration;
 
 use goim_ports::Call;
 
-/// `call`, which fails with `late` when it takes longer than `deadline`. A ready answer is passed on as it is: no
-/// timer, no boxing, no runtime needed.
+/// Limits `call` to `deadline`, after which it fails with `late`. A ready call is returned as it
+/// is: without timer, allocation or runtime.
 pub(crate) fn with_timeout<T, E>(
     deadline: Duration,
     call: Call<Result<T, E>>,
@@ -23,7 +23,7 @@ where
     }
 }
 
-/// A second call that depends on the answer of a first one. Ready when both are.
+/// Chains a call that depends on the result of another. The result is ready when both are.
 pub(crate) fn and_then<T, U>(call: Call<T>, next: impl FnOnce(T) -> Call<U> + Send + 'static) -> Call<U>
 where
     T: Send + Unpin + 'static,

@@ -1,8 +1,8 @@
-//! Who somebody is who presents a token.
+//! Authenticates clients by the token in their auth packet.
 //!
-//! The body of the auth packet is goim's JSON object ([`token`]). Whether the client is believed depends on the method: `open`, as
-//! goim, believes it; `jwt` believes what somebody has signed whose key is known; `webhook` asks the backend. The last two
-//! find out a [`Grant`], and what the client says of itself must agree with it.
+//! The body of the auth packet is goim v2's JSON object ([`token`]). With the method `open`, as in
+//! goim v2, its members are accepted as they are. `jwt` verifies a signed token, `webhook` asks the
+//! backend; both produce a [`Grant`], and what the client claims must agree with it.
 
 mod grant;
 mod json;
@@ -26,9 +26,9 @@ use token::Token;
 
 pub use key::KeyError;
 
-/// What somebody presents, with the facts that may matter to who decides.
+/// A client's token and the facts of its connection.
 #[derive(Clone)]
-struct Presented {
+struct Credentials {
     token: Token,
     remote: std::net::IpAddr,
     cookie: String,
@@ -36,43 +36,44 @@ struct Presented {
     server: String,
 }
 
-/// Somebody who decides about credentials.
-trait Check: Send + Sync {
-    /// What the credential grants, or why it grants nothing.
-    fn check(&self, presented: Presented) -> Call<Result<Grant, ConnectError>>;
+/// Checks credentials.
+trait Authenticator: Send + Sync {
+    /// Returns what the credentials grant, or why they are refused.
+    fn authenticate(&self, credentials: Credentials) -> Call<Result<Grant, ConnectError>>;
 
-    /// Why it can judge nobody yet, if it cannot. By default it can.
-    fn trouble(&self) -> Option<&'static str> {
+    /// Returns why no credentials can be checked yet. By default they can.
+    fn not_ready(&self) -> Option<&'static str> {
         None
     }
 
-    /// Gets what it needs before it can judge anybody; true when it has it.
+    /// Fetches what checks need. Returns true when it is complete.
     fn prepare(&self) -> Call<bool> {
         Call::Ready(true)
     }
 }
 
-/// Decides whether somebody gets a session, and whose.
+/// Authenticates clients and assigns session keys.
 pub(crate) struct Identity {
-    /// `None` believes the client.
-    check: Option<Box<dyn Check>>,
-    /// With a check: clients may name their sessions as they like.
+    /// `None` accepts what the client claims.
+    authenticator: Option<Box<dyn Authenticator>>,
+    /// With an authenticator: clients may choose their session keys.
     allow_client_keys: bool,
-    terms: Terms,
+    terms: SessionTerms,
 }
 
-/// What all sessions have in common.
+/// The properties that all sessions share.
 #[derive(Debug, Clone, Copy)]
-struct Terms {
-    /// A session ends after this much time without a heartbeat.
+struct SessionTerms {
+    /// A session ends after this time without a heartbeat.
     heartbeat: Duration,
     /// The highest packet version that this server sends.
     protover_max: Version,
 }
 
-impl Terms {
-    /// The packet version for a client that reads versions up to `offered`. 0 and 1 mean the same, so that 1 is the least.
-    fn agree(self, offered: i64) -> Version {
+impl SessionTerms {
+    /// Returns the packet version for a client that reads versions up to `offered`. 0 and 1 are the
+    /// same version, so the minimum is 1.
+    fn negotiate(self, offered: i64) -> Version {
         let agreed = offered.clamp(Version::GOIM.0.into(), self.protover_max.0.max(Version::GOIM.0).into());
         Version(i16::try_from(agreed).unwrap_or(Version::GOIM.0))
     }
@@ -87,29 +88,31 @@ impl Identity {
         protover_max: Version,
         http: &Arc<dyn HttpClient>,
     ) -> Result<Self, KeyError> {
-        let check: Option<Box<dyn Check>> = match config.method {
+        let authenticator: Option<Box<dyn Authenticator>> = match config.method {
             IdentityMethod::Open => None,
-            IdentityMethod::Jwt => Some(Box::new(jwt::Jwt::new(config.jwt.clone(), http)?)),
-            IdentityMethod::Webhook => Some(Box::new(webhook::Webhook::new(config.webhook.clone(), http))),
+            IdentityMethod::Jwt => Some(Box::new(jwt::JwtAuthenticator::new(config.jwt.clone(), http)?)),
+            IdentityMethod::Webhook => {
+                Some(Box::new(webhook::WebhookAuthenticator::new(config.webhook.clone(), http)))
+            }
         };
         Ok(Self {
-            check,
+            authenticator,
             allow_client_keys: config.allow_client_keys,
-            terms: Terms { heartbeat, protover_max },
+            terms: SessionTerms { heartbeat, protover_max },
         })
     }
 
-    /// Why no token can be judged yet, if none can.
-    pub(crate) fn trouble(&self) -> Option<&'static str> {
-        self.check.as_ref()?.trouble()
+    /// Returns why no token can be checked yet, or `None` when it can.
+    pub(crate) fn not_ready(&self) -> Option<&'static str> {
+        self.authenticator.as_ref()?.not_ready()
     }
 
-    /// Gets what is needed before a token can be judged; true when it is there.
+    /// Fetches what checks need. Returns true when it is complete.
     pub(crate) fn prepare(&self) -> Call<bool> {
-        self.check.as_ref().map_or(Call::Ready(true), |check| check.prepare())
+        self.authenticator.as_ref().map_or(Call::Ready(true), |authenticator| authenticator.prepare())
     }
 
-    /// The session that the token stands for and the platform that the client names, or why there is none.
+    /// Returns the session for the token and the platform that the client names.
     pub(crate) fn identify(
         &self,
         request: &ConnectRequest,
@@ -120,11 +123,11 @@ impl Identity {
         };
         let negotiated = token.protover.is_some();
         let platform = token.platform.clone();
-        let Some(check) = &self.check else {
+        let Some(authenticator) = &self.authenticator else {
             let accepted = self.accept(token).map(|accepted| (accepted, platform));
             return Call::Ready(accepted.map_err(|error| ConnectError { negotiated, ..error }));
         };
-        let presented = Presented {
+        let credentials = Credentials {
             token: token.clone(),
             remote: request.remote,
             cookie: request.cookie.clone(),
@@ -132,7 +135,7 @@ impl Identity {
             server: request.server.to_string(),
         };
         let (allow_client_keys, terms) = (self.allow_client_keys, self.terms);
-        check.check(presented).map(move |grant| {
+        authenticator.authenticate(credentials).map(move |grant| {
             let accepted = grant.and_then(|grant| grant.accept(token, allow_client_keys, terms));
             accepted
                 .map(|accepted| (accepted, platform))
@@ -140,22 +143,23 @@ impl Identity {
         })
     }
 
-    /// What a new token changes of a session.
+    /// Returns what a new token changes of a session.
     pub(crate) fn refresh(&self, request: RefreshRequest) -> Call<Result<Refreshed, ConnectError>> {
         let RefreshRequest { session, token, remote } = request;
         let token = match read(&token) {
             Ok(token) => token,
             Err(error) => return Call::Ready(Err(error)),
         };
-        let Some(check) = &self.check else {
+        let Some(authenticator) = &self.authenticator else {
             return Call::Ready(Ok(Refreshed { scope: None, expires_at: None }));
         };
         let (cookie, user_agent) = (String::new(), String::new());
-        let presented = Presented { token, remote, cookie, user_agent, server: session.server.to_string() };
-        check.check(presented).map(move |grant| grant?.refresh(session.mid, &session.key))
+        let credentials =
+            Credentials { token, remote, cookie, user_agent, server: session.server.to_string() };
+        authenticator.authenticate(credentials).map(move |grant| grant?.refresh(session.mid, &session.key))
     }
 
-    /// goim's way: the client is who it says.
+    /// Accepts what the client claims, as goim v2 does.
     fn accept(&self, token: Token) -> Result<Accepted, ConnectError> {
         let key = if token.key.is_empty() { random_key()? } else { SessionKey::from(token.key) };
         let negotiated = token.protover.is_some();
@@ -171,7 +175,7 @@ impl Identity {
             expires_at: None,
             accepts: token.accepts,
             heartbeat: self.terms.heartbeat,
-            protover: token.protover.map(|offered| self.terms.agree(offered)),
+            protover: token.protover.map(|offered| self.terms.negotiate(offered)),
             syncing: token
                 .positions
                 .filter(|_| negotiated)
@@ -180,7 +184,8 @@ impl Identity {
     }
 }
 
-/// No list of rooms has one without a name; goim's `room_id` is another matter: empty, it says that there is none.
+/// Checks that no room of a list has an empty name. goim v2's `room_id` is different: empty means
+/// no room.
 fn check_names<'a>(rooms: impl IntoIterator<Item = &'a String>) -> Result<(), ConnectError> {
     if rooms.into_iter().any(String::is_empty) {
         return Err(ConnectError::because(NoSession::Room, "a room in a list has no name"));
@@ -188,12 +193,13 @@ fn check_names<'a>(rooms: impl IntoIterator<Item = &'a String>) -> Result<(), Co
     Ok(())
 }
 
-/// The reason names the place and never quotes the token.
+/// Parses a token. Errors name the position and never quote the token.
 fn read(token: &[u8]) -> Result<Token, ConnectError> {
     Token::parse(token).map_err(|error| ConnectError::refused(error.to_string()))
 }
 
-/// A random UUID (version 4) in lower case, as goim draws it for clients that bring no key.
+/// Returns a random UUID (version 4) in lower case, as goim v2 generates it for clients without a
+/// key.
 fn random_key() -> Result<SessionKey, ConnectError> {
     use std::fmt::Write as _;
     let mut bytes = [0_u8; 16];
@@ -216,8 +222,8 @@ mod tests {
     use goim_ports::Operation;
 
     fn accept(token: &str) -> Result<Accepted, ConnectError> {
-        let terms = Terms { heartbeat: Duration::from_secs(480), protover_max: Version(3) };
-        let open = Identity { check: None, allow_client_keys: false, terms };
+        let terms = SessionTerms { heartbeat: Duration::from_secs(480), protover_max: Version(3) };
+        let open = Identity { authenticator: None, allow_client_keys: false, terms };
         open.accept(read(token.as_bytes())?)
     }
 
@@ -265,7 +271,7 @@ mod tests {
         );
         let error = accept(r#"{"protover":1,"rooms":["a://1",""]}"#).unwrap_err();
         assert_eq!(error.reason, NoSession::Room, "a room without a name");
-        // What goim skips is skipped.
+        // goim v2 ignores the member, whatever its value.
         assert_eq!(rooms(r#"{"rooms":[""]}"#), []);
         assert_eq!(rooms(r#"{"rooms":["a://1"]}"#), []);
         assert_eq!(rooms(r#"{"rooms":7,"token":{"a":[]},"positions":"x"}"#), []);

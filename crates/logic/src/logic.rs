@@ -1,4 +1,4 @@
-//! The role itself: what it is made of and what it holds between requests.
+//! The role itself: its parts and what it holds between requests.
 
 use std::fmt;
 use std::hash::{BuildHasher as _, RandomState};
@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use goim_ports::{
-    CometPool, DeviceDirectory, EventSink, HttpClient, NodeDirectory, PushLog, RoomCounts, RoomDirectory,
-    SessionDirectory, TimelineStore,
+    CometPool, DeviceDirectory, EventSink, HttpClient, NodeDirectory, PushLog, RateLimitedLog, RoomCounts,
+    RoomDirectory, SessionDirectory, TimelineStore,
 };
 use prometheus_client::registry::Registry;
 
@@ -20,24 +20,24 @@ use crate::identity::{Identity, KeyError};
 use crate::metrics::Metrics;
 use crate::timelines::{self, Timelines};
 
-/// What logic needs of the world.
+/// The ports that logic needs.
 #[derive(Clone)]
 pub struct Dependencies {
     /// Which comet holds which session.
     pub sessions: Arc<dyn SessionDirectory>,
     /// How many sessions each room has.
     pub rooms: Arc<dyn RoomDirectory>,
-    /// On which devices members are.
+    /// The devices of members.
     pub devices: Arc<dyn DeviceDirectory>,
-    /// Which comets there are.
+    /// The list of comets.
     pub nodes: Arc<dyn NodeDirectory>,
-    /// Where accepted pushes go.
+    /// Where accepted pushes are appended.
     pub push_log: Arc<dyn PushLog>,
-    /// The comets themselves, for what only they know.
+    /// The comets, for what only they know.
     pub comets: Arc<dyn CometPool>,
-    /// The way to the backend, and to whoever signs tokens.
+    /// The HTTP client for webhooks and key sets.
     pub http: Arc<dyn HttpClient>,
-    /// Where messages are kept, if they are.
+    /// The timeline store, if messages can be stored.
     pub timelines: Option<Arc<dyn TimelineStore>>,
 }
 
@@ -50,8 +50,8 @@ impl fmt::Debug for Dependencies {
 /// The role `logic`. Shared by comet's calls and by the HTTP API.
 pub struct Logic {
     pub(crate) config: Config,
-    /// Drawn when it was made: by it this logic knows what it has said itself.
-    pub(crate) number: u64,
+    /// A random number that marks this logic's entries in state that several logics share.
+    pub(crate) instance_id: u64,
     pub(crate) sessions: Arc<dyn SessionDirectory>,
     pub(crate) rooms: Arc<dyn RoomDirectory>,
     pub(crate) nodes: Arc<dyn NodeDirectory>,
@@ -64,19 +64,19 @@ pub struct Logic {
     pub(crate) handlers: Handlers,
     pub(crate) timelines: Option<Arc<Timelines>>,
     pub(crate) balancer: Balancer,
-    /// The counts that the room directory answered last. They are served while it does not answer.
+    /// The last room counts of the directory, served while it does not answer.
     pub(crate) counts: ArcSwap<<RoomCounts as std::ops::Deref>::Target>,
     pub(crate) metrics: Metrics,
-    /// When it was last said that pushes fail.
-    pub(crate) pushes_failing: RateLimitedLog,
+    /// The log line for failing pushes.
+    pub(crate) push_failure_log: RateLimitedLog,
 }
 
 /// Who may push over HTTP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PushProtection {
-    /// Whoever presents one of this many keys.
+    /// Requests with one of this many API keys.
     ApiKeys(usize),
-    /// Whoever is on this machine: no key is configured.
+    /// Requests from this machine, because no API key is configured.
     LoopbackOnly,
 }
 
@@ -93,7 +93,7 @@ impl fmt::Display for PushProtection {
 }
 
 impl Logic {
-    /// Puts logic together. Starts no task and opens nothing.
+    /// Builds a logic. Spawns no task and opens no connection.
     ///
     /// `config` should have passed [`Config::validate`].
     ///
@@ -138,8 +138,8 @@ impl Logic {
             balancer: Balancer::default(),
             counts: ArcSwap::default(),
             metrics: Metrics::default(),
-            pushes_failing: RateLimitedLog::default(),
-            number: RandomState::new().hash_one(0_u8),
+            push_failure_log: RateLimitedLog::default(),
+            instance_id: RandomState::new().hash_one(0_u8),
             config,
         }))
     }
@@ -152,35 +152,35 @@ impl Logic {
         }
     }
 
-    /// The handlers of upstream packets, to add to.
+    /// The handlers of upstream packets. Register handlers here.
     #[must_use]
     pub fn handlers(&self) -> &Handlers {
         &self.handlers
     }
 
-    /// Who may connect, for the start-up message.
+    /// How clients are authenticated, for the start-up message.
     #[must_use]
     pub fn identity(&self) -> &'static str {
         match self.config.identity.method {
             IdentityMethod::Open => {
-                "open: clients are believed what they say of themselves; for development and trusted networks"
+                "open: clients are not authenticated; for development and trusted networks"
             }
             IdentityMethod::Jwt => "jwt: clients present tokens that are signed with a known key",
-            IdentityMethod::Webhook => "webhook: the backend is asked about every client",
+            IdentityMethod::Webhook => "webhook: your backend authenticates every client",
         }
     }
 
-    /// Why nobody can be judged yet, if nobody can: the keys that tokens are checked with have
-    /// never been fetched.
+    /// Returns why no client can be authenticated yet: the key set has never been fetched. `None`
+    /// when it can.
     #[must_use]
-    pub fn identity_trouble(&self) -> Option<String> {
-        self.identity.trouble().map(|reason| format!("identity: {reason}"))
+    pub fn identity_not_ready(&self) -> Option<String> {
+        self.identity.not_ready().map(|reason| format!("identity: {reason}"))
     }
 
-    /// Gets what identity needs before it can judge anybody; true when it is there.
+    /// Fetches what authentication needs. Returns true when it is complete.
     ///
     /// # Cancel safety
-    /// It can be tried again.
+    /// Dropping the future is safe; the call can be repeated.
     pub async fn prepare_identity(&self) -> bool {
         self.identity.prepare().await
     }
@@ -201,7 +201,8 @@ impl fmt::Debug for Logic {
     }
 }
 
-/// A session ends after this much silence: all the heartbeats that may be missing, one after the other.
+/// A session ends after this time without a heartbeat: the interval times the number that may be
+/// missing.
 fn session_heartbeat(node: &NodeInfoConfig) -> Duration {
     node.heartbeat.saturating_mul(node.heartbeat_max)
 }

@@ -1,4 +1,5 @@
-//! What logic counts. Everything is created at the start: counting is an addition, never a look-up.
+//! The metrics of logic. All series are created at the start, so that counting is one addition and
+//! no look-up.
 
 use goim_ports::NoSession;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -14,32 +15,32 @@ use crate::route::RouteMetrics;
 /// The metrics of one logic.
 pub(crate) struct Metrics {
     pub(crate) connects: Connects,
-    /// New tokens of sessions.
+    /// Tokens presented by open sessions.
     pub(crate) refreshes: Connects,
     pub(crate) upstream: UpstreamPackets,
     /// By route.
     pub(crate) routes: Routes,
     pub(crate) pushes: Pushes,
     pub(crate) requests: Requests,
-    /// HTTP connections that are open.
+    /// Open HTTP connections.
     pub(crate) connections: Gauge,
-    /// Time that the push log takes for the records of a request.
+    /// The time to append the records of a request to the push log.
     pub(crate) append_seconds: Histogram,
-    /// Times that old room counts were served since the directory did not answer.
+    /// Answers with old room counts, because the directory did not answer.
     pub(crate) stale_counts: Counter,
 }
 
-/// Sessions asked for, or tokens presented, by result.
+/// Requests for a session, or tokens presented, by result.
 #[derive(Clone)]
 pub(crate) struct Connects {
     family: Family<ResultLabel, Counter>,
     accepted: Counter,
-    /// By [`NoSession::ALL`].
+    /// In the order of [`NoSession::ALL`].
     refused: [Counter; NoSession::ALL.len()],
 }
 
 impl Connects {
-    /// Counts one; `None` was accepted.
+    /// Counts one result; `None` is success.
     pub(crate) fn count(&self, refused: Option<NoSession>) {
         match refused.and_then(|reason| NoSession::ALL.iter().position(|other| *other == reason)) {
             None => self.accepted.inc(),
@@ -48,14 +49,14 @@ impl Connects {
     }
 }
 
-/// Packets from clients, by whether a handler took them.
+/// Packets from clients, by whether they had a handler.
 pub(crate) struct UpstreamPackets {
     family: Family<ResultLabel, Counter>,
     pub(crate) handled: Counter,
     pub(crate) unhandled: Counter,
 }
 
-/// Packets on their way to the backend, by route.
+/// Packets sent to the backend, by route.
 pub(crate) struct Routes {
     calls: Family<RouteLabels, Counter>,
     retries: Family<RouteLabel, Counter>,
@@ -75,7 +76,7 @@ struct RouteLabels {
 }
 
 impl Routes {
-    /// What is counted of the route with this name.
+    /// Returns the metrics of the route with this name.
     pub(crate) fn of(&self, route: &str) -> RouteMetrics {
         let label = || RouteLabel { route: route.to_owned() };
         let calls = |result| self.calls.get_or_create_owned(&RouteLabels { route: route.to_owned(), result });
@@ -93,7 +94,7 @@ impl Routes {
     }
 }
 
-/// Whom a push is for.
+/// The kind of receivers of a push.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PushKind {
     Keys,
@@ -102,7 +103,7 @@ pub(crate) enum PushKind {
     All,
 }
 
-/// What became of a push.
+/// The result of a push.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PushResult {
     Accepted,
@@ -131,13 +132,13 @@ pub(crate) struct Pushes {
     counters: [[Counter; PUSH_RESULTS.len()]; PUSH_KINDS.len()],
 }
 
-/// Status classes of HTTP answers, `1xx` to `5xx`.
+/// The status classes of HTTP responses.
 const STATUS_CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
 /// HTTP requests, by route and status class.
 pub(crate) struct Requests {
     family: Family<RequestLabels, Counter>,
-    /// One row for each route, and a last one for requests that have none.
+    /// One row per route, and a last one for requests without a route.
     counters: Vec<[Counter; STATUS_CLASSES.len()]>,
 }
 
@@ -165,7 +166,8 @@ impl Pushes {
 }
 
 impl Requests {
-    /// Counts an answer; `route` is the row in the table of routes, `None` for what has none.
+    /// Counts a response. `route` is the index in the table of routes; `None` for a request without
+    /// a route.
     pub(crate) fn count(&self, route: Option<usize>, status: u16) {
         let row = route.unwrap_or(Route::ALL.len());
         let class = usize::from(status / 100).saturating_sub(1);
@@ -179,17 +181,17 @@ impl Metrics {
     pub(crate) fn register(&self, registry: &mut Registry) {
         registry.register(
             "goim_logic_connects",
-            "Sessions asked for, by result",
+            "Requests for a session, by result",
             self.connects.family.clone(),
         );
         registry.register(
             "goim_logic_token_refreshes",
-            "New tokens that sessions have presented, by result",
+            "Tokens presented by open sessions, by result",
             self.refreshes.family.clone(),
         );
         registry.register(
             "goim_logic_upstream_packets",
-            "Packets from clients, by whether a handler took them",
+            "Packets from clients, by whether they had a handler",
             self.upstream.family.clone(),
         );
         registry.register(
@@ -199,7 +201,7 @@ impl Metrics {
         );
         registry.register(
             "goim_logic_route_retries",
-            "Further tries of packets that were not answered, by route",
+            "Retries of packets to the backend, by route",
             self.routes.retries.clone(),
         );
         registry.register(
@@ -209,7 +211,7 @@ impl Metrics {
         );
         registry.register_with_unit(
             "goim_logic_route",
-            "Time from a packet to its answer, by route",
+            "Time from a packet to its reply, by route",
             Unit::Seconds,
             self.routes.seconds.clone(),
         );
@@ -223,20 +225,16 @@ impl Metrics {
             "HTTP requests, by route and status class",
             self.requests.family.clone(),
         );
-        registry.register(
-            "goim_logic_http_connections",
-            "HTTP connections that are open",
-            self.connections.clone(),
-        );
+        registry.register("goim_logic_http_connections", "Open HTTP connections", self.connections.clone());
         registry.register_with_unit(
             "goim_logic_append",
-            "Time that the push log took for the records of a request",
+            "Time to append the records of a request to the push log",
             Unit::Seconds,
             self.append_seconds.clone(),
         );
         registry.register(
             "goim_logic_stale_room_counts",
-            "Times that old room counts were served since the room directory did not answer",
+            "Answers with old room counts, because the room directory did not answer",
             self.stale_counts.clone(),
         );
     }
@@ -252,12 +250,12 @@ impl Default for Metrics {
                 calls: Family::default(),
                 retries: Family::default(),
                 in_flight: Family::default(),
-                // 1 ms to 4 s, which is as long as a route may take.
+                // 1 ms to 4 s, the longest that a route may take.
                 seconds: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.001, 2.0, 13))),
             },
             pushes: Pushes::default(),
             requests: Requests::default(),
-            // 10 µs in memory to 20 s in a cluster that suffers.
+            // 10 µs in memory to 20 s in an overloaded cluster.
             append_seconds: Histogram::new(exponential_buckets(0.000_01, 3.0, 14)),
             stale_counts: Counter::default(),
             connections: Gauge::default(),

@@ -1,38 +1,39 @@
-//! Which comets a client should go to, and everything else that it has to know to connect.
+//! The comets that a client should use, and what else it needs to connect.
 
 use goim_ports::CometNode;
 
 use crate::{Backoff, Logic};
 
-/// How many comets a client is told of.
+/// The maximum number of comets in an answer.
 const NODES_MAX: usize = 5;
 
-/// What a client is told: the answer of `/goim/nodes/weighted` and of goim's RPC `Nodes`.
+/// The answer of `/goim/nodes/weighted` and of goim v2's RPC `Nodes`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NodesReply {
-    /// Where to go when no node can be reached.
+    /// The address to use when no node can be reached.
     pub domain: String,
-    /// TCP port of every node.
+    /// The TCP port of every node.
     pub tcp_port: u16,
-    /// WebSocket port of every node.
+    /// The WebSocket port of every node.
     pub ws_port: u16,
-    /// Port for WebSocket inside TLS of every node.
+    /// The port for WebSocket over TLS of every node.
     pub wss_port: u16,
-    /// How often to send a heartbeat, in whole seconds.
+    /// The heartbeat interval in whole seconds.
     pub heartbeat: i32,
     /// Host names or addresses, the best first; never empty.
     pub nodes: Vec<String>,
-    /// How to come back after a loss.
+    /// How to reconnect after a loss.
     pub backoff: Backoff,
-    /// How many heartbeats may be missing before the session ends.
+    /// The number of heartbeats that may be missing before the session ends.
     pub heartbeat_max: i32,
 }
 
 impl Logic {
-    /// The comets that a client on `platform` should go to. `web` gets domains, for the sake of certificates; every
-    /// other platform gets the comets' public addresses.
+    /// Returns the comets that a client on `platform` should use. `web` gets domain names, because
+    /// of certificates; every other platform gets the comets' public addresses.
     ///
-    /// Each call counts as one client more on the comet that it names first, until that comet reports.
+    /// Each call adds one client to the first comet of the answer, until that comet reports its own
+    /// number.
     #[must_use]
     pub fn weighted_nodes(&self, platform: &str) -> NodesReply {
         let config = &self.config;
@@ -61,14 +62,14 @@ impl Logic {
         }
     }
 
-    /// The comets that take clients, in the order of the directory.
+    /// Returns the comets that accept clients, in the order of the directory.
     #[must_use]
     pub fn instances(&self) -> Vec<CometNode> {
         self.nodes.comets().iter().filter(|comet| !comet.offline).cloned().collect()
     }
 
-    /// A client's region. Where a client is cannot be told from its address, here as little as in goim: its province
-    /// is `""`, and unless a region claims that one, so is its region.
+    /// The region of a client. As in goim v2 a client's province is not derived from its address:
+    /// it is `""`, and so is the region, unless a region has that province.
     fn client_region(&self) -> &str {
         let claims = |provinces: &Vec<String>| provinces.iter().any(String::is_empty);
         self.config.regions.iter().find(|(_, provinces)| claims(provinces)).map_or("", |(region, _)| region)

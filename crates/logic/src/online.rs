@@ -1,4 +1,4 @@
-//! How many are online: in a room, in the largest rooms, in all.
+//! Online counts: of a room, of the largest rooms, in total.
 
 use std::cmp::Reverse;
 use std::sync::Arc;
@@ -9,26 +9,26 @@ use crate::Logic;
 use crate::deadline::with_timeout;
 use crate::port::directory_late;
 
-/// A room with its count.
+/// A room and its count.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RoomOnline {
     /// The room's id without `type://`.
     pub room: String,
-    /// Sessions in it.
+    /// The number of sessions in it.
     pub count: u32,
 }
 
-/// Connections over all comets.
+/// Totals over all comets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct OnlineTotal {
-    /// Connections.
+    /// The number of connections.
     pub connections: u64,
-    /// Distinct client addresses on each comet, added up.
+    /// The number of distinct client addresses, counted per comet and added up.
     pub addresses: u64,
 }
 
 impl Logic {
-    /// The largest rooms of a type, by count and then by name, at most `limit`.
+    /// Returns the largest rooms of a type, by count and then by name, at most `limit`.
     pub async fn online_top(&self, kind: &str, limit: usize) -> Vec<RoomOnline> {
         let counts = self.room_counts().await;
         let prefix = [kind, "://"].concat();
@@ -46,7 +46,8 @@ impl Logic {
         rooms.into_iter().map(|(Reverse(count), room)| RoomOnline { room: room.to_owned(), count }).collect()
     }
 
-    /// How many sessions each room has, over all comets. When the directory does not answer, what it said last.
+    /// Returns the number of sessions of each room over all comets. The last known numbers when the
+    /// directory does not answer.
     pub async fn room_counts(&self) -> RoomCounts {
         let totals = with_timeout(self.config.directory_timeout, self.rooms.totals(), directory_late).await;
         match totals {
@@ -58,13 +59,13 @@ impl Logic {
             }
             Err(error) => {
                 self.metrics.stale_counts.inc();
-                tracing::debug!(%error, "room counts are the last known ones");
+                tracing::debug!(%error, "the room directory does not answer; the last known counts are used");
                 self.counts.load_full()
             }
         }
     }
 
-    /// Connections of all comets that take clients.
+    /// Returns the totals over the comets that accept clients.
     #[must_use]
     pub fn online_total(&self) -> OnlineTotal {
         let comets = self.nodes.comets();

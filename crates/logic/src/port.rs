@@ -1,4 +1,4 @@
-//! What comet asks: [`LogicPort`] over the directories and the handlers.
+//! The calls of comet: [`LogicPort`] over the directories and the handlers.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use goim_ports::{
 use crate::Logic;
 use crate::config::DevicePolicy;
 use crate::deadline::{and_then, with_timeout};
-use crate::timelines::{Timelines, TimelinesError};
+use crate::timelines::{TimelineRequestError, Timelines};
 
 impl LogicPort for Logic {
     fn connect(&self, request: ConnectRequest) -> Call<Result<Accepted, ConnectError>> {
@@ -57,7 +57,7 @@ impl LogicPort for Logic {
         }
         let directory = Arc::clone(&self.devices.directory);
         let removed = and_then(removed, move |removed| match removed {
-            // Whoever has the key now is another.
+            // When false, another session has the key now.
             Ok(true) => {
                 directory.forget(session.mid, vec![session.key]).map(|forgotten| forgotten.map(|()| true))
             }
@@ -81,7 +81,7 @@ impl LogicPort for Logic {
             Err(error) => Call::Ready(Err(error)),
         });
         and_then(totals, move |totals| match totals {
-            // The counts are good without it.
+            // The counts are valid without the generation.
             Ok(rooms) => with_timeout(deadline, sessions.generation(server), directory_late)
                 .map(|generation| Ok(OnlineTotals { rooms, generation: generation.ok() })),
             Err(error) => Call::Ready(Err(error)),
@@ -91,7 +91,7 @@ impl LogicPort for Logic {
     fn events(&self, events: Vec<LifecycleEvent>) -> Call<Result<(), LogicError>> {
         match self.event_sink.get() {
             Some(sink) => sink.deliver(events),
-            // Nobody wants to know.
+            // No sink is set.
             None => Call::Ready(Ok(())),
         }
     }
@@ -101,9 +101,9 @@ impl LogicPort for Logic {
         if Timelines::answers(&upstream) {
             match &self.timelines {
                 Some(timelines) => return timelines.answer(upstream),
-                // The backend may have a route for messages of its own.
+                // The backend may have a route for operation 4.
                 None if operation == Operation::SEND => {}
-                None => return Call::Ready(Err(LogicError::Failed(TimelinesError::None.to_string()))),
+                None => return Call::Ready(Err(LogicError::Failed(TimelineRequestError::None.to_string()))),
             }
         }
         if let Some(handler) = self.handlers.find(operation, upstream.schema) {
@@ -116,14 +116,14 @@ impl LogicPort for Logic {
             key = upstream.key.as_str(),
             operation = operation.0,
             body_bytes = upstream.packet.body.len(),
-            "packet of an operation that nobody handles"
+            "a packet has an operation without a handler"
         );
         Call::Ready(Ok(Bytes::new()))
     }
 }
 
 impl Logic {
-    /// Ends sessions of the member that are too many beside the newcomer.
+    /// Ends the member's sessions that exceed the device policy.
     fn limit_devices(
         &self,
         entered: Call<Result<(Accepted, String), ConnectError>>,
@@ -135,13 +135,13 @@ impl Logic {
         Call::pending(async move {
             let (accepted, platform) = entered.await?;
             if !accepted.mid.is_anonymous() {
-                devices.came(accepted.mid, accepted.key.clone(), platform).await;
+                devices.session_opened(accepted.mid, accepted.key.clone(), platform).await;
             }
             Ok(accepted)
         })
     }
 
-    /// A directory's answer within its deadline.
+    /// Limits a call of a directory to its deadline.
     fn ask<T: Send + 'static>(&self, call: Call<Result<T, DirectoryError>>) -> Call<Result<T, LogicError>> {
         with_timeout(self.config.directory_timeout, call, directory_late)
             .map(|answer| answer.map_err(unavailable))

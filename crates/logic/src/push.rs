@@ -1,8 +1,8 @@
-//! From a push request to records in the push log.
+//! Turns push requests into records of the push log.
 //!
 //! A push to keys or members becomes one record for each comet that holds receivers; a push to a
-//! room or to all is one record. The first record that the log does not take ends the push, as in
-//! goim: what went before it is pushed, and the publisher hears that it may be.
+//! room or to all is one record. As in goim v2, the first record that the log refuses ends the
+//! push: the records before it are delivered, and the error is [`AppendError::Unknown`].
 
 use std::num::NonZeroU32;
 use std::time::Instant;
@@ -22,20 +22,20 @@ use crate::{Logic, record};
 /// Why a push, or a part of it, was not accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PushError {
-    /// A push to keys names none. goim's text is empty too.
+    /// A push to keys without a key. goim v2's message is empty too.
     #[error("a push to keys must name at least one key")]
     NoKeys,
-    /// The receivers could not be found out.
+    /// The receivers could not be looked up.
     #[error("{0}")]
     Directory(DirectoryError),
-    /// The push log did not take a record.
+    /// The push log refused a record.
     #[error("{0}")]
     Append(AppendError),
 }
 
 impl PushError {
-    /// What the push as a whole has met when this is what one of its records met, and others
-    /// `may_be_in` the log already.
+    /// Converts the error of one record into the error of the push. `may_be_in` is true when other
+    /// records of the push may be in the log already.
     pub(crate) fn after(self, may_be_in: bool) -> Self {
         match self {
             Self::Append(error) if may_be_in => Self::Append(error.in_part()),
@@ -45,12 +45,12 @@ impl PushError {
 }
 
 impl Logic {
-    /// Pushes to sessions. A key that is named twice gets it twice, one that has no session
-    /// nothing.
+    /// Pushes to sessions. A key that is given twice gets the message twice; a key without a
+    /// session is ignored.
     ///
     /// # Errors
-    /// [`PushError`]. When receivers on other comets may have been pushed to, it is
-    /// [`AppendError::Unknown`].
+    /// [`PushError`]. It is [`AppendError::Unknown`] when receivers on other comets may have got
+    /// the message.
     ///
     /// # Cancel safety
     /// Dropping the future may leave a part of the receivers without the message.
@@ -64,7 +64,7 @@ impl Logic {
         self.count_push(PushKind::Keys, pushed)
     }
 
-    /// Pushes to all sessions of members, once each, however often a member is named.
+    /// Pushes to all sessions of members, once each, however often a member is given.
     ///
     /// # Errors
     /// As [`Logic::push_keys`].
@@ -81,7 +81,7 @@ impl Logic {
         self.count_push(PushKind::Mids, pushed)
     }
 
-    /// Pushes to a room, whether or not anybody is in it.
+    /// Pushes to a room, which may be empty.
     ///
     /// # Errors
     /// [`PushError::Append`].
@@ -90,8 +90,8 @@ impl Logic {
         self.count_push(PushKind::Room, pushed)
     }
 
-    /// Pushes to everybody who subscribed to `operation`, to `speed` sessions a second over all comets together;
-    /// `None` is as fast as it goes.
+    /// Pushes to all sessions that subscribed to `operation`, to `speed` sessions per second over
+    /// all comets together; `None` is unlimited.
     ///
     /// # Errors
     /// [`PushError::Append`].
@@ -128,16 +128,16 @@ impl Logic {
         self.append_by_server(groups, operation, body).await
     }
 
-    /// The comet of each key, in the keys' order.
+    /// Looks up the comet of each key, in the order of the keys.
     pub(crate) async fn servers_of(&self, keys: &[SessionKey]) -> Result<Vec<Option<ServerId>>, PushError> {
         let servers = self.sessions.servers_of(keys);
         let servers = with_timeout(self.config.directory_timeout, servers, directory_late).await;
         servers.map_err(PushError::Directory)
     }
 
-    /// The sessions of members, once each, by comet.
+    /// Looks up the sessions of members, once each, grouped by comet.
     pub(crate) async fn sessions_by_server(&self, mids: Vec<Mid>) -> Result<Groups, PushError> {
-        // Nobody in particular has no sessions that could be found by member.
+        // Anonymous sessions cannot be looked up by member.
         let mut mids: Vec<Mid> = mids.into_iter().filter(|mid| !mid.is_anonymous()).collect();
         mids.sort_unstable();
         mids.dedup();
@@ -169,7 +169,7 @@ impl Logic {
         self.append_record(record).await
     }
 
-    /// Appends a record within its bounds.
+    /// Appends a record that is not larger than `record_bytes_max`.
     pub(crate) async fn append_record(&self, record: PushRecord) -> Result<(), PushError> {
         let size = record::size(&record);
         let limit = self.config.push.record_bytes_max;
@@ -188,7 +188,7 @@ impl Logic {
         pushed
     }
 
-    /// Counts a push, and says in the log, at most once a second, when something that logic depends on has failed.
+    /// Counts a push. Logs, at most once a second, that a dependency failed.
     pub(crate) fn count_result(&self, kind: PushKind, error: Option<&PushError>) {
         let result = match error {
             None => PushResult::Accepted,
@@ -196,13 +196,13 @@ impl Logic {
             Some(PushError::Append(AppendError::TooLarge { .. })) => PushResult::TooLarge,
             Some(PushError::Append(AppendError::Full)) => PushResult::Full,
             Some(error @ (PushError::Append(AppendError::Unavailable(_)) | PushError::Directory(_))) => {
-                if let Some(suppressed) = self.pushes_failing.try_log(Instant::now()) {
+                if let Some(suppressed) = self.push_failure_log.try_log(Instant::now()) {
                     tracing::warn!(?kind, %error, suppressed, "push failed");
                 }
                 PushResult::Unavailable
             }
             Some(PushError::Append(AppendError::Unknown(reason))) => {
-                if let Some(suppressed) = self.pushes_failing.try_log(Instant::now()) {
+                if let Some(suppressed) = self.push_failure_log.try_log(Instant::now()) {
                     tracing::warn!(?kind, %reason, suppressed, "a push may or may not be in the log");
                 }
                 PushResult::Unknown
@@ -219,7 +219,8 @@ pub(crate) fn append_late() -> AppendError {
 /// Keys by comet.
 pub(crate) type Groups = SmallVec<[(ServerId, Vec<SessionKey>); 1]>;
 
-/// Keys by the comets that were found for them, in the same order. Mostly all are on one.
+/// Groups keys by the comets that were found for them, in the same order. Most members are on one
+/// comet.
 pub(crate) fn group_keys(keys: Vec<SessionKey>, servers: &[Option<ServerId>]) -> Groups {
     if let [Some(first), others @ ..] = servers
         && others.iter().all(|other| other.as_ref() == Some(first))
@@ -229,7 +230,8 @@ pub(crate) fn group_keys(keys: Vec<SessionKey>, servers: &[Option<ServerId>]) ->
     group(keys.into_iter().zip(servers).filter_map(|(key, server)| Some((server.clone()?, key))))
 }
 
-/// The records of one message: mostly one, which takes the body itself.
+/// Returns the targets of one message with its body. Most messages have one, which takes the body
+/// without a copy.
 pub(crate) fn targets(groups: Groups, mut body: Bytes) -> impl Iterator<Item = (PushTarget, Bytes)> {
     let last = groups.len().saturating_sub(1);
     groups.into_iter().enumerate().map(move |(index, (server, keys))| {
@@ -238,13 +240,13 @@ pub(crate) fn targets(groups: Groups, mut body: Bytes) -> impl Iterator<Item = (
     })
 }
 
-/// Sessions by comet, as targets.
+/// Groups sessions by comet, as targets.
 pub(crate) fn by_server(sessions: Vec<SessionRecord>) -> Vec<PushTarget> {
     let groups = group(sessions.into_iter().map(|session| (session.server, session.key)));
     groups.into_iter().map(|(server, keys)| PushTarget::Keys { server, keys }).collect()
 }
 
-/// Comets in the order of their first key, keys in theirs.
+/// Comets are in the order of their first key, keys in their own.
 fn group(found: impl Iterator<Item = (ServerId, SessionKey)>) -> Groups {
     let mut groups = Groups::new();
     for (server, key) in found {

@@ -1,8 +1,9 @@
-//! One route: packets of a range of operations on their way to the backend, within a time, so many at once, behind a circuit.
+//! A route: sends packets of a range of operations to the backend, with a timeout, a limit of
+//! concurrent calls and a circuit breaker.
 //!
-//! A route that hangs costs its own callers their time and nobody else anything. What has failed is made again only where the
-//! operator has said that it may be done twice; what a client sends twice is answered from the first time where the operator has
-//! said that marks do not repeat.
+//! A route that hangs delays only its own callers. A failed call is retried only where the operator
+//! allows it, because the backend may see it twice. A packet that a client repeats gets the first
+//! reply where the operator has set a window for it.
 
 mod duplicates;
 mod webhook;
@@ -12,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use goim_ports::{Call, HttpClient, LogicError, Secret, ServiceUrl, Upstream, UpstreamPort};
+use goim_ports::{Call, HttpClient, LogicError, RateLimitedLog, Secret, ServiceUrl, Upstream, UpstreamPort};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
@@ -23,30 +24,33 @@ use crate::handler::Handler;
 use crate::{Logic, Overlap};
 use duplicates::DuplicateWindow;
 
-/// Pause before the first further try; doubled before each one after it.
+/// The pause before the first retry; doubled before each further one.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
-/// What an operator sets of a route.
+/// The settings of a route.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RouteConfig {
-    /// The operations that go this way.
+    /// The operations of the route.
     pub operations: RangeInclusive<i32>,
-    /// Where they go: `http://` or `https://`, `grpc://host:port`, `kafka://topic`.
+    /// The backend: `http://` or `https://`, `grpc://host:port`, `kafka://topic`.
     pub to: ServiceUrl,
-    /// For HTTP: presented as `Authorization: Bearer`. Default none.
+    /// For HTTP: sent as `Authorization: Bearer`. Default none.
     pub secret: Option<Secret>,
-    /// From the packet to its answer, all tries together. Default 2 s.
+    /// From the packet to its reply, retries included. Default 2 s.
     pub timeout: Duration,
-    /// Further tries of a call that was not answered: only for what may be done twice. Default 0.
+    /// The number of retries of a call without an answer. Only for calls that may be made twice.
+    /// Default 0.
     pub retries: u32,
-    /// Calls under way at once. More wait for `timeout` at most. Default 256.
+    /// The maximum number of concurrent calls. Further calls wait, at most for `timeout`. Default
+    /// 256.
     pub calls_max: usize,
-    /// A packet with the mark of an earlier one of the same member within this time gets the answer of that one. Default none.
+    /// A packet with the sequence number of an earlier one of the same member within this time gets
+    /// the same reply. Default none.
     pub duplicates: Option<Duration>,
 }
 
 impl RouteConfig {
-    /// These operations to this place, the rest by default.
+    /// Returns a route for these operations to this backend, with the defaults.
     #[must_use]
     pub fn new(operations: RangeInclusive<i32>, to: impl Into<ServiceUrl>) -> Self {
         let to = to.into();
@@ -55,7 +59,7 @@ impl RouteConfig {
     }
 }
 
-/// What is counted of a route.
+/// The metrics of a route.
 #[derive(Clone)]
 pub(crate) struct RouteMetrics {
     pub(crate) answered: Counter,
@@ -63,14 +67,14 @@ pub(crate) struct RouteMetrics {
     pub(crate) unavailable: Counter,
     pub(crate) late: Counter,
     pub(crate) busy: Counter,
-    /// Answers of earlier packets.
+    /// Replies that were those of earlier packets.
     pub(crate) repeated: Counter,
     pub(crate) retries: Counter,
     pub(crate) in_flight: Gauge,
     pub(crate) seconds: Histogram,
 }
 
-/// A route.
+/// The handler of a route.
 struct Route(Arc<RouteState>);
 
 struct RouteState {
@@ -79,7 +83,7 @@ struct RouteState {
     to: Arc<dyn UpstreamPort>,
     permits: Semaphore,
     circuit_breaker: CircuitBreaker,
-    failing: RateLimitedLog,
+    failure_log: RateLimitedLog,
     duplicates: Option<DuplicateWindow>,
     metrics: RouteMetrics,
 }
@@ -88,7 +92,7 @@ impl Logic {
     /// Sends packets of some operations to the backend.
     ///
     /// # Errors
-    /// [`Overlap`] when some of the operations go elsewhere already.
+    /// [`Overlap`] when some of the operations already have a handler.
     pub fn route(&self, config: RouteConfig, to: Arc<dyn UpstreamPort>) -> Result<(), Overlap> {
         let (first, last) = (config.operations.start(), config.operations.end());
         let name = if first == last { first.to_string() } else { format!("{first}..{last}") };
@@ -98,16 +102,17 @@ impl Logic {
             to,
             permits: Semaphore::new(config.calls_max.max(1)),
             circuit_breaker: CircuitBreaker::default(),
-            failing: RateLimitedLog::default(),
+            failure_log: RateLimitedLog::default(),
             duplicates: config.duplicates.map(DuplicateWindow::new),
             config: config.clone(),
         };
         self.handlers.register_range(config.operations, Arc::new(Route(Arc::new(inner))))
     }
 
-    /// The backend behind a URL: the body by POST, what else there is in headers.
+    /// Returns a backend behind a URL. The packet's body is the body of a POST; everything else is
+    /// in headers.
     #[must_use]
-    pub fn backend_at(&self, url: &str, secret: Option<Secret>) -> Arc<dyn UpstreamPort> {
+    pub fn webhook_backend(&self, url: &str, secret: Option<Secret>) -> Arc<dyn UpstreamPort> {
         let http: Arc<dyn HttpClient> = Arc::clone(&self.http);
         Arc::new(webhook::WebhookUpstream::new(url.to_owned(), secret, http))
     }
@@ -134,7 +139,7 @@ impl Handler for Route {
     }
 }
 
-/// Counts a call until it is dropped: whoever asked may give up waiting.
+/// Counts a call as in flight until it is dropped. A caller may stop waiting.
 struct InFlight<'a>(&'a Gauge);
 
 impl<'a> InFlight<'a> {
@@ -157,7 +162,7 @@ impl RouteState {
         let permit = tokio::time::timeout(self.config.timeout, self.permits.acquire()).await;
         let Ok(Ok(_permit)) = permit else {
             return Err(LogicError::Busy(format!(
-                "{} calls of route {} are under way",
+                "{} calls of route {} are in flight",
                 self.config.calls_max, self.name
             )));
         };
@@ -173,7 +178,7 @@ impl RouteState {
         loop {
             if !self.circuit_breaker.try_acquire(Instant::now()) {
                 return Err(LogicError::Unavailable(format!(
-                    "route {} is left alone after failures",
+                    "the circuit breaker of route {} is open after failures",
                     self.name
                 )));
             }
@@ -184,7 +189,7 @@ impl RouteState {
             self.circuit_breaker.record(!is_down, Instant::now());
             if let Err(error) = &answer
                 && is_down
-                && let Some(suppressed) = self.failing.try_log(Instant::now())
+                && let Some(suppressed) = self.failure_log.try_log(Instant::now())
             {
                 tracing::warn!(route = self.name, to = %self.config.to, %error, suppressed, "the backend does not answer");
             }

@@ -1,26 +1,25 @@
-//! Timelines: messages that are kept, and read by those they are for.
+//! Timelines: stored messages, and who may store and read them.
 //!
-//! `push` keeps messages and announces them, `sending` says which members may send and how fast, `away` tells of members who have no session, `reader` gives them to members, `request` reads the packets in which members ask,
-//! `announce` tells the sessions that are there, `wait` lets a request wait for what comes. What is kept is kept by the store behind
-//! the port; here is who may do what, and what an answer means.
+//! The store is behind a port. `push` and `request` store messages, `sending` limits what members
+//! send, `announce` notifies sessions and `offline` the backend, `reader` and `long_poll` read.
 //!
-//! Invariant: a publisher is answered after its message is durable, and no failure after that turns its answer into an error. What
-//! such a failure costs is time: a session that was not told finds the message with its next sync.
+//! Invariant: a publisher is answered when its message is durable, and no later failure turns that
+//! answer into an error. A session that was not notified finds the message with its next sync.
 
 mod announce;
-mod away;
+mod long_poll;
+mod offline;
 mod push;
 mod reader;
 mod request;
 mod sending;
-mod wait;
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use goim_ports::{
-    Call, EndCode, EndTarget, HttpClient, Operation, PushLog, SessionDirectory, TimelineError, TimelineId,
-    TimelineStore, VersionTable,
+    Call, EndCode, EndTarget, HttpClient, Operation, PushLog, RateLimitedLog, SessionDirectory,
+    TimelineError, TimelineId, TimelineStore, VersionTable,
 };
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -31,82 +30,83 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 use tokio::sync::Semaphore;
 
-use away::Away;
-pub use away::away_json;
+pub use long_poll::LongPollError;
+pub(crate) use long_poll::{LongPoll, LongPollEnd};
+use offline::OfflineQueue;
+pub use offline::offline_json;
 pub use push::{AppendedMessage, StoredPush, StoredTo};
-pub(crate) use reader::{Reader, Unread, WaitOutcome};
+pub(crate) use reader::{LongPollOutcome, Reader, Unread};
 pub use sending::SendRule;
-pub use wait::NoWait;
-pub(crate) use wait::{Wait, WaitEnd};
 
 use crate::config::{PushConfig, TimelinesConfig};
 use crate::deadline::with_timeout;
 use crate::webhook::Webhook;
+use long_poll::{LongPollLimits, LongPolls};
 use sending::SendQuotas;
-use wait::{WaitLimits, Waits};
 
-/// Largest answer of the webhook that decides about senders, in bytes.
+/// The maximum size of an answer of `send_webhook`, in bytes.
 const ANSWER_BYTES_MAX: usize = 4 * 1024;
 
-/// Why something about timelines was not done.
+/// Why a request about timelines failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum TimelinesError {
-    /// This server keeps none.
-    #[error("no timelines are kept here: set timelines.folder or timelines.postgres")]
+pub enum TimelineRequestError {
+    /// This server has no timeline store.
+    #[error("this server stores no messages: set timelines.folder or timelines.postgres")]
     None,
-    /// The request makes no sense.
+    /// The request is invalid.
     #[error("{0}")]
     Invalid(String),
-    /// Whoever asks may not.
-    #[error("{0} is not a timeline that may be used so")]
+    /// The reader or sender is not allowed to do this.
+    #[error("access to {0} is not allowed")]
     Forbidden(String),
-    /// A member's message has an operation that is not for members.
+    /// A member's message has an operation that is reserved.
     #[error(
         "operation {0} is not for members: they send 4, and what logic.timelines.send.allowed names from 1000 on"
     )]
     Reserved(Operation),
-    /// The member sends more than it may.
-    #[error("the member sends more {limit} than it may (logic.timelines.send)")]
+    /// The member exceeds a send quota.
+    #[error("the member exceeds its quota of {limit} (logic.timelines.send)")]
     Limited {
-        /// Of what: messages or bytes.
+        /// The quota: messages or bytes.
         limit: &'static str,
-        /// When there is room for this message again.
+        /// When the message fits.
         retry_after: Duration,
     },
-    /// The message would make a record that no push log takes.
+    /// The record of the message would be too large for the push log.
     #[error("makes a record of {size} bytes; {limit} is the most")]
     TooLarge {
         /// The record's size in bytes.
         size: usize,
-        /// The largest allowed.
+        /// The maximum size in bytes.
         limit: usize,
     },
-    /// The store.
+    /// The timeline store failed.
     #[error(transparent)]
     Store(#[from] TimelineError),
-    /// Whoever decides about senders does not answer.
-    #[error("whether the member may send there cannot be found out: {0}")]
+    /// The backend did not decide whether the member may send.
+    #[error("the backend did not decide whether the member may send: {0}")]
     Undecided(String),
-    /// As many wait as may.
+    /// A limit of long polls is reached.
     #[error(transparent)]
-    NoWait(#[from] NoWait),
+    LongPoll(#[from] LongPollError),
 }
 
-impl TimelinesError {
-    /// What a client, a member's or the backend's, may read of it. What an engine or a hook says of itself is for the log.
+impl TimelineRequestError {
+    /// Returns the message for clients. Details of an engine or a webhook are only for the log.
     #[must_use]
     pub fn public(&self) -> String {
         match self {
-            Self::Store(TimelineError::Busy(_)) => "the timelines are busy; try again later".to_owned(),
+            Self::Store(TimelineError::Busy(_)) => {
+                "the timeline store is overloaded; try again later".to_owned()
+            }
             Self::Store(TimelineError::Unavailable(_)) => {
-                "the timelines are not available; try again later".to_owned()
+                "the timeline store is not available; try again later".to_owned()
             }
             Self::Store(TimelineError::Unknown(_)) => {
-                "it is not known whether it was done; trying again is safe with a name for the message"
-                    .to_owned()
+                "the outcome is unknown; a retry is safe with an idempotency key".to_owned()
             }
             Self::Undecided(_) => {
-                "whether the member may send there cannot be found out; try again later".to_owned()
+                "the backend did not decide whether the member may send; try again later".to_owned()
             }
             Self::None
             | Self::Invalid(_)
@@ -115,12 +115,12 @@ impl TimelinesError {
             | Self::Limited { .. }
             | Self::TooLarge { .. }
             | Self::Store(TimelineError::Invalid(_))
-            | Self::NoWait(_) => self.to_string(),
+            | Self::LongPoll(_) => self.to_string(),
         }
     }
 }
 
-/// What timelines need of the rest of logic.
+/// The parts of logic that timelines use.
 pub(crate) struct Parts {
     pub(crate) store: Arc<dyn TimelineStore>,
     pub(crate) push_log: Arc<dyn PushLog>,
@@ -141,35 +141,35 @@ pub(crate) struct Timelines {
     config: TimelinesConfig,
     push: PushConfig,
     directory_timeout: Duration,
-    /// Decides whether a member may send where it is not by itself allowed to; nobody may without it.
+    /// Decides about messages that no rule allows. Without it they are refused.
     may_send: Option<Webhook>,
     quotas: SendQuotas,
-    waits: Waits,
-    /// Members who are away, when somebody wants to know.
-    away: OnceLock<Arc<Away>>,
-    /// Announcements that are tried again in the background.
+    long_polls: LongPolls,
+    /// The queue of notifications about offline members, when a sink is set.
+    offline: OnceLock<Arc<OfflineQueue>>,
+    /// Limits the retries of notifications in the background.
     announcing: Arc<Semaphore>,
     unannounced: RateLimitedLog,
-    /// When it was last said that the store fails.
-    failing: RateLimitedLog,
+    /// The log line for failures of the store.
+    failure_log: RateLimitedLog,
     metrics: TimelineMetrics,
 }
 
-/// What is counted.
+/// The metrics of timelines.
 pub(crate) struct TimelineMetrics {
     appended: Counter,
     duplicates: Counter,
     append_seconds: Histogram,
     read: Counter,
     resets: Counter,
-    /// Announcements that were given up, and sessions find the message later.
+    /// Messages whose sessions could not be notified.
     unannounced: Counter,
-    /// Requests that would wait and may not.
-    waits_refused: Counter,
-    /// Waits that the backend has ended.
-    waits_ended: Counter,
+    /// Long polls that were refused.
+    long_polls_refused: Counter,
+    /// Long polls that the backend ended.
+    long_polls_ended: Counter,
     requests: Family<Vec<(&'static str, &'static str)>, Counter>,
-    /// Messages of members beyond a quota, by which.
+    /// Messages of members that exceed a quota, by quota.
     limited: Family<Vec<(&'static str, &'static str)>, Counter>,
 }
 
@@ -181,15 +181,15 @@ impl Timelines {
             .then(|| Webhook::new("timelines.send_webhook", hook, http, ANSWER_BYTES_MAX));
         Arc::new(Self {
             quotas: SendQuotas::new(config.send.clone()),
-            waits: Waits::new(WaitLimits {
+            long_polls: LongPolls::new(LongPollLimits {
                 all: config.long_polls_max,
                 per_member: config.long_polls_per_member_max,
                 per_address: config.long_polls_per_address_max,
             }),
-            away: OnceLock::new(),
+            offline: OnceLock::new(),
             announcing: Arc::new(Semaphore::new(config.notify_retries_max.max(1))),
             unannounced: RateLimitedLog::default(),
-            failing: RateLimitedLog::default(),
+            failure_log: RateLimitedLog::default(),
             metrics: TimelineMetrics::default(),
             store,
             push_log,
@@ -204,71 +204,71 @@ impl Timelines {
 
     pub(crate) fn register(self: &Arc<Self>, registry: &mut Registry) {
         self.metrics.register(registry);
-        registry.register_collector(Box::new(WaitCount(Arc::clone(self))));
-        if let Some(away) = self.away.get() {
-            let told = "Members told of as away when a message was stored for them";
-            registry.register("goim_logic_offline_notified", told, away.told.clone());
-            let dropped = "Members who could not be told of: too many waited";
-            registry.register("goim_logic_offline_dropped", dropped, away.dropped.clone());
+        registry.register_collector(Box::new(LongPollCount(Arc::clone(self))));
+        if let Some(offline) = self.offline.get() {
+            let notified = "Offline members reported when a message was stored for them";
+            registry.register("goim_logic_offline_notified", notified, offline.notified.clone());
+            let dropped = "Offline members not reported, because too many were queued";
+            registry.register("goim_logic_offline_dropped", dropped, offline.dropped.clone());
         }
     }
 
-    /// The store's answer within its deadline. Of what was to be written nobody knows then.
-    async fn ask<T: Send + Unpin + 'static>(
+    /// Limits a call of the store to its deadline. The outcome of a write is unknown then.
+    async fn call_store<T: Send + Unpin + 'static>(
         &self,
         call: Call<Result<T, TimelineError>>,
-    ) -> Result<T, TimelinesError> {
+    ) -> Result<T, TimelineRequestError> {
         let late = || TimelineError::Unknown("the store did not answer in time".to_owned());
         let answer = with_timeout(self.config.store_timeout, call, late).await;
         if let Err(error @ (TimelineError::Unavailable(_) | TimelineError::Unknown(_))) = &answer
-            && let Some(suppressed) = self.failing.try_log(Instant::now())
+            && let Some(suppressed) = self.failure_log.try_log(Instant::now())
         {
-            tracing::warn!(%error, suppressed, "the store of timelines fails");
+            tracing::warn!(%error, suppressed, "the timeline store fails");
         }
         Ok(answer?)
     }
 
-    /// Ends what waits, as the backend ends sessions.
-    pub(crate) fn end_waits(&self, of: &EndTarget, code: EndCode) {
-        self.metrics.waits_ended.inc_by(self.waits.end(of, code) as u64);
+    /// Ends long polls by an order of the backend.
+    pub(crate) fn end_long_polls(&self, of: &EndTarget, code: EndCode) {
+        self.metrics.long_polls_ended.inc_by(self.long_polls.end(of, code) as u64);
     }
 
-    /// This process goes away: nobody waits any longer.
-    pub(crate) fn drain_waits(&self) {
-        self.waits.drain();
+    /// Ends all long polls, because this process drains.
+    pub(crate) fn drain_long_polls(&self) {
+        self.long_polls.drain();
     }
 }
 
-/// How many wait, read when somebody asks.
-struct WaitCount(Arc<Timelines>);
+/// The number of long polls, read when metrics are collected.
+struct LongPollCount(Arc<Timelines>);
 
-impl std::fmt::Debug for WaitCount {
+impl std::fmt::Debug for LongPollCount {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("WaitCount")
+        f.write_str("LongPollCount")
     }
 }
 
-impl Collector for WaitCount {
+impl Collector for LongPollCount {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let gauge = ConstGauge::new(i64::try_from(self.0.waits.count()).unwrap_or(i64::MAX));
+        let gauge = ConstGauge::new(i64::try_from(self.0.long_polls.count()).unwrap_or(i64::MAX));
         let help = "Streams and requests that wait for messages";
         let encoder = encoder.encode_descriptor("goim_logic_long_polls", help, None, gauge.metric_type())?;
         gauge.encode(encoder)
     }
 }
 
-/// The timeline that a text names.
-fn named(text: &str) -> Result<TimelineId, TimelinesError> {
+/// Parses the name of a timeline.
+fn parse_timeline(text: &str) -> Result<TimelineId, TimelineRequestError> {
     let wrong =
-        || TimelinesError::Invalid(format!("{text:?} names no timeline: mid://7 does, or live://1000"));
+        || TimelineRequestError::Invalid(format!("{text:?} is not a timeline: write mid://7 or live://1000"));
     TimelineId::parse(text).ok_or_else(wrong)
 }
 
 impl Default for TimelineMetrics {
     fn default() -> Self {
         let (appended, duplicates, read, resets, unannounced, requests, limited) = Default::default();
-        let (waits_refused, waits_ended) = Default::default();
-        // 100 µs on a fast disk to 13 s on one that suffers.
+        let (long_polls_refused, long_polls_ended) = Default::default();
+        // 100 µs on a fast disk to 13 s on an overloaded one.
         let append_seconds = Histogram::new(exponential_buckets(0.000_1, 2.5, 14));
         Self {
             appended,
@@ -277,8 +277,8 @@ impl Default for TimelineMetrics {
             read,
             resets,
             unannounced,
-            waits_refused,
-            waits_ended,
+            long_polls_refused,
+            long_polls_ended,
             requests,
             limited,
         }
@@ -286,16 +286,20 @@ impl Default for TimelineMetrics {
 }
 
 impl TimelineMetrics {
-    fn request(&self, kind: &'static str, result: &Result<(), &TimelinesError>) {
+    fn request(&self, kind: &'static str, result: &Result<(), &TimelineRequestError>) {
         let result = match result {
             Ok(()) => "ok",
-            Err(TimelinesError::Forbidden(_) | TimelinesError::Reserved(_)) => "forbidden",
-            Err(TimelinesError::Limited { .. }) => "limited",
-            Err(TimelinesError::None | TimelinesError::Invalid(_) | TimelinesError::TooLarge { .. }) => {
-                "invalid"
+            Err(TimelineRequestError::Forbidden(_) | TimelineRequestError::Reserved(_)) => "forbidden",
+            Err(TimelineRequestError::Limited { .. }) => "limited",
+            Err(
+                TimelineRequestError::None
+                | TimelineRequestError::Invalid(_)
+                | TimelineRequestError::TooLarge { .. },
+            ) => "invalid",
+            Err(TimelineRequestError::Store(TimelineError::Busy(_)) | TimelineRequestError::LongPoll(_)) => {
+                "busy"
             }
-            Err(TimelinesError::Store(TimelineError::Busy(_)) | TimelinesError::NoWait(_)) => "busy",
-            Err(TimelinesError::Store(_) | TimelinesError::Undecided(_)) => "unavailable",
+            Err(TimelineRequestError::Store(_) | TimelineRequestError::Undecided(_)) => "unavailable",
         };
         self.requests.get_or_create(&vec![("kind", kind), ("result", result)]).inc();
     }
@@ -308,7 +312,7 @@ impl TimelineMetrics {
         );
         registry.register(
             "goim_logic_timeline_sends_limited",
-            "Messages of members that were refused by their quota, by what was exceeded",
+            "Messages of members that exceeded a quota, by quota",
             self.limited.clone(),
         );
         registry.register(
@@ -318,34 +322,34 @@ impl TimelineMetrics {
         );
         registry.register(
             "goim_logic_timeline_duplicates",
-            "Messages that were there before, by their name",
+            "Messages that were already stored, by their idempotency key",
             self.duplicates.clone(),
         );
         registry.register_with_unit(
             "goim_logic_timeline_append",
-            "Time until messages of a request were durable",
+            "Time until the messages of a request were durable",
             Unit::Seconds,
             self.append_seconds.clone(),
         );
         registry.register("goim_logic_timeline_read", "Messages read from timelines", self.read.clone());
         registry.register(
             "goim_logic_timeline_gaps",
-            "Syncs from a position with a hole behind it",
+            "Syncs from a position after which messages are missing",
             self.resets.clone(),
         );
         registry.register(
             "goim_logic_long_polls_refused",
-            "Streams and requests that would wait for messages and were refused: as many wait as may",
-            self.waits_refused.clone(),
+            "Long polls and streams that were refused, because a limit was reached",
+            self.long_polls_refused.clone(),
         );
         registry.register(
             "goim_logic_long_polls_ended",
-            "Streams and waiting requests that the backend has ended",
-            self.waits_ended.clone(),
+            "Long polls and streams that the backend ended",
+            self.long_polls_ended.clone(),
         );
         registry.register(
             "goim_logic_timeline_notify_failed",
-            "Messages of which no session could be told; they are found with the next sync",
+            "Messages whose sessions could not be notified; the next sync finds them",
             self.unannounced.clone(),
         );
     }

@@ -1,8 +1,8 @@
 //! Errors of the HTTP API and how they are rendered.
 //!
-//! Handlers return [`ApiError`] and use `?`; [`ApiError::into_response`] is the only place that renders one. goim v2
-//! reports errors in three formats, kept byte for byte. Errors that goim v2 does not have are an envelope under
-//! `application/json` whose code is the negated status.
+//! Handlers return [`ApiError`] and use `?`; [`ApiError::into_response`] is the only place that
+//! renders one. Errors that goim v2 reports keep its three formats byte for byte. All others are an
+//! envelope under `application/json` whose code is the negated status.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -13,8 +13,8 @@ use axum::http::{HeaderValue, Response, StatusCode};
 use goim_ports::{AppendError, ConnectError, NoSession, TimelineError};
 
 use super::reply::{self, Envelope};
-use crate::timelines::NoWait;
-use crate::{PushError, TimelinesError};
+use crate::timelines::LongPollError;
+use crate::{PushError, TimelineRequestError};
 
 /// Envelope code: the request is wrong.
 const BAD_REQUEST: i32 = -400;
@@ -143,9 +143,9 @@ impl ApiError {
     }
 
     /// A message that could not be stored, on goim v2's routes.
-    pub(super) fn goim_store(error: &TimelinesError) -> Self {
+    pub(super) fn goim_store(error: &TimelineRequestError) -> Self {
         match error {
-            TimelinesError::Store(TimelineError::Unknown(_)) => Self::goim_unknown_outcome(),
+            TimelineRequestError::Store(TimelineError::Unknown(_)) => Self::goim_unknown_outcome(),
             error => error.into(),
         }
     }
@@ -201,32 +201,36 @@ impl From<&PushError> for ApiError {
     }
 }
 
-impl From<&TimelinesError> for ApiError {
-    fn from(error: &TimelinesError) -> Self {
+impl From<&TimelineRequestError> for ApiError {
+    fn from(error: &TimelineRequestError) -> Self {
         let message = error.public();
         match error {
-            TimelinesError::Store(TimelineError::Busy(_)) => Self::too_many_requests(message, OVERLOAD_RETRY),
-            TimelinesError::NoWait(NoWait::Member | NoWait::Address) => {
+            TimelineRequestError::Store(TimelineError::Busy(_)) => {
+                Self::too_many_requests(message, OVERLOAD_RETRY)
+            }
+            TimelineRequestError::LongPoll(LongPollError::Member | LongPollError::Address) => {
                 Self::too_many_requests(message, LONG_POLL_RETRY)
             }
-            TimelinesError::NoWait(NoWait::Full | NoWait::Draining) => {
+            TimelineRequestError::LongPoll(LongPollError::Full | LongPollError::Draining) => {
                 Self::unavailable(message).retry_after(LONG_POLL_RETRY)
             }
-            TimelinesError::Invalid(_)
-            | TimelinesError::TooLarge { .. }
-            | TimelinesError::Store(TimelineError::Invalid(_)) => Self::bad_request(message),
-            TimelinesError::Limited { retry_after, .. } => Self::too_many_requests(message, *retry_after),
-            TimelinesError::Forbidden(_) | TimelinesError::Reserved(_) => {
+            TimelineRequestError::Invalid(_)
+            | TimelineRequestError::TooLarge { .. }
+            | TimelineRequestError::Store(TimelineError::Invalid(_)) => Self::bad_request(message),
+            TimelineRequestError::Limited { retry_after, .. } => {
+                Self::too_many_requests(message, *retry_after)
+            }
+            TimelineRequestError::Forbidden(_) | TimelineRequestError::Reserved(_) => {
                 Self::new(StatusCode::FORBIDDEN, message)
             }
-            TimelinesError::None => Self::new(StatusCode::NOT_IMPLEMENTED, message),
-            TimelinesError::Store(_) | TimelinesError::Undecided(_) => Self::unavailable(message),
+            TimelineRequestError::None => Self::new(StatusCode::NOT_IMPLEMENTED, message),
+            TimelineRequestError::Store(_) | TimelineRequestError::Undecided(_) => Self::unavailable(message),
         }
     }
 }
 
-impl From<TimelinesError> for ApiError {
-    fn from(error: TimelinesError) -> Self {
+impl From<TimelineRequestError> for ApiError {
+    fn from(error: TimelineRequestError) -> Self {
         (&error).into()
     }
 }

@@ -50,7 +50,8 @@ pub(super) fn number(out: &mut Vec<u8>, number: impl std::fmt::Display) {
     let _ = write!(out, "{number}");
 }
 
-/// Appends a float of 32 bits: as few digits as tell it from its neighbours, and an exponent where Go writes one.
+/// Appends a 32-bit float with as few digits as identify it, and with an exponent where Go writes
+/// one.
 fn float(out: &mut Vec<u8>, value: f32) {
     let magnitude = value.abs();
     if magnitude != 0.0 && !(1e-6..1e21).contains(&magnitude) {

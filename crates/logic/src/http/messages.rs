@@ -1,7 +1,7 @@
-//! The messages of `POST /v1/push`, read from JSON straight into what logic takes.
+//! Parses the messages of `POST /v1/push` from JSON directly into logic's types.
 //!
-//! The readers are written out rather than derived, so that an error can name the message, the field, and what would
-//! be right there.
+//! The deserializers are written out instead of derived, so that an error names the message, the
+//! field and the expected value.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -16,20 +16,21 @@ use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
 use crate::{BatchMessage, Delivery, Receivers};
 
-/// Most messages in one request: what one request may keep the others waiting for is bounded, about 10 ms.
+/// The maximum number of messages in one request. It bounds the time that one request delays the
+/// others, to about 10 ms.
 pub(super) const MESSAGES_MAX: usize = 10_000;
 
-/// How a request writes its messages.
+/// The format of a body with messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum BodyFormat {
     /// `{"messages":[…]}`.
     Json,
-    /// One message a line.
+    /// One message per line.
     Lines,
 }
 
 impl BodyFormat {
-    /// The form that a content type names; parameters like a charset do not matter.
+    /// Returns the format that a content type names. Parameters such as a charset are ignored.
     pub(super) fn of(content_type: &[u8]) -> Option<Self> {
         let name = content_type.split(|byte| *byte == b';').next()?.trim_ascii();
         let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
@@ -39,10 +40,10 @@ impl BodyFormat {
         is("application/x-ndjson").then_some(Self::Lines)
     }
 
-    /// Reads all messages of a body.
+    /// Parses all messages of a body.
     ///
     /// # Errors
-    /// A text that names the first message that is wrong, its field, and what would be right.
+    /// The first invalid message, its field, and the expected value.
     pub(super) fn read(self, body: &[u8]) -> Result<Vec<BatchMessage>, String> {
         let text = std::str::from_utf8(body)
             .map_err(|error| format!("the body is not UTF-8 from byte {} on", error.valid_up_to()))?;
@@ -54,7 +55,7 @@ impl BodyFormat {
         }
     }
 
-    /// The place of a message, as the errors name it.
+    /// Returns the path of a message, as error messages name it.
     pub(super) fn path_of(self, index: usize, body: &[u8]) -> String {
         match self {
             Self::Json => format!("messages[{index}]"),
@@ -67,7 +68,7 @@ impl BodyFormat {
     }
 }
 
-/// Lines without anything are passed over.
+/// Empty lines are skipped.
 fn read_lines(text: &str) -> Result<Vec<BatchMessage>, String> {
     let mut messages = Vec::new();
     for (index, line) in text.split('\n').enumerate() {
@@ -83,7 +84,7 @@ fn read_lines(text: &str) -> Result<Vec<BatchMessage>, String> {
     Ok(messages)
 }
 
-/// A parser that sees one line calls it the first.
+/// Replaces the parser's line number, which is always 1, by that of the body.
 fn of_line(line: usize, error: &serde_json::Error) -> String {
     let text = error.to_string();
     let place = format!(" at line {} column {}", error.line(), error.column());
@@ -97,17 +98,17 @@ fn too_many() -> String {
     format!("a request may have {MESSAGES_MAX} messages at most; send the others in another one")
 }
 
-/// A text that is not copied unless it has escapes.
+/// A text that is only copied when it has escapes.
 #[derive(Deserialize)]
 #[serde(transparent)]
 struct Text<'t>(#[serde(borrow)] Cow<'t, str>);
 
-/// Says that `name` is where `error` is.
+/// Prefixes an error with the name of its location.
 fn at<E: Error>(name: impl fmt::Display) -> impl FnOnce(E) -> E {
     move |error| E::custom(format_args!("{name}: {error}"))
 }
 
-/// Reads the value of a field that must not be there yet.
+/// Reads the value of a field. Fails when the field was already read.
 fn field<'de, T, A>(map: &mut A, place: &mut Option<T>, name: &str) -> Result<(), A::Error>
 where
     T: Deserialize<'de>,
@@ -241,7 +242,7 @@ fn message(
         .ok_or("operation: must be a number of 32 bits other than 0; the backend's own begin at 1000")?;
     let operation = Operation(operation);
     let Some(bodies) = bodies else {
-        let missing = "body: is missing; give a text there, bytes in body_base64, or several forms in bodies";
+        let missing = "body: is missing; give a text there, bytes in body_base64, or several schemas in bodies";
         let body = body_of(text, bytes)?.ok_or(missing)?;
         return Ok(BatchMessage { to, operation, body, extension: None, delivery: Delivery::Transient });
     };
@@ -259,7 +260,7 @@ fn delivery_of(
 ) -> Result<Delivery, &'static str> {
     match (delivery.as_ref().map(|Text(text)| &**text), idempotency_key) {
         (None | Some("transient"), None) => Ok(Delivery::Transient),
-        (None | Some("transient"), Some(_)) => Err("idempotency_key: only goes with delivery `stored`"),
+        (None | Some("transient"), Some(_)) => Err("idempotency_key: requires delivery `stored`"),
         (Some("stored"), None) => Ok(Delivery::Stored { idempotency_key: None }),
         (Some("stored"), Some(Text(key))) => {
             let idempotency_key =
@@ -283,7 +284,7 @@ fn body_of(text: Option<Text<'_>>, bytes: Option<Text<'_>>) -> Result<Option<Byt
     }
 }
 
-/// Most schemas of one message. An upgrade has two or three.
+/// The maximum number of schemas of one message. An upgrade needs two or three.
 pub(super) const SCHEMAS_MAX: usize = 16;
 
 /// A message in one schema.
@@ -297,7 +298,7 @@ struct InSchema<'t> {
     body_base64: Option<Text<'t>>,
 }
 
-/// The body in the first schema, empty when there is none, and the others.
+/// Returns the body in the first schema, empty when there is none, and the bodies in the others.
 fn in_schemas(given: Vec<InSchema<'_>>) -> Result<(Bytes, Extended), String> {
     if given.is_empty() || given.len() > SCHEMAS_MAX {
         return Err(format!(": must have 1 to {SCHEMAS_MAX} elements"));
@@ -309,7 +310,7 @@ fn in_schemas(given: Vec<InSchema<'_>>) -> Result<(Bytes, Extended), String> {
         let body = body.ok_or_else(|| wrong("body: is missing"))?;
         let is_there = |known: &SchemaBody| known.schema.0 == schema;
         if schema == 0 || bodies.iter().any(is_there) || schema == Schema::FIRST.0 && first.is_some() {
-            return Err(wrong("schema: must be above zero and there once"));
+            return Err(wrong("schema: must be above zero and unique"));
         }
         if schema == Schema::FIRST.0 {
             first = Some(body);
@@ -366,7 +367,7 @@ struct Given<'t> {
 impl Given<'_> {
     fn receivers(self) -> Result<Receivers, &'static str> {
         if self.speed.is_some() && self.all.is_none() {
-            return Err("speed: only goes with all");
+            return Err("speed: requires all");
         }
         match (self.keys, self.mids, self.room, self.all) {
             (Some(Keys(keys)), None, None, None) if !keys.is_empty() => Ok(Receivers::Keys(keys)),
@@ -384,7 +385,7 @@ impl Given<'_> {
             (None, None, None, Some(true)) => match self.speed.map(NonZeroU32::new) {
                 None => Ok(Receivers::All(None)),
                 Some(Some(speed)) => Ok(Receivers::All(Some(speed))),
-                Some(None) => Err("speed: must be at least 1; leave it out for as fast as it goes"),
+                Some(None) => Err("speed: must be at least 1; leave it out for no limit"),
             },
             (None, None, None, Some(false)) => Err("all: must be true or left out"),
             _ => Err("must name exactly one of keys, mids, room and all"),
@@ -419,20 +420,20 @@ impl<'de> Deserialize<'de> for Keys {
     }
 }
 
-/// The order to end sessions.
+/// A request to end sessions.
 pub(super) struct EndRequest {
     pub(super) of: Receivers,
     pub(super) code: EndCode,
 }
 
-/// Codes of the table of reasons that the backend may give.
+/// The close codes that the backend may use.
 const REASONS: [(&str, EndCode); 2] = [("kicked", EndCode(3505)), ("revoked", EndCode(3208))];
 
 impl EndRequest {
-    /// Reads `{"of":{…},"reason":"…"}`.
+    /// Parses `{"of":{…},"reason":"…"}`.
     ///
     /// # Errors
-    /// A text that names what is wrong, and what would be right.
+    /// The invalid field and the expected value.
     pub(super) fn read(body: &[u8]) -> Result<Self, String> {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]

@@ -12,8 +12,7 @@ use std::sync::LazyLock;
 use axum::body::Bytes;
 use serde_json::{Map, Value, json};
 
-use super::messages::MESSAGES_MAX;
-use super::table::{Action, BodyMax, Kind, Param, Route, Verb};
+use super::table::{Action, BodyMax, Param, ParamKind, Route, Verb};
 use schemas::reference;
 
 static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| Bytes::from(build().to_string()));
@@ -160,21 +159,21 @@ fn parameter(param: &Param) -> Value {
 fn parameter_schema(param: &Param) -> Value {
     let mut schema = kind_schema(param.kind);
     match (param.required, param.kind) {
-        (true, Kind::I32) => schema["not"] = json!({ "const": 0 }),
-        (true, Kind::I64) => schema["minimum"] = json!(1),
-        (true, Kind::Text) => schema["minLength"] = json!(1),
+        (true, ParamKind::I32) => schema["not"] = json!({ "const": 0 }),
+        (true, ParamKind::I64) => schema["minimum"] = json!(1),
+        (true, ParamKind::Text) => schema["minLength"] = json!(1),
         _ => {}
     }
     schema
 }
 
-fn kind_schema(kind: Kind) -> Value {
+fn kind_schema(kind: ParamKind) -> Value {
     match kind {
-        Kind::I32 => json!({ "type": "integer", "format": "int32" }),
-        Kind::I64 => json!({ "type": "integer", "format": "int64" }),
-        Kind::Text => json!({ "type": "string" }),
-        Kind::TextList => json!({ "type": "array", "items": kind_schema(Kind::Text) }),
-        Kind::I64List => json!({ "type": "array", "items": kind_schema(Kind::I64) }),
+        ParamKind::I32 => json!({ "type": "integer", "format": "int32" }),
+        ParamKind::I64 => json!({ "type": "integer", "format": "int64" }),
+        ParamKind::Text => json!({ "type": "string" }),
+        ParamKind::TextList => json!({ "type": "array", "items": kind_schema(ParamKind::Text) }),
+        ParamKind::I64List => json!({ "type": "array", "items": kind_schema(ParamKind::I64) }),
     }
 }
 

@@ -15,7 +15,8 @@ use super::query::Values;
 use super::reply::{self, Reply};
 use super::timelines;
 use crate::{
-    BatchError, BatchMessage, Delivery, Logic, PushError, Receivers, StoredPush, StoredTo, TimelinesError,
+    BatchError, BatchMessage, Delivery, Logic, PushError, Receivers, StoredPush, StoredTo,
+    TimelineRequestError,
 };
 
 /// The message of Go's protobuf library for a room that is not UTF-8.
@@ -35,14 +36,14 @@ fn delivery(values: &Values<'_>, can_store: bool) -> Result<Delivery, ApiError> 
             Err(ApiError::bad_parameter("delivery: only messages to members and to rooms can be stored"))
         }
         b"stored" => {
-            let once =
+            let idempotency_key =
                 match values.text("idempotency_key") {
                     b"" => None,
                     key => Some(IdempotencyKey::new(Bytes::copy_from_slice(key)).ok_or_else(|| {
                         ApiError::bad_parameter("idempotency_key: must have 1 to 128 bytes")
                     })?),
                 };
-            Ok(Delivery::Stored { idempotency_key: once })
+            Ok(Delivery::Stored { idempotency_key })
         }
         _ => Err(ApiError::bad_parameter("delivery: must be transient or stored")),
     }
@@ -63,7 +64,7 @@ async fn store(
         extension: None,
         accepted_at: AcceptedAt::now(),
     };
-    let stored = logic.push_stored(vec![StoredPush { to, message, idempotency_key: once }]).await;
+    let stored = logic.push_stored(vec![StoredPush { to, message, idempotency_key }]).await;
     let stored = stored.map_err(|(_, error)| ApiError::goim_store(&error))?;
     Ok(timelines::stored_one(stored.first().map_or(&[][..], Vec::as_slice)))
 }
@@ -89,9 +90,9 @@ pub(super) async fn mids(logic: &Logic, values: &Values<'_>, body: Bytes) -> Rep
     let mids = values.numbers("mids").iter().copied().map(Mid);
     match delivery(values, true)? {
         Delivery::Transient => goim_pushed(logic.push_mids(operation(values), mids.collect(), body).await),
-        Delivery::Stored { idempotency_key: once } => {
+        Delivery::Stored { idempotency_key } => {
             let to = StoredTo::Mids(mids.filter(|mid| !mid.is_anonymous()).collect());
-            store(logic, values, to, once, body).await
+            store(logic, values, to, idempotency_key, body).await
         }
     }
 }
@@ -103,8 +104,8 @@ pub(super) async fn room(logic: &Logic, values: &Values<'_>, body: Bytes) -> Rep
         Delivery::Stored { .. } if room.as_str().starts_with("mid://") => {
             Err(ApiError::bad_parameter(format!("type: {ROOM_IS_INBOX}")))
         }
-        Delivery::Stored { idempotency_key: once } => {
-            store(logic, values, StoredTo::Room(room), once, body).await
+        Delivery::Stored { idempotency_key } => {
+            store(logic, values, StoredTo::Room(room), idempotency_key, body).await
         }
     }
 }
@@ -130,8 +131,8 @@ pub(super) async fn batch(logic: &Logic, headers: &HeaderMap, body: &[u8]) -> Re
         Some(pushes) => {
             let stored = logic.push_stored(pushes).await;
             stored.map(|stored| timelines::stored(&stored)).map_err(|(index, error)| match error {
-                TimelinesError::TooLarge { size, limit } => bad_message(index, &too_large(size, limit)),
-                TimelinesError::Store(TimelineError::Unknown(_)) => ApiError::unknown_outcome(),
+                TimelineRequestError::TooLarge { size, limit } => bad_message(index, &too_large(size, limit)),
+                TimelineRequestError::Store(TimelineError::Unknown(_)) => ApiError::unknown_outcome(),
                 error => error.into(),
             })
         }
@@ -155,8 +156,8 @@ fn too_large(size: usize, limit: usize) -> String {
 /// Converts the messages of a batch to pushes to be stored. Returns `None` when all are transient.
 ///
 /// # Errors
-/// The index of the first message that cannot be stored, and why. A batch that mixes stored and transient messages is
-/// refused: its errors would not say which part was done.
+/// The index of the first message that cannot be stored, and why. A batch that mixes stored and
+/// transient messages is refused, because its errors could not name the part that was done.
 fn stored_pushes(messages: &[BatchMessage]) -> Result<Option<Vec<StoredPush>>, (usize, &'static str)> {
     let is_stored = |message: &BatchMessage| matches!(message.delivery, Delivery::Stored { .. });
     if !messages.iter().any(is_stored) {
@@ -164,7 +165,7 @@ fn stored_pushes(messages: &[BatchMessage]) -> Result<Option<Vec<StoredPush>>, (
     }
     let accepted_at = AcceptedAt::now();
     let stored = messages.iter().enumerate().map(|(index, message)| {
-        let Delivery::Stored { idempotency_key: once } = &message.delivery else {
+        let Delivery::Stored { idempotency_key } = &message.delivery else {
             return Err((index, "delivery: all messages of a request must be stored, or none"));
         };
         let to = match &message.to {
@@ -179,7 +180,7 @@ fn stored_pushes(messages: &[BatchMessage]) -> Result<Option<Vec<StoredPush>>, (
         };
         let BatchMessage { operation, body, extension, .. } = message.clone();
         let message = NewMessage { sender: Mid::default(), operation, body, extension, accepted_at };
-        Ok(StoredPush { to, message, idempotency_key: once.clone() })
+        Ok(StoredPush { to, message, idempotency_key: idempotency_key.clone() })
     });
     stored.collect::<Result<_, _>>().map(Some)
 }

@@ -1,7 +1,8 @@
-//! How often one client address may ask.
+//! Limits the requests per second of a client address.
 //!
-//! Each address has one moment: when it will have paid for all that it has asked. It may be up to a second ahead of
-//! now, so that a second's worth of requests may come at once. Addresses that owe nothing are forgotten.
+//! Each address has the time at which all its requests are paid for at the allowed rate. It may be
+//! up to a second in the future, so that a burst of a second's requests is allowed. Addresses whose
+//! time is past are forgotten.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -10,11 +11,11 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// Most addresses that are remembered, about 5 MB. Beyond it new ones share one allowance.
+/// The maximum number of addresses tracked, about 5 MB. Further addresses share one allowance.
 const ADDRESSES_MAX: usize = 65_536;
-/// How far ahead an address may be.
+/// How far in the future an address's time may be.
 const BURST: Duration = Duration::from_secs(1);
-/// The allowance that addresses share when there are too many.
+/// The key of the shared allowance.
 const SHARED: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
 pub(super) struct RateLimiter {
@@ -33,7 +34,7 @@ impl RateLimiter {
         Self { interval: BURST / requests_per_second_max.get(), state: Mutex::new(state) }
     }
 
-    /// Takes a request from `peer` at `now`, or says how long it should wait.
+    /// Takes a request of `peer` at `now`, or returns the time to wait.
     pub(super) fn take(&self, peer: IpAddr, now: Instant) -> Result<(), Duration> {
         let mut state = self.state.lock();
         let peer = state.quota_key(network(peer), now);
@@ -50,7 +51,8 @@ impl RateLimiter {
 }
 
 impl AddressQuotas {
-    /// Makes room for an address, at most once a second since it means looking at all of them.
+    /// Returns the key under which an address is counted. Forgets addresses at most once a second,
+    /// because that visits all of them.
     fn quota_key(&mut self, peer: IpAddr, now: Instant) -> IpAddr {
         if self.paid_at.len() < ADDRESSES_MAX || self.paid_at.contains_key(&peer) {
             return peer;
@@ -63,7 +65,7 @@ impl AddressQuotas {
     }
 }
 
-/// What counts as one client: an IPv4 address, or the /64 network that a household gets of IPv6.
+/// Returns what counts as one client: an IPv4 address, or the /64 network of an IPv6 address.
 pub(super) fn network(peer: IpAddr) -> IpAddr {
     match peer.to_canonical() {
         IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64))),

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::http::header::{ACCEPT, AUTHORIZATION, COOKIE, USER_AGENT};
 use axum::http::{HeaderMap, HeaderValue, Response, StatusCode};
 use base64::Engine as _;
@@ -27,8 +27,8 @@ use super::guard;
 use super::query::Values;
 use super::rate::network;
 use super::reply::{self, Reply};
-use crate::timelines::{AppendedMessage, Reader, Timelines, Unread, WaitEnd, WaitOutcome};
-use crate::{IdentityMethod, Logic, TimelinesError};
+use crate::timelines::{AppendedMessage, LongPollEnd, LongPollOutcome, Reader, Timelines, Unread};
+use crate::{IdentityMethod, Logic, TimelineRequestError};
 
 /// Who sent a request, and what identifies them.
 #[derive(Clone, Copy)]
@@ -72,9 +72,9 @@ async fn long_poll(
     address: Option<IpAddr>,
     time: Duration,
 ) -> Result<sync::SyncReply, ApiError> {
-    let wait = match timelines.begin_wait(reader, &request.timeline, address) {
+    let wait = match timelines.begin_long_poll(reader, &request.timeline, address) {
         Ok(wait) => wait,
-        Err(refusal @ TimelinesError::NoWait(_)) => {
+        Err(refusal @ TimelineRequestError::LongPoll(_)) => {
             let found = timelines.sync(reader, request).await?;
             let is_empty = found.messages.is_empty() && !found.gap;
             return if is_empty { Err(refusal.into()) } else { Ok(found) };
@@ -82,14 +82,14 @@ async fn long_poll(
         Err(error) => return Err(error.into()),
     };
     match timelines.sync_waiting(reader, request, &wait, time).await? {
-        WaitOutcome::Found(found) => Ok(found),
-        WaitOutcome::Ended(WaitEnd::Draining) => Ok(timelines.sync(reader, request).await?),
-        WaitOutcome::Ended(end) => Err(ended(end)),
+        LongPollOutcome::Found(found) => Ok(found),
+        LongPollOutcome::Ended(LongPollEnd::Draining) => Ok(timelines.sync(reader, request).await?),
+        LongPollOutcome::Ended(end) => Err(ended(end)),
     }
 }
 
 /// The error for a long poll that was ended: the one that the same request would get now.
-fn ended(end: WaitEnd) -> ApiError {
+fn ended(end: LongPollEnd) -> ApiError {
     let EndNotice { reason, may_reconnect, .. } = EndNotice::of(end);
     if may_reconnect {
         ApiError::unauthorized(format!(
@@ -108,13 +108,13 @@ struct EndNotice {
 }
 
 impl EndNotice {
-    fn of(end: WaitEnd) -> Self {
+    fn of(end: LongPollEnd) -> Self {
         let (code, reason) = match end {
-            WaitEnd::Expired => (3201, "token_expired"),
-            WaitEnd::Draining => (3002, "draining"),
-            WaitEnd::Ordered(EndCode(3208)) => (3208, "revoked"),
-            WaitEnd::Ordered(EndCode(3505)) => (3505, "kicked"),
-            WaitEnd::Ordered(EndCode(code)) => (code, "ended"),
+            LongPollEnd::Expired => (3201, "token_expired"),
+            LongPollEnd::Draining => (3002, "draining"),
+            LongPollEnd::Ordered(EndCode(3208)) => (3208, "revoked"),
+            LongPollEnd::Ordered(EndCode(3505)) => (3505, "kicked"),
+            LongPollEnd::Ordered(EndCode(code)) => (code, "ended"),
         };
         // docs/protocol.md: codes from 3500 to 3599 mean that the client must not reconnect.
         Self { code, reason, may_reconnect: !(3500..3600).contains(&code) }
@@ -193,7 +193,7 @@ pub(super) fn stored_one(appended: &[AppendedMessage]) -> Response<Body> {
 }
 
 fn timelines_of(logic: &Logic) -> Result<&Arc<Timelines>, ApiError> {
-    logic.timelines.as_ref().ok_or_else(|| TimelinesError::None.into())
+    logic.timelines.as_ref().ok_or_else(|| TimelineRequestError::None.into())
 }
 
 /// A message of a timeline, as a request body names it.

@@ -1,7 +1,8 @@
-//! Packets that a client sends twice, since it did not see the first answer.
+//! Packets that a client sends again because it did not see the reply.
 //!
-//! A packet is known by its sender, operation and mark. The second one waits for the answer of the first, or gets it; an answer that
-//! is no answer (the backend was down) is not kept, so that a second try is one. Packets with the mark 0 are never the same.
+//! A packet is identified by its sender, operation and sequence number. A repeated packet waits for
+//! the reply to the first and gets the same. Failures are not remembered, so that a repeated packet
+//! is a retry. Packets with sequence number 0 are never duplicates.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -12,13 +13,13 @@ use goim_ports::{SessionKey, Upstream};
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
-/// Packets remembered. More push out the oldest.
+/// The maximum number of packets remembered. Further packets replace the oldest.
 const REMEMBERED_MAX: usize = 100_000;
 
-/// An answer, once it is there.
+/// The reply to a packet, once it is known.
 pub(super) type ReplyCell = Arc<OnceCell<Bytes>>;
 
-/// Who sends: a member, or a session of nobody in particular.
+/// The sender: a member, or the session of an anonymous client.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Sender {
     Member(i64),
@@ -32,7 +33,7 @@ struct PacketId {
     sequence: i32,
 }
 
-/// The packets of the last while.
+/// The packets within the window.
 pub(super) struct DuplicateWindow {
     time: Duration,
     state: Mutex<RecentPackets>,
@@ -41,7 +42,7 @@ pub(super) struct DuplicateWindow {
 #[derive(Default)]
 struct RecentPackets {
     places: HashMap<PacketId, ReplyCell>,
-    /// In the order in which they came.
+    /// In order of arrival.
     order: VecDeque<(Instant, PacketId)>,
 }
 
@@ -50,7 +51,7 @@ impl DuplicateWindow {
         Self { time, state: Mutex::default() }
     }
 
-    /// Where the answer of a packet is, or will be; `None` for one that is never the same as another.
+    /// Returns the cell of the reply to a packet; `None` for a packet that is never a duplicate.
     pub(super) fn reply_cell(&self, upstream: &Upstream) -> Option<ReplyCell> {
         self.reply_cell_at(Instant::now(), upstream)
     }

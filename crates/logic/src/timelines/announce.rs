@@ -111,7 +111,7 @@ impl Timelines {
             known += 1;
         }
         let told = if records.is_empty() { known } else { self.append_words(records, &of, known).await };
-        if let Some(waiting) = self.away.get() {
+        if let Some(waiting) = self.offline.get() {
             // What is announced again is looked at again.
             away.into_iter().filter(|(index, _)| *index < told).for_each(|(_, member)| waiting.note(member));
         }

@@ -10,7 +10,7 @@ use goim_ports::{
 use tokio::sync::oneshot;
 
 use super::announce::record_of;
-use super::{Timelines, TimelinesError};
+use super::{TimelineRequestError, Timelines};
 use crate::{Logic, record};
 
 /// How long the answer to a publisher waits for the announcement of what is durable already.
@@ -62,17 +62,17 @@ impl Logic {
     /// Keeps messages, all or none, and announces them. The answer has, for each message in order, where it is.
     ///
     /// # Errors
-    /// [`TimelinesError`], with the place of the message that it is about; nothing is kept then, unless it says that this is not known.
+    /// [`TimelineRequestError`], with the place of the message that it is about; nothing is kept then, unless it says that this is not known.
     ///
     /// # Cancel safety
     /// Dropping the future while the store is asked does not call the messages back: they are kept and announced.
     pub async fn push_stored(
         &self,
         pushes: Vec<StoredPush>,
-    ) -> Result<Vec<Vec<AppendedMessage>>, (usize, TimelinesError)> {
+    ) -> Result<Vec<Vec<AppendedMessage>>, (usize, TimelineRequestError)> {
         match &self.timelines {
             Some(timelines) => timelines.push(pushes).await,
-            None => Err((0, TimelinesError::None)),
+            None => Err((0, TimelineRequestError::None)),
         }
     }
 }
@@ -81,7 +81,7 @@ impl Timelines {
     /// Keeps messages, all or none, and announces them. The answer has a list for each message, in order.
     ///
     /// # Errors
-    /// [`TimelinesError`], with the message that it is about; nothing is kept then, unless it is
+    /// [`TimelineRequestError`], with the message that it is about; nothing is kept then, unless it is
     /// [`goim_ports::TimelineError::Unknown`].
     ///
     /// # Cancel safety
@@ -89,7 +89,7 @@ impl Timelines {
     pub(crate) async fn push(
         self: &Arc<Self>,
         pushes: Vec<StoredPush>,
-    ) -> Result<Vec<Vec<AppendedMessage>>, (usize, TimelinesError)> {
+    ) -> Result<Vec<Vec<AppendedMessage>>, (usize, TimelineRequestError)> {
         let kept = self.try_push(pushes).await;
         let of_message = kept.as_ref().map(drop).map_err(|(_, error)| error);
         self.metrics.request("push", &of_message);
@@ -99,7 +99,7 @@ impl Timelines {
     async fn try_push(
         self: &Arc<Self>,
         pushes: Vec<StoredPush>,
-    ) -> Result<Vec<Vec<AppendedMessage>>, (usize, TimelinesError)> {
+    ) -> Result<Vec<Vec<AppendedMessage>>, (usize, TimelineRequestError)> {
         let (mut appends, mut counts) = (Vec::new(), Vec::with_capacity(pushes.len()));
         for (index, StoredPush { to, message, idempotency_key: once }) in pushes.into_iter().enumerate() {
             let timelines = to.timelines();
@@ -115,9 +115,13 @@ impl Timelines {
         Ok(counts.into_iter().map(|count| placed.by_ref().take(count).collect()).collect())
     }
 
-    pub(super) fn check(&self, timelines: &[TimelineId], message: &NewMessage) -> Result<(), TimelinesError> {
+    pub(super) fn check(
+        &self,
+        timelines: &[TimelineId],
+        message: &NewMessage,
+    ) -> Result<(), TimelineRequestError> {
         let Some(longest) = timelines.iter().max_by_key(|timeline| timeline.to_string().len()) else {
-            return Err(TimelinesError::Invalid("names nobody".to_owned()));
+            return Err(TimelineRequestError::Invalid("names nobody".to_owned()));
         };
         // Who cannot be told of it would find it only by chance.
         let target = match longest {
@@ -127,7 +131,7 @@ impl Timelines {
         let kept = AppendResult { position: goim_ports::Position::default(), is_duplicate: false };
         let record: PushRecord = record_of(target, longest.clone(), kept, message);
         let (size, limit) = (record::size(&record), self.push.record_bytes_max);
-        if size > limit { Err(TimelinesError::TooLarge { size, limit }) } else { Ok(()) }
+        if size > limit { Err(TimelineRequestError::TooLarge { size, limit }) } else { Ok(()) }
     }
 
     /// Appends, wakes those who wait, announces. It goes on when the caller does not wait for the answer, or the store is late: what is kept
@@ -135,7 +139,7 @@ impl Timelines {
     pub(super) async fn append(
         self: &Arc<Self>,
         appends: Vec<Append>,
-    ) -> Result<Vec<AppendedMessage>, TimelinesError> {
+    ) -> Result<Vec<AppendedMessage>, TimelineRequestError> {
         let unknown = |text: &str| TimelineError::Unknown(text.to_owned());
         let (durable, is_durable) = oneshot::channel();
         let timelines = Arc::clone(self);
@@ -159,7 +163,7 @@ impl Timelines {
         self: Arc<Self>,
         appends: Vec<Append>,
         durable: oneshot::Sender<Vec<AppendedMessage>>,
-    ) -> Result<(), TimelinesError> {
+    ) -> Result<(), TimelineRequestError> {
         let started = Instant::now();
         let kept = self.store.append(appends.clone()).await?;
         self.metrics.append_seconds.observe(started.elapsed().as_secs_f64());
@@ -167,7 +171,7 @@ impl Timelines {
         self.metrics.duplicates.inc_by(duplicates);
         self.metrics.appended.inc_by(kept.len() as u64 - duplicates);
         for append in &appends {
-            self.waits.grown(&append.timeline);
+            self.long_polls.grown(&append.timeline);
         }
         let placed = appends
             .iter()

@@ -14,7 +14,7 @@ use goim_ports::{
 use goim_wire::sync::{self, Body as _};
 
 use super::sending::{Exceeded, is_allowed, is_for_members};
-use super::{AppendedMessage, Reader, Timelines, TimelinesError, named};
+use super::{AppendedMessage, Reader, TimelineRequestError, Timelines, parse_timeline};
 
 impl Timelines {
     /// True for a packet that is answered here.
@@ -29,9 +29,9 @@ impl Timelines {
         Call::pending(async move { timelines.try_answer(upstream).await.map_err(failure) })
     }
 
-    async fn try_answer(self: &Arc<Self>, upstream: Upstream) -> Result<Bytes, TimelinesError> {
+    async fn try_answer(self: &Arc<Self>, upstream: Upstream) -> Result<Bytes, TimelineRequestError> {
         let Upstream { mid, key, packet, is_member, .. } = upstream;
-        let unreadable = || TimelinesError::Invalid("the body cannot be read".to_owned());
+        let unreadable = || TimelineRequestError::Invalid("the body cannot be read".to_owned());
         let reader =
             Reader { mid, scope: None, protover: packet.version, is_backend: false, key, expires_at: None };
         Ok(match packet.operation {
@@ -54,13 +54,13 @@ impl Timelines {
     /// Keeps a member's message.
     ///
     /// # Errors
-    /// [`TimelinesError`].
+    /// [`TimelineRequestError`].
     pub(crate) async fn send(
         self: &Arc<Self>,
         mid: Mid,
         is_member: bool,
         request: sync::SendRequest,
-    ) -> Result<sync::SendReply, TimelinesError> {
+    ) -> Result<sync::SendReply, TimelineRequestError> {
         let sent = self.try_send(mid, is_member, request).await;
         self.metrics.request("send", &sent.as_ref().map(drop));
         let AppendedMessage { kept, .. } = sent?;
@@ -73,13 +73,13 @@ impl Timelines {
         mid: Mid,
         is_member: bool,
         request: sync::SendRequest,
-    ) -> Result<AppendedMessage, TimelinesError> {
+    ) -> Result<AppendedMessage, TimelineRequestError> {
         let sync::SendRequest { to, operation, body, client_id } = request;
-        let timeline = named(&to)?;
+        let timeline = parse_timeline(&to)?;
         let once = match client_id.is_empty() {
             true => None,
             false => Some(IdempotencyKey::new(client_id).ok_or_else(|| {
-                TimelinesError::Invalid(format!(
+                TimelineRequestError::Invalid(format!(
                     "client_id: has more than {} bytes",
                     IdempotencyKey::BYTES_MAX
                 ))
@@ -88,10 +88,10 @@ impl Timelines {
         let operation = if operation == 0 { Operation::SEND } else { Operation(operation) };
         // Whom receivers are told as the sender is somebody.
         if mid.is_anonymous() {
-            return Err(TimelinesError::Forbidden(to));
+            return Err(TimelineRequestError::Forbidden(to));
         }
         if !is_for_members(operation.0) {
-            return Err(TimelinesError::Reserved(operation));
+            return Err(TimelineRequestError::Reserved(operation));
         }
         let own = match &timeline {
             TimelineId::Inbox(owner) => *owner == mid,
@@ -102,7 +102,7 @@ impl Timelines {
         self.check(std::slice::from_ref(&timeline), &message)?;
         let is_allowed = is_allowed(&self.config.send.allowed, own, &timeline, operation);
         if !is_allowed && self.may_send.is_none() {
-            return Err(TimelinesError::Forbidden(to));
+            return Err(TimelineRequestError::Forbidden(to));
         }
         // Before the backend is asked: what it is asked is the member's doing too.
         let bytes = message.body.len() + once.as_ref().map_or(0, |once| once.as_bytes().len());
@@ -111,12 +111,12 @@ impl Timelines {
             self.may_send(mid, own, &timeline, &message).await?;
         }
         let placed = self.append(vec![Append { timeline, message, idempotency_key: once }]).await?;
-        placed.into_iter().next().ok_or(TimelinesError::Invalid("nothing was kept".to_owned()))
+        placed.into_iter().next().ok_or(TimelineRequestError::Invalid("nothing was kept".to_owned()))
     }
 
-    fn limited(&self, Exceeded { limit, retry_after }: Exceeded) -> TimelinesError {
+    fn limited(&self, Exceeded { limit, retry_after }: Exceeded) -> TimelineRequestError {
         self.metrics.limited.get_or_create(&vec![("limit", limit)]).inc();
-        TimelinesError::Limited { limit, retry_after }
+        TimelineRequestError::Limited { limit, retry_after }
     }
 
     /// Asks the backend whether a member may send what no rule allows.
@@ -126,8 +126,8 @@ impl Timelines {
         own: bool,
         to: &TimelineId,
         message: &NewMessage,
-    ) -> Result<(), TimelinesError> {
-        let Some(hook) = &self.may_send else { return Err(TimelinesError::Forbidden(to.to_string())) };
+    ) -> Result<(), TimelineRequestError> {
+        let Some(hook) = &self.may_send else { return Err(TimelineRequestError::Forbidden(to.to_string())) };
         let question = serde_json::json!({
             "mid": mid.0,
             "to": to.to_string(),
@@ -136,24 +136,23 @@ impl Timelines {
             "body_bytes": message.body.len(),
         });
         let answer = hook.post("application/json", Vec::new(), question.to_string().into()).await;
-        let answer = answer.map_err(|error| TimelinesError::Undecided(error.to_string()))?;
+        let answer = answer.map_err(|error| TimelineRequestError::Undecided(error.to_string()))?;
         match answer.status {
             200 | 204 => Ok(()),
-            401 | 403 => Err(TimelinesError::Forbidden(to.to_string())),
-            status => Err(TimelinesError::Undecided(format!("the backend answers {status}"))),
+            401 | 403 => Err(TimelineRequestError::Forbidden(to.to_string())),
+            status => Err(TimelineRequestError::Undecided(format!("the backend answers {status}"))),
         }
     }
 }
 
 /// What a client is told.
-fn failure(error: TimelinesError) -> LogicError {
+fn failure(error: TimelineRequestError) -> LogicError {
     match error {
-        TimelinesError::Store(TimelineError::Busy(text)) => LogicError::Busy(text),
-        TimelinesError::Store(TimelineError::Unknown(text)) => LogicError::Late(text),
-        TimelinesError::Store(TimelineError::Unavailable(text)) | TimelinesError::Undecided(text) => {
-            LogicError::Unavailable(text)
-        }
-        TimelinesError::Limited { retry_after, .. } => LogicError::Limited { retry_after },
+        TimelineRequestError::Store(TimelineError::Busy(text)) => LogicError::Busy(text),
+        TimelineRequestError::Store(TimelineError::Unknown(text)) => LogicError::Late(text),
+        TimelineRequestError::Store(TimelineError::Unavailable(text))
+        | TimelineRequestError::Undecided(text) => LogicError::Unavailable(text),
+        TimelineRequestError::Limited { retry_after, .. } => LogicError::Limited { retry_after },
         error => LogicError::Failed(error.public()),
     }
 }

@@ -1,8 +1,9 @@
 //! Which messages members may send, and how fast.
 //!
-//! What a member sends reaches others with the operation that it names, so that the operations of the protocol are not for members: a
-//! client that could send operation 6 to its room would speak as the server. A member sends operation 4 and the backend's, from 1000
-//! on; to where it says itself only as far as a rule allows, and elsewhere when the backend says so.
+//! Receivers get a member's message with the operation that the member chose. Operations of the
+//! protocol are therefore reserved: a client that could send operation 6 to its room would speak
+//! for the server. Members send operation 4 and those of the backend, from 1000 on. Send rules
+//! allow messages to timelines; the backend decides about all others.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -15,13 +16,15 @@ use parking_lot::Mutex;
 
 use crate::config::SendConfig;
 
-/// True for an operation that a message of a member may have: 4, and those from 1000 on. All others are the protocol's.
+/// True for an operation that members may send: 4, and those from 1000 on. All others are the
+/// protocol's.
 pub(crate) fn is_for_members(operation: i32) -> bool {
     operation == Operation::SEND.0 || operation >= Operation::BACKEND_MIN.0
 }
 
-/// A rule: to timelines with these names a member may send messages with these operations, without the backend being asked. It is
-/// written `live://*: 4, 1000..1999`: a name or the beginning of names with `*` behind, and operations or ranges of them.
+/// A rule: members may send messages with these operations to timelines with these names, without a
+/// call of the backend. The format is `live://*: 4, 1000..1999`: a name, or a prefix of names
+/// followed by `*`, and operations or ranges of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SendRule {
     name: String,
@@ -42,7 +45,7 @@ impl FromStr for SendRule {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
-        // A name has colons of its own.
+        // Names contain colons, operations do not.
         let (name, list) = text.rsplit_once(':').ok_or(())?;
         let name = name.trim();
         if name.is_empty() || name.strip_suffix('*').is_none() && TimelineId::parse(name).is_none() {
@@ -72,8 +75,8 @@ impl fmt::Display for SendRule {
     }
 }
 
-/// True when a member may send such a message without the backend being asked. `own` says that the timeline is its own inbox, or a room
-/// that its session is in.
+/// True when a rule allows the message without a call of the backend. `own` is true for the
+/// member's own inbox and for a room that its session is in.
 pub(super) fn is_allowed(rules: &[SendRule], own: bool, timeline: &TimelineId, operation: Operation) -> bool {
     let is_own_inbox = own && matches!(timeline, TimelineId::Inbox(_));
     let name = timeline.to_string();
@@ -81,17 +84,17 @@ pub(super) fn is_allowed(rules: &[SendRule], own: bool, timeline: &TimelineId, o
         || rules.iter().any(|rule| rule.allows(&name, operation)))
 }
 
-/// Which quota a message is beyond.
+/// The quota that a message exceeds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Exceeded {
     /// `messages` or `bytes`.
     pub(super) limit: &'static str,
-    /// When there is room for it again.
+    /// The time after which the message fits.
     pub(super) retry_after: Duration,
 }
 
-/// What members have sent lately: for each one moment for messages and one for bytes, when all that it has sent will have been paid for
-/// at the rate. Whoever owes nothing is forgotten.
+/// The send quotas of members: for each member the times at which its messages and its bytes are
+/// paid for at the allowed rate. Members whose times are past are forgotten.
 pub(super) struct SendQuotas {
     config: SendConfig,
     state: Mutex<MemberQuotas>,
@@ -109,10 +112,10 @@ struct QuotaUsage {
     bytes_at: Instant,
 }
 
-/// Looking at all members is worth it this often.
+/// The minimum interval between two passes over all members.
 const FORGET_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The allowance that members share when there are too many.
+/// The key of the quota that members share when `tracked_members_max` is reached.
 const SHARED: Mid = Mid(0);
 
 impl SendQuotas {
@@ -120,7 +123,7 @@ impl SendQuotas {
         Self { config, state: Mutex::default() }
     }
 
-    /// Takes a message of a member at `now`, or says what is exceeded; then nothing is taken.
+    /// Takes a message of a member at `now`, or returns the exceeded quota and takes nothing.
     pub(super) fn take(&self, mid: Mid, bytes: usize, now: Instant) -> Result<(), Exceeded> {
         let SendConfig { messages_per_second_max, messages_burst, bytes_per_second_max, bytes_burst, .. } =
             self.config;
@@ -139,7 +142,7 @@ impl SendQuotas {
             return Err(Exceeded { limit: "messages", retry_after: millis_up(ahead - most) });
         }
         let (ahead, cost, most) = (owed(paid.bytes_at), bytes_time(bytes), bytes_time(bytes_burst));
-        // A message larger than the burst waits until nothing is owed.
+        // A message larger than the burst is allowed when all earlier bytes are paid for.
         let most = most.saturating_sub(cost);
         if ahead > most {
             return Err(Exceeded { limit: "bytes", retry_after: millis_up(ahead - most) });
@@ -163,8 +166,8 @@ impl MemberQuotas {
     }
 }
 
-/// In whole milliseconds, as clients are told it, and never less: who comes back then must not be
-/// refused again.
+/// Rounds up to whole milliseconds, the unit of the protocol. A client that waits this long must
+/// not be refused again.
 fn millis_up(wait: Duration) -> Duration {
     Duration::from_millis(u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX))
 }

@@ -20,7 +20,7 @@ impl Response {
     }
 
     /// Status and body, for comparing in one go.
-    pub(crate) fn said(&self) -> (u16, &str) {
+    pub(crate) fn status_and_body(&self) -> (u16, &str) {
         (self.status, &self.body)
     }
 }

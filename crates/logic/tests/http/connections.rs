@@ -112,8 +112,8 @@ async fn row_96_a_slash_too_many_in_all_its_forms() {
 async fn the_caller_adds_routes_of_its_own() {
     let extra = Router::new().route("/metrics", get(|| async { "figures" }));
     let server = Server::with_extra(|_| (), extra).await;
-    assert_eq!(server.get("/metrics").await.said(), (200, "figures"));
-    assert_eq!(server.get("/elsewhere").await.said(), (404, "404 page not found"));
+    assert_eq!(server.get("/metrics").await.status_and_body(), (200, "figures"));
+    assert_eq!(server.get("/elsewhere").await.status_and_body(), (404, "404 page not found"));
     assert_eq!(server.get("/openapi.json").await.status, 200);
 }
 

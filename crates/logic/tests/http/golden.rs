@@ -55,11 +55,11 @@ async fn replay(entry: &Value) -> bool {
     let response = server.connect().await.request(method, target, &headers, &body).await;
 
     if let Some((.., status, body)) = FIXED.iter().find(|(row, path, ..)| (*row, *path) == (name, target)) {
-        assert_eq!(response.said(), (*status, *body), "{name} {target}");
+        assert_eq!(response.status_and_body(), (*status, *body), "{name} {target}");
         return true;
     }
     let expected_status = u16::try_from(entry["status"].as_u64().unwrap()).unwrap();
-    assert_eq!(response.said(), (expected_status, text("body")), "{name} {method} {target}");
+    assert_eq!(response.status_and_body(), (expected_status, text("body")), "{name} {method} {target}");
     for header in ["content-type", "location"] {
         let expected = entry["response_headers"][header].as_str();
         assert_eq!(response.header(header), expected, "{name} {method} {target}: {header}");

@@ -13,13 +13,13 @@ async fn a_body_over_the_limit_is_refused_with_the_limit() {
     let server = Server::with(|config| config.http.body_bytes_max = 2_000_000).await;
     let expected = (413, r#"{"code":-413,"message":"the request's body is larger than 2000000 bytes"}"#);
     // Announced, and found out while it comes; the client is still sending either way.
-    assert_eq!(server.post(PUSH, &vec![7; 2_000_001]).await.said(), expected);
+    assert_eq!(server.post(PUSH, &vec![7; 2_000_001]).await.status_and_body(), expected);
     let chunk = [b"100000\r\n".as_slice(), &vec![7; 0x10_0000], b"\r\n"].concat();
     let body = [chunk.repeat(3), b"0\r\n\r\n".to_vec()].concat();
     let chunked = request("POST", PUSH, &[("Transfer-Encoding", "chunked")], &body);
     let mut connection = server.connect().await;
     connection.send(&chunked).await;
-    assert_eq!(connection.response("POST").await.said(), expected);
+    assert_eq!(connection.response("POST").await.status_and_body(), expected);
     assert!(server.world.take_log().is_empty());
 }
 
@@ -63,7 +63,7 @@ async fn a_panic_is_an_answer_and_ends_nothing() {
     let mut connection = server.connect().await;
     server.world.state().directory_fault = Fault::Panic;
     let response = connection.request("POST", "/goim/push/keys?operation=1&keys=a", &[], b"x").await;
-    assert_eq!(response.said(), (500, ""));
+    assert_eq!(response.status_and_body(), (500, ""));
     assert_eq!(response.header("content-type"), None);
     server.world.state().directory_fault = Fault::None;
     assert_eq!(connection.request("POST", "/goim/push/keys?operation=1&keys=a", &[], b"x").await.status, 200);
@@ -89,7 +89,7 @@ async fn a_request_that_takes_too_long_is_given_up() {
     let response = server.post(PUSH, b"x").await;
     // It may be in the log: the answer is the one that says so, as goim's routes say things.
     let expected = r#"{"code":-504,"message":"the push may or may not be in the log"}"#;
-    assert_eq!(response.said(), (200, expected));
+    assert_eq!(response.status_and_body(), (200, expected));
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ const OK: (u16, &str) = (200, r#"{"code":0,"message":""}"#);
 
 /// Sends a push and compares what is in the log then: target, operation, body.
 async fn check(server: &Server, target: &str, body: &[u8], expected: &[(&str, i32)]) {
-    assert_eq!(server.post(target, body).await.said(), OK, "{target}");
+    assert_eq!(server.post(target, body).await.status_and_body(), OK, "{target}");
     let records: Vec<_> = server.world.take_log().iter().map(flat).collect();
     let expected: Vec<_> = expected
         .iter()
@@ -101,7 +101,10 @@ async fn rows_91_92_94_and_106_rooms_and_everybody() {
         check(&server, &format!("/goim/push/all?operation=1000{speed}"), b"x", &[(expected, 1000)]).await;
     }
     let response = server.post(&room("live", "%ff"), b"x").await;
-    assert_eq!(response.said(), (200, r#"{"code":-500,"message":"string field contains invalid UTF-8"}"#));
+    assert_eq!(
+        response.status_and_body(),
+        (200, r#"{"code":-500,"message":"string field contains invalid UTF-8"}"#)
+    );
 }
 
 #[tokio::test]
@@ -110,11 +113,11 @@ async fn row_58_the_largest_record_and_one_byte_more() {
     let target = "/goim/push/room?operation=1000&type=live&room=1000";
     // 26, the key of 11, type 2, operation 3, room 13, body 1 + 3 + its length.
     let largest = 1_000_000 - (26 + 11 + 2 + 3 + 13 + 4);
-    assert_eq!(server.post(target, &vec![7; largest]).await.said(), OK);
+    assert_eq!(server.post(target, &vec![7; largest]).await.status_and_body(), OK);
     assert_eq!(server.world.take_log()[0].body.len(), largest);
     let too_large = "kafka server: Message was too large, server rejected it to avoid allocation error.";
     let expected = format!(r#"{{"code":-500,"message":"{too_large}"}}"#);
-    assert_eq!(server.post(target, &vec![7; largest + 1]).await.said(), (200, expected.as_str()));
+    assert_eq!(server.post(target, &vec![7; largest + 1]).await.status_and_body(), (200, expected.as_str()));
     assert!(server.world.take_log().is_empty());
 }
 
@@ -131,7 +134,7 @@ async fn a_full_log_says_when_to_come_back() {
     ] {
         let response = server.post(target, b"x").await;
         let expected = r#"{"code":-429,"message":"the push log is full; try again later"}"#;
-        assert_eq!(response.said(), (429, expected), "{target}");
+        assert_eq!(response.status_and_body(), (429, expected), "{target}");
         assert_eq!(response.header("retry-after"), Some("1"), "{target}");
         assert_eq!(response.header("content-type"), Some("application/json; charset=utf-8"));
     }
@@ -150,24 +153,24 @@ async fn the_first_failure_ends_a_push() {
     }
     // A part of it is in the log.
     let response = server.post("/goim/push/keys?operation=1&keys=a&keys=b&keys=c", b"x").await;
-    assert_eq!(response.said(), (200, UNKNOWN));
+    assert_eq!(response.status_and_body(), (200, UNKNOWN));
     let records: Vec<_> = server.world.take_log().iter().map(|record| flat(record).0).collect();
     assert_eq!(records, ["one: a"]);
     // Nothing of it is.
     let response = server.post("/goim/push/keys?operation=1&keys=a&keys=b&keys=c", b"x").await;
-    assert_eq!(response.said(), (200, r#"{"code":-400,"message":""}"#));
+    assert_eq!(response.status_and_body(), (200, r#"{"code":-400,"message":""}"#));
     let response = server.post("/goim/push/mids?operation=1&mids=5", b"x").await;
-    assert_eq!(response.said(), (200, r#"{"code":-500,"message":"gone"}"#));
+    assert_eq!(response.status_and_body(), (200, r#"{"code":-500,"message":"gone"}"#));
     for (taken, error) in [(1, AppendError::Full), (2, AppendError::Unavailable("gone".to_owned()))] {
         {
             let mut state = server.world.state();
             (state.append_error, state.appends_left) = (Some(error), taken);
         }
         let response = server.post("/goim/push/mids?operation=1&mids=5", b"x").await;
-        assert_eq!(response.said(), (200, UNKNOWN), "{taken} taken");
+        assert_eq!(response.status_and_body(), (200, UNKNOWN), "{taken} taken");
         server.world.state().appends_left = taken;
         let response = server.post("/v1/sessions/end", br#"{"of":{"mids":[5]},"reason":"kicked"}"#).await;
-        assert_eq!(response.said(), (504, UNKNOWN), "{taken} taken");
+        assert_eq!(response.status_and_body(), (504, UNKNOWN), "{taken} taken");
     }
 }
 
@@ -200,16 +203,16 @@ async fn what_may_or_may_not_be_in_the_log_has_one_answer_on_every_route() {
         server.world.enter(5, "a", "one");
         server.world.state().append_hangs = true;
         for target in goims {
-            assert_eq!(server.post(target, b"x").await.said(), (200, UNKNOWN), "{target}");
+            assert_eq!(server.post(target, b"x").await.status_and_body(), (200, UNKNOWN), "{target}");
         }
         for body in [ONE, MANY] {
             let response = server.connect().await.request("POST", "/v1/push", &json, body).await;
             let expected = if append < request { &unknown_but } else { UNKNOWN };
-            assert_eq!(response.said(), (504, expected));
+            assert_eq!(response.status_and_body(), (504, expected));
         }
         for body in END {
             let response = server.post("/v1/sessions/end", body).await;
-            assert_eq!(response.said(), (504, UNKNOWN), "{}", String::from_utf8_lossy(body));
+            assert_eq!(response.status_and_body(), (504, UNKNOWN), "{}", String::from_utf8_lossy(body));
         }
     }
 }
@@ -223,12 +226,15 @@ async fn what_hangs_is_given_up() {
     .await;
     server.world.state().append_hangs = true;
     let response = server.post("/goim/push/all?operation=1", b"x").await;
-    assert_eq!(response.said(), (200, UNKNOWN));
+    assert_eq!(response.status_and_body(), (200, UNKNOWN));
     server.world.state().directory_fault = Fault::Hangs;
     let response = server.post("/goim/push/mids?operation=1&mids=5", b"x").await;
-    assert_eq!(response.said(), (200, r#"{"code":-500,"message":"the directory did not answer in time"}"#));
+    assert_eq!(
+        response.status_and_body(),
+        (200, r#"{"code":-500,"message":"the directory did not answer in time"}"#)
+    );
     let response = server.post("/goim/push/keys?operation=1&keys=a", b"x").await;
-    assert_eq!(response.said(), (200, r#"{"code":-400,"message":""}"#));
+    assert_eq!(response.status_and_body(), (200, r#"{"code":-400,"message":""}"#));
 }
 
 #[tokio::test]

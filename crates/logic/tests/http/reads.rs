@@ -11,7 +11,7 @@ async fn row_98_rooms_by_count_then_by_name() {
     let check = async |limit: &str, expected: &str| {
         let response = server.get(&format!("/goim/online/top?type=t&limit={limit}")).await;
         assert_eq!(
-            response.said(),
+            response.status_and_body(),
             (200, format!(r#"{{"code":0,"message":"","data":[{expected}]}}"#).as_str())
         );
     };
@@ -30,7 +30,10 @@ async fn row_62_rooms_asked_for_are_answered_sorted_and_escaped() {
     let response =
         server.get("/goim/online/room?type=live&rooms=zz&rooms=1000&rooms=%3C%26%3E&rooms=%ff&rooms=").await;
     let expected = r#"{"":0,"1000":1,"\u003c\u0026\u003e":4,"zz":0,"\ufffd":0}"#;
-    assert_eq!(response.said(), (200, format!(r#"{{"code":0,"message":"","data":{expected}}}"#).as_str()));
+    assert_eq!(
+        response.status_and_body(),
+        (200, format!(r#"{{"code":0,"message":"","data":{expected}}}"#).as_str())
+    );
 }
 
 #[tokio::test]
@@ -39,7 +42,10 @@ async fn row_120_three_hundred_rooms_in_one_answer() {
     let query: String = (0..300).map(|number| format!("&rooms={number:03}")).collect();
     let response = server.get(&format!("/goim/online/room?type=live{query}")).await;
     let data: String = (0..300).map(|number| format!(r#","{number:03}":0"#)).collect();
-    assert_eq!(response.said().1, format!(r#"{{"code":0,"message":"","data":{{{}}}}}"#, &data[1..]));
+    assert_eq!(
+        response.status_and_body().1,
+        format!(r#"{{"code":0,"message":"","data":{{{}}}}}"#, &data[1..])
+    );
     assert!(response.body.len() > 2048);
 }
 
@@ -48,10 +54,10 @@ async fn room_counts_outlive_their_directory() {
     let server = Server::start().await;
     server.world.set_rooms(&[("live://1", 3)]);
     let expected = (200, r#"{"code":0,"message":"","data":{"1":3}}"#);
-    assert_eq!(server.get("/goim/online/room?type=live&rooms=1").await.said(), expected);
+    assert_eq!(server.get("/goim/online/room?type=live&rooms=1").await.status_and_body(), expected);
     server.world.set_rooms(&[]);
     server.world.state().directory_fault = Fault::Error("gone".to_owned());
-    assert_eq!(server.get("/goim/online/room?type=live&rooms=1").await.said(), expected);
+    assert_eq!(server.get("/goim/online/room?type=live&rooms=1").await.status_and_body(), expected);
 }
 
 #[tokio::test]
@@ -87,9 +93,12 @@ async fn rows_64_and_103_comets_that_are_offline_are_not_shown() {
     let mut offline = comet("h2", 5);
     offline.offline = true;
     server.world.set_comets(vec![offline]);
-    assert_eq!(server.get("/goim/nodes/instances").await.said().1, r#"{"code":0,"message":"","data":null}"#);
+    assert_eq!(
+        server.get("/goim/nodes/instances").await.status_and_body().1,
+        r#"{"code":0,"message":"","data":null}"#
+    );
     let total = r#"{"code":0,"message":"","data":{"conn_count":0,"ip_count":0}}"#;
-    assert_eq!(server.get("/goim/online/total").await.said().1, total);
+    assert_eq!(server.get("/goim/online/total").await.status_and_body().1, total);
 }
 
 #[tokio::test]

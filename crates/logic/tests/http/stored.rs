@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use goim_logic::{Config, Dependencies, Logic, StoredPush, StoredTo, TimelinesError};
+use goim_logic::{Config, Dependencies, Logic, StoredPush, StoredTo, TimelineRequestError};
 use goim_ports::{
     AcceptedAt, Append, AppendResult, Call, CursorId, Epoch, Head, Mid, NewMessage, Operation, Position,
     Range, ReadLimit, TimelineError, TimelineId, TimelineSeq, TimelineStore,
@@ -86,7 +86,7 @@ async fn what_is_kept_late_is_announced_all_the_same() {
 
     // The store is late.
     let late = logic.push_stored(push()).await;
-    assert!(matches!(late, Err((_, TimelinesError::Store(TimelineError::Unknown(_))))), "{late:?}");
+    assert!(matches!(late, Err((_, TimelineRequestError::Store(TimelineError::Unknown(_))))), "{late:?}");
     assert!(world.take_log().is_empty(), "not before it is durable");
     go.notify_one();
     announced(&world).await;

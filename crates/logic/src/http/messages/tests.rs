@@ -1,11 +1,11 @@
-//! What is read, and what is said of the rest.
+//! Messages that are accepted, and the errors of the others.
 
 use super::*;
 
 fn one(json: &str) -> Result<BatchMessage, String> {
     let body = format!(r#"{{"messages":[{json}]}}"#);
     let mut messages = BodyFormat::Json.read(body.as_bytes())?;
-    // Both forms read the same message.
+    // Both formats read the same message.
     assert_eq!(BodyFormat::Lines.read(json.replace('\n', " ").as_bytes()).as_ref(), Ok(&messages), "{json}");
     assert_eq!(messages.len(), 1, "{json}");
     Ok(messages.remove(0))
@@ -70,7 +70,7 @@ fn errors_name_the_message_the_field_and_the_remedy() {
         (r#"{"to":{"all":false},"operation":1,"body":""}"#, "to: all: must be true"),
         (r#"{"to":{"all":true,"speed":0},"operation":1,"body":""}"#, "to: speed: must be at least 1"),
         (r#"{"to":{"all":true,"speed":-1},"operation":1,"body":""}"#, "to: speed: invalid value"),
-        (r#"{"to":{"keys":["a"],"speed":1},"operation":1,"body":""}"#, "to: speed: only goes with all"),
+        (r#"{"to":{"keys":["a"],"speed":1},"operation":1,"body":""}"#, "to: speed: requires all"),
         (r#"{"to":{"keys":[]},"operation":1,"body":""}"#, "to: keys: must name at least one"),
         (r#"{"to":{"keys":["a",""]},"operation":1,"body":""}"#, "to: keys: no session has an empty key"),
         (

@@ -18,7 +18,7 @@ use serde_json::json;
 
 use super::{EndNotice, reply_json};
 use crate::http::reply::{self, Reply};
-use crate::timelines::{Reader, Timelines, Wait, WaitEnd, WaitOutcome};
+use crate::timelines::{LongPoll, LongPollEnd, LongPollOutcome, Reader, Timelines};
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
@@ -42,7 +42,7 @@ pub(super) async fn open(
     request: sync::SyncRequest,
     address: Option<IpAddr>,
 ) -> Reply {
-    let wait = timelines.begin_wait(&reader, &request.timeline, address)?;
+    let wait = timelines.begin_long_poll(&reader, &request.timeline, address)?;
     timelines.sync(&reader, &sync::SyncRequest { limit: 1, ..request.clone() }).await?;
     let stream = EventStream { timelines, reader, request, wait, consecutive_gaps: 0 };
     let mut response = reply::with_body("text/event-stream", Bytes::new());
@@ -70,7 +70,7 @@ struct EventStream {
     reader: Reader,
     request: sync::SyncRequest,
     /// Held for the whole stream, because it counts against the limits of streams.
-    wait: Wait,
+    wait: LongPoll,
     consecutive_gaps: u32,
 }
 
@@ -88,8 +88,8 @@ impl EventStream {
         let outcome =
             self.timelines.sync_waiting(&self.reader, &self.request, &self.wait, KEEP_ALIVE_INTERVAL).await;
         let found = match outcome {
-            Ok(WaitOutcome::Found(found)) => found,
-            Ok(WaitOutcome::Ended(end)) => return Some(self.end_chunk(end)),
+            Ok(LongPollOutcome::Found(found)) => found,
+            Ok(LongPollOutcome::Ended(end)) => return Some(self.end_chunk(end)),
             Err(error) => {
                 tracing::debug!(%error, "a stream of messages ends; its client reconnects");
                 return None;
@@ -110,10 +110,10 @@ impl EventStream {
 
     /// The last event: why the stream ends and whether the client should reconnect. The delay spreads the reconnects
     /// of the clients of a draining process over 0.5 to 5 s.
-    fn end_chunk(&self, end: WaitEnd) -> StreamChunk {
+    fn end_chunk(&self, end: LongPollEnd) -> StreamChunk {
         let EndNotice { code, reason, may_reconnect } = EndNotice::of(end);
         let delay_ms = match end {
-            WaitEnd::Draining => 500 + self.wait.number() % 45 * 100,
+            LongPollEnd::Draining => 500 + self.wait.number() % 45 * 100,
             _ => 0,
         };
         let data = json!({

@@ -1,7 +1,8 @@
-//! Members who have no session when a message is stored for them, told in batches to whoever reaches them in another way.
+//! Reports members who have no session when a message is stored for them, in batches to a sink.
 //!
-//! Each member is told of once for each message. What cannot be told waits, up to a bound, and is tried again; a logic that dies takes with it
-//! what it had not told. Rooms are not told of: who belongs to one and is away, only the backend knows.
+//! Each member is reported once for each message. Failed reports are retried, up to a limit of
+//! members; reports in memory are lost with the process. Rooms are not reported: only the backend
+//! knows their offline members.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -19,31 +20,31 @@ use tokio::sync::Notify;
 use crate::Logic;
 use crate::webhook::{Webhook, WebhookConfig};
 
-/// Members that may wait to be told; more are left out and counted.
+/// The maximum number of queued members. Further ones are dropped and counted.
 const WAITING_MAX: usize = 100_000;
-/// Members of one batch.
+/// The maximum number of members in one report.
 const BATCH_MAX: usize = 500;
-/// Time in which members gather.
+/// The time in which members of a report are collected.
 const GATHER: Duration = Duration::from_millis(100);
-/// Pauses between tries.
+/// The pauses between retries.
 const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(10);
-/// Longer bodies are not told: push providers take 4 KiB.
+/// Longer bodies are left out: push providers accept 4 KiB.
 const BODY_BYTES_MAX: usize = 4 * 1024;
-/// An answer says nothing that matters.
+/// The maximum size of an answer, which is ignored.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
-/// Members who wait to be told.
+/// Members to be reported.
 #[derive(Default)]
-pub(super) struct Away {
+pub(super) struct OfflineQueue {
     waiting: Mutex<VecDeque<OfflineMember>>,
-    come: Notify,
-    pub(super) told: Counter,
+    arrived: Notify,
+    pub(super) notified: Counter,
     pub(super) dropped: Counter,
 }
 
-impl Away {
-    /// Notes a member. Never waits.
+impl OfflineQueue {
+    /// Queues a member. Never waits.
     pub(super) fn note(&self, member: OfflineMember) {
         let mut waiting = self.waiting.lock();
         if waiting.len() >= WAITING_MAX {
@@ -52,7 +53,7 @@ impl Away {
         }
         waiting.push_back(member);
         drop(waiting);
-        self.come.notify_one();
+        self.arrived.notify_one();
     }
 
     fn first(&self) -> Vec<OfflineMember> {
@@ -60,26 +61,26 @@ impl Away {
         waiting.iter().take(BATCH_MAX).cloned().collect()
     }
 
-    /// Tells members until dropped.
+    /// Reports members until it is dropped.
     async fn run(self: Arc<Self>, sink: Arc<dyn OfflineSink>) {
         let mut retry = RETRY_MIN;
         loop {
             let batch = self.first();
             let count = batch.len();
             if count == 0 {
-                self.come.notified().await;
+                self.arrived.notified().await;
                 tokio::time::sleep(GATHER).await;
                 continue;
             }
             match sink.report(batch).await {
                 Ok(()) => {
-                    // Only this task takes members out.
+                    // Only this task removes members.
                     self.waiting.lock().drain(..count);
-                    self.told.inc_by(count as u64);
+                    self.notified.inc_by(count as u64);
                     retry = RETRY_MIN;
                 }
                 Err(error) => {
-                    tracing::debug!(%error, count, "members who are away are told of again");
+                    tracing::debug!(%error, count, "offline members could not be reported; retrying");
                     tokio::time::sleep(retry).await;
                     retry = RETRY_MAX.min(retry * 2);
                 }
@@ -89,27 +90,28 @@ impl Away {
 }
 
 impl Logic {
-    /// From now on members who are away when a message is stored for them are told of there. The first that is put in stays. Nothing happens
-    /// where no messages are stored. Must be called inside a tokio runtime.
-    pub fn offline_url(&self, sink: Arc<dyn OfflineSink>) {
+    /// Sets the sink for members who are offline when a message is stored for them. Later calls are
+    /// ignored, and all calls on a server without a timeline store. Must be called inside a tokio
+    /// runtime.
+    pub fn set_offline_sink(&self, sink: Arc<dyn OfflineSink>) {
         let Some(timelines) = &self.timelines else { return };
-        let away = Arc::new(Away::default());
-        if timelines.away.set(Arc::clone(&away)).is_ok() {
-            tokio::spawn(away.run(sink));
+        let queue = Arc::new(OfflineQueue::default());
+        if timelines.offline.set(Arc::clone(&queue)).is_ok() {
+            tokio::spawn(queue.run(sink));
         }
     }
 
-    /// Who hears of them by POST.
+    /// Returns a sink that reports by POST.
     #[must_use]
-    pub fn away_hook(&self, config: WebhookConfig) -> Arc<dyn OfflineSink> {
+    pub fn offline_webhook(&self, config: WebhookConfig) -> Arc<dyn OfflineSink> {
         let hook = Webhook::new("timelines.offline_url", config, Arc::clone(&self.http), ANSWER_BYTES_MAX);
-        Arc::new(AwayHook(Arc::new(hook)))
+        Arc::new(OfflineWebhook(Arc::new(hook)))
     }
 }
 
-/// A member who is away, as JSON.
+/// Returns an offline member as JSON.
 #[must_use]
-pub fn away_json(member: &OfflineMember) -> Value {
+pub fn offline_json(member: &OfflineMember) -> Value {
     let OfflineMember { mid, position, sender, operation, body, accepted_at } = member;
     let mut object = json!({
         "id": format!("{}-{}-{}", mid, position.epoch.0, position.seq),
@@ -129,17 +131,17 @@ pub fn away_json(member: &OfflineMember) -> Value {
     object
 }
 
-struct AwayHook(Arc<Webhook>);
+struct OfflineWebhook(Arc<Webhook>);
 
-impl OfflineSink for AwayHook {
+impl OfflineSink for OfflineWebhook {
     fn report(&self, members: Vec<OfflineMember>) -> Call<Result<(), LogicError>> {
         let hook = Arc::clone(&self.0);
         Call::pending(async move {
-            let list: Vec<Value> = members.iter().map(away_json).collect();
+            let list: Vec<Value> = members.iter().map(offline_json).collect();
             let body = Bytes::from(json!({ "offline": list }).to_string());
             match hook.post("application/json", Vec::new(), body).await {
                 Ok(answer) if (200..300).contains(&answer.status) => Ok(()),
-                Ok(answer) => Err(LogicError::Unavailable(format!("the hook answers {}", answer.status))),
+                Ok(answer) => Err(LogicError::Unavailable(format!("the webhook answers {}", answer.status))),
                 Err(error) => Err(LogicError::Unavailable(error.to_string())),
             }
         })
