@@ -1,7 +1,7 @@
 //! Handles one request: route, rate limit, authorization, parameters, identity, body, handler.
 //!
-//! Everything that the head decides is decided before a byte of the body is read. Little is read of the body of a
-//! rejected request.
+//! Everything that the head decides is decided before a byte of the body is read. Little is read of
+//! the body of a rejected request.
 
 use std::future::{Future, poll_fn};
 use std::net::IpAddr;
@@ -120,10 +120,12 @@ impl Api {
         }
     }
 
-    /// Decides everything that the head of a request decides. Returns `None` when no route has the path.
+    /// Decides everything that the head of a request decides. Returns `None` when no route has the
+    /// path.
     ///
     /// # Errors
-    /// The requester is over the rate limit, not authorized or not identified, or a parameter is wrong.
+    /// The requester is over the rate limit, not authorized or not identified, or a parameter is
+    /// wrong.
     async fn admit<'q>(
         &self,
         route: Option<usize>,
@@ -218,8 +220,8 @@ enum DiscardBudget {
 const UNTRUSTED_BYTES_MAX: usize = 16 * 1024;
 const UNTRUSTED_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Reads and drops what the client still sends, up to a limit, so that the client reads the response instead of a
-/// reset. Nothing is read when the announced length is over the limit.
+/// Reads and drops what the client still sends, up to a limit, so that the client reads the
+/// response instead of a reset. Nothing is read when the announced length is over the limit.
 async fn discard<B>(body: &mut RequestBody<B>, parts: &Parts, budget: DiscardBudget, deadline: Instant)
 where
     B: HttpBody<Data = Bytes> + Unpin,

@@ -74,7 +74,8 @@ impl ApiError {
         Self { format: ErrorFormat::SniffedJson, ..Self::bad_request(message) }
     }
 
-    /// goim v2's answer to a request that is right but could not be done: status 200 with code -500.
+    /// goim v2's answer to a request that is right but could not be done: status 200 with code
+    /// -500.
     pub(super) fn goim_server_error(message: impl Into<Cow<'static, str>>) -> Self {
         Self { code: SERVER_ERROR, ..Self::new(StatusCode::OK, message) }
     }

@@ -1,7 +1,8 @@
-//! Authorization of the backend: an API key or, when none is configured, a request from this machine.
+//! Authorization of the backend: an API key or, when none is configured, a request from this
+//! machine.
 //!
-//! The peer's address does not suffice for the second: a proxy or a browser on this machine forwards requests of
-//! others, and shows so in its headers.
+//! The peer's address does not suffice for the second: a proxy or a browser on this machine
+//! forwards requests of others, and shows so in its headers.
 
 use std::net::IpAddr;
 
@@ -76,7 +77,8 @@ pub(super) fn is_local(peer: Option<IpAddr>, headers: &HeaderMap) -> bool {
         && headers.get_all(ORIGIN).iter().all(|value| local_origin(value.as_bytes()))
 }
 
-/// True when each element of a list names an address of this machine. An unreadable element does not.
+/// True when each element of a list names an address of this machine. An unreadable element does
+/// not.
 fn all_local(value: &[u8], address: impl Fn(&str) -> Option<&str>) -> bool {
     let Ok(value) = std::str::from_utf8(value) else { return false };
     value.split(',').all(|element| address(element.trim()).is_some_and(is_local_host))
@@ -90,7 +92,8 @@ fn forwarded_for(element: &str) -> Option<&str> {
     })
 }
 
-/// True for the origin of a page on this machine. A local browser shows pages of any origin and sends it along.
+/// True for the origin of a page on this machine. A local browser shows pages of any origin and
+/// sends it along.
 fn local_origin(value: &[u8]) -> bool {
     let Ok(origin) = std::str::from_utf8(value) else { return false };
     origin.split_once("://").is_some_and(|(_, host)| is_local_host(host))

@@ -1,7 +1,7 @@
 //! JSON as Go's `encoding/json` writes it.
 
-/// Appends `text` as a string. Go escapes what could end a script element or a line of JavaScript, and writes U+FFFD,
-/// escaped, for each byte that is not UTF-8.
+/// Appends `text` as a string. Go escapes what could end a script element or a line of JavaScript,
+/// and writes U+FFFD, escaped, for each byte that is not UTF-8.
 pub(super) fn string(out: &mut Vec<u8>, text: &[u8]) {
     out.push(b'"');
     for chunk in text.utf8_chunks() {

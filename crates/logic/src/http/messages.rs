@@ -242,7 +242,8 @@ fn message(
         .ok_or("operation: must be a number of 32 bits other than 0; the backend's own begin at 1000")?;
     let operation = Operation(operation);
     let Some(bodies) = bodies else {
-        let missing = "body: is missing; give a text there, bytes in body_base64, or several schemas in bodies";
+        let missing =
+            "body: is missing; give a text there, bytes in body_base64, or several schemas in bodies";
         let body = body_of(text, bytes)?.ok_or(missing)?;
         return Ok(BatchMessage { to, operation, body, extension: None, delivery: Delivery::Transient });
     };

@@ -1,8 +1,8 @@
 //! The OpenAPI document, built from the table of routes.
 //!
-//! Paths and parameters come from the table; [`schemas`] and [`responses`] are written out. The test
-//! `tests/http/openapi.rs` validates real requests and responses of every route against them, so that a member that is
-//! added on one side only fails.
+//! Paths and parameters come from the table; [`schemas`] and [`responses`] are written out. The
+//! test `tests/http/openapi.rs` validates real requests and responses of every route against them,
+//! so that a member that is added on one side only fails.
 
 mod responses;
 mod schemas;
@@ -154,8 +154,8 @@ fn parameter(param: &Param) -> Value {
     })
 }
 
-/// goim v2 treats a required number as one that is not zero, and a required text as one that is not empty. The only
-/// required 64-bit numbers are limits, which are positive.
+/// goim v2 treats a required number as one that is not zero, and a required text as one that is not
+/// empty. The only required 64-bit numbers are limits, which are positive.
 fn parameter_schema(param: &Param) -> Value {
     let mut schema = kind_schema(param.kind);
     match (param.required, param.kind) {

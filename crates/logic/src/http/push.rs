@@ -72,7 +72,8 @@ async fn store(
 pub(super) async fn keys(logic: &Logic, values: &Values<'_>, body: Bytes) -> Reply {
     delivery(values, false)?;
     let given = values.texts("keys");
-    // No session has an empty key or one that is not UTF-8, but a push that names only such keys is valid.
+    // No session has an empty key or one that is not UTF-8, but a push that names only such keys is
+    // valid.
     let keys: Vec<SessionKey> = given
         .iter()
         .filter(|key| !key.is_empty())

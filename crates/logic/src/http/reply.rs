@@ -67,8 +67,8 @@ pub(super) fn with_body(content_type: &'static str, body: Bytes) -> Response<Bod
     response
 }
 
-/// Redirects from a path with a trailing slash, as goim v2's router does: a GET gets HTML, any other method the header
-/// only.
+/// Redirects from a path with a trailing slash, as goim v2's router does: a GET gets HTML, any
+/// other method the header only.
 pub(super) fn redirect(is_get: bool, location: &str) -> Reply {
     let header = HeaderValue::from_str(&escape_non_ascii(location)).map_err(|_| ApiError::not_found())?;
     let (status, mut response) = if is_get {

@@ -124,8 +124,8 @@ const DELIVERY: Param = Param {
     field: "Delivery",
     kind: ParamKind::Text,
     required: false,
-    description: "`transient` (or nothing): pushed and not kept, as in goim. `stored`: kept in the timeline first, and answered with the \
-                  positions when it is durable. Not in goim.",
+    description: "`transient` (default): pushed and not stored, as in goim v2. `stored`: appended to the \
+                  timelines and answered with the positions once it is durable. Not in goim v2.",
 };
 
 const IDEMPOTENCY_KEY: Param = Param {
@@ -133,8 +133,8 @@ const IDEMPOTENCY_KEY: Param = Param {
     field: "IdempotencyKey",
     kind: ParamKind::Text,
     required: false,
-    description: "With `delivery=stored`: a second request with this key, within the window, is answered with the first one's positions. 1 \
-                  to 128 bytes. Not in goim.",
+    description: "With `delivery=stored`: a repeated request with the same key, within the window, gets \
+                  the positions of the first one. 1 to 128 bytes. Not in goim v2.",
 };
 
 const TIMELINE: Param = Param {
@@ -189,8 +189,8 @@ impl Route {
                 DELIVERY,
             ],
             summary: "Push to sessions",
-            description: "A key that is given twice gets the message twice. Keys without a session are passed over. \
-                          Every failure has the code -400 and no text.",
+            description: "A key that is given twice gets the message twice. Keys without a session are \
+                          ignored. Every failure has code -400 and no message.",
         },
         Self {
             verb: Verb::Post,
@@ -219,7 +219,8 @@ impl Route {
             body: BodyMax::Setting,
             params: &[
                 Param {
-                    description: "The operation of the packet. All sessions in the room receive the message, subscribed or not.",
+                    description: "The operation of the packet. All sessions in the room receive the \
+                                  message, subscribed or not.",
                     ..REQUIRED_OPERATION
                 },
                 ROOM_TYPE,
@@ -234,7 +235,8 @@ impl Route {
                 IDEMPOTENCY_KEY,
             ],
             summary: "Push to a room",
-            description: "All sessions that are in the room `type://room` when the message arrives receive it.",
+            description: "All sessions that are in the room `type://room` when the message arrives receive \
+                          it.",
         },
         Self {
             verb: Verb::Post,
@@ -262,10 +264,10 @@ impl Route {
             body: BodyMax::Setting,
             params: &[],
             summary: "Push many messages",
-            description: "The messages are accepted in their order, at most 10,000. A message that is wrong is named, \
-                          and then none is accepted. When the push log is full the first `accepted` of them are; go on \
-                          with those behind after Retry-After. The limit of requests counts the request, not its \
-                          messages.",
+            description: "Accepts the messages in order, at most 10,000. When a message is invalid the \
+                          error names it and none is accepted. When the push log is full the first \
+                          `accepted` messages are accepted; send the rest after Retry-After. The rate \
+                          limit counts the request, not its messages.",
         },
         Self {
             verb: Verb::Post,
@@ -274,9 +276,10 @@ impl Route {
             body: BodyMax::Bytes(1 << 20),
             params: &[],
             summary: "End sessions",
-            description: "The sessions of keys, of members or of a room end, as soon as the order reaches their comets. An extended \
-                          client is told the reason: with `kicked` (the default) it stays away, with `revoked` it comes back with a new \
-                          token. Whoever must not come back must be refused a token too.",
+            description: "Ends the sessions of keys, of members or of a room as soon as the order reaches \
+                          their comets. A negotiated client receives the reason: after `kicked` (default) \
+                          it does not reconnect, after `revoked` it reconnects with a new token. To keep a \
+                          member out, refuse its token too.",
         },
         Self {
             verb: Verb::Get,
@@ -301,8 +304,8 @@ impl Route {
                 },
             ],
             summary: "List the sessions of a room",
-            description: "Some sessions of the room with their members, in no order, and how many there are on all comets. Needs an API \
-                          key where one is configured.",
+            description: "Returns some sessions of the room with their members, in no order, and the \
+                          number of sessions over all comets. Needs an API key where one is configured.",
         },
         Self {
             verb: Verb::Get,
@@ -337,9 +340,10 @@ impl Route {
                 PROTOVER,
             ],
             summary: "Read the messages after a position",
-            description: "For members, with their token. `gap` says that there is a hole between what the client has and these messages. \
-                          With `Accept: text/event-stream` a stream of events, which goes on behind Last-Event-ID; with \
-                          `Accept: application/octet-stream` the packet of operation 22.",
+            description: "For members, with their token. `gap` is true when messages between the client's \
+                          position and the returned ones are missing. With `Accept: text/event-stream` the \
+                          answer is a stream of events, which resumes after Last-Event-ID; with `Accept: \
+                          application/octet-stream` it is the packet of operation 22.",
         },
         Self {
             verb: Verb::Get,
@@ -360,7 +364,8 @@ impl Route {
                 PROTOVER,
             ],
             summary: "Read a timeline backwards, in pages",
-            description: "For members, with their token, and for the backend, with an API key. A page is in ascending order.",
+            description: "For members, with their token, and for the backend, with an API key. A page is \
+                          in ascending order.",
         },
         Self {
             verb: Verb::Get,
@@ -378,8 +383,8 @@ impl Route {
                 MID,
             ],
             summary: "Count unread messages",
-            description: "Messages behind the member's cursor that are kept. For members, with their token, and for the backend, with an \
-                          API key and `mid`.",
+            description: "Counts the stored messages after the member's cursor. For members, with their \
+                          token, and for the backend, with an API key and `mid`.",
         },
         Self {
             verb: Verb::Post,
@@ -388,7 +393,8 @@ impl Route {
             body: MESSAGE_REF_BODY,
             params: &[MID],
             summary: "Move a member's cursor",
-            description: "For members, with their token: marks all messages up to `seq` as read. A cursor never moves backwards.",
+            description: "For members, with their token: marks all messages up to `seq` as read. A cursor \
+                          never moves backwards.",
         },
         Self {
             verb: Verb::Post,
@@ -457,8 +463,8 @@ impl Route {
                 description: "`web` gets host names, every other platform the comets' public addresses.",
             }],
             summary: "Nodes that a client should connect to",
-            description: "At most five comets, the best first, with ports, heartbeat and back-off. Members that are \
-                          zero or empty are left out.",
+            description: "At most five comets, the best first, with ports, heartbeat and backoff. Members \
+                          that are zero or empty are left out.",
         },
         Self {
             verb: Verb::Get,
@@ -476,8 +482,8 @@ impl Route {
             body: BodyMax::None,
             params: &[],
             summary: "Packet versions",
-            description: "The table of versions: the schema of a body and how it is encoded. A number never changes its meaning; a \
-                          client that knows a version may name it as its protover.",
+            description: "The schema and the encoding of each packet version. The meaning of a version \
+                          never changes; a client may name a version that it reads as its protover.",
         },
         Self {
             verb: Verb::Get,

@@ -1,7 +1,7 @@
 //! Handlers of the timeline routes, for members on short connections and for the backend.
 //!
-//! Identifies the requester, reads the request and writes the answer. `crate::timelines` decides what a reader may do;
-//! [`stream`] has the answer that never ends.
+//! Identifies the requester, reads the request and writes the answer. `crate::timelines` decides
+//! what a reader may do; [`stream`] has the answer that never ends.
 
 mod stream;
 
@@ -63,8 +63,9 @@ pub(super) async fn sync(logic: &Logic, values: &Values<'_>, requester: Requeste
     if accepts(b"application/octet-stream") { Ok(packet(&found)) } else { Ok(data(&reply_json(&found))) }
 }
 
-/// Messages after a position, within `time`. A requester over a limit of long polls still gets messages that are there;
-/// an empty answer would make it repeat the request immediately, so it gets the error instead.
+/// Messages after a position, within `time`. A requester over a limit of long polls still gets
+/// messages that are there; an empty answer would make it repeat the request immediately, so it
+/// gets the error instead.
 async fn long_poll(
     timelines: &Timelines,
     reader: &Reader,

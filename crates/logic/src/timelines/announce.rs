@@ -1,8 +1,9 @@
-//! Telling the sessions that are there: a record of the push log for each comet that holds some. It carries the message too, for clients
-//! of goim and for notifies with small messages in them.
+//! Telling the sessions that are there: a record of the push log for each comet that holds some. It
+//! carries the message too, for clients of goim and for notifies with small messages in them.
 //!
-//! The message is kept already. When the directory or the log does not take the word of it, it is tried again in the background for a
-//! while, and then left: whoever was to be told finds it with the next sync.
+//! The message is kept already. When the directory or the log does not take the word of it, it is
+//! tried again in the background for a while, and then left: whoever was to be told finds it with
+//! the next sync.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,11 +19,13 @@ use crate::deadline::with_timeout;
 use crate::port::directory_late;
 use crate::push::{append_late, by_server};
 
-/// Tries of an announcement in the background, and the pause before the first; each next one is twice as long.
+/// Tries of an announcement in the background, and the pause before the first; each next one is
+/// twice as long.
 const TRIES: u32 = 6;
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// The record of a message that is kept. Of one that was there before it is the word alone: whoever has missed that hears it.
+/// The record of a message that is kept. Of one that was there before it is the word alone: whoever
+/// has missed that hears it.
 pub(super) fn record_of(
     target: PushTarget,
     timeline: TimelineId,
@@ -31,7 +34,8 @@ pub(super) fn record_of(
 ) -> PushRecord {
     let NewMessage { sender, operation, body, extension, accepted_at } = message.clone();
     let (body, extension) = if kept.is_duplicate {
-        // What is there may differ from what has come now, and whoever reads plain pushes has had it.
+        // What is there may differ from what has come now, and whoever reads plain pushes has had
+        // it.
         let nothing = Extended { without_first: true, ..Extended::default() };
         (Bytes::new(), Some(Arc::new(nothing)))
     } else {
@@ -118,7 +122,8 @@ impl Timelines {
         told
     }
 
-    /// How many messages, from the front, the log has all records of; `of` says which message each record is of.
+    /// How many messages, from the front, the log has all records of; `of` says which message each
+    /// record is of.
     async fn append_words(&self, records: Vec<PushRecord>, of: &[usize], known: usize) -> usize {
         let appended = self.push_log.append_all(records).map(Ok);
         let appended = with_timeout(self.push.append_timeout, appended, append_late).await;

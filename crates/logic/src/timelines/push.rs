@@ -59,13 +59,16 @@ impl StoredTo {
 }
 
 impl Logic {
-    /// Keeps messages, all or none, and announces them. The answer has, for each message in order, where it is.
+    /// Keeps messages, all or none, and announces them. The answer has, for each message in order,
+    /// where it is.
     ///
     /// # Errors
-    /// [`TimelineRequestError`], with the place of the message that it is about; nothing is kept then, unless it says that this is not known.
+    /// [`TimelineRequestError`], with the place of the message that it is about; nothing is kept
+    /// then, unless it says that this is not known.
     ///
     /// # Cancel safety
-    /// Dropping the future while the store is asked does not call the messages back: they are kept and announced.
+    /// Dropping the future while the store is asked does not call the messages back: they are kept
+    /// and announced.
     pub async fn push_stored(
         &self,
         pushes: Vec<StoredPush>,
@@ -78,14 +81,16 @@ impl Logic {
 }
 
 impl Timelines {
-    /// Keeps messages, all or none, and announces them. The answer has a list for each message, in order.
+    /// Keeps messages, all or none, and announces them. The answer has a list for each message, in
+    /// order.
     ///
     /// # Errors
-    /// [`TimelineRequestError`], with the message that it is about; nothing is kept then, unless it is
-    /// [`goim_ports::TimelineError::Unknown`].
+    /// [`TimelineRequestError`], with the message that it is about; nothing is kept then, unless it
+    /// is [`goim_ports::TimelineError::Unknown`].
     ///
     /// # Cancel safety
-    /// Dropping the future while the store is asked does not call the messages back: they are kept and announced.
+    /// Dropping the future while the store is asked does not call the messages back: they are kept
+    /// and announced.
     pub(crate) async fn push(
         self: &Arc<Self>,
         pushes: Vec<StoredPush>,
@@ -134,8 +139,9 @@ impl Timelines {
         if size > limit { Err(TimelineRequestError::TooLarge { size, limit }) } else { Ok(()) }
     }
 
-    /// Appends, wakes those who wait, announces. It goes on when the caller does not wait for the answer, or the store is late: what is kept
-    /// then is announced all the same, since a second try would be a duplicate, and of those clients of goim hear nothing.
+    /// Appends, wakes those who wait, announces. It goes on when the caller does not wait for the
+    /// answer, or the store is late: what is kept then is announced all the same, since a second
+    /// try would be a duplicate, and of those clients of goim hear nothing.
     pub(super) async fn append(
         self: &Arc<Self>,
         appends: Vec<Append>,

@@ -1,7 +1,7 @@
 //! The packets in which members ask: operations 4, 21 and 23 of negotiated clients.
 //!
-//! comet has seen to it that the member may read what it names (its scope is known there), and says whether the session is in the room
-//! that it sends to.
+//! comet has seen to it that the member may read what it names (its scope is known there), and says
+//! whether the session is in the room that it sends to.
 
 use std::sync::Arc;
 use std::time::Instant;

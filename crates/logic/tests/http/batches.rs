@@ -1,4 +1,5 @@
-//! Many messages in one request: what is in the push log then, and what the answer says of the rest.
+//! Many messages in one request: what is in the push log then, and what the answer says of the
+//! rest.
 
 use goim_ports::AppendError;
 

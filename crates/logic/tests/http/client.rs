@@ -112,7 +112,8 @@ impl Connection {
     }
 }
 
-/// A request as it goes over the wire. The body's length is announced unless the headers say otherwise.
+/// A request as it goes over the wire. The body's length is announced unless the headers say
+/// otherwise.
 pub(crate) fn request(method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
     let mut head = format!("{method} {target} HTTP/1.1\r\nHost: logic\r\n");
     for (name, value) in headers {

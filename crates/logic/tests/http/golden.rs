@@ -1,8 +1,9 @@
 //! What goim's own processes answered, asked again of logic: status, body, content type, location.
 //!
-//! The file is `testdata/goim-v2/http.json`. Before an entry the world is put into the state that goim's cluster was
-//! in; where the answer itself shows that state (instances, counts, errors of Redis and Kafka), it is read from there.
-//! The entries of [`FIXED`] are those whose answer the rows of the conformance table correct.
+//! The file is `testdata/goim-v2/http.json`. Before an entry the world is put into the state that
+//! goim's cluster was in; where the answer itself shows that state (instances, counts, errors of
+//! Redis and Kafka), it is read from there. The entries of [`FIXED`] are those whose answer the
+//! rows of the conformance table correct.
 
 use goim_ports::{AppendError, CometNode, ServerId};
 use serde_json::Value;

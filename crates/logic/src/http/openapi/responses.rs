@@ -94,8 +94,8 @@ const DELETE: [ErrorDoc; 2] = [
     (503, JSON, "Envelope", "The timeline store does not answer. The message may be deleted."),
 ];
 
-/// Returns the `responses` object of a route. A later error replaces an earlier one with the same status and content
-/// type.
+/// Returns the `responses` object of a route. A later error replaces an earlier one with the same
+/// status and content type.
 pub(super) fn of(route: &Route) -> Value {
     let mut all = Map::new();
     let mut add = |status: u16, content_type: &str, description: &str, schema: Value| {

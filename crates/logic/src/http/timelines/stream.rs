@@ -1,6 +1,8 @@
-//! Server-sent events: a sync reply for each change of a timeline, until the member or the server ends the stream.
+//! Server-sent events: a sync reply for each change of a timeline, until the member or the server
+//! ends the stream.
 //!
-//! Each event's id is the position after its messages, so that a client resumes with `Last-Event-ID`.
+//! Each event's id is the position after its messages, so that a client resumes with
+//! `Last-Event-ID`.
 
 use std::future::Future;
 use std::net::IpAddr;
@@ -34,8 +36,8 @@ pub(super) fn last_event(headers: &HeaderMap) -> Option<sync::Position> {
 /// Opens a stream of the messages after `request`'s position.
 ///
 /// # Errors
-/// The reader may not read the timeline, a limit of streams is reached, or the store does not answer. The checks run
-/// before the head of the response is sent, so that the status reports them.
+/// The reader may not read the timeline, a limit of streams is reached, or the store does not
+/// answer. The checks run before the head of the response is sent, so that the status reports them.
 pub(super) async fn open(
     timelines: Arc<Timelines>,
     reader: Reader,
@@ -79,8 +81,9 @@ impl EventStream {
         Box::pin(self.next_chunk())
     }
 
-    /// Produces the next event or a keep-alive comment. Every call waits for something: for messages, for the
-    /// keep-alive interval, or for a second when the timeline reports one gap after another.
+    /// Produces the next event or a keep-alive comment. Every call waits for something: for
+    /// messages, for the keep-alive interval, or for a second when the timeline reports one gap
+    /// after another.
     async fn next_chunk(mut self) -> Option<StreamChunk> {
         if self.consecutive_gaps > 1 {
             Timelines::pause(&self.wait).await;
@@ -108,8 +111,8 @@ impl EventStream {
         Some(StreamChunk { text: text.into(), next: Some(self.next()) })
     }
 
-    /// The last event: why the stream ends and whether the client should reconnect. The delay spreads the reconnects
-    /// of the clients of a draining process over 0.5 to 5 s.
+    /// The last event: why the stream ends and whether the client should reconnect. The delay
+    /// spreads the reconnects of the clients of a draining process over 0.5 to 5 s.
     fn end_chunk(&self, end: LongPollEnd) -> StreamChunk {
         let EndNotice { code, reason, may_reconnect } = EndNotice::of(end);
         let delay_ms = match end {
