@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unchanged_record_keeps_its_clients_a_new_one_starts_afresh() {
+    fn an_unchanged_record_keeps_its_clients_and_a_new_one_does_not() {
         let first = vec![comet("a", "x", 10, 5), comet("b", "x", 10, 100)];
         let balancer = Balancer::default();
         for _ in 0..3 {

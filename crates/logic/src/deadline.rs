@@ -47,7 +47,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_late_answer_is_given_up() {
+    async fn a_late_answer_times_out() {
         let never: Call<Result<(), &str>> = Call::pending(std::future::pending());
         assert_eq!(with_timeout(Duration::from_secs(3), never, || "late").await, Err("late"));
     }

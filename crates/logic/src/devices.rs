@@ -104,7 +104,7 @@ mod tests {
     use std::num::NonZeroU32;
 
     #[test]
-    fn the_last_to_come_stay() {
+    fn the_newest_sessions_stay() {
         let live = || {
             [("a", "web", 1), ("b", "ios", 2), ("c", "web", 3), ("d", "web", 4)].map(
                 |(key, platform, since)| {

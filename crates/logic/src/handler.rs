@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_schema_may_have_a_handler_of_its_own() {
+    fn a_schema_may_have_its_own_handler() {
         let handlers = Handlers::default();
         handlers.register_range(1000..=1999, named("old")).unwrap();
         handlers.register_schema(Operation(1001), Schema(2), named("new")).unwrap();

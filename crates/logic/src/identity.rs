@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn row_6_nobody_in_particular_gets_a_random_key() {
+    fn row_6_an_anonymous_client_gets_a_random_key() {
         for token in ["null", "{}", r#"{"key":null}"#, r#"{"key":""}"#] {
             let accepted = accept(token).unwrap();
             assert_eq!((accepted.mid, accepted.room, accepted.accepts), (Mid(0), None, vec![]), "{token}");
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn protover_makes_an_extended_client() {
+    fn protover_makes_a_negotiated_client() {
         for (offered, agreed) in [("0", 1), ("1", 1), ("2", 2), ("3", 3), ("4", 3), ("70000", 3), ("-3", 1)] {
             let accepted = accept(&format!(r#"{{"protover":{offered}}}"#)).unwrap();
             assert_eq!(accepted.protover, Some(Version(agreed)), "{offered}");
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn rooms_are_for_extended_clients() {
+    fn rooms_are_for_negotiated_clients() {
         let rooms = |token: &str| accept(token).unwrap().rooms;
         assert_eq!(
             rooms(r#"{"protover":1,"rooms":["a://1","b://2"]}"#),

@@ -220,7 +220,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_call_that_nobody_waits_for_is_no_longer_under_way() {
+    async fn a_dropped_call_is_no_longer_in_flight() {
         let gauge = Gauge::default();
         let call = async {
             let _under_way = InFlight::new(&gauge);

@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn with_keys_a_key_is_what_counts() {
+    fn with_keys_a_key_is_required() {
         let keys = [ApiKey::from("first key".to_owned()), ApiKey::from("second key".to_owned())];
         let check = |list: &[(&'static str, &'static str)], expected: Result<(), AuthError>| {
             assert_eq!(check(&keys, "127.0.0.1".parse().ok(), &headers(list)), expected, "{list:?}");

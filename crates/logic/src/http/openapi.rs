@@ -1,6 +1,6 @@
 //! The OpenAPI document, built from the table of routes.
 //!
-//! Paths and parameters come from the table; [`schemas`] and [`responses`] are written out. The
+//! Paths and parameters are those of the table; [`schemas`] and [`responses`] are written out. The
 //! test `tests/http/openapi.rs` validates real requests and responses of every route against them,
 //! so that a member that is added on one side only fails.
 

@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn a_seconds_worth_at_once_and_then_the_rate() {
+    fn a_burst_of_a_second_and_then_the_rate() {
         let limiter = limiter(10);
         let start = Instant::now();
         assert_eq!(taken(&limiter, "10.0.0.1", start, 100), 10);
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_says_how_long_to_wait() {
+    fn a_refusal_has_the_time_to_wait() {
         let limiter = limiter(1);
         let start = Instant::now();
         let peer = "10.0.0.1".parse().unwrap();
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_has_an_end() {
+    fn memory_is_bounded() {
         let limiter = limiter(1);
         let start = Instant::now();
         for number in 0..70_000_u32 {

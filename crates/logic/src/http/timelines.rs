@@ -64,7 +64,7 @@ pub(super) async fn sync(logic: &Logic, values: &Values<'_>, requester: Requeste
 }
 
 /// Messages after a position, within `time`. A requester over a limit of long polls still gets
-/// messages that are there; an empty answer would make it repeat the request immediately, so it
+/// stored messages; an empty answer would make it repeat the request immediately, so it
 /// gets the error instead.
 async fn long_poll(
     timelines: &Timelines,

@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_client_says_must_agree() {
+    fn claims_must_agree_with_the_grant() {
         let reason = |granted: &str, token: &str| accept(granted, token).err().map(|error| error.reason);
         let cases = [
             (r#"{"mid":7}"#, "{}", None),

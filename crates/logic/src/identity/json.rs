@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn any_value_is_skipped() {
+    fn every_type_is_skipped() {
         for document in [
             "0",
             "-0",
@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_json_is_refused() {
+    fn invalid_json_is_refused() {
         for document in [
             "",
             " ",
@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn depth_has_an_end() {
+    fn depth_is_bounded() {
         let nested = |depth: usize| ["[".repeat(depth), "]".repeat(depth)].concat();
         assert_eq!(skip(nested(DEPTH_MAX).as_bytes()), Ok(()));
         assert!(skip(nested(DEPTH_MAX + 2).as_bytes()).is_err());

@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_answers_mean() {
+    fn answers_of_the_backend() {
         let reason = |status, body: &str| decide(status, body.as_bytes()).err().map(|error| error.reason);
         let cases = [
             (200, r#"{"mid":7}"#, None),

@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_packet_is_known_by_sender_operation_and_mark_for_a_while() {
+    fn a_packet_is_identified_by_sender_operation_and_sequence_within_the_window() {
         let window = DuplicateWindow::new(Duration::from_secs(60));
         let start = Instant::now();
         let place = |after: u64, of: Upstream| window.reply_cell_at(start + Duration::from_secs(after), &of);
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_is_bounded() {
+    fn remembered_packets_are_bounded() {
         let window = DuplicateWindow::new(Duration::from_secs(60));
         for sequence in 1..=i32::try_from(REMEMBERED_MAX).unwrap() + 5 {
             window.reply_cell(&upstream(7, "a", 1000, sequence));

@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_is_woken_and_leaves_nothing() {
+    async fn a_long_poll_is_woken_and_leaves_no_state() {
         let waits = LongPolls::new(LIMITS);
         let begin = |mid| waits.begin(id(mid), who(mid, "k"));
         let (one, two) = (begin(1).unwrap(), begin(1).unwrap());
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_member_and_an_address_wait_so_often() {
+    async fn members_and_addresses_have_limits() {
         let one = NonZeroU32::new(1);
         let waits =
             LongPolls::new(LongPollLimits { all: 9, per_member: one, per_address: NonZeroU32::new(2) });
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_wait_ends_with_its_token_by_order_and_with_the_process() {
+    async fn a_long_poll_ends_with_its_token_by_order_and_with_the_process() {
         let waits = LongPolls::new(LongPollLimits { all: 9, ..LIMITS });
         let room = TimelineId::Room("live://1".into());
         let until = Some(Instant::now() + Duration::from_secs(5));

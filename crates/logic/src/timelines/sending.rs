@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn who_may_send_what() {
+    fn send_rules_allow() {
         let rules: Vec<SendRule> = ["live://*: 4, 1000..1999", "chat://7: 4", "mid://*: 2000"]
             .map(|rule| rule.parse().unwrap())
             .into();
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_count_too_and_a_large_message_waits_until_nothing_is_owed() {
+    fn bytes_count_too_and_a_large_message_waits_until_all_is_paid() {
         let (quotas, start) = (quotas(100), Instant::now());
         let at = |ms| start + Duration::from_millis(ms);
         let take = |bytes, ms| quotas.take(Mid(1), bytes, at(ms));
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_has_an_end() {
+    fn memory_is_bounded() {
         let (quotas, start) = (quotas(3), Instant::now());
         for mid in 1..=1000 {
             let _ = quotas.take(Mid(mid), 0, start);

@@ -1,5 +1,4 @@
-//! Many messages in one request: what is in the push log then, and what the answer says of the
-//! rest.
+//! Batches: which messages are in the push log, and what the answer reports about the rest.
 
 use goim_ports::AppendError;
 
@@ -14,7 +13,7 @@ async fn push(server: &Server, content_type: &str, body: &str) -> Response {
     server.connect().await.request("POST", "/v1/push", &headers, body.as_bytes()).await
 }
 
-/// A message to a room for each of the bodies.
+/// One message to a room per body.
 fn lines(bodies: impl IntoIterator<Item = impl std::fmt::Display>) -> String {
     let line = |body| format!(r#"{{"to":{{"room":"live://1"}},"operation":1000,"body":"{body}"}}"#);
     bodies.into_iter().map(line).collect::<Vec<_>>().join("\n")
@@ -65,7 +64,7 @@ async fn all_kinds_of_receivers_in_order_with_one_append() {
 }
 
 #[tokio::test]
-async fn a_message_that_is_wrong_is_named_and_none_is_accepted() {
+async fn an_invalid_message_is_named_and_none_is_accepted() {
     let server = Server::start().await;
     let good = lines(["x"]);
     let wrong = r#"{"to":{"room":"live"},"operation":1000,"body":"x"}"#;
@@ -84,7 +83,7 @@ async fn a_message_that_is_wrong_is_named_and_none_is_accepted() {
 }
 
 #[tokio::test]
-async fn a_full_log_says_how_many_it_took() {
+async fn a_full_log_reports_how_many_were_accepted() {
     let server = Server::start().await;
     {
         let mut state = server.world.state();
@@ -113,8 +112,7 @@ async fn a_message_counts_when_all_of_its_records_are_in_the_log() {
             state.appends_left = taken;
         }
         let response = push(&server, LINES, &[to_both, to_both].join("\n")).await;
-        // Where a message is in the log for one comet and not for the other, nobody can say that it
-        // is not there.
+        // The message is in the log for one comet and not for the other, so the outcome is unknown.
         let (status, text) = match taken % 2 {
             0 => (503, "gone"),
             _ => (504, "the push may or may not be in the log"),
@@ -138,7 +136,7 @@ async fn without_the_directory_none_is_accepted() {
 }
 
 #[tokio::test]
-async fn guarded_and_bounded_as_the_other_pushes() {
+async fn authorized_and_limited_like_other_pushes() {
     let server = Server::with(|config| {
         config.http.api_keys = vec!["correct horse battery".to_owned().into()];
         config.http.body_bytes_max = 1_000_000;

@@ -1,4 +1,4 @@
-//! What a push request leaves in the push log.
+//! What a push request appends to the push log.
 
 use std::time::Duration;
 
@@ -6,12 +6,12 @@ use goim_ports::{AppendError, Mid};
 
 use crate::world::{Fault, Server, flat};
 
-/// Nobody knows whether it is in the log.
+/// The outcome is unknown.
 const UNKNOWN: &str = r#"{"code":-504,"message":"the push may or may not be in the log"}"#;
 
 const OK: (u16, &str) = (200, r#"{"code":0,"message":""}"#);
 
-/// Sends a push and compares what is in the log then: target, operation, body.
+/// Sends a push and compares what was appended: target, operation, body.
 async fn check(server: &Server, target: &str, body: &[u8], expected: &[(&str, i32)]) {
     assert_eq!(server.post(target, body).await.status_and_body(), OK, "{target}");
     let records: Vec<_> = server.world.take_log().iter().map(flat).collect();
@@ -54,7 +54,7 @@ async fn rows_57_and_90_keys_in_order_grouped_by_comet() {
 }
 
 #[tokio::test]
-async fn row_88_members_get_it_once_a_session() {
+async fn row_88_each_session_of_a_member_gets_it_once() {
     let server = Server::start().await;
     for (mid, key, comet) in
         [(5, "a", "one"), (5, "b", "two"), (5, "c", "one"), (6, "d", "one"), (0, "e", "one")]
@@ -72,7 +72,7 @@ async fn row_88_members_get_it_once_a_session() {
         &[("one: a c d", 1000), ("two: b", 1000)],
     )
     .await;
-    // Row 107: nobody in particular is nobody.
+    // Row 107: anonymous members have no sessions that can be looked up.
     let asked = std::mem::take(&mut server.world.state().asked_mids);
     assert_eq!(
         asked,
@@ -83,7 +83,7 @@ async fn row_88_members_get_it_once_a_session() {
 }
 
 #[tokio::test]
-async fn rows_91_92_94_and_106_rooms_and_everybody() {
+async fn rows_91_92_94_and_106_rooms_and_all() {
     let server = Server::start().await;
     let all_bytes: Vec<u8> = (0..=255).collect();
     let room = |kind: &str, room: &str| format!("/goim/push/room?operation=1000&type={kind}&room={room}");
@@ -122,7 +122,7 @@ async fn row_58_the_largest_record_and_one_byte_more() {
 }
 
 #[tokio::test]
-async fn a_full_log_says_when_to_come_back() {
+async fn a_full_log_has_retry_after() {
     let server = Server::start().await;
     server.world.enter(5, "a", "one");
     server.world.state().append_error = Some(AppendError::Full);
@@ -151,12 +151,12 @@ async fn the_first_failure_ends_a_push() {
         state.append_error = Some(AppendError::Unavailable("gone".to_owned()));
         state.appends_left = 1;
     }
-    // A part of it is in the log.
+    // A part of the push is in the log.
     let response = server.post("/goim/push/keys?operation=1&keys=a&keys=b&keys=c", b"x").await;
     assert_eq!(response.status_and_body(), (200, UNKNOWN));
     let records: Vec<_> = server.world.take_log().iter().map(|record| flat(record).0).collect();
     assert_eq!(records, ["one: a"]);
-    // Nothing of it is.
+    // Nothing of the push is in the log.
     let response = server.post("/goim/push/keys?operation=1&keys=a&keys=b&keys=c", b"x").await;
     assert_eq!(response.status_and_body(), (200, r#"{"code":-400,"message":""}"#));
     let response = server.post("/goim/push/mids?operation=1&mids=5", b"x").await;
@@ -174,9 +174,9 @@ async fn the_first_failure_ends_a_push() {
     }
 }
 
-/// One answer for "may or may not be in the log", whatever the route, and however it comes to that.
+/// Every route has the same answer for an unknown outcome, whatever its cause.
 #[tokio::test]
-async fn what_may_or_may_not_be_in_the_log_has_one_answer_on_every_route() {
+async fn an_unknown_outcome_has_one_answer_on_every_route() {
     const ONE: &[u8] = br#"{"messages":[{"to":{"mids":[5]},"operation":1000,"body":"x"}]}"#;
     const MANY: &[u8] = br#"{"messages":[{"to":{"room":"live://1"},"operation":1000,"body":"x"},
         {"to":{"keys":["a"]},"operation":1000,"body":"x"},{"to":{"all":true},"operation":1000,"body":"x"}]}"#;
@@ -193,7 +193,7 @@ async fn what_may_or_may_not_be_in_the_log_has_one_answer_on_every_route() {
     ];
     let json = [("Content-Type", "application/json")];
     let unknown_but = UNKNOWN.replace('}', r#","accepted":0}"#);
-    // The log does not answer logic in time; the request has no more time.
+    // The log does not answer in time; the request has no time left.
     for (append, request) in [(20, 30_000), (30_000, 20)] {
         let server = Server::with(|config| {
             config.push.append_timeout = Duration::from_millis(append);
@@ -218,7 +218,7 @@ async fn what_may_or_may_not_be_in_the_log_has_one_answer_on_every_route() {
 }
 
 #[tokio::test]
-async fn what_hangs_is_given_up() {
+async fn a_hanging_dependency_times_out() {
     let server = Server::with(|config| {
         config.push.append_timeout = Duration::from_millis(20);
         config.directory_timeout = Duration::from_millis(20);
@@ -238,7 +238,7 @@ async fn what_hangs_is_given_up() {
 }
 
 #[tokio::test]
-async fn an_answer_that_takes_time_is_as_good() {
+async fn a_pending_answer_is_awaited() {
     let server = Server::start().await;
     server.world.enter(5, "a", "one");
     server.world.state().directory_fault = Fault::Slow;

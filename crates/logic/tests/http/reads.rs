@@ -1,4 +1,4 @@
-//! What clients and the backend read.
+//! Routes that clients and the backend read from.
 
 use crate::world::{Fault, Server, comet};
 
@@ -24,7 +24,7 @@ async fn row_98_rooms_by_count_then_by_name() {
 }
 
 #[tokio::test]
-async fn row_62_rooms_asked_for_are_answered_sorted_and_escaped() {
+async fn row_62_requested_rooms_are_sorted_and_escaped() {
     let server = Server::start().await;
     server.world.set_rooms(&[("live://1000", 1), ("live://<&>", 4)]);
     let response =
@@ -50,7 +50,7 @@ async fn row_120_three_hundred_rooms_in_one_answer() {
 }
 
 #[tokio::test]
-async fn room_counts_outlive_their_directory() {
+async fn room_counts_are_served_while_the_directory_fails() {
     let server = Server::start().await;
     server.world.set_rooms(&[("live://1", 3)]);
     let expected = (200, r#"{"code":0,"message":"","data":{"1":3}}"#);
@@ -107,7 +107,7 @@ async fn the_description_is_served() {
     let response = server.get("/openapi.json").await;
     assert_eq!(response.header("content-type"), Some("application/json; charset=utf-8"));
     let document: serde_json::Value = serde_json::from_str(&response.body).unwrap();
-    // Each route that it names is there.
+    // Each documented route exists.
     for (path, methods) in document["paths"].as_object().unwrap() {
         for method in methods.as_object().unwrap().keys() {
             let method = method.to_uppercase();

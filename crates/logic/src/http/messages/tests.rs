@@ -37,7 +37,7 @@ fn receivers_and_bodies() {
 }
 
 #[test]
-fn errors_name_the_message_the_field_and_the_remedy() {
+fn errors_name_the_message_the_field_and_the_expected_value() {
     let whole = r#""to":{"all":true},"operation":1000,"body":"x""#;
     for (json, expected) in [
         (r#"7"#, "expected an object with `to`, `operation`, and `body`, `body_base64` or `bodies`"),

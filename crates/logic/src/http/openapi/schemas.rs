@@ -201,7 +201,7 @@ fn timeline_replies() -> Value {
         "TimelineMessage": object(&json!({
             "seq": int64("The sequence number: 1, 2, 3 and so on without gaps."),
             "operation": int32(),
-            "version": int32_with("The packet version, which says how to read the body."),
+            "version": int32_with("The packet version, which defines the schema and encoding of the body."),
             "time_ms": int64("When the server accepted the message, in milliseconds since 1970."),
             "sender": int64("The member that sent the message; 0 is the backend."),
             "body?": text(),
