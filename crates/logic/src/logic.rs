@@ -5,19 +5,19 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use goim_ports::{
     CometPool, DeviceDirectory, EventSink, HttpClient, NodeDirectory, PushLog, RateLimitedLog, RoomCounts,
     RoomDirectory, SessionDirectory, TimelineStore,
 };
 use prometheus_client::registry::Registry;
 
-use crate::balancer::Balancer;
 use crate::config::{Config, IdentityMethod, NodeInfoConfig};
 use crate::devices::Devices;
 use crate::handler::Handlers;
 use crate::identity::{Identity, KeyError};
 use crate::metrics::Metrics;
+use crate::nodes::NodeSelector;
+use crate::online::OnlineCounts;
 use crate::timelines::{self, Timelines};
 
 /// The ports that logic needs.
@@ -53,8 +53,8 @@ pub struct Logic {
     /// A random number that marks this logic's entries in state that several logics share.
     pub(crate) instance_id: u64,
     pub(crate) sessions: Arc<dyn SessionDirectory>,
-    pub(crate) rooms: Arc<dyn RoomDirectory>,
-    pub(crate) nodes: Arc<dyn NodeDirectory>,
+    pub(crate) online: OnlineCounts,
+    pub(crate) nodes: NodeSelector,
     pub(crate) push_log: Arc<dyn PushLog>,
     pub(crate) comets: Arc<dyn CometPool>,
     pub(crate) http: Arc<dyn HttpClient>,
@@ -63,9 +63,6 @@ pub struct Logic {
     pub(crate) event_sink: OnceLock<Arc<dyn EventSink>>,
     pub(crate) handlers: Handlers,
     pub(crate) timelines: Option<Arc<Timelines>>,
-    pub(crate) balancer: Balancer,
-    /// The last room counts of the directory, served while it does not answer.
-    pub(crate) counts: ArcSwap<<RoomCounts as std::ops::Deref>::Target>,
     pub(crate) metrics: Metrics,
     /// The log line for failing pushes.
     pub(crate) push_failure_log: RateLimitedLog,
@@ -104,6 +101,7 @@ impl Logic {
             dependencies;
         let (heartbeat, protover_max) = (session_heartbeat(&config.node), config.versions.highest());
         let identity = Identity::new(&config.identity, heartbeat, protover_max, &http)?;
+        let metrics = Metrics::default();
         let devices = Devices {
             policy: config.identity.devices,
             directory: devices,
@@ -128,16 +126,14 @@ impl Logic {
             timelines,
             event_sink: OnceLock::new(),
             sessions,
-            rooms,
-            nodes,
+            online: OnlineCounts::new(rooms, config.directory_timeout, metrics.stale_counts.clone()),
+            nodes: NodeSelector::new(nodes, &config),
             push_log,
             comets,
             http,
             identity,
             handlers: Handlers::default(),
-            balancer: Balancer::default(),
-            counts: ArcSwap::default(),
-            metrics: Metrics::default(),
+            metrics,
             push_failure_log: RateLimitedLog::default(),
             instance_id: RandomState::new().hash_one(0_u8),
             config,

@@ -1,7 +1,11 @@
 //! The comets that a client should use, and what else it needs to connect.
 
-use goim_ports::CometNode;
+use std::sync::Arc;
 
+use goim_ports::{CometNode, NodeDirectory};
+
+use crate::balancer::Balancer;
+use crate::config::{Config, NodeInfoConfig};
 use crate::{Backoff, Logic};
 
 /// The maximum number of comets in an answer.
@@ -28,6 +32,62 @@ pub struct NodesReply {
     pub heartbeat_max: i32,
 }
 
+/// Selects comets for clients.
+pub(crate) struct NodeSelector {
+    directory: Arc<dyn NodeDirectory>,
+    balancer: Balancer,
+    config: NodeInfoConfig,
+    backoff: Backoff,
+    /// The region of every client. As in goim v2 a client's province is not derived from its
+    /// address: it is `""`, and so is the region, unless a region has that province.
+    client_region: String,
+}
+
+impl NodeSelector {
+    pub(crate) fn new(directory: Arc<dyn NodeDirectory>, config: &Config) -> Self {
+        let claims = |provinces: &[String]| provinces.iter().any(String::is_empty);
+        let region = config.regions.iter().find(|(_, provinces)| claims(provinces));
+        Self {
+            directory,
+            balancer: Balancer::default(),
+            config: config.node.clone(),
+            backoff: config.backoff,
+            client_region: region.map(|(region, _)| region.clone()).unwrap_or_default(),
+        }
+    }
+
+    /// Returns all comets of the directory.
+    pub(crate) fn comets(&self) -> Arc<Vec<CometNode>> {
+        self.directory.comets()
+    }
+
+    fn select(&self, platform: &str) -> NodesReply {
+        let config = &self.config;
+        let mut nodes = Vec::new();
+        let offered = self.balancer.choose(&self.comets(), &self.client_region, config.region_weight);
+        for comet in offered.iter().take(NODES_MAX) {
+            if platform == "web" {
+                nodes.push([comet.server.as_str(), &config.host_domain].concat());
+            } else {
+                nodes.extend(comet.public_addrs.iter().filter(|addr| !addr.is_empty()).cloned());
+            }
+        }
+        if nodes.is_empty() {
+            nodes.push(config.default_domain.clone());
+        }
+        NodesReply {
+            domain: config.default_domain.clone(),
+            tcp_port: config.tcp_port,
+            ws_port: config.ws_port,
+            wss_port: config.wss_port,
+            heartbeat: i32::try_from(config.heartbeat.as_secs()).unwrap_or(i32::MAX),
+            nodes,
+            backoff: self.backoff,
+            heartbeat_max: i32::try_from(config.heartbeat_max).unwrap_or(i32::MAX),
+        }
+    }
+}
+
 impl Logic {
     /// Returns the comets that a client on `platform` should use. `web` gets domain names, because
     /// of certificates; every other platform gets the comets' public addresses.
@@ -36,42 +96,12 @@ impl Logic {
     /// number.
     #[must_use]
     pub fn weighted_nodes(&self, platform: &str) -> NodesReply {
-        let config = &self.config;
-        let mut nodes = Vec::new();
-        let offered =
-            self.balancer.choose(&self.nodes.comets(), self.client_region(), config.node.region_weight);
-        for comet in offered.iter().take(NODES_MAX) {
-            if platform == "web" {
-                nodes.push([comet.server.as_str(), &config.node.host_domain].concat());
-            } else {
-                nodes.extend(comet.public_addrs.iter().filter(|addr| !addr.is_empty()).cloned());
-            }
-        }
-        if nodes.is_empty() {
-            nodes.push(config.node.default_domain.clone());
-        }
-        NodesReply {
-            domain: config.node.default_domain.clone(),
-            tcp_port: config.node.tcp_port,
-            ws_port: config.node.ws_port,
-            wss_port: config.node.wss_port,
-            heartbeat: i32::try_from(config.node.heartbeat.as_secs()).unwrap_or(i32::MAX),
-            nodes,
-            backoff: config.backoff,
-            heartbeat_max: i32::try_from(config.node.heartbeat_max).unwrap_or(i32::MAX),
-        }
+        self.nodes.select(platform)
     }
 
     /// Returns the comets that accept clients, in the order of the directory.
     #[must_use]
     pub fn instances(&self) -> Vec<CometNode> {
         self.nodes.comets().iter().filter(|comet| !comet.offline).cloned().collect()
-    }
-
-    /// The region of a client. As in goim v2 a client's province is not derived from its address:
-    /// it is `""`, and so is the region, unless a region has that province.
-    fn client_region(&self) -> &str {
-        let claims = |provinces: &Vec<String>| provinces.iter().any(String::is_empty);
-        self.config.regions.iter().find(|(_, provinces)| claims(provinces)).map_or("", |(region, _)| region)
     }
 }

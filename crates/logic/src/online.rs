@@ -1,12 +1,16 @@
 //! Online counts: of a room, of the largest rooms, in total.
 
 use std::cmp::Reverse;
+use std::ops::Deref;
 use std::sync::Arc;
+use std::time::Duration;
 
-use goim_ports::RoomCounts;
+use arc_swap::ArcSwap;
+use goim_ports::{Call, DirectoryError, RoomCounts, RoomDirectory, ServerId};
+use prometheus_client::metrics::counter::Counter;
 
 use crate::Logic;
-use crate::deadline::with_timeout;
+use crate::deadline::{and_then, with_timeout};
 use crate::port::directory_late;
 
 /// A room and its count.
@@ -25,6 +29,53 @@ pub struct OnlineTotal {
     pub connections: u64,
     /// The number of distinct client addresses, counted per comet and added up.
     pub addresses: u64,
+}
+
+/// The room counts of the directory, with the last known ones as a fallback.
+pub(crate) struct OnlineCounts {
+    directory: Arc<dyn RoomDirectory>,
+    timeout: Duration,
+    /// Served while the directory does not answer.
+    last: ArcSwap<<RoomCounts as Deref>::Target>,
+    stale: Counter,
+}
+
+impl OnlineCounts {
+    /// `stale` counts the answers with old counts.
+    pub(crate) fn new(directory: Arc<dyn RoomDirectory>, timeout: Duration, stale: Counter) -> Self {
+        Self { directory, timeout, last: ArcSwap::default(), stale }
+    }
+
+    /// Reports the counts of one comet and returns the totals over all comets.
+    pub(crate) fn report(
+        &self,
+        server: ServerId,
+        counts: RoomCounts,
+    ) -> Call<Result<RoomCounts, DirectoryError>> {
+        let (directory, timeout) = (Arc::clone(&self.directory), self.timeout);
+        let reported = with_timeout(timeout, directory.report(server, counts), directory_late);
+        and_then(reported, move |reported| match reported {
+            Ok(()) => with_timeout(timeout, directory.totals(), directory_late),
+            Err(error) => Call::Ready(Err(error)),
+        })
+    }
+
+    /// Returns the totals over all comets. The last known ones when the directory does not answer.
+    async fn totals(&self) -> RoomCounts {
+        match with_timeout(self.timeout, self.directory.totals(), directory_late).await {
+            Ok(totals) => {
+                if !Arc::ptr_eq(&totals, &self.last.load()) {
+                    self.last.store(Arc::clone(&totals));
+                }
+                totals
+            }
+            Err(error) => {
+                self.stale.inc();
+                tracing::debug!(%error, "the room directory does not answer; the last known counts are used");
+                self.last.load_full()
+            }
+        }
+    }
 }
 
 impl Logic {
@@ -49,20 +100,7 @@ impl Logic {
     /// Returns the number of sessions of each room over all comets. The last known numbers when the
     /// directory does not answer.
     pub async fn room_counts(&self) -> RoomCounts {
-        let totals = with_timeout(self.config.directory_timeout, self.rooms.totals(), directory_late).await;
-        match totals {
-            Ok(totals) => {
-                if !Arc::ptr_eq(&totals, &self.counts.load()) {
-                    self.counts.store(Arc::clone(&totals));
-                }
-                totals
-            }
-            Err(error) => {
-                self.metrics.stale_counts.inc();
-                tracing::debug!(%error, "the room directory does not answer; the last known counts are used");
-                self.counts.load_full()
-            }
-        }
+        self.online.totals().await
     }
 
     /// Returns the totals over the comets that accept clients.

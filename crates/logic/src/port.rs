@@ -72,19 +72,12 @@ impl LogicPort for Logic {
 
     fn renew_online(&self, report: OnlineReport) -> Call<Result<OnlineTotals, LogicError>> {
         let OnlineReport { server, rooms: here } = report;
-        let reported = self.ask(self.rooms.report(server.clone(), here));
-        let (rooms, sessions) = (Arc::clone(&self.rooms), Arc::clone(&self.sessions));
-        let deadline = self.config.directory_timeout;
-        let totals = and_then(reported, move |reported| match reported {
-            Ok(()) => with_timeout(deadline, rooms.totals(), directory_late)
-                .map(|totals| totals.map_err(unavailable)),
-            Err(error) => Call::Ready(Err(error)),
-        });
-        and_then(totals, move |totals| match totals {
+        let (sessions, timeout) = (Arc::clone(&self.sessions), self.config.directory_timeout);
+        and_then(self.online.report(server.clone(), here), move |totals| match totals {
             // The counts are valid without the generation.
-            Ok(rooms) => with_timeout(deadline, sessions.generation(server), directory_late)
+            Ok(rooms) => with_timeout(timeout, sessions.generation(server), directory_late)
                 .map(|generation| Ok(OnlineTotals { rooms, generation: generation.ok() })),
-            Err(error) => Call::Ready(Err(error)),
+            Err(error) => Call::Ready(Err(unavailable(error))),
         })
     }
 
