@@ -6,8 +6,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use goim_ports::{
-    CometPool, DeviceDirectory, EventSink, HttpClient, NodeDirectory, PushLog, RateLimitedLog, RoomCounts,
-    RoomDirectory, SessionDirectory, TimelineStore,
+    CometPool, DeviceDirectory, EventSink, HttpClient, NodeDirectory, PushLog, RateLimitedLog, RoomDirectory,
+    SessionDirectory, TimelineStore,
 };
 use prometheus_client::registry::Registry;
 

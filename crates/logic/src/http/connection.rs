@@ -30,8 +30,9 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tower_service::Service as _;
 
 use super::dispatch::{Api, LeftUnread};
@@ -48,16 +49,10 @@ struct HttpServer {
     /// fallback.
     other: Router,
     http1: http1::Builder,
-}
-
-/// What the server expects of its connections.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum ServerStage {
-    Serving,
-    /// No request after the current one.
-    Draining,
-    /// Close immediately.
-    Ending,
+    /// Cancelled when connections should accept no request after the current one.
+    draining: CancellationToken,
+    /// Cancelled when connections should close immediately.
+    closing: CancellationToken,
 }
 
 pub(super) async fn serve(
@@ -74,10 +69,17 @@ pub(super) async fn serve(
         .title_case_headers(true)
         .max_headers(config.headers_max)
         .max_header_size(config.head_bytes_max);
-    let server = Arc::new(HttpServer { other: with_api(extra, Arc::clone(&api)), api, http1 });
+    let server = Arc::new(HttpServer {
+        other: with_api(extra, Arc::clone(&api)),
+        api,
+        http1,
+        draining: CancellationToken::new(),
+        closing: CancellationToken::new(),
+    });
+    // Dropping the future closes the connections too.
+    let closing = server.closing.clone().drop_guard();
     let connections = u32::try_from(config.connections_max).unwrap_or(u32::MAX);
     let slots = Arc::new(Semaphore::new(connections as usize));
-    let (stage, stages) = watch::channel(ServerStage::Serving);
 
     let (mut shutdown, mut following) = (pin!(shutdown), pin!(server.api.logic.watch_session_ends()));
     let mut is_followed = true;
@@ -92,7 +94,7 @@ pub(super) async fn serve(
             accepted = accept(&listener, &slots) => accepted,
         };
         let Some((slot, stream, peer)) = accepted else { break };
-        let connection = HttpConnection::new(stream, peer, Arc::clone(&server), stages.clone());
+        let connection = HttpConnection { stream, peer, server: Arc::clone(&server) };
         let open = server.api.logic.metrics.connections.clone();
         tokio::spawn(async move {
             open.inc();
@@ -102,7 +104,7 @@ pub(super) async fn serve(
         });
     }
     drop(listener);
-    stage.send_replace(ServerStage::Draining);
+    server.draining.cancel();
     if let Some(timelines) = &server.api.logic.timelines {
         // Streams do not end by themselves.
         timelines.drain_long_polls();
@@ -110,7 +112,7 @@ pub(super) async fn serve(
     if tokio::time::timeout(config.shutdown_timeout, slots.acquire_many(connections)).await.is_err() {
         tracing::warn!(timeout = ?config.shutdown_timeout, "HTTP requests are cut off");
     }
-    stage.send_replace(ServerStage::Ending);
+    drop(closing);
 }
 
 /// Accepts the next connection once a slot is free. An error concerns one connection or is
@@ -142,21 +144,11 @@ struct HttpConnection {
     stream: TcpStream,
     peer: SocketAddr,
     server: Arc<HttpServer>,
-    stages: watch::Receiver<ServerStage>,
 }
 
 impl HttpConnection {
-    fn new(
-        stream: TcpStream,
-        peer: SocketAddr,
-        server: Arc<HttpServer>,
-        stages: watch::Receiver<ServerStage>,
-    ) -> Self {
-        Self { stream, peer, server, stages }
-    }
-
     async fn serve(self) {
-        let Self { stream, peer, server, mut stages } = self;
+        let Self { stream, peer, server } = self;
         // Without TCP_NODELAY a response may wait for an acknowledgement. A socket that refuses it
         // is served all the same.
         let _ = stream.set_nodelay(true);
@@ -179,6 +171,7 @@ impl HttpConnection {
         let config = &server.api.logic.config.http;
         let look_every = config.header_timeout / 2;
         let mut look = pin!(tokio::time::sleep(look_every));
+        let mut is_draining = false;
         loop {
             tokio::select! {
                 biased;
@@ -195,10 +188,9 @@ impl HttpConnection {
                     }
                     look.as_mut().reset(Instant::now() + look_every);
                 }
-                changed = stages.changed() => {
-                    if changed.is_err() || *stages.borrow_and_update() == ServerStage::Ending {
-                        return;
-                    }
+                () = server.closing.cancelled() => return,
+                () = server.draining.cancelled(), if !is_draining => {
+                    is_draining = true;
                     connection.as_mut().graceful_shutdown();
                 }
             }

@@ -117,7 +117,7 @@ impl Timelines {
         let told = if records.is_empty() { known } else { self.append_words(records, &of, known).await };
         if let Some(waiting) = self.offline.get() {
             // What is announced again is looked at again.
-            away.into_iter().filter(|(index, _)| *index < told).for_each(|(_, member)| waiting.note(member));
+            away.into_iter().filter(|(index, _)| *index < told).for_each(|(_, member)| waiting.push(member));
         }
         told
     }

@@ -4,15 +4,13 @@
 //! members; reports in memory are lost with the process. Rooms are not reported: only the backend
 //! knows their offline members.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use goim_ports::{Call, LogicError, OfflineMember, OfflineSink};
-use parking_lot::Mutex;
+use goim_ports::{Call, LogicError, OfflineMember, OfflineSink, RetryQueue, RetryRules};
 use prometheus_client::metrics::counter::Counter;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
@@ -20,69 +18,60 @@ use tokio::sync::Notify;
 use crate::Logic;
 use crate::webhook::{Webhook, WebhookConfig};
 
-/// The maximum number of queued members. Further ones are dropped and counted.
-const WAITING_MAX: usize = 100_000;
-/// The maximum number of members in one report.
-const BATCH_MAX: usize = 500;
 /// The time in which members of a report are collected.
-const GATHER: Duration = Duration::from_millis(100);
-/// The pauses between retries.
-const RETRY_MIN: Duration = Duration::from_millis(200);
-const RETRY_MAX: Duration = Duration::from_secs(10);
+const COLLECT_TIME: Duration = Duration::from_millis(100);
+const RETRY_RULES: RetryRules = RetryRules {
+    queued_max: 100_000,
+    batch_max: 500,
+    backoff_min: Duration::from_millis(200),
+    backoff_max: Duration::from_secs(10),
+};
 /// Longer bodies are left out: push providers accept 4 KiB.
 const BODY_BYTES_MAX: usize = 4 * 1024;
 /// The maximum size of an answer, which is ignored.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
 /// Members to be reported.
-#[derive(Default)]
 pub(super) struct OfflineQueue {
-    waiting: Mutex<VecDeque<OfflineMember>>,
+    members: RetryQueue<OfflineMember>,
     arrived: Notify,
     pub(super) notified: Counter,
     pub(super) dropped: Counter,
 }
 
 impl OfflineQueue {
-    /// Queues a member. Never waits.
-    pub(super) fn note(&self, member: OfflineMember) {
-        let mut waiting = self.waiting.lock();
-        if waiting.len() >= WAITING_MAX {
-            self.dropped.inc();
-            return;
-        }
-        waiting.push_back(member);
-        drop(waiting);
-        self.arrived.notify_one();
+    fn new() -> Self {
+        let (notified, dropped) = Default::default();
+        Self { members: RetryQueue::new(RETRY_RULES), arrived: Notify::new(), notified, dropped }
     }
 
-    fn first(&self) -> Vec<OfflineMember> {
-        let waiting = self.waiting.lock();
-        waiting.iter().take(BATCH_MAX).cloned().collect()
+    /// Queues a member. Never waits; a member that exceeds the queue is dropped and counted.
+    pub(super) fn push(&self, member: OfflineMember) {
+        if self.members.push(member) {
+            self.arrived.notify_one();
+        } else {
+            self.dropped.inc();
+        }
     }
 
     /// Reports members until it is dropped.
     async fn run(self: Arc<Self>, sink: Arc<dyn OfflineSink>) {
-        let mut retry = RETRY_MIN;
         loop {
-            let batch = self.first();
+            let batch = self.members.batch();
             let count = batch.len();
             if count == 0 {
                 self.arrived.notified().await;
-                tokio::time::sleep(GATHER).await;
+                tokio::time::sleep(COLLECT_TIME).await;
                 continue;
             }
             match sink.report(batch).await {
                 Ok(()) => {
-                    // Only this task removes members.
-                    self.waiting.lock().drain(..count);
+                    self.members.sent(count);
                     self.notified.inc_by(count as u64);
-                    retry = RETRY_MIN;
                 }
                 Err(error) => {
                     tracing::debug!(%error, count, "offline members could not be reported; retrying");
-                    tokio::time::sleep(retry).await;
-                    retry = RETRY_MAX.min(retry * 2);
+                    tokio::time::sleep(self.members.failed()).await;
                 }
             }
         }
@@ -95,7 +84,7 @@ impl Logic {
     /// runtime.
     pub fn set_offline_sink(&self, sink: Arc<dyn OfflineSink>) {
         let Some(timelines) = &self.timelines else { return };
-        let queue = Arc::new(OfflineQueue::default());
+        let queue = Arc::new(OfflineQueue::new());
         if timelines.offline.set(Arc::clone(&queue)).is_ok() {
             tokio::spawn(queue.run(sink));
         }

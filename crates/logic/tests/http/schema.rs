@@ -161,7 +161,7 @@ fn collect_properties(value: &Value, pointer: &str, found: &mut Vec<String>) {
     match value {
         Value::Object(members) => {
             for (name, member) in members {
-                let below = format!("{pointer}/{name}");
+                let below = format!("{pointer}/{}", name.replace('/', "~1"));
                 if name == "properties" {
                     let names = member.as_object().unwrap().keys();
                     found.extend(names.map(|name| format!("{below}/{name}")));
