@@ -22,7 +22,7 @@ impl Logic {
     /// Returns a sink that delivers events by POST.
     #[must_use]
     pub fn event_webhook(&self, config: WebhookConfig) -> Arc<dyn EventSink> {
-        Arc::new(EventHook(Arc::new(Webhook::new(
+        Arc::new(EventWebhook(Arc::new(Webhook::new(
             "events",
             config,
             Arc::clone(&self.http),
@@ -47,9 +47,9 @@ pub fn event_json(event: &LifecycleEvent) -> Value {
     })
 }
 
-struct EventHook(Arc<Webhook>);
+struct EventWebhook(Arc<Webhook>);
 
-impl EventSink for EventHook {
+impl EventSink for EventWebhook {
     fn deliver(&self, events: Vec<LifecycleEvent>) -> Call<Result<(), LogicError>> {
         let hook = Arc::clone(&self.0);
         Call::pending(async move {

@@ -110,7 +110,7 @@ impl Logic {
             deadline: config.directory_timeout,
         };
         let timelines = timelines.map(|store| {
-            Timelines::new(timelines::Parts {
+            Timelines::new(timelines::TimelineParts {
                 store,
                 push_log: Arc::clone(&push_log),
                 sessions: Arc::clone(&sessions),

@@ -14,14 +14,14 @@ use crate::route::RouteMetrics;
 
 /// The metrics of one logic.
 pub(crate) struct Metrics {
-    pub(crate) connects: Connects,
+    pub(crate) connects: ConnectCounters,
     /// Tokens presented by open sessions.
-    pub(crate) refreshes: Connects,
-    pub(crate) upstream: UpstreamPackets,
+    pub(crate) refreshes: ConnectCounters,
+    pub(crate) upstream: UpstreamCounters,
     /// By route.
-    pub(crate) routes: Routes,
-    pub(crate) pushes: Pushes,
-    pub(crate) requests: Requests,
+    pub(crate) routes: RouteFamilies,
+    pub(crate) pushes: PushCounters,
+    pub(crate) requests: RequestCounters,
     /// Open HTTP connections.
     pub(crate) connections: Gauge,
     /// The time to append the records of a request to the push log.
@@ -30,16 +30,16 @@ pub(crate) struct Metrics {
     pub(crate) stale_counts: Counter,
 }
 
-/// Requests for a session, or tokens presented, by result.
+/// RequestCounters for a session, or tokens presented, by result.
 #[derive(Clone)]
-pub(crate) struct Connects {
+pub(crate) struct ConnectCounters {
     family: Family<ResultLabel, Counter>,
     accepted: Counter,
     /// In the order of [`NoSession::ALL`].
     refused: [Counter; NoSession::ALL.len()],
 }
 
-impl Connects {
+impl ConnectCounters {
     /// Counts one result; `None` is success.
     pub(crate) fn count(&self, refused: Option<NoSession>) {
         match refused.and_then(|reason| NoSession::ALL.iter().position(|other| *other == reason)) {
@@ -50,14 +50,14 @@ impl Connects {
 }
 
 /// Packets from clients, by whether they had a handler.
-pub(crate) struct UpstreamPackets {
+pub(crate) struct UpstreamCounters {
     family: Family<ResultLabel, Counter>,
     pub(crate) handled: Counter,
     pub(crate) unhandled: Counter,
 }
 
 /// Packets sent to the backend, by route.
-pub(crate) struct Routes {
+pub(crate) struct RouteFamilies {
     calls: Family<RouteLabels, Counter>,
     retries: Family<RouteLabel, Counter>,
     in_flight: Family<RouteLabel, Gauge>,
@@ -75,7 +75,7 @@ struct RouteLabels {
     result: &'static str,
 }
 
-impl Routes {
+impl RouteFamilies {
     /// Returns the metrics of the route with this name.
     pub(crate) fn of(&self, route: &str) -> RouteMetrics {
         let label = || RouteLabel { route: route.to_owned() };
@@ -126,8 +126,8 @@ const PUSH_RESULTS: [(PushResult, &str); 6] = [
     (PushResult::Unknown, "unknown"),
 ];
 
-/// Pushes, by kind and result.
-pub(crate) struct Pushes {
+/// PushCounters, by kind and result.
+pub(crate) struct PushCounters {
     family: Family<PushLabels, Counter>,
     counters: [[Counter; PUSH_RESULTS.len()]; PUSH_KINDS.len()],
 }
@@ -136,7 +136,7 @@ pub(crate) struct Pushes {
 const STATUS_CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
 /// HTTP requests, by route and status class.
-pub(crate) struct Requests {
+pub(crate) struct RequestCounters {
     family: Family<RequestLabels, Counter>,
     /// One row per route, and a last one for requests without a route.
     counters: Vec<[Counter; STATUS_CLASSES.len()]>,
@@ -159,13 +159,13 @@ struct RequestLabels {
     status: &'static str,
 }
 
-impl Pushes {
+impl PushCounters {
     pub(crate) fn count(&self, kind: PushKind, result: PushResult) {
         self.counters[kind as usize][result as usize].inc();
     }
 }
 
-impl Requests {
+impl RequestCounters {
     /// Counts a response. `route` is the index in the table of routes; `None` for a request without
     /// a route.
     pub(crate) fn count(&self, route: Option<usize>, status: u16) {
@@ -181,7 +181,7 @@ impl Metrics {
     pub(crate) fn register(&self, registry: &mut Registry) {
         registry.register(
             "goim_logic_connects",
-            "Requests for a session, by result",
+            "RequestCounters for a session, by result",
             self.connects.family.clone(),
         );
         registry.register(
@@ -243,18 +243,18 @@ impl Metrics {
 impl Default for Metrics {
     fn default() -> Self {
         Self {
-            connects: Connects::default(),
-            refreshes: Connects::default(),
-            upstream: UpstreamPackets::default(),
-            routes: Routes {
+            connects: ConnectCounters::default(),
+            refreshes: ConnectCounters::default(),
+            upstream: UpstreamCounters::default(),
+            routes: RouteFamilies {
                 calls: Family::default(),
                 retries: Family::default(),
                 in_flight: Family::default(),
                 // 1 ms to 4 s, the longest that a route may take.
                 seconds: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.001, 2.0, 13))),
             },
-            pushes: Pushes::default(),
-            requests: Requests::default(),
+            pushes: PushCounters::default(),
+            requests: RequestCounters::default(),
             // 10 µs in memory to 20 s in an overloaded cluster.
             append_seconds: Histogram::new(exponential_buckets(0.000_01, 3.0, 14)),
             stale_counts: Counter::default(),
@@ -263,7 +263,7 @@ impl Default for Metrics {
     }
 }
 
-impl Default for Connects {
+impl Default for ConnectCounters {
     fn default() -> Self {
         let family = Family::<ResultLabel, Counter>::default();
         let of = |result| family.get_or_create_owned(&ResultLabel { result });
@@ -271,7 +271,7 @@ impl Default for Connects {
     }
 }
 
-impl Default for UpstreamPackets {
+impl Default for UpstreamCounters {
     fn default() -> Self {
         let family = Family::<ResultLabel, Counter>::default();
         let of = |result| family.get_or_create_owned(&ResultLabel { result });
@@ -279,7 +279,7 @@ impl Default for UpstreamPackets {
     }
 }
 
-impl Default for Pushes {
+impl Default for PushCounters {
     fn default() -> Self {
         let family = Family::<PushLabels, Counter>::default();
         let of = |kind, result| family.get_or_create_owned(&PushLabels { kind, result });
@@ -288,7 +288,7 @@ impl Default for Pushes {
     }
 }
 
-impl Default for Requests {
+impl Default for RequestCounters {
     fn default() -> Self {
         let family = Family::<RequestLabels, Counter>::default();
         let of =

@@ -75,7 +75,7 @@ pub(crate) struct RouteMetrics {
 }
 
 /// The handler of a route.
-struct Route(Arc<RouteState>);
+struct RouteHandler(Arc<RouteState>);
 
 struct RouteState {
     name: String,
@@ -106,7 +106,7 @@ impl Logic {
             duplicates: config.duplicates.map(DuplicateWindow::new),
             config: config.clone(),
         };
-        self.handlers.register_range(config.operations, Arc::new(Route(Arc::new(inner))))
+        self.handlers.register_range(config.operations, Arc::new(RouteHandler(Arc::new(inner))))
     }
 
     /// Returns a backend behind a URL. The packet's body is the body of a POST; everything else is
@@ -118,7 +118,7 @@ impl Logic {
     }
 }
 
-impl Handler for Route {
+impl Handler for RouteHandler {
     fn handle(&self, upstream: Upstream) -> Call<Result<Bytes, LogicError>> {
         let route = Arc::clone(&self.0);
         Call::pending(async move {

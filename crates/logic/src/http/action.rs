@@ -3,7 +3,7 @@
 use axum::body::Bytes;
 
 use super::error::ApiError;
-use super::query::Values;
+use super::query::QueryValues;
 use super::reply::{self, Reply};
 use super::table::Action;
 use super::timelines::{self, Requester};
@@ -14,7 +14,7 @@ use crate::Logic;
 pub(super) async fn call(
     logic: &Logic,
     action: Action,
-    values: &Values<'_>,
+    values: &QueryValues<'_>,
     requester: Requester<'_>,
     body: Bytes,
 ) -> Reply {

@@ -8,7 +8,7 @@ use axum::http::Response;
 use goim_ports::CometNode;
 
 use super::error::ApiError;
-use super::query::Values;
+use super::query::QueryValues;
 use super::reply::{self, Reply};
 use super::{json, push};
 use crate::{Logic, NodesReply};
@@ -16,7 +16,7 @@ use crate::{Logic, NodesReply};
 /// The maximum number of sessions of a room in one answer.
 const MEMBERS_MAX: i64 = 10_000;
 
-pub(super) async fn room_members(logic: &Logic, values: &Values<'_>) -> Reply {
+pub(super) async fn room_members(logic: &Logic, values: &QueryValues<'_>) -> Reply {
     let limit = values.number("limit");
     if !(1..=MEMBERS_MAX).contains(&limit) {
         let message = format!("limit must be from 1 to {MEMBERS_MAX}: {limit}");
@@ -25,10 +25,10 @@ pub(super) async fn room_members(logic: &Logic, values: &Values<'_>) -> Reply {
     let room = push::room_of(values)?;
     let (members, count) = logic.room_members(&room, usize::try_from(limit).unwrap_or_default()).await;
     Ok(reply::data(|out| {
-        let mut object = json::Object::open(out);
+        let mut object = json::ObjectWriter::open(out);
         json::number(object.member(b"count"), count);
         json::array(object.member(b"members"), members, |out, (server, member)| {
-            let mut object = json::Object::open(out);
+            let mut object = json::ObjectWriter::open(out);
             object.number("mid", member.mid.0);
             object.text("key", member.key.as_str());
             object.text("server", server.as_str());
@@ -38,7 +38,7 @@ pub(super) async fn room_members(logic: &Logic, values: &Values<'_>) -> Reply {
     }))
 }
 
-pub(super) async fn online_top(logic: &Logic, values: &Values<'_>) -> Reply {
+pub(super) async fn online_top(logic: &Logic, values: &QueryValues<'_>) -> Reply {
     let limit = values.number("limit");
     if limit < 0 {
         return Err(ApiError::bad_parameter(format!("limit must not be negative: {limit}")));
@@ -50,7 +50,7 @@ pub(super) async fn online_top(logic: &Logic, values: &Values<'_>) -> Reply {
     };
     Ok(reply::data(|out| {
         json::array(out, rooms, |out, room| {
-            let mut object = json::Object::open(out);
+            let mut object = json::ObjectWriter::open(out);
             object.text("room_id", &room.room);
             object.number("count", room.count);
             object.close();
@@ -58,7 +58,7 @@ pub(super) async fn online_top(logic: &Logic, values: &Values<'_>) -> Reply {
     }))
 }
 
-pub(super) async fn online_room(logic: &Logic, values: &Values<'_>) -> Response<Body> {
+pub(super) async fn online_room(logic: &Logic, values: &QueryValues<'_>) -> Response<Body> {
     let counts = logic.room_counts().await;
     let kind = values.text("type");
     let count_of = |room: &[u8]| {
@@ -68,7 +68,7 @@ pub(super) async fn online_room(logic: &Logic, values: &Values<'_>) -> Response<
     let rooms: BTreeMap<&Cow<'_, [u8]>, u32> =
         values.texts("rooms").iter().map(|room| (room, count_of(room).unwrap_or(0))).collect();
     reply::data(|out| {
-        let mut object = json::Object::open(out);
+        let mut object = json::ObjectWriter::open(out);
         for (room, count) in rooms {
             json::number(object.member(room), count);
         }
@@ -79,28 +79,28 @@ pub(super) async fn online_room(logic: &Logic, values: &Values<'_>) -> Response<
 pub(super) fn online_total(logic: &Logic) -> Response<Body> {
     let total = logic.online_total();
     reply::data(|out| {
-        let mut object = json::Object::open(out);
+        let mut object = json::ObjectWriter::open(out);
         object.number("conn_count", total.connections);
         object.number("ip_count", total.addresses);
         object.close();
     })
 }
 
-pub(super) fn nodes_weighted(logic: &Logic, values: &Values<'_>) -> Response<Body> {
+pub(super) fn nodes_weighted(logic: &Logic, values: &QueryValues<'_>) -> Response<Body> {
     let platform = String::from_utf8_lossy(values.text("platform"));
     let nodes = logic.weighted_nodes(&platform);
     reply::data(|out| write_nodes(out, &nodes))
 }
 
 fn write_nodes(out: &mut Vec<u8>, nodes: &NodesReply) {
-    let mut object = json::Object::open(out);
+    let mut object = json::ObjectWriter::open(out);
     object.some_text("domain", &nodes.domain);
     object.some_number("tcp_port", nodes.tcp_port.into());
     object.some_number("ws_port", nodes.ws_port.into());
     object.some_number("wss_port", nodes.wss_port.into());
     object.some_number("heartbeat", nodes.heartbeat);
     json::array(object.member(b"nodes"), &nodes.nodes, |out, node| json::string(out, node.as_bytes()));
-    let mut backoff = json::Object::open(object.member(b"backoff"));
+    let mut backoff = json::ObjectWriter::open(object.member(b"backoff"));
     backoff.some_number("max_delay", nodes.backoff.max_delay);
     backoff.some_number("base_delay", nodes.backoff.base_delay);
     backoff.some_float("factor", nodes.backoff.factor);
@@ -123,7 +123,7 @@ pub(super) fn nodes_instances(logic: &Logic) -> Response<Body> {
 
 /// Writes an instance as bilibili/discovery has it, its metadata sorted.
 fn write_instance(out: &mut Vec<u8>, comet: &CometNode) {
-    let mut object = json::Object::open(out);
+    let mut object = json::ObjectWriter::open(out);
     object.text("region", &comet.region);
     object.text("zone", &comet.zone);
     object.text("env", &comet.env);
@@ -132,7 +132,7 @@ fn write_instance(out: &mut Vec<u8>, comet: &CometNode) {
     json::array(object.member(b"addrs"), &comet.rpc_addrs, |out, addr| json::string(out, addr.as_bytes()));
     object.text("version", "");
     object.number("latest_timestamp", comet.latest_timestamp);
-    let mut metadata = json::Object::open(object.member(b"metadata"));
+    let mut metadata = json::ObjectWriter::open(object.member(b"metadata"));
     metadata.text("addrs", &comet.public_addrs.join(","));
     metadata.text("conn_count", &comet.connections.to_string());
     metadata.text("ip_count", &comet.addresses.to_string());

@@ -19,7 +19,7 @@ use tokio::time::timeout_at;
 
 use super::body::BodyError;
 use super::error::ApiError;
-use super::query::{Values, unescape};
+use super::query::{QueryValues, unescape};
 use super::rate::RateLimiter;
 use super::reply::{self, Reply};
 use super::table::{Action, Route};
@@ -143,7 +143,7 @@ impl Api {
         if route.is_protected() {
             guard::check(&self.logic.config.http.api_keys, peer, headers)?;
         }
-        let values = Values::parse(route.params, parts.uri.query()).map_err(ApiError::bad_parameter)?;
+        let values = QueryValues::parse(route.params, parts.uri.query()).map_err(ApiError::bad_parameter)?;
         let reader = if route.action == Action::Ack {
             let reader = timelines::acknowledging_member(&self.logic, &values, requester);
             let late = |_| Err(action::timed_out(&self.logic, route.action));
@@ -191,7 +191,7 @@ impl Api {
 /// A request that passed every check of its head.
 struct Admitted<'q> {
     route: &'static Route,
-    values: Values<'q>,
+    values: QueryValues<'q>,
     /// The member, on a route that identifies it before it reads the body.
     reader: Option<Reader>,
 }

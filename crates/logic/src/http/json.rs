@@ -64,12 +64,12 @@ fn float(out: &mut Vec<u8>, value: f32) {
 }
 
 /// An object being written, members in the order of the calls.
-pub(super) struct Object<'o> {
+pub(super) struct ObjectWriter<'o> {
     out: &'o mut Vec<u8>,
     empty: bool,
 }
 
-impl<'o> Object<'o> {
+impl<'o> ObjectWriter<'o> {
     pub(super) fn open(out: &'o mut Vec<u8>) -> Self {
         out.push(b'{');
         Self { out, empty: true }
@@ -178,7 +178,7 @@ mod tests {
     #[test]
     fn objects_leave_out_what_is_empty() {
         let mut out = Vec::new();
-        let mut object = Object::open(&mut out);
+        let mut object = ObjectWriter::open(&mut out);
         object.some_text("a", "");
         object.some_number("b", 0);
         object.some_float("c", 0.0);

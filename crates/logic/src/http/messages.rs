@@ -49,7 +49,7 @@ impl BodyFormat {
             .map_err(|error| format!("the body is not UTF-8 from byte {} on", error.valid_up_to()))?;
         match self {
             Self::Json => serde_json::from_str(text)
-                .map(|Document(messages)| messages)
+                .map(|BatchDocument(messages)| messages)
                 .map_err(|error| error.to_string()),
             Self::Lines => read_lines(text),
         }
@@ -101,7 +101,7 @@ fn too_many() -> String {
 /// A text that is only copied when it has escapes.
 #[derive(Deserialize)]
 #[serde(transparent)]
-struct Text<'t>(#[serde(borrow)] Cow<'t, str>);
+struct BorrowedText<'t>(#[serde(borrow)] Cow<'t, str>);
 
 /// Prefixes an error with the name of its location.
 fn at<E: Error>(name: impl fmt::Display) -> impl FnOnce(E) -> E {
@@ -126,21 +126,21 @@ fn unknown<E: Error>(name: &str, known: &str) -> E {
 }
 
 /// `{"messages":[…]}`.
-struct Document(Vec<BatchMessage>);
+struct BatchDocument(Vec<BatchMessage>);
 
-impl<'de> Deserialize<'de> for Document {
+impl<'de> Deserialize<'de> for BatchDocument {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Fields;
         impl<'de> Visitor<'de> for Fields {
-            type Value = Document;
+            type Value = BatchDocument;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object with the list `messages`")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Document, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<BatchDocument, A::Error> {
                 let mut messages: Option<Messages> = None;
-                while let Some(Text(name)) = map.next_key()? {
+                while let Some(BorrowedText(name)) = map.next_key()? {
                     match &*name {
                         "messages" if messages.is_some() => {
                             return Err(A::Error::custom("messages: is given twice"));
@@ -151,7 +151,7 @@ impl<'de> Deserialize<'de> for Document {
                     }
                 }
                 let messages = messages.ok_or_else(|| A::Error::custom("messages: is missing"))?;
-                Ok(Document(messages.0))
+                Ok(BatchDocument(messages.0))
             }
         }
         deserializer.deserialize_map(Fields)
@@ -203,7 +203,7 @@ impl<'de> Deserialize<'de> for Message {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Message, A::Error> {
                 let (mut to, mut operation, mut text, mut bytes, mut bodies) = (None, None, None, None, None);
                 let (mut delivery, mut idempotency_key) = (None, None);
-                while let Some(Text(name)) = map.next_key()? {
+                while let Some(BorrowedText(name)) = map.next_key()? {
                     match &*name {
                         "to" => field(&mut map, &mut to, "to")?,
                         "operation" => field(&mut map, &mut operation, "operation")?,
@@ -230,13 +230,13 @@ impl<'de> Deserialize<'de> for Message {
 }
 
 fn message(
-    to: Option<To>,
+    to: Option<ReceiversField>,
     operation: Option<i32>,
-    text: Option<Text<'_>>,
-    bytes: Option<Text<'_>>,
-    bodies: Option<Vec<InSchema<'_>>>,
+    text: Option<BorrowedText<'_>>,
+    bytes: Option<BorrowedText<'_>>,
+    bodies: Option<Vec<SchemaBodyFields<'_>>>,
 ) -> Result<BatchMessage, String> {
-    let To(to) = to.ok_or("to: is missing; name keys, mids, a room or all")?;
+    let ReceiversField(to) = to.ok_or("to: is missing; name keys, mids, a room or all")?;
     let operation = operation
         .filter(|operation| *operation != 0)
         .ok_or("operation: must be a number of 32 bits other than 0; the backend's own begin at 1000")?;
@@ -256,14 +256,14 @@ fn message(
 }
 
 fn delivery_of(
-    delivery: Option<Text<'_>>,
-    idempotency_key: Option<Text<'_>>,
+    delivery: Option<BorrowedText<'_>>,
+    idempotency_key: Option<BorrowedText<'_>>,
 ) -> Result<Delivery, &'static str> {
-    match (delivery.as_ref().map(|Text(text)| &**text), idempotency_key) {
+    match (delivery.as_ref().map(|BorrowedText(text)| &**text), idempotency_key) {
         (None | Some("transient"), None) => Ok(Delivery::Transient),
         (None | Some("transient"), Some(_)) => Err("idempotency_key: requires delivery `stored`"),
         (Some("stored"), None) => Ok(Delivery::Stored { idempotency_key: None }),
-        (Some("stored"), Some(Text(key))) => {
+        (Some("stored"), Some(BorrowedText(key))) => {
             let idempotency_key =
                 IdempotencyKey::new(key.into_owned()).ok_or("idempotency_key: must have 1 to 128 bytes")?;
             Ok(Delivery::Stored { idempotency_key: Some(idempotency_key) })
@@ -272,10 +272,10 @@ fn delivery_of(
     }
 }
 
-fn body_of(text: Option<Text<'_>>, bytes: Option<Text<'_>>) -> Result<Option<Bytes>, String> {
+fn body_of(text: Option<BorrowedText<'_>>, bytes: Option<BorrowedText<'_>>) -> Result<Option<Bytes>, String> {
     match (text, bytes) {
-        (Some(Text(text)), None) => Ok(Some(Bytes::copy_from_slice(text.as_bytes()))),
-        (None, Some(Text(text))) => {
+        (Some(BorrowedText(text)), None) => Ok(Some(Bytes::copy_from_slice(text.as_bytes()))),
+        (None, Some(BorrowedText(text))) => {
             let decoded = STANDARD.decode(&*text);
             let wrong = |error| format!("body_base64: must be base64 with padding: {error}");
             decoded.map(|bytes| Some(bytes.into())).map_err(wrong)
@@ -291,21 +291,21 @@ pub(super) const SCHEMAS_MAX: usize = 16;
 /// A message in one schema.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct InSchema<'t> {
+struct SchemaBodyFields<'t> {
     schema: u16,
     #[serde(borrow, default)]
-    body: Option<Text<'t>>,
+    body: Option<BorrowedText<'t>>,
     #[serde(borrow, default)]
-    body_base64: Option<Text<'t>>,
+    body_base64: Option<BorrowedText<'t>>,
 }
 
 /// Returns the body in the first schema, empty when there is none, and the bodies in the others.
-fn in_schemas(given: Vec<InSchema<'_>>) -> Result<(Bytes, Extended), String> {
+fn in_schemas(given: Vec<SchemaBodyFields<'_>>) -> Result<(Bytes, Extended), String> {
     if given.is_empty() || given.len() > SCHEMAS_MAX {
         return Err(format!(": must have 1 to {SCHEMAS_MAX} elements"));
     }
     let (mut first, mut bodies) = (None, Vec::new());
-    for (place, InSchema { schema, body, body_base64 }) in given.into_iter().enumerate() {
+    for (place, SchemaBodyFields { schema, body, body_base64 }) in given.into_iter().enumerate() {
         let wrong = |what: &str| format!("[{place}]: {what}");
         let body = body_of(body, body_base64).map_err(|error| wrong(&error))?;
         let body = body.ok_or_else(|| wrong("body: is missing"))?;
@@ -325,21 +325,21 @@ fn in_schemas(given: Vec<InSchema<'_>>) -> Result<(Bytes, Extended), String> {
 }
 
 /// The receivers of one message.
-struct To(Receivers);
+struct ReceiversField(Receivers);
 
-impl<'de> Deserialize<'de> for To {
+impl<'de> Deserialize<'de> for ReceiversField {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Fields;
         impl<'de> Visitor<'de> for Fields {
-            type Value = To;
+            type Value = ReceiversField;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object with one of `keys`, `mids`, `room` and `all`")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<To, A::Error> {
-                let mut given = Given::default();
-                while let Some(Text(name)) = map.next_key()? {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<ReceiversField, A::Error> {
+                let mut given = ReceiverFields::default();
+                while let Some(BorrowedText(name)) = map.next_key()? {
                     match &*name {
                         "keys" => field(&mut map, &mut given.keys, "keys")?,
                         "mids" => field(&mut map, &mut given.mids, "mids")?,
@@ -349,7 +349,7 @@ impl<'de> Deserialize<'de> for To {
                         other => return Err(unknown(other, "`keys`, `mids`, `room`, `all` and `speed`")),
                     }
                 }
-                given.receivers().map(To).map_err(A::Error::custom)
+                given.receivers().map(ReceiversField).map_err(A::Error::custom)
             }
         }
         deserializer.deserialize_map(Fields)
@@ -357,15 +357,15 @@ impl<'de> Deserialize<'de> for To {
 }
 
 #[derive(Default)]
-struct Given<'t> {
+struct ReceiverFields<'t> {
     keys: Option<Keys>,
     mids: Option<Vec<i64>>,
-    room: Option<Text<'t>>,
+    room: Option<BorrowedText<'t>>,
     all: Option<bool>,
     speed: Option<u32>,
 }
 
-impl Given<'_> {
+impl ReceiverFields<'_> {
     fn receivers(self) -> Result<Receivers, &'static str> {
         if self.speed.is_some() && self.all.is_none() {
             return Err("speed: requires all");
@@ -377,7 +377,7 @@ impl Given<'_> {
                 Ok(Receivers::Mids(mids.into_iter().map(Mid).collect()))
             }
             (None, Some(_), None, None) => Err("mids: must name at least one member, each above 0"),
-            (None, None, Some(Text(room)), None) => match room.split_once("://") {
+            (None, None, Some(BorrowedText(room)), None) => match room.split_once("://") {
                 Some((kind, id)) if !kind.is_empty() && !id.is_empty() => {
                     Ok(Receivers::Room(RoomId::from(&*room)))
                 }
@@ -408,7 +408,7 @@ impl<'de> Deserialize<'de> for Keys {
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Keys, A::Error> {
                 let mut keys = Vec::new();
-                while let Some(Text(key)) = list.next_element()? {
+                while let Some(BorrowedText(key)) = list.next_element()? {
                     if key.is_empty() {
                         return Err(A::Error::custom("no session has an empty key"));
                     }
@@ -439,14 +439,15 @@ impl EndRequest {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
         struct Fields {
-            of: To,
+            of: ReceiversField,
             #[serde(default)]
             reason: Option<String>,
         }
         let object: serde_json::Map<String, serde_json::Value> =
             serde_json::from_slice(body).map_err(|error| format!("wants an object with `of`: {error}"))?;
         let text = serde_json::Value::Object(object).to_string();
-        let Fields { of: To(of), reason } = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+        let Fields { of: ReceiversField(of), reason } =
+            serde_json::from_str(&text).map_err(|error| error.to_string())?;
         if matches!(of, Receivers::All(_)) {
             return Err("of: must name keys, mids or a room".to_owned());
         }

@@ -11,7 +11,7 @@ use goim_ports::{
 
 use super::error::ApiError;
 use super::messages::{BodyFormat, EndRequest};
-use super::query::Values;
+use super::query::QueryValues;
 use super::reply::{self, Reply};
 use super::timelines;
 use crate::{
@@ -29,7 +29,7 @@ const ROOM_IS_INBOX: &str = "`mid` is the type of inboxes: push to the member";
 ///
 /// # Errors
 /// A wrong value, or `stored` on a route that cannot store (`can_store` is false).
-fn delivery(values: &Values<'_>, can_store: bool) -> Result<Delivery, ApiError> {
+fn delivery(values: &QueryValues<'_>, can_store: bool) -> Result<Delivery, ApiError> {
     match values.text("delivery") {
         b"" | b"transient" => Ok(Delivery::Transient),
         b"stored" if !can_store => {
@@ -52,7 +52,7 @@ fn delivery(values: &Values<'_>, can_store: bool) -> Result<Delivery, ApiError> 
 /// Stores one message of goim v2's routes.
 async fn store(
     logic: &Logic,
-    values: &Values<'_>,
+    values: &QueryValues<'_>,
     to: StoredTo,
     idempotency_key: Option<IdempotencyKey>,
     body: Bytes,
@@ -69,7 +69,7 @@ async fn store(
     Ok(timelines::stored_one(stored.first().map_or(&[][..], Vec::as_slice)))
 }
 
-pub(super) async fn keys(logic: &Logic, values: &Values<'_>, body: Bytes) -> Reply {
+pub(super) async fn keys(logic: &Logic, values: &QueryValues<'_>, body: Bytes) -> Reply {
     delivery(values, false)?;
     let given = values.texts("keys");
     // No session has an empty key or one that is not UTF-8, but a push that names only such keys is
@@ -87,7 +87,7 @@ pub(super) async fn keys(logic: &Logic, values: &Values<'_>, body: Bytes) -> Rep
     Ok(reply::ok())
 }
 
-pub(super) async fn mids(logic: &Logic, values: &Values<'_>, body: Bytes) -> Reply {
+pub(super) async fn mids(logic: &Logic, values: &QueryValues<'_>, body: Bytes) -> Reply {
     let mids = values.numbers("mids").iter().copied().map(Mid);
     match delivery(values, true)? {
         Delivery::Transient => goim_pushed(logic.push_mids(operation(values), mids.collect(), body).await),
@@ -98,7 +98,7 @@ pub(super) async fn mids(logic: &Logic, values: &Values<'_>, body: Bytes) -> Rep
     }
 }
 
-pub(super) async fn room(logic: &Logic, values: &Values<'_>, body: Bytes) -> Reply {
+pub(super) async fn room(logic: &Logic, values: &QueryValues<'_>, body: Bytes) -> Reply {
     let room = room_of(values)?;
     match delivery(values, true)? {
         Delivery::Transient => goim_pushed(logic.push_room(operation(values), room, body).await),
@@ -111,7 +111,7 @@ pub(super) async fn room(logic: &Logic, values: &Values<'_>, body: Bytes) -> Rep
     }
 }
 
-pub(super) async fn all(logic: &Logic, values: &Values<'_>, body: Bytes) -> Reply {
+pub(super) async fn all(logic: &Logic, values: &QueryValues<'_>, body: Bytes) -> Reply {
     delivery(values, false)?;
     let speed = u32::try_from(values.number32("speed")).ok().and_then(NonZeroU32::new);
     goim_pushed(logic.push_all(operation(values), speed, body).await)
@@ -196,13 +196,13 @@ pub(super) async fn end_sessions(logic: &Logic, body: &[u8]) -> Reply {
 ///
 /// # Errors
 /// goim v2's error when the id is not UTF-8.
-pub(super) fn room_of(values: &Values<'_>) -> Result<RoomId, ApiError> {
+pub(super) fn room_of(values: &QueryValues<'_>) -> Result<RoomId, ApiError> {
     let id = [values.text("type"), b"://", values.text("room")].concat();
     let id = String::from_utf8(id).map_err(|_| ApiError::goim_server_error(NOT_UTF8))?;
     Ok(RoomId::from(id))
 }
 
-fn operation(values: &Values<'_>) -> Operation {
+fn operation(values: &QueryValues<'_>) -> Operation {
     Operation(values.number32("operation"))
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Pairs with an invalid escape or a semicolon are dropped. Names are case-sensitive. Of several
 //! values of a number or a text the first counts; a list has one pair per element. An empty number
-//! is 0. Values are bytes, because an escape can produce any.
+//! is 0. QueryValues are bytes, because an escape can produce any.
 
 use std::borrow::Cow;
 
@@ -10,13 +10,13 @@ use super::table::{PARAMS_MAX, Param, ParamKind};
 
 /// The validated parameters of one request.
 #[derive(Debug)]
-pub(super) struct Values<'q> {
+pub(super) struct QueryValues<'q> {
     params: &'static [Param],
-    values: [Value<'q>; PARAMS_MAX],
+    values: [QueryValue<'q>; PARAMS_MAX],
 }
 
 #[derive(Debug, Default, PartialEq)]
-enum Value<'q> {
+enum QueryValue<'q> {
     #[default]
     Absent,
     Text(Cow<'q, [u8]>),
@@ -25,13 +25,13 @@ enum Value<'q> {
     Numbers(Vec<i64>),
 }
 
-impl<'q> Values<'q> {
+impl<'q> QueryValues<'q> {
     /// Parses `query` for the parameters of a route.
     ///
     /// # Errors
     /// goim v2's message for the first invalid number, otherwise for all missing parameters.
     pub(super) fn parse(params: &'static [Param], query: Option<&'q str>) -> Result<Self, String> {
-        let mut values: [Value<'q>; PARAMS_MAX] = Default::default();
+        let mut values: [QueryValue<'q>; PARAMS_MAX] = Default::default();
         for (name, text) in pairs(query.unwrap_or_default()) {
             let place = params.iter().zip(&mut values).find(|(param, _)| param.name.as_bytes() == &*name);
             if let Some((param, value)) = place {
@@ -54,7 +54,7 @@ impl<'q> Values<'q> {
 
     /// Returns a number; 0 when it is absent.
     pub(super) fn number(&self, name: &str) -> i64 {
-        if let Value::Number(number) = self.get(name) { *number } else { 0 }
+        if let QueryValue::Number(number) = self.get(name) { *number } else { 0 }
     }
 
     /// Returns a number that the table declares with 32 bits; 0 when it is absent.
@@ -64,27 +64,27 @@ impl<'q> Values<'q> {
 
     /// Returns a text; empty when it is absent.
     pub(super) fn text(&self, name: &str) -> &[u8] {
-        if let Value::Text(text) = self.get(name) { text } else { &[] }
+        if let QueryValue::Text(text) = self.get(name) { text } else { &[] }
     }
 
     /// Returns a list of texts.
     pub(super) fn texts(&self, name: &str) -> &[Cow<'q, [u8]>] {
-        if let Value::Texts(texts) = self.get(name) { texts } else { &[] }
+        if let QueryValue::Texts(texts) = self.get(name) { texts } else { &[] }
     }
 
     /// Returns a list of numbers.
     pub(super) fn numbers(&self, name: &str) -> &[i64] {
-        if let Value::Numbers(numbers) = self.get(name) { numbers } else { &[] }
+        if let QueryValue::Numbers(numbers) = self.get(name) { numbers } else { &[] }
     }
 
-    fn get(&self, name: &str) -> &Value<'q> {
+    fn get(&self, name: &str) -> &QueryValue<'q> {
         let found = self.params.iter().zip(&self.values).find(|(param, _)| param.name == name);
         debug_assert!(found.is_some(), "{name} is not in the table");
-        found.map_or(&Value::Absent, |(_, value)| value)
+        found.map_or(&QueryValue::Absent, |(_, value)| value)
     }
 }
 
-impl<'q> Value<'q> {
+impl<'q> QueryValue<'q> {
     fn add(&mut self, kind: ParamKind, text: Cow<'q, [u8]>) {
         match (kind, self) {
             (ParamKind::TextList | ParamKind::I64List, Self::Texts(texts)) => texts.push(text),
@@ -247,7 +247,7 @@ mod tests {
     #[test]
     fn row_97_pairs_as_go_reads_them() {
         let check = |query: &str, operation: i64, keys: &[&str]| {
-            let values = Values::parse(params("/goim/push/keys"), Some(query)).unwrap();
+            let values = QueryValues::parse(params("/goim/push/keys"), Some(query)).unwrap();
             assert_eq!(values.number("operation"), operation, "{query}");
             let got: Vec<_> = values.texts("keys").iter().map(|key| String::from_utf8_lossy(key)).collect();
             assert_eq!(got, keys, "{query}");
@@ -305,7 +305,7 @@ mod tests {
 
     #[test]
     fn rows_51_and_52_missing_parameters_in_order() {
-        let missing = |path, query: &str| Values::parse(params(path), Some(query)).map(drop);
+        let missing = |path, query: &str| QueryValues::parse(params(path), Some(query)).map(drop);
         let text = |fields: &[&str]| {
             let line = |field: &&str| {
                 format!("Key: '{field}' Error:Field validation for '{field}' failed on the 'required' tag")

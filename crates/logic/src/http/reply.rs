@@ -25,7 +25,7 @@ pub(super) struct Envelope<'a> {
 impl Envelope<'_> {
     pub(super) fn to_json(&self) -> Bytes {
         let mut out = Vec::with_capacity(64 + self.message.len());
-        let mut object = json::Object::open(&mut out);
+        let mut object = json::ObjectWriter::open(&mut out);
         object.number("code", self.code);
         object.text("message", self.message);
         if let Some(accepted) = self.accepted {

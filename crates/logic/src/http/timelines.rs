@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 
 use super::error::ApiError;
 use super::guard;
-use super::query::Values;
+use super::query::QueryValues;
 use super::rate::network;
 use super::reply::{self, Reply};
 use crate::timelines::{AppendedMessage, LongPollEnd, LongPollOutcome, Reader, Timelines, Unread};
@@ -40,7 +40,7 @@ pub(super) struct Requester<'a> {
 }
 
 /// Messages after a position: immediately, as a long poll, or as a stream of events.
-pub(super) async fn sync(logic: &Logic, values: &Values<'_>, requester: Requester<'_>) -> Reply {
+pub(super) async fn sync(logic: &Logic, values: &QueryValues<'_>, requester: Requester<'_>) -> Reply {
     let timelines = timelines_of(logic)?;
     let wait = duration(values.text("wait"))
         .ok_or_else(|| ApiError::bad_parameter("wait must be a time such as 30s or 500ms"))?
@@ -123,7 +123,7 @@ impl EndNotice {
 }
 
 /// One page of a timeline, backwards.
-pub(super) async fn history(logic: &Logic, values: &Values<'_>, requester: Requester<'_>) -> Reply {
+pub(super) async fn history(logic: &Logic, values: &QueryValues<'_>, requester: Requester<'_>) -> Reply {
     let timelines = timelines_of(logic)?;
     let reader = backend_or_member(logic, values, requester, protover(logic, values)).await?;
     let before = u64::try_from(values.number("before")).ok().filter(|before| *before > 0).map(TimelineSeq);
@@ -142,7 +142,7 @@ pub(super) async fn history(logic: &Logic, values: &Values<'_>, requester: Reque
 }
 
 /// Numbers of unread messages.
-pub(super) async fn unread(logic: &Logic, values: &Values<'_>, requester: Requester<'_>) -> Reply {
+pub(super) async fn unread(logic: &Logic, values: &QueryValues<'_>, requester: Requester<'_>) -> Reply {
     let timelines = timelines_of(logic)?;
     let reader = backend_or_member(logic, values, requester, logic.config.versions.highest()).await?;
     if reader.mid.is_anonymous() {
@@ -156,7 +156,7 @@ pub(super) async fn unread(logic: &Logic, values: &Values<'_>, requester: Reques
 /// Identifies the member of a request to `/v1/ack`, before a byte of the body is read.
 pub(super) async fn acknowledging_member(
     logic: &Logic,
-    values: &Values<'_>,
+    values: &QueryValues<'_>,
     requester: Requester<'_>,
 ) -> Result<Reader, ApiError> {
     timelines_of(logic)?;
@@ -216,7 +216,7 @@ impl MessageRef {
     }
 }
 
-fn request_of(values: &Values<'_>) -> sync::SyncRequest {
+fn request_of(values: &QueryValues<'_>) -> sync::SyncRequest {
     let number = |name| u64::try_from(values.number(name)).unwrap_or_default();
     sync::SyncRequest {
         timeline: String::from_utf8_lossy(values.text("timeline")).into_owned(),
@@ -253,7 +253,7 @@ fn accepts(headers: &HeaderMap, media_type: &[u8]) -> bool {
 /// Identifies the requester as the backend, by its API key, or as a member, by the token.
 async fn backend_or_member(
     logic: &Logic,
-    values: &Values<'_>,
+    values: &QueryValues<'_>,
     requester: Requester<'_>,
     protover: Version,
 ) -> Result<Reader, ApiError> {
@@ -271,7 +271,7 @@ async fn backend_or_member(
 /// Identifies the requester as a member, by the token.
 async fn member(
     logic: &Logic,
-    values: &Values<'_>,
+    values: &QueryValues<'_>,
     Requester { peer, headers, .. }: Requester<'_>,
     protover: Version,
 ) -> Result<Reader, ApiError> {
@@ -307,7 +307,7 @@ async fn member(
 }
 
 /// The packet version that the client names, at most the server's; the highest when it names none.
-fn protover(logic: &Logic, values: &Values<'_>) -> Version {
+fn protover(logic: &Logic, values: &QueryValues<'_>) -> Version {
     let highest = logic.config.versions.highest();
     match i16::try_from(values.number32("protover")) {
         Ok(given) if given > 0 => Version(given).min(highest),

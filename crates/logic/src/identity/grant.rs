@@ -43,13 +43,15 @@ pub(super) struct Grant {
 fn mid<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
-    enum Either {
+    enum NumberOrText {
         Number(i64),
         Text(String),
     }
-    match Either::deserialize(deserializer) {
-        Ok(Either::Number(number)) => Ok(number),
-        Ok(Either::Text(text)) => text.parse().map_err(|_| D::Error::custom("the member is not an integer")),
+    match NumberOrText::deserialize(deserializer) {
+        Ok(NumberOrText::Number(number)) => Ok(number),
+        Ok(NumberOrText::Text(text)) => {
+            text.parse().map_err(|_| D::Error::custom("the member is not an integer"))
+        }
         Err(_) => Err(D::Error::custom("the member is not an integer")),
     }
 }

@@ -12,7 +12,7 @@ use arc_swap::ArcSwap;
 use goim_ports::{HttpClient, HttpRequest, ServiceUrl};
 use tokio::sync::Mutex;
 
-use super::key::Key;
+use super::key::VerificationKey;
 
 /// The timeout of a fetch and the maximum size of a set.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -31,7 +31,7 @@ pub(super) struct Jwks {
 
 #[derive(Default)]
 struct KeySet {
-    keys: Arc<Vec<Key>>,
+    keys: Arc<Vec<VerificationKey>>,
     /// `None` before the first fetch.
     at: Option<Instant>,
 }
@@ -47,7 +47,7 @@ impl Jwks {
     }
 
     /// Returns the known keys.
-    pub(super) fn keys(&self) -> Arc<Vec<Key>> {
+    pub(super) fn keys(&self) -> Arc<Vec<VerificationKey>> {
         Arc::clone(&self.fetched.load().keys)
     }
 
@@ -89,7 +89,7 @@ impl Jwks {
         true
     }
 
-    async fn try_fetch(&self) -> Result<Vec<Key>, String> {
+    async fn try_fetch(&self) -> Result<Vec<VerificationKey>, String> {
         let request = HttpRequest {
             body: None,
             url: self.url.reveal().to_owned(),
@@ -105,8 +105,9 @@ impl Jwks {
         let set: serde_json::Value =
             serde_json::from_slice(&answer.body).map_err(|error| format!("not JSON: {error}"))?;
         let list = set.get("keys").and_then(serde_json::Value::as_array).ok_or("has no list of keys")?;
-        let read = |jwk: &serde_json::Value| Key::of_set(&serde_json::from_value(jwk.clone()).ok()?);
-        let keys: Vec<Key> = list.iter().filter_map(read).collect();
+        let read =
+            |jwk: &serde_json::Value| VerificationKey::of_set(&serde_json::from_value(jwk.clone()).ok()?);
+        let keys: Vec<VerificationKey> = list.iter().filter_map(read).collect();
         if keys.is_empty() {
             return Err("has no key for RS256, ES256 or EdDSA".to_owned());
         }

@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 
 use super::grant::Grant;
 use super::jwks::Jwks;
-use super::key::{Key, KeyError};
+use super::key::{KeyError, VerificationKey};
 use super::{Authenticator, Credentials};
 use crate::config::JwtConfig;
 
@@ -30,13 +30,13 @@ pub(super) struct JwtAuthenticator {
 
 struct JwtVerifier {
     config: JwtConfig,
-    keys: Vec<Key>,
+    keys: Vec<VerificationKey>,
     jwks: Option<Jwks>,
 }
 
 /// The header of a token.
 #[derive(Deserialize)]
-struct Header {
+struct JwtHeader {
     alg: String,
     #[serde(default)]
     kid: Option<String>,
@@ -47,9 +47,9 @@ struct Header {
 
 impl JwtAuthenticator {
     pub(super) fn new(config: JwtConfig, http: &Arc<dyn HttpClient>) -> Result<Self, KeyError> {
-        let mut keys: Vec<Key> = config.secrets.iter().map(Key::secret).collect();
+        let mut keys: Vec<VerificationKey> = config.secrets.iter().map(VerificationKey::secret).collect();
         for path in &config.public_keys {
-            keys.push(Key::read(path)?);
+            keys.push(VerificationKey::read(path)?);
         }
         let jwks = config.jwks_url.clone();
         let jwks = jwks.map(|url| {
@@ -98,7 +98,7 @@ fn read_header(token: &str) -> Result<(Algorithm, Option<String>), ConnectError>
     let malformed = || ConnectError::refused("the token is not a JSON Web Token");
     let first = token.split('.').next().unwrap_or_default();
     let bytes = URL_SAFE_NO_PAD.decode(first).map_err(|_| malformed())?;
-    let header: Header = serde_json::from_slice(&bytes).map_err(|_| malformed())?;
+    let header: JwtHeader = serde_json::from_slice(&bytes).map_err(|_| malformed())?;
     if header.crit.is_some() {
         return Err(ConnectError::refused("the token needs extensions that are not known"));
     }
@@ -119,9 +119,13 @@ fn read_header(token: &str) -> Result<(Algorithm, Option<String>), ConnectError>
 
 impl JwtVerifier {
     /// The keys that may have signed a token with this header.
-    fn candidates<'a>(&'a self, header: &(Algorithm, Option<String>), fetched: &'a [Key]) -> Vec<&'a Key> {
+    fn candidates<'a>(
+        &'a self,
+        header: &(Algorithm, Option<String>),
+        fetched: &'a [VerificationKey],
+    ) -> Vec<&'a VerificationKey> {
         let (algorithm, name) = header;
-        let may = |key: &&Key| {
+        let may = |key: &&VerificationKey| {
             // A key without an id matches any token; a token without one matches any key.
             let same_name = key.id.is_none() || name.is_none() || key.id == *name;
             key.algorithm == *algorithm && same_name
@@ -163,7 +167,7 @@ impl JwtVerifier {
         self.verify(token, &candidates)
     }
 
-    fn verify(&self, token: &str, candidates: &[&Key]) -> Result<Grant, ConnectError> {
+    fn verify(&self, token: &str, candidates: &[&VerificationKey]) -> Result<Grant, ConnectError> {
         let mut refusal =
             ConnectError::because(NoSession::Signature, "no key is known that could have signed the token");
         for key in candidates {

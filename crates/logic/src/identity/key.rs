@@ -22,14 +22,14 @@ pub struct KeyError {
 
 /// One key.
 #[derive(Clone)]
-pub(super) struct Key {
+pub(super) struct VerificationKey {
     /// The key id that tokens name, if any.
     pub(super) id: Option<String>,
     pub(super) algorithm: Algorithm,
     pub(super) decoding: DecodingKey,
 }
 
-impl Key {
+impl VerificationKey {
     pub(super) fn secret(secret: &Secret) -> Self {
         let decoding = DecodingKey::from_secret(secret.reveal().as_bytes());
         Self { id: None, algorithm: Algorithm::HS256, decoding }

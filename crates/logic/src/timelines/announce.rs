@@ -65,7 +65,7 @@ impl Timelines {
             return;
         }
         kept.drain(..told);
-        let Ok(permit) = Arc::clone(&self.announcing).try_acquire_owned() else {
+        let Ok(permit) = Arc::clone(&self.notify_retries).try_acquire_owned() else {
             self.give_up(kept.len());
             return;
         };
@@ -91,8 +91,8 @@ impl Timelines {
     }
 
     fn give_up(&self, count: usize) {
-        self.metrics.unannounced.inc_by(count as u64);
-        if let Some(suppressed) = self.unannounced.try_log(Instant::now()) {
+        self.metrics.notify_failed.inc_by(count as u64);
+        if let Some(suppressed) = self.notify_failure_log.try_log(Instant::now()) {
             let what =
                 "sessions cannot be told of messages that are kept; they find them with their next sync";
             tracing::warn!(suppressed, "{what}");

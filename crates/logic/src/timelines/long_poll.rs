@@ -66,7 +66,8 @@ pub(crate) struct LongPollOwner {
     pub(crate) until: Option<Instant>,
 }
 
-/// All long polls of a logic.
+/// All long polls of a logic. Clones share their state.
+#[derive(Clone)]
 pub(super) struct LongPolls {
     limits: LongPollLimits,
     state: Arc<Mutex<LongPollRegistry>>,

@@ -172,7 +172,7 @@ impl Timelines {
         self.metrics.request("sync", &reply.as_ref().map(drop));
         if let Ok(reply) = &reply {
             self.metrics.read.inc_by(reply.messages.len() as u64);
-            self.metrics.resets.inc_by(u64::from(reply.gap));
+            self.metrics.gaps.inc_by(u64::from(reply.gap));
         }
         reply
     }

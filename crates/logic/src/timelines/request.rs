@@ -13,7 +13,7 @@ use goim_ports::{
 };
 use goim_wire::sync::{self, Body as _};
 
-use super::sending::{Exceeded, is_allowed, is_for_members};
+use super::sending::{QuotaExceeded, is_allowed, is_for_members};
 use super::{AppendedMessage, Reader, TimelineRequestError, Timelines, parse_timeline};
 
 impl Timelines {
@@ -114,7 +114,7 @@ impl Timelines {
         placed.into_iter().next().ok_or(TimelineRequestError::Invalid("nothing was kept".to_owned()))
     }
 
-    fn limited(&self, Exceeded { limit, retry_after }: Exceeded) -> TimelineRequestError {
+    fn limited(&self, QuotaExceeded { limit, retry_after }: QuotaExceeded) -> TimelineRequestError {
         self.metrics.limited.get_or_create(&vec![("limit", limit)]).inc();
         TimelineRequestError::Limited { limit, retry_after }
     }

@@ -86,7 +86,7 @@ pub(super) fn is_allowed(rules: &[SendRule], own: bool, timeline: &TimelineId, o
 
 /// The quota that a message exceeds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Exceeded {
+pub(super) struct QuotaExceeded {
     /// `messages` or `bytes`.
     pub(super) limit: &'static str,
     /// The time after which the message fits.
@@ -124,7 +124,7 @@ impl SendQuotas {
     }
 
     /// Takes a message of a member at `now`, or returns the exceeded quota and takes nothing.
-    pub(super) fn take(&self, mid: Mid, bytes: usize, now: Instant) -> Result<(), Exceeded> {
+    pub(super) fn take(&self, mid: Mid, bytes: usize, now: Instant) -> Result<(), QuotaExceeded> {
         let SendConfig { messages_per_second_max, messages_burst, bytes_per_second_max, bytes_burst, .. } =
             self.config;
         let interval = Duration::from_secs(1) / messages_per_second_max.get();
@@ -139,13 +139,13 @@ impl SendQuotas {
         let ahead = owed(paid.messages_at);
         let most = interval * (messages_burst.get() - 1);
         if ahead > most {
-            return Err(Exceeded { limit: "messages", retry_after: millis_up(ahead - most) });
+            return Err(QuotaExceeded { limit: "messages", retry_after: millis_up(ahead - most) });
         }
         let (ahead, cost, most) = (owed(paid.bytes_at), bytes_time(bytes), bytes_time(bytes_burst));
         // A message larger than the burst is allowed when all earlier bytes are paid for.
         let most = most.saturating_sub(cost);
         if ahead > most {
-            return Err(Exceeded { limit: "bytes", retry_after: millis_up(ahead - most) });
+            return Err(QuotaExceeded { limit: "bytes", retry_after: millis_up(ahead - most) });
         }
         paid.messages_at = paid.messages_at.max(now) + interval;
         paid.bytes_at = paid.bytes_at.max(now) + cost;
@@ -258,7 +258,7 @@ mod tests {
         let taken = |mid, now| (0..100).filter(|_| quotas.take(Mid(mid), 0, now).is_ok()).count();
         assert_eq!((taken(1, at(0)), taken(2, at(0))), (5, 5));
         let exceeded = quotas.take(Mid(1), 0, at(0)).unwrap_err();
-        assert_eq!(exceeded, Exceeded { limit: "messages", retry_after: Duration::from_millis(100) });
+        assert_eq!(exceeded, QuotaExceeded { limit: "messages", retry_after: Duration::from_millis(100) });
         for (wait, told) in [(1, 1), (999_999, 1), (1_000_000, 1), (1_000_001, 2)] {
             assert_eq!(millis_up(Duration::from_nanos(wait)), Duration::from_millis(told), "{wait} ns");
         }
@@ -271,9 +271,15 @@ mod tests {
         let at = |ms| start + Duration::from_millis(ms);
         let take = |bytes, ms| quotas.take(Mid(1), bytes, at(ms));
         assert_eq!(take(1500, 0), Ok(()));
-        assert_eq!(take(1000, 0), Err(Exceeded { limit: "bytes", retry_after: Duration::from_millis(500) }));
+        assert_eq!(
+            take(1000, 0),
+            Err(QuotaExceeded { limit: "bytes", retry_after: Duration::from_millis(500) })
+        );
         assert_eq!((take(500, 0), take(1000, 1000)), (Ok(()), Ok(())));
-        assert_eq!(take(9000, 1000), Err(Exceeded { limit: "bytes", retry_after: Duration::from_secs(2) }));
+        assert_eq!(
+            take(9000, 1000),
+            Err(QuotaExceeded { limit: "bytes", retry_after: Duration::from_secs(2) })
+        );
         assert_eq!(take(9000, 3000), Ok(()));
         assert_eq!(take(1, 3000).unwrap_err().limit, "bytes");
     }
