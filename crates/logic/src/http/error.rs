@@ -240,7 +240,9 @@ impl From<ConnectError> for ApiError {
     fn from(error: ConnectError) -> Self {
         let label = error.reason.label();
         match error.reason {
-            NoSession::Unavailable => Self::unavailable("who asks cannot be found out; try again later"),
+            NoSession::Unavailable => {
+                Self::unavailable("the requester cannot be identified; try again later")
+            }
             NoSession::Denied | NoSession::Room | NoSession::Mismatch => {
                 Self::new(StatusCode::FORBIDDEN, label)
             }

@@ -444,7 +444,7 @@ impl EndRequest {
             reason: Option<String>,
         }
         let object: serde_json::Map<String, serde_json::Value> =
-            serde_json::from_slice(body).map_err(|error| format!("wants an object with `of`: {error}"))?;
+            serde_json::from_slice(body).map_err(|error| format!("expected an object with `of`: {error}"))?;
         let text = serde_json::Value::Object(object).to_string();
         let Fields { of: ReceiversField(of), reason } =
             serde_json::from_str(&text).map_err(|error| error.to_string())?;

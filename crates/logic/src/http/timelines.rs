@@ -209,7 +209,7 @@ impl MessageRef {
     fn read(body: &[u8]) -> Result<Self, ApiError> {
         // serde would read a list as the fields in their order.
         let object: serde_json::Map<String, Value> = serde_json::from_slice(body).map_err(|error| {
-            ApiError::bad_request(format!("wants an object with `timeline` and `seq`: {error}"))
+            ApiError::bad_request(format!("expected an object with `timeline` and `seq`: {error}"))
         })?;
         serde_json::from_value(Value::Object(object))
             .map_err(|error| ApiError::bad_request(error.to_string()))

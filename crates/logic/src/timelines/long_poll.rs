@@ -281,7 +281,7 @@ mod tests {
         let waits = LongPolls::new(LIMITS);
         let begin = |mid| waits.begin(id(mid), who(mid, "k"));
         let (one, two) = (begin(1).unwrap(), begin(1).unwrap());
-        assert_eq!(begin(2).err(), Some(LongPollError::Full), "as many as may");
+        assert_eq!(begin(2).err(), Some(LongPollError::Full), "the total limit");
         {
             let (first, second) = (one.grown(), two.grown());
             tokio::pin!(first, second);
