@@ -5,7 +5,6 @@
 //! from the front.
 
 use std::num::NonZeroU32;
-use std::time::Instant;
 
 use bytes::Bytes;
 use goim_ports::{
@@ -13,10 +12,9 @@ use goim_ports::{
     RoomId, ServerId, SessionKey,
 };
 
-use crate::deadline::with_timeout;
 use crate::metrics::PushKind;
-use crate::push::{append_late, group_keys, targets};
-use crate::{Logic, PushError, record};
+use crate::push::{group_keys, targets};
+use crate::{Logic, PushError};
 
 /// One message of a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,7 +108,7 @@ impl Logic {
         let accepted = pushed.as_ref().map_or_else(|error| error.accepted, |count| *count);
         let error = pushed.as_ref().err().map(|error| &error.error);
         for (index, kind) in kinds.into_iter().enumerate() {
-            self.count_result(kind, error.filter(|_| index >= accepted));
+            self.push_writer.count(kind, error.filter(|_| index >= accepted));
         }
         pushed
     }
@@ -118,17 +116,12 @@ impl Logic {
     async fn try_push_batch(&self, messages: Vec<BatchMessage>) -> Result<usize, BatchError> {
         let count = messages.len();
         let BatchRecords { records, of } = self.records_of(messages).await?;
-        let limit = self.config.push.record_bytes_max;
-        let sizes = records.iter().map(record::size).zip(&of);
-        if let Some((size, index)) = sizes.into_iter().find(|(size, _)| *size > limit) {
-            let error = PushError::Append(AppendError::TooLarge { size, limit });
-            return Err(BatchError { accepted: 0, index: *index, error });
+        for (record, index) in records.iter().zip(&of) {
+            let too_large =
+                |error| BatchError { accepted: 0, index: *index, error: PushError::Append(error) };
+            self.push_writer.check_size(record).map_err(too_large)?;
         }
-        let started = Instant::now();
-        let appended = self.push_log.append_all(records).map(Ok);
-        let appended = with_timeout(self.config.push.append_timeout, appended, append_late).await;
-        self.metrics.append_seconds.observe(started.elapsed().as_secs_f64());
-        match appended.unwrap_or_else(|late| Appended { accepted: 0, error: Some(late) }) {
+        match self.push_writer.append_all(records).await {
             Appended { error: None, .. } => Ok(count),
             Appended { accepted, error: Some(error) } => {
                 let index = of.get(accepted).copied().unwrap_or(count);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use goim_ports::{
-    AcceptedAt, Device, DeviceDirectory, DirectoryError, EndCode, Mid, PushLog, PushTarget, ServerId,
+    AcceptedAt, Call, Device, DeviceDirectory, DirectoryError, EndCode, Mid, PushLog, PushTarget, ServerId,
     SessionDirectory, SessionKey,
 };
 
@@ -17,7 +17,7 @@ use crate::config::DevicePolicy;
 use crate::deadline::with_timeout;
 use crate::members::disconnect_record;
 use crate::port::directory_late;
-use crate::push::append_late;
+use crate::push_writer::append_late;
 
 /// The close code "too many devices".
 const TOO_MANY_DEVICES: EndCode = EndCode(3506);
@@ -25,14 +25,34 @@ const TOO_MANY_DEVICES: EndCode = EndCode(3506);
 /// Enforces the device policy.
 #[derive(Clone)]
 pub(crate) struct Devices {
-    pub(crate) policy: DevicePolicy,
-    pub(crate) directory: Arc<dyn DeviceDirectory>,
-    pub(crate) sessions: Arc<dyn SessionDirectory>,
-    pub(crate) push_log: Arc<dyn PushLog>,
-    pub(crate) deadline: Duration,
+    policy: DevicePolicy,
+    directory: Arc<dyn DeviceDirectory>,
+    sessions: Arc<dyn SessionDirectory>,
+    push_log: Arc<dyn PushLog>,
+    timeout: Duration,
 }
 
 impl Devices {
+    pub(crate) fn new(
+        policy: DevicePolicy,
+        directory: Arc<dyn DeviceDirectory>,
+        sessions: Arc<dyn SessionDirectory>,
+        push_log: Arc<dyn PushLog>,
+        timeout: Duration,
+    ) -> Self {
+        Self { policy, directory, sessions, push_log, timeout }
+    }
+
+    /// True when members may have any number of devices: the directory is not used then.
+    pub(crate) fn are_unlimited(&self) -> bool {
+        self.policy == DevicePolicy::All
+    }
+
+    /// Removes the device of a closed session.
+    pub(crate) fn forget(&self, mid: Mid, key: SessionKey) -> Call<Result<(), DirectoryError>> {
+        self.directory.forget(mid, vec![key])
+    }
+
     /// Ends the sessions that exceed the policy now that this one is open.
     pub(crate) async fn session_opened(&self, mid: Mid, key: SessionKey, platform: String) {
         if let Err(error) = self.try_session_opened(mid, key, platform).await {
@@ -44,11 +64,11 @@ impl Devices {
         let text = |error: DirectoryError| error.to_string();
         let device = Device { platform, since: AcceptedAt::now() };
         let entered = self.directory.enter(mid, key.clone(), device);
-        let entered = with_timeout(self.deadline, entered, directory_late).await.map_err(text)?;
+        let entered = with_timeout(self.timeout, entered, directory_late).await.map_err(text)?;
         if entered.len() <= 1 {
             return Ok(());
         }
-        let there = with_timeout(self.deadline, self.sessions.sessions_of(vec![mid]), directory_late)
+        let there = with_timeout(self.timeout, self.sessions.sessions_of(vec![mid]), directory_late)
             .await
             .map_err(text)?;
         let server_of = |key: &SessionKey| {
@@ -63,12 +83,12 @@ impl Devices {
             }
         }
         let forgotten = gone.into_iter().map(|(key, _)| key).chain(ended).collect();
-        with_timeout(self.deadline, self.directory.forget(mid, forgotten), directory_late).await.map_err(text)
+        with_timeout(self.timeout, self.directory.forget(mid, forgotten), directory_late).await.map_err(text)
     }
 
     async fn end(&self, server: ServerId, key: SessionKey) -> Result<(), String> {
         let record = disconnect_record(PushTarget::Keys { server, keys: vec![key] }, TOO_MANY_DEVICES);
-        with_timeout(self.deadline, self.push_log.append(record), append_late)
+        with_timeout(self.timeout, self.push_log.append(record), append_late)
             .await
             .map_err(|error| error.to_string())
     }

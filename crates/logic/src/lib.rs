@@ -28,8 +28,10 @@ mod nodes;
 mod online;
 mod port;
 mod push;
+mod push_writer;
 mod record;
 mod route;
+mod session_ends;
 mod timelines;
 mod webhook;
 

@@ -1,12 +1,11 @@
 //! The role itself: its parts and what it holds between requests.
 
 use std::fmt;
-use std::hash::{BuildHasher as _, RandomState};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use goim_ports::{
-    CometPool, DeviceDirectory, EventSink, HttpClient, NodeDirectory, PushLog, RateLimitedLog, RoomDirectory,
+    CometPool, DeviceDirectory, EventSink, HttpClient, NodeDirectory, PushLog, RoomDirectory,
     SessionDirectory, TimelineStore,
 };
 use prometheus_client::registry::Registry;
@@ -18,6 +17,8 @@ use crate::identity::{Identity, KeyError};
 use crate::metrics::Metrics;
 use crate::nodes::NodeSelector;
 use crate::online::OnlineCounts;
+use crate::push_writer::PushWriter;
+use crate::session_ends::SessionEnds;
 use crate::timelines::{self, Timelines};
 
 /// The ports that logic needs.
@@ -50,12 +51,11 @@ impl fmt::Debug for Dependencies {
 /// The role `logic`. Shared by comet's calls and by the HTTP API.
 pub struct Logic {
     pub(crate) config: Config,
-    /// A random number that marks this logic's entries in state that several logics share.
-    pub(crate) instance_id: u64,
     pub(crate) sessions: Arc<dyn SessionDirectory>,
     pub(crate) online: OnlineCounts,
     pub(crate) nodes: NodeSelector,
-    pub(crate) push_log: Arc<dyn PushLog>,
+    pub(crate) push_writer: PushWriter,
+    pub(crate) session_ends: SessionEnds,
     pub(crate) comets: Arc<dyn CometPool>,
     pub(crate) http: Arc<dyn HttpClient>,
     pub(crate) identity: Identity,
@@ -64,8 +64,6 @@ pub struct Logic {
     pub(crate) handlers: Handlers,
     pub(crate) timelines: Option<Arc<Timelines>>,
     pub(crate) metrics: Metrics,
-    /// The log line for failing pushes.
-    pub(crate) push_failure_log: RateLimitedLog,
 }
 
 /// Who may push over HTTP.
@@ -102,13 +100,14 @@ impl Logic {
         let (heartbeat, protover_max) = (session_heartbeat(&config.node), config.versions.highest());
         let identity = Identity::new(&config.identity, heartbeat, protover_max, &http)?;
         let metrics = Metrics::default();
-        let devices = Devices {
-            policy: config.identity.devices,
-            directory: devices,
-            sessions: Arc::clone(&sessions),
-            push_log: Arc::clone(&push_log),
-            deadline: config.directory_timeout,
-        };
+        let timeout = config.directory_timeout;
+        let devices = Devices::new(
+            config.identity.devices,
+            devices,
+            Arc::clone(&sessions),
+            Arc::clone(&push_log),
+            timeout,
+        );
         let timelines = timelines.map(|store| {
             Timelines::new(timelines::TimelineParts {
                 store,
@@ -118,24 +117,23 @@ impl Logic {
                 versions: config.versions.clone(),
                 config: config.timelines.clone(),
                 push: config.push.clone(),
-                directory_timeout: config.directory_timeout,
+                directory_timeout: timeout,
             })
         });
         Ok(Arc::new(Self {
             devices,
             timelines,
             event_sink: OnceLock::new(),
-            sessions,
-            online: OnlineCounts::new(rooms, config.directory_timeout, metrics.stale_counts.clone()),
+            online: OnlineCounts::new(rooms, timeout, metrics.stale_counts.clone()),
             nodes: NodeSelector::new(nodes, &config),
-            push_log,
+            push_writer: PushWriter::new(push_log, config.push.clone(), &metrics),
+            session_ends: SessionEnds::new(Arc::clone(&sessions), timeout),
+            sessions,
             comets,
             http,
             identity,
             handlers: Handlers::default(),
             metrics,
-            push_failure_log: RateLimitedLog::default(),
-            instance_id: RandomState::new().hash_one(0_u8),
             config,
         }))
     }

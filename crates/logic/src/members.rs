@@ -1,12 +1,11 @@
 //! Lists the sessions of a room and ends sessions, for the backend.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use goim_ports::{
-    AcceptedAt, EndCode, EndTarget, Extended, Operation, PushRecord, PushTarget, RateLimitedLog, RoomId,
-    RoomMember, RoomMembers, ServerId, SessionEnd,
+    AcceptedAt, EndCode, EndTarget, Extended, Operation, PushRecord, PushTarget, RoomId, RoomMember,
+    RoomMembers, ServerId,
 };
 
 use crate::deadline::with_timeout;
@@ -57,16 +56,13 @@ impl Logic {
         };
         let mut is_in_part = false;
         for target in targets {
-            let ended = self.append_record(disconnect_record(target, code)).await;
+            let ended = self.push_writer.append(disconnect_record(target, code)).await;
             ended.map_err(|error| error.after(is_in_part))?;
             is_in_part = true;
         }
         Ok(())
     }
 }
-
-/// The interval in which a logic reads what other logics have ended.
-const WATCH_INTERVAL: Duration = Duration::from_millis(500);
 
 impl Logic {
     /// Ends the long polls and streams of members, on this logic and on the others.
@@ -79,37 +75,16 @@ impl Logic {
             // No route of the API ends all sessions.
             Receivers::All(_) => return Ok(()),
         };
-        let end = SessionEnd { of: of.clone(), code, origin: self.instance_id };
-        let noted = self.sessions.note_end(end);
-        with_timeout(self.config.directory_timeout, noted, directory_late)
-            .await
-            .map_err(PushError::Directory)?;
+        self.session_ends.publish(of.clone(), code).await.map_err(PushError::Directory)?;
         timelines.end_long_polls(&of, code);
         Ok(())
     }
 
     /// Ends the long polls that other logics were ordered to end, for as long as the future is
-    /// polled. A stream that begins within half a second after the order may be ended too.
+    /// polled.
     pub(crate) async fn watch_session_ends(&self) {
-        let Some(timelines) = &self.timelines else { return };
-        let (mut cursor, failure_log) = (None, RateLimitedLog::default());
-        loop {
-            let asked = self.sessions.ends_after(cursor.clone());
-            match with_timeout(self.config.directory_timeout, asked, directory_late).await {
-                Ok((next, ends)) => {
-                    cursor = Some(next);
-                    for end in ends.iter().filter(|end| end.origin != self.instance_id) {
-                        timelines.end_long_polls(&end.of, end.code);
-                    }
-                }
-                Err(error) => {
-                    if let Some(suppressed) = failure_log.try_log(Instant::now()) {
-                        let what = "orders to end sessions cannot be read: streams over HTTP are not ended";
-                        tracing::warn!(%error, suppressed, "{what}");
-                    }
-                }
-            }
-            tokio::time::sleep(WATCH_INTERVAL).await;
+        if let Some(timelines) = &self.timelines {
+            self.session_ends.watch(|of, code| timelines.end_long_polls(of, code)).await;
         }
     }
 }

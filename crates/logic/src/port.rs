@@ -9,7 +9,6 @@ use goim_ports::{
 };
 
 use crate::Logic;
-use crate::config::DevicePolicy;
 use crate::deadline::{and_then, with_timeout};
 use crate::timelines::{TimelineRequestError, Timelines};
 
@@ -52,15 +51,13 @@ impl LogicPort for Logic {
 
     fn disconnect(&self, session: SessionRef) -> Call<Result<bool, LogicError>> {
         let removed = self.sessions.remove(session.clone());
-        if self.devices.policy == DevicePolicy::All || session.mid.is_anonymous() {
+        if self.devices.are_unlimited() || session.mid.is_anonymous() {
             return self.ask(removed);
         }
-        let directory = Arc::clone(&self.devices.directory);
+        let devices = self.devices.clone();
         let removed = and_then(removed, move |removed| match removed {
             // When false, another session has the key now.
-            Ok(true) => {
-                directory.forget(session.mid, vec![session.key]).map(|forgotten| forgotten.map(|()| true))
-            }
+            Ok(true) => devices.forget(session.mid, session.key).map(|forgotten| forgotten.map(|()| true)),
             removed => Call::Ready(removed),
         });
         self.ask(removed)
@@ -121,7 +118,7 @@ impl Logic {
         &self,
         entered: Call<Result<(Accepted, String), ConnectError>>,
     ) -> Call<Result<Accepted, ConnectError>> {
-        if self.devices.policy == DevicePolicy::All {
+        if self.devices.are_unlimited() {
             return entered.map(|entered| entered.map(|(accepted, _)| accepted));
         }
         let devices = self.devices.clone();

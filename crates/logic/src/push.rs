@@ -5,7 +5,6 @@
 //! push: the records before it are delivered, and the error is [`AppendError::Unknown`].
 
 use std::num::NonZeroU32;
-use std::time::Instant;
 
 use bytes::Bytes;
 use goim_ports::{
@@ -14,10 +13,10 @@ use goim_ports::{
 };
 use smallvec::{SmallVec, smallvec};
 
+use crate::Logic;
 use crate::deadline::with_timeout;
-use crate::metrics::{PushKind, PushResult};
+use crate::metrics::PushKind;
 use crate::port::directory_late;
-use crate::{Logic, record};
 
 /// Why a push, or a part of it, was not accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -166,54 +165,13 @@ impl Logic {
 
     async fn append(&self, target: PushTarget, operation: Operation, body: Bytes) -> Result<(), PushError> {
         let record = PushRecord { target, operation, body, accepted_at: AcceptedAt::now(), extension: None };
-        self.append_record(record).await
-    }
-
-    /// Appends a record that is not larger than `record_bytes_max`.
-    pub(crate) async fn append_record(&self, record: PushRecord) -> Result<(), PushError> {
-        let size = record::size(&record);
-        let limit = self.config.push.record_bytes_max;
-        if size > limit {
-            return Err(PushError::Append(AppendError::TooLarge { size, limit }));
-        }
-        let started = Instant::now();
-        let appended =
-            with_timeout(self.config.push.append_timeout, self.push_log.append(record), append_late).await;
-        self.metrics.append_seconds.observe(started.elapsed().as_secs_f64());
-        appended.map_err(PushError::Append)
+        self.push_writer.append(record).await
     }
 
     fn count_push(&self, kind: PushKind, pushed: Result<(), PushError>) -> Result<(), PushError> {
-        self.count_result(kind, pushed.as_ref().err());
+        self.push_writer.count(kind, pushed.as_ref().err());
         pushed
     }
-
-    /// Counts a push. Logs, at most once a second, that a dependency failed.
-    pub(crate) fn count_result(&self, kind: PushKind, error: Option<&PushError>) {
-        let result = match error {
-            None => PushResult::Accepted,
-            Some(PushError::NoKeys) => PushResult::Invalid,
-            Some(PushError::Append(AppendError::TooLarge { .. })) => PushResult::TooLarge,
-            Some(PushError::Append(AppendError::Full)) => PushResult::Full,
-            Some(error @ (PushError::Append(AppendError::Unavailable(_)) | PushError::Directory(_))) => {
-                if let Some(suppressed) = self.push_failure_log.try_log(Instant::now()) {
-                    tracing::warn!(?kind, %error, suppressed, "push failed");
-                }
-                PushResult::Unavailable
-            }
-            Some(PushError::Append(AppendError::Unknown(reason))) => {
-                if let Some(suppressed) = self.push_failure_log.try_log(Instant::now()) {
-                    tracing::warn!(?kind, %reason, suppressed, "a push may or may not be in the log");
-                }
-                PushResult::Unknown
-            }
-        };
-        self.metrics.pushes.count(kind, result);
-    }
-}
-
-pub(crate) fn append_late() -> AppendError {
-    AppendError::Unknown("the push log did not answer within logic.push.append_timeout".to_owned())
 }
 
 /// Keys by comet.

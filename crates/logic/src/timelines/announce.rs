@@ -17,7 +17,8 @@ use goim_ports::{
 use super::Timelines;
 use crate::deadline::with_timeout;
 use crate::port::directory_late;
-use crate::push::{append_late, by_server};
+use crate::push::by_server;
+use crate::push_writer::append_late;
 
 /// Tries of an announcement in the background, and the pause before the first; each next one is
 /// twice as long.
