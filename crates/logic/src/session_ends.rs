@@ -34,8 +34,8 @@ impl SessionEnds {
         with_timeout(self.timeout, noted, directory_late).await
     }
 
-    /// Calls `end` with each order of other logics, for as long as the future is polled. What begins
-    /// within half a second after an order may be ended by it too.
+    /// Calls `end` with each order of other logics, for as long as the future is polled. What
+    /// begins within half a second after an order may be ended by it too.
     pub(crate) async fn watch(&self, end: impl Fn(&EndTarget, EndCode)) {
         let (mut cursor, failure_log) = (None, RateLimitedLog::default());
         loop {

@@ -1,15 +1,15 @@
 //! Timelines: stored messages, and who may store and read them.
 //!
 //! The store is behind a port. `push` and `request` store messages, `sending` limits what members
-//! send, `announce` notifies sessions and `offline` the backend, `reader` and `long_poll` read.
+//! send, `notify` notifies sessions and `offline` the backend, `reader` and `long_poll` read.
 //!
 //! Invariant: a publisher is answered when its message is durable, and no later failure turns that
 //! answer into an error. A session that was not notified finds the message with its next sync.
 
-mod announce;
 mod error;
 mod long_poll;
 mod metrics;
+mod notify;
 mod offline;
 mod push;
 mod reader;

@@ -1,7 +1,7 @@
-//! The packets in which members ask: operations 4, 21 and 23 of negotiated clients.
+//! The requests of members in packets: operations 4, 21 and 23 of negotiated clients.
 //!
-//! comet has seen to it that the member may read what it names (its scope is known there), and says
-//! whether the session is in the room that it sends to.
+//! comet has checked that the member may read the timeline, because it knows the session's scope,
+//! and reports whether the session is in the room that it sends to.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -17,13 +17,13 @@ use super::sending::{QuotaExceeded, is_allowed, is_for_members};
 use super::{AppendedMessage, Reader, TimelineRequestError, Timelines, parse_timeline};
 
 impl Timelines {
-    /// True for a packet that is answered here.
+    /// True for a packet that is handled here.
     pub(crate) fn answers(upstream: &Upstream) -> bool {
         let operation = upstream.packet.operation;
         upstream.negotiated && [Operation::SEND, Operation::SYNC, Operation::ACK].contains(&operation)
     }
 
-    /// The body of the reply to such a packet.
+    /// Handles a request and returns the body of the reply.
     pub(crate) fn answer(self: &Arc<Self>, upstream: Upstream) -> Call<Result<Bytes, LogicError>> {
         let timelines = Arc::clone(self);
         Call::pending(async move { timelines.try_answer(upstream).await.map_err(failure) })
@@ -51,7 +51,7 @@ impl Timelines {
         .into())
     }
 
-    /// Keeps a member's message.
+    /// Stores a member's message.
     ///
     /// # Errors
     /// [`TimelineRequestError`].
@@ -86,7 +86,7 @@ impl Timelines {
             })?),
         };
         let operation = if operation == 0 { Operation::SEND } else { Operation(operation) };
-        // Whom receivers are told as the sender is somebody.
+        // The message carries its sender, so anonymous clients cannot send.
         if mid.is_anonymous() {
             return Err(TimelineRequestError::Forbidden(to));
         }
@@ -104,14 +104,14 @@ impl Timelines {
         if !is_allowed && self.may_send.is_none() {
             return Err(TimelineRequestError::Forbidden(to));
         }
-        // Before the backend is asked: what it is asked is the member's doing too.
+        // Charged before the backend is called, because members cause these calls too.
         let bytes = message.body.len() + once.as_ref().map_or(0, |once| once.as_bytes().len());
         self.quotas.take(mid, bytes, Instant::now()).map_err(|exceeded| self.limited(exceeded))?;
         if !is_allowed {
             self.may_send(mid, own, &timeline, &message).await?;
         }
         let placed = self.append(vec![Append { timeline, message, idempotency_key: once }]).await?;
-        placed.into_iter().next().ok_or(TimelineRequestError::Invalid("nothing was kept".to_owned()))
+        placed.into_iter().next().ok_or(TimelineRequestError::Invalid("nothing was stored".to_owned()))
     }
 
     fn limited(&self, QuotaExceeded { limit, retry_after }: QuotaExceeded) -> TimelineRequestError {
@@ -119,7 +119,7 @@ impl Timelines {
         TimelineRequestError::Limited { limit, retry_after }
     }
 
-    /// Asks the backend whether a member may send what no rule allows.
+    /// Asks the backend whether a member may send a message that no rule allows.
     async fn may_send(
         &self,
         mid: Mid,
@@ -145,7 +145,7 @@ impl Timelines {
     }
 }
 
-/// What a client is told.
+/// The error that the client receives.
 fn failure(error: TimelineRequestError) -> LogicError {
     match error {
         TimelineRequestError::Store(TimelineError::Busy(text)) => LogicError::Busy(text),

@@ -1,7 +1,7 @@
 //! Real requests and responses of every route, validated against the OpenAPI document.
 //!
-//! A member that is added to a type but not to its schema fails, and so does one that is added to the schema only:
-//! every documented property must have been in some request or response.
+//! A member that is added to a type but not to its schema fails, and so does one that is added to
+//! the schema only: every documented property must have been in some request or response.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -43,7 +43,8 @@ impl Api {
         format!("/paths/{}/{}", path.replace('/', "~1"), method.to_lowercase())
     }
 
-    /// Sends a request and validates the response against the documented one of its status and content type.
+    /// Sends a request and validates the response against the documented one of its status and
+    /// content type.
     async fn exchange(&self, method: &str, target: &str, headers: &[(&str, &str)], body: &str) -> Response {
         let response = self.server.connect().await.request(method, target, headers, body.as_bytes()).await;
         let content_type = response.header("content-type").unwrap().split(';').next().unwrap();
@@ -69,8 +70,8 @@ impl Api {
         format!("{}/requestBody/content/{content_type}/schema", Self::operation("POST", target))
     }
 
-    /// Sends a valid JSON body, then the same body with one member more and without each required member. Server and
-    /// schema must agree on all of them.
+    /// Sends a valid JSON body, then the same body with one member more and without each required
+    /// member. Server and schema must agree on all of them.
     async fn post(&self, target: &str, body: &Value) -> Response {
         let schema = Self::body_schema(target, "application/json");
         let headers = [("content-type", "application/json")];
@@ -253,7 +254,8 @@ async fn every_error_is_documented() {
     .await;
 }
 
-/// Every timeline has the same four messages: with text, with bytes, deleted, and in a schema that few clients read.
+/// Every timeline has the same four messages: with text, with bytes, deleted, and in a schema that
+/// few clients read.
 struct FixedTimelines;
 
 const HEAD: Head = Head { epoch: Epoch(1), latest: TimelineSeq(4), first: TimelineSeq(1) };

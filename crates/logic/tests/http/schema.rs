@@ -1,8 +1,8 @@
 //! A validator for the part of JSON Schema that the OpenAPI document uses.
 //!
-//! Stricter than JSON Schema: a member without a schema is an error unless `additionalProperties` allows it, and an
-//! unknown keyword panics. It records every property that a value had, so that a test can find properties that no
-//! value ever has.
+//! Stricter than JSON Schema: a member without a schema is an error unless `additionalProperties`
+//! allows it, and an unknown keyword panics. It records every property that a value had, so that a
+//! test can find properties that no value ever has.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;

@@ -1,9 +1,9 @@
-//! Telling the sessions that are there: a record of the push log for each comet that holds some. It
-//! carries the message too, for clients of goim and for notifies with small messages in them.
+//! Notifies the sessions of stored messages: appends a push record for each comet that holds some.
 //!
-//! The message is kept already. When the directory or the log does not take the word of it, it is
-//! tried again in the background for a while, and then left: whoever was to be told finds it with
-//! the next sync.
+//! The record carries the message too, for goim v2's clients and for notifications with small
+//! messages inside. The message is already durable. When the directory or the push log fails, the
+//! notification is retried in the background for a while and then dropped: the sessions find the
+//! message with their next sync.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,14 +20,14 @@ use crate::port::directory_late;
 use crate::push::by_server;
 use crate::push_writer::append_late;
 
-/// Tries of an announcement in the background, and the pause before the first; each next one is
-/// twice as long.
-const TRIES: u32 = 6;
-const PAUSE: Duration = Duration::from_millis(250);
+/// The number of retries in the background, and the pause before the first. The pause doubles with
+/// each retry.
+const RETRIES: u32 = 6;
+const RETRY_PAUSE: Duration = Duration::from_millis(250);
 
-/// The record of a message that is kept. Of one that was there before it is the word alone: whoever
-/// has missed that hears it.
-pub(super) fn record_of(
+/// Returns the push of a stored message. For a duplicate only the notification is sent, in case the
+/// first was lost.
+pub(super) fn push_record(
     target: PushTarget,
     timeline: TimelineId,
     kept: AppendResult,
@@ -35,8 +35,8 @@ pub(super) fn record_of(
 ) -> PushRecord {
     let NewMessage { sender, operation, body, extension, accepted_at } = message.clone();
     let (body, extension) = if kept.is_duplicate {
-        // What is there may differ from what has come now, and whoever reads plain pushes has had
-        // it.
+        // The stored body may differ from this one, and clients that do not sync have already
+        // received it.
         let nothing = Extended { without_first: true, ..Extended::default() };
         (Bytes::new(), Some(Arc::new(nothing)))
     } else {
@@ -51,39 +51,39 @@ pub(super) fn record_of(
     PushRecord { target, operation, body, accepted_at, extension: Some(Arc::new(negotiated)) }
 }
 
-/// Who is away, for a message in an inbox in which nobody has a session.
-fn member_of(append: &Append, kept: AppendResult) -> Option<OfflineMember> {
+/// Returns the offline member for a message in an inbox without a session.
+fn offline_member(append: &Append, kept: AppendResult) -> Option<OfflineMember> {
     let TimelineId::Inbox(mid) = append.timeline else { return None };
     let NewMessage { sender, operation, body, accepted_at, .. } = append.message.clone();
     Some(OfflineMember { mid, position: kept.position, sender, operation, body, accepted_at })
 }
 
 impl Timelines {
-    /// Tells the sessions of messages. Waits for the first try only.
-    pub(super) async fn announce(self: &Arc<Self>, mut kept: Vec<(Append, AppendResult)>) {
-        let told = self.try_announce(&kept).await;
-        if told == kept.len() {
+    /// Notifies the sessions of messages. Waits for the first attempt only.
+    pub(super) async fn notify_sessions(self: &Arc<Self>, mut kept: Vec<(Append, AppendResult)>) {
+        let notified = self.try_notify(&kept).await;
+        if notified == kept.len() {
             return;
         }
-        kept.drain(..told);
+        kept.drain(..notified);
         let Ok(permit) = Arc::clone(&self.notify_retries).try_acquire_owned() else {
             self.give_up(kept.len());
             return;
         };
         let timelines = Arc::clone(self);
         tokio::spawn(async move {
-            timelines.announce_later(kept).await;
+            timelines.retry_notify(kept).await;
             drop(permit);
         });
     }
 
-    async fn announce_later(&self, mut kept: Vec<(Append, AppendResult)>) {
-        let mut pause = PAUSE;
-        for _ in 0..TRIES {
+    async fn retry_notify(&self, mut kept: Vec<(Append, AppendResult)>) {
+        let mut pause = RETRY_PAUSE;
+        for _ in 0..RETRIES {
             tokio::time::sleep(pause).await;
             pause *= 2;
-            let told = self.try_announce(&kept).await;
-            kept.drain(..told);
+            let notified = self.try_notify(&kept).await;
+            kept.drain(..notified);
             if kept.is_empty() {
                 return;
             }
@@ -94,50 +94,53 @@ impl Timelines {
     fn give_up(&self, count: usize) {
         self.metrics.notify_failed.inc_by(count as u64);
         if let Some(suppressed) = self.notify_failure_log.try_log(Instant::now()) {
-            let what =
-                "sessions cannot be told of messages that are kept; they find them with their next sync";
+            let what = "sessions cannot be notified of stored messages; they find them with their next sync";
             tracing::warn!(suppressed, "{what}");
         }
     }
 
-    /// How many messages, from the front, the sessions are told of.
-    async fn try_announce(&self, kept: &[(Append, AppendResult)]) -> usize {
+    /// Returns the number of messages, from the front, whose sessions were notified.
+    async fn try_notify(&self, kept: &[(Append, AppendResult)]) -> usize {
         let (mut records, mut of, mut known) = (Vec::new(), Vec::new(), 0);
-        let mut away = Vec::new();
+        let mut offline = Vec::new();
         for (append, kept) in kept {
             let Some(targets) = self.targets_of(&append.timeline).await else { break };
             if targets.is_empty() && !kept.is_duplicate {
-                away.extend(member_of(append, *kept).map(|member| (known, member)));
+                offline.extend(offline_member(append, *kept).map(|member| (known, member)));
             }
             for target in targets {
-                records.push(record_of(target, append.timeline.clone(), *kept, &append.message));
+                records.push(push_record(target, append.timeline.clone(), *kept, &append.message));
                 of.push(known);
             }
             known += 1;
         }
-        let told = if records.is_empty() { known } else { self.append_words(records, &of, known).await };
-        if let Some(waiting) = self.offline.get() {
-            // What is announced again is looked at again.
-            away.into_iter().filter(|(index, _)| *index < told).for_each(|(_, member)| waiting.push(member));
+        let notified =
+            if records.is_empty() { known } else { self.append_notifications(records, &of, known).await };
+        if let Some(queue) = self.offline.get() {
+            // The sessions of the others are looked up again with the next attempt.
+            offline
+                .into_iter()
+                .filter(|(index, _)| *index < notified)
+                .for_each(|(_, member)| queue.push(member));
         }
-        told
+        notified
     }
 
-    /// How many messages, from the front, the log has all records of; `of` says which message each
-    /// record is of.
-    async fn append_words(&self, records: Vec<PushRecord>, of: &[usize], known: usize) -> usize {
+    /// Appends records and returns the number of messages, from the front, whose records are all in
+    /// the log. `of` has the index of each record's message.
+    async fn append_notifications(&self, records: Vec<PushRecord>, of: &[usize], known: usize) -> usize {
         let appended = self.push_log.append_all(records).map(Ok);
         let appended = with_timeout(self.push.append_timeout, appended, append_late).await;
         match appended.unwrap_or_else(|late| Appended { accepted: 0, error: Some(late) }) {
             Appended { error: None, .. } => known,
             Appended { accepted, error: Some(error) } => {
-                tracing::debug!(%error, "the push log does not take the word of messages that are kept");
+                tracing::debug!(%error, "the push log refuses notifications of stored messages");
                 of.get(accepted).copied().unwrap_or(known)
             }
         }
     }
 
-    /// Where the sessions of a timeline are; `None` when that cannot be found out.
+    /// Looks up the sessions of a timeline; `None` when the directory does not answer.
     async fn targets_of(&self, timeline: &TimelineId) -> Option<Vec<PushTarget>> {
         let mid = match timeline {
             TimelineId::Room(room) => return Some(vec![PushTarget::Room(room.clone())]),
@@ -147,7 +150,7 @@ impl Timelines {
         match with_timeout(self.directory_timeout, sessions, directory_late).await {
             Ok(sessions) => Some(by_server(sessions)),
             Err(error) => {
-                tracing::debug!(%error, "the sessions of a member cannot be found out");
+                tracing::debug!(%error, "the sessions of a member cannot be looked up");
                 None
             }
         }
