@@ -92,6 +92,21 @@ impl Connection {
         }
     }
 
+    /// Reads the next chunk of a chunked body; empty at its end.
+    pub(crate) async fn chunk(&mut self) -> String {
+        let end = loop {
+            if let Some(end) = self.unread.windows(2).position(|window| window == b"\r\n") {
+                break end;
+            }
+            assert!(self.read().await, "the connection ended before a chunk");
+        };
+        let line = String::from_utf8(self.take(end + 2).await).unwrap();
+        let length = usize::from_str_radix(line.trim_end(), 16).unwrap();
+        let mut chunk = self.take(length + 2).await;
+        chunk.truncate(length);
+        String::from_utf8(chunk).unwrap()
+    }
+
     /// True when the server closed the connection and sent nothing more.
     pub(crate) async fn is_closed(&mut self) -> bool {
         !self.read().await && self.unread.is_empty()

@@ -16,7 +16,7 @@ use goim_ports::{
 };
 use serde_json::{Value, json};
 
-use crate::client::Response;
+use crate::client::{Response, request};
 use crate::schema::Document;
 use crate::world::{Fault, Server, comet};
 
@@ -114,7 +114,7 @@ async fn push(api: &Api, message: Value) {
 
 #[tokio::test]
 async fn every_request_and_response_has_its_schema() {
-    let api = Api::start(|_| ()).await;
+    let mut api = Api::start(|_| ()).await;
     api.server.world.set_rooms(&[("live://1", 2)]);
     api.server.world.set_comets(vec![comet("h1", 3)]);
     pushes(&api).await;
@@ -133,6 +133,7 @@ async fn every_request_and_response_has_its_schema() {
     }
     api.server.world.set_comets(Vec::new());
     api.get("/goim/nodes/instances").await;
+    stream(&mut api).await;
     assert_eq!(api.document.unseen("/components/schemas"), [""; 0], "in no request or response");
     assert_eq!(api.document.unseen("/paths"), [""; 0], "in no request or response");
 }
@@ -177,6 +178,28 @@ async fn timelines(api: &Api) {
     }
     api.post("/v1/ack?mid=5", &json!({ "timeline": "mid://5", "seq": 2 })).await;
     api.post("/v1/messages/delete", &json!({ "timeline": "mid://5", "seq": 2 })).await;
+}
+
+/// A stream of events, until the server stops.
+async fn stream(api: &mut Api) {
+    let mut connection = api.server.connect().await;
+    let target = "/v1/sync?timeline=mid://5&mid=5";
+    let headers = [("accept", "text/event-stream")];
+    connection.send(&request("GET", target, &headers, b"")).await;
+    let head = connection.head().await.unwrap().to_lowercase();
+    assert!(head.contains("content-type: text/event-stream"), "{head}");
+    let schema = "/paths/~1v1~1sync/get/responses/200/content/text~1event-stream/x-events";
+    // The store has the same messages after every position, so that the stream never waits.
+    loop {
+        let chunk = connection.chunk().await;
+        let field = |name: &str| chunk.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        let (event, data) = (field("event: "), serde_json::from_str(field("data: ")).unwrap());
+        api.document.validate(&format!("{schema}/{event}"), &data).unwrap();
+        if event == "end" {
+            return;
+        }
+        api.server.stop();
+    }
 }
 
 #[tokio::test]

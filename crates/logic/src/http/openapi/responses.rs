@@ -112,14 +112,16 @@ pub(super) fn of(route: &Route) -> Value {
     };
     add(200, JSON, description, success(route.action));
     if route.action == Action::Sync {
-        let events = "Events `messages` with a SyncReply each. The last event, `end`, has `code`, `reason`, \
-                      `reconnect` and `delay_ms`.";
-        add(200, "text/event-stream", description, json!({ "type": "string", "description": events }));
+        add(200, "text/event-stream", description, json!({ "type": "string" }));
         let packet = json!({ "type": "string", "contentEncoding": "binary" });
         add(200, "application/octet-stream", description, packet);
     }
     for (status, content_type, schema, description) in errors(route) {
         add(status, content_type, description, reference(schema));
+    }
+    if let Some(stream) = all.get_mut("200").and_then(|ok| ok["content"].get_mut("text/event-stream")) {
+        // OpenAPI 3.1 has no schema for the data of events.
+        stream["x-events"] = json!({ "messages": reference("SyncReply"), "end": reference("StreamEnd") });
     }
     Value::Object(all)
 }

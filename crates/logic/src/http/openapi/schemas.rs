@@ -198,6 +198,12 @@ fn timeline_replies() -> Value {
             "unread": int64("The number of stored messages after the cursor."),
         })),
         "Deleted": object(&json!({ "deleted": boolean("The message existed.") })),
+        "StreamEnd": object(&json!({
+            "code": int32_with("The close code, as in operation 6."),
+            "reason": text(),
+            "reconnect": boolean("The client should reconnect."),
+            "delay_ms": int32_with("The delay before it reconnects."),
+        })),
         "TimelineMessage": object(&json!({
             "seq": int64("The sequence number: 1, 2, 3 and so on without gaps."),
             "operation": int32(),
