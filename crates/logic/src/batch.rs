@@ -8,8 +8,8 @@ use std::num::NonZeroU32;
 
 use bytes::Bytes;
 use goim_ports::{
-    AcceptedAt, AppendError, Appended, Extension, IdempotencyKey, Mid, Operation, PushRecord, PushTarget,
-    RoomId, ServerId, SessionKey,
+    AcceptedAt, Appended, Extension, IdempotencyKey, Mid, Operation, PushRecord, PushTarget, RoomId,
+    ServerId, SessionKey,
 };
 
 use crate::metrics::PushKind;
@@ -98,7 +98,7 @@ impl Logic {
     /// receivers cannot be looked up. When the push log is full or unavailable, the messages in
     /// front are accepted. A message whose receivers are on several comets is accepted when all of
     /// its records are. If only some are, they are delivered, and delivered again when the caller
-    /// repeats the message; the error is [`AppendError::Unknown`] then.
+    /// repeats the message; the error is [`goim_ports::AppendError::Unknown`] then.
     ///
     /// # Cancel safety
     /// Dropping the future may leave a part of the messages accepted, always from the front.

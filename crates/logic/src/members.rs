@@ -9,7 +9,6 @@ use goim_ports::{
 };
 
 use crate::deadline::with_timeout;
-use crate::port::directory_late;
 use crate::push::{Groups, group_keys};
 use crate::{Logic, PushError, Receivers};
 

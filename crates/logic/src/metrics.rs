@@ -30,7 +30,7 @@ pub(crate) struct Metrics {
     pub(crate) stale_counts: Counter,
 }
 
-/// RequestCounters for a session, or tokens presented, by result.
+/// Requests for a session, or tokens presented, by result.
 #[derive(Clone)]
 pub(crate) struct ConnectCounters {
     family: Family<ResultLabel, Counter>,
@@ -126,7 +126,8 @@ const PUSH_RESULTS: [(PushResult, &str); 6] = [
     (PushResult::Unknown, "unknown"),
 ];
 
-/// PushCounters, by kind and result.
+/// Pushes, by kind and result.
+#[derive(Clone)]
 pub(crate) struct PushCounters {
     family: Family<PushLabels, Counter>,
     counters: [[Counter; PUSH_RESULTS.len()]; PUSH_KINDS.len()],
@@ -181,7 +182,7 @@ impl Metrics {
     pub(crate) fn register(&self, registry: &mut Registry) {
         registry.register(
             "goim_logic_connects",
-            "RequestCounters for a session, by result",
+            "Requests for a session, by result",
             self.connects.family.clone(),
         );
         registry.register(
