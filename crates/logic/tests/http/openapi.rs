@@ -3,6 +3,7 @@
 //! A member that is added to a type but not to its schema fails, and so does one that is added to
 //! the schema only: every documented property must have been in some request or response.
 
+use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
@@ -78,21 +79,30 @@ impl Api {
         self.document.validate(&schema, body).unwrap_or_else(|error| panic!("{target} {body}: {error}"));
         let accepted = self.exchange("POST", target, &headers, &body.to_string()).await;
         assert_eq!(accepted.status, 200, "{target} {body}: {}", accepted.body);
-        let mut wrong = Vec::new();
-        let mut more = body.clone();
-        more["not_in_the_schema"] = json!(1);
-        wrong.push(more);
+        self.refuses_other_members(target, body, "", &schema).await;
         for name in body.as_object().unwrap().keys() {
             let mut less = body.clone();
             less.as_object_mut().unwrap().remove(name);
-            wrong.push(less);
-        }
-        for body in wrong {
-            let refused = self.exchange("POST", target, &headers, &body.to_string()).await;
-            let is_valid = self.document.validate(&schema, &body).is_ok();
-            assert_eq!(refused.status == 200, is_valid, "{target} {body}: {}", refused.body);
+            let response = self.exchange("POST", target, &headers, &less.to_string()).await;
+            let is_valid = self.document.validate(&schema, &less).is_ok();
+            assert_eq!(response.status == 200, is_valid, "{target} {less}: {}", response.body);
         }
         accepted
+    }
+
+    /// Adds a member to the object at `pointer` in a valid body. The server must refuse it, and the
+    /// members that its error names must be those of the schema.
+    async fn refuses_other_members(&self, target: &str, body: &Value, pointer: &str, schema: &str) {
+        let mut more = body.clone();
+        more.pointer_mut(pointer).unwrap()["other"] = json!(1);
+        let headers = [("content-type", "application/json")];
+        let refused = self.exchange("POST", target, &headers, &more.to_string()).await;
+        assert_eq!(refused.status, 400, "{target} {more}: {}", refused.body);
+        let envelope: Value = serde_json::from_str(&refused.body).unwrap();
+        let mut named: BTreeSet<String> =
+            envelope["message"].as_str().unwrap().split('`').skip(1).step_by(2).map(str::to_owned).collect();
+        named.remove("other");
+        assert_eq!(named, self.document.members(schema), "{target} {pointer}: {}", refused.body);
     }
 }
 
@@ -103,12 +113,22 @@ async fn push(api: &Api, message: Value) {
     let headers = [("content-type", "application/x-ndjson")];
     api.document.validate(&schema, &message).unwrap();
     assert_eq!(api.exchange("POST", "/v1/push", &headers, &message.to_string()).await.status, 200);
-    for (name, value) in [("not_in_the_schema", json!(1)), ("to", Value::Null), ("operation", Value::Null)] {
+    for name in ["to", "operation"] {
         let mut wrong = message.clone();
-        wrong[name] = value;
+        wrong[name] = Value::Null;
         assert!(api.document.validate(&schema, &wrong).is_err(), "{wrong}");
         let refused = api.exchange("POST", "/v1/push", &headers, &wrong.to_string()).await;
         assert_eq!(refused.status, 400, "{wrong}");
+    }
+    let body = json!({ "messages": [message] });
+    for (pointer, schema) in [
+        ("/messages/0", "/components/schemas/Message"),
+        ("/messages/0/to", "/components/schemas/Message/properties/to"),
+        ("/messages/0/bodies/0", "/components/schemas/SchemaBody"),
+    ] {
+        if body.pointer(pointer).is_some() {
+            api.refuses_other_members("/v1/push", &body, pointer, schema).await;
+        }
     }
 }
 

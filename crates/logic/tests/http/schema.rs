@@ -37,6 +37,20 @@ impl Document {
         Ok(())
     }
 
+    /// The names of the properties of the schema at `pointer`, in all its alternatives.
+    pub(crate) fn members(&self, pointer: &str) -> BTreeSet<String> {
+        let schema = self.at(pointer).unwrap();
+        if let Some(target) = schema.get("$ref").and_then(Value::as_str) {
+            return self.members(target.strip_prefix('#').unwrap());
+        }
+        let own = schema.get("properties").and_then(Value::as_object).into_iter().flatten();
+        let mut members: BTreeSet<String> = own.map(|(name, _)| name.clone()).collect();
+        for index in 0..schema.get("oneOf").and_then(Value::as_array).map_or(0, Vec::len) {
+            members.extend(self.members(&format!("{pointer}/oneOf/{index}")));
+        }
+        members
+    }
+
     /// The properties below `pointer` that no valid value had.
     pub(crate) fn unseen(&self, pointer: &str) -> Vec<String> {
         let mut all = Vec::new();
