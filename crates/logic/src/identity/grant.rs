@@ -94,25 +94,14 @@ impl Grant {
         allow_client_keys: bool,
         terms: SessionTerms,
     ) -> Result<Accepted, ConnectError> {
-        let mismatch = |what: &str| Err(ConnectError::because(NoSession::Mismatch, what));
         let granted = self.checked()?;
         if token.mid != 0 && token.mid != granted.mid {
-            return mismatch("the client's mid is not the granted one");
+            return Err(mismatch("the client's mid is not the granted one"));
         }
         let expires_at = granted.expires_at()?;
         let scope = granted.scope();
         let negotiated = token.protover.is_some();
-        let key = match granted.key {
-            Some(key) if token.key.is_empty() || token.key == key => SessionKey::from(key),
-            Some(_) => return mismatch("the client's key is not the granted one"),
-            None if token.key.is_empty() => random_key()?,
-            None if allow_client_keys => SessionKey::from(token.key),
-            None => {
-                return mismatch(
-                    "no key is granted, and clients may not choose theirs (logic.identity.allow_client_keys)",
-                );
-            }
-        };
+        let key = session_key(granted.key, token.key, allow_client_keys)?;
         let wanted = if negotiated { token.rooms } else { Vec::new() };
         check_names(&wanted)?;
         let allows = |room: &str| scope.as_ref().is_none_or(|scope| scope.allows(room));
@@ -122,13 +111,7 @@ impl Grant {
                 "a room that the client asks for is not granted",
             ));
         }
-        let of_grant = granted.rooms.into_iter().flatten().filter(|room| !room.ends_with('*'));
-        let mut rooms: Vec<RoomId> = Vec::new();
-        for room in wanted.into_iter().chain(of_grant) {
-            if room != token.room_id && !rooms.iter().any(|known| known.as_str() == room) {
-                rooms.push(room.into());
-            }
-        }
+        let rooms = joined_rooms(&token.room_id, wanted, granted.rooms);
         let accepts = match granted.accepts {
             Some(accepts) => accepts.into_iter().map(Operation).collect(),
             None => token.accepts,
@@ -155,11 +138,44 @@ impl Grant {
         let granted = self.checked()?;
         let same_key = granted.key.as_ref().is_none_or(|granted| granted == key.as_str());
         if granted.mid != mid.0 || !same_key {
-            let what = "the new token is of another member or session";
-            return Err(ConnectError::because(NoSession::Mismatch, what));
+            return Err(mismatch("the new token is of another member or session"));
         }
         Ok(Refreshed { expires_at: granted.expires_at()?, scope: granted.scope() })
     }
+}
+
+fn mismatch(what: &str) -> ConnectError {
+    ConnectError::because(NoSession::Mismatch, what)
+}
+
+/// The key of a session: the granted one, the client's where clients may choose, or a random one.
+fn session_key(
+    granted: Option<String>,
+    asked: String,
+    allow_client_keys: bool,
+) -> Result<SessionKey, ConnectError> {
+    match granted {
+        Some(key) if asked.is_empty() || asked == key => Ok(SessionKey::from(key)),
+        Some(_) => Err(mismatch("the client's key is not the granted one")),
+        None if asked.is_empty() => random_key(),
+        None if allow_client_keys => Ok(SessionKey::from(asked)),
+        None => Err(mismatch(
+            "no key is granted, and clients may not choose theirs (logic.identity.allow_client_keys)",
+        )),
+    }
+}
+
+/// The rooms beside `room_id` that a session joins when it opens, each once: those that the client
+/// asks for and those of the grant, without prefixes.
+fn joined_rooms(room_id: &str, asked: Vec<String>, granted: Option<Vec<String>>) -> Vec<RoomId> {
+    let granted = granted.into_iter().flatten().filter(|room| !room.ends_with('*'));
+    let mut rooms: Vec<RoomId> = Vec::new();
+    for room in asked.into_iter().chain(granted) {
+        if room != room_id && !rooms.iter().any(|known| known.as_str() == room) {
+            rooms.push(room.into());
+        }
+    }
+    rooms
 }
 
 #[cfg(test)]
