@@ -12,9 +12,10 @@ use goim_ports::{
     ServerId, SessionKey,
 };
 
+use crate::grouping::{group_keys, targets};
+use crate::logic::Logic;
 use crate::metrics::PushKind;
-use crate::push::{group_keys, targets};
-use crate::{Logic, PushError};
+use crate::push_writer::PushError;
 
 /// One message of a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]

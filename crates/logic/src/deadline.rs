@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use goim_ports::Call;
+use goim_ports::{Call, DirectoryError};
 
 /// Limits `call` to `deadline`, after which it fails with `late`. A ready call is returned as it
 /// is: without timer, allocation or runtime.
@@ -33,6 +33,11 @@ where
         Call::Ready(answer) => next(answer),
         Call::Pending(future) => Call::pending(async move { next(future.await).await }),
     }
+}
+
+/// The error of a directory that timed out.
+pub(crate) fn directory_late() -> DirectoryError {
+    DirectoryError::Unavailable("the directory did not answer in time".to_owned())
 }
 
 #[cfg(test)]

@@ -14,10 +14,10 @@ use goim_ports::{
 };
 
 use crate::config::DevicePolicy;
+use crate::deadline::directory_late;
 use crate::deadline::with_timeout;
-use crate::members::disconnect_record;
-use crate::port::directory_late;
 use crate::push_writer::append_late;
+use crate::session_ends::disconnect_record;
 
 /// The close code "too many devices".
 const TOO_MANY_DEVICES: EndCode = EndCode(3506);

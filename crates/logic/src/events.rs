@@ -6,7 +6,7 @@ use bytes::Bytes;
 use goim_ports::{Call, EventSink, LifecycleEvent, LogicError};
 use serde_json::{Value, json};
 
-use crate::Logic;
+use crate::logic::Logic;
 use crate::webhook::{Webhook, WebhookConfig, WebhookError};
 
 /// The maximum size of an answer, which is ignored.

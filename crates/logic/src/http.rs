@@ -20,22 +20,18 @@ mod push;
 mod query;
 mod rate;
 mod reply;
-mod table;
+pub(crate) mod table;
 mod timelines;
 
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{ConnectInfo, Request};
 use tokio::net::TcpListener;
 
-use crate::Logic;
+use crate::logic::Logic;
 use dispatch::Api;
-
-pub(crate) use table::Route;
 
 /// Serves the API on `listener` until `shutdown` completes, then until the requests in flight are
 /// answered or `shutdown_timeout` has passed. Paths that the API does not have go to `extra`, for
@@ -60,16 +56,5 @@ pub async fn serve(
 /// authorized by the peer's address, which the server must provide as [`ConnectInfo`]; without it
 /// no push is authorized.
 pub fn router(logic: Arc<Logic>) -> Router {
-    with_api(Router::new(), Arc::new(Api::new(logic)))
-}
-
-/// Adds the API to `extra` as the fallback.
-fn with_api(extra: Router, api: Arc<Api>) -> Router {
-    extra.fallback(move |request: Request| {
-        let api = Arc::clone(&api);
-        async move {
-            let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip());
-            api.answer(peer, request).await
-        }
-    })
+    dispatch::with_api(Router::new(), Arc::new(Api::new(logic)))
 }

@@ -16,6 +16,7 @@ mod config;
 mod deadline;
 mod devices;
 mod events;
+mod grouping;
 mod handler;
 #[cfg(feature = "harness")]
 pub mod harness;
@@ -29,9 +30,11 @@ mod online;
 mod port;
 mod push;
 mod push_writer;
+mod queries;
 mod record;
 mod route;
 mod session_ends;
+mod stored;
 mod timelines;
 mod webhook;
 
@@ -48,7 +51,7 @@ pub use logic::{Dependencies, Logic, PushProtection};
 pub use members::MemberAt;
 pub use nodes::NodesReply;
 pub use online::{OnlineTotal, RoomOnline};
-pub use push::PushError;
+pub use push_writer::PushError;
 pub use route::RouteConfig;
 pub use timelines::{
     AppendedMessage, LongPollError, SendRule, StoredPush, StoredTo, TimelineRequestError, offline_json,

@@ -8,9 +8,12 @@ use goim_ports::{
     RoomMembers, ServerId,
 };
 
+use crate::batch::Receivers;
 use crate::deadline::with_timeout;
-use crate::push::{Groups, group_keys};
-use crate::{Logic, PushError, Receivers};
+use crate::grouping::{Groups, group_keys};
+use crate::logic::Logic;
+use crate::push_writer::PushError;
+use crate::session_ends::disconnect_record;
 
 /// A session of a room and its comet.
 pub type MemberAt = (ServerId, RoomMember);
@@ -85,18 +88,6 @@ impl Logic {
         if let Some(timelines) = &self.timelines {
             self.session_ends.watch(|of, code| timelines.end_long_polls(of, code)).await;
         }
-    }
-}
-
-/// Returns the record that ends sessions with this code.
-pub(crate) fn disconnect_record(target: PushTarget, code: EndCode) -> PushRecord {
-    let extension = Extended { end: Some(code), without_first: true, ..Extended::default() };
-    PushRecord {
-        target,
-        operation: Operation::DISCONNECT,
-        body: Bytes::new(),
-        accepted_at: AcceptedAt::now(),
-        extension: Some(Arc::new(extension)),
     }
 }
 

@@ -9,8 +9,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::http::Route;
-use crate::route::RouteMetrics;
+use crate::http::table::Route;
 
 /// The metrics of one logic.
 pub(crate) struct Metrics {
@@ -92,6 +91,21 @@ impl RouteFamilies {
             seconds: self.seconds.get_or_create_owned(&label()),
         }
     }
+}
+
+/// The metrics of a route.
+#[derive(Clone)]
+pub(crate) struct RouteMetrics {
+    pub(crate) answered: Counter,
+    pub(crate) failed: Counter,
+    pub(crate) unavailable: Counter,
+    pub(crate) late: Counter,
+    pub(crate) busy: Counter,
+    /// Replies that were those of earlier packets.
+    pub(crate) repeated: Counter,
+    pub(crate) retries: Counter,
+    pub(crate) in_flight: Gauge,
+    pub(crate) seconds: Histogram,
 }
 
 /// The kind of receivers of a push.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use goim_ports::{CometNode, NodeDirectory};
 
 use crate::balancer::Balancer;
+use crate::config::Backoff;
 use crate::config::{Config, NodeInfoConfig};
-use crate::{Backoff, Logic};
 
 /// The maximum number of comets in an answer.
 const NODES_MAX: usize = 5;
@@ -61,7 +61,7 @@ impl NodeSelector {
         self.directory.comets()
     }
 
-    fn select(&self, platform: &str) -> NodesReply {
+    pub(crate) fn select(&self, platform: &str) -> NodesReply {
         let config = &self.config;
         let mut nodes = Vec::new();
         let offered = self.balancer.choose(&self.comets(), &self.client_region, config.region_weight);
@@ -85,23 +85,5 @@ impl NodeSelector {
             backoff: self.backoff,
             heartbeat_max: i32::try_from(config.heartbeat_max).unwrap_or(i32::MAX),
         }
-    }
-}
-
-impl Logic {
-    /// Returns the comets that a client on `platform` should use. `web` gets domain names, because
-    /// of certificates; every other platform gets the comets' public addresses.
-    ///
-    /// Each call adds one client to the first comet of the answer, until that comet reports its own
-    /// number.
-    #[must_use]
-    pub fn weighted_nodes(&self, platform: &str) -> NodesReply {
-        self.nodes.select(platform)
-    }
-
-    /// Returns the comets that accept clients, in the order of the directory.
-    #[must_use]
-    pub fn instances(&self) -> Vec<CometNode> {
-        self.nodes.comets().iter().filter(|comet| !comet.offline).cloned().collect()
     }
 }

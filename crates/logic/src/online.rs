@@ -1,6 +1,5 @@
 //! Online counts: of a room, of the largest rooms, in total.
 
-use std::cmp::Reverse;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,9 +8,8 @@ use arc_swap::ArcSwap;
 use goim_ports::{Call, DirectoryError, RoomCounts, RoomDirectory, ServerId};
 use prometheus_client::metrics::counter::Counter;
 
-use crate::Logic;
+use crate::deadline::directory_late;
 use crate::deadline::{and_then, with_timeout};
-use crate::port::directory_late;
 
 /// A room and its count.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,7 +59,7 @@ impl OnlineCounts {
     }
 
     /// Returns the totals over all comets. The last known ones when the directory does not answer.
-    async fn totals(&self) -> RoomCounts {
+    pub(crate) async fn totals(&self) -> RoomCounts {
         match with_timeout(self.timeout, self.directory.totals(), directory_late).await {
             Ok(totals) => {
                 if !Arc::ptr_eq(&totals, &self.last.load()) {
@@ -75,43 +73,5 @@ impl OnlineCounts {
                 self.last.load_full()
             }
         }
-    }
-}
-
-impl Logic {
-    /// Returns the largest rooms of a type, by count and then by name, at most `limit`.
-    pub async fn online_top(&self, kind: &str, limit: usize) -> Vec<RoomOnline> {
-        let counts = self.room_counts().await;
-        let prefix = [kind, "://"].concat();
-        let mut rooms: Vec<(Reverse<u32>, &str)> = counts
-            .iter()
-            .filter_map(|(id, count)| Some((Reverse(*count), id.as_str().strip_prefix(&prefix)?)))
-            .collect();
-        if limit < rooms.len() {
-            if limit > 0 {
-                rooms.select_nth_unstable(limit - 1);
-            }
-            rooms.truncate(limit);
-        }
-        rooms.sort_unstable();
-        rooms.into_iter().map(|(Reverse(count), room)| RoomOnline { room: room.to_owned(), count }).collect()
-    }
-
-    /// Returns the number of sessions of each room over all comets. The last known numbers when the
-    /// directory does not answer.
-    pub async fn room_counts(&self) -> RoomCounts {
-        self.online.totals().await
-    }
-
-    /// Returns the totals over the comets that accept clients.
-    #[must_use]
-    pub fn online_total(&self) -> OnlineTotal {
-        let comets = self.nodes.comets();
-        comets.iter().filter(|comet| !comet.offline).fold(OnlineTotal::default(), |total, comet| {
-            OnlineTotal {
-                connections: total.connections.saturating_add(comet.connections),
-                addresses: total.addresses.saturating_add(comet.addresses),
-            }
-        })
     }
 }

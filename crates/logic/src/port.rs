@@ -8,8 +8,8 @@ use goim_ports::{
     OnlineReport, OnlineTotals, Operation, RefreshRequest, Refreshed, ServerId, SessionRef, Upstream,
 };
 
-use crate::Logic;
-use crate::deadline::{and_then, with_timeout};
+use crate::deadline::{and_then, directory_late, with_timeout};
+use crate::logic::Logic;
 use crate::timelines::{TimelineRequestError, Timelines};
 
 impl LogicPort for Logic {
@@ -144,10 +144,6 @@ fn session_of(accepted: &Accepted, server: ServerId) -> SessionRef {
 
 fn identity_late() -> ConnectError {
     ConnectError::unavailable("identity did not answer in time")
-}
-
-pub(crate) fn directory_late() -> DirectoryError {
-    DirectoryError::Unavailable("the directory did not answer in time".to_owned())
 }
 
 fn unavailable(error: DirectoryError) -> LogicError {

@@ -2,53 +2,25 @@
 //!
 //! A push to keys or members becomes one record for each comet that holds receivers; a push to a
 //! room or to all is one record. As in goim v2, the first record that the log refuses ends the
-//! push: the records before it are delivered, and the error is [`AppendError::Unknown`].
+//! push: the records before it are delivered, and the error is [`goim_ports::AppendError::Unknown`].
 
 use std::num::NonZeroU32;
 
 use bytes::Bytes;
-use goim_ports::{
-    AcceptedAt, AppendError, DirectoryError, Mid, Operation, PushRecord, PushTarget, RoomId, ServerId,
-    SessionKey, SessionRecord,
-};
-use smallvec::{SmallVec, smallvec};
+use goim_ports::{AcceptedAt, Mid, Operation, PushRecord, PushTarget, RoomId, ServerId, SessionKey};
 
-use crate::Logic;
-use crate::deadline::with_timeout;
+use crate::deadline::{directory_late, with_timeout};
+use crate::grouping::{Groups, group, group_keys, targets};
+use crate::logic::Logic;
 use crate::metrics::PushKind;
-use crate::port::directory_late;
-
-/// Why a push, or a part of it, was not accepted.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum PushError {
-    /// A push to keys without a key. goim v2's message is empty too.
-    #[error("a push to keys must name at least one key")]
-    NoKeys,
-    /// The receivers could not be looked up.
-    #[error("{0}")]
-    Directory(DirectoryError),
-    /// The push log refused a record.
-    #[error("{0}")]
-    Append(AppendError),
-}
-
-impl PushError {
-    /// Converts the error of one record into the error of the push. `may_be_in` is true when other
-    /// records of the push may be in the log already.
-    pub(crate) fn after(self, may_be_in: bool) -> Self {
-        match self {
-            Self::Append(error) if may_be_in => Self::Append(error.in_part()),
-            error => error,
-        }
-    }
-}
+use crate::push_writer::PushError;
 
 impl Logic {
     /// Pushes to sessions. A key that is given twice gets the message twice; a key without a
     /// session is ignored.
     ///
     /// # Errors
-    /// [`PushError`]. It is [`AppendError::Unknown`] when receivers on other comets may have got
+    /// [`PushError`]. It is [`goim_ports::AppendError::Unknown`] when receivers on other comets may have got
     /// the message.
     ///
     /// # Cancel safety
@@ -171,64 +143,5 @@ impl Logic {
     fn count_push(&self, kind: PushKind, pushed: Result<(), PushError>) -> Result<(), PushError> {
         self.push_writer.count(kind, pushed.as_ref().err());
         pushed
-    }
-}
-
-/// Keys by comet.
-pub(crate) type Groups = SmallVec<[(ServerId, Vec<SessionKey>); 1]>;
-
-/// Groups keys by the comets that were found for them, in the same order. Most members are on one
-/// comet.
-pub(crate) fn group_keys(keys: Vec<SessionKey>, servers: &[Option<ServerId>]) -> Groups {
-    if let [Some(first), others @ ..] = servers
-        && others.iter().all(|other| other.as_ref() == Some(first))
-    {
-        return smallvec![(first.clone(), keys)];
-    }
-    group(keys.into_iter().zip(servers).filter_map(|(key, server)| Some((server.clone()?, key))))
-}
-
-/// Returns the targets of one message with its body. Most messages have one, which takes the body
-/// without a copy.
-pub(crate) fn targets(groups: Groups, mut body: Bytes) -> impl Iterator<Item = (PushTarget, Bytes)> {
-    let last = groups.len().saturating_sub(1);
-    groups.into_iter().enumerate().map(move |(index, (server, keys))| {
-        let body = if index == last { std::mem::take(&mut body) } else { body.clone() };
-        (PushTarget::Keys { server, keys }, body)
-    })
-}
-
-/// Groups sessions by comet, as targets.
-pub(crate) fn by_server(sessions: Vec<SessionRecord>) -> Vec<PushTarget> {
-    let groups = group(sessions.into_iter().map(|session| (session.server, session.key)));
-    groups.into_iter().map(|(server, keys)| PushTarget::Keys { server, keys }).collect()
-}
-
-/// Comets are in the order of their first key, keys in their own.
-fn group(found: impl Iterator<Item = (ServerId, SessionKey)>) -> Groups {
-    let mut groups = Groups::new();
-    for (server, key) in found {
-        match groups.iter_mut().find(|(known, _)| *known == server) {
-            Some((_, keys)) => keys.push(key),
-            None => groups.push((server, vec![key])),
-        }
-    }
-    groups
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn keys_are_grouped_by_comet_in_order() {
-        let found = [("a", "1"), ("b", "2"), ("a", "3"), ("a", "1"), ("b", "4")];
-        let groups =
-            group(found.iter().map(|(server, key)| (ServerId::from(*server), SessionKey::from(*key))));
-        let groups: Vec<(&str, Vec<&str>)> = groups
-            .iter()
-            .map(|(server, keys)| (server.as_str(), keys.iter().map(SessionKey::as_str).collect()))
-            .collect();
-        assert_eq!(groups, [("a", vec!["1", "3", "1"]), ("b", vec!["2", "4"])]);
     }
 }

@@ -3,13 +3,38 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use goim_ports::{AppendError, Appended, PushLog, PushRecord, RateLimitedLog};
+use goim_ports::{AppendError, Appended, DirectoryError, PushLog, PushRecord, RateLimitedLog};
 use prometheus_client::metrics::histogram::Histogram;
 
 use crate::config::PushConfig;
 use crate::deadline::with_timeout;
 use crate::metrics::{Metrics, PushCounters, PushKind, PushResult};
-use crate::{PushError, record};
+use crate::record;
+
+/// Why a push, or a part of it, was not accepted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PushError {
+    /// A push to keys without a key. goim v2's message is empty too.
+    #[error("a push to keys must name at least one key")]
+    NoKeys,
+    /// The receivers could not be looked up.
+    #[error("{0}")]
+    Directory(DirectoryError),
+    /// The push log refused a record.
+    #[error("{0}")]
+    Append(AppendError),
+}
+
+impl PushError {
+    /// Converts the error of one record into the error of the push. `may_be_in` is true when other
+    /// records of the push may be in the log already.
+    pub(crate) fn after(self, may_be_in: bool) -> Self {
+        match self {
+            Self::Append(error) if may_be_in => Self::Append(error.in_part()),
+            error => error,
+        }
+    }
+}
 
 /// The writing end of the push log.
 pub(crate) struct PushWriter {

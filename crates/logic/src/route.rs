@@ -5,6 +5,7 @@
 //! allows it, because the backend may see it twice. A packet that a client repeats gets the first
 //! reply where the operator has set a window for it.
 
+pub(crate) mod config;
 mod duplicates;
 mod webhook;
 
@@ -21,58 +22,13 @@ use tokio::sync::Semaphore;
 
 use crate::circuit_breaker::CircuitBreaker;
 use crate::handler::Handler;
-use crate::{Logic, Overlap};
+use crate::handler::Overlap;
+use crate::logic::Logic;
+use config::RouteConfig;
 use duplicates::DuplicateWindow;
 
 /// The pause before the first retry; doubled before each further one.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
-
-/// The settings of a route.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RouteConfig {
-    /// The operations of the route.
-    pub operations: RangeInclusive<i32>,
-    /// The backend: `http://` or `https://`, `grpc://host:port`, `kafka://topic`.
-    pub to: ServiceUrl,
-    /// For HTTP: sent as `Authorization: Bearer`. Default none.
-    pub secret: Option<Secret>,
-    /// From the packet to its reply, retries included. Default 2 s.
-    pub timeout: Duration,
-    /// The number of retries of a call without an answer. Only for calls that may be made twice.
-    /// Default 0.
-    pub retries: u32,
-    /// The maximum number of concurrent calls. Further calls wait, at most for `timeout`. Default
-    /// 256.
-    pub calls_max: usize,
-    /// A packet with the sequence number of an earlier one of the same member within this time gets
-    /// the same reply. Default none.
-    pub duplicates: Option<Duration>,
-}
-
-impl RouteConfig {
-    /// Returns a route for these operations to this backend, with the defaults.
-    #[must_use]
-    pub fn new(operations: RangeInclusive<i32>, to: impl Into<ServiceUrl>) -> Self {
-        let to = to.into();
-        let timeout = Duration::from_secs(2);
-        Self { operations, to, secret: None, timeout, retries: 0, calls_max: 256, duplicates: None }
-    }
-}
-
-/// The metrics of a route.
-#[derive(Clone)]
-pub(crate) struct RouteMetrics {
-    pub(crate) answered: Counter,
-    pub(crate) failed: Counter,
-    pub(crate) unavailable: Counter,
-    pub(crate) late: Counter,
-    pub(crate) busy: Counter,
-    /// Replies that were those of earlier packets.
-    pub(crate) repeated: Counter,
-    pub(crate) retries: Counter,
-    pub(crate) in_flight: Gauge,
-    pub(crate) seconds: Histogram,
-}
 
 /// The handler of a route.
 struct RouteHandler(Arc<RouteState>);

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use goim_ports::{DirectoryError, EndCode, EndTarget, RateLimitedLog, SessionDirectory, SessionEnd};
 
+use crate::deadline::directory_late;
 use crate::deadline::with_timeout;
-use crate::port::directory_late;
 
 /// The interval in which a logic reads the orders of other logics.
 const WATCH_INTERVAL: Duration = Duration::from_millis(500);
@@ -56,5 +56,17 @@ impl SessionEnds {
             }
             tokio::time::sleep(WATCH_INTERVAL).await;
         }
+    }
+}
+
+/// Returns the record that ends sessions with this code.
+pub(crate) fn disconnect_record(target: PushTarget, code: EndCode) -> PushRecord {
+    let extension = Extended { end: Some(code), without_first: true, ..Extended::default() };
+    PushRecord {
+        target,
+        operation: Operation::DISCONNECT,
+        body: Bytes::new(),
+        accepted_at: AcceptedAt::now(),
+        extension: Some(Arc::new(extension)),
     }
 }

@@ -1,7 +1,7 @@
 //! Timelines: stored messages, and who may store and read them.
 //!
-//! The store is behind a port. `push` and `request` store messages, `sending` limits what members
-//! send, `notify` notifies sessions and `offline` the backend, `reader` and `long_poll` read.
+//! The store is behind a port. `push` and `request` store messages, `send_rule` and `send_quotas`
+//! limit what members send, `notify` notifies sessions and `offline` the backend, `reader` and `long_poll` read.
 //!
 //! Invariant: a publisher is answered when its message is durable, and no later failure turns that
 //! answer into an error. A session that was not notified finds the message with its next sync.
@@ -14,14 +14,15 @@ mod offline;
 mod push;
 mod reader;
 mod request;
-mod sending;
+mod send_quotas;
+pub(crate) mod send_rule;
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use goim_ports::{
-    Call, EndCode, EndTarget, HttpClient, PushLog, RateLimitedLog, SessionDirectory, TimelineError,
-    TimelineId, TimelineStore, VersionTable,
+    Call, EndCode, EndTarget, HttpClient, OfflineSink, PushLog, RateLimitedLog, SessionDirectory,
+    TimelineError, TimelineId, TimelineStore, VersionTable,
 };
 use prometheus_client::registry::Registry;
 use tokio::sync::Semaphore;
@@ -31,16 +32,17 @@ pub use long_poll::LongPollError;
 pub(crate) use long_poll::{LongPoll, LongPollEnd};
 use offline::OfflineQueue;
 pub use offline::offline_json;
+pub(crate) use offline::webhook_sink;
 pub use push::{AppendedMessage, StoredPush, StoredTo};
 pub(crate) use reader::{LongPollOutcome, Reader, Unread};
-pub use sending::SendRule;
+pub use send_rule::SendRule;
 
 use crate::config::{PushConfig, TimelinesConfig};
 use crate::deadline::with_timeout;
 use crate::webhook::Webhook;
 use long_poll::{LongPollLimits, LongPolls};
 use metrics::{LongPollCount, TimelineMetrics};
-use sending::SendQuotas;
+use send_quotas::SendQuotas;
 
 /// The maximum size of an answer of `send_webhook`, in bytes.
 const ANSWER_BYTES_MAX: usize = 4 * 1024;
@@ -118,6 +120,14 @@ impl Timelines {
             registry.register("goim_logic_offline_notified", notified, offline.notified.clone());
             let dropped = "Offline members not reported, because too many were queued";
             registry.register("goim_logic_offline_dropped", dropped, offline.dropped.clone());
+        }
+    }
+
+    /// Sets the sink of offline members. Later calls are ignored.
+    pub(crate) fn set_offline_sink(&self, sink: Arc<dyn OfflineSink>) {
+        let queue = Arc::new(OfflineQueue::new());
+        if self.offline.set(Arc::clone(&queue)).is_ok() {
+            tokio::spawn(queue.run(sink));
         }
     }
 

@@ -2,13 +2,13 @@
 
 use axum::body::Bytes;
 
-use super::error::ApiError;
+use super::error::{ApiError, Reply};
 use super::query::QueryValues;
-use super::reply::{self, Reply};
+use super::reply;
 use super::table::Action;
 use super::timelines::{self, Requester};
 use super::{directory, openapi, push};
-use crate::Logic;
+use crate::logic::Logic;
 
 /// Calls the handler of a route. `body` is empty for routes without one.
 pub(super) async fn call(

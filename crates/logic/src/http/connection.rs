@@ -35,9 +35,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tower_service::Service as _;
 
-use super::dispatch::{Api, LeftUnread};
-use super::with_api;
-use crate::HttpConfig;
+use super::dispatch::{Api, LeftUnread, with_api};
+use crate::config::HttpConfig;
 
 /// The pause after an accept that failed for lack of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

@@ -7,11 +7,12 @@ use axum::body::Body;
 use axum::http::Response;
 use goim_ports::CometNode;
 
-use super::error::ApiError;
+use super::error::{ApiError, Reply};
 use super::query::QueryValues;
-use super::reply::{self, Reply};
+use super::reply;
 use super::{json, push};
-use crate::{Logic, NodesReply};
+use crate::logic::Logic;
+use crate::nodes::NodesReply;
 
 /// The maximum number of sessions of a room in one answer.
 const MEMBERS_MAX: i64 = 10_000;

@@ -4,28 +4,30 @@
 //! the body of a rejected request.
 
 use std::future::{Future, poll_fn};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
+use axum::extract::ConnectInfo;
 use axum::http::header::{CONNECTION, EXPECT};
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, Method, Request, Response, StatusCode};
 use tokio::time::timeout_at;
 
 use super::body::BodyError;
-use super::error::ApiError;
+use super::error::{ApiError, Reply};
 use super::query::{QueryValues, unescape};
 use super::rate::RateLimiter;
-use super::reply::{self, Reply};
+use super::reply;
 use super::table::{Action, Route};
 use super::timelines::Requester;
 use super::{action, body, guard, timelines};
-use crate::Logic;
+use crate::logic::Logic;
 use crate::timelines::Reader;
 
 /// The API of one logic and its state between requests.
@@ -264,5 +266,16 @@ fn redirect(parts: &Parts) -> Reply {
         Some(query) => format!("{path}?{query}"),
         None => path.to_owned(),
     };
-    reply::redirect(parts.method == Method::GET, &location)
+    reply::redirect(parts.method == Method::GET, &location).ok_or_else(ApiError::not_found)
+}
+
+/// Adds the API to `extra` as the fallback.
+pub(super) fn with_api(extra: Router, api: Arc<Api>) -> Router {
+    extra.fallback(move |request: axum::extract::Request| {
+        let api = Arc::clone(&api);
+        async move {
+            let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip());
+            api.answer(peer, request).await
+        }
+    })
 }

@@ -13,8 +13,12 @@ use axum::http::{HeaderValue, Response, StatusCode};
 use goim_ports::{AppendError, ConnectError, NoSession, TimelineError};
 
 use super::reply::{self, Envelope};
+use crate::push_writer::PushError;
 use crate::timelines::LongPollError;
-use crate::{PushError, TimelineRequestError};
+use crate::timelines::error::TimelineRequestError;
+
+/// What a handler returns.
+pub(super) type Reply = Result<Response<Body>, ApiError>;
 
 /// Envelope code: the request is wrong.
 const BAD_REQUEST: i32 = -400;

@@ -10,7 +10,7 @@ use axum::http::header::{AUTHORIZATION, FORWARDED, ORIGIN};
 use axum::http::{HeaderMap, HeaderName, StatusCode};
 
 use super::error::ApiError;
-use crate::ApiKey;
+use crate::config::ApiKey;
 
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");

@@ -14,7 +14,7 @@ use goim_ports::{EndCode, Extended, IdempotencyKey, Mid, Operation, RoomId, Sche
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
-use crate::{BatchMessage, Delivery, Receivers};
+use crate::batch::{BatchMessage, Delivery, Receivers};
 
 /// The maximum number of messages in one request. It bounds the time that one request delays the
 /// others, to about 10 ms.

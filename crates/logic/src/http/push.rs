@@ -9,15 +9,16 @@ use goim_ports::{
     AcceptedAt, AppendError, IdempotencyKey, Mid, NewMessage, Operation, RoomId, SessionKey, TimelineError,
 };
 
-use super::error::ApiError;
+use super::error::{ApiError, Reply};
 use super::messages::{BodyFormat, EndRequest};
 use super::query::QueryValues;
-use super::reply::{self, Reply};
+use super::reply;
 use super::timelines;
-use crate::{
-    BatchError, BatchMessage, Delivery, Logic, PushError, Receivers, StoredPush, StoredTo,
-    TimelineRequestError,
-};
+use crate::batch::{BatchError, BatchMessage, Delivery, Receivers};
+use crate::logic::Logic;
+use crate::push_writer::PushError;
+use crate::timelines::error::TimelineRequestError;
+use crate::timelines::push::{StoredPush, StoredTo};
 
 /// The message of Go's protobuf library for a room that is not UTF-8.
 const NOT_UTF8: &str = "string field contains invalid UTF-8";

@@ -4,11 +4,7 @@ use axum::body::{Body, Bytes};
 use axum::http::header::{CONTENT_TYPE, LOCATION};
 use axum::http::{HeaderValue, Response, StatusCode};
 
-use super::error::ApiError;
 use super::json;
-
-/// What a handler returns.
-pub(super) type Reply = Result<Response<Body>, ApiError>;
 
 /// The content type of envelopes.
 pub(super) const JSON: &str = "application/json; charset=utf-8";
@@ -69,8 +65,8 @@ pub(super) fn with_body(content_type: &'static str, body: Bytes) -> Response<Bod
 
 /// Redirects from a path with a trailing slash, as goim v2's router does: a GET gets HTML, any
 /// other method the header only.
-pub(super) fn redirect(is_get: bool, location: &str) -> Reply {
-    let header = HeaderValue::from_str(&escape_non_ascii(location)).map_err(|_| ApiError::not_found())?;
+pub(super) fn redirect(is_get: bool, location: &str) -> Option<Response<Body>> {
+    let header = HeaderValue::from_str(&escape_non_ascii(location)).ok()?;
     let (status, mut response) = if is_get {
         let body = format!("<a href=\"{}\">Moved Permanently</a>.\n\n", escape_html(location));
         (StatusCode::MOVED_PERMANENTLY, with_body("text/html; charset=utf-8", body.into()))
@@ -79,7 +75,7 @@ pub(super) fn redirect(is_get: bool, location: &str) -> Reply {
     };
     *response.status_mut() = status;
     response.headers_mut().insert(LOCATION, header);
-    Ok(response)
+    Some(response)
 }
 
 /// Percent-encodes what is not ASCII, as Go does for headers.

@@ -22,13 +22,15 @@ use goim_wire::sync::{self, Body as _};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::error::ApiError;
+use super::error::{ApiError, Reply};
 use super::guard;
 use super::query::QueryValues;
 use super::rate::network;
-use super::reply::{self, Reply};
+use super::reply;
+use crate::config::IdentityMethod;
+use crate::logic::Logic;
+use crate::timelines::error::TimelineRequestError;
 use crate::timelines::{AppendedMessage, LongPollEnd, LongPollOutcome, Reader, Timelines, Unread};
-use crate::{IdentityMethod, Logic, TimelineRequestError};
 
 /// Who sent a request, and what identifies them.
 #[derive(Clone, Copy)]

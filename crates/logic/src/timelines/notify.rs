@@ -15,9 +15,9 @@ use goim_ports::{
 };
 
 use super::Timelines;
+use crate::deadline::directory_late;
 use crate::deadline::with_timeout;
-use crate::port::directory_late;
-use crate::push::by_server;
+use crate::grouping::by_server;
 use crate::push_writer::append_late;
 
 /// The number of retries in the background, and the pause before the first. The pause doubles with

@@ -10,12 +10,11 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use goim_ports::{Call, LogicError, OfflineMember, OfflineSink, RetryQueue, RetryRules};
+use goim_ports::{Call, HttpClient, LogicError, OfflineMember, OfflineSink, RetryQueue, RetryRules};
 use prometheus_client::metrics::counter::Counter;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
-use crate::Logic;
 use crate::webhook::{Webhook, WebhookConfig};
 
 /// The time in which members of a report are collected.
@@ -40,7 +39,7 @@ pub(super) struct OfflineQueue {
 }
 
 impl OfflineQueue {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let (notified, dropped) = Default::default();
         Self { members: RetryQueue::new(RETRY_RULES), arrived: Notify::new(), notified, dropped }
     }
@@ -55,7 +54,7 @@ impl OfflineQueue {
     }
 
     /// Reports members until it is dropped.
-    async fn run(self: Arc<Self>, sink: Arc<dyn OfflineSink>) {
+    pub(super) async fn run(self: Arc<Self>, sink: Arc<dyn OfflineSink>) {
         loop {
             let batch = self.members.batch();
             let count = batch.len();
@@ -78,24 +77,10 @@ impl OfflineQueue {
     }
 }
 
-impl Logic {
-    /// Sets the sink for members who are offline when a message is stored for them. Later calls are
-    /// ignored, and all calls on a server without a timeline store. Must be called inside a tokio
-    /// runtime.
-    pub fn set_offline_sink(&self, sink: Arc<dyn OfflineSink>) {
-        let Some(timelines) = &self.timelines else { return };
-        let queue = Arc::new(OfflineQueue::new());
-        if timelines.offline.set(Arc::clone(&queue)).is_ok() {
-            tokio::spawn(queue.run(sink));
-        }
-    }
-
-    /// Returns a sink that reports by POST.
-    #[must_use]
-    pub fn offline_webhook(&self, config: WebhookConfig) -> Arc<dyn OfflineSink> {
-        let hook = Webhook::new("timelines.offline_url", config, Arc::clone(&self.http), ANSWER_BYTES_MAX);
-        Arc::new(OfflineWebhook(Arc::new(hook)))
-    }
+/// Returns a sink that reports by POST.
+pub(crate) fn webhook_sink(config: WebhookConfig, http: Arc<dyn HttpClient>) -> Arc<dyn OfflineSink> {
+    let hook = Webhook::new("timelines.offline_url", config, http, ANSWER_BYTES_MAX);
+    Arc::new(OfflineWebhook(Arc::new(hook)))
 }
 
 /// Returns an offline member as JSON.

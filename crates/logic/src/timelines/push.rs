@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 
 use super::notify::push_record;
 use super::{TimelineRequestError, Timelines};
-use crate::{Logic, record};
+use crate::record;
 
 /// The maximum time that the answer to a publisher waits for the notification of a durable message.
 const NOTIFY_WAIT: Duration = Duration::from_secs(1);
@@ -54,28 +54,6 @@ impl StoredTo {
                 let first = mids.iter().filter(|mid| seen.insert(**mid));
                 first.map(|mid| TimelineId::Inbox(*mid)).collect()
             }
-        }
-    }
-}
-
-impl Logic {
-    /// Stores messages, all or none, and notifies the sessions. Returns for each message, in order,
-    /// its positions.
-    ///
-    /// # Errors
-    /// [`TimelineRequestError`] with the index of the message. Nothing is stored, unless the
-    /// outcome is unknown.
-    ///
-    /// # Cancel safety
-    /// Dropping the future during the append does not cancel it: the messages are stored and the
-    /// sessions notified.
-    pub async fn push_stored(
-        &self,
-        pushes: Vec<StoredPush>,
-    ) -> Result<Vec<Vec<AppendedMessage>>, (usize, TimelineRequestError)> {
-        match &self.timelines {
-            Some(timelines) => timelines.push(pushes).await,
-            None => Err((0, TimelineRequestError::None)),
         }
     }
 }

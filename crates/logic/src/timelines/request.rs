@@ -13,7 +13,8 @@ use goim_ports::{
 };
 use goim_wire::sync::{self, Body as _};
 
-use super::sending::{QuotaExceeded, is_allowed, is_for_members};
+use super::send_quotas::QuotaExceeded;
+use super::send_rule::{is_allowed, is_for_members};
 use super::{AppendedMessage, Reader, TimelineRequestError, Timelines, parse_timeline};
 
 impl Timelines {

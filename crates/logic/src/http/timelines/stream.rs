@@ -19,7 +19,8 @@ use hyper::body::Frame;
 use serde_json::json;
 
 use super::{EndNotice, reply_json};
-use crate::http::reply::{self, Reply};
+use crate::http::error::Reply;
+use crate::http::reply;
 use crate::timelines::{LongPoll, LongPollEnd, LongPollOutcome, Reader, Timelines};
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
