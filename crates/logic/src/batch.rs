@@ -6,9 +6,8 @@
 
 use std::num::NonZeroU32;
 
-use bytes::Bytes;
 use goim_ports::{
-    AcceptedAt, Appended, Extension, IdempotencyKey, Mid, Operation, PushRecord, PushTarget, RoomId,
+    AcceptedAt, Appended, Bodies, IdempotencyKey, Mid, Operation, Payload, PushRecord, PushTarget, RoomId,
     ServerId, SessionKey,
 };
 
@@ -25,10 +24,8 @@ pub struct BatchMessage {
     /// The packet's operation. Sessions named by key or member, and those of a push to all, must
     /// have subscribed to it.
     pub operation: Operation,
-    /// The body of the packet, in the first schema.
-    pub body: Bytes,
-    /// Bodies in other schemas.
-    pub extension: Extension,
+    /// The bodies.
+    pub bodies: Bodies,
     /// Whether the message is stored. [`Logic::push_batch`] ignores it.
     pub delivery: Delivery,
 }
@@ -139,24 +136,19 @@ impl Logic {
         let mut servers = &servers[..];
         let accepted_at = AcceptedAt::now();
         let mut records = BatchRecords::default();
-        for (index, BatchMessage { to, operation, body, extension, .. }) in messages.into_iter().enumerate() {
-            let mut add = |target, body| {
-                records.records.push(PushRecord {
-                    target,
-                    operation,
-                    body,
-                    accepted_at,
-                    extension: extension.clone(),
-                });
+        for (index, BatchMessage { to, operation, bodies, .. }) in messages.into_iter().enumerate() {
+            let mut add = |target, bodies| {
+                let payload = Payload::Message(bodies);
+                records.records.push(PushRecord { target, operation, payload, accepted_at });
                 records.of.push(index);
             };
             let groups = match to {
                 Receivers::Room(room) => {
-                    add(PushTarget::Room(room), body);
+                    add(PushTarget::Room(room), bodies);
                     continue;
                 }
                 Receivers::All(speed) => {
-                    add(PushTarget::All { speed }, body);
+                    add(PushTarget::All { speed }, bodies);
                     continue;
                 }
                 Receivers::Keys(keys) => {
@@ -169,7 +161,7 @@ impl Logic {
                     self.sessions_by_server(mids).await.map_err(failed)?
                 }
             };
-            targets(groups, body).for_each(|(target, body)| add(target, body));
+            targets(groups, bodies).for_each(|(target, bodies)| add(target, bodies));
         }
         Ok(records)
     }

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use goim_ports::{
-    AcceptedAt, Call, Device, DeviceDirectory, DirectoryError, EndCode, Mid, PushLog, PushTarget, ServerId,
-    SessionDirectory, SessionKey,
+    AcceptedAt, Call, CloseReason, Device, DeviceDirectory, DirectoryError, Mid, PushLog, PushTarget,
+    ServerId, SessionDirectory, SessionKey,
 };
 
 use crate::config::DevicePolicy;
@@ -18,9 +18,6 @@ use crate::deadline::directory_late;
 use crate::deadline::with_timeout;
 use crate::push_writer::append_late;
 use crate::session_ends::disconnect_record;
-
-/// The close code "too many devices".
-const TOO_MANY_DEVICES: EndCode = EndCode(3506);
 
 /// Enforces the device policy.
 #[derive(Clone)]
@@ -87,7 +84,8 @@ impl Devices {
     }
 
     async fn end(&self, server: ServerId, key: SessionKey) -> Result<(), String> {
-        let record = disconnect_record(PushTarget::Keys { server, keys: vec![key] }, TOO_MANY_DEVICES);
+        let record =
+            disconnect_record(PushTarget::Keys { server, keys: vec![key] }, CloseReason::TooManyDevices);
         with_timeout(self.timeout, self.push_log.append(record), append_late)
             .await
             .map_err(|error| error.to_string())

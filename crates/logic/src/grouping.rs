@@ -1,6 +1,5 @@
 //! Groups the receivers of a message by comet.
 
-use bytes::Bytes;
 use goim_ports::{PushTarget, ServerId, SessionKey, SessionRecord};
 use smallvec::{SmallVec, smallvec};
 
@@ -20,12 +19,9 @@ pub(crate) fn group_keys(keys: Vec<SessionKey>, servers: &[Option<ServerId>]) ->
 
 /// Returns the targets of one message with its body. Most messages have one, which takes the body
 /// without a copy.
-pub(crate) fn targets(groups: Groups, mut body: Bytes) -> impl Iterator<Item = (PushTarget, Bytes)> {
-    let last = groups.len().saturating_sub(1);
-    groups.into_iter().enumerate().map(move |(index, (server, keys))| {
-        let body = if index == last { std::mem::take(&mut body) } else { body.clone() };
-        (PushTarget::Keys { server, keys }, body)
-    })
+pub(crate) fn targets<B: Clone>(groups: Groups, body: B) -> impl Iterator<Item = (PushTarget, B)> {
+    let bodies = std::iter::repeat_n(body, groups.len());
+    groups.into_iter().map(|(server, keys)| PushTarget::Keys { server, keys }).zip(bodies)
 }
 
 /// Groups sessions by comet, as targets.

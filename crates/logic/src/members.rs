@@ -3,10 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use goim_ports::{
-    AcceptedAt, EndCode, EndTarget, Extended, Operation, PushRecord, PushTarget, RoomId, RoomMember,
-    RoomMembers, ServerId,
-};
+use goim_ports::{AcceptedAt, CloseReason, EndTarget, PushTarget, RoomId, RoomMember, RoomMembers, ServerId};
 
 use crate::batch::Receivers;
 use crate::deadline::with_timeout;
@@ -40,13 +37,13 @@ impl Logic {
         (members, count)
     }
 
-    /// Ends sessions with a close code. Returns when the order is in the push log. Sessions opened
+    /// Ends sessions for a reason. Returns when the order is in the push log. Sessions opened
     /// later are not ended: to keep a member out, refuse its token too.
     ///
     /// # Errors
     /// [`PushError`], as for a push.
-    pub async fn end_sessions(&self, of: Receivers, code: EndCode) -> Result<(), PushError> {
-        self.end_long_polls(&of, code).await?;
+    pub async fn end_sessions(&self, of: Receivers, reason: CloseReason) -> Result<(), PushError> {
+        self.end_long_polls(&of, reason).await?;
         let targets: Vec<PushTarget> = match of {
             Receivers::Room(room) => vec![PushTarget::Room(room)],
             Receivers::All(speed) => vec![PushTarget::All { speed }],
@@ -58,7 +55,7 @@ impl Logic {
         };
         let mut is_in_part = false;
         for target in targets {
-            let ended = self.push_writer.append(disconnect_record(target, code)).await;
+            let ended = self.push_writer.append(disconnect_record(target, reason)).await;
             ended.map_err(|error| error.after(is_in_part))?;
             is_in_part = true;
         }
@@ -68,7 +65,7 @@ impl Logic {
 
 impl Logic {
     /// Ends the long polls and streams of members, on this logic and on the others.
-    async fn end_long_polls(&self, of: &Receivers, code: EndCode) -> Result<(), PushError> {
+    async fn end_long_polls(&self, of: &Receivers, reason: CloseReason) -> Result<(), PushError> {
         let Some(timelines) = &self.timelines else { return Ok(()) };
         let of = match of {
             Receivers::Keys(keys) => EndTarget::Keys(keys.clone()),
@@ -77,8 +74,8 @@ impl Logic {
             // No route of the API ends all sessions.
             Receivers::All(_) => return Ok(()),
         };
-        self.session_ends.publish(of.clone(), code).await.map_err(PushError::Directory)?;
-        timelines.end_long_polls(&of, code);
+        self.session_ends.publish(of.clone(), reason).await.map_err(PushError::Directory)?;
+        timelines.end_long_polls(&of, reason);
         Ok(())
     }
 
@@ -86,7 +83,7 @@ impl Logic {
     /// polled.
     pub(crate) async fn watch_session_ends(&self) {
         if let Some(timelines) = &self.timelines {
-            self.session_ends.watch(|of, code| timelines.end_long_polls(of, code)).await;
+            self.session_ends.watch(|of, reason| timelines.end_long_polls(of, reason)).await;
         }
     }
 }

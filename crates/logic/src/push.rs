@@ -7,7 +7,7 @@
 use std::num::NonZeroU32;
 
 use bytes::Bytes;
-use goim_ports::{AcceptedAt, Mid, Operation, PushRecord, PushTarget, RoomId, ServerId, SessionKey};
+use goim_ports::{AcceptedAt, Mid, Operation, Payload, PushRecord, PushTarget, RoomId, ServerId, SessionKey};
 
 use crate::deadline::{directory_late, with_timeout};
 use crate::grouping::{Groups, group, group_keys, targets};
@@ -136,7 +136,8 @@ impl Logic {
     }
 
     async fn append(&self, target: PushTarget, operation: Operation, body: Bytes) -> Result<(), PushError> {
-        let record = PushRecord { target, operation, body, accepted_at: AcceptedAt::now(), extension: None };
+        let record =
+            PushRecord { target, operation, payload: Payload::plain(body), accepted_at: AcceptedAt::now() };
         self.push_writer.append(record).await
     }
 

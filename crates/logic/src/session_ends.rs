@@ -4,7 +4,10 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use goim_ports::{DirectoryError, EndCode, EndTarget, RateLimitedLog, SessionDirectory, SessionEnd};
+use goim_ports::{
+    AcceptedAt, CloseReason, DirectoryError, EndTarget, Operation, Payload, PushRecord, PushTarget,
+    RateLimitedLog, SessionDirectory, SessionEnd,
+};
 
 use crate::deadline::directory_late;
 use crate::deadline::with_timeout;
@@ -29,14 +32,14 @@ impl SessionEnds {
     ///
     /// # Errors
     /// [`DirectoryError`].
-    pub(crate) async fn publish(&self, of: EndTarget, code: EndCode) -> Result<(), DirectoryError> {
-        let noted = self.sessions.note_end(SessionEnd { of, code, origin: self.origin });
+    pub(crate) async fn publish(&self, of: EndTarget, reason: CloseReason) -> Result<(), DirectoryError> {
+        let noted = self.sessions.note_end(SessionEnd { of, reason, origin: self.origin });
         with_timeout(self.timeout, noted, directory_late).await
     }
 
     /// Calls `end` with each order of other logics, for as long as the future is polled. What
     /// begins within half a second after an order may be ended by it too.
-    pub(crate) async fn watch(&self, end: impl Fn(&EndTarget, EndCode)) {
+    pub(crate) async fn watch(&self, end: impl Fn(&EndTarget, CloseReason)) {
         let (mut cursor, failure_log) = (None, RateLimitedLog::default());
         loop {
             let orders = self.sessions.ends_after(cursor.clone());
@@ -44,7 +47,7 @@ impl SessionEnds {
                 Ok((next, ends)) => {
                     cursor = Some(next);
                     for order in ends.iter().filter(|order| order.origin != self.origin) {
-                        end(&order.of, order.code);
+                        end(&order.of, order.reason);
                     }
                 }
                 Err(error) => {
@@ -59,14 +62,12 @@ impl SessionEnds {
     }
 }
 
-/// Returns the record that ends sessions with this code.
-pub(crate) fn disconnect_record(target: PushTarget, code: EndCode) -> PushRecord {
-    let extension = Extended { end: Some(code), without_first: true, ..Extended::default() };
+/// Returns the record that ends sessions for this reason.
+pub(crate) fn disconnect_record(target: PushTarget, reason: CloseReason) -> PushRecord {
     PushRecord {
         target,
         operation: Operation::DISCONNECT,
-        body: Bytes::new(),
+        payload: Payload::Disconnect(reason),
         accepted_at: AcceptedAt::now(),
-        extension: Some(Arc::new(extension)),
     }
 }

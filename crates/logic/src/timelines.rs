@@ -21,7 +21,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use goim_ports::{
-    Call, EndCode, EndTarget, HttpClient, OfflineSink, PushLog, RateLimitedLog, SessionDirectory,
+    Call, CloseReason, EndTarget, HttpClient, OfflineSink, PushLog, RateLimitedLog, SessionDirectory,
     TimelineError, TimelineId, TimelineStore, VersionTable,
 };
 use prometheus_client::registry::Registry;
@@ -147,8 +147,8 @@ impl Timelines {
     }
 
     /// Ends long polls by an order of the backend.
-    pub(crate) fn end_long_polls(&self, of: &EndTarget, code: EndCode) {
-        self.metrics.long_polls_ended.inc_by(self.long_polls.end(of, code) as u64);
+    pub(crate) fn end_long_polls(&self, of: &EndTarget, reason: CloseReason) {
+        self.metrics.long_polls_ended.inc_by(self.long_polls.end(of, reason) as u64);
     }
 
     /// Ends all long polls, because this process drains.

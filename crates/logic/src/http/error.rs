@@ -10,7 +10,7 @@ use std::time::Duration;
 use axum::body::{Body, Bytes};
 use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, Response, StatusCode};
-use goim_ports::{AppendError, ConnectError, NoSession, TimelineError};
+use goim_ports::{AppendError, AuthFailure, ConnectError, TimelineError};
 
 use super::reply::{self, Envelope};
 use crate::push_writer::PushError;
@@ -244,10 +244,10 @@ impl From<ConnectError> for ApiError {
     fn from(error: ConnectError) -> Self {
         let label = error.reason.label();
         match error.reason {
-            NoSession::Unavailable => {
+            AuthFailure::AuthUnavailable => {
                 Self::unavailable("the requester cannot be identified; try again later")
             }
-            NoSession::Denied | NoSession::Room | NoSession::Mismatch => {
+            AuthFailure::AuthDenied | AuthFailure::RoomNotAllowed | AuthFailure::TokenMismatch => {
                 Self::new(StatusCode::FORBIDDEN, label)
             }
             _ => Self::unauthorized(format!(

@@ -6,7 +6,8 @@ use axum::body::Bytes;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use goim_ports::{
-    AcceptedAt, AppendError, IdempotencyKey, Mid, NewMessage, Operation, RoomId, SessionKey, TimelineError,
+    AcceptedAt, AppendError, Bodies, IdempotencyKey, Mid, NewMessage, Operation, RoomId, SessionKey,
+    TimelineError,
 };
 
 use super::error::{ApiError, Reply};
@@ -61,8 +62,7 @@ async fn store(
     let message = NewMessage {
         sender: Mid::default(),
         operation: operation(values),
-        body,
-        extension: None,
+        bodies: Bodies::plain(body),
         accepted_at: AcceptedAt::now(),
     };
     let stored = logic.push_stored(vec![StoredPush { to, message, idempotency_key }]).await;
@@ -180,16 +180,16 @@ fn stored_pushes(messages: &[BatchMessage]) -> Result<Option<Vec<StoredPush>>, (
                 return Err((index, "delivery: only messages to mids and to a room can be stored"));
             }
         };
-        let BatchMessage { operation, body, extension, .. } = message.clone();
-        let message = NewMessage { sender: Mid::default(), operation, body, extension, accepted_at };
+        let BatchMessage { operation, bodies, .. } = message.clone();
+        let message = NewMessage { sender: Mid::default(), operation, bodies, accepted_at };
         Ok(StoredPush { to, message, idempotency_key: idempotency_key.clone() })
     });
     stored.collect::<Result<_, _>>().map(Some)
 }
 
 pub(super) async fn end_sessions(logic: &Logic, body: &[u8]) -> Reply {
-    let EndRequest { of, code } = EndRequest::read(body).map_err(ApiError::bad_request)?;
-    logic.end_sessions(of, code).await.map_err(|error| ApiError::from(&error))?;
+    let EndRequest { of, reason } = EndRequest::read(body).map_err(ApiError::bad_request)?;
+    logic.end_sessions(of, reason).await.map_err(|error| ApiError::from(&error))?;
     Ok(reply::ok())
 }
 

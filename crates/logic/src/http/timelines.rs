@@ -15,10 +15,10 @@ use axum::http::{HeaderMap, HeaderValue, Response, StatusCode};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use goim_ports::{
-    Accepted, ConnectRequest, EndCode, Mid, Operation, Sequence, SessionKey, TimelineSeq, Version,
+    Accepted, CloseReason, ConnectRequest, Mid, Operation, Sequence, SessionKey, TimelineSeq, Version,
 };
-use goim_wire::Packet;
 use goim_wire::sync::{self, Body as _};
+use goim_wire::{Packet, ReconnectPolicy};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -112,15 +112,13 @@ struct EndNotice {
 
 impl EndNotice {
     fn of(end: LongPollEnd) -> Self {
-        let (code, reason) = match end {
-            LongPollEnd::Expired => (3201, "token_expired"),
-            LongPollEnd::Draining => (3002, "draining"),
-            LongPollEnd::Ordered(EndCode(3208)) => (3208, "revoked"),
-            LongPollEnd::Ordered(EndCode(3505)) => (3505, "kicked"),
-            LongPollEnd::Ordered(EndCode(code)) => (code, "ended"),
+        let reason = match end {
+            LongPollEnd::Expired => CloseReason::TokenExpired,
+            LongPollEnd::Draining => CloseReason::Draining,
+            LongPollEnd::Ordered(reason) => reason,
         };
-        // docs/protocol.md: codes from 3500 to 3599 mean that the client must not reconnect.
-        Self { code, reason, may_reconnect: !(3500..3600).contains(&code) }
+        let may_reconnect = reason.reconnect() != ReconnectPolicy::Never;
+        Self { code: reason.code(), reason: reason.label(), may_reconnect }
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use goim_ports::{Call, ConnectError, HttpClient, NoSession};
+use goim_ports::{AuthFailure, Call, ConnectError, HttpClient};
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, Validation};
 use serde::Deserialize;
@@ -109,7 +109,7 @@ fn read_header(token: &str) -> Result<(Algorithm, Option<String>), ConnectError>
         "EdDSA" => Algorithm::EdDSA,
         _ => {
             return Err(ConnectError::because(
-                NoSession::Signature,
+                AuthFailure::TokenSignature,
                 "the token's algorithm is not supported",
             ));
         }
@@ -168,15 +168,17 @@ impl JwtVerifier {
     }
 
     fn verify(&self, token: &str, candidates: &[&VerificationKey]) -> Result<Grant, ConnectError> {
-        let mut refusal =
-            ConnectError::because(NoSession::Signature, "no key is known that could have signed the token");
+        let mut refusal = ConnectError::because(
+            AuthFailure::TokenSignature,
+            "no key is known that could have signed the token",
+        );
         for key in candidates {
             let validation = self.validation(key.algorithm);
             match jsonwebtoken::decode::<Map<String, Value>>(token, &key.decoding, &validation) {
                 Ok(decoded) => return self.grant(decoded.claims),
                 Err(error) => {
                     refusal = refusal_of(error.kind());
-                    if refusal.reason != NoSession::Signature {
+                    if refusal.reason != AuthFailure::TokenSignature {
                         return Err(refusal);
                     }
                 }
@@ -223,18 +225,18 @@ impl JwtVerifier {
 
 fn refusal_of(kind: &ErrorKind) -> ConnectError {
     let (reason, detail) = match kind {
-        ErrorKind::ExpiredSignature => (NoSession::Expired, "the token has expired"),
-        ErrorKind::ImmatureSignature => (NoSession::NotYet, "the token is not valid yet"),
-        ErrorKind::InvalidAudience => (NoSession::Audience, "the token has another audience"),
-        ErrorKind::InvalidIssuer => (NoSession::Audience, "the token has another issuer"),
+        ErrorKind::ExpiredSignature => (AuthFailure::TokenExpired, "the token has expired"),
+        ErrorKind::ImmatureSignature => (AuthFailure::TokenNotYetValid, "the token is not valid yet"),
+        ErrorKind::InvalidAudience => (AuthFailure::TokenAudience, "the token has another audience"),
+        ErrorKind::InvalidIssuer => (AuthFailure::TokenAudience, "the token has another issuer"),
         ErrorKind::MissingRequiredClaim(claim) if claim == "aud" || claim == "iss" => {
-            (NoSession::Audience, "the token has no audience or no issuer")
+            (AuthFailure::TokenAudience, "the token has no audience or no issuer")
         }
-        ErrorKind::MissingRequiredClaim(_) => (NoSession::Refused, "the token has no expiry (exp)"),
+        ErrorKind::MissingRequiredClaim(_) => (AuthFailure::AuthRefused, "the token has no expiry (exp)"),
         ErrorKind::InvalidSignature | ErrorKind::InvalidAlgorithm | ErrorKind::InvalidAlgorithmName => {
-            (NoSession::Signature, "the token's signature is wrong")
+            (AuthFailure::TokenSignature, "the token's signature is wrong")
         }
-        _ => (NoSession::Refused, "the token is not a JSON Web Token"),
+        _ => (AuthFailure::AuthRefused, "the token is not a JSON Web Token"),
     };
     ConnectError::because(reason, detail)
 }

@@ -103,7 +103,6 @@ mod tests {
             packet,
             schema: Schema::FIRST,
             negotiated: true,
-            is_member: false,
         }
     }
 

@@ -13,7 +13,7 @@ use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use goim_ports::{EndCode, EndTarget, Mid, SessionKey, TimelineId};
+use goim_ports::{CloseReason, EndTarget, Mid, SessionKey, TimelineId};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -48,8 +48,8 @@ pub enum LongPollError {
 pub(crate) enum LongPollEnd {
     /// The token expired.
     Expired,
-    /// The backend ended it, with this close code.
-    Ordered(EndCode),
+    /// The backend ended it, for this reason.
+    Ordered(CloseReason),
     /// The process drains.
     Draining,
 }
@@ -159,12 +159,12 @@ impl LongPolls {
     }
 
     /// Ends long polls by an order of the backend. Returns their number.
-    pub(super) fn end(&self, of: &EndTarget, code: EndCode) -> usize {
+    pub(super) fn end(&self, of: &EndTarget, reason: CloseReason) -> usize {
         let state = self.state.lock();
         let mut ended = 0;
         let mut end = |concerns: &dyn Fn(&LongPollEntry) -> bool| {
             for waiting in state.waiting.values().filter(|waiting| concerns(waiting)) {
-                waiting.ending.send_replace(Some(LongPollEnd::Ordered(code)));
+                waiting.ending.send_replace(Some(LongPollEnd::Ordered(reason)));
                 ended += 1;
             }
         };
@@ -327,13 +327,13 @@ mod tests {
             [(1, "a"), (2, "b"), (3, "c")].map(|(mid, key)| waits.begin(id(mid), who(mid, key)).unwrap());
         let by_room = waits.begin(room, who(3, "c")).unwrap();
         let short = waits.begin(id(3), LongPollOwner { until, ..who(3, "c") }).unwrap();
-        let code = EndCode(3208);
-        assert_eq!(waits.end(&EndTarget::Mids(vec![Mid(1), Mid(9)]), code), 1);
-        assert_eq!(waits.end(&EndTarget::Keys(vec!["b".into()]), code), 1);
-        assert_eq!(waits.end(&EndTarget::Room("live://1".into()), code), 1);
+        let reason = CloseReason::Revoked;
+        assert_eq!(waits.end(&EndTarget::Mids(vec![Mid(1), Mid(9)]), reason), 1);
+        assert_eq!(waits.end(&EndTarget::Keys(vec!["b".into()]), reason), 1);
+        assert_eq!(waits.end(&EndTarget::Room("live://1".into()), reason), 1);
         for ended in [&by_mid, &by_key, &by_room] {
-            assert_eq!(ended.ending(), Some(LongPollEnd::Ordered(code)));
-            assert_eq!(ended.ended().await, LongPollEnd::Ordered(code));
+            assert_eq!(ended.ending(), Some(LongPollEnd::Ordered(reason)));
+            assert_eq!(ended.ended().await, LongPollEnd::Ordered(reason));
         }
         assert_eq!((stays.ending(), short.ending()), (None, None));
         assert_eq!(short.ended().await, LongPollEnd::Expired);

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use goim_logic::{Config, IdentityMethod};
 use goim_ports::{
-    AcceptedAt, Append, AppendError, AppendResult, Broadcast, Call, CometError, CometPool, CometPort,
-    CursorId, Epoch, Extended, Head, KeyPush, Mid, NewMessage, Operation, Position, Range, ReadLimit, RoomId,
+    AcceptedAt, Append, AppendError, AppendResult, Bodies, Broadcast, Call, CometError, CometPool, CometPort,
+    CursorId, Epoch, Head, KeyPush, Mid, NewMessage, Operation, Position, Range, ReadLimit, RoomId,
     RoomMember, RoomMembers, RoomPush, Schema, SchemaBody, ServerId, StoredMessage, TimelineError,
     TimelineId, TimelineSeq, TimelineStore,
 };
@@ -307,16 +307,14 @@ fn message(body: &'static [u8]) -> NewMessage {
     NewMessage {
         sender: Mid(7),
         operation: Operation(1000),
-        body: Bytes::from_static(body),
-        extension: None,
+        bodies: Bodies::plain(Bytes::from_static(body)),
         accepted_at: AcceptedAt(1),
     }
 }
 
 fn range() -> Range {
     let other = SchemaBody { schema: Schema(9), body: Bytes::from_static(b"x") };
-    let only_other = Extended { bodies: vec![other], without_first: true, ..Extended::default() };
-    let unreadable = NewMessage { extension: Some(Arc::new(only_other)), ..message(b"") };
+    let unreadable = NewMessage { bodies: Bodies::new(None, vec![other]).unwrap(), ..message(b"") };
     let messages = [message(b"text"), message(b"\xff"), message(b""), unreadable];
     let stored = messages.into_iter().zip(1..).map(|(message, seq)| StoredMessage {
         seq: TimelineSeq(seq),
