@@ -1,9 +1,6 @@
 //! Lists the sessions of a room and ends sessions, for the backend.
 
-use std::sync::Arc;
-
-use bytes::Bytes;
-use goim_ports::{AcceptedAt, CloseReason, EndTarget, PushTarget, RoomId, RoomMember, RoomMembers, ServerId};
+use goim_ports::{CloseReason, EndTarget, PushTarget, RoomId, RoomMember, RoomMembers, ServerId};
 
 use crate::batch::Receivers;
 use crate::deadline::with_timeout;

@@ -2,7 +2,8 @@
 //!
 //! A push to keys or members becomes one record for each comet that holds receivers; a push to a
 //! room or to all is one record. As in goim v2, the first record that the log refuses ends the
-//! push: the records before it are delivered, and the error is [`goim_ports::AppendError::Unknown`].
+//! push: the records before it are delivered, and the error is
+//! [`goim_ports::AppendError::Unknown`].
 
 use std::num::NonZeroU32;
 
@@ -20,8 +21,8 @@ impl Logic {
     /// session is ignored.
     ///
     /// # Errors
-    /// [`PushError`]. It is [`goim_ports::AppendError::Unknown`] when receivers on other comets may have got
-    /// the message.
+    /// [`PushError`]. It is [`goim_ports::AppendError::Unknown`] when receivers on other comets may
+    /// have got the message.
     ///
     /// # Cancel safety
     /// Dropping the future may leave a part of the receivers without the message.

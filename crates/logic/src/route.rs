@@ -9,21 +9,18 @@ pub(crate) mod config;
 mod duplicates;
 mod webhook;
 
-use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use goim_ports::{Call, HttpClient, LogicError, RateLimitedLog, Secret, ServiceUrl, Upstream, UpstreamPort};
-use prometheus_client::metrics::counter::Counter;
+use goim_ports::{Call, HttpClient, LogicError, RateLimitedLog, Secret, Upstream, UpstreamPort};
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
 use tokio::sync::Semaphore;
 
 use crate::circuit_breaker::CircuitBreaker;
-use crate::handler::Handler;
-use crate::handler::Overlap;
+use crate::handler::{Handler, Overlap};
 use crate::logic::Logic;
+use crate::metrics::RouteMetrics;
 use config::RouteConfig;
 use duplicates::DuplicateWindow;
 

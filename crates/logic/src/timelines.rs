@@ -1,7 +1,8 @@
 //! Timelines: stored messages, and who may store and read them.
 //!
 //! The store is behind a port. `push` and `request` store messages, `send_rule` and `send_quotas`
-//! limit what members send, `notify` notifies sessions and `offline` the backend, `reader` and `long_poll` read.
+//! limit what members send, `notify` notifies sessions and `offline` the backend, `reader` and
+//! `long_poll` read.
 //!
 //! Invariant: a publisher is answered when its message is durable, and no later failure turns that
 //! answer into an error. A session that was not notified finds the message with its next sync.
