@@ -14,8 +14,7 @@ use goim_ports::{
 };
 
 use crate::config::DevicePolicy;
-use crate::deadline::directory_late;
-use crate::deadline::with_timeout;
+use crate::deadline::{directory_late, with_timeout};
 use crate::push_writer::append_late;
 use crate::session_ends::disconnect_record;
 

@@ -4,11 +4,13 @@
 //! goim v2, its members are accepted as they are. `jwt` verifies a signed token, `webhook` asks the
 //! backend; both produce a [`Grant`], and what the client claims must agree with it.
 
+mod authenticator;
 mod grant;
 mod json;
 mod jwks;
 mod jwt;
 mod key;
+mod session;
 mod token;
 mod webhook;
 
@@ -21,36 +23,11 @@ use goim_ports::{
 };
 
 use crate::config::{IdentityConfig, IdentityMethod};
-use grant::Grant;
+use authenticator::{Authenticator, Credentials};
+use session::{SessionTerms, check_names, random_key};
 use token::Token;
 
 pub use key::KeyError;
-
-/// A client's token and the facts of its connection.
-#[derive(Clone)]
-struct Credentials {
-    token: Token,
-    remote: std::net::IpAddr,
-    cookie: String,
-    user_agent: String,
-    server: String,
-}
-
-/// Checks credentials.
-trait Authenticator: Send + Sync {
-    /// Returns what the credentials grant, or why they are refused.
-    fn authenticate(&self, credentials: Credentials) -> Call<Result<Grant, ConnectError>>;
-
-    /// Returns why no credentials can be checked yet. By default they can.
-    fn not_ready(&self) -> Option<&'static str> {
-        None
-    }
-
-    /// Fetches what checks need. Returns true when it is complete.
-    fn prepare(&self) -> Call<bool> {
-        Call::Ready(true)
-    }
-}
 
 /// Authenticates clients and assigns session keys.
 pub(crate) struct Identity {
@@ -59,24 +36,6 @@ pub(crate) struct Identity {
     /// With an authenticator: clients may choose their session keys.
     allow_client_keys: bool,
     terms: SessionTerms,
-}
-
-/// The properties that all sessions share.
-#[derive(Debug, Clone, Copy)]
-struct SessionTerms {
-    /// A session ends after this time without a heartbeat.
-    heartbeat: Duration,
-    /// The highest packet version that this server sends.
-    protover_max: Version,
-}
-
-impl SessionTerms {
-    /// Returns the packet version for a client that reads versions up to `offered`. 0 and 1 are the
-    /// same version, so the minimum is 1.
-    fn negotiate(self, offered: i64) -> Version {
-        let agreed = offered.clamp(Version::GOIM.0.into(), self.protover_max.0.max(Version::GOIM.0).into());
-        Version(i16::try_from(agreed).unwrap_or(Version::GOIM.0))
-    }
 }
 
 impl Identity {
@@ -184,36 +143,9 @@ impl Identity {
     }
 }
 
-/// Checks that no room of a list has an empty name. goim v2's `room_id` is different: empty means
-/// no room.
-fn check_names<'a>(rooms: impl IntoIterator<Item = &'a String>) -> Result<(), ConnectError> {
-    if rooms.into_iter().any(String::is_empty) {
-        return Err(ConnectError::because(AuthFailure::RoomNotAllowed, "a room in a list has no name"));
-    }
-    Ok(())
-}
-
 /// Parses a token. Errors name the position and never quote the token.
 fn read(token: &[u8]) -> Result<Token, ConnectError> {
     Token::parse(token).map_err(|error| ConnectError::refused(error.to_string()))
-}
-
-/// Returns a random UUID (version 4) in lower case, as goim v2 generates it for clients without a
-/// key.
-fn random_key() -> Result<SessionKey, ConnectError> {
-    use std::fmt::Write as _;
-    let mut bytes = [0_u8; 16];
-    getrandom::fill(&mut bytes)
-        .map_err(|error| ConnectError::unavailable(format!("no random numbers: {error}")))?;
-    bytes[6] = (bytes[6] & 0x0f) | 0x40;
-    bytes[8] = (bytes[8] & 0x3f) | 0x80;
-    let mut text = String::with_capacity(36);
-    for (index, byte) in bytes.iter().enumerate() {
-        let dash = if matches!(index, 4 | 6 | 8 | 10) { "-" } else { "" };
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{dash}{byte:02x}");
-    }
-    Ok(SessionKey::from(text))
 }
 
 #[cfg(test)]

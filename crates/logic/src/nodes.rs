@@ -5,8 +5,7 @@ use std::sync::Arc;
 use goim_ports::{CometNode, NodeDirectory};
 
 use crate::balancer::Balancer;
-use crate::config::Backoff;
-use crate::config::{Config, NodeInfoConfig};
+use crate::config::{Backoff, Config, NodeInfoConfig};
 
 /// The maximum number of comets in an answer.
 const NODES_MAX: usize = 5;

@@ -8,8 +8,7 @@ use arc_swap::ArcSwap;
 use goim_ports::{Call, DirectoryError, RoomCounts, RoomDirectory, ServerId};
 use prometheus_client::metrics::counter::Counter;
 
-use crate::deadline::directory_late;
-use crate::deadline::{and_then, with_timeout};
+use crate::deadline::{and_then, directory_late, with_timeout};
 
 /// A room and its count.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -9,8 +9,7 @@ use goim_ports::{
     RateLimitedLog, SessionDirectory, SessionEnd,
 };
 
-use crate::deadline::directory_late;
-use crate::deadline::with_timeout;
+use crate::deadline::{directory_late, with_timeout};
 
 /// The interval in which a logic reads the orders of other logics.
 const WATCH_INTERVAL: Duration = Duration::from_millis(500);

@@ -14,8 +14,7 @@ use goim_ports::{AppendError, AuthFailure, ConnectError, TimelineError};
 
 use super::reply::{self, Envelope};
 use crate::push_writer::PushError;
-use crate::timelines::LongPollError;
-use crate::timelines::error::TimelineRequestError;
+use crate::timelines::{LongPollError, TimelineRequestError};
 
 /// What a handler returns.
 pub(super) type Reply = Result<Response<Body>, ApiError>;

@@ -3,6 +3,7 @@
 //! Identifies the requester, reads the request and writes the answer. `crate::timelines` decides
 //! what a reader may do; [`stream`] has the answer that never ends.
 
+mod render;
 mod stream;
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -12,15 +13,13 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::header::{ACCEPT, AUTHORIZATION, COOKIE, USER_AGENT};
 use axum::http::{HeaderMap, HeaderValue, Response, StatusCode};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use goim_ports::{
-    Accepted, CloseReason, ConnectRequest, Mid, Operation, Sequence, SessionKey, TimelineSeq, Version,
-};
+use goim_ports::{Accepted, ConnectRequest, Mid, Operation, Sequence, SessionKey, TimelineSeq, Version};
+use goim_wire::Packet;
 use goim_wire::sync::{self, Body as _};
-use goim_wire::{Packet, ReconnectPolicy};
 use serde::Deserialize;
 use serde_json::{Value, json};
+
+use render::{EndNotice, message_json, reply_json};
 
 use super::error::{ApiError, Reply};
 use super::guard;
@@ -29,8 +28,9 @@ use super::rate::network;
 use super::reply;
 use crate::config::IdentityMethod;
 use crate::logic::Logic;
-use crate::timelines::error::TimelineRequestError;
-use crate::timelines::{AppendedMessage, LongPollEnd, LongPollOutcome, Reader, Timelines, Unread};
+use crate::timelines::{
+    AppendedMessage, LongPollEnd, LongPollOutcome, Reader, TimelineRequestError, Timelines, Unread,
+};
 
 /// Who sent a request, and what identifies them.
 #[derive(Clone, Copy)]
@@ -100,25 +100,6 @@ fn ended(end: LongPollEnd) -> ApiError {
         ))
     } else {
         ApiError::new(StatusCode::FORBIDDEN, format!("{reason}: the backend has ended this session"))
-    }
-}
-
-/// Why a long poll or a stream ends, as in operation 6 for sessions.
-struct EndNotice {
-    code: u16,
-    reason: &'static str,
-    may_reconnect: bool,
-}
-
-impl EndNotice {
-    fn of(end: LongPollEnd) -> Self {
-        let reason = match end {
-            LongPollEnd::Expired => CloseReason::TokenExpired,
-            LongPollEnd::Draining => CloseReason::Draining,
-            LongPollEnd::Ordered(reason) => reason,
-        };
-        let may_reconnect = reason.reconnect() != ReconnectPolicy::Never;
-        Self { code: reason.code(), reason: reason.label(), may_reconnect }
     }
 }
 
@@ -336,40 +317,6 @@ fn unread_json(unread: &Unread) -> Value {
         "epoch": unread.head.epoch.0,
         "latest": unread.head.latest.0,
     })
-}
-
-fn reply_json(reply: &sync::SyncReply) -> Value {
-    json!({
-        "timeline": reply.timeline,
-        "epoch": reply.epoch,
-        "latest": reply.latest,
-        "after": reply.after,
-        "more": reply.more,
-        "gap": reply.gap,
-        "messages": reply.messages.iter().map(message_json).collect::<Vec<_>>(),
-    })
-}
-
-/// A body that is UTF-8 is written as text, any other in base64.
-fn message_json(message: &sync::Message) -> Value {
-    let mut object = json!({
-        "seq": message.seq,
-        "operation": message.operation,
-        "version": message.version,
-        "time_ms": message.time_ms,
-        "sender": message.sender,
-    });
-    if message.deleted {
-        object["deleted"] = Value::Bool(true);
-    } else if message.unreadable {
-        object["unreadable"] = Value::Bool(true);
-    } else {
-        match std::str::from_utf8(&message.body) {
-            Ok(text) => object["body"] = text.into(),
-            Err(_) => object["body_base64"] = STANDARD.encode(&message.body).into(),
-        }
-    }
-    object
 }
 
 /// The packet of operation 22, as a connection would get it.

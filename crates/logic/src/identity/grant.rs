@@ -9,8 +9,8 @@ use goim_ports::{
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 
+use super::session::{SessionTerms, check_names, random_key};
 use super::token::Token;
-use super::{SessionTerms, check_names, random_key};
 
 /// The maximum length of a granted key in bytes, because it is sent with each push to the session.
 /// Keys that clients choose are bounded by the size of their packets.

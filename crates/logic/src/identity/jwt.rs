@@ -13,10 +13,10 @@ use jsonwebtoken::{Algorithm, Validation};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::authenticator::{Authenticator, Credentials};
 use super::grant::Grant;
 use super::jwks::Jwks;
 use super::key::{KeyError, VerificationKey};
-use super::{Authenticator, Credentials};
 use crate::config::JwtConfig;
 
 /// The maximum number of keys tried for one token: more than a rotation needs, and a bound on the

@@ -11,8 +11,8 @@ use goim_ports::{AuthFailure, Call, ConnectError, HttpClient};
 use serde::Deserialize;
 use serde_json::json;
 
+use super::authenticator::{Authenticator, Credentials};
 use super::grant::Grant;
-use super::{Authenticator, Credentials};
 use crate::webhook::{self, WebhookConfig};
 
 /// The maximum size of an answer in bytes: a thousand rooms fit.

@@ -14,8 +14,7 @@ use goim_ports::{
 };
 
 use super::Timelines;
-use crate::deadline::directory_late;
-use crate::deadline::with_timeout;
+use crate::deadline::{directory_late, with_timeout};
 use crate::grouping::by_server;
 use crate::push_writer::append_late;
 

@@ -18,7 +18,7 @@ use goim_wire::sync;
 use hyper::body::Frame;
 use serde_json::json;
 
-use super::{EndNotice, reply_json};
+use super::render::{EndNotice, reply_json};
 use crate::http::error::Reply;
 use crate::http::reply;
 use crate::timelines::{LongPoll, LongPollEnd, LongPollOutcome, Reader, Timelines};
