@@ -18,8 +18,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use goim_ports::{
-    Accepted, AuthFailure, Call, ConnectError, ConnectRequest, HttpClient, Mid, RefreshRequest, Refreshed,
-    RoomId, SessionKey, SyncOptions, Version,
+    Accepted, Call, ConnectError, ConnectRequest, HttpClient, Mid, RefreshRequest, Refreshed, RoomId,
+    SessionKey, SyncOptions, Version,
 };
 
 use crate::config::{IdentityConfig, IdentityMethod};
@@ -151,7 +151,7 @@ fn read(token: &[u8]) -> Result<Token, ConnectError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use goim_ports::Operation;
+    use goim_ports::{AuthFailure, Operation};
 
     fn accept(token: &str) -> Result<Accepted, ConnectError> {
         let terms = SessionTerms { heartbeat: Duration::from_secs(480), protover_max: Version(3) };

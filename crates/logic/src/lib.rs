@@ -52,7 +52,7 @@ pub use members::MemberAt;
 pub use nodes::NodesReply;
 pub use online::{OnlineTotal, RoomOnline};
 pub use push_writer::PushError;
-pub use route::RouteConfig;
+pub use route::config::RouteConfig;
 pub use timelines::{
     AppendedMessage, LongPollError, SendRule, StoredPush, StoredTo, TimelineRequestError, offline_json,
 };
