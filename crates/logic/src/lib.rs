@@ -53,7 +53,6 @@ pub use nodes::NodesReply;
 pub use online::{OnlineTotal, RoomOnline};
 pub use push_writer::PushError;
 pub use route::config::RouteConfig;
-pub use timelines::{
-    AppendedMessage, LongPollError, SendRule, StoredPush, StoredTo, TimelineRequestError, offline_json,
-};
+pub use timelines::push::{AppendedMessage, StoredPush, StoredTo};
+pub use timelines::{LongPollError, SendRule, TimelineRequestError, offline_json};
 pub use webhook::WebhookConfig;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use goim_ports::OfflineSink;
 
 use crate::logic::Logic;
-use crate::timelines::{self, AppendedMessage, StoredPush, TimelineRequestError};
+use crate::timelines::push::{AppendedMessage, StoredPush};
+use crate::timelines::{self, TimelineRequestError};
 use crate::webhook::WebhookConfig;
 
 impl Logic {

@@ -28,7 +28,7 @@ use super::table::{Action, Route};
 use super::timelines::Requester;
 use super::{action, body, guard, timelines};
 use crate::logic::Logic;
-use crate::timelines::Reader;
+use crate::timelines::reader::Reader;
 
 /// The API of one logic and its state between requests.
 pub(crate) struct Api {

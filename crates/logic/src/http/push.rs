@@ -18,7 +18,8 @@ use super::timelines;
 use crate::batch::{BatchError, BatchMessage, Delivery, Receivers};
 use crate::logic::Logic;
 use crate::push_writer::PushError;
-use crate::timelines::{StoredPush, StoredTo, TimelineRequestError};
+use crate::timelines::TimelineRequestError;
+use crate::timelines::push::{StoredPush, StoredTo};
 
 /// The message of Go's protobuf library for a room that is not UTF-8.
 const NOT_UTF8: &str = "string field contains invalid UTF-8";

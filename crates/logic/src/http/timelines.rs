@@ -28,9 +28,9 @@ use super::rate::network;
 use super::reply;
 use crate::config::IdentityMethod;
 use crate::logic::Logic;
-use crate::timelines::{
-    AppendedMessage, LongPollEnd, LongPollOutcome, Reader, TimelineRequestError, Timelines, Unread,
-};
+use crate::timelines::push::AppendedMessage;
+use crate::timelines::reader::{LongPollOutcome, Reader, Unread};
+use crate::timelines::{LongPollEnd, TimelineRequestError, Timelines};
 
 /// Who sent a request, and what identifies them.
 #[derive(Clone, Copy)]

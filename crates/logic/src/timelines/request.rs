@@ -13,9 +13,11 @@ use goim_ports::{
 };
 use goim_wire::sync::{self, Body as _};
 
+use super::push::AppendedMessage;
+use super::reader::Reader;
 use super::send_quotas::QuotaExceeded;
 use super::send_rule::{is_allowed, is_for_members};
-use super::{AppendedMessage, Reader, TimelineRequestError, Timelines, parse_timeline};
+use super::{TimelineRequestError, Timelines, parse_timeline};
 
 impl Timelines {
     /// Handles a request and returns the body of the reply.

@@ -21,7 +21,8 @@ use serde_json::json;
 use super::render::{EndNotice, reply_json};
 use crate::http::error::Reply;
 use crate::http::reply;
-use crate::timelines::{LongPoll, LongPollEnd, LongPollOutcome, Reader, Timelines};
+use crate::timelines::reader::{LongPollOutcome, Reader};
+use crate::timelines::{LongPoll, LongPollEnd, Timelines};
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
