@@ -1,133 +1,137 @@
-//! Waiting for a timeline to grow, so that a request need not ask again and again; and what ends such a wait before its time.
+//! Long polls and streams that wait for a timeline to grow, and what ends them early.
 //!
-//! What another logic appends is not heard of here: whoever waits looks again every second. A wait is a member's way in as a session is
-//! one, and ends like one: with its token, by an order of the backend, and when this process goes away.
+//! Messages that another logic appends send no notification here, so each long poll also reads the
+//! timeline every second. Like a session, a long poll ends with its token, by an order of the
+//! backend, and when this process drains.
 //!
-//! Waits are bounded: all of them, those of one member and those of one address. An order to end looks at each of them once.
+//! The number of long polls is limited in total, per member and per address. An order to end visits
+//! each of them once.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use goim_ports::{CloseReason, EndTarget, Mid, SessionKey, TimelineId};
+use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-/// How many may wait at once.
+/// The maximum numbers of concurrent long polls.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct WaitLimits {
+pub(super) struct LongPollLimits {
     pub(super) all: usize,
     pub(super) per_member: Option<NonZeroU32>,
     pub(super) per_address: Option<NonZeroU32>,
 }
 
-/// Why somebody may not wait.
+/// Why a long poll was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum NoWait {
-    /// As many wait here as may.
-    #[error("as many requests wait here as may; come back later")]
+pub enum LongPollError {
+    /// The total limit is reached.
+    #[error("too many long polls on this server; try again later")]
     Full,
-    /// As many of the member's do.
-    #[error("this member waits in as many requests as allowed")]
+    /// The member's limit is reached.
+    #[error("too many long polls of this member")]
     Member,
-    /// As many from the address do.
-    #[error("this address waits in as many requests as allowed")]
+    /// The address's limit is reached.
+    #[error("too many long polls from this address")]
     Address,
-    /// The process goes away.
-    #[error("this server goes away; come back at another")]
+    /// The process drains.
+    #[error("this server is shutting down; use another one")]
     Draining,
 }
 
-/// Why a wait has ended before its time.
+/// Why a long poll ended early.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Ending {
-    /// The token has ended.
+pub(crate) enum LongPollEnd {
+    /// The token expired.
     Expired,
-    /// The backend has ended it, with this code.
+    /// The backend ended it, for this reason.
     Ordered(CloseReason),
-    /// This process goes away.
+    /// The process drains.
     Draining,
 }
 
-/// Who waits.
+/// Who a long poll belongs to.
 #[derive(Debug, Clone)]
-pub(crate) struct Waiter {
+pub(crate) struct LongPollOwner {
     pub(crate) mid: Mid,
-    /// The key that the token names; sessions of others have other ones.
+    /// The session key in the token, or a random one when the token has none.
     pub(crate) key: SessionKey,
-    /// One address, or what counts as one.
+    /// The address, or the network that counts as one.
     pub(crate) address: Option<IpAddr>,
-    /// When the token ends.
+    /// When the token expires.
     pub(crate) until: Option<Instant>,
 }
 
-/// Everybody who waits.
-pub(super) struct Waits {
-    limits: WaitLimits,
-    state: Arc<Mutex<State>>,
+/// All long polls of a logic. Clones share their state.
+#[derive(Clone)]
+pub(super) struct LongPolls {
+    limits: LongPollLimits,
+    state: Arc<Mutex<LongPollRegistry>>,
 }
 
 #[derive(Default)]
-struct State {
-    waiting: HashMap<u64, Waiting>,
-    timelines: HashMap<TimelineId, Waited>,
+struct LongPollRegistry {
+    waiting: HashMap<u64, LongPollEntry>,
+    timelines: HashMap<TimelineId, GrowthWaiters>,
     of_member: HashMap<Mid, u32>,
     of_address: HashMap<IpAddr, u32>,
     next: u64,
     is_draining: bool,
 }
 
-/// One who waits, as others see him.
-struct Waiting {
-    who: Waiter,
+/// A long poll as the registry sees it.
+struct LongPollEntry {
+    who: LongPollOwner,
     timeline: TimelineId,
-    ending: watch::Sender<Option<Ending>>,
+    ending: watch::Sender<Option<LongPollEnd>>,
 }
 
-/// A timeline that somebody waits for.
-struct Waited {
+/// The long polls on one timeline.
+struct GrowthWaiters {
     grown: Arc<Notify>,
     by: usize,
 }
 
-/// One who waits. Made before the timeline is looked at, so that nothing comes between.
-pub(crate) struct Wait {
+/// A long poll. Created before the timeline is read, so that no message is missed in between.
+pub(crate) struct LongPoll {
     number: u64,
     until: Option<Instant>,
     grown: Arc<Notify>,
-    ending: watch::Receiver<Option<Ending>>,
-    state: Arc<Mutex<State>>,
+    ending: watch::Receiver<Option<LongPollEnd>>,
+    state: Arc<Mutex<LongPollRegistry>>,
 }
 
-impl Waits {
-    pub(super) fn new(limits: WaitLimits) -> Self {
+impl LongPolls {
+    pub(super) fn new(limits: LongPollLimits) -> Self {
         Self { limits, state: Arc::default() }
     }
 
-    /// Begins to wait.
+    /// Starts a long poll.
     ///
     /// # Errors
-    /// [`NoWait`] when as many do as may.
-    pub(super) fn begin(&self, timeline: TimelineId, who: Waiter) -> Result<Wait, NoWait> {
-        let mut state = lock(&self.state);
+    /// [`LongPollError`] when a limit is reached or the process drains.
+    pub(super) fn begin(&self, timeline: TimelineId, who: LongPollOwner) -> Result<LongPoll, LongPollError> {
+        let mut state = self.state.lock();
         let is_beyond = |count: Option<&u32>, max: Option<NonZeroU32>| {
             max.is_some_and(|max| count.copied().unwrap_or_default() >= max.get())
         };
         if state.is_draining {
-            return Err(NoWait::Draining);
+            return Err(LongPollError::Draining);
         }
         if state.waiting.len() >= self.limits.all {
-            return Err(NoWait::Full);
+            return Err(LongPollError::Full);
         }
         let from = who.address.and_then(|address| state.of_address.get(&address));
         if is_beyond(from, self.limits.per_address) {
-            return Err(NoWait::Address);
+            return Err(LongPollError::Address);
         }
-        // Nobody in particular is not limited, as with devices.
+        // Anonymous members share an id, so the limit does not apply to them.
         if !who.mid.is_anonymous() && is_beyond(state.of_member.get(&who.mid), self.limits.per_member) {
-            return Err(NoWait::Member);
+            return Err(LongPollError::Member);
         }
         *state.of_member.entry(who.mid).or_default() += 1;
         if let Some(address) = who.address {
@@ -136,31 +140,31 @@ impl Waits {
         let waited = state
             .timelines
             .entry(timeline.clone())
-            .or_insert_with(|| Waited { grown: Arc::default(), by: 0 });
+            .or_insert_with(|| GrowthWaiters { grown: Arc::default(), by: 0 });
         waited.by += 1;
         let grown = Arc::clone(&waited.grown);
         let (number, until) = (state.next, who.until);
         state.next += 1;
         let (sender, ending) = watch::channel(None);
-        state.waiting.insert(number, Waiting { who, timeline, ending: sender });
+        state.waiting.insert(number, LongPollEntry { who, timeline, ending: sender });
         drop(state);
-        Ok(Wait { number, until, grown, ending, state: Arc::clone(&self.state) })
+        Ok(LongPoll { number, until, grown, ending, state: Arc::clone(&self.state) })
     }
 
-    /// A timeline has grown.
+    /// Wakes the long polls on a timeline that has grown.
     pub(super) fn grown(&self, id: &TimelineId) {
-        if let Some(waited) = lock(&self.state).timelines.get(id) {
+        if let Some(waited) = self.state.lock().timelines.get(id) {
             waited.grown.notify_waiters();
         }
     }
 
-    /// The backend ends sessions. Answers how many waits that were.
+    /// Ends long polls by an order of the backend. Returns their number.
     pub(super) fn end(&self, of: &EndTarget, reason: CloseReason) -> usize {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         let mut ended = 0;
-        let mut end = |concerns: &dyn Fn(&Waiting) -> bool| {
+        let mut end = |concerns: &dyn Fn(&LongPollEntry) -> bool| {
             for waiting in state.waiting.values().filter(|waiting| concerns(waiting)) {
-                waiting.ending.send_replace(Some(Ending::Ordered(reason)));
+                waiting.ending.send_replace(Some(LongPollEnd::Ordered(reason)));
                 ended += 1;
             }
         };
@@ -180,61 +184,61 @@ impl Waits {
         ended
     }
 
-    /// This process goes away: nobody waits any longer.
+    /// Ends all long polls and refuses new ones.
     pub(super) fn drain(&self) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         state.is_draining = true;
         for waiting in state.waiting.values() {
-            waiting.ending.send_replace(Some(Ending::Draining));
+            waiting.ending.send_replace(Some(LongPollEnd::Draining));
         }
     }
 
-    /// How many wait.
+    /// Returns the number of long polls.
     pub(super) fn count(&self) -> usize {
-        lock(&self.state).waiting.len()
+        self.state.lock().waiting.len()
     }
 }
 
-impl Wait {
-    /// What becomes ready when the timeline grows after this call.
+impl LongPoll {
+    /// Completes when the timeline grows after this call.
     pub(super) fn grown(&self) -> tokio::sync::futures::Notified<'_> {
         self.grown.notified()
     }
 
-    /// Why it has ended, if it has.
-    pub(super) fn ending(&self) -> Option<Ending> {
+    /// Returns why it ended, if it did.
+    pub(super) fn ending(&self) -> Option<LongPollEnd> {
         let is_over = self.until.is_some_and(|until| until <= Instant::now());
-        self.ending.borrow().or(is_over.then_some(Ending::Expired))
+        self.ending.borrow().or(is_over.then_some(LongPollEnd::Expired))
     }
 
-    /// Becomes ready when it ends, and says why.
+    /// Completes when the long poll ends, with the reason.
     ///
     /// # Cancel safety
     /// Dropping the future changes nothing.
-    pub(super) async fn ended(&self) -> Ending {
+    pub(super) async fn ended(&self) -> LongPollEnd {
         let mut ending = self.ending.clone();
         let ordered = async move {
             let said = ending.wait_for(Option::is_some).await.ok().and_then(|said| *said);
             match said {
                 Some(ending) => ending,
-                // Whoever would say it lives as long as this does.
+                // The registry holds the sender for as long as this long poll exists.
                 None => std::future::pending().await,
             }
         };
         let Some(until) = self.until else { return ordered.await };
-        tokio::time::timeout_at(until, ordered).await.unwrap_or(Ending::Expired)
+        tokio::time::timeout_at(until, ordered).await.unwrap_or(LongPollEnd::Expired)
     }
 
-    /// By another one than others, for what should not come from all at once.
+    /// A number that no other long poll of this process has. Used to spread reconnects.
     pub(crate) fn number(&self) -> u64 {
         self.number
     }
 }
 
-impl Drop for Wait {
+impl Drop for LongPoll {
     fn drop(&mut self) {
-        let mut state = lock(&self.state);
-        let Some(Waiting { who, timeline, .. }) = state.waiting.remove(&self.number) else { return };
+        let mut state = self.state.lock();
+        let Some(LongPollEntry { who, timeline, .. }) = state.waiting.remove(&self.number) else { return };
         count_out(&mut state.of_member, &who.mid);
         if let Some(address) = who.address {
             count_out(&mut state.of_address, &address);
@@ -257,31 +261,27 @@ fn count_out<K: Hash + Eq>(counts: &mut HashMap<K, u32>, of: &K) {
     }
 }
 
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::time::Duration;
 
-    const LIMITS: WaitLimits = WaitLimits { all: 2, per_member: None, per_address: None };
+    const LIMITS: LongPollLimits = LongPollLimits { all: 2, per_member: None, per_address: None };
 
     fn id(mid: i64) -> TimelineId {
         TimelineId::Inbox(Mid(mid))
     }
 
-    fn who(mid: i64, key: &str) -> Waiter {
-        Waiter { mid: Mid(mid), key: key.into(), address: None, until: None }
+    fn who(mid: i64, key: &str) -> LongPollOwner {
+        LongPollOwner { mid: Mid(mid), key: key.into(), address: None, until: None }
     }
 
     #[tokio::test]
-    async fn who_waits_is_woken_and_leaves_nothing() {
-        let waits = Waits::new(LIMITS);
+    async fn a_long_poll_is_woken_and_leaves_no_state() {
+        let waits = LongPolls::new(LIMITS);
         let begin = |mid| waits.begin(id(mid), who(mid, "k"));
         let (one, two) = (begin(1).unwrap(), begin(1).unwrap());
-        assert_eq!(begin(2).err(), Some(NoWait::Full), "as many as may");
+        assert_eq!(begin(2).err(), Some(LongPollError::Full), "the total limit");
         {
             let (first, second) = (one.grown(), two.grown());
             tokio::pin!(first, second);
@@ -293,24 +293,25 @@ mod tests {
             second.await;
         }
         drop((one, two));
-        let state = waits.state.lock().unwrap();
+        let state = waits.state.lock();
         assert!(state.timelines.is_empty() && state.of_member.is_empty() && state.waiting.is_empty());
         drop(state);
         assert!(begin(2).is_ok());
     }
 
     #[tokio::test]
-    async fn a_member_and_an_address_wait_so_often() {
+    async fn members_and_addresses_have_limits() {
         let one = NonZeroU32::new(1);
-        let waits = Waits::new(WaitLimits { all: 9, per_member: one, per_address: NonZeroU32::new(2) });
+        let waits =
+            LongPolls::new(LongPollLimits { all: 9, per_member: one, per_address: NonZeroU32::new(2) });
         let begin = |mid, address: &str| {
             let address = address.parse().ok();
-            waits.begin(id(1), Waiter { address, ..who(mid, "k") })
+            waits.begin(id(1), LongPollOwner { address, ..who(mid, "k") })
         };
         let first = begin(1, "10.0.0.1").unwrap();
-        assert_eq!(begin(1, "10.0.0.2").err(), Some(NoWait::Member));
+        assert_eq!(begin(1, "10.0.0.2").err(), Some(LongPollError::Member));
         let second = begin(2, "10.0.0.1").unwrap();
-        assert_eq!(begin(3, "10.0.0.1").err(), Some(NoWait::Address));
+        assert_eq!(begin(3, "10.0.0.1").err(), Some(LongPollError::Address));
         drop((first, second));
         assert!(begin(1, "10.0.0.1").is_ok());
         let nobody = [begin(0, "").unwrap(), begin(0, "").unwrap()];
@@ -318,27 +319,27 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_wait_ends_with_its_token_by_order_and_with_the_process() {
-        let waits = Waits::new(WaitLimits { all: 9, ..LIMITS });
+    async fn a_long_poll_ends_with_its_token_by_order_and_with_the_process() {
+        let waits = LongPolls::new(LongPollLimits { all: 9, ..LIMITS });
         let room = TimelineId::Room("live://1".into());
         let until = Some(Instant::now() + Duration::from_secs(5));
         let [by_mid, by_key, stays] =
             [(1, "a"), (2, "b"), (3, "c")].map(|(mid, key)| waits.begin(id(mid), who(mid, key)).unwrap());
         let by_room = waits.begin(room, who(3, "c")).unwrap();
-        let short = waits.begin(id(3), Waiter { until, ..who(3, "c") }).unwrap();
+        let short = waits.begin(id(3), LongPollOwner { until, ..who(3, "c") }).unwrap();
         let reason = CloseReason::Revoked;
         assert_eq!(waits.end(&EndTarget::Mids(vec![Mid(1), Mid(9)]), reason), 1);
         assert_eq!(waits.end(&EndTarget::Keys(vec!["b".into()]), reason), 1);
         assert_eq!(waits.end(&EndTarget::Room("live://1".into()), reason), 1);
         for ended in [&by_mid, &by_key, &by_room] {
-            assert_eq!(ended.ending(), Some(Ending::Ordered(reason)));
-            assert_eq!(ended.ended().await, Ending::Ordered(reason));
+            assert_eq!(ended.ending(), Some(LongPollEnd::Ordered(reason)));
+            assert_eq!(ended.ended().await, LongPollEnd::Ordered(reason));
         }
         assert_eq!((stays.ending(), short.ending()), (None, None));
-        assert_eq!(short.ended().await, Ending::Expired);
-        assert_eq!((stays.ending(), short.ending()), (None, Some(Ending::Expired)));
+        assert_eq!(short.ended().await, LongPollEnd::Expired);
+        assert_eq!((stays.ending(), short.ending()), (None, Some(LongPollEnd::Expired)));
         waits.drain();
-        assert_eq!(stays.ended().await, Ending::Draining);
-        assert_eq!(waits.begin(id(1), who(1, "a")).err(), Some(NoWait::Draining));
+        assert_eq!(stays.ended().await, LongPollEnd::Draining);
+        assert_eq!(waits.begin(id(1), who(1, "a")).err(), Some(LongPollError::Draining));
     }
 }
