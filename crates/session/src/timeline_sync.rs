@@ -157,7 +157,7 @@ impl TimelineSync {
         self.timelines.iter().map(|(name, timeline)| (name.as_str(), timeline.position))
     }
 
-    /// Handles a new connection. `resumed` says that the positions were in the auth packet: the
+    /// Handles a new connection. If `resumed`, the positions were in the auth packet: the
     /// server then replies for each without a request.
     pub fn connected(&mut self, now: Millis, resumed: bool) {
         self.connected = true;
