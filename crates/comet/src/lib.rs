@@ -25,15 +25,19 @@ pub mod harness;
 mod inbox;
 mod key_index;
 mod listen;
+mod listener;
 mod message;
 mod metrics;
 mod port;
+mod prefetch;
 mod report;
 mod rooms;
 mod shard;
+mod shared;
 mod stats;
 mod timers;
 mod tls;
+mod token_bucket;
 mod transport;
 
 use std::net::SocketAddr;
@@ -50,8 +54,12 @@ pub use config::{
 };
 pub use goim_session::SlowConsumerPolicy;
 
+pub use listen::StartError;
+pub use listener::ListenAddrs;
+
 use inbox::{Notice, ShardHandle};
-use shard::{Shard, Shared};
+use shard::Shard;
+use shared::Shared;
 use stats::ShardStats;
 
 /// Replies that may wait for one client before no more of its packets are taken, in bytes. Not a setting: large enough
@@ -70,46 +78,6 @@ pub struct Dependencies {
     pub runtime: tokio::runtime::Handle,
 }
 
-/// The addresses that a comet really listens on, in the order of its configuration.
-#[derive(Debug, Clone, Default)]
-pub struct ListenAddrs {
-    /// Plain TCP.
-    pub tcp: Vec<SocketAddr>,
-    /// TCP inside TLS.
-    pub tcp_tls: Vec<SocketAddr>,
-    /// WebSocket.
-    pub websocket: Vec<SocketAddr>,
-    /// WebSocket inside TLS.
-    pub websocket_tls: Vec<SocketAddr>,
-    /// The same four for clients that speak the dialect of live danmaku.
-    pub danmaku_tcp: Vec<SocketAddr>,
-    /// TCP inside TLS.
-    pub danmaku_tcp_tls: Vec<SocketAddr>,
-    /// WebSocket.
-    pub danmaku_websocket: Vec<SocketAddr>,
-    /// WebSocket inside TLS.
-    pub danmaku_websocket_tls: Vec<SocketAddr>,
-}
-
-/// Why a comet did not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// An address could not be listened on.
-    #[error("cannot listen on {addr}: {error}")]
-    Listen {
-        /// The address as configured.
-        addr: SocketAddr,
-        /// What the system said.
-        error: std::io::Error,
-    },
-    /// The certificate or the key cannot be used.
-    #[error("TLS: {0}")]
-    Tls(String),
-    /// A thread or a poll could not be made.
-    #[error("cannot start a shard: {0}")]
-    Shard(std::io::Error),
-}
-
 /// Why a certificate was not taken over. The one before stays in use.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -119,7 +87,7 @@ pub struct ReloadError(String);
 pub struct Comet {
     addrs: ListenAddrs,
     shared: Arc<Shared>,
-    shards: Vec<ShardHandle>,
+    shards: Arc<[ShardHandle]>,
     stats: Vec<Arc<ShardStats>>,
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
     nodes: Arc<dyn NodeDirectory>,
@@ -138,40 +106,17 @@ impl Comet {
         let certificates = match &config.tls {
             None => None,
             Some(files) => {
-                let store = tls::CertificateStore::load(files);
+                let store = tls::CertificateStore::load(&files.cert_file, &files.key_file);
                 Some(Arc::new(store.map_err(|error| StartError::Tls(error.to_string()))?))
             }
         };
         let listening = listen::open(&config, count, certificates.is_some())?;
-        let shared = Arc::new(Shared {
-            server: config.node.server.clone(),
-            logic: needs.logic,
-            runtime: needs.runtime.clone(),
-            events: Arc::new(events::Events::new(config.events.clone(), config.node.server.clone())),
-            versions: Arc::new(message::Versions::new(
-                config.versions.clone(),
-                config.compression.clone(),
-                config.sync.inline_bytes_max,
-            )),
-            keys: key_index::KeyIndex::new(),
-            unknown_keys: Arc::default(),
-            addresses: address_book::AddressBook::new(
-                config.limits.connections_max,
-                config.limits.connections_per_address_max,
-            ),
-            census: Arc::new(rooms::Census::new()),
-            certificates,
-            farewells: Arc::default(),
-            started: Instant::now(),
-            recoveries: shard::Recoveries::default(),
-            config,
-        });
+        let shared = Arc::new(Shared::new(config, needs.logic, needs.runtime.clone(), certificates));
         let (shards, stats, threads) = start_shards(&shared, listening.shards)?;
         let port = Arc::new(port::Port {
             shared: shared.clone(),
             shards: shards.clone(),
             pacing: Arc::new(Semaphore::new(shared.config.send.paced_broadcasts_max)),
-            unknown_keys: shared.unknown_keys.clone(),
         });
         let mut tasks = vec![
             needs.runtime.spawn(report::announce(shared.clone(), needs.nodes.clone())),
@@ -220,7 +165,6 @@ impl Comet {
             shared: self.shared.clone(),
             shards: self.stats.clone(),
             handles: self.shards.clone(),
-            unknown_keys: self.port.unknown_keys.clone(),
         }));
     }
 
@@ -266,7 +210,7 @@ impl Comet {
         // The threads log their own panics; there is nothing to add.
         let _ = joined.await;
         let until = Instant::now() + FAREWELLS_DEADLINE;
-        while self.shared.farewells.load(Ordering::SeqCst) > 0 && Instant::now() < until {
+        while self.shared.pending_disconnects.load(Ordering::SeqCst) > 0 && Instant::now() < until {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         if self.shared.events.are_wanted() {
@@ -275,7 +219,7 @@ impl Comet {
     }
 
     fn end_shards(&self, pace: std::num::NonZeroU32, deadline: Duration, delay_max: Duration) {
-        for shard in &self.shards {
+        for shard in &*self.shards {
             shard.notice(Notice::Drain { sessions_per_second: pace, deadline, delay_max });
         }
     }
@@ -290,43 +234,41 @@ impl Drop for Comet {
     }
 }
 
-type Started = (Vec<ShardHandle>, Vec<Arc<ShardStats>>, Vec<std::thread::JoinHandle<()>>);
+type Started = (Arc<[ShardHandle]>, Vec<Arc<ShardStats>>, Vec<std::thread::JoinHandle<()>>);
 
 /// Has every shard enter its sessions in the directory again.
-fn confirm(shards: Vec<ShardHandle>) -> impl Fn() {
+fn confirm(shards: Arc<[ShardHandle]>) -> impl Fn() {
     move || report::enter_again(&shards)
 }
 
 /// Makes all inboxes first: every shard knows every other.
 fn start_shards(
     shared: &Arc<Shared>,
-    listeners: Vec<Vec<(mio::net::TcpListener, transport::Kind)>>,
+    listeners: Vec<Vec<(mio::net::TcpListener, listener::ListenerKind)>>,
 ) -> Result<Started, StartError> {
     let (mut handles, mut all_stats, mut parts) = (Vec::new(), Vec::new(), Vec::new());
     for listeners in listeners {
         let poll = mio::Poll::new().map_err(StartError::Shard)?;
         let waker = mio::Waker::new(poll.registry(), shard::WAKE).map_err(StartError::Shard)?;
         let stats = Arc::new(ShardStats::default());
-        let bounds = inbox::InboxBounds {
-            commands_max: shared.config.send.queued_commands_max,
-            sends_max: shared.config.send.queued_sends_max.get(),
-        };
+        let bounds = inbox::InboxBounds::of(&shared.config.send);
         let (handle, inbox) = inbox::inbox(waker, bounds, stats.inbox_depth.clone());
         handles.push(handle);
         all_stats.push(stats.clone());
-        parts.push((poll, inbox, stats, listeners));
+        let rules = shared::session_rules(&shared.config);
+        parts.push(shard::Parts { stats, poll, inbox, listeners, rules });
     }
+    let handles: Arc<[ShardHandle]> = handles.into();
     let mut shards = Vec::new();
-    for (index, (poll, inbox, stats, listeners)) in parts.into_iter().enumerate() {
-        let rules = listeners.iter().map(|_| Arc::new(rules(&shared.config))).collect();
-        let shard = Shard::new(index, shared.clone(), handles.clone(), stats, poll, inbox, listeners, rules);
+    for (index, parts) in parts.into_iter().enumerate() {
+        let shard = Shard::new(index, handles.clone(), shared.clone(), parts);
         shards.push(shard.map_err(StartError::Shard)?);
     }
     let mut threads = Vec::new();
     // A thread that cannot be made takes back those that were.
     let undo = |error| {
         let (sessions_per_second, deadline) = (std::num::NonZeroU32::MAX, Duration::ZERO);
-        for handle in &handles {
+        for handle in &*handles {
             handle.notice(Notice::Drain { sessions_per_second, deadline, delay_max: Duration::ZERO });
         }
         StartError::Shard(error)
@@ -351,23 +293,6 @@ fn keep_running(index: usize, shard: Shard) {
             std::process::abort();
         };
         next = given_back;
-    }
-}
-
-/// What sessions of this configuration check.
-fn rules(config: &Config) -> ServerRules {
-    // A message carries one packet; a lenient reader forgives bytes behind it, within goim's buffer of 8 KiB.
-    let message_bytes_max = (config.limits.body_bytes_max + goim_wire::HEADER_LEN).max(8 * 1024);
-    ServerRules {
-        framing: FramingRules {
-            body_bytes_max: config.limits.body_bytes_max,
-            head_bytes_max: config.limits.request_head_bytes_max,
-            path: config.listen.websocket_path.clone(),
-            deflate: config.listen.websocket_deflate,
-            websocket: goim_session::websocket_rules(config.listen.websocket_lenient, message_bytes_max),
-        },
-        handshake_timeout: config.limits.handshake_timeout,
-        reply_bytes_max: REPLY_BYTES_MAX,
     }
 }
 

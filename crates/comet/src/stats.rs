@@ -8,7 +8,7 @@ use std::time::Duration;
 use goim_ports::Operation;
 use goim_session::CloseReason;
 
-use crate::transport::{KINDS, Kind};
+use crate::listener::{KINDS, ListenerKind};
 
 /// Ranges of operations that are counted apart.
 pub(crate) const RANGES: [&str; 4] = ["control", "message", "backend", "other"];
@@ -156,9 +156,9 @@ pub(crate) struct ShardStats {
     /// Rooms that a token did not allow.
     pub(crate) rooms_refused: Counter,
     /// Words of messages in timelines that became one with others while a socket was full.
-    pub(crate) words_joined: Counter,
+    pub(crate) notifications_coalesced: Counter,
     /// Sessions that sync and were told to look, since messages were dropped.
-    pub(crate) told_to_look: Counter,
+    pub(crate) resyncs: Counter,
     /// Commands that wait.
     pub(crate) inbox_depth: Arc<AtomicUsize>,
     /// Sessions whose socket is full.
@@ -195,7 +195,7 @@ impl ShardStats {
         self.bytes_out[range].add(bytes);
     }
 
-    pub(crate) fn kind_index(kind: Kind) -> usize {
+    pub(crate) fn kind_index(kind: ListenerKind) -> usize {
         KINDS.iter().position(|other| *other == kind).unwrap_or(0)
     }
 }

@@ -16,7 +16,6 @@ use rustls_pki_types::pem::{self, PemObject};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::validity::Validity;
-use crate::config::TlsConfig;
 
 /// Why a certificate and its key cannot be used. Names the file, and what would help.
 #[derive(Debug, thiserror::Error)]
@@ -93,11 +92,11 @@ impl CertificateStore {
     ///
     /// # Errors
     /// [`CertificateError`].
-    pub(crate) fn load(config: &TlsConfig) -> Result<Self, CertificateError> {
-        let loaded = Loaded::read(&config.cert_file, &config.key_file)?;
+    pub(crate) fn load(cert_file: &Path, key_file: &Path) -> Result<Self, CertificateError> {
+        let loaded = Loaded::read(cert_file, key_file)?;
         Ok(Self {
-            cert_file: config.cert_file.clone(),
-            key_file: config.key_file.clone(),
+            cert_file: cert_file.to_owned(),
+            key_file: key_file.to_owned(),
             current: RwLock::new(loaded),
         })
     }

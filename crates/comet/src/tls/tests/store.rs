@@ -31,7 +31,7 @@ impl Files {
     }
 
     fn load(&self) -> Result<CertificateStore, CertificateError> {
-        CertificateStore::load(&self.config)
+        CertificateStore::load(&self.config.cert_file, &self.config.key_file)
     }
 
     fn cert(&self) -> &PathBuf {
