@@ -31,6 +31,7 @@ mod node;
 mod offline;
 mod push_log;
 mod rate_limited_log;
+mod retry_queue;
 mod secret;
 mod timeline;
 mod upstream;
@@ -60,6 +61,7 @@ pub use push_log::{
     ReadError,
 };
 pub use rate_limited_log::RateLimitedLog;
+pub use retry_queue::{RetryQueue, RetryRules};
 pub use secret::{Secret, ServiceUrl};
 pub use timeline::{
     Append, AppendResult, CursorId, Epoch, Head, IdempotencyKey, NewMessage, Position, Range, ReadLimit,
