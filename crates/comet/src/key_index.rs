@@ -11,11 +11,11 @@
 use std::hash::{BuildHasher as _, RandomState};
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use goim_ports::SessionKey;
 use hashbrown::HashTable;
-use hashbrown::hash_table::Entry as Place;
+use hashbrown::hash_table::Entry as TableEntry;
+use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
 
 use crate::connection::ConnectionId;
@@ -74,7 +74,7 @@ impl KeyIndex {
 
     /// Takes the stripe from other bits of the hash than the table takes its place from.
     fn stripe(&self, hash: u64) -> MutexGuard<'_, HashTable<Entry>> {
-        self.stripes[stripe_of(hash)].lock().unwrap_or_else(PoisonError::into_inner)
+        self.stripes[stripe_of(hash)].lock()
     }
 
     /// How many disconnects are finished. To be read before logic is asked to accept a newcomer.
@@ -88,11 +88,11 @@ impl KeyIndex {
         let mut keys = self.stripe(hash);
         let fresh = |register_again| Entry { key: key.clone(), location, closing: false, register_again };
         let before = match keys.entry(hash, |entry| entry.key == *key, |entry| self.hash(&entry.key)) {
-            Place::Vacant(place) => {
+            TableEntry::Vacant(place) => {
                 place.insert(fresh(false));
                 None
             }
-            Place::Occupied(mut place) => {
+            TableEntry::Occupied(mut place) => {
                 let entry = place.get_mut();
                 let met_farewell = entry.closing || entry.register_again;
                 Some(std::mem::replace(entry, fresh(met_farewell)))
@@ -185,7 +185,7 @@ impl KeyIndex {
     fn lock_all(&self, hashes: &[u64]) -> [Option<MutexGuard<'_, HashTable<Entry>>>; STRIPES] {
         let wanted = hashes.iter().fold(0_u64, |wanted, hash| wanted | 1 << stripe_of(*hash));
         std::array::from_fn(|index| {
-            let lock = || self.stripes[index].lock().unwrap_or_else(PoisonError::into_inner);
+            let lock = || self.stripes[index].lock();
             (wanted & 1 << index != 0).then(lock)
         })
     }

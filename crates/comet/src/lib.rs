@@ -40,13 +40,12 @@ mod tls;
 mod token_bucket;
 mod transport;
 
-use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use goim_ports::{CometPort, LogicPort, NodeDirectory, ServerId};
-use goim_session::{FramingRules, ServerRules};
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 pub use config::{
@@ -62,9 +61,6 @@ use shard::Shard;
 use shared::Shared;
 use stats::ShardStats;
 
-/// Replies that may wait for one client before no more of its packets are taken, in bytes. Not a setting: large enough
-/// for any honest pipelining, small enough not to matter.
-const REPLY_BYTES_MAX: usize = 16 * 1024;
 /// How long a drain waits for logic's answers to the last farewells.
 const FAREWELLS_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -122,7 +118,7 @@ impl Comet {
             needs.runtime.spawn(report::announce(shared.clone(), needs.nodes.clone())),
             needs.runtime.spawn(report::run(shared.clone(), shards.clone())),
         ];
-        if shared.events.are_wanted() {
+        if shared.events.are_enabled() {
             tasks.push(needs.runtime.spawn(shared.events.clone().run(shared.logic.clone())));
         }
         if shared.certificates.is_some() {
@@ -203,7 +199,7 @@ impl Comet {
         }
         let drain = &self.shared.config.drain;
         self.end_shards(drain.sessions_per_second, drain.deadline, drain.reconnect_delay_max);
-        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        let threads = std::mem::take(&mut *self.threads.lock());
         let joined = tokio::task::spawn_blocking(move || {
             threads.into_iter().for_each(|thread| drop(thread.join()));
         });
@@ -213,8 +209,8 @@ impl Comet {
         while self.shared.pending_disconnects.load(Ordering::SeqCst) > 0 && Instant::now() < until {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        if self.shared.events.are_wanted() {
-            self.shared.events.last_words(&*self.shared.logic).await;
+        if self.shared.events.are_enabled() {
+            self.shared.events.flush(&*self.shared.logic).await;
         }
     }
 

@@ -39,15 +39,15 @@ impl Collector for CometCollector {
         self.queues(out)?;
         self.compression(out)?;
         let events = &self.shared.events;
-        let told = events.told.load(Ordering::Relaxed);
+        let told = events.delivered();
         counters(out, "events_delivered", "Events of sessions that logic has taken", &one(told))?;
-        let dropped = events.dropped.load(Ordering::Relaxed);
+        let dropped = events.dropped();
         counters(out, "events_dropped", "Events of sessions that found no room to wait", &one(dropped))?;
         gauges(
             out,
             "events_queued",
             "Events of sessions that are not told yet",
-            &one(events.waiting_len() as u64),
+            &one(events.queued() as u64),
         )?;
         self.times(out)
     }

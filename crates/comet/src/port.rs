@@ -105,8 +105,8 @@ impl CometPort for Port {
     }
 
     fn rooms_since(&self, known: RoomsRevision) -> Call<Result<RoomsDelta, CometError>> {
-        let news = self.shared.rooms.news(&known);
-        Call::Ready(news.ok_or(CometError::Invalid("the comet has too many rooms to list them")))
+        let delta = self.shared.rooms.delta(&known);
+        Call::Ready(delta.ok_or(CometError::Invalid("the comet has too many rooms to list them")))
     }
 
     fn room_members(&self, room: RoomId, limit: usize) -> Call<Result<RoomMembers, CometError>> {

@@ -8,12 +8,13 @@ use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher as _, RandomState};
 use std::hint::black_box;
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use goim_ports::{RoomCounts, RoomId, RoomsDelta, RoomsRevision, StripeDelta};
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
+use parking_lot::{Mutex, MutexGuard};
 use slab::Slab;
 use smallvec::SmallVec;
 
@@ -99,7 +100,7 @@ impl RoomRegistry {
     /// Takes the stripe from other bits of the hash than the table takes its place from.
     fn stripe(&self, hash: u64) -> MutexGuard<'_, Stripe> {
         let index = (hash >> 40) as usize % STRIPES;
-        self.stripes[index].lock().unwrap_or_else(PoisonError::into_inner)
+        self.stripes[index].lock()
     }
 
     /// Shard `shard` opens the room.
@@ -176,7 +177,7 @@ impl RoomRegistry {
     }
 
     fn each_stripe(&self) -> impl Iterator<Item = MutexGuard<'_, Stripe>> {
-        self.stripes.iter().map(|stripe| stripe.lock().unwrap_or_else(PoisonError::into_inner))
+        self.stripes.iter().map(Mutex::lock)
     }
 
     /// Rooms with sessions.

@@ -152,7 +152,7 @@ mod tests {
     #[test]
     fn a_long_pause_loses_nothing() {
         let mut wheel = TimerWheel::new();
-        for entry in 0..100 {
+        for entry in 0..100_u32 {
             wheel.arm(entry, Moment(u64::from(entry) * 3_000));
         }
         assert_eq!(wheel.fire(Moment(10_000_000)).len(), 100);
@@ -172,7 +172,7 @@ mod tests {
     #[test]
     fn stale_entries_can_be_dropped() {
         let mut wheel = TimerWheel::new();
-        for entry in 0..100 {
+        for entry in 0..100_u32 {
             wheel.arm(entry, Moment(u64::from(entry) * 3_000));
         }
         wheel.retain(|entry| entry % 10 == 0);

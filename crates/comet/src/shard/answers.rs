@@ -6,7 +6,7 @@ use bytes::Bytes;
 use goim_compression::{InflateError, inflate};
 use goim_ports::{
     Accepted, Call, ConnectError, ConnectRequest, Encoding, EventKind, LogicError, NoSession, PacketBuf,
-    RoomId, Schema, Sequence, ServerId, SessionRef, Upstream, Version,
+    RoomId, Schema, Sequence, ServerId, Upstream, Version,
 };
 use goim_session::{CloseReason, Established, Moment, RequestFailure};
 
@@ -14,9 +14,8 @@ use super::Shard;
 use crate::connection::{ConnectionId, Identity};
 use crate::danmaku;
 use crate::inbox::Notice;
-use crate::key_index::Location;
+use crate::listener::Dialect;
 use crate::message::Syncs;
-use crate::transport::Dialect;
 
 impl Shard {
     /// Asks logic about a token.
@@ -220,7 +219,7 @@ impl Shard {
         let connection = &mut self.connections[slot];
         connection.set_scope(accepted.scope);
         connection.set_expires(expires(self.now, accepted.expires_at));
-        if self.shared.events.are_wanted() {
+        if self.shared.events.are_enabled() {
             self.shared.events.note(EventKind::Connect, accepted.mid, &accepted.key, rooms.clone(), "");
         }
         let mut rooms = rooms.into_iter();

@@ -6,9 +6,10 @@
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::SystemTime;
 
+use parking_lot::RwLock;
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{InconsistentKeys, ServerConfig};
@@ -103,7 +104,7 @@ impl CertificateStore {
 
     /// What a new session is made with. Sessions that run keep theirs.
     pub(crate) fn server_config(&self) -> Arc<ServerConfig> {
-        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner).config)
+        Arc::clone(&self.current.read().config)
     }
 
     /// Looks at both files and takes them if either has changed: other contents in place, another file by the same
@@ -116,11 +117,11 @@ impl CertificateStore {
     /// the same: a pair that is exchanged one file after the other mends itself, and one that is bad is not forgotten.
     pub(crate) fn reload_if_changed(&self) -> Result<bool, CertificateError> {
         let stamps = Stamps::of(&self.cert_file, &self.key_file)?;
-        if self.current.read().unwrap_or_else(PoisonError::into_inner).stamps == stamps {
+        if self.current.read().stamps == stamps {
             return Ok(false);
         }
         let loaded = Loaded::read(&self.cert_file, &self.key_file)?;
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = loaded;
+        *self.current.write() = loaded;
         Ok(true)
     }
 }
