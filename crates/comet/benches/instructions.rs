@@ -1,6 +1,7 @@
-//! Hot paths of a shard, each to be run so many times: `instructions PATH TIMES`; without arguments, their names.
-//! Owns what is run; `scripts/instruction-counts.sh` counts and compares. The shard is the real one with everything in it, turned
-//! by hand, over sockets that take every write (`goim_comet::harness`).
+//! Hot paths of a shard, each to be run so many times: `instructions PATH TIMES`; without
+//! arguments, their names. Owns what is run; `scripts/instruction-counts.sh` counts and compares.
+//! The shard is the real one with everything in it, turned by hand, over sockets that take every
+//! write (`goim_comet::harness`).
 
 #![expect(
     clippy::unwrap_used,
@@ -20,7 +21,8 @@ use goim_ports::{
     OnlineReport, OnlineTotals, Operation, PacketBuf, RoomPush, SessionRef, Upstream,
 };
 
-/// One session, or so many in one room: `-100` in a path's name says that a count is for as many deliveries.
+/// One session, or so many in one room: `-100` in a path's name says that a count is for as many
+/// deliveries.
 const MANY: usize = 100;
 const ROOM: &str = "live://1000";
 const OPERATION: Operation = Operation(1000);

@@ -1,10 +1,12 @@
-//! What sessions cost a shard when there are a million of them: each operation on a shard of 1,000 sessions and on one of
-//! many, by turns in the same seconds, through `goim_comet::harness`.
+//! What sessions cost a shard when there are a million of them: each operation on a shard of 1,000
+//! sessions and on one of many, by turns in the same seconds, through `goim_comet::harness`.
 //!
-//! `cargo bench -p goim-comet --features harness --bench scale -- [--sessions N] [--repeat N] [--only WORD] [--json FILE]`
+//! `cargo bench -p goim-comet --features harness --bench scale -- [--sessions N] [--repeat N]
+//! [--only WORD] [--json FILE]`
 //!
-//! Times are those of the thread's processor clock. Requests are made anew for each push, as a publisher's are: nothing of
-//! a receiver is in a cache because the benchmark has just touched it. Not here: what is measured over sockets (`goim bench`).
+//! Times are those of the thread's processor clock. Requests are made anew for each push, as a
+//! publisher's are: nothing of a receiver is in a cache because the benchmark has just touched it.
+//! Not here: what is measured over sockets (`goim bench`).
 
 #![allow(clippy::print_stdout, reason = "a command that prints a table")]
 
@@ -31,7 +33,8 @@ const RECEIVERS: usize = 2_000_000;
 const HEARTBEAT: Duration = Duration::from_secs(30);
 /// Steps in which that time passes.
 const STEP: Duration = Duration::from_millis(100);
-/// Rounds of heartbeats: enough for every session to be made known to the directory again, which is due within ten minutes.
+/// Rounds of heartbeats: enough for every session to be made known to the directory again, which is
+/// due within ten minutes.
 const ROUNDS: usize = 21;
 
 struct Arguments {

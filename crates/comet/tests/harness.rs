@@ -1,5 +1,5 @@
-//! The harness does what a server does: what goes in by packets and by the port comes out as writes, at the right
-//! sessions and not at others.
+//! The harness does what a server does: what goes in by packets and by the port comes out as
+//! writes, at the right sessions and not at others.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,4 +1,5 @@
-//! A shard with its sessions, and a logic that knows them: what is done to it, each with the processor time that it took.
+//! A shard with its sessions, and a logic that knows them: what is done to it, each with the
+//! processor time that it took.
 
 use std::error::Error;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -20,7 +21,8 @@ use crate::measure::cpu_ns;
 
 /// The operation of all pushes. Every session takes it, and two others.
 const OPERATION: Operation = Operation(1000);
-/// Sessions end without a heartbeat in this time: twice what clients take, so that timers come up as often as they may.
+/// Sessions end without a heartbeat in this time: twice what clients take, so that timers come up
+/// as often as they may.
 const HEARTBEAT_MAX: Duration = Duration::from_secs(60);
 /// Length of a message's body.
 const BODY_LEN: usize = 64;
@@ -76,7 +78,8 @@ impl LogicPort for Directory {
     }
 }
 
-/// A shard and its sessions. Session `n` has member `n + 1`, and room `n` when it has one of its own.
+/// A shard and its sessions. Session `n` has member `n + 1`, and room `n` when it has one of its
+/// own.
 pub(crate) struct World {
     harness: Harness,
     logic: Arc<Directory>,
@@ -133,7 +136,8 @@ impl World {
         Ok(world)
     }
 
-    /// Opens all sessions, each from an address of its own. One that is refused shows in [`World::check`].
+    /// Opens all sessions, each from an address of its own. One that is refused shows in
+    /// [`World::check`].
     pub(crate) fn open_all(&mut self, rooms: Rooms) {
         for session in 0..self.sessions {
             let [_, a, b, c] = (session as u32).to_be_bytes();
@@ -203,7 +207,8 @@ impl World {
         (0..count).map(|_| self.random(self.sessions)).collect()
     }
 
-    /// Does `operations` operations on random sessions, `together` of them between two turns. `prepare` is not counted.
+    /// Does `operations` operations on random sessions, `together` of them between two turns.
+    /// `prepare` is not counted.
     fn timed<T>(
         &mut self,
         operations: usize,
@@ -288,7 +293,8 @@ impl World {
         self.order = order;
     }
 
-    /// Sessions leave the room of all, and come back: the times of both. With `few` these are always the same.
+    /// Sessions leave the room of all, and come back: the times of both. With `few` these are
+    /// always the same.
     pub(crate) fn leave_and_join(&mut self, operations: usize, together: usize, few: bool) -> (u64, u64) {
         let mut spent = (0, 0);
         for _ in 0..operations / together {

@@ -1,4 +1,4 @@
-//! Taking what clients send: bytes into the session, and what it asks for done.
+//! Reading what clients send: bytes go into the session, and what it asks for is done.
 
 use std::sync::Arc;
 
@@ -12,10 +12,10 @@ use super::Shard;
 use crate::token_bucket::Rate;
 use crate::transport::Received;
 
-/// Bytes taken from one connection in one turn, so that others have theirs.
+/// Bytes read from one connection in one turn, so that others get their share.
 const INPUT_PER_TURN: usize = 256 * 1024;
 
-/// What a session asks for, free of the buffers that it was read from.
+/// What a session asks for, without references to the buffers that it was read from.
 enum Action {
     Authenticate(Bytes),
     Heartbeat(Version, Sequence),
@@ -41,7 +41,7 @@ impl Shard {
         self.take_input(slot);
     }
 
-    /// Takes input as long as there is some and the session wants it, within the turn's share.
+    /// Reads input as long as there is some and the session wants it, within the turn's share.
     pub(super) fn take_input(&mut self, slot: u32) {
         let mut budget = INPUT_PER_TURN;
         while let Some(connection) = self.connections.get_mut(slot) {
@@ -88,7 +88,7 @@ impl Shard {
         self.stage_if_needed(slot);
     }
 
-    /// The connection's input goes on in the next turn.
+    /// Has the connection's input continue in the next turn.
     pub(super) fn resume(&mut self, slot: u32) {
         self.ingress.resume(slot, &mut self.connections[slot]);
     }
@@ -101,10 +101,11 @@ impl Shard {
         }
     }
 
-    /// Gives bytes to the session until they are used up, or it wants no more: then the rest is kept.
+    /// Passes bytes to the session until they are used up or it wants no more; then the rest is
+    /// stored.
     fn feed(&mut self, slot: u32, bytes: &mut [u8]) {
         let mut at = 0;
-        // A clone of this shard's own: a count shared by all shards would be contended.
+        // A count that all shards share would be contended; this one is cloned by one shard only.
         let rules = Arc::clone(self.listeners.rules());
         let rules = rules.as_ref();
         while let Some(connection) = self.connections.get_mut(slot) {
@@ -112,7 +113,7 @@ impl Shard {
                 return;
             }
             if !connection.session.wants_input(rules) && !connection.session.outbox().is_empty() {
-                // Too many replies wait; what the socket takes now makes room.
+                // Too many replies wait. What the socket takes now makes room for more.
                 self.flush(slot);
             }
             let Some(connection) = self.connections.get_mut(slot) else { return };
@@ -122,7 +123,7 @@ impl Shard {
             let mut inflated_message = None;
             let wanted = connection.session.wants_input(rules) && connection.throttled_until().is_none();
             if !wanted {
-                connection.keep_unread(&bytes[at..]);
+                connection.store_unread(&bytes[at..]);
                 return;
             }
             let step = match connection.session.step(rules, self.egress.pool(), self.now, bytes, &mut at) {
@@ -140,7 +141,7 @@ impl Shard {
             };
             let action = match step {
                 Ok(Step::Idle) => return,
-                // What is inflated is not inflated again.
+                // The content of an inflated message is not compressed again.
                 Ok(Step::Handled { packet: None } | Step::Inflate { .. }) => continue,
                 Ok(Step::Handled { packet: Some((operation, body_len)) }) => {
                     self.stats.packet_in(operation, body_len);
@@ -191,7 +192,8 @@ impl Shard {
         }
     }
 
-    /// Charges a packet to the connection's rate limit. When that is used up, input waits until there is a token.
+    /// Charges a packet to the connection's rate limit. When that is used up, input waits for a
+    /// token.
     fn charge(&mut self, slot: u32) {
         let limits = &self.shared.config.limits;
         let Some(per_second) = limits.packets_per_second_max else { return };
@@ -207,7 +209,8 @@ impl Shard {
         }
     }
 
-    /// Reads and drops what a client sends after its session has ended, until it has seen the end.
+    /// Reads and drops what a client sends after its session has ended, until the end of its
+    /// stream.
     fn discard_input(&mut self, slot: u32) {
         let Some(connection) = self.connections.get_mut(slot) else { return };
         let mut scratch = self.ingress.take_scratch();

@@ -1,7 +1,7 @@
 //! The listeners of a shard, and how fast connections are accepted from them.
 //!
-//! Owns the sockets that are listened on, their tokens in the poll, and what their connections have in common. What
-//! happens to an accepted connection is in `accept`.
+//! Owns the sockets that are listened on, their tokens in the poll, and what their connections have
+//! in common. What happens to an accepted connection is in `accept`.
 
 use std::io;
 use std::net::SocketAddr;
@@ -18,7 +18,8 @@ use crate::token_bucket::{Rate, TokenBucket};
 
 /// The poll's token for the inbox. Listeners count down from here; connections count up from zero.
 pub(crate) const WAKE: Token = Token(usize::MAX);
-/// Pause after an error that is likely to last (no descriptors, no memory), unless a connection is closed before.
+/// Pause after an error that is likely to last (no descriptors, no memory), unless a connection is
+/// closed before.
 const PAUSE: Duration = Duration::from_millis(100);
 /// How much of a second's accepts may happen at once.
 const BURST: Duration = Duration::from_millis(100);
@@ -49,7 +50,7 @@ pub(super) enum Accept {
 /// The listeners of a shard.
 pub(super) struct Listeners {
     sockets: Vec<Listener>,
-    /// Kind of each listener; kept when the sockets are closed, since connections remain.
+    /// Kind of each listener; remains when the sockets are closed, since connections remain.
     kinds: Vec<ListenerKind>,
     /// Rules of all sessions.
     rules: Arc<ServerRules>,
@@ -231,7 +232,7 @@ mod tests {
         listeners.begin(Moment(2000));
         assert!(matches!(listeners.accept(0, Moment(2000)), Accept::Connection(..)));
         listeners.begin(Moment(3000));
-        assert!(matches!(listeners.accept(0, Moment(3000)), Accept::Nothing), "nobody waits any more");
+        assert!(matches!(listeners.accept(0, Moment(3000)), Accept::Nothing), "no client waits any more");
         assert!(!listeners.can_accept(Moment(4000)));
         listeners.close();
         assert!(listeners.len() == 0 && !listeners.has(token) && listeners.kind(0) == KINDS[0]);

@@ -1,5 +1,5 @@
-//! A comet by itself: logic and the node list are replaced by recorders, so that what comet asks of them can be seen and
-//! delayed. Clients are blocking sockets that read with a deadline.
+//! A comet by itself: logic and the node list are replaced by recorders, so that what comet asks of
+//! them can be seen and delayed. Clients are blocking sockets that read with a deadline.
 
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
@@ -19,8 +19,8 @@ use goim_ports::{
 /// How long a test waits for what must come.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Logic that accepts `key[@room][!][~]`: `!` makes an negotiated client, `~` one that syncs, `no` is refused. Keeps the directory that a real
-/// one would keep, so that lost records show.
+/// Logic that accepts `key[@room][!][~]`: `!` makes an negotiated client, `~` one that syncs, `no`
+/// is refused. Keeps the directory that a real one would keep, so that lost records show.
 #[derive(Default)]
 pub struct Recorder {
     /// Answers come later, from another thread.

@@ -128,7 +128,8 @@ fn slow_consumers_can_be_closed() {
 
 #[test]
 fn a_quick_reader_loses_nothing_though_a_turn_brings_more_than_its_queue_holds() {
-    // A burst is more than the queue, and less than queue and socket together: it must go out while it comes in.
+    // A burst is more than the queue, and less than queue and socket together: it must go out while
+    // it comes in.
     const BURST: u8 = 12;
     let server = start(|config| config.send.queue_bytes_max = 64 * 1024);
     let mut client = server.session("quick");

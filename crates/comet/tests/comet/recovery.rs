@@ -1,4 +1,5 @@
-//! Sessions that have missed messages, since their comet was taken for dead: who is ended, who is told to look, and who is left alone.
+//! Sessions that have missed messages, since their comet was taken for dead: who is ended, who is
+//! told to look, and who is left alone.
 
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -119,7 +120,8 @@ fn a_sweep_ends_sessions_and_a_lost_memory_does_not() {
     let (mut goim, mut syncs) = (server.session("a"), server.session("c~"));
     generation("1/1000");
     reported();
-    // Redis has come back empty, was away for so long that its marks ran out, or has what it had long ago.
+    // Redis has come back empty, was away for so long that its marks ran out, or has what it had
+    // long ago.
     for text in ["2", "3", "4/500", "5/1000"] {
         generation(text);
         reported();

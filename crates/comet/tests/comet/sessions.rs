@@ -1,4 +1,5 @@
-//! Sessions on a running comet: keys that come back, rooms, answers of logic that are late, what is told at the end.
+//! Sessions on a running comet: keys that come back, rooms, answers of logic that are late, what is
+//! told at the end.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -1,4 +1,5 @@
-//! TLS on a running comet: both transports, a client that talks no TLS, a certificate that changes under way.
+//! TLS on a running comet: both transports, a client that talks no TLS, a certificate that changes
+//! under way.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
