@@ -45,8 +45,8 @@ impl Shard {
             }
             Accept::Paused { error, log } => {
                 self.stats.accept_errors.add(1);
-                if log {
-                    tracing::warn!(shard, %error, "cannot accept connections; retrying");
+                if let Some(suppressed) = log {
+                    tracing::warn!(shard, %error, suppressed, "cannot accept connections; retrying");
                 }
                 false
             }

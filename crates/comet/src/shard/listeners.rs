@@ -6,8 +6,9 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use goim_ports::RateLimitedLog;
 use goim_session::{Moment, ServerRules};
 use mio::net::{TcpListener, TcpStream};
 use mio::{Interest, Poll, Token};
@@ -23,8 +24,6 @@ pub(crate) const WAKE: Token = Token(usize::MAX);
 const PAUSE: Duration = Duration::from_millis(100);
 /// How much of a second's accepts may happen at once.
 const BURST: Duration = Duration::from_millis(100);
-/// How often a lasting error is logged; the counter has each.
-const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 struct Listener {
     socket: TcpListener,
@@ -42,8 +41,8 @@ pub(super) enum Accept {
     /// Accepting pauses, since the error is likely to last.
     Paused {
         error: io::Error,
-        /// The error is to be logged; others of its kind were a short time ago.
-        log: bool,
+        /// The error is to be logged, with the number of those that were not; the counter has each.
+        log: Option<u64>,
     },
 }
 
@@ -56,7 +55,7 @@ pub(super) struct Listeners {
     rules: Arc<ServerRules>,
     limit: Option<(Rate, TokenBucket)>,
     paused_until: Option<Moment>,
-    silent_until: Moment,
+    log: RateLimitedLog,
 }
 
 impl Listeners {
@@ -79,8 +78,8 @@ impl Listeners {
         let limit = limits
             .accepts_per_second_max
             .map(|per_second| (Rate::with_burst_time(per_second, BURST), TokenBucket::empty(Moment(0))));
-        let (paused_until, silent_until) = (None, Moment(0));
-        Ok(Self { sockets, kinds, rules: Arc::new(rules), limit, paused_until, silent_until })
+        let (paused_until, log) = Default::default();
+        Ok(Self { sockets, kinds, rules: Arc::new(rules), limit, paused_until, log })
     }
 
     /// Listeners without sockets, whose connections the caller makes.
@@ -150,11 +149,7 @@ impl Listeners {
             }
             Err(error) if is_lasting(&error) => {
                 self.paused_until = Some(now.after(PAUSE));
-                let log = now >= self.silent_until;
-                if log {
-                    self.silent_until = now.after(LOG_INTERVAL);
-                }
-                Accept::Paused { error, log }
+                Accept::Paused { error, log: self.log.try_log(Instant::now()) }
             }
             Err(error) => Accept::Lost(error),
         }
