@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use goim_ports::{Mid, Position, ResumePosition, RoomScope, SessionKey, TimelineId};
 use goim_session::{Moment, ServerSession};
 
-use crate::message::ClassId;
+use crate::message::ProfileId;
 use crate::rooms::Membership;
 use crate::timers::Tick;
 use crate::token_bucket::{Rate, TokenBucket};
@@ -42,7 +42,7 @@ pub(crate) struct Connection {
     /// Index of the listener that accepted it.
     pub(crate) listener: u8,
     /// Which variant of a message the session gets.
-    pub(crate) class: ClassId,
+    pub(crate) profile: ProfileId,
     /// The kernel may hold input.
     pub(crate) readable: bool,
     /// The peer has ended its stream, or it broke: reads must go to the end.
@@ -131,7 +131,7 @@ impl Connection {
             rare: None,
             remote,
             listener,
-            class: ClassId::GOIM,
+            profile: ProfileId::V2,
             readable: false,
             half_closed: false,
             writable: true,
@@ -379,6 +379,35 @@ impl Connection {
             self.rare = None;
         }
     }
+}
+
+/// Opens a session over a socket that takes every write.
+#[cfg(test)]
+pub(crate) fn open_for_test(generation: u32) -> Connection {
+    use goim_ports::{Operation, Sequence, Version};
+    use goim_session::{Established, OutboxPool, Transport};
+
+    use crate::transport::Stream;
+
+    let rules = crate::shared::session_rules(&crate::config::Config::default());
+    let mut pool = OutboxPool::new(0);
+    let mut session = ServerSession::new(Transport::Stream, &rules, Moment(0));
+    let mut auth = Vec::new();
+    let (version, operation, sequence) = (Version::GOIM, Operation::AUTH, Sequence(1));
+    goim_wire::Packet { version, operation, sequence, body: b"token" }.encode(&mut auth);
+    let step = session.step(&rules, &mut pool, Moment(0), &mut auth, &mut 0);
+    assert!(matches!(step, Ok(goim_session::Step::Authenticate { .. })));
+    let established = Established {
+        accepts: &[],
+        heartbeat: std::time::Duration::from_secs(60),
+        protover: None,
+        reply: &[],
+    };
+    session.authenticated(&mut pool, Moment(0), &established);
+    let reply = session.outbox().len();
+    session.written(&mut pool, reply);
+    let socket = Socket::new(Stream::Sink, None).unwrap();
+    Connection::new(socket, session, generation, 0, IpAddr::from([127, 0, 0, 1]))
 }
 
 #[cfg(test)]

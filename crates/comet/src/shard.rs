@@ -10,7 +10,7 @@
 
 mod accept;
 mod accept_history;
-mod answers;
+mod auth;
 mod close;
 mod drain;
 mod egress;
@@ -22,15 +22,18 @@ mod idle;
 mod ingress;
 mod input;
 mod listeners;
+mod memberships;
+mod notices;
 mod paced;
 mod peers;
 mod prefetch;
 mod presence;
 mod random;
 mod recovery;
-mod requests;
+mod replies;
 mod scan;
 mod timelines;
+mod upstream;
 
 use std::io;
 use std::sync::Arc;

@@ -194,8 +194,8 @@ impl Shard {
         }
     }
 
-    /// Flushes a session that wants no input because too many replies wait: what the socket takes now
-    /// makes room.
+    /// Flushes a session that wants no input because too many replies wait: what the socket takes
+    /// now makes room.
     fn make_room_for_replies(&mut self, slot: u32) {
         let Some(connection) = self.connections.get(slot) else { return };
         let wants_input = connection.session.wants_input(self.listeners.rules());

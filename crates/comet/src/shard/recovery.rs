@@ -72,7 +72,7 @@ impl Shard {
             if !connection.session.is_open() || !is_up_to(connection.generation, recovery.newest) {
                 continue;
             }
-            if self.shared.versions.syncs(connection.class) {
+            if self.shared.profiles.syncs(connection.profile) {
                 self.recover_session(slot, recovery.register);
             } else if closes_others {
                 self.close(slot, CloseReason::MessagesMissed);
