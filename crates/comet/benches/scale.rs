@@ -7,7 +7,7 @@
 //!
 //! Times are of the thread's processor clock. Requests are created for each push, as a publisher
 //! does: no part of a receiver is cached because the benchmark has just used it. Not here:
-//! measurements over sockets (`goim bench`).
+//! measurements over sockets (`goim-bench`).
 
 #![allow(clippy::print_stdout, reason = "a command that prints a table")]
 

@@ -39,7 +39,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use goim_session::{CloseReason, Moment, ServerRules};
+use goim_session::{CloseReason, Millis, ServerRules};
 use mio::{Events, Poll, Token};
 use smallvec::SmallVec;
 
@@ -96,7 +96,7 @@ pub(crate) struct Shard {
     idle: IdleTracker,
     random: Random,
     /// The time of this turn, since the start of the comet.
-    now: Moment,
+    now: Millis,
 }
 
 impl Shard {
@@ -126,7 +126,7 @@ impl Shard {
             scans: Scans::default(),
             idle: IdleTracker::default(),
             random: Random::new(index),
-            now: Moment(0),
+            now: Millis(0),
         })
     }
 
@@ -210,7 +210,7 @@ impl Shard {
 
     fn update_clock(&mut self) {
         let elapsed = self.shared.started.elapsed();
-        self.now = Moment(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX));
+        self.now = Millis(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX));
     }
 
     /// How long the poll may sleep.
@@ -275,7 +275,7 @@ impl Shard {
     fn arm(&mut self, slot: u32) {
         let Some(connection) = self.connections.get_mut(slot) else { return };
         let deadline = connection.deadline();
-        if deadline == Moment::NEVER || connection.armed.is_some_and(|armed| armed <= Tick::at(deadline)) {
+        if deadline == Millis::NEVER || connection.armed.is_some_and(|armed| armed <= Tick::at(deadline)) {
             return;
         }
         let id = ConnectionId { slot, generation: connection.generation };

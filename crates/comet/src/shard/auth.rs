@@ -7,7 +7,7 @@ use goim_ports::{
     Accepted, Call, ConnectError, ConnectRequest, EventKind, ExpiresAt, Operation, RefreshRequest, Refreshed,
     RoomId, ServerId, Version,
 };
-use goim_session::{CloseReason, Established, Moment};
+use goim_session::{CloseReason, Established, Millis};
 
 use super::Shard;
 use crate::connection::{ConnectionId, Identity};
@@ -97,7 +97,7 @@ impl Shard {
                 let connection = &mut self.connections[slot];
                 tracing::debug!(remote = %connection.remote(), %error, "no session");
                 if error.negotiated {
-                    connection.session.is_known_extended();
+                    connection.session.mark_negotiated();
                 }
                 self.refuse(slot, error.reason.into());
             }
@@ -287,6 +287,6 @@ fn welcome(accepted: &Accepted, protover: Version, rooms: &[RoomId], server: &Se
 }
 
 /// Returns when a token expires, by the shard's clock.
-fn expires(now: Moment, at: Option<ExpiresAt>) -> Moment {
-    at.map_or(Moment::NEVER, |at| now.after(at.left()))
+fn expires(now: Millis, at: Option<ExpiresAt>) -> Millis {
+    at.map_or(Millis::NEVER, |at| now.after(at.left()))
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use goim_compression::{InflateError, inflate_message};
 use goim_ports::{Operation, PacketBuf, Sequence, Version};
-use goim_session::{CloseReason, Moment, OutboxPool, ServerRules, ServerSession, Step};
+use goim_session::{CloseReason, Millis, OutboxPool, ServerRules, ServerSession, Step};
 use mio::event::Event;
 
 use super::Shard;
@@ -72,7 +72,7 @@ fn next_action(
     session: &mut ServerSession,
     rules: &ServerRules,
     pool: &mut OutboxPool,
-    now: Moment,
+    now: Millis,
     bytes: &mut [u8],
     at: &mut usize,
 ) -> Action {
