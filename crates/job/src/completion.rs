@@ -1,8 +1,8 @@
 //! Guards that report the end of a delivery when they are dropped.
 //!
-//! Owns what follows from a completed delivery: the record's ack, the room's next batch, the number of
-//! open calls of a comet. Completion is a drop, not a call, so that no exit from a worker, not even a
-//! panic, leaves a record open forever.
+//! Owns what follows from a completed delivery: the record's ack, the room's next batch, the number
+//! of open calls of a comet. Completion is a drop, not a call, so that no exit from a worker, not
+//! even a panic, leaves a record open forever.
 
 use std::mem;
 use std::sync::Arc;
@@ -21,7 +21,8 @@ use crate::in_flight::{InFlight, RecordId};
 pub(crate) enum CompletionGuard {
     /// A push to keys or a broadcast: one record.
     Push(Ack),
-    /// A batch of a room: its records, and the room's next batch. No batch guard before it is dispatched.
+    /// A batch of a room: its records, and the room's next batch. No batch guard before it is
+    /// dispatched.
     Batch(Vec<Ack>, Option<BatchGuard>),
 }
 
@@ -78,7 +79,8 @@ impl Acked {
     }
 }
 
-/// A room's batch in flight. Dropped when the batch is delivered or given up: the room's next batch may leave.
+/// A room's batch in flight. Dropped when the batch is delivered or given up: the room's next batch
+/// may leave.
 #[derive(Debug)]
 pub(crate) struct BatchGuard {
     room: RoomId,

@@ -1,7 +1,7 @@
 //! One delivery: a call to one comet, from the record it is made of until the comet has answered.
 //!
-//! This is the only type that wraps a message in this crate. Intake and rooms create deliveries, routing
-//! may hold them, lanes queue them, and dropping one completes its records.
+//! This is the only type that wraps a message in this crate. Intake and rooms create deliveries,
+//! routing may hold them, lanes queue them, and dropping one completes its records.
 
 use std::num::NonZeroU32;
 
@@ -16,8 +16,8 @@ use crate::completion::{CompletionGuard, OpenCall};
 pub(crate) struct Delivery {
     pub(crate) server: ServerId,
     pub(crate) push: Push,
-    /// Set while the delivery is in a lane. Declared before `guard`, so that it is dropped first: when a
-    /// record completes, its comet already counts as idle and the fast path is open again.
+    /// Set while the delivery is in a lane. Declared before `guard`, so that it is dropped first:
+    /// when a record completes, its comet already counts as idle and the fast path is open again.
     pub(crate) open: Option<OpenCall>,
     pub(crate) guard: CompletionGuard,
 }

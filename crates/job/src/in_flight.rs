@@ -1,8 +1,9 @@
-//! Records that are read and not yet delivered, and the position up to which each partition is done.
+//! Records that are read and not yet delivered, and the position up to which each partition is
+//! done.
 //!
 //! Owns the in-flight accounting and its bounds. Records complete in any order, but a position is
-//! reported only when every record before it in its partition has completed: each partition is a queue
-//! of slots, and its front advances over the completed ones.
+//! reported only when every record before it in its partition has completed: each partition is a
+//! queue of slots, and its front advances over the completed ones.
 
 use std::collections::VecDeque;
 
@@ -87,7 +88,8 @@ impl InFlight {
         self.changed.notify_one();
     }
 
-    /// Completes records without a notification, for a caller that reports positions afterwards anyway.
+    /// Completes records without a notification, for a caller that reports positions afterwards
+    /// anyway.
     pub(crate) fn finish_silently(&self, records: &[RecordId]) {
         let mut state = self.state.lock();
         for record in records {
@@ -103,7 +105,8 @@ impl InFlight {
             && state.slots < SLOTS_MAX
     }
 
-    /// Takes the positions up to which all records have completed, where they advanced since the last call.
+    /// Takes the positions up to which all records have completed, where they advanced since the
+    /// last call.
     pub(crate) fn take_done(&self) -> Vec<LogPosition> {
         let mut state = self.state.lock();
         let advanced = state.partitions.iter_mut().filter_map(|(number, partition)| {

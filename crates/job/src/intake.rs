@@ -1,8 +1,8 @@
 //! The loop of a job: reads records, dispatches them to lanes, and reports to the log what is done.
 //!
-//! Owns reading and back-pressure; it waits only for its next event, and for the lanes at the end. Both
-//! waits keep reporting done positions. A lane accepts everything within the in-flight limit, so one
-//! comet's backlog never blocks the dispatch to others.
+//! Owns reading and back-pressure; it waits only for its next event, and for the lanes at the end.
+//! Both waits keep reporting done positions. A lane accepts everything within the in-flight limit,
+//! so one comet's backlog never blocks the dispatch to others.
 
 mod fast_path;
 

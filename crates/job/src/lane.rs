@@ -1,8 +1,8 @@
 //! The lanes of all comets: a queue and a worker each.
 //!
-//! Owns which lane a delivery goes to, and when lanes are created and removed. The worker itself is in
-//! [`comet`]. Invariant: everything for one key, and everything for one room, of one comet goes through
-//! the same lane.
+//! Owns the choice of a lane, and the creation and removal of lanes. The worker itself is in
+//! [`comet`]. Invariant: per comet, all pushes to one key, and all pushes to one room, use the same
+//! lane.
 
 mod comet;
 mod response_watchdog;
@@ -86,8 +86,8 @@ impl Lanes {
         let lanes = self.lanes_to(&delivery.server);
         delivery.open = Some(lanes.comet.calls().open());
         if let Err(SendError(delivery)) = lanes.queues[lane].send(delivery) {
-            // A worker ends early only by a panic, which is a bug in a port. The comet gets new lanes; the
-            // other workers empty their old queues and end.
+            // A worker ends early only by a panic, which is a bug in a port. The comet gets new
+            // lanes; the other workers empty their old queues and end.
             self.metrics.worker_panics.inc();
             tracing::error!(server = %delivery.server, "lane worker panicked; the comet gets new lanes");
             self.comets.remove(&delivery.server);

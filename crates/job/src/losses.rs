@@ -1,10 +1,10 @@
 //! Messages that were dropped for comets that may still be alive.
 //!
-//! A comet that is down or leaves the pool has mostly crashed, and its sessions with it. One that was
-//! frozen or partitioned returns with all its sessions, and these do not know that they missed messages.
-//! So the time of the last dropped message is recorded per comet, and reported when the comet is
-//! reachable again. The report holds only how long ago that was: sessions that started later missed
-//! nothing, so a comet that was restarted has no session to notify.
+//! A comet that is down or leaves the pool has mostly crashed, and its sessions with it. One that
+//! was frozen or partitioned returns with all its sessions, and these do not know that they missed
+//! messages. So the time of the last dropped message is recorded per comet, and reported when the
+//! comet is reachable again. The report holds only how long ago that was: sessions that started
+//! later missed nothing, so a comet that was restarted has no session to notify.
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
@@ -23,8 +23,8 @@ use crate::metrics::Metrics;
 const COMETS_MAX: usize = 1024;
 /// How long an absent comet is remembered. Logic has expired its sessions long before.
 const REMEMBERED: Duration = Duration::from_secs(24 * 60 * 60);
-/// Sessions per second that are asked to sync, on a comet without the call for losses. Comets answer
-/// syncs far faster.
+/// Sessions per second that are asked to sync, on a comet without the call for losses. Comets
+/// answer syncs far faster.
 const SYNCS_PER_SECOND: NonZeroU32 = NonZeroU32::new(2_000).unwrap();
 
 /// The time of the last dropped message for each comet that is not notified yet.
@@ -66,8 +66,8 @@ pub(crate) struct Presence {
 impl Presence {
     /// Compares the pool with the last update. Returns the comets that are new or have returned.
     ///
-    /// With `had_fan_out`, messages to rooms or to all sessions were dispatched since the last update:
-    /// absent comets have missed them.
+    /// With `had_fan_out`, messages to rooms or to all sessions were dispatched since the last
+    /// update: absent comets have missed them.
     pub(crate) fn update(
         &mut self,
         pool: &dyn CometPool,

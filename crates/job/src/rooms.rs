@@ -1,6 +1,6 @@
 //! Room messages that gather into batches, for each comet separately.
 //!
-//! Each comet has batches of its own, so that no comet waits for what another has not accepted yet.
+//! Each comet has separate batches, so that no comet waits for what another has not accepted yet.
 
 mod comet_rooms;
 
@@ -16,10 +16,11 @@ use crate::delivery::Delivery;
 use crate::in_flight::InFlight;
 use comet_rooms::CometRooms;
 
-/// The maximum number of full batches that wait for earlier ones, per comet, while other comets are served.
+/// The maximum number of full batches that wait for earlier ones, per comet, while other comets are
+/// served.
 ///
-/// A single comet may have one: reading on would serve no other comet, and a message should not wait
-/// for more than one batch.
+/// A single comet may have one: reading on would serve no other comet, and a message should not
+/// wait for more than one batch.
 const FULL_BATCHES_MAX: usize = 32;
 
 /// The rooms of all comets.
@@ -35,7 +36,8 @@ impl Rooms {
         Self { config, in_flight, comets: HashMap::new() }
     }
 
-    /// Returns whether more records may be read: false while too many full batches wait for earlier ones.
+    /// Returns whether more records may be read: false while too many full batches wait for earlier
+    /// ones.
     ///
     /// Batches for a comet that `is_slow` do not count. They gather up to the in-flight limit.
     pub(crate) fn has_capacity(&self, is_slow: impl Fn(&ServerId) -> bool) -> bool {
@@ -43,7 +45,7 @@ impl Rooms {
         !self.comets.iter().any(|(server, rooms)| rooms.full_batches() >= max && !is_slow(server))
     }
 
-    /// Adds a record for `room` to the batch for one comet. A batch that is full goes to `out`.
+    /// Adds a record for `room` to the batch for one comet. A full batch is added to `out`.
     pub(crate) fn add(
         &mut self,
         server: &ServerId,
@@ -62,7 +64,8 @@ impl Rooms {
         }
     }
 
-    /// Takes the batches of rooms that were idle before this read. Call it once a read is processed.
+    /// Takes the batches of rooms that were idle before this read. Call it once a read is
+    /// processed.
     pub(crate) fn take_activated(&mut self, now: Instant, out: &mut Vec<Delivery>) {
         self.comets.values_mut().for_each(|rooms| rooms.take_activated(now, out));
     }

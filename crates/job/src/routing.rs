@@ -1,11 +1,11 @@
-//! Which comets a room's messages may skip because no session of the room is there.
+//! Which comets a room's messages may skip because they have no session in the room.
 //!
-//! A comet's room set may be stale, so absence is never inferred from it. A message for a room that is
-//! not in the set is held back, the comet is queried for changes, and only a reply to a query that was
-//! sent after the message had been read decides. That reply contains every session that was in the room
-//! when the message was accepted. Presence in the set is enough to send immediately: a stale entry costs
-//! one call, not a message. A comet that cannot answer (goim's, one with too many rooms, one that does
-//! not respond) gets everything.
+//! A comet's room set may be stale, so absence is never inferred from it. A message for a room that
+//! is not in the set is held back, the comet is queried for changes, and only a reply to a query
+//! that was sent after the message had been read decides. That reply contains every session that
+//! was in the room when the message was accepted. Presence in the set is enough to send
+//! immediately: a stale entry costs one call, not a message. A comet that cannot answer (goim's,
+//! one with too many rooms, one that does not respond) gets everything.
 
 use std::collections::{HashMap, VecDeque};
 use std::mem;
@@ -19,7 +19,8 @@ use tokio::time::{Instant, timeout};
 use crate::delivery::Delivery;
 use crate::metrics::Metrics;
 
-/// The minimum time between two queries to a comet. Messages that arrive meanwhile share the next reply.
+/// The minimum time between two queries to a comet. Messages that arrive meanwhile share the next
+/// reply.
 const QUERY_INTERVAL: Duration = Duration::from_millis(10);
 /// The maximum age of a room set in use. Rooms that became empty get useless calls for this long.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
@@ -27,7 +28,8 @@ const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
 const QUERY_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a comet that did not reply gets everything before the next query.
 const BROADCAST_AFTER_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a comet without the query, or with too many rooms, gets everything before the next query.
+/// How long a comet without the query, or with too many rooms, gets everything before the next
+/// query.
 const BROADCAST_IF_UNSUPPORTED: Duration = Duration::from_secs(60);
 
 /// The room sets of all comets, and the deliveries that wait for a reply.
@@ -54,8 +56,8 @@ struct RoomSet {
     rooms: HashMap<RoomId, u32>,
     /// The comet gets everything until then.
     broadcast_until: Option<Instant>,
-    /// Batches of rooms that are not in the set, oldest first. At most one per room: the next batch of a
-    /// room leaves only when this one has completed.
+    /// Batches of rooms that are not in the set, oldest first. At most one per room: the next batch
+    /// of a room leaves only when this one has completed.
     pending: VecDeque<(RoomId, Delivery)>,
     /// The length of `pending` when the open query was sent; `None` without an open query.
     queried: Option<usize>,
@@ -70,13 +72,14 @@ impl Routing {
         Self { pool, metrics, comets: HashMap::new(), reply_sender, replies }
     }
 
-    /// Routes a room's batch to its comet: it goes to `out`, or waits for a reply.
+    /// Routes a room's batch to its comet: it is added to `out`, or waits for a reply.
     pub(crate) fn route(&mut self, room: &RoomId, delivery: Delivery, now: Instant, out: &mut Vec<Delivery>) {
         let set = self.comets.entry(delivery.server.clone()).or_default();
         set.is_used = true;
         let is_broadcast = set.broadcast_until.is_some_and(|until| until > now);
         if is_broadcast || set.rooms.contains_key(room) {
-            // This cannot overtake a pending batch of the room: none is dispatched while one is pending.
+            // This cannot overtake a pending batch of the room: none is dispatched while one is
+            // pending.
             out.push(delivery);
         } else {
             set.pending.push_back((room.clone(), delivery));
@@ -89,8 +92,8 @@ impl Routing {
             if set.next_query(now).is_none_or(|due| due > now) {
                 continue;
             }
-            // The reply decides for these batches only. A batch that is added later may be for a session
-            // that joined after the comet has put its reply together.
+            // The reply decides for these batches only. A batch that is added later may be for a
+            // session that joined after the comet has put its reply together.
             set.queried = Some(set.pending.len());
             (set.last_query, set.is_used) = (Some(now), false);
             let query = self.pool.get(server).map(|comet| comet.rooms_since(set.version.clone()));
@@ -163,7 +166,8 @@ impl Routing {
 }
 
 impl RoomSet {
-    /// Returns when the comet should be queried next: `now` for the first query, `None` if no query is needed.
+    /// Returns when the comet should be queried next: `now` for the first query, `None` if no query
+    /// is needed.
     fn next_query(&self, now: Instant) -> Option<Instant> {
         let is_needed = self.is_used || !self.pending.is_empty();
         if self.queried.is_some() || !is_needed {

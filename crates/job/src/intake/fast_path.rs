@@ -1,9 +1,9 @@
 //! Pushes to keys that need no lane, because their comet has nothing in flight.
 //!
-//! A lane preserves the order per key while a call is out. With no call queued or in flight there is no
-//! order to preserve, so all pushes of one read for that comet go to it in one call, in the order of the
-//! log. A comet in the same process accepts them immediately: a queue, a task and a wake-up would cost
-//! more than the call itself.
+//! A lane preserves the order per key while a call is out. With no call queued or in flight there
+//! is no order to preserve, so all pushes of one read for that comet go to it in one call, in the
+//! order of the log. A comet in the same process accepts them immediately: a queue, a task and a
+//! wake-up would cost more than the call itself.
 
 use goim_ports::{KeyPush, LogEntry, PushRecord, PushTarget, ServerId};
 
@@ -17,8 +17,8 @@ pub(super) struct FastPath {
     comets: Vec<(ServerId, Path)>,
 }
 
-/// The path of one read's pushes to a comet. All take the same one, or a later push could overtake an
-/// earlier one.
+/// The path of one read's pushes to a comet. All take the same one, or a later push could overtake
+/// an earlier one.
 enum Path {
     Fast(Vec<KeyPush>, Vec<RecordId>),
     Lanes,
@@ -32,7 +32,8 @@ pub(super) struct IdleComet {
 }
 
 impl FastPath {
-    /// Adds a record whose comet is idle. Returns it if it must go through a lane or is not for keys.
+    /// Adds a record whose comet is idle. Returns it if it must go through a lane or is not for
+    /// keys.
     pub(super) fn add(&mut self, entry: LogEntry, lanes: &Lanes, in_flight: &InFlight) -> Option<LogEntry> {
         let PushTarget::Keys { server, .. } = &entry.record.target else { return Some(entry) };
         let path = match self.comets.iter().position(|(known, _)| known == server) {

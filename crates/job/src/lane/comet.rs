@@ -1,9 +1,9 @@
 //! One comet as its lanes share it, and the worker of a lane: one call after the other.
 //!
-//! A call that fails or times out is repeated a few times. Then the comet is *down* for all its lanes:
-//! deliveries to it fail immediately until it answers a probe. The probe is a harmless query, so that
-//! neither a message nor a lane is risked to find out. A comet that hangs is marked down earlier, when
-//! the in-flight limit is reached: other comets must not wait for it.
+//! A call that fails or times out is repeated a few times. Then the comet is *down* for all its
+//! lanes: deliveries to it fail immediately until it answers a probe. The probe is a harmless
+//! query, so that neither a message nor a lane is risked to find out. A comet that hangs is marked
+//! down earlier, when the in-flight limit is reached: other comets must not wait for it.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -22,9 +22,11 @@ use crate::metrics::{Metrics, Outcome};
 
 /// The maximum number of pushes in one call.
 const GROUP_MAX: usize = 256;
-/// The maximum size of one call with several pushes, in bytes: well below the 4 MiB that a server accepts.
+/// The maximum size of one call with several pushes, in bytes: well below the 4 MiB that a server
+/// accepts.
 const GROUP_BYTES_MAX: usize = 1024 * 1024;
-/// How long a comet without the grouped call gets single pushes. It may be upgraded in the meantime.
+/// How long a comet without the grouped call gets single pushes. It may be upgraded in the
+/// meantime.
 const SINGLES_FOR: Duration = Duration::from_secs(60);
 
 /// One comet.
@@ -62,8 +64,8 @@ impl Comet {
 
     /// Works until the lane's queue is closed and empty.
     ///
-    /// One call is in flight at a time: the next begins when the previous one is answered or given up.
-    /// This alone keeps the order per key and room, whatever the transport below does.
+    /// One call is in flight at a time: the next begins when the previous one is answered or given
+    /// up. This alone keeps the order per key and room, whatever the transport below does.
     pub(super) async fn run_lane(self: Arc<Self>, mut queue: mpsc::UnboundedReceiver<Delivery>) {
         let mut waiting = Vec::new();
         while queue.recv_many(&mut waiting, GROUP_MAX).await > 0 {
@@ -73,8 +75,8 @@ impl Comet {
         }
     }
 
-    /// Delivers a group in one call if the comet supports it: over a network a call costs far more than
-    /// its content.
+    /// Delivers a group in one call if the comet supports it: over a network a call costs far more
+    /// than its content.
     async fn deliver_group(self: &Arc<Self>, group: Vec<Delivery>) {
         if group.len() > 1 && self.accepts_groups() {
             let outcome = self.deliver(&group).await;
@@ -82,7 +84,8 @@ impl Comet {
                 group.into_iter().for_each(|delivery| self.complete(delivery, outcome));
                 return;
             }
-            // The comet does not have the call, or one of the pushes is invalid: single pushes find out.
+            // The comet does not have the call, or one of the pushes is invalid: single pushes find
+            // out.
         }
         for delivery in group {
             let outcome = self.deliver(std::slice::from_ref(&delivery)).await;
@@ -160,8 +163,8 @@ impl Comet {
                 let mut down = self.down.subscribe();
                 let answer = tokio::select! {
                     answer = timeout(self.config.call_deadline, answer) => answer.ok(),
-                    // Another lane, or the in-flight limit, has marked the comet down: no reason to wait
-                    // for the deadline, and each lane that waits would hold records open.
+                    // Another lane, or the in-flight limit, has marked the comet down: no reason to
+                    // wait for the deadline, and each lane that waits would hold records open.
                     _ = down.wait_for(|is_down| *is_down) => None,
                 };
                 self.watchdog.call_ended(answer.is_some());
@@ -204,7 +207,8 @@ impl Comet {
         tracing::info!(server = %self.server, "comet is up again");
     }
 
-    /// Notifies the comet that messages for it were dropped. If that fails, the comet is down again.
+    /// Notifies the comet that messages for it were dropped. If that fails, the comet is down
+    /// again.
     ///
     /// A comet that has left the pool is notified when it returns, by [`crate::intake`].
     async fn report_loss(self: &Arc<Self>) {
@@ -254,9 +258,11 @@ async fn probe(comet: Weak<Comet>, interval: Duration) {
     }
 }
 
-/// Groups consecutive pushes to keys up to the size of one call. Other deliveries are groups of one.
+/// Groups consecutive pushes to keys up to the size of one call. Other deliveries are groups of
+/// one.
 ///
-/// Only neighbours are grouped: moving a push past a room batch or a broadcast would reorder the lane.
+/// Only neighbours are grouped: moving a push past a room batch or a broadcast would reorder the
+/// lane.
 fn in_groups(waiting: impl Iterator<Item = Delivery>) -> Vec<Vec<Delivery>> {
     let mut groups: Vec<Vec<Delivery>> = Vec::new();
     let mut bytes_left = 0;

@@ -1,6 +1,7 @@
 //! The time for which a comet with open calls has not answered any of them.
 //!
-//! It separates a comet that hangs from a busy one: a busy comet answers one call or another all the time.
+//! It separates a comet that hangs from a busy one: a busy comet answers one call or another all
+//! the time.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -20,7 +21,8 @@ const HUNG_AFTER: Duration = Duration::from_secs(1);
 pub(super) struct ResponseWatchdog {
     start: Instant,
     open: AtomicUsize,
-    /// When the first of the open calls began or the last answer arrived, in milliseconds since `start`.
+    /// When the first of the open calls began or the last answer arrived, in milliseconds since
+    /// `start`.
     since: AtomicU64,
     /// The last call ended without an answer.
     is_unanswered: AtomicBool,

@@ -1,9 +1,10 @@
-//! The rooms of one comet: which messages form a batch, and when it leaves. Does no I/O; time is an argument.
+//! The rooms of one comet: which messages form a batch, and when it leaves. Does no I/O; time is an
+//! argument.
 //!
-//! At most one batch of a room is in flight to the comet. Messages that arrive meanwhile gather for the
-//! next one, so batches grow as the comet slows down, and a message waits for one earlier batch at most,
-//! not for a queue of them. All rooms have the same interval, so intervals end in the order in which they
-//! began: a plain queue serves as timer.
+//! At most one batch of a room is in flight to the comet. Messages that arrive meanwhile gather for
+//! the next one, so batches grow as the comet slows down, and a message waits for one earlier batch
+//! at most, not for a queue of them. All rooms have the same interval, so intervals end in the
+//! order in which they began: a plain queue serves as timer.
 
 use std::collections::{HashMap, VecDeque};
 use std::mem;
@@ -24,7 +25,8 @@ pub(super) struct CometRooms {
     server: ServerId,
     config: RoomConfig,
     rooms: HashMap<RoomId, Room>,
-    /// Ends of intervals, earliest first. An entry is valid only if it equals its room's `interval_end`.
+    /// Ends of intervals, earliest first. An entry is valid only if it equals its room's
+    /// `interval_end`.
     interval_ends: VecDeque<(Instant, RoomId)>,
     /// Rooms that were idle and got a message in the current read.
     activated: Vec<RoomId>,
@@ -69,7 +71,7 @@ impl CometRooms {
         self.rooms.is_empty()
     }
 
-    /// Adds a message. A batch that is full goes to `out`, unless an earlier one is in flight.
+    /// Adds a message. A full batch is added to `out` unless an earlier one is in flight.
     pub(super) fn add(
         &mut self,
         id: &RoomId,
@@ -109,7 +111,8 @@ impl CometRooms {
         }
     }
 
-    /// Takes the batches of rooms that were idle before this read: they need not wait for an interval.
+    /// Takes the batches of rooms that were idle before this read: they need not wait for an
+    /// interval.
     pub(super) fn take_activated(&mut self, now: Instant, out: &mut Vec<Delivery>) {
         for id in mem::take(&mut self.activated) {
             if self.rooms.get(&id).is_some_and(|room| room.interval_end.is_none() && !room.is_in_flight) {
@@ -159,7 +162,8 @@ impl CometRooms {
 
     /// Dispatches the next batch of a room if none is in flight and the interval has ended.
     ///
-    /// A full batch does not wait for the interval. A room without messages at its end is idle again.
+    /// A full batch does not wait for the interval. A room without messages at its end is idle
+    /// again.
     fn dispatch_next(&mut self, id: &RoomId, now: Instant, out: &mut Vec<Delivery>) {
         let Some(room) = self.rooms.get_mut(id) else { return };
         if room.is_in_flight {
