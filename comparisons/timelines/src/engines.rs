@@ -1,25 +1,25 @@
-//! The same work for each engine, as each would be used: one writer, one durable commit a group.
+//! The same workload for each engine: one writer, one durable commit per group.
 
 use std::path::Path;
 
 use fjall::{KeyspaceCreateOptions, PersistMode, Readable as _};
 use redb::ReadableDatabase as _;
 
-/// One message to be kept.
+/// One message to store.
 pub struct Append<'a> {
     pub timeline: u64,
     pub seq: u64,
     pub body: [&'a [u8]; 2],
 }
 
-/// What timelines want of an engine. Panics on errors: it is here to be measured.
+/// The operations that timelines need. Panics on errors: this is a benchmark.
 pub trait Engine {
     fn open(folder: &Path) -> Self;
     /// Durable when it returns.
     fn append(&mut self, group: &[Append<'_>]);
-    /// The number of messages read, all bytes of them looked at.
+    /// Returns the number of messages read. Every byte is accessed.
     fn read(&self, timeline: u64, from: u64, limit: usize) -> u64;
-    /// The newest sequence.
+    /// Returns the newest sequence.
     fn head(&self, timeline: u64) -> u64;
     fn remove_below(&mut self, timelines: &[u64], seq: u64);
 }

@@ -1,5 +1,6 @@
-//! Embedded engines under the work of timelines: appends in durable groups to many timelines, ranges read back, the oldest removed,
-//! a start after a kill. One engine a run, so that memory and files are its own.
+//! Embedded engines with the workload of timelines: appends in durable groups to many timelines,
+//! reads of ranges, removal of the oldest messages, a start after a kill. One engine per run, so that
+//! memory and files are not shared.
 //!
 //! usage: timeline-engines ENGINE FOLDER [TIMELINES [MESSAGES [GROUP]]]
 
@@ -13,7 +14,7 @@ use engines::{Append, Engine, Fjall, Redb, Sqlite};
 const USAGE: &str = "usage: timeline-engines fjall|redb|sqlite FOLDER [TIMELINES [MESSAGES [GROUP]]]
 Default 100000 timelines, 2000000 messages of 200 bytes, groups of 512.";
 
-/// What is to be done.
+/// The workload.
 struct Plan {
     timelines: u64,
     messages: u64,
@@ -60,11 +61,11 @@ fn run<E: Engine>(folder: &Path, plan: &Plan) {
     println!("disk after half was removed: {:.0} bytes for one written", size_of(folder) as f64 / plan.messages as f64);
     println!("memory: {} MiB", resident_kib() / 1024);
     std::fs::write(folder.join("filled"), "").expect("a mark can be left");
-    // As a kill would: nothing is closed.
+    // Like a kill: nothing is closed.
     std::process::abort();
 }
 
-/// Groups one behind the other, each durable before the next begins.
+/// Appends groups one after the other, each durable before the next begins.
 fn append(engine: &mut impl Engine, plan: &Plan, random: &mut Random) {
     let mut next = vec![0_u64; usize::try_from(plan.timelines).expect("fits")];
     let mut took = Vec::new();
@@ -77,7 +78,7 @@ fn append(engine: &mut impl Engine, plan: &Plan, random: &mut Random) {
                 let timeline = random.below(plan.timelines);
                 let seq = &mut next[timeline as usize];
                 *seq += 1;
-                // Half of it is the same each time, as in real messages.
+                // Half of the body is constant, as in real messages.
                 let at = random.below(3_900) as usize;
                 Append { timeline, seq: *seq, body: [&body[at..at + 100], &body[..100]] }
             })
@@ -98,7 +99,7 @@ fn append(engine: &mut impl Engine, plan: &Plan, random: &mut Random) {
     );
 }
 
-/// Up to 100 messages from the beginning of timelines drawn at random.
+/// Reads up to 100 messages from the beginning of random timelines.
 fn read(engine: &impl Engine, plan: &Plan, random: &mut Random) {
     let begun = Instant::now();
     let (mut messages, mut ranges) = (0_u64, 0_u64);
@@ -117,7 +118,7 @@ fn read(engine: &impl Engine, plan: &Plan, random: &mut Random) {
     println!("newest of a timeline: {:.0}/s", heads as f64 / begun.elapsed().as_secs_f64());
 }
 
-/// The older half of each timeline, a hundred timelines a commit.
+/// Removes the older half of each timeline, a hundred timelines per commit.
 fn remove(engine: &mut impl Engine, plan: &Plan) {
     let begun = Instant::now();
     let mut longest = Duration::ZERO;
@@ -176,7 +177,7 @@ fn resident_kib() -> u64 {
     line.trim().trim_end_matches(" kB").parse().unwrap_or(0)
 }
 
-/// Xorshift: the same run for the same numbers.
+/// Xorshift: a run is reproducible.
 struct Random(u64);
 
 impl Random {
