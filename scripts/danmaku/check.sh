@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Two third-party clients of the danmaku protocol against this server: they authenticate, read
 # online counts, and show pushes, small and compressed, over TCP, WebSocket and TLS. The clients
-# only have the loopback interface of a network namespace. Half a minute once the packages are installed.
+# only have the loopback interface of a network namespace. Takes half a minute, and more the first
+# time.
 #
 # usage: danmaku/check.sh BINARY
 #

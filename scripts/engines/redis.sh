@@ -10,8 +10,8 @@
 #
 # REDIS_HOST in the environment is a listen address of the single server besides 127.0.0.1.
 # REDIS_TLS is a folder with ca.pem, cert.pem and key.pem: then all connections need TLS and a
-# client certificate, and addresses begin with rediss://. The Sentinels' name of the master is "goim".
-# In DIR each server has a folder named by its port, with its pid file.
+# client certificate, and addresses begin with rediss://. The Sentinels' master is named "goim". In
+# DIR each server has a folder named by its port, with its pid file.
 # Exits with 2 when Redis is not available.
 
 set -euo pipefail

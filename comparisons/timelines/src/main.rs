@@ -1,6 +1,6 @@
 //! Embedded engines with the workload of timelines: appends in durable groups to many timelines,
-//! reads of ranges, removal of the oldest messages, a start after a kill. One engine per run, so that
-//! memory and files are not shared.
+//! reads of ranges, removal of the oldest messages, a start after a kill. One engine per run, so
+//! that memory and files are not shared.
 //!
 //! usage: timeline-engines ENGINE FOLDER [TIMELINES [MESSAGES [GROUP]]]
 
