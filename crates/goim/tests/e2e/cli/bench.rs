@@ -91,7 +91,7 @@ fn heartbeats_at_a_rate_and_densely() {
 }
 
 #[test]
-fn everybody_comes_back_and_is_reached() {
+fn every_client_reconnects_and_is_reached() {
     let (result, _) = bench("churn", "--connections 50 --repeat 3");
     // To each by its key and to all by their room, three times.
     assert!(accounts(&result, "server: 300 of 300 deliveries"), "{}", result["accounts"]);

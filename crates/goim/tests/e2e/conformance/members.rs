@@ -215,7 +215,7 @@ fn the_backend_decides_where_no_rule_does_and_is_not_asked_about_the_protocol() 
 }
 
 #[test]
-fn receivers_are_told_the_sender() {
+fn receivers_learn_the_sender() {
     let server = Keeping::start_with(to_rooms);
     for transport in BOTH {
         let (mid, room) = (member(), unique("live://r"));
