@@ -7,7 +7,7 @@ use goim_session::client::Ended;
 use serde_json::Value;
 
 use crate::auth::ProviderError;
-use crate::{Advice, ConfigError, Endpoint, NodesError};
+use crate::{ConfigError, Endpoint, NodesError, ReconnectPolicy};
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -68,19 +68,21 @@ pub enum ConnectError {
         /// The server's words.
         reason: String,
         /// What the server advises.
-        advice: Advice,
+        reconnect: ReconnectPolicy,
     },
 }
 
 impl ConnectError {
     /// What is to be done about it.
     #[must_use]
-    pub fn advice(&self) -> Advice {
+    pub fn reconnect(&self) -> ReconnectPolicy {
         match self {
-            Self::Config(_) | Self::TokenTooLong { .. } => Advice::Never,
-            Self::Nodes(_) | Self::Token(_) | Self::Io { .. } | Self::TimedOut { .. } => Advice::Later,
-            Self::ClosedDuringAuth { .. } | Self::Protocol { .. } => Advice::Later,
-            Self::Refused { advice, .. } => *advice,
+            Self::Config(_) | Self::TokenTooLong { .. } => ReconnectPolicy::Never,
+            Self::Nodes(_) | Self::Token(_) | Self::Io { .. } | Self::TimedOut { .. } => {
+                ReconnectPolicy::Backoff
+            }
+            Self::ClosedDuringAuth { .. } | Self::Protocol { .. } => ReconnectPolicy::Backoff,
+            Self::Refused { reconnect, .. } => *reconnect,
         }
     }
 

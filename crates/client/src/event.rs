@@ -12,7 +12,7 @@ use goim_wire::PacketBuf;
 use serde_json::Value;
 use tokio::sync::mpsc;
 
-use crate::{Advice, ConnectError, Endpoint, Position, PositionStore, TimelineMessage};
+use crate::{ConnectError, Endpoint, Position, PositionStore, ReconnectPolicy, TimelineMessage};
 
 /// What has happened.
 #[derive(Debug)]
@@ -112,7 +112,7 @@ pub struct Notice {
     /// The reason's word.
     pub reason: String,
     /// What to do next.
-    pub advice: Advice,
+    pub reconnect: ReconnectPolicy,
     /// Not before this much time.
     pub delay: Option<Duration>,
     /// Where to: a host, or a host and a port.
@@ -126,7 +126,7 @@ impl Notice {
         Self {
             code,
             reason: value["reason"].as_str().unwrap_or_default().to_owned(),
-            advice: code.map_or(Advice::Later, Advice::for_code),
+            reconnect: code.map_or(ReconnectPolicy::Backoff, ReconnectPolicy::for_code),
             delay: value["delay_ms"].as_u64().map(Duration::from_millis),
             node: value["node"].as_str().filter(|node| !node.is_empty()).map(str::to_owned),
         }
@@ -151,11 +151,11 @@ pub enum DisconnectReason {
 impl DisconnectReason {
     /// What is to be done about it.
     #[must_use]
-    pub fn advice(&self) -> Advice {
+    pub fn reconnect(&self) -> ReconnectPolicy {
         match self {
-            Self::Notice(notice) => notice.advice,
+            Self::Notice(notice) => notice.reconnect,
             // A server that has gone has cut off many: they must not all return at once.
-            Self::Closed | Self::HeartbeatLost | Self::Protocol(_) | Self::Io(_) => Advice::Later,
+            Self::Closed | Self::HeartbeatLost | Self::Protocol(_) | Self::Io(_) => ReconnectPolicy::Backoff,
         }
     }
 }
@@ -257,13 +257,13 @@ mod tests {
         let expect = Notice {
             code: Some(3002),
             reason: "draining".to_owned(),
-            advice: Advice::AtOnce,
+            reconnect: ReconnectPolicy::Now,
             delay: Some(Duration::from_millis(1500)),
             node: Some("n2".to_owned()),
         };
         assert_eq!(full, expect);
         let empty = Notice::from_json(b"");
-        assert_eq!((empty.code, empty.advice, empty.node), (None, Advice::Later, None));
+        assert_eq!((empty.code, empty.reconnect, empty.node), (None, ReconnectPolicy::Backoff, None));
     }
 
     #[test]

@@ -81,7 +81,7 @@ pub use config::{ClientConfig, ConfigError, Headers, Target, TlsRoots};
 pub use endpoint::{Endpoint, EndpointError, Scheme};
 pub use error::{ConnectError, HeartbeatError, RoomError, SendError, ServerError, SubscribeError};
 pub use event::{AuthReply, DisconnectReason, Event, Events, Notice};
-pub use goim_session::Return as Advice;
+pub use goim_session::ReconnectPolicy;
 pub use goim_wire::{Encoding, Operation, PacketBuf, Schema, Sequence, Version, VersionRow, VersionTable};
 pub use http::HttpError;
 pub use nodes::{NodeList, NodeSource, NodesError};

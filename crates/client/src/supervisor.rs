@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use goim_session::Return;
+use goim_session::ReconnectPolicy;
 use tokio::time::Instant;
 
 use crate::backoff::Chance;
@@ -50,7 +50,7 @@ impl Supervisor {
                 DisconnectReason::Notice(notice) => notice.delay,
                 _ => None,
             };
-            let retry_in = self.retry_in(reason.advice(), hint);
+            let retry_in = self.retry_in(reason.reconnect(), hint);
             let event = Event::Disconnected { reason, retry_in };
             if !self.desk.tell(event).await || !self.rest(retry_in).await {
                 return;
@@ -76,7 +76,7 @@ impl Supervisor {
                 // Perhaps the token was not good; goim does not say.
                 self.dialer.renew_token();
             }
-            let retry_in = self.retry_in(error.advice(), None);
+            let retry_in = self.retry_in(error.reconnect(), None);
             let event = Event::ConnectFailed { error, retry_in };
             if !self.desk.tell(event).await || !self.rest(retry_in).await {
                 return None;
@@ -102,17 +102,17 @@ impl Supervisor {
     }
 
     /// When to try again, by what the server advises and at the earliest; `None`: never.
-    fn retry_in(&mut self, advice: Return, earliest: Option<Duration>) -> Option<Duration> {
+    fn retry_in(&mut self, reconnect: ReconnectPolicy, earliest: Option<Duration>) -> Option<Duration> {
         let backoff = self.dialer.backoff();
         let random = self.chance.fraction();
-        let delay = match advice {
-            Return::Never => return None,
-            Return::WithNewToken if !self.dialer.renew_token() => return None,
-            Return::AtOnce | Return::WithNewToken => match self.attempt.checked_sub(1) {
+        let delay = match reconnect {
+            ReconnectPolicy::Never => return None,
+            ReconnectPolicy::NewToken if !self.dialer.renew_token() => return None,
+            ReconnectPolicy::Now | ReconnectPolicy::NewToken => match self.attempt.checked_sub(1) {
                 None => backoff.at_once(random),
                 Some(attempt) => backoff.delay(attempt, random),
             },
-            Return::Later => backoff.delay(self.attempt, random),
+            ReconnectPolicy::Backoff => backoff.delay(self.attempt, random),
         };
         self.attempt = self.attempt.saturating_add(1);
         self.last_delay = delay.max(earliest.unwrap_or_default());

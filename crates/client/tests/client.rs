@@ -8,8 +8,8 @@ mod server;
 use std::time::Duration;
 
 use goim_client::{
-    Advice, AuthBody, Backoff, Client, ClientConfig, ConnectError, DisconnectReason, Event, Events,
-    HeartbeatError, Identity, NodeSource, Operation, RoomError, Scheme, SendError, Target, TlsRoots, Token,
+    AuthBody, Backoff, Client, ClientConfig, ConnectError, DisconnectReason, Event, Events, HeartbeatError,
+    Identity, NodeSource, Operation, ReconnectPolicy, RoomError, Scheme, SendError, Target, TlsRoots, Token,
     TokenProvider, TokenReason,
 };
 use goim_session::CloseReason;
@@ -249,7 +249,7 @@ async fn a_superseded_client_stops() {
         peer.close(CloseReason::Superseded, "");
         match event(&mut events).await {
             Event::Disconnected { reason: DisconnectReason::Notice(notice), retry_in: None } => {
-                assert_eq!((notice.code, notice.advice), (Some(3500), Advice::Never));
+                assert_eq!((notice.code, notice.reconnect), (Some(3500), ReconnectPolicy::Never));
             }
             other => panic!("{other:?}"),
         }

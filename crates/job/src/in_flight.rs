@@ -161,8 +161,7 @@ fn size_of_record(record: &PushRecord) -> usize {
         PushTarget::Keys { keys, .. } => keys.iter().map(|key| key.as_str().len() + 32).sum(),
         PushTarget::Room(_) | PushTarget::All { .. } => 0,
     };
-    let extension = record.extension.as_ref().map_or(0, |extension| extension.bytes_len());
-    RECORD_OVERHEAD + keys + record.body.len() + extension
+    RECORD_OVERHEAD + keys + record.payload.bytes_len()
 }
 
 #[cfg(test)]
@@ -170,7 +169,7 @@ mod tests {
     use std::sync::Arc;
 
     use bytes::Bytes;
-    use goim_ports::{AcceptedAt, Operation};
+    use goim_ports::{AcceptedAt, Operation, Payload};
 
     use super::*;
     use crate::completion::Ack;
@@ -180,9 +179,8 @@ mod tests {
         PushRecord {
             target,
             operation: Operation(1),
-            body: Bytes::new(),
+            payload: Payload::plain(Bytes::new()),
             accepted_at: AcceptedAt(0),
-            extension: None,
         }
     }
 

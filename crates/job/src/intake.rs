@@ -266,23 +266,15 @@ impl Intake {
             ref record @ PushRecord { target: PushTarget::Room(ref room), .. } => {
                 self.add_to_batches(room, record, &ack);
             }
-            PushRecord {
-                target: PushTarget::Keys { server, keys },
-                operation,
-                body,
-                accepted_at,
-                extension,
-            } => {
-                let (packet, accepted_at) = (encode(operation, body), Some(accepted_at));
-                self.dispatch_to_keys(
-                    server,
-                    KeyPush { keys, operation, packet, accepted_at, extension },
-                    &ack,
-                );
+            PushRecord { target: PushTarget::Keys { server, keys }, operation, payload, accepted_at } => {
+                let payload = payload.map(|body| encode(operation, body));
+                let push = KeyPush { keys, operation, payload, accepted_at: Some(accepted_at) };
+                self.dispatch_to_keys(server, push, &ack);
             }
-            PushRecord { target: PushTarget::All { speed }, operation, body, accepted_at, extension } => {
-                let (packet, accepted_at) = (encode(operation, body), Some(accepted_at));
-                self.dispatch_to_all(&Broadcast { operation, packet, accepted_at, speed, extension }, &ack);
+            PushRecord { target: PushTarget::All { speed }, operation, payload, accepted_at } => {
+                let payload = payload.map(|body| encode(operation, body));
+                let broadcast = Broadcast { operation, payload, accepted_at: Some(accepted_at), speed };
+                self.dispatch_to_all(&broadcast, &ack);
             }
         }
     }

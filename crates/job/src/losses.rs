@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use goim_ports::{Call, CometError, CometPool, CometPort, Operation, PacketBuf, ServerId};
+use goim_ports::{Call, CometError, CometPool, CometPort, Operation, PacketBuf, Payload, ServerId};
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -137,7 +137,7 @@ pub(crate) async fn report(
     for _ in 0..=config.retries_max {
         let Some(comet) = pool.get(server) else { return false };
         let answer = match with_deadline(config, comet.messages_missed(last.elapsed())).await {
-            Err(CometError::UNKNOWN_CALL) => with_deadline(config, request_syncs(&*comet)).await,
+            Err(CometError::Unsupported) => with_deadline(config, request_syncs(&*comet)).await,
             answer => answer,
         };
         match answer {
@@ -149,7 +149,7 @@ pub(crate) async fn report(
                 sleep(config.retry_backoff).await;
             }
             // A repeated call would get the same answer.
-            Err(CometError::Invalid(_)) => return true,
+            Err(CometError::Unsupported | CometError::Invalid(_)) => return true,
         }
     }
     false
@@ -170,9 +170,8 @@ async fn with_deadline(config: &CometConfig, call: Call<Result<(), CometError>>)
 fn request_syncs(comet: &dyn CometPort) -> Call<Result<(), CometError>> {
     comet.broadcast(goim_ports::Broadcast {
         operation: Operation::NOTIFY,
-        packet: PacketBuf::push(Operation::NOTIFY, Bytes::new()),
+        payload: Payload::plain(PacketBuf::push(Operation::NOTIFY, Bytes::new())),
         accepted_at: None,
-        extension: None,
         speed: Some(SYNCS_PER_SECOND),
     })
 }

@@ -141,7 +141,7 @@ impl Routing {
             }
             Err(error) => {
                 let pause = match error {
-                    CometError::Invalid(_) => BROADCAST_IF_UNSUPPORTED,
+                    CometError::Unsupported | CometError::Invalid(_) => BROADCAST_IF_UNSUPPORTED,
                     _ => BROADCAST_AFTER_TIMEOUT,
                 };
                 tracing::debug!(server = %reply.server, %error, "comet does not report its rooms; it gets all room messages");

@@ -6,10 +6,9 @@
 use std::num::NonZeroU32;
 use std::time::Instant;
 
-use bytes::Bytes;
 use goim_ports::{
-    AcceptedAt, AppendError, Appended, Extension, IdempotencyKey, Mid, Operation, PushRecord, PushTarget,
-    RoomId, ServerId, SessionKey,
+    AcceptedAt, AppendError, Appended, Bodies, IdempotencyKey, Mid, Operation, Payload, PushRecord,
+    PushTarget, RoomId, ServerId, SessionKey,
 };
 
 use crate::deadline::within;
@@ -24,10 +23,8 @@ pub struct BatchMessage {
     pub to: Receivers,
     /// What the packet is; for keys, members and everybody also what a session must have subscribed to.
     pub operation: Operation,
-    /// The body of the packet, in the first schema.
-    pub body: Bytes,
-    /// What goes with it: bodies in other schemas.
-    pub extension: Extension,
+    /// The bodies.
+    pub bodies: Bodies,
     /// Whether it is kept. [`Logic::push_batch`] does not look at it.
     pub delivery: Delivery,
 }
@@ -142,24 +139,19 @@ impl Logic {
         let mut servers = &servers[..];
         let accepted_at = AcceptedAt::now();
         let mut records = Records::default();
-        for (index, BatchMessage { to, operation, body, extension, .. }) in messages.into_iter().enumerate() {
-            let mut add = |target, body| {
-                records.records.push(PushRecord {
-                    target,
-                    operation,
-                    body,
-                    accepted_at,
-                    extension: extension.clone(),
-                });
+        for (index, BatchMessage { to, operation, bodies, .. }) in messages.into_iter().enumerate() {
+            let mut add = |target, bodies| {
+                let payload = Payload::Message(bodies);
+                records.records.push(PushRecord { target, operation, payload, accepted_at });
                 records.of.push(index);
             };
             let groups = match to {
                 Receivers::Room(room) => {
-                    add(PushTarget::Room(room), body);
+                    add(PushTarget::Room(room), bodies);
                     continue;
                 }
                 Receivers::All(speed) => {
-                    add(PushTarget::All { speed }, body);
+                    add(PushTarget::All { speed }, bodies);
                     continue;
                 }
                 Receivers::Keys(keys) => {
@@ -172,7 +164,7 @@ impl Logic {
                     self.sessions_by_server(mids).await.map_err(failed)?
                 }
             };
-            targets(groups, body).for_each(|(target, body)| add(target, body));
+            targets(groups, bodies).for_each(|(target, bodies)| add(target, bodies));
         }
         Ok(records)
     }

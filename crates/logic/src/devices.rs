@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use goim_ports::{
-    AcceptedAt, Device, DeviceDirectory, DirectoryError, EndCode, Mid, PushLog, PushTarget, ServerId,
+    AcceptedAt, CloseReason, Device, DeviceDirectory, DirectoryError, Mid, PushLog, PushTarget, ServerId,
     SessionDirectory, SessionKey,
 };
 
@@ -16,9 +16,6 @@ use crate::deadline::within;
 use crate::members::order_to_end;
 use crate::port::directory_late;
 use crate::push::append_late;
-
-/// "Too many devices", in the table of reasons.
-const TOO_MANY: EndCode = EndCode(3506);
 
 /// Sees to it that a member is on as many devices as it may be.
 #[derive(Clone)]
@@ -65,7 +62,7 @@ impl Devices {
     }
 
     async fn end(&self, server: ServerId, key: SessionKey) -> Result<(), String> {
-        let record = order_to_end(PushTarget::Keys { server, keys: vec![key] }, TOO_MANY);
+        let record = order_to_end(PushTarget::Keys { server, keys: vec![key] }, CloseReason::TooManyDevices);
         within(self.deadline, self.push_log.append(record), append_late)
             .await
             .map_err(|error| error.to_string())

@@ -153,7 +153,6 @@ mod tests {
             packet,
             schema: goim_ports::Schema::FIRST,
             negotiated: false,
-            is_member: false,
         };
         match handlers.find(Operation(operation), Schema::FIRST)?.handle(upstream) {
             Call::Ready(answer) => answer.ok(),

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use goim_ports::{
-    Accepted, Call, ConnectError, ConnectRequest, HttpClient, Mid, NoSession, RefreshRequest, Refreshed,
+    Accepted, AuthFailure, Call, ConnectError, ConnectRequest, HttpClient, Mid, RefreshRequest, Refreshed,
     RoomId, SessionKey, SyncOptions, Version,
 };
 
@@ -183,7 +183,7 @@ impl Identity {
 /// No list of rooms has one without a name; goim's `room_id` is another matter: empty, it says that there is none.
 fn check_names<'a>(rooms: impl IntoIterator<Item = &'a String>) -> Result<(), ConnectError> {
     if rooms.into_iter().any(String::is_empty) {
-        return Err(ConnectError::because(NoSession::Room, "a room in a list has no name"));
+        return Err(ConnectError::because(AuthFailure::RoomNotAllowed, "a room in a list has no name"));
     }
     Ok(())
 }
@@ -253,7 +253,7 @@ mod tests {
             assert_eq!(accepted.protover, Some(Version(agreed)), "{offered}");
         }
         assert_eq!(accept(r#"{"protover":null}"#).unwrap().protover, None);
-        assert_eq!(accept(r#"{"protover":"2"}"#).unwrap_err().reason, NoSession::Refused);
+        assert_eq!(accept(r#"{"protover":"2"}"#).unwrap_err().reason, AuthFailure::AuthRefused);
     }
 
     #[test]
@@ -264,7 +264,7 @@ mod tests {
             ["a://1", "b://2"].map(RoomId::from)
         );
         let error = accept(r#"{"protover":1,"rooms":["a://1",""]}"#).unwrap_err();
-        assert_eq!(error.reason, NoSession::Room, "a room without a name");
+        assert_eq!(error.reason, AuthFailure::RoomNotAllowed, "a room without a name");
         // What goim skips is skipped.
         assert_eq!(rooms(r#"{"rooms":[""]}"#), []);
         assert_eq!(rooms(r#"{"rooms":["a://1"]}"#), []);
@@ -274,7 +274,7 @@ mod tests {
     #[test]
     fn a_refusal_does_not_quote_the_token() {
         let error = accept(r#"{"key":"secret","mid":"secret"}"#).unwrap_err();
-        assert_eq!(error.reason, NoSession::Refused);
+        assert_eq!(error.reason, AuthFailure::AuthRefused);
         assert!(!error.to_string().contains("secret"), "{error}");
     }
 }

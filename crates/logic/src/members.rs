@@ -1,11 +1,9 @@
 //! Who is in a room, and ending sessions: what the backend asks and orders beyond pushes.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use goim_ports::{
-    AcceptedAt, EndCode, EndTarget, Extended, Operation, PushRecord, PushTarget, RoomId, RoomMember,
+    AcceptedAt, CloseReason, EndTarget, Operation, Payload, PushRecord, PushTarget, RoomId, RoomMember,
     RoomMembers, ServerId, SessionEnd,
 };
 
@@ -42,8 +40,8 @@ impl Logic {
     ///
     /// # Errors
     /// [`PushError`], as for a push.
-    pub async fn end_sessions(&self, of: Receivers, code: EndCode) -> Result<(), PushError> {
-        self.end_waits(&of, code).await?;
+    pub async fn end_sessions(&self, of: Receivers, reason: CloseReason) -> Result<(), PushError> {
+        self.end_waits(&of, reason).await?;
         let targets: Vec<PushTarget> = match of {
             Receivers::Room(room) => vec![PushTarget::Room(room)],
             Receivers::All(speed) => vec![PushTarget::All { speed }],
@@ -55,7 +53,7 @@ impl Logic {
         };
         let mut is_in_part = false;
         for target in targets {
-            let ended = self.append_record(order_to_end(target, code)).await;
+            let ended = self.append_record(order_to_end(target, reason)).await;
             ended.map_err(|error| error.after(is_in_part))?;
             is_in_part = true;
         }
@@ -68,7 +66,7 @@ const FOLLOW_EVERY: Duration = Duration::from_millis(500);
 
 impl Logic {
     /// Ends what members have open over HTTP, here and at other logics.
-    async fn end_waits(&self, of: &Receivers, code: EndCode) -> Result<(), PushError> {
+    async fn end_waits(&self, of: &Receivers, reason: CloseReason) -> Result<(), PushError> {
         let Some(timelines) = &self.timelines else { return Ok(()) };
         let of = match of {
             Receivers::Keys(keys) => EndTarget::Keys(keys.clone()),
@@ -77,10 +75,10 @@ impl Logic {
             // No order of the backend ends all.
             Receivers::All(_) => return Ok(()),
         };
-        let end = SessionEnd { of: of.clone(), code, origin: self.number };
+        let end = SessionEnd { of: of.clone(), reason, origin: self.number };
         let noted = self.sessions.note_end(end);
         within(self.config.directory_timeout, noted, directory_late).await.map_err(PushError::Directory)?;
-        timelines.end_waits(&of, code);
+        timelines.end_waits(&of, reason);
         Ok(())
     }
 
@@ -95,7 +93,7 @@ impl Logic {
                 Ok((next, ends)) => {
                     mark = Some(next);
                     for end in ends.iter().filter(|end| end.origin != self.number) {
-                        timelines.end_waits(&end.of, end.code);
+                        timelines.end_waits(&end.of, end.reason);
                     }
                 }
                 Err(error) => {
@@ -111,14 +109,12 @@ impl Logic {
 }
 
 /// The record that ends sessions with this code.
-pub(crate) fn order_to_end(target: PushTarget, code: EndCode) -> PushRecord {
-    let extension = Extended { end: Some(code), without_first: true, ..Extended::default() };
+pub(crate) fn order_to_end(target: PushTarget, reason: CloseReason) -> PushRecord {
     PushRecord {
         target,
         operation: Operation::DISCONNECT,
-        body: Bytes::new(),
+        payload: Payload::Disconnect(reason),
         accepted_at: AcceptedAt::now(),
-        extension: Some(Arc::new(extension)),
     }
 }
 

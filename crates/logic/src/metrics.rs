@@ -1,6 +1,6 @@
 //! What logic counts. Everything is created at the start: counting is an addition, never a look-up.
 
-use goim_ports::NoSession;
+use goim_ports::AuthFailure;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -34,14 +34,14 @@ pub(crate) struct Metrics {
 pub(crate) struct Connects {
     family: Family<ResultLabel, Counter>,
     accepted: Counter,
-    /// By [`NoSession::ALL`].
-    refused: [Counter; NoSession::ALL.len()],
+    /// By [`AuthFailure::ALL`].
+    refused: [Counter; AuthFailure::ALL.len()],
 }
 
 impl Connects {
     /// Counts one; `None` was accepted.
-    pub(crate) fn count(&self, refused: Option<NoSession>) {
-        match refused.and_then(|reason| NoSession::ALL.iter().position(|other| *other == reason)) {
+    pub(crate) fn count(&self, refused: Option<AuthFailure>) {
+        match refused.and_then(|reason| AuthFailure::ALL.iter().position(|other| *other == reason)) {
             None => self.accepted.inc(),
             Some(index) => self.refused[index].inc(),
         };
@@ -269,7 +269,7 @@ impl Default for Connects {
     fn default() -> Self {
         let family = Family::<ResultLabel, Counter>::default();
         let of = |result| family.get_or_create_owned(&ResultLabel { result });
-        Self { accepted: of("accepted"), refused: NoSession::ALL.map(|reason| of(reason.label())), family }
+        Self { accepted: of("accepted"), refused: AuthFailure::ALL.map(|reason| of(reason.label())), family }
     }
 }
 

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use goim_ports::{
     Accepted, Call, ConnectError, ConnectRequest, DirectoryError, LifecycleEvent, LogicError, LogicPort,
-    OnlineReport, OnlineTotals, Operation, RefreshRequest, Refreshed, ServerId, SessionRef, Upstream,
+    OnlineReport, OnlineTotals, Operation, PacketBuf, RefreshRequest, Refreshed, Schema, ServerId,
+    SessionRef, TimelineCall, TimelineRequest, Upstream,
 };
 
 use crate::Logic;
 use crate::config::DevicePolicy;
 use crate::deadline::{then, within};
-use crate::timelines::{Timelines, TimelinesError};
+use crate::timelines::TimelinesError;
 
 impl LogicPort for Logic {
     fn connect(&self, request: ConnectRequest) -> Call<Result<Accepted, ConnectError>> {
@@ -99,14 +100,6 @@ impl LogicPort for Logic {
 
     fn receive(&self, upstream: Upstream) -> Call<Result<Bytes, LogicError>> {
         let operation = upstream.packet.operation;
-        if Timelines::answers(&upstream) {
-            match &self.timelines {
-                Some(timelines) => return timelines.answer(upstream),
-                // The backend may have a route for messages of its own.
-                None if operation == Operation::SEND => {}
-                None => return Call::Ready(Err(LogicError::Failed(TimelinesError::None.to_string()))),
-            }
-        }
         if let Some(handler) = self.handlers.find(operation, upstream.schema) {
             self.metrics.upstream.handled.inc();
             return handler.handle(upstream);
@@ -120,6 +113,21 @@ impl LogicPort for Logic {
             "packet of an operation that nobody handles"
         );
         Call::Ready(Ok(Bytes::new()))
+    }
+
+    fn timeline(&self, request: TimelineRequest) -> Call<Result<Bytes, LogicError>> {
+        match (&self.timelines, request) {
+            (Some(timelines), request) => timelines.answer(request),
+            // Without timelines the backend may have a route for operation 4.
+            (
+                None,
+                TimelineRequest { mid, key, protover, sequence, call: TimelineCall::Send { body, .. } },
+            ) => {
+                let packet = PacketBuf { version: protover, operation: Operation::SEND, sequence, body };
+                self.receive(Upstream { mid, key, packet, schema: Schema::FIRST, negotiated: true })
+            }
+            (None, _) => Call::Ready(Err(LogicError::Failed(TimelinesError::None.to_string()))),
+        }
     }
 }
 

@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use goim_ports::{
-    AcceptedAt, AppendError, DirectoryError, Mid, Operation, PushRecord, PushTarget, RoomId, ServerId,
-    SessionKey, SessionRecord,
+    AcceptedAt, AppendError, DirectoryError, Mid, Operation, Payload, PushRecord, PushTarget, RoomId,
+    ServerId, SessionKey, SessionRecord,
 };
 use smallvec::{SmallVec, smallvec};
 
@@ -165,7 +165,8 @@ impl Logic {
     }
 
     async fn append(&self, target: PushTarget, operation: Operation, body: Bytes) -> Result<(), PushError> {
-        let record = PushRecord { target, operation, body, accepted_at: AcceptedAt::now(), extension: None };
+        let record =
+            PushRecord { target, operation, payload: Payload::plain(body), accepted_at: AcceptedAt::now() };
         self.append_record(record).await
     }
 
@@ -230,12 +231,9 @@ pub(crate) fn group_keys(keys: Vec<SessionKey>, servers: &[Option<ServerId>]) ->
 }
 
 /// The records of one message: mostly one, which takes the body itself.
-pub(crate) fn targets(groups: Groups, mut body: Bytes) -> impl Iterator<Item = (PushTarget, Bytes)> {
-    let last = groups.len().saturating_sub(1);
-    groups.into_iter().enumerate().map(move |(index, (server, keys))| {
-        let body = if index == last { std::mem::take(&mut body) } else { body.clone() };
-        (PushTarget::Keys { server, keys }, body)
-    })
+pub(crate) fn targets<B: Clone>(groups: Groups, body: B) -> impl Iterator<Item = (PushTarget, B)> {
+    let bodies = std::iter::repeat_n(body, groups.len());
+    groups.into_iter().map(|(server, keys)| PushTarget::Keys { server, keys }).zip(bodies)
 }
 
 /// Sessions by comet, as targets.

@@ -30,9 +30,10 @@ fn message_len(record: &PushRecord) -> usize {
         // Negative numbers are sent as if they had 64 bits.
         number => 1 + varint_len(i64::from(number).cast_unsigned()),
     };
-    let body = if record.body.is_empty() { 0 } else { bytes_len(record.body.len()) };
+    let body = record.payload.primary_bytes();
+    let body = if body.is_empty() { 0 } else { bytes_len(body.len()) };
     // What is not in goim counts with some bytes for what is around it.
-    let extension = record.extension.as_ref().map_or(0, |extension| 16 + extension.bytes_len());
+    let extension = if record.payload.is_plain() { 0 } else { 16 + record.payload.extension_len() };
     target + operation + body + extension
 }
 
@@ -50,15 +51,14 @@ fn varint_len(value: u64) -> usize {
 mod tests {
     use super::*;
     use bytes::Bytes;
-    use goim_ports::{AcceptedAt, Operation, RoomId};
+    use goim_ports::{AcceptedAt, Operation, Payload, RoomId};
 
     fn record(target: PushTarget, operation: i32, body: &'static [u8]) -> PushRecord {
         PushRecord {
             target,
             operation: Operation(operation),
-            body: Bytes::from_static(body),
+            payload: Payload::plain(Bytes::from_static(body)),
             accepted_at: AcceptedAt(0),
-            extension: None,
         }
     }
 

@@ -19,8 +19,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use goim_ports::{
-    Call, EndCode, EndTarget, HttpClient, Operation, PushLog, SessionDirectory, TimelineError, TimelineId,
-    TimelineStore, VersionTable,
+    Call, CloseReason, EndTarget, HttpClient, Operation, PushLog, SessionDirectory, TimelineError,
+    TimelineId, TimelineStore, VersionTable,
 };
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -230,8 +230,8 @@ impl Timelines {
     }
 
     /// Ends what waits, as the backend ends sessions.
-    pub(crate) fn end_waits(&self, of: &EndTarget, code: EndCode) {
-        self.metrics.waits_ended.inc_by(self.waits.end(of, code) as u64);
+    pub(crate) fn end_waits(&self, of: &EndTarget, reason: CloseReason) {
+        self.metrics.waits_ended.inc_by(self.waits.end(of, reason) as u64);
     }
 
     /// This process goes away: nobody waits any longer.

@@ -4,9 +4,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{
-    AcceptedAt, Call, CometNode, Extension, Mid, Operation, PacketBuf, RoomId, ServerId, SessionKey,
-};
+use crate::{AcceptedAt, Call, CometNode, Mid, Operation, PacketBuf, Payload, RoomId, ServerId, SessionKey};
 
 /// A comet as job sees it.
 ///
@@ -33,10 +31,10 @@ pub trait CometPort: Send + Sync {
     /// may double those. By default unknown.
     ///
     /// # Errors
-    /// [`CometError::UNKNOWN_CALL`] from who takes them one by one only.
+    /// [`CometError::Unsupported`] from who takes them one by one only.
     fn push_many(&self, pushes: Vec<KeyPush>) -> Call<Result<(), CometError>> {
         drop(pushes);
-        Call::Ready(Err(CometError::UNKNOWN_CALL))
+        Call::Ready(Err(CometError::Unsupported))
     }
 
     /// To every session that subscribed to the operation.
@@ -52,29 +50,30 @@ pub trait CometPort: Send + Sync {
     /// default nobody knows.
     ///
     /// # Errors
-    /// [`CometError::Invalid`] from who cannot tell, now and for some time.
+    /// [`CometError::Unsupported`] from a comet without this call, [`CometError::Invalid`] from one that cannot list its
+    /// rooms, now and for some time.
     fn rooms_since(&self, known: RoomsRevision) -> Call<Result<RoomsDelta, CometError>> {
         drop(known);
-        Call::Ready(Err(CometError::UNKNOWN_CALL))
+        Call::Ready(Err(CometError::Unsupported))
     }
 
     /// Some sessions that are in a room here, and how many there are. By default nobody knows.
     fn room_members(&self, room: RoomId, limit: usize) -> Call<Result<RoomMembers, CometError>> {
         drop((room, limit));
-        Call::Ready(Err(CometError::UNKNOWN_CALL))
+        Call::Ready(Err(CometError::Unsupported))
     }
 
     /// Messages for this comet were dropped: it was given up, or had left the list; the last of them so long ago. Sessions that were there
     /// then have missed something: those that sync are told to look, others may be ended so that they come back. By default unknown.
     fn messages_missed(&self, ago: Duration) -> Call<Result<(), CometError>> {
         let _ = ago;
-        Call::Ready(Err(CometError::UNKNOWN_CALL))
+        Call::Ready(Err(CometError::Unsupported))
     }
 
     /// What the comet says of itself; where its RPC is reached and since when is for whoever asks to know. By default nothing is
     /// known.
     fn describe(&self) -> Call<Result<CometNode, CometError>> {
-        Call::Ready(Err(CometError::UNKNOWN_CALL))
+        Call::Ready(Err(CometError::Unsupported))
     }
 }
 
@@ -86,11 +85,9 @@ pub struct KeyPush {
     /// The operation that a session must have subscribed to.
     pub operation: Operation,
     /// What is sent.
-    pub packet: PacketBuf,
-    /// When logic took the (oldest) message in it from the publisher, where that is known.
+    pub payload: Payload<PacketBuf>,
+    /// When the publisher's request for the (oldest) message was accepted, if known.
     pub accepted_at: Option<AcceptedAt>,
-    /// What goes with it.
-    pub extension: Extension,
 }
 
 /// A message to everybody.
@@ -99,11 +96,9 @@ pub struct Broadcast {
     /// The operation that a session must have subscribed to.
     pub operation: Operation,
     /// What is sent.
-    pub packet: PacketBuf,
-    /// When logic took the (oldest) message in it from the publisher, where that is known.
+    pub payload: Payload<PacketBuf>,
+    /// When the publisher's request for the (oldest) message was accepted, if known.
     pub accepted_at: Option<AcceptedAt>,
-    /// What goes with it.
-    pub extension: Extension,
     /// Sessions per second on this comet; `None` is as fast as it goes.
     pub speed: Option<NonZeroU32>,
 }
@@ -113,12 +108,12 @@ pub struct Broadcast {
 pub struct RoomPush {
     /// The room.
     pub room: RoomId,
+    /// The operation of the (first) message, for the policy of full queues and for counters.
+    pub operation: Operation,
     /// What is sent.
-    pub packet: PacketBuf,
-    /// When logic took the (oldest) message in it from the publisher, where that is known.
+    pub payload: Payload<PacketBuf>,
+    /// When the publisher's request for the (oldest) message was accepted, if known.
     pub accepted_at: Option<AcceptedAt>,
-    /// What goes with it.
-    pub extension: Extension,
 }
 
 /// Sessions of a room on one comet.
@@ -179,7 +174,10 @@ pub enum CometError {
     /// The comet did not answer in time. It may or may not have the message.
     #[error("comet did not answer within its deadline")]
     Timeout,
-    /// The request makes no sense, for example one without a receiver.
+    /// The comet is older, or goim's, and does not have this call.
+    #[error("the comet does not support the call")]
+    Unsupported,
+    /// The request is invalid, for example one without a receiver.
     #[error("{0}")]
     Invalid(&'static str),
     /// As many paced broadcasts are under way as the comet allows.
@@ -188,11 +186,6 @@ pub enum CometError {
         /// How many the comet allows.
         limit: usize,
     },
-}
-
-impl CometError {
-    /// The comet is of another kind, or older, and does not know what is asked.
-    pub const UNKNOWN_CALL: Self = Self::Invalid("the comet does not know the call");
 }
 
 /// The comets that a job knows.

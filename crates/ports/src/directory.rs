@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::{AcceptedAt, Call, EndCode, Mid, RoomId, ServerId, SessionKey, SessionRef};
+use crate::{AcceptedAt, Call, CloseReason, Mid, RoomId, ServerId, SessionKey, SessionRef};
 
 /// Sessions in each room, shared by reference: the map of a whole cluster can be large.
 pub type RoomCounts = Arc<HashMap<RoomId, u32>>;
@@ -63,7 +63,7 @@ pub struct SessionEnd {
     /// Whose.
     pub of: EndTarget,
     /// Why.
-    pub code: EndCode,
+    pub reason: CloseReason,
     /// The logic that was told, by a number of its own: it need not hear of it again.
     pub origin: u64,
 }

@@ -23,12 +23,12 @@ mod call;
 mod comet;
 mod directory;
 mod events;
-mod extension;
 mod http;
 mod id;
 mod logic;
 mod node;
 mod offline;
+mod payload;
 mod push_log;
 mod secret;
 mod timeline;
@@ -44,16 +44,20 @@ pub use directory::{
     SessionDirectory, SessionEnd, SessionRecord,
 };
 pub use events::{EventKind, EventSink, LifecycleEvent};
-pub use extension::{EndCode, Extended, Extension, SchemaBody, StoredAt};
-pub use goim_wire::{Encoding, Operation, PacketBuf, Schema, Sequence, Version, VersionRow, VersionTable};
+pub use goim_wire::{
+    AuthFailure, CloseReason, Encoding, Operation, PacketBuf, Schema, Sequence, Version, VersionRow,
+    VersionTable,
+};
 pub use http::{HttpClient, HttpError, HttpRequest, HttpResponse};
 pub use id::{Mid, RoomId, ServerId, SessionKey};
 pub use logic::{
-    Accepted, ConnectError, ConnectRequest, ExpiresAt, LogicError, LogicPort, NoSession, OnlineReport,
-    OnlineTotals, RefreshRequest, Refreshed, ResumePosition, RoomScope, SessionRef, SyncOptions, Upstream,
+    Accepted, ConnectError, ConnectRequest, ExpiresAt, LogicError, LogicPort, OnlineReport, OnlineTotals,
+    RefreshRequest, Refreshed, ResumePosition, RoomScope, SessionRef, SyncOptions, TimelineCall,
+    TimelineRequest, Upstream,
 };
 pub use node::{CometNode, NodeDirectory, NodeError};
 pub use offline::{OfflineMember, OfflineSink};
+pub use payload::{Bodies, Payload, SchemaBody, StoredAt};
 pub use push_log::{
     AcceptedAt, AppendError, Appended, LogEntry, LogPosition, PushLog, PushLogReader, PushRecord, PushTarget,
     ReadError,

@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 
 use crate::{
-    Call, Generation, LifecycleEvent, Mid, Operation, PacketBuf, Position, RoomCounts, RoomId, Schema,
-    ServerId, SessionKey, TimelineId, Version,
+    AuthFailure, Call, Generation, LifecycleEvent, Mid, Operation, PacketBuf, Position, RoomCounts, RoomId,
+    Schema, Sequence, ServerId, SessionKey, TimelineId, Version,
 };
 
 /// Logic as comet sees it.
@@ -43,6 +43,12 @@ pub trait LogicPort: Send + Sync {
 
     /// A packet for the backend. The answer is the body of the reply, empty when nobody handles the operation.
     fn receive(&self, upstream: Upstream) -> Call<Result<Bytes, LogicError>>;
+
+    /// Handles a request about a timeline and returns the body of the reply. Fails by default.
+    fn timeline(&self, request: TimelineRequest) -> Call<Result<Bytes, LogicError>> {
+        drop(request);
+        Call::Ready(Err(LogicError::Failed("this logic has no timelines".to_owned())))
+    }
 }
 
 /// Somebody who wants a session.
@@ -218,8 +224,39 @@ pub struct Upstream {
     pub schema: Schema,
     /// True for a client that knows more than goim: it can be told that something has failed.
     pub negotiated: bool,
-    /// The session is in the room whose timeline the packet names. Only looked at for messages to timelines.
-    pub is_member: bool,
+}
+
+/// A request about a timeline, from a negotiated client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TimelineRequest {
+    /// The member that asks.
+    pub mid: Mid,
+    /// The member's session.
+    pub key: SessionKey,
+    /// The highest packet version that the client reads: the bodies of messages are chosen by it.
+    pub protover: Version,
+    /// The client's number for the request; zero when comet asks on its behalf.
+    pub sequence: Sequence,
+    /// What is asked.
+    pub call: TimelineCall,
+}
+
+/// The requests about timelines, each with its undecoded body (`api/sync.proto`).
+///
+/// comet has checked that the session may read the timeline that a sync or an acknowledgement names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TimelineCall {
+    /// Read what was appended after a position: operation 21.
+    Sync(Bytes),
+    /// Move the member's cursor: operation 23.
+    Ack(Bytes),
+    /// Append a message: operation 4.
+    Send {
+        /// The body.
+        body: Bytes,
+        /// Whether the session is in the room that the message is for.
+        is_room_member: bool,
+    },
 }
 
 /// Why somebody got no session.
@@ -227,90 +264,36 @@ pub struct Upstream {
 #[error("{}: {detail}", .reason.label())]
 pub struct ConnectError {
     /// What the client is told, if it can be told anything.
-    pub reason: NoSession,
+    pub reason: AuthFailure,
     /// More, for the log. Quotes nothing of the token.
     pub detail: String,
     /// True when the client has said that it knows more than goim: it is told why it gets no session.
     pub negotiated: bool,
 }
 
-/// The kinds of reasons.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum NoSession {
-    /// The answer could not be found out; trying again later may help.
-    Unavailable,
-    /// The token cannot be read, or says what makes no sense.
-    Refused,
-    /// The token has ended.
-    Expired,
-    /// The token begins later.
-    NotYet,
-    /// The token is for somebody else, or of somebody else.
-    Audience,
-    /// The signature is wrong, or of a kind or key that is not taken.
-    Signature,
-    /// What the client says of itself is not what the token says.
-    Mismatch,
-    /// The backend has said no.
-    Denied,
-    /// The token does not allow the room.
-    Room,
-}
-
-impl NoSession {
-    /// Every kind.
-    pub const ALL: [Self; 9] = [
-        Self::Unavailable,
-        Self::Refused,
-        Self::Expired,
-        Self::NotYet,
-        Self::Audience,
-        Self::Signature,
-        Self::Mismatch,
-        Self::Denied,
-        Self::Room,
-    ];
-
-    /// The word for logs, metrics and headers.
-    #[must_use]
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Unavailable => "unavailable",
-            Self::Refused => "refused",
-            Self::Expired => "expired",
-            Self::NotYet => "not_yet",
-            Self::Audience => "audience",
-            Self::Signature => "signature",
-            Self::Mismatch => "mismatch",
-            Self::Denied => "denied",
-            Self::Room => "room",
-        }
-    }
-}
-
 impl ConnectError {
     /// For this reason; of a client that has not said what it knows.
     #[must_use]
-    pub fn because(reason: NoSession, detail: impl Into<String>) -> Self {
+    pub fn because(reason: AuthFailure, detail: impl Into<String>) -> Self {
         Self { reason, detail: detail.into(), negotiated: false }
     }
 
     /// The token is not acceptable; trying again with the same one is useless.
     #[must_use]
     pub fn refused(detail: impl Into<String>) -> Self {
-        Self::because(NoSession::Refused, detail)
+        Self::because(AuthFailure::AuthRefused, detail)
     }
 
     /// The answer could not be found out.
     #[must_use]
     pub fn unavailable(detail: impl Into<String>) -> Self {
-        Self::because(NoSession::Unavailable, detail)
+        Self::because(AuthFailure::AuthUnavailable, detail)
     }
 
     /// True when trying again later, or elsewhere, may help.
     #[must_use]
     pub fn is_unavailable(&self) -> bool {
-        self.reason == NoSession::Unavailable
+        self.reason == AuthFailure::AuthUnavailable
     }
 }
 

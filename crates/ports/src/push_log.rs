@@ -4,9 +4,7 @@ use std::borrow::Cow;
 use std::num::NonZeroU32;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
-
-use crate::{BoxFuture, Call, Extension, Operation, RoomId, ServerId, SessionKey};
+use crate::{BoxFuture, Call, Operation, Payload, RoomId, ServerId, SessionKey};
 
 /// One accepted push: goim's Kafka record as a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,12 +13,10 @@ pub struct PushRecord {
     pub target: PushTarget,
     /// What the packet is; for keys and for everybody also what a session must have subscribed to.
     pub operation: Operation,
-    /// The body of the packet.
-    pub body: Bytes,
-    /// When logic took it from the publisher.
+    /// What is sent. The operation of a disconnect is [`Operation::DISCONNECT`].
+    pub payload: Payload,
+    /// When the publisher's request was accepted.
     pub accepted_at: AcceptedAt,
-    /// What goes with it.
-    pub extension: Extension,
 }
 
 /// The receivers of a push.

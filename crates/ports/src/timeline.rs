@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::{AcceptedAt, Call, Extension, Mid, Operation, RoomId};
+use crate::{AcceptedAt, Bodies, Call, Mid, Operation, RoomId};
 
 /// What has a timeline.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -116,10 +116,8 @@ pub struct NewMessage {
     pub sender: Mid,
     /// What the packet is.
     pub operation: Operation,
-    /// The body in the first schema.
-    pub body: Bytes,
-    /// The body in others.
-    pub extension: Extension,
+    /// The bodies.
+    pub bodies: Bodies,
     /// When it was taken from its publisher.
     pub accepted_at: AcceptedAt,
 }
@@ -129,7 +127,7 @@ pub struct NewMessage {
 pub struct StoredMessage {
     /// Its place.
     pub seq: TimelineSeq,
-    /// What it is. Of one that was deleted the body is empty.
+    /// The message. A deleted one has a single, empty body.
     pub message: NewMessage,
     /// It was deleted: its place is all that is left.
     pub is_deleted: bool,

@@ -25,7 +25,7 @@ use goim_websocket::{self as websocket, Opcode, handshake};
 use goim_wire::{DecodeError, HEADER_LEN, Operation, Packet, Sequence, Version, control};
 
 use crate::framing::{Framing, FramingError, FramingRules, Incoming, Transport};
-use crate::{Moment, Return};
+use crate::{Moment, ReconnectPolicy};
 use output::{Batch, Output};
 use requests::Requests;
 
@@ -159,8 +159,8 @@ pub enum ClientStep<'a> {
     Disconnect {
         /// The reason's number, when there is one in the body.
         code: Option<u16>,
-        /// What to do next; [`Return::Later`] without a code.
-        advice: Return,
+        /// What to do next; [`ReconnectPolicy::Backoff`] without a code.
+        reconnect: ReconnectPolicy,
         /// Body of the packet, JSON: `code`, `reason`, `reconnect`, `delay_ms`, `node`.
         body: &'a [u8],
     },
@@ -569,8 +569,8 @@ fn sort<'a>(
         }
         Operation::DISCONNECT => {
             let code = disconnect_code(body);
-            let advice = code.map_or(Return::Later, Return::for_code);
-            return ClientStep::Disconnect { code, advice, body };
+            let reconnect = code.map_or(ReconnectPolicy::Backoff, ReconnectPolicy::for_code);
+            return ClientStep::Disconnect { code, reconnect, body };
         }
         Operation::HEARTBEAT_REPLY => heartbeat.unanswered_since = None,
         _ => {}

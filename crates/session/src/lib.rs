@@ -11,7 +11,6 @@
 //! | [`outbox`] | what waits to be sent, bounded |
 //! | [`server`] | the server's end |
 //! | [`client`] | the client's end |
-//! | [`close`] | why connections end, as one table |
 //! | [`moment`] | time as a number |
 //!
 //! Invariants:
@@ -24,7 +23,6 @@
 extern crate alloc;
 
 pub mod client;
-pub mod close;
 pub mod follow;
 pub mod framing;
 pub mod moment;
@@ -32,8 +30,8 @@ pub mod outbox;
 pub mod server;
 
 pub use client::{ClientRules, ClientSession, ClientStep, Ended, Opening};
-pub use close::{CloseReason, RequestFailure, Return};
 pub use framing::{EncodedPush, FramingRules, Transport, UpgradeFacts, websocket_rules};
+pub use goim_wire::{CloseReason, ReconnectPolicy, RequestFailure};
 pub use moment::Moment;
 pub use outbox::{Admission, Outbox, OutboxPool, QueueLimit, SlowConsumerPolicy};
 pub use server::{Established, SUBSCRIPTIONS_MAX, ServerRules, ServerSession, Step};

@@ -5,8 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use goim_compression::{InflateError, inflate};
 use goim_ports::{
-    Accepted, Call, ConnectError, ConnectRequest, Encoding, EventKind, LogicError, NoSession, PacketBuf,
-    RoomId, Schema, Sequence, ServerId, SessionRef, Upstream, Version,
+    Accepted, Call, ConnectError, ConnectRequest, Encoding, EventKind, LogicError, PacketBuf, RoomId, Schema,
+    Sequence, ServerId, SessionRef, Upstream, Version,
 };
 use goim_session::{CloseReason, Established, Moment, RequestFailure};
 
@@ -165,7 +165,7 @@ impl Shard {
                 if error.negotiated {
                     connection.session.is_known_extended();
                 }
-                self.refuse(slot, reason_of(error.reason));
+                self.refuse(slot, error.reason.into());
             }
             // The client did not wait for the answer, and logic has entered a session that is not there.
             (None, Ok(accepted)) => {
@@ -311,14 +311,7 @@ impl Shard {
         else {
             return;
         };
-        let upstream = Upstream {
-            mid: identity.mid,
-            key: identity.key.clone(),
-            packet,
-            schema,
-            negotiated,
-            is_member: false,
-        };
+        let upstream = Upstream { mid: identity.mid, key: identity.key.clone(), packet, schema, negotiated };
         match self.shared.logic.receive(upstream) {
             Call::Ready(result) => self.replied(slot, result),
             Call::Pending(answer) => {
@@ -456,19 +449,4 @@ fn welcome(accepted: &Accepted, protover: Version, rooms: &[RoomId], server: &Se
 /// When a token's end is by a shard's clock.
 pub(super) fn expires(now: Moment, at: Option<goim_ports::ExpiresAt>) -> Moment {
     at.map_or(Moment::NEVER, |at| now.after(at.left()))
-}
-
-/// What a client is told that gets no session.
-pub(super) fn reason_of(reason: NoSession) -> CloseReason {
-    match reason {
-        NoSession::Unavailable => CloseReason::AuthUnavailable,
-        NoSession::Refused => CloseReason::AuthRefused,
-        NoSession::Expired => CloseReason::TokenExpired,
-        NoSession::NotYet => CloseReason::TokenNotYetValid,
-        NoSession::Audience => CloseReason::TokenAudience,
-        NoSession::Signature => CloseReason::TokenSignature,
-        NoSession::Mismatch => CloseReason::TokenMismatch,
-        NoSession::Denied => CloseReason::AuthDenied,
-        NoSession::Room => CloseReason::RoomNotAllowed,
-    }
 }

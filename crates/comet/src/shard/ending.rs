@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use goim_ports::{Call, EventKind, SessionRef};
-use goim_session::{CloseReason, Moment, Return};
+use goim_session::{CloseReason, Moment, ReconnectPolicy};
 
 use super::{Shard, share};
 use crate::connection::{Closing, ConnectionId, Identity};
@@ -188,7 +188,7 @@ fn farewell(reason: CloseReason, delay: Duration) -> Vec<u8> {
     serde_json::json!({
         "code": reason.code(),
         "reason": reason.label(),
-        "reconnect": reason.advice() != Return::Never,
+        "reconnect": reason.reconnect() != ReconnectPolicy::Never,
         "delay_ms": u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
         "node": null,
     })

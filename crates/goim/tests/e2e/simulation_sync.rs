@@ -13,9 +13,9 @@ use goim_adapters::memory::{
 };
 use goim_logic::{Dependencies, Logic, StoredPush, StoredTo};
 use goim_ports::{
-    AcceptedAt, AppendError, Appended, Call, HttpClient, HttpError, HttpRequest, HttpResponse,
-    IdempotencyKey, LogicPort as _, Mid, NewMessage, Operation, PacketBuf, PushLog, PushRecord, Retention,
-    RetentionRules, Schema, StoredAt, Upstream,
+    AcceptedAt, AppendError, Appended, Bodies, Call, HttpClient, HttpError, HttpRequest, HttpResponse,
+    IdempotencyKey, LogicPort as _, Mid, NewMessage, Operation, PushLog, PushRecord, Retention,
+    RetentionRules, Sequence, StoredAt, TimelineCall, TimelineRequest, Version,
 };
 use goim_session::Moment;
 use goim_session::follow::{AskId, Follow, FollowRules, Follower};
@@ -56,8 +56,9 @@ impl PushLog for Words {
 
 impl Words {
     fn note(&self, record: PushRecord) {
-        let stored = record.extension.as_ref().and_then(|negotiated| negotiated.stored.clone()).unwrap();
-        self.0.lock().unwrap().push((stored, record.body));
+        let stored = record.payload.stored().cloned().unwrap();
+        let body = record.payload.primary().cloned().unwrap_or_default();
+        self.0.lock().unwrap().push((stored, body));
     }
 }
 
@@ -270,10 +271,14 @@ impl World {
 
     /// What the server answers: logic's own code over the real store.
     async fn answer(&self, request: &sync::SyncRequest) -> sync::SyncReply {
-        let packet = PacketBuf::push(Operation::SYNC, request.write().into());
-        let (schema, negotiated, is_member) = (Schema::FIRST, true, false);
-        let upstream = Upstream { mid: MID, key: "k".into(), packet, schema, negotiated, is_member };
-        sync::SyncReply::read(self.logic.receive(upstream).await.unwrap()).unwrap()
+        let request = TimelineRequest {
+            mid: MID,
+            key: "k".into(),
+            protover: Version::GOIM,
+            sequence: Sequence::NONE,
+            call: TimelineCall::Sync(request.write().into()),
+        };
+        sync::SyncReply::read(self.logic.timeline(request).await.unwrap()).unwrap()
     }
 
     async fn publish(&mut self) {
@@ -287,8 +292,7 @@ impl World {
         let message = NewMessage {
             sender: Mid(0),
             operation: Operation(1000),
-            body: number.to_string().into(),
-            extension: None,
+            bodies: Bodies::plain(number.to_string().into()),
             accepted_at: AcceptedAt::now(),
         };
         let push = StoredPush { to, message, idempotency_key: IdempotencyKey::new(number.to_string()) };

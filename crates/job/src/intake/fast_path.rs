@@ -42,10 +42,10 @@ impl FastPath {
         };
         let Path::Fast(pushes, records) = path else { return Some(entry) };
         records.push(in_flight.register(entry.position, &entry.record));
-        let PushRecord { target, operation, body, accepted_at, extension } = entry.record;
+        let PushRecord { target, operation, payload, accepted_at } = entry.record;
         let PushTarget::Keys { keys, .. } = target else { return None };
-        let (packet, accepted_at) = (encode(operation, body), Some(accepted_at));
-        pushes.push(KeyPush { keys, operation, packet, accepted_at, extension });
+        let payload = payload.map(|body| encode(operation, body));
+        pushes.push(KeyPush { keys, operation, payload, accepted_at: Some(accepted_at) });
         None
     }
 

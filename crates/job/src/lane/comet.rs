@@ -120,12 +120,12 @@ impl Comet {
             }
             match self.call(&*comet, group).await {
                 Ok(()) => return Outcome::Delivered,
-                Err(CometError::UNKNOWN_CALL) if group.len() > 1 => {
+                Err(CometError::Unsupported) if group.len() > 1 => {
                     *self.singles_until.lock() = Some(Instant::now() + SINGLES_FOR);
                     return Outcome::Refused;
                 }
-                Err(CometError::Invalid(reason)) => {
-                    tracing::debug!(server = %self.server, reason, "comet refused a push");
+                Err(error @ (CometError::Unsupported | CometError::Invalid(_))) => {
+                    tracing::debug!(server = %self.server, %error, "comet refused a push");
                     return Outcome::Refused;
                 }
                 // A comet with too many paced broadcasts works as intended: it is not marked down.
@@ -285,5 +285,5 @@ fn in_groups(waiting: impl Iterator<Item = Delivery>) -> Vec<Vec<Delivery>> {
 
 /// Returns the approximate size of a push in a call, in bytes.
 fn size_of_push(push: &KeyPush) -> usize {
-    push.keys.iter().map(|key| key.as_str().len() + 8).sum::<usize>() + push.packet.body.len() + 64
+    push.keys.iter().map(|key| key.as_str().len() + 8).sum::<usize>() + push.payload.packet_body_len() + 64
 }

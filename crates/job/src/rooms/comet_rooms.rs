@@ -10,7 +10,7 @@ use std::collections::{HashMap, VecDeque};
 use std::mem;
 use std::sync::Arc;
 
-use goim_ports::{AcceptedAt, Extension, PushRecord, RoomId, RoomPush, Sequence, ServerId, Version};
+use goim_ports::{AcceptedAt, Payload, PushRecord, RoomId, RoomPush, Sequence, ServerId, Version};
 use goim_wire::{HEADER_LEN, Packet, batch::BatchBuilder};
 use tokio::time::Instant;
 
@@ -46,7 +46,8 @@ struct Room {
     acks: Vec<Ack>,
     /// Of the oldest message in `builder`.
     accepted_at: Option<AcceptedAt>,
-    extension: Extension,
+    /// Of a message that is not plain: its payload without the packet, which is alone in `builder`.
+    special: Option<Payload<()>>,
 }
 
 impl CometRooms {
@@ -85,13 +86,13 @@ impl CometRooms {
             version: Version::GOIM,
             operation: record.operation,
             sequence: Sequence::NONE,
-            body: &record.body,
+            body: record.payload.primary_bytes(),
         };
         let (bytes_max, messages_max) = (self.config.batch_bytes_max, self.config.batch_messages_max.get());
-        // The extension applies to one message, so a message with one is a batch by itself.
-        let is_alone = record.extension.is_some();
+        // The rest of a payload applies to one message, so such a message is a separate batch.
+        let is_alone = !record.payload.is_plain();
         let has_no_space = |room: &Room| {
-            let bytes = room.builder.bytes_len() + HEADER_LEN + record.body.len();
+            let bytes = room.builder.bytes_len() + HEADER_LEN + packet.body.len();
             !room.builder.is_empty() && (bytes > bytes_max || is_alone)
         };
         if self.rooms.get(id).is_some_and(has_no_space) {
@@ -105,7 +106,7 @@ impl CometRooms {
         room.acks.push(ack);
         let oldest = room.accepted_at.map_or(record.accepted_at, |oldest| oldest.min(record.accepted_at));
         room.accepted_at = Some(oldest);
-        room.extension.clone_from(&record.extension);
+        room.special = is_alone.then(|| record.payload.clone().map(drop));
         if is_alone || room.builder.len() >= messages_max || room.builder.bytes_len() >= bytes_max {
             self.seal(id, now, out);
         }
@@ -220,11 +221,15 @@ impl Room {
         if self.builder.is_empty() {
             return None;
         }
+        let packet = mem::take(&mut self.builder).finish();
         let push = RoomPush {
             room: id.clone(),
-            packet: mem::take(&mut self.builder).finish(),
+            operation: packet.carried_operation(),
+            payload: match self.special.take() {
+                Some(special) => special.map(|()| packet),
+                None => Payload::plain(packet),
+            },
             accepted_at: self.accepted_at.take(),
-            extension: self.extension.take(),
         };
         let guard = CompletionGuard::Batch(mem::take(&mut self.acks), None);
         Some(Delivery::new(server.clone(), Push::Room(push), guard))

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use goim_ports::{AcceptedAt, LogPosition, Operation, PushTarget};
+use goim_ports::{AcceptedAt, LogPosition, Operation, Payload, PushTarget};
 use goim_wire::{HEADER_LEN, batch};
 
 use super::*;
@@ -42,9 +42,8 @@ impl Check {
         let record = PushRecord {
             target: PushTarget::Room(room.into()),
             operation: Operation(1000),
-            body,
+            payload: Payload::plain(body),
             accepted_at: AcceptedAt(self.offset.cast_unsigned()),
-            extension: None,
         };
         let ack = Ack::new(&self.in_flight, self.in_flight.register(position, &record));
         self.offset += 1;
@@ -73,8 +72,9 @@ fn show(batches: Vec<Delivery>) -> Vec<String> {
     let show = |batch: Delivery| {
         let Push::Room(push) = &batch.push else { panic!("not a batch: {batch:?}") };
         assert!(matches!(batch.guard, CompletionGuard::Batch(_, _)));
-        assert_eq!(push.packet.operation, Operation::RAW);
-        let bodies: Vec<_> = batch::packets(&push.packet.body)
+        let packet = push.payload.primary().expect("a packet");
+        assert_eq!(packet.operation, Operation::RAW);
+        let bodies: Vec<_> = batch::packets(&packet.body)
             .map(|packet| String::from_utf8(packet.expect("whole").body.to_vec()).expect("text"))
             .collect();
         assert_eq!(bodies.len(), batch.guard.records_len());

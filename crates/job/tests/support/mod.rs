@@ -11,8 +11,8 @@ use bytes::Bytes;
 use goim_job::{Config, Job};
 use goim_ports::{
     AcceptedAt, BoxFuture, Broadcast, Call, CometError, CometPool, CometPort, KeyPush, LogEntry, LogPosition,
-    Operation, PacketBuf, PushLogReader, PushRecord, PushTarget, ReadError, RoomId, RoomPush, RoomsDelta,
-    RoomsRevision, ServerId, StripeDelta,
+    Operation, PacketBuf, Payload, PushLogReader, PushRecord, PushTarget, ReadError, RoomId, RoomPush,
+    RoomsDelta, RoomsRevision, ServerId, StripeDelta,
 };
 use goim_wire::batch;
 use prometheus_client::registry::Registry;
@@ -340,7 +340,8 @@ fn received(to: String, packet: PacketBuf, accepted_at: Option<AcceptedAt>) -> R
 
 fn received_by_keys(push: KeyPush) -> Received {
     let keys: Vec<_> = push.keys.iter().map(|key| key.as_str()).collect();
-    let received = received(format!("key:{}", keys.join(",")), push.packet, push.accepted_at);
+    let received =
+        received(format!("key:{}", keys.join(",")), push.payload.into_primary().unwrap(), push.accepted_at);
     Received { operation: Some(push.operation), ..received }
 }
 
@@ -353,7 +354,7 @@ impl CometPort for Recorder {
         let mut state = self.state.lock().unwrap();
         let Some(groups) = &mut state.groups else {
             state.attempts += 1;
-            return Call::Ready(Err(CometError::UNKNOWN_CALL));
+            return Call::Ready(Err(CometError::Unsupported));
         };
         groups.push(pushes.len());
         let shared = Arc::clone(&self.state);
@@ -373,13 +374,18 @@ impl CometPort for Recorder {
     }
 
     fn broadcast(&self, broadcast: Broadcast) -> Call<Result<(), CometError>> {
-        let received = received("all".to_owned(), broadcast.packet, broadcast.accepted_at);
+        let received =
+            received("all".to_owned(), broadcast.payload.into_primary().unwrap(), broadcast.accepted_at);
         let speed = broadcast.speed.map(NonZeroU32::get);
         self.answer(Received { operation: Some(broadcast.operation), speed, ..received })
     }
 
     fn push_room(&self, push: RoomPush) -> Call<Result<(), CometError>> {
-        self.answer(received(format!("room:{}", push.room), push.packet, push.accepted_at))
+        self.answer(received(
+            format!("room:{}", push.room),
+            push.payload.into_primary().unwrap(),
+            push.accepted_at,
+        ))
     }
 
     fn rooms_since(&self, known: RoomsRevision) -> Call<Result<RoomsDelta, CometError>> {
@@ -406,7 +412,7 @@ impl CometPort for Recorder {
         }
         match &mut state.loss_reports {
             Some(reports) => reports.push(ago),
-            None => return Call::Ready(Err(CometError::UNKNOWN_CALL)),
+            None => return Call::Ready(Err(CometError::Unsupported)),
         }
         Call::Ready(Ok(()))
     }
@@ -422,7 +428,12 @@ impl CometPort for Recorder {
 
 fn record(target: PushTarget, body: impl Into<String>) -> PushRecord {
     let body = Bytes::from(body.into());
-    PushRecord { target, operation: Operation(1000), body, accepted_at: AcceptedAt(1_000), extension: None }
+    PushRecord {
+        target,
+        operation: Operation(1000),
+        payload: Payload::plain(body),
+        accepted_at: AcceptedAt(1_000),
+    }
 }
 
 pub(crate) fn to_keys(server: &str, keys: &[&str], body: impl Into<String>) -> PushRecord {

@@ -9,8 +9,8 @@ use axum::body::{Body, Bytes};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, HeaderValue, Response, StatusCode};
 use goim_ports::{
-    AcceptedAt, AppendError, CometNode, IdempotencyKey, Mid, NewMessage, Operation, RoomId, SessionKey,
-    TimelineError,
+    AcceptedAt, AppendError, Bodies, CometNode, IdempotencyKey, Mid, NewMessage, Operation, RoomId,
+    SessionKey, TimelineError,
 };
 
 use super::messages::{EndRequest, Form};
@@ -107,8 +107,7 @@ async fn store(
     let message = NewMessage {
         sender: Mid::default(),
         operation: operation(values),
-        body,
-        extension: None,
+        bodies: Bodies::plain(body),
         accepted_at: AcceptedAt::now(),
     };
     match logic.push_stored(vec![StoredPush { to, message, idempotency_key }]).await {
@@ -252,19 +251,19 @@ fn stored_of(messages: &[BatchMessage]) -> Result<Option<Vec<StoredPush>>, (usiz
                 return Err((index, "delivery: only messages to mids and to a room can be stored"));
             }
         };
-        let BatchMessage { operation, body, extension, .. } = message.clone();
-        let message = NewMessage { sender: Mid::default(), operation, body, extension, accepted_at };
+        let BatchMessage { operation, bodies, .. } = message.clone();
+        let message = NewMessage { sender: Mid::default(), operation, bodies, accepted_at };
         Ok(StoredPush { to, message, idempotency_key: idempotency_key.clone() })
     });
     stored.collect::<Result<_, _>>().map(Some)
 }
 
 async fn end_sessions(logic: &Logic, body: &[u8]) -> Response<Body> {
-    let EndRequest { of, code } = match EndRequest::read(body) {
+    let EndRequest { of, reason } = match EndRequest::read(body) {
         Ok(request) => request,
         Err(wrong) => return reply::refusal(StatusCode::BAD_REQUEST, &wrong),
     };
-    match logic.end_sessions(of, code).await {
+    match logic.end_sessions(of, reason).await {
         Ok(()) => reply::ok(),
         Err(error) if is_full(&error) => reply::too_many(&error.to_string(), FULL_WAIT),
         Err(error) if is_unknown(&error) => reply::unknown(None),

@@ -10,7 +10,9 @@ use std::num::NonZeroU32;
 use axum::body::Bytes;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use goim_ports::{EndCode, Extended, IdempotencyKey, Mid, Operation, RoomId, Schema, SchemaBody, SessionKey};
+use goim_ports::{
+    Bodies, CloseReason, IdempotencyKey, Mid, Operation, RoomId, Schema, SchemaBody, SessionKey,
+};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
@@ -242,15 +244,14 @@ fn message(
     let operation = Operation(operation);
     let Some(bodies) = bodies else {
         let missing = "body: is missing; give a text there, bytes in body_base64, or several forms in bodies";
-        let body = body_of(text, bytes)?.ok_or(missing)?;
-        return Ok(BatchMessage { to, operation, body, extension: None, delivery: Delivery::Transient });
+        let bodies = Bodies::plain(body_of(text, bytes)?.ok_or(missing)?);
+        return Ok(BatchMessage { to, operation, bodies, delivery: Delivery::Transient });
     };
     if text.is_some() || bytes.is_some() {
         return Err("bodies: must not be given together with body or body_base64".to_owned());
     }
-    let (body, extension) = in_schemas(bodies).map_err(|wrong| format!("bodies{wrong}"))?;
-    let extension = Some(extension.into());
-    Ok(BatchMessage { to, operation, body, extension, delivery: Delivery::Transient })
+    let bodies = in_schemas(bodies).map_err(|wrong| format!("bodies{wrong}"))?;
+    Ok(BatchMessage { to, operation, bodies, delivery: Delivery::Transient })
 }
 
 fn delivery_of(
@@ -297,10 +298,10 @@ struct InSchema<'t> {
     body_base64: Option<Text<'t>>,
 }
 
-/// The body in the first schema, empty when there is none, and the others.
-fn in_schemas(given: Vec<InSchema<'_>>) -> Result<(Bytes, Extended), String> {
-    if given.is_empty() || given.len() > SCHEMAS_MAX {
-        return Err(format!(": must have 1 to {SCHEMAS_MAX} elements"));
+fn in_schemas(given: Vec<InSchema<'_>>) -> Result<Bodies, String> {
+    let wrong_number = || format!(": must have 1 to {SCHEMAS_MAX} elements");
+    if given.len() > SCHEMAS_MAX {
+        return Err(wrong_number());
     }
     let (mut first, mut bodies) = (None, Vec::new());
     for (place, InSchema { schema, body, body_base64 }) in given.into_iter().enumerate() {
@@ -317,9 +318,7 @@ fn in_schemas(given: Vec<InSchema<'_>>) -> Result<(Bytes, Extended), String> {
             bodies.push(SchemaBody { schema: Schema(schema), body });
         }
     }
-    bodies.sort_by_key(|body| body.schema);
-    let without_first = first.is_none();
-    Ok((first.unwrap_or_default(), Extended { bodies, without_first, ..Extended::default() }))
+    Bodies::new(first, bodies).ok_or_else(wrong_number)
 }
 
 /// The receivers of one message.
@@ -422,11 +421,11 @@ impl<'de> Deserialize<'de> for Keys {
 /// The order to end sessions.
 pub(super) struct EndRequest {
     pub(super) of: Receivers,
-    pub(super) code: EndCode,
+    pub(super) reason: CloseReason,
 }
 
 /// Codes of the table of reasons that the backend may give.
-const REASONS: [(&str, EndCode); 2] = [("kicked", EndCode(3505)), ("revoked", EndCode(3208))];
+const REASONS: [CloseReason; 2] = [CloseReason::Kicked, CloseReason::Revoked];
 
 impl EndRequest {
     /// Reads `{"of":{…},"reason":"…"}`.
@@ -449,9 +448,9 @@ impl EndRequest {
             return Err("of: must name keys, mids or a room".to_owned());
         }
         let reason = reason.as_deref().unwrap_or("kicked");
-        let known = REASONS.iter().find(|(name, _)| *name == reason);
-        let (_, code) = known.ok_or("reason: must be `kicked` or `revoked`")?;
-        Ok(Self { of, code: *code })
+        let known = REASONS.into_iter().find(|known| known.label() == reason);
+        let reason = known.ok_or("reason: must be `kicked` or `revoked`")?;
+        Ok(Self { of, reason })
     }
 }
 

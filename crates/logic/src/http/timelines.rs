@@ -13,11 +13,11 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use goim_ports::{
-    Accepted, ConnectError, ConnectRequest, EndCode, Mid, NoSession, Operation, Sequence, SessionKey,
+    Accepted, AuthFailure, CloseReason, ConnectError, ConnectRequest, Mid, Operation, Sequence, SessionKey,
     TimelineError, TimelineSeq, Version,
 };
-use goim_wire::Packet;
 use goim_wire::sync::{self, Body as _};
+use goim_wire::{Packet, ReconnectPolicy};
 use hyper::body::Frame;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -134,15 +134,13 @@ struct Farewell {
 
 impl Farewell {
     fn of(ending: Ending) -> Self {
-        let (code, reason) = match ending {
-            Ending::Expired => (3201, "token_expired"),
-            Ending::Draining => (3002, "draining"),
-            Ending::Ordered(EndCode(3208)) => (3208, "revoked"),
-            Ending::Ordered(EndCode(3505)) => (3505, "kicked"),
-            Ending::Ordered(EndCode(code)) => (code, "ended"),
+        let reason = match ending {
+            Ending::Expired => CloseReason::TokenExpired,
+            Ending::Draining => CloseReason::Draining,
+            Ending::Ordered(reason) => reason,
         };
-        // The group of a code says what a client does: docs/protocol.md.
-        Self { code, reason, may_return: !(3500..3600).contains(&code) }
+        let may_return = reason.reconnect() != ReconnectPolicy::Never;
+        Self { code: reason.code(), reason: reason.label(), may_return }
     }
 }
 
@@ -396,10 +394,10 @@ async fn member(
 
 fn unknown(error: &ConnectError) -> Response<Body> {
     match error.reason {
-        NoSession::Unavailable => {
+        AuthFailure::AuthUnavailable => {
             reply::refusal(StatusCode::SERVICE_UNAVAILABLE, "who asks cannot be found out; try again later")
         }
-        NoSession::Denied | NoSession::Room | NoSession::Mismatch => {
+        AuthFailure::AuthDenied | AuthFailure::RoomNotAllowed | AuthFailure::TokenMismatch => {
             reply::refusal(StatusCode::FORBIDDEN, error.reason.label())
         }
         reason => {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use goim_ports::{
-    Accepted, ConnectError, ExpiresAt, Mid, NoSession, Operation, Refreshed, RoomId, RoomScope, SessionKey,
+    Accepted, AuthFailure, ConnectError, ExpiresAt, Mid, Operation, Refreshed, RoomId, RoomScope, SessionKey,
     SyncOptions,
 };
 use serde::Deserialize;
@@ -65,7 +65,7 @@ impl Grant {
         let expires_at = self.expires_at.map(ExpiresAt);
         match expires_at {
             Some(at) if at.left().is_zero() => {
-                Err(ConnectError::because(NoSession::Expired, "what grants the session has ended"))
+                Err(ConnectError::because(AuthFailure::TokenExpired, "what grants the session has ended"))
             }
             _ => Ok(expires_at),
         }
@@ -77,7 +77,7 @@ impl Grant {
         self.key = self.key.filter(|key| !key.trim().is_empty());
         if self.key.as_ref().is_some_and(|key| key.len() > KEY_BYTES_MAX) {
             let what = format!("the key that is granted has more than {KEY_BYTES_MAX} bytes");
-            return Err(ConnectError::because(NoSession::Mismatch, what));
+            return Err(ConnectError::because(AuthFailure::TokenMismatch, what));
         }
         check_names(self.rooms.iter().chain(&self.rooms_allowed).flatten())?;
         Ok(self)
@@ -90,7 +90,7 @@ impl Grant {
         allow_client_keys: bool,
         terms: Terms,
     ) -> Result<Accepted, ConnectError> {
-        let mismatch = |what: &str| Err(ConnectError::because(NoSession::Mismatch, what));
+        let mismatch = |what: &str| Err(ConnectError::because(AuthFailure::TokenMismatch, what));
         let granted = self.checked()?;
         if token.mid != 0 && token.mid != granted.mid {
             return mismatch("the mid that the client gives is not the one that is granted");
@@ -114,7 +114,7 @@ impl Grant {
         let allows = |room: &str| scope.as_ref().is_none_or(|scope| scope.allows(room));
         if !token.room_id.is_empty() && !allows(&token.room_id) || wanted.iter().any(|room| !allows(room)) {
             return Err(ConnectError::because(
-                NoSession::Room,
+                AuthFailure::RoomNotAllowed,
                 "a room that the client wants is not granted",
             ));
         }
@@ -152,7 +152,7 @@ impl Grant {
         let same_key = granted.key.as_ref().is_none_or(|granted| granted == key.as_str());
         if granted.mid != mid.0 || !same_key {
             let what = "the new token is of another member or session";
-            return Err(ConnectError::because(NoSession::Mismatch, what));
+            return Err(ConnectError::because(AuthFailure::TokenMismatch, what));
         }
         Ok(Refreshed { expires_at: granted.expires_at()?, scope: granted.scope() })
     }
@@ -179,20 +179,20 @@ mod tests {
         let cases = [
             (r#"{"mid":7}"#, "{}", None),
             (r#"{"mid":"7"}"#, r#"{"mid":7}"#, None),
-            (r#"{"mid":7}"#, r#"{"mid":8}"#, Some(NoSession::Mismatch)),
-            (r#"{"mid":7}"#, r#"{"key":"k"}"#, Some(NoSession::Mismatch)),
+            (r#"{"mid":7}"#, r#"{"mid":8}"#, Some(AuthFailure::TokenMismatch)),
+            (r#"{"mid":7}"#, r#"{"key":"k"}"#, Some(AuthFailure::TokenMismatch)),
             (r#"{"mid":7,"key":"k"}"#, r#"{"key":"k"}"#, None),
-            (r#"{"mid":7,"key":"k"}"#, r#"{"key":"other"}"#, Some(NoSession::Mismatch)),
+            (r#"{"mid":7,"key":"k"}"#, r#"{"key":"other"}"#, Some(AuthFailure::TokenMismatch)),
             (r#"{"mid":7,"rooms":["a://1"]}"#, r#"{"room_id":"a://1"}"#, None),
-            (r#"{"mid":7,"rooms":["a://1"]}"#, r#"{"room_id":"a://2"}"#, Some(NoSession::Room)),
-            (r#"{"mid":7,"rooms":[]}"#, r#"{"room_id":"a://2"}"#, Some(NoSession::Room)),
+            (r#"{"mid":7,"rooms":["a://1"]}"#, r#"{"room_id":"a://2"}"#, Some(AuthFailure::RoomNotAllowed)),
+            (r#"{"mid":7,"rooms":[]}"#, r#"{"room_id":"a://2"}"#, Some(AuthFailure::RoomNotAllowed)),
             (r#"{"mid":7,"rooms_allowed":["a://*"]}"#, r#"{"room_id":"a://2"}"#, None),
             (
                 r#"{"mid":7,"rooms_allowed":["a://*"]}"#,
                 r#"{"protover":1,"rooms":["b://2"]}"#,
-                Some(NoSession::Room),
+                Some(AuthFailure::RoomNotAllowed),
             ),
-            (r#"{"mid":7,"expires_at":1}"#, "{}", Some(NoSession::Expired)),
+            (r#"{"mid":7,"expires_at":1}"#, "{}", Some(AuthFailure::TokenExpired)),
         ];
         for (granted, token, expected) in cases {
             assert_eq!(reason(granted, token), expected, "{granted} {token}");
@@ -206,11 +206,11 @@ mod tests {
             let keys = [(), ()].map(|()| accept(&granted, "{}").unwrap().key);
             assert!(keys[0] != keys[1] && keys[0].as_str().len() == 36, "{blank:?}: {keys:?}");
             let chosen = accept(&granted, r#"{"key":"k"}"#).err().map(|error| error.reason);
-            assert_eq!(chosen, Some(NoSession::Mismatch), "as where none is granted");
+            assert_eq!(chosen, Some(AuthFailure::TokenMismatch), "as where none is granted");
             assert!(grant(&granted).refresh(Mid(7), &keys[0]).is_ok(), "a new token of the session");
         }
         let long = format!(r#"{{"mid":7,"key":"{}"}}"#, "k".repeat(KEY_BYTES_MAX + 1));
-        assert_eq!(accept(&long, "{}").unwrap_err().reason, NoSession::Mismatch);
+        assert_eq!(accept(&long, "{}").unwrap_err().reason, AuthFailure::TokenMismatch);
         let key = SessionKey::from("k");
         for granted in [
             r#"{"mid":7,"rooms":[""]}"#,
@@ -219,13 +219,13 @@ mod tests {
         ] {
             for token in ["{}", r#"{"room_id":"a://1"}"#, r#"{"protover":1,"rooms":["a://1"]}"#] {
                 let reason = accept(granted, token).err().map(|error| error.reason);
-                assert_eq!(reason, Some(NoSession::Room), "{granted} {token}");
+                assert_eq!(reason, Some(AuthFailure::RoomNotAllowed), "{granted} {token}");
             }
-            assert_eq!(grant(granted).refresh(Mid(7), &key).unwrap_err().reason, NoSession::Room);
+            assert_eq!(grant(granted).refresh(Mid(7), &key).unwrap_err().reason, AuthFailure::RoomNotAllowed);
         }
         for granted in [r#"{"mid":7}"#, r#"{"mid":7,"rooms_allowed":["*"]}"#] {
             let error = accept(granted, r#"{"protover":1,"rooms":["a://1",""]}"#).unwrap_err();
-            assert_eq!(error.reason, NoSession::Room, "{granted}");
+            assert_eq!(error.reason, AuthFailure::RoomNotAllowed, "{granted}");
             // goim's own: no room.
             assert_eq!(accept(granted, r#"{"room_id":""}"#).unwrap().room, None);
             // goim skips the list.
@@ -249,13 +249,13 @@ mod tests {
         for other in [r#"{"mid":8}"#, r#"{"mid":7,"key":"other"}"#] {
             assert_eq!(
                 grant(other).refresh(Mid(7), &key).unwrap_err().reason,
-                NoSession::Mismatch,
+                AuthFailure::TokenMismatch,
                 "{other}"
             );
         }
         assert_eq!(
             grant(r#"{"mid":7,"expires_at":9}"#).refresh(Mid(7), &key).unwrap_err().reason,
-            NoSession::Expired
+            AuthFailure::TokenExpired
         );
     }
 }

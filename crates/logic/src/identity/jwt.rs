@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use goim_ports::{Call, ConnectError, HttpClient, NoSession};
+use goim_ports::{AuthFailure, Call, ConnectError, HttpClient};
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, Validation};
 use serde::Deserialize;
@@ -106,7 +106,12 @@ fn read_header(token: &str) -> Result<(Algorithm, Option<String>), ConnectError>
         "RS256" => Algorithm::RS256,
         "ES256" => Algorithm::ES256,
         "EdDSA" => Algorithm::EdDSA,
-        _ => return Err(ConnectError::because(NoSession::Signature, "the token's algorithm is not taken")),
+        _ => {
+            return Err(ConnectError::because(
+                AuthFailure::TokenSignature,
+                "the token's algorithm is not taken",
+            ));
+        }
     };
     Ok((algorithm, header.kid))
 }
@@ -158,15 +163,17 @@ impl Inner {
     }
 
     fn verify(&self, token: &str, candidates: &[&Key]) -> Result<Grant, ConnectError> {
-        let mut refusal =
-            ConnectError::because(NoSession::Signature, "no key is known that could have signed the token");
+        let mut refusal = ConnectError::because(
+            AuthFailure::TokenSignature,
+            "no key is known that could have signed the token",
+        );
         for key in candidates {
             let validation = self.validation(key.algorithm);
             match jsonwebtoken::decode::<Map<String, Value>>(token, &key.decoding, &validation) {
                 Ok(decoded) => return self.grant(decoded.claims),
                 Err(error) => {
                     refusal = refusal_of(error.kind());
-                    if refusal.reason != NoSession::Signature {
+                    if refusal.reason != AuthFailure::TokenSignature {
                         return Err(refusal);
                     }
                 }
@@ -213,18 +220,18 @@ impl Inner {
 
 fn refusal_of(kind: &ErrorKind) -> ConnectError {
     let (reason, detail) = match kind {
-        ErrorKind::ExpiredSignature => (NoSession::Expired, "the token has ended"),
-        ErrorKind::ImmatureSignature => (NoSession::NotYet, "the token begins later"),
-        ErrorKind::InvalidAudience => (NoSession::Audience, "the token is for somebody else"),
-        ErrorKind::InvalidIssuer => (NoSession::Audience, "the token is from somebody else"),
+        ErrorKind::ExpiredSignature => (AuthFailure::TokenExpired, "the token has ended"),
+        ErrorKind::ImmatureSignature => (AuthFailure::TokenNotYetValid, "the token begins later"),
+        ErrorKind::InvalidAudience => (AuthFailure::TokenAudience, "the token is for somebody else"),
+        ErrorKind::InvalidIssuer => (AuthFailure::TokenAudience, "the token is from somebody else"),
         ErrorKind::MissingRequiredClaim(claim) if claim == "aud" || claim == "iss" => {
-            (NoSession::Audience, "the token does not say whom it is for or from")
+            (AuthFailure::TokenAudience, "the token does not say whom it is for or from")
         }
-        ErrorKind::MissingRequiredClaim(_) => (NoSession::Refused, "the token has no end (exp)"),
+        ErrorKind::MissingRequiredClaim(_) => (AuthFailure::AuthRefused, "the token has no end (exp)"),
         ErrorKind::InvalidSignature | ErrorKind::InvalidAlgorithm | ErrorKind::InvalidAlgorithmName => {
-            (NoSession::Signature, "the token's signature is wrong")
+            (AuthFailure::TokenSignature, "the token's signature is wrong")
         }
-        _ => (NoSession::Refused, "the token is no JSON Web Token"),
+        _ => (AuthFailure::AuthRefused, "the token is no JSON Web Token"),
     };
     ConnectError::because(reason, detail)
 }

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use goim_ports::{Call, ConnectError, HttpClient, NoSession};
+use goim_ports::{AuthFailure, Call, ConnectError, HttpClient};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -69,7 +69,7 @@ fn decide(status: u16, body: &[u8]) -> Result<Grant, ConnectError> {
     let refusal = serde_json::from_value::<Refusal>(object.clone()).ok();
     if status == 401 || status == 403 || refusal.is_some() {
         let word = refusal.map(|refusal| refusal.refuse).unwrap_or_default();
-        return Err(ConnectError::because(NoSession::Denied, format!("the backend says no: {word}")));
+        return Err(ConnectError::because(AuthFailure::AuthDenied, format!("the backend says no: {word}")));
     }
     if status != 200 {
         return Err(ConnectError::unavailable(format!("the backend answers {status}")));
@@ -89,18 +89,18 @@ mod tests {
         let cases = [
             (200, r#"{"mid":7}"#, None),
             (200, r#"{"mid":7,"anything":{}}"#, None),
-            (200, r#"{"refuse":"banned"}"#, Some(NoSession::Denied)),
-            (403, "", Some(NoSession::Denied)),
-            (401, "<html>", Some(NoSession::Denied)),
-            (200, "", Some(NoSession::Unavailable)),
-            (200, "{}", Some(NoSession::Unavailable)),
-            (200, "[7]", Some(NoSession::Unavailable)),
-            (200, r#"["no"]"#, Some(NoSession::Unavailable)),
-            (200, r#"{"mid":"x"}"#, Some(NoSession::Unavailable)),
-            (200, r#"{"mid":7,"rooms":"a"}"#, Some(NoSession::Unavailable)),
-            (204, "", Some(NoSession::Unavailable)),
-            (302, r#"{"mid":7}"#, Some(NoSession::Unavailable)),
-            (404, r#"{"mid":7}"#, Some(NoSession::Unavailable)),
+            (200, r#"{"refuse":"banned"}"#, Some(AuthFailure::AuthDenied)),
+            (403, "", Some(AuthFailure::AuthDenied)),
+            (401, "<html>", Some(AuthFailure::AuthDenied)),
+            (200, "", Some(AuthFailure::AuthUnavailable)),
+            (200, "{}", Some(AuthFailure::AuthUnavailable)),
+            (200, "[7]", Some(AuthFailure::AuthUnavailable)),
+            (200, r#"["no"]"#, Some(AuthFailure::AuthUnavailable)),
+            (200, r#"{"mid":"x"}"#, Some(AuthFailure::AuthUnavailable)),
+            (200, r#"{"mid":7,"rooms":"a"}"#, Some(AuthFailure::AuthUnavailable)),
+            (204, "", Some(AuthFailure::AuthUnavailable)),
+            (302, r#"{"mid":7}"#, Some(AuthFailure::AuthUnavailable)),
+            (404, r#"{"mid":7}"#, Some(AuthFailure::AuthUnavailable)),
         ];
         for (status, body, expected) in cases {
             assert_eq!(reason(status, body), expected, "{status} {body}");

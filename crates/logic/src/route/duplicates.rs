@@ -101,7 +101,6 @@ mod tests {
             packet,
             schema: Schema::FIRST,
             negotiated: true,
-            is_member: false,
         }
     }
 

@@ -7,9 +7,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use goim_ports::{
-    Append, AppendResult, Appended, Extended, NewMessage, OfflineMember, PushRecord, PushTarget, StoredAt,
+    Append, AppendResult, Appended, NewMessage, OfflineMember, Payload, PushRecord, PushTarget, StoredAt,
     TimelineId,
 };
 
@@ -22,34 +21,25 @@ use crate::push::{append_late, by_server};
 const TRIES: u32 = 6;
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// The record of a message that is kept. Of one that was there before it is the word alone: whoever has missed that hears it.
+/// Returns the push of a stored message. For a duplicate only the notification is sent, in case the first was lost.
 pub(super) fn record_of(
     target: PushTarget,
     timeline: TimelineId,
     kept: AppendResult,
     message: &NewMessage,
 ) -> PushRecord {
-    let NewMessage { sender, operation, body, extension, accepted_at } = message.clone();
-    let (body, extension) = if kept.is_duplicate {
-        // What is there may differ from what has come now, and whoever reads plain pushes has had it.
-        let nothing = Extended { without_first: true, ..Extended::default() };
-        (Bytes::new(), Some(Arc::new(nothing)))
-    } else {
-        (body, extension)
-    };
-    let (bodies, without_first) = match extension.as_deref() {
-        Some(negotiated) => (negotiated.bodies.clone(), negotiated.without_first),
-        None => (Vec::new(), false),
-    };
-    let stored = StoredAt { timeline, position: kept.position, sender, accepted_at };
-    let negotiated = Extended { bodies, without_first, end: None, stored: Some(stored) };
-    PushRecord { target, operation, body, accepted_at, extension: Some(Arc::new(negotiated)) }
+    let NewMessage { sender, operation, bodies, accepted_at } = message.clone();
+    let at = Arc::new(StoredAt { timeline, position: kept.position, sender, accepted_at });
+    // The stored bodies may differ from these, and clients that do not sync have already received them.
+    let bodies = (!kept.is_duplicate).then_some(bodies);
+    PushRecord { target, operation, payload: Payload::Stored { at, bodies }, accepted_at }
 }
 
 /// Who is away, for a message in an inbox in which nobody has a session.
 fn member_of(append: &Append, kept: AppendResult) -> Option<OfflineMember> {
     let TimelineId::Inbox(mid) = append.timeline else { return None };
-    let NewMessage { sender, operation, body, accepted_at, .. } = append.message.clone();
+    let NewMessage { sender, operation, bodies, accepted_at } = append.message.clone();
+    let body = bodies.primary().cloned().unwrap_or_default();
     Some(OfflineMember { mid, position: kept.position, sender, operation, body, accepted_at })
 }
 

@@ -306,14 +306,13 @@ impl Timelines {
         protover: Version,
         StoredMessage { seq, message, is_deleted }: StoredMessage,
     ) -> sync::Message {
-        let negotiated = message.extension.as_deref();
-        let others = negotiated.map_or(&[][..], |negotiated| &negotiated.bodies);
-        let has_first = negotiated.is_none_or(|negotiated| !negotiated.without_first);
-        let other = |schema| others.iter().find(|body| body.schema == schema);
-        let is_first = |schema| schema == goim_ports::Schema::FIRST && has_first;
-        let schema = self.versions.schema_for(protover, |schema| is_first(schema) || other(schema).is_some());
-        let body =
-            schema.map(|schema| other(schema).map_or_else(|| message.body.clone(), |body| body.body.clone()));
+        let bodies = &message.bodies;
+        let body_in = |schema| {
+            let other = bodies.others().iter().find(|body| body.schema == schema).map(|body| &body.body);
+            other.or_else(|| bodies.primary().filter(|_| schema == goim_ports::Schema::FIRST))
+        };
+        let schema = self.versions.schema_for(protover, |schema| body_in(schema).is_some());
+        let body = schema.and_then(body_in).cloned();
         let version =
             schema.and_then(|schema| self.versions.plain(schema)).map_or(Version::GOIM, |row| row.version);
         sync::Message {

@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use goim_ports::{
-    AcceptedAt, Append, Call, IdempotencyKey, LogicError, Mid, NewMessage, Operation, TimelineError,
-    TimelineId, Upstream,
+    AcceptedAt, Append, Bodies, Call, IdempotencyKey, LogicError, Mid, NewMessage, Operation, TimelineCall,
+    TimelineError, TimelineId, TimelineRequest,
 };
 use goim_wire::sync::{self, Body as _};
 
@@ -17,35 +17,28 @@ use super::sending::{Exceeded, is_allowed, is_for_members};
 use super::{Placed, Reader, Timelines, TimelinesError, named};
 
 impl Timelines {
-    /// True for a packet that is answered here.
-    pub(crate) fn answers(upstream: &Upstream) -> bool {
-        let operation = upstream.packet.operation;
-        upstream.negotiated && [Operation::SEND, Operation::SYNC, Operation::ACK].contains(&operation)
-    }
-
-    /// The body of the reply to such a packet.
-    pub(crate) fn answer(self: &Arc<Self>, upstream: Upstream) -> Call<Result<Bytes, LogicError>> {
+    /// Handles a request and returns the body of the reply.
+    pub(crate) fn answer(self: &Arc<Self>, request: TimelineRequest) -> Call<Result<Bytes, LogicError>> {
         let timelines = Arc::clone(self);
-        Call::pending(async move { timelines.try_answer(upstream).await.map_err(failure) })
+        Call::pending(async move { timelines.try_answer(request).await.map_err(failure) })
     }
 
-    async fn try_answer(self: &Arc<Self>, upstream: Upstream) -> Result<Bytes, TimelinesError> {
-        let Upstream { mid, key, packet, is_member, .. } = upstream;
+    async fn try_answer(self: &Arc<Self>, request: TimelineRequest) -> Result<Bytes, TimelinesError> {
+        let TimelineRequest { mid, key, protover, call, .. } = request;
         let unreadable = || TimelinesError::Invalid("the body cannot be read".to_owned());
-        let reader =
-            Reader { mid, scope: None, protover: packet.version, is_backend: false, key, expires_at: None };
-        Ok(match packet.operation {
-            Operation::SYNC => {
-                let request = sync::SyncRequest::read(packet.body).ok_or_else(unreadable)?;
+        let reader = Reader { mid, scope: None, protover, is_backend: false, key, expires_at: None };
+        Ok(match call {
+            TimelineCall::Sync(body) => {
+                let request = sync::SyncRequest::read(body).ok_or_else(unreadable)?;
                 self.sync(&reader, &request).await?.write()
             }
-            Operation::ACK => {
-                let ack = sync::Ack::read(packet.body).ok_or_else(unreadable)?;
+            TimelineCall::Ack(body) => {
+                let ack = sync::Ack::read(body).ok_or_else(unreadable)?;
                 self.acknowledge(&reader, &ack).await?.write()
             }
-            _ => {
-                let send = sync::SendRequest::read(packet.body).ok_or_else(unreadable)?;
-                self.send(mid, is_member, send).await?.write()
+            TimelineCall::Send { body, is_room_member } => {
+                let send = sync::SendRequest::read(body).ok_or_else(unreadable)?;
+                self.send(mid, is_room_member, send).await?.write()
             }
         }
         .into())
@@ -58,10 +51,10 @@ impl Timelines {
     pub(crate) async fn send(
         self: &Arc<Self>,
         mid: Mid,
-        is_member: bool,
+        is_room_member: bool,
         request: sync::SendRequest,
     ) -> Result<sync::SendReply, TimelinesError> {
-        let sent = self.try_send(mid, is_member, request).await;
+        let sent = self.try_send(mid, is_room_member, request).await;
         self.metrics.request("send", &sent.as_ref().map(drop));
         let Placed { kept, .. } = sent?;
         let position = sync::Position { epoch: kept.position.epoch.0, seq: kept.position.seq.0 };
@@ -71,7 +64,7 @@ impl Timelines {
     async fn try_send(
         self: &Arc<Self>,
         mid: Mid,
-        is_member: bool,
+        is_room_member: bool,
         request: sync::SendRequest,
     ) -> Result<Placed, TimelinesError> {
         let sync::SendRequest { to, operation, body, client_id } = request;
@@ -95,17 +88,22 @@ impl Timelines {
         }
         let own = match &timeline {
             TimelineId::Inbox(owner) => *owner == mid,
-            TimelineId::Room(_) => is_member,
+            TimelineId::Room(_) => is_room_member,
         };
-        let message =
-            NewMessage { sender: mid, operation, body, extension: None, accepted_at: AcceptedAt::now() };
+        let message = NewMessage {
+            sender: mid,
+            operation,
+            bodies: Bodies::plain(body),
+            accepted_at: AcceptedAt::now(),
+        };
         self.check(std::slice::from_ref(&timeline), &message)?;
         let is_allowed = is_allowed(&self.config.send.allowed, own, &timeline, operation);
         if !is_allowed && self.may_send.is_none() {
             return Err(TimelinesError::Forbidden(to));
         }
         // Before the backend is asked: what it is asked is the member's doing too.
-        let bytes = message.body.len() + once.as_ref().map_or(0, |once| once.as_bytes().len());
+        let bytes =
+            message.bodies.primary_bytes().len() + once.as_ref().map_or(0, |once| once.as_bytes().len());
         self.quotas.take(mid, bytes, Instant::now()).map_err(|exceeded| self.limited(exceeded))?;
         if !is_allowed {
             self.may_send(mid, own, &timeline, &message).await?;
@@ -133,7 +131,7 @@ impl Timelines {
             "to": to.to_string(),
             "in_room": own && matches!(to, TimelineId::Room(_)),
             "operation": message.operation.0,
-            "body_bytes": message.body.len(),
+            "body_bytes": message.bodies.primary_bytes().len(),
         });
         let answer = hook.post("application/json", Vec::new(), question.to_string().into()).await;
         let answer = answer.map_err(|error| TimelinesError::Undecided(error.to_string()))?;

@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use goim_ports::{EndCode, EndTarget, Mid, SessionKey, TimelineId};
+use goim_ports::{CloseReason, EndTarget, Mid, SessionKey, TimelineId};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
@@ -46,7 +46,7 @@ pub(crate) enum Ending {
     /// The token has ended.
     Expired,
     /// The backend has ended it, with this code.
-    Ordered(EndCode),
+    Ordered(CloseReason),
     /// This process goes away.
     Draining,
 }
@@ -155,12 +155,12 @@ impl Waits {
     }
 
     /// The backend ends sessions. Answers how many waits that were.
-    pub(super) fn end(&self, of: &EndTarget, code: EndCode) -> usize {
+    pub(super) fn end(&self, of: &EndTarget, reason: CloseReason) -> usize {
         let state = lock(&self.state);
         let mut ended = 0;
         let mut end = |concerns: &dyn Fn(&Waiting) -> bool| {
             for waiting in state.waiting.values().filter(|waiting| concerns(waiting)) {
-                waiting.ending.send_replace(Some(Ending::Ordered(code)));
+                waiting.ending.send_replace(Some(Ending::Ordered(reason)));
                 ended += 1;
             }
         };
@@ -326,13 +326,13 @@ mod tests {
             [(1, "a"), (2, "b"), (3, "c")].map(|(mid, key)| waits.begin(id(mid), who(mid, key)).unwrap());
         let by_room = waits.begin(room, who(3, "c")).unwrap();
         let short = waits.begin(id(3), Waiter { until, ..who(3, "c") }).unwrap();
-        let code = EndCode(3208);
-        assert_eq!(waits.end(&EndTarget::Mids(vec![Mid(1), Mid(9)]), code), 1);
-        assert_eq!(waits.end(&EndTarget::Keys(vec!["b".into()]), code), 1);
-        assert_eq!(waits.end(&EndTarget::Room("live://1".into()), code), 1);
+        let reason = CloseReason::Revoked;
+        assert_eq!(waits.end(&EndTarget::Mids(vec![Mid(1), Mid(9)]), reason), 1);
+        assert_eq!(waits.end(&EndTarget::Keys(vec!["b".into()]), reason), 1);
+        assert_eq!(waits.end(&EndTarget::Room("live://1".into()), reason), 1);
         for ended in [&by_mid, &by_key, &by_room] {
-            assert_eq!(ended.ending(), Some(Ending::Ordered(code)));
-            assert_eq!(ended.ended().await, Ending::Ordered(code));
+            assert_eq!(ended.ending(), Some(Ending::Ordered(reason)));
+            assert_eq!(ended.ended().await, Ending::Ordered(reason));
         }
         assert_eq!((stays.ending(), short.ending()), (None, None));
         assert_eq!(short.ended().await, Ending::Expired);

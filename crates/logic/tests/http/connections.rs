@@ -36,7 +36,7 @@ async fn row_95_chunks_are_put_together() {
     let headers = [("Transfer-Encoding", "chunked")];
     let response = connection.request("POST", "/goim/push/all?operation=1", &headers, body).await;
     assert_eq!(response.status, 200);
-    assert_eq!(server.world.take_log()[0].body, "hello");
+    assert_eq!(server.world.take_log()[0].payload.primary_bytes(), b"hello");
 }
 
 #[tokio::test]
@@ -48,7 +48,7 @@ async fn row_95_a_client_that_waits_to_be_told_to_go_on_is_told() {
     assert_eq!(connection.head().await.as_deref(), Some("HTTP/1.1 100 Continue"));
     connection.send(b"hello").await;
     assert_eq!(connection.response("POST").await.status, 200);
-    assert_eq!(server.world.take_log()[0].body, "hello");
+    assert_eq!(server.world.take_log()[0].payload.primary_bytes(), b"hello");
     // One that will be refused is not.
     let head =
         b"POST /goim/push/all HTTP/1.1\r\nHost: l\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n";

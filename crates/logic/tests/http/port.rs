@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use goim_logic::{Config, Handler, Logic};
 use goim_ports::{
-    Accepted, Call, ConnectError, ConnectRequest, LogicError, LogicPort, Mid, NoSession, OnlineReport,
+    Accepted, AuthFailure, Call, ConnectError, ConnectRequest, LogicError, LogicPort, Mid, OnlineReport,
     Operation, PacketBuf, RoomId, ServerId, SessionKey, SessionRef, Upstream,
 };
 
@@ -49,7 +49,6 @@ fn upstream(operation: i32) -> Upstream {
         packet,
         schema: goim_ports::Schema::FIRST,
         negotiated: false,
-        is_member: false,
     }
 }
 
@@ -72,7 +71,7 @@ fn a_session_is_in_the_directory_when_its_client_is_accepted() {
 #[test]
 fn a_refused_client_leaves_no_trace() {
     let (world, logic) = start();
-    assert_eq!(now(connect(&logic, "not json")).unwrap_err().reason, NoSession::Refused);
+    assert_eq!(now(connect(&logic, "not json")).unwrap_err().reason, AuthFailure::AuthRefused);
     world.state().directory_fault = Fault::Error("gone".to_owned());
     let error = now(connect(&logic, "{}")).unwrap_err();
     assert_eq!(error, ConnectError::unavailable("gone"));

@@ -111,7 +111,7 @@ async fn row_58_the_largest_record_and_one_byte_more() {
     // 26, the key of 11, type 2, operation 3, room 13, body 1 + 3 + its length.
     let largest = 1_000_000 - (26 + 11 + 2 + 3 + 13 + 4);
     assert_eq!(server.post(target, &vec![7; largest]).await.said(), OK);
-    assert_eq!(server.world.take_log()[0].body.len(), largest);
+    assert_eq!(server.world.take_log()[0].payload.primary_bytes().len(), largest);
     let too_large = "kafka server: Message was too large, server rejected it to avoid allocation error.";
     let expected = format!(r#"{{"code":-500,"message":"{too_large}"}}"#);
     assert_eq!(server.post(target, &vec![7; largest + 1]).await.said(), (200, expected.as_str()));

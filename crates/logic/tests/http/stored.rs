@@ -6,8 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use goim_logic::{Config, Dependencies, Logic, StoredPush, StoredTo, TimelinesError};
 use goim_ports::{
-    AcceptedAt, Append, AppendResult, Call, CursorId, Epoch, Head, Mid, NewMessage, Operation, Position,
-    Range, ReadLimit, TimelineError, TimelineId, TimelineSeq, TimelineStore,
+    AcceptedAt, Append, AppendResult, Bodies, Call, CursorId, Epoch, Head, Mid, NewMessage, Operation,
+    Position, Range, ReadLimit, TimelineError, TimelineId, TimelineSeq, TimelineStore,
 };
 use tokio::sync::Notify;
 
@@ -60,8 +60,7 @@ fn push() -> Vec<StoredPush> {
     let message = NewMessage {
         sender: Mid::default(),
         operation: Operation(1000),
-        body: Bytes::from_static(b"x"),
-        extension: None,
+        bodies: Bodies::plain(Bytes::from_static(b"x")),
         accepted_at: AcceptedAt::now(),
     };
     vec![StoredPush { to: StoredTo::Room("live://1".into()), message, idempotency_key: None }]

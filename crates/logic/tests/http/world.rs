@@ -242,7 +242,7 @@ pub(crate) fn flat(record: &PushRecord) -> (String, i32, Vec<u8>) {
         PushTarget::Room(room) => format!("room {room}"),
         PushTarget::All { speed } => format!("all {}", speed.map_or(0, NonZeroU32::get)),
     };
-    (target, record.operation.0, record.body.to_vec())
+    (target, record.operation.0, record.payload.primary_bytes().to_vec())
 }
 
 /// logic behind a listener on loopback.

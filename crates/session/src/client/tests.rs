@@ -47,7 +47,7 @@ enum Told {
     Push(PacketBuf),
     Compressed(Version, Vec<u8>),
     Unmatched(PacketBuf),
-    Disconnect(Option<u16>, Return),
+    Disconnect(Option<u16>, ReconnectPolicy),
 }
 
 /// Feeds one piece to the client, which must take all of it.
@@ -72,7 +72,7 @@ fn feed(client: &mut ClientSession, now: Moment, piece: &[u8]) -> (Vec<Told>, Re
                 compressed
             }
             Ok(ClientStep::Unmatched(packet)) => Told::Unmatched(packet.to_owned()),
-            Ok(ClientStep::Disconnect { code, advice, .. }) => Told::Disconnect(code, advice),
+            Ok(ClientStep::Disconnect { code, reconnect, .. }) => Told::Disconnect(code, reconnect),
         });
     }
     assert_eq!(at, piece.len(), "input left over");
@@ -517,7 +517,7 @@ fn an_extended_client_is_told_why_and_what_next() {
         link.server.session.close(&mut link.server.pool, CloseReason::Superseded, farewell);
         let bytes = link.server.output();
         let (told, result) = feed(&mut link.client, START, &bytes);
-        assert_eq!(told, [Told::Disconnect(Some(3500), Return::Never)]);
+        assert_eq!(told, [Told::Disconnect(Some(3500), ReconnectPolicy::Never)]);
         let closed = if transport == Transport::WebSocket { Err(Ended::Closed) } else { Ok(()) };
         assert_eq!(result, closed);
     });

@@ -32,7 +32,7 @@ fn receivers_and_bodies() {
         (r#""body_base64":"YQ==""#, b"a"),
     ] {
         let message = one(&format!(r#" {{ {body} ,"operation":-5, "to":{{"all":true}} }} "#)).unwrap();
-        assert_eq!((&message.body[..], message.operation), (expected, Operation(-5)), "{body}");
+        assert_eq!((message.bodies.primary_bytes(), message.operation), (expected, Operation(-5)), "{body}");
     }
 }
 
