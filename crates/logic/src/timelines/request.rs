@@ -1,7 +1,7 @@
-//! The packets in which members ask: operations 4, 21 and 23 of negotiated clients.
+//! The requests of members in packets: operations 4, 21 and 23 of negotiated clients.
 //!
-//! comet has seen to it that the member may read what it names (its scope is known there), and says whether the session is in the room
-//! that it sends to.
+//! comet has checked that the member may read the timeline, because it knows the session's scope,
+//! and reports whether the session is in the room that it sends to.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,8 +13,11 @@ use goim_ports::{
 };
 use goim_wire::sync::{self, Body as _};
 
-use super::sending::{Exceeded, is_allowed, is_for_members};
-use super::{Placed, Reader, Timelines, TimelinesError, named};
+use super::push::AppendedMessage;
+use super::reader::Reader;
+use super::send_quotas::QuotaExceeded;
+use super::send_rule::{is_allowed, is_for_members};
+use super::{TimelineRequestError, Timelines, parse_timeline};
 
 impl Timelines {
     /// Handles a request and returns the body of the reply.
@@ -23,9 +26,9 @@ impl Timelines {
         Call::pending(async move { timelines.try_answer(request).await.map_err(failure) })
     }
 
-    async fn try_answer(self: &Arc<Self>, request: TimelineRequest) -> Result<Bytes, TimelinesError> {
+    async fn try_answer(self: &Arc<Self>, request: TimelineRequest) -> Result<Bytes, TimelineRequestError> {
         let TimelineRequest { mid, key, protover, call, .. } = request;
-        let unreadable = || TimelinesError::Invalid("the body cannot be read".to_owned());
+        let unreadable = || TimelineRequestError::Invalid("the body cannot be read".to_owned());
         let reader = Reader { mid, scope: None, protover, is_backend: false, key, expires_at: None };
         Ok(match call {
             TimelineCall::Sync(body) => {
@@ -44,19 +47,19 @@ impl Timelines {
         .into())
     }
 
-    /// Keeps a member's message.
+    /// Stores a member's message.
     ///
     /// # Errors
-    /// [`TimelinesError`].
+    /// [`TimelineRequestError`].
     pub(crate) async fn send(
         self: &Arc<Self>,
         mid: Mid,
         is_room_member: bool,
         request: sync::SendRequest,
-    ) -> Result<sync::SendReply, TimelinesError> {
+    ) -> Result<sync::SendReply, TimelineRequestError> {
         let sent = self.try_send(mid, is_room_member, request).await;
         self.metrics.request("send", &sent.as_ref().map(drop));
-        let Placed { kept, .. } = sent?;
+        let AppendedMessage { kept, .. } = sent?;
         let position = sync::Position { epoch: kept.position.epoch.0, seq: kept.position.seq.0 };
         Ok(sync::SendReply { position: Some(position), duplicate: kept.is_duplicate })
     }
@@ -66,25 +69,25 @@ impl Timelines {
         mid: Mid,
         is_room_member: bool,
         request: sync::SendRequest,
-    ) -> Result<Placed, TimelinesError> {
+    ) -> Result<AppendedMessage, TimelineRequestError> {
         let sync::SendRequest { to, operation, body, client_id } = request;
-        let timeline = named(&to)?;
+        let timeline = parse_timeline(&to)?;
         let once = match client_id.is_empty() {
             true => None,
             false => Some(IdempotencyKey::new(client_id).ok_or_else(|| {
-                TimelinesError::Invalid(format!(
+                TimelineRequestError::Invalid(format!(
                     "client_id: has more than {} bytes",
                     IdempotencyKey::BYTES_MAX
                 ))
             })?),
         };
         let operation = if operation == 0 { Operation::SEND } else { Operation(operation) };
-        // Whom receivers are told as the sender is somebody.
+        // The message carries its sender, so anonymous clients cannot send.
         if mid.is_anonymous() {
-            return Err(TimelinesError::Forbidden(to));
+            return Err(TimelineRequestError::Forbidden(to));
         }
         if !is_for_members(operation.0) {
-            return Err(TimelinesError::Reserved(operation));
+            return Err(TimelineRequestError::Reserved(operation));
         }
         let own = match &timeline {
             TimelineId::Inbox(owner) => *owner == mid,
@@ -99,9 +102,9 @@ impl Timelines {
         self.check(std::slice::from_ref(&timeline), &message)?;
         let is_allowed = is_allowed(&self.config.send.allowed, own, &timeline, operation);
         if !is_allowed && self.may_send.is_none() {
-            return Err(TimelinesError::Forbidden(to));
+            return Err(TimelineRequestError::Forbidden(to));
         }
-        // Before the backend is asked: what it is asked is the member's doing too.
+        // Charged before the backend is called, because members cause these calls too.
         let bytes =
             message.bodies.primary_bytes().len() + once.as_ref().map_or(0, |once| once.as_bytes().len());
         self.quotas.take(mid, bytes, Instant::now()).map_err(|exceeded| self.limited(exceeded))?;
@@ -109,23 +112,23 @@ impl Timelines {
             self.may_send(mid, own, &timeline, &message).await?;
         }
         let placed = self.append(vec![Append { timeline, message, idempotency_key: once }]).await?;
-        placed.into_iter().next().ok_or(TimelinesError::Invalid("nothing was kept".to_owned()))
+        placed.into_iter().next().ok_or(TimelineRequestError::Invalid("nothing was stored".to_owned()))
     }
 
-    fn limited(&self, Exceeded { limit, retry_after }: Exceeded) -> TimelinesError {
+    fn limited(&self, QuotaExceeded { limit, retry_after }: QuotaExceeded) -> TimelineRequestError {
         self.metrics.limited.get_or_create(&vec![("limit", limit)]).inc();
-        TimelinesError::Limited { limit, retry_after }
+        TimelineRequestError::Limited { limit, retry_after }
     }
 
-    /// Asks the backend whether a member may send what no rule allows.
+    /// Asks the backend whether a member may send a message that no rule allows.
     async fn may_send(
         &self,
         mid: Mid,
         own: bool,
         to: &TimelineId,
         message: &NewMessage,
-    ) -> Result<(), TimelinesError> {
-        let Some(hook) = &self.may_send else { return Err(TimelinesError::Forbidden(to.to_string())) };
+    ) -> Result<(), TimelineRequestError> {
+        let Some(hook) = &self.may_send else { return Err(TimelineRequestError::Forbidden(to.to_string())) };
         let question = serde_json::json!({
             "mid": mid.0,
             "to": to.to_string(),
@@ -134,24 +137,23 @@ impl Timelines {
             "body_bytes": message.bodies.primary_bytes().len(),
         });
         let answer = hook.post("application/json", Vec::new(), question.to_string().into()).await;
-        let answer = answer.map_err(|error| TimelinesError::Undecided(error.to_string()))?;
+        let answer = answer.map_err(|error| TimelineRequestError::Undecided(error.to_string()))?;
         match answer.status {
             200 | 204 => Ok(()),
-            401 | 403 => Err(TimelinesError::Forbidden(to.to_string())),
-            status => Err(TimelinesError::Undecided(format!("the backend answers {status}"))),
+            401 | 403 => Err(TimelineRequestError::Forbidden(to.to_string())),
+            status => Err(TimelineRequestError::Undecided(format!("the backend answers {status}"))),
         }
     }
 }
 
-/// What a client is told.
-fn failure(error: TimelinesError) -> LogicError {
+/// The error that the client receives.
+fn failure(error: TimelineRequestError) -> LogicError {
     match error {
-        TimelinesError::Store(TimelineError::Busy(text)) => LogicError::Busy(text),
-        TimelinesError::Store(TimelineError::Unknown(text)) => LogicError::Late(text),
-        TimelinesError::Store(TimelineError::Unavailable(text)) | TimelinesError::Undecided(text) => {
-            LogicError::Unavailable(text)
-        }
-        TimelinesError::Limited { retry_after, .. } => LogicError::Limited { retry_after },
+        TimelineRequestError::Store(TimelineError::Busy(text)) => LogicError::Busy(text),
+        TimelineRequestError::Store(TimelineError::Unknown(text)) => LogicError::Late(text),
+        TimelineRequestError::Store(TimelineError::Unavailable(text))
+        | TimelineRequestError::Undecided(text) => LogicError::Unavailable(text),
+        TimelineRequestError::Limited { retry_after, .. } => LogicError::Limited { retry_after },
         error => LogicError::Failed(error.public()),
     }
 }
