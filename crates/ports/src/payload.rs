@@ -1,7 +1,8 @@
 //! What a push carries: a message, a stored message, or the order to disconnect the receivers.
 //!
-//! `B` is the form of the body in the first schema: its bytes in the push log, a packet on the way from job to
-//! comet. A push of goim is a message with this body alone; it owns no heap memory besides the body itself.
+//! `B` is the form of the body in the first schema: its bytes in the push log, a packet on the way
+//! from job to comet. A push of goim is a message with this body alone; it owns no heap memory
+//! besides the body itself.
 
 use std::sync::Arc;
 
@@ -14,12 +15,13 @@ use crate::{AcceptedAt, CloseReason, Mid, PacketBuf, Position, Schema, TimelineI
 pub enum Payload<B = Bytes> {
     /// A transient message.
     Message(Bodies<B>),
-    /// A message in a timeline: sessions that sync get a notification, the others the message itself.
+    /// A message in a timeline: sessions that sync get a notification, the others the message
+    /// itself.
     Stored {
         /// The position of the message, and its sender.
         at: Arc<StoredAt>,
-        /// The bodies. `None` sends only the notification, to the sessions that sync: a duplicate, whose bodies
-        /// have been delivered before.
+        /// The bodies. `None` sends only the notification, to the sessions that sync: a duplicate,
+        /// whose bodies have been delivered before.
         bodies: Option<Bodies<B>>,
     },
     /// Closes the receivers' sessions for this reason.

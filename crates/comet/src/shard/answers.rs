@@ -8,7 +8,7 @@ use goim_ports::{
     Accepted, Call, ConnectError, ConnectRequest, Encoding, EventKind, LogicError, PacketBuf, RoomId, Schema,
     Sequence, ServerId, SessionRef, Upstream, Version,
 };
-use goim_session::{CloseReason, Established, Moment, RequestFailure};
+use goim_session::{CloseReason, Established, Millis, RequestFailure};
 
 use super::Shard;
 use crate::connection::{ConnectionId, Identity};
@@ -31,7 +31,7 @@ pub(super) struct Confirming {
     /// The next slot.
     cursor: u32,
     credit: f64,
-    seen: Moment,
+    seen: Millis,
 }
 
 impl Shard {
@@ -163,7 +163,7 @@ impl Shard {
                 let connection = &mut self.connections[slot];
                 tracing::debug!(remote = %connection.remote(), %error, "no session");
                 if error.negotiated {
-                    connection.session.is_known_extended();
+                    connection.session.mark_negotiated();
                 }
                 self.refuse(slot, error.reason.into());
             }
@@ -301,7 +301,7 @@ impl Shard {
         let connection = &self.connections[slot];
         let Some(identity) = connection.identity.clone() else { return };
         let id = ConnectionId { slot, generation: connection.generation };
-        let negotiated = connection.session.is_extended();
+        let negotiated = connection.session.is_negotiated();
         if negotiated && Self::is_about_timelines(packet.operation) {
             return self.ask_about_timeline(slot, packet);
         }
@@ -351,10 +351,10 @@ impl Shard {
         };
         let connection = &mut self.connections[slot];
         let is_about_timelines = connection.session.awaited_operation().is_some_and(Self::is_about_timelines);
-        if connection.session.is_extended() && is_about_timelines {
+        if connection.session.is_negotiated() && is_about_timelines {
             return self.replied_about_timeline(slot, &body);
         }
-        let (written, body) = if connection.session.is_extended() && !body.is_empty() {
+        let (written, body) = if connection.session.is_negotiated() && !body.is_empty() {
             let schema =
                 self.shared.versions.schema_of(connection.session.awaited().unwrap_or(Version::GOIM));
             let (version, body) = self.shared.versions.write(connection.session.protover(), schema, body);
@@ -447,6 +447,6 @@ fn welcome(accepted: &Accepted, protover: Version, rooms: &[RoomId], server: &Se
 }
 
 /// When a token's end is by a shard's clock.
-pub(super) fn expires(now: Moment, at: Option<goim_ports::ExpiresAt>) -> Moment {
-    at.map_or(Moment::NEVER, |at| now.after(at.left()))
+pub(super) fn expires(now: Millis, at: Option<goim_ports::ExpiresAt>) -> Millis {
+    at.map_or(Millis::NEVER, |at| now.after(at.left()))
 }

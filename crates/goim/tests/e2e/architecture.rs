@@ -24,16 +24,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("goim-bench", &["goim-compression", "goim-session", "goim-wire", "goim-websocket"]),
     (
         "goim",
-        &[
-            "goim-adapters",
-            "goim-bench",
-            "goim-client",
-            "goim-comet",
-            "goim-job",
-            "goim-logic",
-            "goim-ports",
-            "goim-wire",
-        ],
+        &["goim-adapters", "goim-client", "goim-comet", "goim-job", "goim-logic", "goim-ports", "goim-wire"],
     ),
 ];
 

@@ -33,7 +33,7 @@ fn config(server: &Server, scheme: Scheme, identity: Identity) -> ClientConfig {
 }
 
 async fn event(events: &mut Events) -> Event {
-    let next = tokio::time::timeout(harness::DEADLINE, events.next()).await;
+    let next = tokio::time::timeout(harness::DEADLINE, events.recv()).await;
     next.expect("an event in time").expect("the client goes on")
 }
 

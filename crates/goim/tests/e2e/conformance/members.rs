@@ -284,7 +284,7 @@ fn receivers_learn_the_sender() {
 }
 
 async fn next(events: &mut Events) -> Event {
-    let next = tokio::time::timeout(harness::DEADLINE, events.next()).await;
+    let next = tokio::time::timeout(harness::DEADLINE, events.recv()).await;
     next.expect("an event in time").expect("the client goes on")
 }
 
@@ -294,7 +294,7 @@ fn the_rust_client_gives_the_sender() {
     for syncs in [false, true] {
         let (mid, room) = (member(), unique("live://r"));
         let endpoint: Endpoint = format!("tcp://{}", server.addrs.tcp).parse().unwrap();
-        let identity = Identity { room_id: Some(room.clone()), ..Identity::new(member()) };
+        let identity = Identity::new(member()).room(&room);
         let mut config = ClientConfig::new(endpoint, identity);
         if syncs {
             let positions = std::sync::Arc::new(MemoryPositions::default());
