@@ -5,15 +5,17 @@
 //! empties from the front as acknowledgements come in. Both happen under one lock, so that nobody is overtaken.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use goim_ports::{AppendError, Appended, Call, PushLog, PushRecord};
+use parking_lot::{Mutex, MutexGuard};
 use rdkafka::ClientContext;
 use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
 use tokio::sync::{Notify, oneshot};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::config::KafkaConfig;
 use super::config::refused;
@@ -62,7 +64,7 @@ type Answer = Result<(), AppendError>;
 /// The writing end of the push log on Kafka.
 pub struct KafkaPushLog {
     shared: Arc<Shared>,
-    pump: tokio::task::JoinHandle<()>,
+    _admit_task: AbortOnDropHandle<()>,
 }
 
 struct Shared {
@@ -193,7 +195,7 @@ pub(super) fn is_refusal(code: RDKafkaErrorCode) -> bool {
 
 impl Room {
     fn out(&self) -> MutexGuard<'_, Out> {
-        self.out.lock().unwrap_or_else(PoisonError::into_inner)
+        self.out.lock()
     }
 
     /// Takes room for a record, if there is; one record always has room.
@@ -243,8 +245,8 @@ impl KafkaPushLog {
         let producer = looked.await.map_err(|error| KafkaError::Config(error.to_string()))??;
         let order = Mutex::new(Order { producer, waiting: VecDeque::new() });
         let shared = Arc::new(Shared { config, room, order });
-        let pump = tokio::spawn(pump(Arc::clone(&shared)));
-        Ok(Arc::new(Self { shared, pump }))
+        let admit_task = AbortOnDropHandle::new(tokio::spawn(admit_waiting(Arc::clone(&shared))));
+        Ok(Arc::new(Self { shared, _admit_task: admit_task }))
     }
 
     /// The log's figures at this moment.
@@ -261,12 +263,6 @@ impl KafkaPushLog {
             rejected_too_large: room.rejected_too_large.get(),
             failed: room.failed.get(),
         }
-    }
-}
-
-impl Drop for KafkaPushLog {
-    fn drop(&mut self) {
-        self.pump.abort();
     }
 }
 
@@ -314,7 +310,7 @@ pub(super) fn look_for_topic<C: ClientContext>(
 
 impl Shared {
     fn order(&self) -> MutexGuard<'_, Order> {
-        self.order.lock().unwrap_or_else(PoisonError::into_inner)
+        self.order.lock()
     }
 
     /// Hands a record, whose room is taken, to librdkafka.
@@ -401,8 +397,8 @@ fn drop_elsewhere(producer: ThreadedProducer<Deliveries>) {
     let _ = std::thread::Builder::new().name("kafka producer ends".into()).spawn(move || drop(producer));
 }
 
-/// Keeps the row of those that wait moving.
-async fn pump(shared: Arc<Shared>) {
+/// Admits waiting appends as acknowledgements free budget and as deadlines pass.
+async fn admit_waiting(shared: Arc<Shared>) {
     loop {
         match shared.admit() {
             Some(until) => {

@@ -1,9 +1,10 @@
 //! What the reader, its keeper and librdkafka's callbacks share.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance};
@@ -59,11 +60,11 @@ impl Shared {
     }
 
     pub(super) fn places(&self) -> MutexGuard<'_, Places> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+        self.places.lock()
     }
 
     fn calls(&self) -> MutexGuard<'_, Calls> {
-        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
+        self.calls.lock()
     }
 
     /// The keeper does its rounds now.
@@ -80,9 +81,8 @@ impl Shared {
 
     /// Waits until the keeper is called, or this long. False when it is to end.
     pub(super) fn wait(&self, time: Duration) -> bool {
-        let calls = self.calls();
-        let waited = self.called.wait_timeout_while(calls, time, |calls| !calls.at_once && !calls.stop);
-        let mut calls = waited.unwrap_or_else(PoisonError::into_inner).0;
+        let mut calls = self.calls();
+        self.called.wait_while_for(&mut calls, |calls| !calls.at_once && !calls.stop, time);
         calls.at_once = false;
         !calls.stop
     }

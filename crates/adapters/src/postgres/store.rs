@@ -1,16 +1,18 @@
 //! The handle: takes what is asked, within bounds, passes appends to the writers, and reads.
 
 use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use goim_ports::{
     AcceptedAt, Append, Call, CursorId, Epoch, Head, Kept, Range, ReadLimit, StoredMessage, TimelineError,
     TimelineId, TimelineSeq, TimelineStore,
 };
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 use tokio_postgres::Row;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::config::PostgresConfig;
 use super::link::{Link, Place, PostgresError};
@@ -32,7 +34,7 @@ pub(super) struct Shared {
 impl Shared {
     /// Says in the log, once a second at most, that nothing can be kept.
     pub(super) fn complain(&self, error: &TimelineError) {
-        let mut said_at = self.said_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut said_at = self.said_at.lock();
         if said_at.is_none_or(|at| at.elapsed() >= Duration::from_secs(1)) {
             *said_at = Some(Instant::now());
             tracing::warn!(%error, "messages cannot be kept");
@@ -79,19 +81,13 @@ pub struct PostgresTimelines {
     writers: Vec<mpsc::UnboundedSender<Job>>,
     readers: Arc<Vec<Link>>,
     next_reader: AtomicUsize,
-    retainer: tokio::task::JoinHandle<()>,
+    _retain_task: AbortOnDropHandle<()>,
     hasher: std::hash::BuildHasherDefault<std::hash::DefaultHasher>,
 }
 
 impl std::fmt::Debug for PostgresTimelines {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("PostgresTimelines").field(&self.shared.place.name).finish()
-    }
-}
-
-impl Drop for PostgresTimelines {
-    fn drop(&mut self) {
-        self.retainer.abort();
     }
 }
 
@@ -143,9 +139,16 @@ impl PostgresTimelines {
                 jobs
             })
             .collect();
-        let retainer = tokio::spawn(retain::run(Arc::clone(&shared)));
+        let retain_task = AbortOnDropHandle::new(tokio::spawn(retain::run(Arc::clone(&shared))));
         let (next_reader, hasher) = Default::default();
-        Ok(Self { shared, writers, readers: Arc::new(readers), next_reader, retainer, hasher })
+        Ok(Self {
+            shared,
+            writers,
+            readers: Arc::new(readers),
+            next_reader,
+            _retain_task: retain_task,
+            hasher,
+        })
     }
 
     /// Removes now what is not to be kept any longer as of a moment; it is done in the background anyway.

@@ -18,7 +18,7 @@ use super::link::{Link, Prepared};
 use super::store::{Shared, Waited};
 use crate::timeline::key::TimelineKey;
 use crate::timeline::record::Record;
-use crate::timeline::{bytes_of, draw_epoch};
+use crate::timeline::{bytes_of, new_epoch};
 
 /// Appends of one request that go to one writer.
 pub(super) struct Job {
@@ -159,7 +159,7 @@ async fn in_transaction(prepared: &Prepared, group: &[Job]) -> Result<Vec<Kept>,
     let mut lines = lock(prepared, &names).await?;
     if lines.len() < names.len() {
         let new: Vec<&[u8]> = names.iter().copied().filter(|name| !lines.contains_key(*name)).collect();
-        let epochs: Vec<i64> = new.iter().map(|_| draw_epoch().0.cast_signed()).collect();
+        let epochs: Vec<i64> = new.iter().map(|_| new_epoch().0.cast_signed()).collect();
         run_one(prepared, ENSURE, &[&new, &epochs]).await?;
         lines = lock(prepared, &names).await?;
     }
