@@ -134,7 +134,7 @@ impl EmbeddedTimelines {
             Err(busy) => return Call::Ready(Err(busy)),
         };
         let queued = Queued { request, admitted };
-        if !self.queue.as_ref().is_some_and(|queue| queue.send(queued).is_ok()) {
+        if self.queue.as_ref().is_none_or(|queue| queue.send(queued).is_err()) {
             return Call::Ready(Err(closing()));
         }
         Call::pending(async move { result.await.unwrap_or_else(|_| Err(lost())) })

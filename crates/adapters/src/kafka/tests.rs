@@ -18,9 +18,9 @@ use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedPr
 use super::*;
 use crate::conformance::{self, record_for_key, record_for_room};
 
-mod begins;
 mod child;
-mod names;
+mod start_offsets;
+mod static_members;
 
 /// The broker for all tests. `None` where there is none, which is a failure when everything must run.
 fn broker() -> Option<String> {
