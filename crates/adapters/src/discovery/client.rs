@@ -3,8 +3,6 @@
 //! A request that fails on its way moves on to the next server; what a server answers is the caller's concern.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
@@ -15,6 +13,7 @@ use hyper::header::CONTENT_TYPE;
 use hyper_util::client::legacy::Client as Http;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use parking_lot::Mutex;
 use tokio::time::timeout;
 
 use super::config::{DiscoveryConfig, DiscoveryError};
@@ -61,17 +60,17 @@ impl Client {
     /// Takes over the servers that the servers name.
     pub(super) fn learn_servers(&self, servers: Vec<String>) {
         if !servers.is_empty() {
-            *self.servers.lock().unwrap_or_else(PoisonError::into_inner) = servers;
+            *self.servers.lock() = servers;
         }
     }
 
     /// Those that are asked, for people.
     pub(super) fn servers(&self) -> String {
-        self.servers.lock().unwrap_or_else(PoisonError::into_inner).join(",")
+        self.servers.lock().join(",")
     }
 
     fn server(&self) -> String {
-        let servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
+        let servers = self.servers.lock();
         servers[self.turn.load(Ordering::Relaxed) % servers.len()].clone()
     }
 

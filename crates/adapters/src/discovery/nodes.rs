@@ -4,10 +4,11 @@
 //! is listed as one that takes no new clients: job must reach it, logic must not send anybody there, and that is what goim's own do.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use goim_ports::{Call, CometNode, NodeDirectory, NodeError, ServerId};
+use parking_lot::{Mutex, MutexGuard};
 
 use super::COMET;
 use super::config::DiscoveryError;
@@ -85,8 +86,8 @@ impl Shared {
         Ok(())
     }
 
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock()
     }
 
     fn comets(&self) -> Arc<Vec<CometNode>> {

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::Mutex;
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::client::Client;
 use super::config::DiscoveryError;
@@ -18,7 +18,7 @@ pub(super) type Metadata = BTreeMap<&'static str, String>;
 /// What is registered, by app.
 pub(super) struct Registrations {
     shared: Arc<Shared>,
-    renewer: JoinHandle<()>,
+    _renew_task: AbortOnDropHandle<()>,
 }
 
 struct Shared {
@@ -36,8 +36,8 @@ struct Registration {
 impl Registrations {
     pub(super) fn new(client: Arc<Client>) -> Self {
         let shared = Arc::new(Shared { client, own: Mutex::default() });
-        let renewer = tokio::spawn(renew(Arc::clone(&shared)));
-        Self { shared, renewer }
+        let renew_task = AbortOnDropHandle::new(tokio::spawn(renew(Arc::clone(&shared))));
+        Self { shared, _renew_task: renew_task }
     }
 
     pub(super) async fn register(
@@ -102,12 +102,6 @@ impl Registrations {
                 tracing::warn!(app, %error, "discovery was not told that this node goes; it will notice");
             }
         }
-    }
-}
-
-impl Drop for Registrations {
-    fn drop(&mut self) {
-        self.renewer.abort();
     }
 }
 

@@ -4,12 +4,13 @@
 //! everything must not take a cluster down.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout_at};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::client::Client;
 use super::config::{DiscoveryConfig, DiscoveryError};
@@ -31,7 +32,7 @@ pub struct Discovery {
     pub(super) instances: watch::Receiver<Arc<Vec<Instance>>>,
     /// What [`Discovery::logics`] gave last, and what it was made of.
     logics: Mutex<(Arc<Vec<Instance>>, Arc<Vec<String>>)>,
-    poller: JoinHandle<()>,
+    _poll_task: AbortOnDropHandle<()>,
 }
 
 impl Discovery {
@@ -48,8 +49,8 @@ impl Discovery {
         // What is known at the first look is known when this returns; a server that has no such app hangs, or says so.
         let _ = tokio::time::timeout(client.config().pause, poll.once()).await;
         let registrations = Registrations::new(Arc::clone(&client));
-        let (logics, poller) = (Mutex::default(), tokio::spawn(poll.run()));
-        Ok(Self { client, registrations, instances, logics, poller })
+        let poll_task = AbortOnDropHandle::new(tokio::spawn(poll.run()));
+        Ok(Self { client, registrations, instances, logics: Mutex::default(), _poll_task: poll_task })
     }
 
     /// Registers this process as a logic that is reached at `addr` (`grpc://host:port`), and renews that.
@@ -66,7 +67,7 @@ impl Discovery {
     #[must_use]
     pub fn logics(&self) -> Arc<Vec<String>> {
         let instances = self.instances.borrow().clone();
-        let mut logics = self.logics.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut logics = self.logics.lock();
         if !Arc::ptr_eq(&logics.0, &instances) {
             *logics = (Arc::clone(&instances), Arc::new(self.choose(&instances)));
         }
@@ -92,12 +93,6 @@ impl Discovery {
 /// The address that goim dials: the last of its kind.
 pub(super) fn grpc_addr(instance: &Instance) -> Option<String> {
     instance.addrs.iter().rfind(|addr| addr.starts_with("grpc://")).cloned()
-}
-
-impl Drop for Discovery {
-    fn drop(&mut self) {
-        self.poller.abort();
-    }
 }
 
 impl std::fmt::Debug for Discovery {

@@ -82,7 +82,7 @@ async fn a_folder_that_is_not_of_timelines_is_refused_in_words() {
         (
             "another format",
             |folder| write(folder, "FORMAT", "goim timelines 999\n"),
-            "of format 999, and this version reads format 1",
+            "of format 999, and this version reads format 2",
         ),
         ("no format at all", |folder| write(folder, "FORMAT", "\u{1}\u{2}"), "of format"),
         ("something else", |folder| write(folder, "letters.txt", "dear"), "is neither empty nor"),

@@ -18,9 +18,9 @@ use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedPr
 use super::*;
 use crate::conformance::{self, record_for_key, record_for_room};
 
-mod begins;
 mod child;
-mod names;
+mod start_offsets;
+mod static_members;
 
 /// The broker for all tests. `None` where there is none, which is a failure when everything must run.
 fn broker() -> Option<String> {
@@ -282,7 +282,7 @@ async fn members_that_come_and_go_lose_nothing_and_keep_order() {
     const EACH: usize = 150;
     let config = with_topic(&broker, 8).await;
     let log = KafkaPushLog::start(config.clone()).await.unwrap();
-    let seen: Arc<std::sync::Mutex<Vec<(String, usize)>>> = Arc::default();
+    let seen: Arc<parking_lot::Mutex<Vec<(String, usize)>>> = Arc::default();
     let spawn_member = |config: KafkaConfig| {
         let seen = Arc::clone(&seen);
         tokio::spawn(async move {
@@ -290,7 +290,7 @@ async fn members_that_come_and_go_lose_nothing_and_keep_order() {
             loop {
                 for entry in reader.read().await.unwrap().unwrap() {
                     let number = String::from_utf8_lossy(&entry.record.body).parse().unwrap();
-                    seen.lock().unwrap().push((entry.record.partition_key().into_owned(), number));
+                    seen.lock().push((entry.record.partition_key().into_owned(), number));
                     reader.done(entry.position);
                 }
             }
@@ -311,8 +311,8 @@ async fn members_that_come_and_go_lose_nothing_and_keep_order() {
         let distinct: std::collections::HashSet<_> = seen.iter().collect();
         distinct.len() == KEYS * EACH
     };
-    becomes("every record was seen", || all(&seen.lock().unwrap())).await;
-    let seen = seen.lock().unwrap();
+    becomes("every record was seen", || all(&seen.lock())).await;
+    let seen = seen.lock();
     let doubled = seen.len() - KEYS * EACH;
     eprintln!("{doubled} of {} were read twice", KEYS * EACH);
     // A record may come again, with everything behind it; none comes before one in front of it has.
@@ -562,7 +562,7 @@ async fn two_members_read_on_soon_after_their_broker_is_back() {
     let (own, broker) = OwnBroker::start();
     let config = with_topic(&broker, 4).await;
     let log = KafkaPushLog::start(config.clone()).await.unwrap();
-    let seen: Arc<std::sync::Mutex<Vec<String>>> = Arc::default();
+    let seen: Arc<parking_lot::Mutex<Vec<String>>> = Arc::default();
     let members: Vec<_> = (0..2)
         .map(|_| {
             let (config, seen) = (config.clone(), Arc::clone(&seen));
@@ -574,7 +574,7 @@ async fn two_members_read_on_soon_after_their_broker_is_back() {
                         continue;
                     };
                     for entry in entries.unwrap() {
-                        seen.lock().unwrap().push(String::from_utf8_lossy(&entry.record.body).into_owned());
+                        seen.lock().push(String::from_utf8_lossy(&entry.record.body).into_owned());
                         reader.done(entry.position);
                     }
                 }
@@ -585,7 +585,7 @@ async fn two_members_read_on_soon_after_their_broker_is_back() {
         for n in 0..8 {
             let body = format!("{round}-{n}");
             while log.append(record_for_key(&format!("k{n}"), body.clone())).await.is_err() {}
-            becomes(&body, || seen.lock().unwrap().contains(&body)).await;
+            becomes(&body, || seen.lock().contains(&body)).await;
         }
     };
     reach_all("before").await;

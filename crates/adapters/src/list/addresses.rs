@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use tokio::net::lookup_host;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
 
 /// What an address begins with whose name stands for every address that DNS has for it.
 const DNS: &str = "dns://";
@@ -19,17 +19,7 @@ const LOOKUP_DEADLINE: Duration = Duration::from_secs(5);
 pub struct Addresses {
     now: watch::Receiver<Arc<Vec<String>>>,
     /// None when there is nothing to look up.
-    _lookups: Option<Arc<Ends>>,
-}
-
-/// A task that ends with the last that holds this.
-#[derive(Debug)]
-struct Ends(JoinHandle<()>);
-
-impl Drop for Ends {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
+    _lookup_task: Option<Arc<AbortOnDropHandle<()>>>,
 }
 
 impl Addresses {
@@ -42,14 +32,14 @@ impl Addresses {
         let mut lookups = Lookups { list, told, known: Vec::new(), failing: BTreeSet::new() };
         lookups.once().await;
         let task = has_names.then(|| {
-            Arc::new(Ends(tokio::spawn(async move {
+            Arc::new(AbortOnDropHandle::new(tokio::spawn(async move {
                 loop {
                     tokio::time::sleep(refresh).await;
                     lookups.once().await;
                 }
             })))
         });
-        Self { now, _lookups: task }
+        Self { now, _lookup_task: task }
     }
 
     /// Those of this moment; the same `Arc` while nothing has changed.

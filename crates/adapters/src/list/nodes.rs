@@ -1,11 +1,13 @@
 //! The list of comets by asking each address which comet is there.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use goim_ports::{Call, CometNode, CometPort, NodeDirectory, NodeError, ServerId};
-use tokio::task::{JoinHandle, JoinSet};
+use parking_lot::RwLock;
+use tokio::task::JoinSet;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::addresses::Addresses;
 use crate::grpc::{ClientConfig, GrpcComet};
@@ -22,7 +24,7 @@ pub struct ListedNodesConfig {
 /// The comets that answer at some addresses.
 pub struct ListedNodes {
     comets: Arc<RwLock<Arc<Vec<CometNode>>>>,
-    asking: JoinHandle<()>,
+    _poll_task: AbortOnDropHandle<()>,
 }
 
 impl ListedNodes {
@@ -31,19 +33,13 @@ impl ListedNodes {
         let comets = Arc::<RwLock<Arc<Vec<CometNode>>>>::default();
         let mut asked = Asked { addresses, config, known: HashMap::new(), comets: Arc::clone(&comets) };
         asked.once().await;
-        let asking = tokio::spawn(async move {
+        let poll_task = tokio::spawn(async move {
             loop {
                 tokio::time::sleep(config.refresh).await;
                 asked.once().await;
             }
         });
-        Self { comets, asking }
-    }
-}
-
-impl Drop for ListedNodes {
-    fn drop(&mut self) {
-        self.asking.abort();
+        Self { comets, _poll_task: AbortOnDropHandle::new(poll_task) }
     }
 }
 
@@ -106,7 +102,7 @@ impl Asked {
             (a.server.as_str(), b.latest_timestamp).cmp(&(b.server.as_str(), a.latest_timestamp))
         });
         comets.dedup_by(|later, first| later.server == first.server);
-        let mut told = self.comets.write().unwrap_or_else(PoisonError::into_inner);
+        let mut told = self.comets.write();
         if **told != comets {
             *told = Arc::new(comets);
         }
@@ -144,6 +140,6 @@ impl NodeDirectory for ListedNodes {
     }
 
     fn comets(&self) -> Arc<Vec<CometNode>> {
-        Arc::clone(&self.comets.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.comets.read())
     }
 }

@@ -10,6 +10,7 @@ use goim_ports::{
 };
 use tokio::net::TcpListener;
 use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::*;
 use crate::conformance::node;
@@ -43,7 +44,7 @@ impl CometPort for Comet {
 /// Serves a comet until dropped.
 struct Served {
     address: String,
-    server: tokio::task::JoinHandle<()>,
+    _server_task: AbortOnDropHandle<()>,
 }
 
 impl Served {
@@ -64,13 +65,8 @@ impl Served {
         let address = format!("grpc://{}", listener.local_addr().unwrap());
         let services = comet_service(Arc::new(Comet(comet)));
         let served = serve(listener, ServerConfig::default(), services, std::future::pending());
-        Self { address, server: tokio::spawn(async move { served.await.unwrap() }) }
-    }
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        self.server.abort();
+        let task = tokio::spawn(async move { served.await.unwrap() });
+        Self { address, _server_task: AbortOnDropHandle::new(task) }
     }
 }
 

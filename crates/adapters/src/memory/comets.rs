@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use goim_ports::{CometPool, CometPort, ServerId};
+use parking_lot::RwLock;
 
 /// A pool that holds what was put into it. In one process that is the one comet.
 #[derive(Default)]
@@ -20,13 +21,13 @@ impl SharedComets {
     /// Puts a comet into the pool, in place of one with the same name. A call that is under way goes on with the old
     /// one, the next goes to the new one.
     pub fn insert(&self, server: ServerId, comet: Arc<dyn CometPort>) {
-        let replaced = self.0.write().unwrap_or_else(PoisonError::into_inner).insert(server, comet);
+        let replaced = self.0.write().insert(server, comet);
         drop(replaced);
     }
 
     /// Takes a comet out; the answer says whether it was there.
     pub fn remove(&self, server: &ServerId) -> bool {
-        let removed = self.0.write().unwrap_or_else(PoisonError::into_inner).remove(server);
+        let removed = self.0.write().remove(server);
         removed.is_some()
     }
 }
@@ -39,18 +40,18 @@ impl FromIterator<(ServerId, Arc<dyn CometPort>)> for SharedComets {
 
 impl fmt::Debug for SharedComets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let comets = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let comets = self.0.read();
         f.debug_set().entries(comets.keys()).finish()
     }
 }
 
 impl CometPool for SharedComets {
     fn get(&self, server: &ServerId) -> Option<Arc<dyn CometPort>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(server).cloned()
+        self.0.read().get(server).cloned()
     }
 
     fn all(&self) -> Vec<(ServerId, Arc<dyn CometPort>)> {
-        let comets = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let comets = self.0.read();
         comets.iter().map(|(server, comet)| (server.clone(), Arc::clone(comet))).collect()
     }
 }

@@ -15,8 +15,6 @@ mod rooms;
 mod sessions;
 mod timelines;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 pub use comets::SharedComets;
 pub use devices::MemoryDevices;
 pub use nodes::MemoryNodes;
@@ -24,8 +22,3 @@ pub use push_log::{MemoryPushLog, MemoryPushLogReader, PushLogConfig, PushLogSta
 pub use rooms::MemoryRooms;
 pub use sessions::MemorySessions;
 pub use timelines::MemoryTimelines;
-
-/// Locks in spite of a panic elsewhere: every change of state here is complete before the lock is given back.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}

@@ -1,13 +1,12 @@
 //! The list of comets, for comets in this process.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use goim_ports::{Call, CometNode, NodeDirectory, NodeError, ServerId};
+use parking_lot::Mutex;
 use tokio::time::Instant;
-
-use super::lock;
 
 /// A node directory in memory.
 #[derive(Debug)]
@@ -89,17 +88,17 @@ fn nanos_since_1970() -> i64 {
 
 impl NodeDirectory for MemoryNodes {
     fn announce(&self, node: CometNode) -> Call<Result<(), NodeError>> {
-        lock(&self.state).announce(node, Instant::now());
+        self.state.lock().announce(node, Instant::now());
         Call::Ready(Ok(()))
     }
 
     fn withdraw(&self, server: ServerId) -> Call<Result<(), NodeError>> {
-        lock(&self.state).withdraw(&server);
+        self.state.lock().withdraw(&server);
         Call::Ready(Ok(()))
     }
 
     fn comets(&self) -> Arc<Vec<CometNode>> {
-        lock(&self.state).comets(Instant::now(), self.lease)
+        self.state.lock().comets(Instant::now(), self.lease)
     }
 }
 

@@ -7,17 +7,17 @@
 //! There is one partition, so records of all keys are in the order of their appends.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::Duration;
 
 use goim_ports::{
     AppendError, Appended, BoxFuture, Call, LogEntry, LogPosition, PushLog, PushLogReader, PushRecord,
     PushTarget, ReadError,
 };
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
-use super::lock;
 use crate::push_size::kafka_len;
 
 const PARTITION: i32 = 0;
@@ -186,7 +186,7 @@ impl MemoryPushLog {
     /// The log's figures at this moment.
     #[must_use]
     pub fn stats(&self) -> PushLogStats {
-        let state = lock(&self.shared.state);
+        let state = self.shared.state.lock();
         PushLogStats { waiting: state.waiting.len(), ..state.stats }
     }
 }
@@ -202,7 +202,7 @@ impl PushLog for MemoryPushLog {
     /// A dropped call that still waits for room leaves nothing in the log.
     fn append(&self, record: PushRecord) -> Call<Result<(), AppendError>> {
         let config = &self.shared.config;
-        let mut state = lock(&self.shared.state);
+        let mut state = self.shared.state.lock();
         if let Err(error) = state.check(&record, config) {
             return Call::Ready(Err(error));
         }
@@ -225,7 +225,7 @@ impl PushLog for MemoryPushLog {
     fn append_all(&self, records: Vec<PushRecord>) -> Call<Appended> {
         let config = &self.shared.config;
         let count = records.len();
-        let mut state = lock(&self.shared.state);
+        let mut state = self.shared.state.lock();
         let wrong = records.iter().enumerate().find_map(|(index, record)| {
             state.check(record, config).err().map(|error| Appended { accepted: index, error: Some(error) })
         });
@@ -376,7 +376,7 @@ impl State {
 impl Shared {
     fn close(&self) {
         let waiting = {
-            let mut state = lock(&self.state);
+            let mut state = self.state.lock();
             state.closed = true;
             state.waiting_bytes = 0;
             std::mem::take(&mut state.waiting)
@@ -415,7 +415,7 @@ impl Place {
 
     /// Gives the place up at the deadline; `None` when the answer has been given.
     fn refuse(&self) -> Option<Appended> {
-        let mut state = lock(&self.shared.state);
+        let mut state = self.shared.state.lock();
         let waiting = state.give_up(self.ticket)?;
         state.stats.rejected_full += waiting.left.len() as u64;
         // A large record in front may have kept out smaller ones behind it.
@@ -426,7 +426,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut state = lock(&self.shared.state);
+        let mut state = self.shared.state.lock();
         if state.give_up(self.ticket).is_some() {
             // A large record in front may have kept out smaller ones behind it.
             self.shared.admit(state);
@@ -437,7 +437,7 @@ impl Drop for Place {
 impl MemoryPushLogReader {
     /// `None` when there is nothing to read yet.
     fn take(&self) -> Option<Option<Vec<LogEntry>>> {
-        let mut state = lock(&self.shared.state);
+        let mut state = self.shared.state.lock();
         let count = state.unread.len().min(self.shared.config.read_records_max.max(1));
         if count > 0 {
             state.unread_since.drain(..count);
@@ -469,7 +469,7 @@ impl PushLogReader for MemoryPushLogReader {
     }
 
     fn done(&mut self, position: LogPosition) {
-        let mut state = lock(&self.shared.state);
+        let mut state = self.shared.state.lock();
         state.done(position.offset);
         self.shared.admit(state);
     }

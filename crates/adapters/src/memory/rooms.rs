@@ -4,13 +4,12 @@
 //! nothing to add up: its report is the answer.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use goim_ports::{Call, DirectoryError, RoomCounts, RoomDirectory, ServerId};
+use parking_lot::Mutex;
 use tokio::time::Instant;
-
-use super::lock;
 
 /// A report that is older counts no more: its comet is gone.
 const FRESH_FOR: Duration = Duration::from_secs(5 * 60);
@@ -80,13 +79,13 @@ fn sum(reports: &HashMap<ServerId, Report>) -> RoomCounts {
 
 impl RoomDirectory for MemoryRooms {
     fn report(&self, server: ServerId, rooms: RoomCounts) -> Call<Result<(), DirectoryError>> {
-        let replaced = lock(&self.0).report(server, rooms, Instant::now());
+        let replaced = self.0.lock().report(server, rooms, Instant::now());
         drop(replaced);
         Call::Ready(Ok(()))
     }
 
     fn totals(&self) -> Call<Result<RoomCounts, DirectoryError>> {
-        Call::Ready(Ok(lock(&self.0).totals(Instant::now())))
+        Call::Ready(Ok(self.0.lock().totals(Instant::now())))
     }
 }
 

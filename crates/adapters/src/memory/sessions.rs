@@ -13,13 +13,12 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, RandomState};
-use std::sync::{Mutex, PoisonError, RwLock};
 
 use goim_ports::{
     Call, DirectoryError, Mid, ServerId, SessionDirectory, SessionKey, SessionRecord, SessionRef,
 };
 
-use super::lock;
+use parking_lot::{Mutex, RwLock};
 
 /// Enough that two cores rarely meet, few enough that the empty maps weigh nothing.
 const STRIPES: usize = 64;
@@ -74,7 +73,7 @@ impl MemorySessions {
     /// Sessions entered and not removed.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.by_key.iter().map(|stripe| lock(stripe).len()).sum()
+        self.by_key.iter().map(|stripe| stripe.lock().len()).sum()
     }
 
     /// True when no session is entered.
@@ -97,7 +96,7 @@ impl MemorySessions {
     }
 
     fn number_of(&self, server: &ServerId) -> Option<Server> {
-        let servers = self.servers.read().unwrap_or_else(PoisonError::into_inner);
+        let servers = self.servers.read();
         place_of(&servers, server)
     }
 
@@ -105,7 +104,7 @@ impl MemorySessions {
         if let Some(known) = self.number_of(&server) {
             return known;
         }
-        let mut servers = self.servers.write().unwrap_or_else(PoisonError::into_inner);
+        let mut servers = self.servers.write();
         // Another may have been quicker.
         place_of(&servers, &server).unwrap_or_else(|| {
             servers.push(server);
@@ -114,13 +113,13 @@ impl MemorySessions {
     }
 
     fn name(&self, server: Server) -> ServerId {
-        self.servers.read().unwrap_or_else(PoisonError::into_inner)[server.0 as usize].clone()
+        self.servers.read()[server.0 as usize].clone()
     }
 
     fn enter(&self, session: SessionRef) {
         let SessionRef { mid, key, server } = session;
         let server = self.number(server);
-        let mut records = lock(self.stripe_of_key(&key));
+        let mut records = self.stripe_of_key(&key).lock();
         // The old entry goes with its key, so that the text is shared with the new session and not with the old one.
         if let Some((old_key, old)) = records.remove_entry(&key) {
             self.unlink(old.mid, &old_key);
@@ -131,7 +130,7 @@ impl MemorySessions {
 
     fn leave(&self, session: &SessionRef) -> bool {
         let Some(server) = self.number_of(&session.server) else { return false };
-        let mut records = lock(self.stripe_of_key(&session.key));
+        let mut records = self.stripe_of_key(&session.key).lock();
         let owned = |record: &Record| record.server == server && same_member(record.mid, session.mid);
         if !records.get(&session.key).is_some_and(owned) {
             return false;
@@ -146,7 +145,7 @@ impl MemorySessions {
         if mid.is_anonymous() {
             return;
         }
-        let mut members = lock(self.stripe_of_mid(mid));
+        let mut members = self.stripe_of_mid(mid).lock();
         match members.get_mut(&mid) {
             Some(keys) => keys.insert(key.clone(), server),
             None => drop(members.insert(mid, Keys::One(key.clone(), server))),
@@ -157,7 +156,7 @@ impl MemorySessions {
         if mid.is_anonymous() {
             return;
         }
-        let mut members = lock(self.stripe_of_mid(mid));
+        let mut members = self.stripe_of_mid(mid).lock();
         if members.get_mut(&mid).is_some_and(|keys| keys.remove(key)) {
             members.remove(&mid);
             shrink(&mut members);
@@ -165,7 +164,7 @@ impl MemorySessions {
     }
 
     fn server_of(&self, key: &SessionKey) -> Option<ServerId> {
-        let server = lock(self.stripe_of_key(key)).get(key).map(|record| record.server);
+        let server = self.stripe_of_key(key).lock().get(key).map(|record| record.server);
         server.map(|server| self.name(server))
     }
 
@@ -173,7 +172,7 @@ impl MemorySessions {
         let mut add = |key: &SessionKey, server: Server| {
             found.push(SessionRecord { key: key.clone(), server: self.name(server) });
         };
-        match lock(self.stripe_of_mid(mid)).get(&mid) {
+        match self.stripe_of_mid(mid).lock().get(&mid) {
             None => {}
             Some(Keys::One(key, server)) => add(key, *server),
             Some(Keys::Many(keys)) => keys.iter().for_each(|(key, server)| add(key, *server)),
@@ -252,7 +251,7 @@ impl SessionDirectory for MemorySessions {
     }
 
     fn touch(&self, session: SessionRef) -> Call<Result<(), DirectoryError>> {
-        let known = lock(self.stripe_of_key(&session.key)).contains_key(&session.key);
+        let known = self.stripe_of_key(&session.key).lock().contains_key(&session.key);
         if !known {
             self.enter(session);
         }
@@ -329,8 +328,8 @@ mod tests {
     fn memory_is_given_back() {
         let sessions = MemorySessions::new();
         let capacity = |sessions: &MemorySessions| -> usize {
-            let keys: usize = sessions.by_key.iter().map(|stripe| lock(stripe).capacity()).sum();
-            let mids: usize = sessions.by_mid.iter().map(|stripe| lock(stripe).capacity()).sum();
+            let keys: usize = sessions.by_key.iter().map(|stripe| stripe.lock().capacity()).sum();
+            let mids: usize = sessions.by_mid.iter().map(|stripe| stripe.lock().capacity()).sum();
             keys + mids
         };
         for n in 1..=100_000 {
@@ -343,7 +342,7 @@ mod tests {
         assert!(sessions.is_empty());
         let empty = capacity(&sessions);
         assert!(empty <= STRIPES * 2 * SHRINK_ABOVE && empty < full / 4, "{full} entries, then {empty}");
-        assert!(sessions.by_mid.iter().all(|stripe| lock(stripe).is_empty()));
+        assert!(sessions.by_mid.iter().all(|stripe| stripe.lock().is_empty()));
     }
 
     #[test]
@@ -352,7 +351,7 @@ mod tests {
         sessions.enter(session(1, "k"));
         let newer = session(1, "k");
         sessions.enter(newer.clone());
-        let kept = lock(sessions.stripe_of_key(&newer.key)).keys().next().cloned().expect("entered");
+        let kept = sessions.stripe_of_key(&newer.key).lock().keys().next().cloned().expect("entered");
         assert!(std::ptr::eq(kept.as_str(), newer.key.as_str()));
         let mut found = Vec::new();
         sessions.sessions_of_member(Mid(1), &mut found);
@@ -386,7 +385,7 @@ mod tests {
             }
         });
         let record = |key: &SessionKey| {
-            lock(sessions.stripe_of_key(key)).get(key).map(|record| (record.mid, record.server.0))
+            sessions.stripe_of_key(key).lock().get(key).map(|record| (record.mid, record.server.0))
         };
         let mut by_key: Vec<_> = (0..KEYS)
             .map(|n| SessionKey::from(format!("k{n}")))
@@ -394,7 +393,7 @@ mod tests {
             .filter(|(mid, ..)| !mid.is_anonymous())
             .collect();
         let mut by_mid = Vec::new();
-        for (mid, keys) in sessions.by_mid.iter().flat_map(|stripe| std::mem::take(&mut *lock(stripe))) {
+        for (mid, keys) in sessions.by_mid.iter().flat_map(|stripe| std::mem::take(&mut *stripe.lock())) {
             match keys {
                 Keys::One(key, server) => by_mid.push((mid, key, server.0)),
                 Keys::Many(keys) => {

@@ -2,7 +2,6 @@
 //! They live as long as the process, and their epochs say so.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Mutex;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,9 +9,9 @@ use goim_ports::{
     AcceptedAt, Append, AppendResult, Call, CursorId, Epoch, Head, IdempotencyKey, Mid, Position, Range,
     ReadLimit, RetentionRules, StoredMessage, TimelineError, TimelineId, TimelineSeq, TimelineStore,
 };
+use parking_lot::Mutex;
 
-use super::lock;
-use crate::timeline::{bytes_of, draw_epoch};
+use crate::timeline::{bytes_of, new_epoch};
 
 /// A timeline store in memory.
 #[derive(Debug)]
@@ -47,7 +46,7 @@ struct Entry {
 
 impl Timeline {
     fn new() -> Self {
-        Self { epoch: draw_epoch(), first: TimelineSeq(1), messages: VecDeque::new(), bytes: 0 }
+        Self { epoch: new_epoch(), first: TimelineSeq(1), messages: VecDeque::new(), bytes: 0 }
     }
 
     fn head(&self) -> Head {
@@ -79,7 +78,7 @@ impl MemoryTimelines {
 
     /// Removes what is not to be kept any longer, as of `now`.
     pub fn retain(&self, now: AcceptedAt) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         for (id, timeline) in &mut state.timelines {
             let rule = self.rules.of(id);
             while let Some(oldest) = timeline.messages.front() {
@@ -138,7 +137,7 @@ fn within<'m>(entries: impl Iterator<Item = &'m Entry>, limit: ReadLimit) -> Vec
 
 impl TimelineStore for MemoryTimelines {
     fn append(&self, appends: Vec<Append>) -> Call<Result<Vec<AppendResult>, TimelineError>> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         Call::Ready(Ok(appends.into_iter().map(|append| state.append(append)).collect()))
     }
 
@@ -148,7 +147,7 @@ impl TimelineStore for MemoryTimelines {
         after: TimelineSeq,
         limit: ReadLimit,
     ) -> Call<Result<Range, TimelineError>> {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         let Some(timeline) = state.timelines.get(&timeline) else { return Call::Ready(Ok(Range::default())) };
         let from = timeline.index_of(after.next().max(timeline.first)).unwrap_or(timeline.messages.len());
         let messages = within(timeline.messages.range(from..), limit);
@@ -161,7 +160,7 @@ impl TimelineStore for MemoryTimelines {
         before: Option<TimelineSeq>,
         limit: ReadLimit,
     ) -> Call<Result<Range, TimelineError>> {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         let Some(timeline) = state.timelines.get(&timeline) else { return Call::Ready(Ok(Range::default())) };
         let end = match before {
             Some(before) if before <= timeline.first => 0,
@@ -174,13 +173,13 @@ impl TimelineStore for MemoryTimelines {
     }
 
     fn heads(&self, timelines: Vec<TimelineId>) -> Call<Result<Vec<Head>, TimelineError>> {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         let head = |id: &TimelineId| state.timelines.get(id).map(Timeline::head).unwrap_or_default();
         Call::Ready(Ok(timelines.iter().map(head).collect()))
     }
 
     fn delete(&self, timeline: TimelineId, seq: TimelineSeq) -> Call<Result<bool, TimelineError>> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let Some(timeline) = state.timelines.get_mut(&timeline) else { return Call::Ready(Ok(false)) };
         let Some(index) = timeline.index_of(seq) else { return Call::Ready(Ok(false)) };
         let found = &mut timeline.messages[index].stored;
@@ -194,7 +193,7 @@ impl TimelineStore for MemoryTimelines {
     }
 
     fn advance(&self, cursor: CursorId, to: TimelineSeq) -> Call<Result<TimelineSeq, TimelineError>> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let to = to.min(state.latest(&cursor.timeline));
         let at = state.cursors.get(&cursor).copied().unwrap_or_default();
         if to > at {
@@ -204,7 +203,7 @@ impl TimelineStore for MemoryTimelines {
     }
 
     fn cursors(&self, cursors: Vec<CursorId>) -> Call<Result<Vec<TimelineSeq>, TimelineError>> {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         let at = |cursor: &CursorId| state.cursors.get(cursor).copied().unwrap_or_default();
         Call::Ready(Ok(cursors.iter().map(at).collect()))
     }

@@ -224,7 +224,7 @@ async fn what_cannot_be_used_is_refused_in_words() {
         PostgresTimelines::connect(config).await.unwrap_err().to_string()
     };
     let text = connect("postgres://goim:secret@127.0.0.1:port/db").await;
-    assert!(text.contains("wants postgres://") && !text.contains("secret"), "{text}");
+    assert!(text.contains("expected postgres://") && !text.contains("secret"), "{text}");
     // A port that the system draws for nobody.
     let nobody = "127.0.0.1:1";
     let started = Instant::now();
@@ -235,5 +235,5 @@ async fn what_cannot_be_used_is_refused_in_words() {
     drop(own.store("postgres").await);
     own.client().await.batch_execute("UPDATE goim_schema SET version = 99").await.unwrap();
     let text = connect(&own.url).await;
-    assert!(text.contains("of version 99, and this reads up to version 1"), "{text}");
+    assert!(text.contains("of version 99, and this version of goim supports version 2"), "{text}");
 }

@@ -10,13 +10,15 @@
 //! the comets that he knew for a lease, in which they say that they are there.
 //! [`RedisNodes::losses`] tells of it, for those who must say again what they had said.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use goim_ports::{Call, CometNode, DirectoryError, NodeDirectory, NodeError, ServerId};
+use parking_lot::RwLock;
 use redis::{Cmd, cmd};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::lapsed::{Answers, Lapsed};
 use super::sessions::answer;
@@ -47,7 +49,7 @@ impl Default for RedisNodesConfig {
 /// A node directory on Redis.
 pub struct RedisNodes {
     shared: Arc<Shared>,
-    refresher: tokio::task::JoinHandle<()>,
+    _refresh_task: AbortOnDropHandle<()>,
 }
 
 struct Shared {
@@ -97,8 +99,8 @@ impl RedisNodes {
         let shared = Arc::new(Shared { store, config, snapshot, announced, lapsed });
         shared.refresh().await.map_err(unavailable)?;
         shared.first_answers().await.map_err(unavailable)?;
-        let refresher = tokio::spawn(refresh(Arc::clone(&shared)));
-        Ok(Self { shared, refresher })
+        let refresh_task = AbortOnDropHandle::new(tokio::spawn(refresh(Arc::clone(&shared))));
+        Ok(Self { shared, _refresh_task: refresh_task })
     }
 
     /// How often what was said to Redis has been lost: it has come back empty, or is another, or a lease has ended before it
@@ -106,12 +108,6 @@ impl RedisNodes {
     #[must_use]
     pub fn losses(&self) -> watch::Receiver<u64> {
         self.shared.store.losses()
-    }
-}
-
-impl Drop for RedisNodes {
-    fn drop(&mut self) {
-        self.refresher.abort();
     }
 }
 
@@ -156,7 +152,7 @@ impl Shared {
                 None => without_lease.push(name.clone()),
             }
         }
-        let before = Arc::clone(&self.snapshot.read().unwrap_or_else(PoisonError::into_inner));
+        let before = Arc::clone(&self.snapshot.read());
         let (candidates, unknown) = self.candidates(&before, &names, without_lease).await?;
         let keeps = self.keeps();
         let (kept, gone) = lapsed.judge(candidates, self.store.is_calm(self.config.lease), keeps);
@@ -169,7 +165,7 @@ impl Shared {
         self.store.count_without_lease(kept.len());
         comets.extend(kept);
         let comets = Arc::new(comets);
-        let mut snapshot = self.snapshot.write().unwrap_or_else(PoisonError::into_inner);
+        let mut snapshot = self.snapshot.write();
         if *snapshot != comets {
             *snapshot = comets;
         }
@@ -291,9 +287,9 @@ impl Shared {
     async fn withdraw(&self, server: ServerId) -> Result<(), DirectoryError> {
         self.announced.lock().await.retain(|known| known.node.server != server);
         // Else it might be kept for one that Redis has lost.
-        let mut without = Vec::clone(&self.snapshot.read().unwrap_or_else(PoisonError::into_inner));
+        let mut without = Vec::clone(&self.snapshot.read());
         without.retain(|comet| comet.server != server);
-        *self.snapshot.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(without);
+        *self.snapshot.write() = Arc::new(without);
         let commands = vec![
             cmd("DEL").arg(record_of(server.as_str())).to_owned(),
             cmd("SREM").arg(NAMES).arg(server.as_str()).to_owned(),
@@ -374,6 +370,6 @@ impl NodeDirectory for RedisNodes {
     }
 
     fn comets(&self) -> Arc<Vec<CometNode>> {
-        Arc::clone(&self.shared.snapshot.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.shared.snapshot.read())
     }
 }

@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::future::try_join_all;
@@ -90,7 +90,7 @@ pub(super) fn now() -> i64 {
 }
 
 struct Shared {
-    health: std::sync::Mutex<Health>,
+    health: parking_lot::Mutex<Health>,
     losses: watch::Sender<u64>,
     refused: AtomicU64,
     seen_losses: AtomicU64,
@@ -292,8 +292,8 @@ async fn check(shared: Weak<Shared>, interval: Duration) {
 }
 
 impl Shared {
-    fn health(&self) -> MutexGuard<'_, Health> {
-        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    fn health(&self) -> parking_lot::MutexGuard<'_, Health> {
+        self.health.lock()
     }
 
     async fn within_deadline<T>(&self, work: impl Future<Output = RedisResult<T>>) -> Result<T, Failure> {

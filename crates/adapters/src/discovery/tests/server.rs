@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,6 +13,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -87,10 +88,6 @@ where
     })
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Plays answers in order; a request beyond them waits for one.
 pub(super) struct Scripted {
     pub(super) address: String,
@@ -116,10 +113,10 @@ impl Scripted {
         let server = serve(listener, move |asked| {
             let (script, mut news) = (Arc::clone(&script), news.subscribe());
             async move {
-                lock(&script).asked.push(asked);
+                script.lock().asked.push(asked);
                 loop {
                     {
-                        let mut script = lock(&script);
+                        let mut script = script.lock();
                         if let Some(status) = script.status {
                             return (status, String::new());
                         }
@@ -135,20 +132,20 @@ impl Scripted {
     }
 
     pub(super) fn answers(&self, text: &str) {
-        lock(&self.state).answers.push_back(text.to_owned());
+        self.state.lock().answers.push_back(text.to_owned());
         let _ = self.told.send(());
     }
 
     pub(super) fn status(&self, status: u16) {
-        lock(&self.state).status = Some(status);
+        self.state.lock().status = Some(status);
     }
 
     pub(super) fn unplayed(&self) -> usize {
-        lock(&self.state).answers.len()
+        self.state.lock().answers.len()
     }
 
     pub(super) fn asked(&self) -> Vec<Asked> {
-        lock(&self.state).asked.clone()
+        self.state.lock().asked.clone()
     }
 }
 
@@ -201,7 +198,7 @@ impl Registry {
         let server = self.server.take().unwrap();
         server.abort();
         let _ = server.await;
-        let mut state = lock(&self.shared.state);
+        let mut state = self.shared.state.lock();
         *state = State { clock: state.clock + 100, ..State::default() };
     }
 
@@ -217,7 +214,7 @@ impl Registry {
     }
 
     pub(super) fn register(&self, app: &str, instance: Value) {
-        let mut state = lock(&self.shared.state);
+        let mut state = self.shared.state.lock();
         state.clock += 1;
         let clock = state.clock;
         let (changed, instances) = state.apps.entry(app.to_owned()).or_default();
@@ -229,16 +226,16 @@ impl Registry {
     }
 
     pub(super) fn forget_everything(&self) {
-        lock(&self.shared.state).apps.clear();
+        self.shared.state.lock().apps.clear();
     }
 
     /// Answers every post with this code.
     pub(super) fn refuse(&self, code: i64) {
-        lock(&self.shared.state).refuses = Some(code);
+        self.shared.state.lock().refuses = Some(code);
     }
 
     pub(super) fn asked(&self) -> Vec<Asked> {
-        lock(&self.shared.state).asked.clone()
+        self.shared.state.lock().asked.clone()
     }
 
     /// How often something was posted for an app.
@@ -265,7 +262,7 @@ impl Shared {
     }
 
     async fn answer(&self, asked: Asked) -> String {
-        lock(&self.state).asked.push(asked.clone());
+        self.state.lock().asked.push(asked.clone());
         if asked.method == "GET" {
             return self.poll(&asked).await;
         }
@@ -275,7 +272,7 @@ impl Shared {
     }
 
     fn post(&self, asked: &Asked) -> i64 {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         if let Some(code) = state.refuses {
             return code;
         }
@@ -335,7 +332,7 @@ impl Shared {
     }
 
     fn newer_than(&self, apps: &[(String, i64)]) -> serde_json::Map<String, Value> {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         let mut changed = serde_json::Map::new();
         for (app, since) in apps {
             let Some((at, instances)) = state.apps.get(app).filter(|(at, _)| at > since) else { continue };

@@ -1,8 +1,8 @@
 //! Where a reader begins: new groups, new partitions, topics that are made again, offsets that are
 //! gone.
 
+use parking_lot::Mutex;
 use std::collections::BTreeSet;
-use std::sync::Mutex;
 
 use rdkafka::TopicPartitionList;
 use rdkafka::admin::NewPartitions;
@@ -48,7 +48,7 @@ impl Seen {
         let task = tokio::spawn(async move {
             while let Ok(Some(entries)) = reader.read().await {
                 for entry in entries {
-                    of_task.0.lock().unwrap().extend(bodies(std::slice::from_ref(&entry)));
+                    of_task.0.lock().extend(bodies(std::slice::from_ref(&entry)));
                     reader.done(entry.position);
                 }
             }
@@ -57,7 +57,7 @@ impl Seen {
     }
 
     fn missing(&self, of: &[String]) -> Vec<String> {
-        let seen = self.0.lock().unwrap();
+        let seen = self.0.lock();
         of.iter().filter(|body| !seen.contains(*body)).cloned().collect()
     }
 
@@ -204,7 +204,7 @@ async fn jobs_of_a_new_group_that_start_at_once_lose_nothing() {
         tasks.push(task);
     }
     becomes("every push is seen by one of them", || {
-        let all: BTreeSet<String> = all.iter().flat_map(|seen| seen.0.lock().unwrap().clone()).collect();
+        let all: BTreeSet<String> = all.iter().flat_map(|seen| seen.0.lock().clone()).collect();
         sent.iter().all(|body| all.contains(body))
     })
     .await;

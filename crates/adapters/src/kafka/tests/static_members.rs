@@ -159,7 +159,7 @@ async fn a_member_that_is_fenced_by_a_membership_of_its_own_joins_again() {
     becomes("it is committed", || committed(&config, 2) == 1).await;
     // Another membership under its name, in which nobody lives any more.
     let mut other = KafkaPushLogReader::join(config.clone()).await.unwrap();
-    reader.loses_its_membership();
+    reader.lose_membership();
     let until = Instant::now() + Duration::from_secs(30);
     while other.stats()().partitions == 0 {
         assert!(Instant::now() < until, "the other has no partitions");
