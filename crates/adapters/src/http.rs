@@ -1,6 +1,7 @@
 //! Requests over HTTP/1.1, plain or in TLS, on connections that are kept open between them.
 //!
-//! Certificates are checked against what the system trusts; `SSL_CERT_FILE` in the environment names a file of others instead.
+//! Certificates are checked against what the system trusts; `SSL_CERT_FILE` in the environment
+//! names a file of others instead.
 
 use std::time::Duration;
 
@@ -14,8 +15,8 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::{ClientConfig, RootCertStore};
 
-/// How long an unused connection is kept. Below what most servers and balancers keep theirs, so that a request rarely meets the
-/// end of one.
+/// How long an unused connection is kept. Below what most servers and balancers keep theirs, so
+/// that a request rarely meets the end of one.
 const IDLE: Duration = Duration::from_secs(20);
 /// Unused connections kept to one host.
 const IDLE_MAX: usize = 64;

@@ -1,5 +1,5 @@
-//! The concrete ends of the ports: where sessions, room counts, nodes and the push log really live, and how a call
-//! leaves the process.
+//! The concrete ends of the ports: where sessions, room counts, nodes and the push log really live,
+//! and how a call leaves the process.
 //!
 //! The roles never name this crate; the `goim` binary puts an adapter behind each trait.
 //!
@@ -10,7 +10,8 @@
 //! - `postgres` (a feature): timelines on PostgreSQL.
 //! - `redis` (a feature): sessions, room counts and nodes on goim's keys.
 //! - [`list`]: nodes by address, as an operator or DNS lists them.
-//! - [`grpc`]: goim's services, to be called by other nodes, and the same services of other nodes behind our ports.
+//! - [`grpc`]: goim's services, to be called by other nodes, and the same services of other nodes
+//!   behind our ports.
 #![cfg_attr(
     any(test, feature = "conformance"),
     doc = "- [`conformance`]: what every adapter of a port must do, as functions that a test calls."

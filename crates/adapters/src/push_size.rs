@@ -1,6 +1,7 @@
 //! How large a push record is on goim's Kafka topic.
 //!
-//! The limit that goim's users see is counted on this form, so every push log counts on it, whatever it stores.
+//! The limit that goim's users see is counted on this form, so every push log counts on it,
+//! whatever it stores.
 
 use goim_ports::{PushRecord, PushTarget};
 use prost::encoding::encoded_len_varint;
@@ -12,7 +13,8 @@ const RECORD_HEAD: usize = 26;
 const TYPE_ROOM: i32 = 1;
 const TYPE_BROADCAST: i32 = 2;
 
-/// Bytes that goim's limit is compared with: the record's head, its key and its value (`goim.logic.PushMsg`).
+/// Bytes that goim's limit is compared with: the record's head, its key and its value
+/// (`goim.logic.PushMsg`).
 pub(crate) fn kafka_len(record: &PushRecord) -> usize {
     RECORD_HEAD + record.partition_key().len() + value_len(record)
 }

@@ -26,7 +26,8 @@ pub(crate) fn memory_of(append: &Append) -> usize {
 /// Returns a random epoch for a new timeline; never zero.
 pub(crate) fn new_epoch() -> Epoch {
     let mut bytes = [0; 8];
-    // Without a source of randomness the process cannot run at all: TLS and session keys need it too.
+    // Without a source of randomness the process cannot run at all: TLS and session keys need it
+    // too.
     getrandom::fill(&mut bytes).expect("the system has randomness");
     // Clients in languages with floating-point numbers hold 53 bits.
     Epoch((u64::from_le_bytes(bytes) >> 11).max(1))

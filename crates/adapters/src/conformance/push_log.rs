@@ -42,8 +42,8 @@ fn bodies(entries: &[LogEntry]) -> Vec<String> {
     entries.iter().map(|entry| String::from_utf8_lossy(&entry.record.body).into_owned()).collect()
 }
 
-/// What goes in comes out, in order, once; what is too large is refused. The log must have room for 100 records. When a record
-/// was accepted need be kept to the millisecond only.
+/// What goes in comes out, in order, once; what is too large is refused. The log must have room for
+/// 100 records. When a record was accepted need be kept to the millisecond only.
 ///
 /// # Panics
 /// When the adapter does something else than the port promises.
@@ -203,8 +203,8 @@ async fn concurrent_appends_all_arrive<L: PushLog + ?Sized, R: PushLogReader>(
     }
 }
 
-/// A full log holds its writers back, in their order, and says so when it takes too long. For logs that are bounded
-/// on this side; `make` gives one that holds `records_max` records.
+/// A full log holds its writers back, in their order, and says so when it takes too long. For logs
+/// that are bounded on this side; `make` gives one that holds `records_max` records.
 ///
 /// # Panics
 /// When the adapter does something else than the port promises.
@@ -242,7 +242,8 @@ pub async fn push_log_holds_back<L: PushLog + ?Sized, R: PushLogReader>(
     holds_back_many(&*log, &mut reader, records_max).await;
 }
 
-/// Of many records as many are taken as there is room for, without anything in between; the rest is told by count.
+/// Of many records as many are taken as there is room for, without anything in between; the rest is
+/// told by count.
 async fn holds_back_many<L: PushLog + ?Sized, R: PushLogReader>(log: &L, reader: &mut R, records_max: usize) {
     let names = |name: &str, count| (0..count).map(|n| format!("{name}{n}")).collect::<Vec<_>>();
     let records = |name: &str, count| {

@@ -128,7 +128,8 @@ async fn a_member_with_many_sessions<D: SessionDirectory>(directory: D) {
     }
 }
 
-/// Records that nobody touches go after `lifetime`, touched ones stay. `pass` lets time pass for the adapter.
+/// Records that nobody touches go after `lifetime`, touched ones stay. `pass` lets time pass for
+/// the adapter.
 ///
 /// # Panics
 /// When the adapter does something else than the port promises.

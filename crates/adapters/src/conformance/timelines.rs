@@ -353,7 +353,8 @@ pub async fn timelines_retain<S: TimelineStore>(
     assert!(!kept.is_duplicate);
 }
 
-/// What is left when a store is opened again. `again` ends the store that it is given, in whatever way, and opens what that has left.
+/// What is left when a store is opened again. `again` ends the store that it is given, in whatever
+/// way, and opens what that has left.
 ///
 /// # Panics
 /// When the adapter does something else than the port promises.

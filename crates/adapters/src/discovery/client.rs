@@ -1,6 +1,7 @@
 //! Requests to discovery servers, as goim's client makes them, and which server they go to.
 //!
-//! A request that fails on its way moves on to the next server; what a server answers is the caller's concern.
+//! A request that fails on its way moves on to the next server; what a server answers is the
+//! caller's concern.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};

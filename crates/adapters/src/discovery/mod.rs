@@ -1,8 +1,9 @@
 //! Lists of nodes on a bilibili/discovery server: life beside goim's Go processes.
 //!
-//! One [`Discovery`] per process: it registers what the process is, renews it, and holds the one long poll by which the process
-//! hears of others. [`DiscoveryNodes`] is the list of comets over it; logics are found and registered by the same. Apps, metadata and requests are
-//! goim's. `client` has what is asked of the server, `watch` and `register` what is made of its answers.
+//! One [`Discovery`] per process: it registers what the process is, renews it, and holds the one
+//! long poll by which the process hears of others. [`DiscoveryNodes`] is the list of comets over
+//! it; logics are found and registered by the same. Apps, metadata and requests are goim's.
+//! `client` has what is asked of the server, `watch` and `register` what is made of its answers.
 
 mod client;
 mod config;

@@ -1,7 +1,8 @@
 //! The list of comets on discovery.
 //!
-//! What this process has said itself is on its list at once; the rest as the server tells it. A comet whose metadata cannot be read
-//! is listed as one that takes no new clients: job must reach it, logic must not send anybody there, and that is what goim's own do.
+//! What this process has said itself is on its list at once; the rest as the server tells it. A
+//! comet whose metadata cannot be read is listed as one that takes no new clients: job must reach
+//! it, logic must not send anybody there, and that is what goim's own do.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

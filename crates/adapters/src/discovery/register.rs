@@ -57,8 +57,8 @@ impl Registrations {
         self.shared.own.lock().await.contains_key(app)
     }
 
-    /// Tells other metadata of what is registered: at once when one is new or one of `urgent` another, else when the last time was
-    /// long enough ago.
+    /// Tells other metadata of what is registered: at once when one is new or one of `urgent`
+    /// another, else when the last time was long enough ago.
     pub(super) async fn set(
         &self,
         app: &'static str,

@@ -1,4 +1,5 @@
-//! Discovery against a server that plays what real ones answered, and against one that behaves as they do.
+//! Discovery against a server that plays what real ones answered, and against one that behaves as
+//! they do.
 
 mod server;
 

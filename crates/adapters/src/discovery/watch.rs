@@ -1,7 +1,7 @@
 //! The one long poll of a process: what it knows of others, kept up to date.
 //!
-//! Whatever goes wrong, the last list stays: an app that is answered without instances keeps them, since a registry that has lost
-//! everything must not take a cluster down.
+//! Whatever goes wrong, the last list stays: an app that is answered without instances keeps them,
+//! since a registry that has lost everything must not take a cluster down.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,11 +21,12 @@ use super::{COMET, LOGIC};
 /// The app that discovery servers register as.
 const SERVERS: &str = "infra.discovery";
 
-/// The least time between two polls: a server that answers "nothing new" at once is not asked a thousand times a second.
+/// The least time between two polls: a server that answers "nothing new" at once is not asked a
+/// thousand times a second.
 const POLL_PAUSE: Duration = Duration::from_millis(20);
 
-/// A process's place on discovery. Dropping it ends what it does there, without a word to the server; [`Discovery::leave`] says
-/// farewell.
+/// A process's place on discovery. Dropping it ends what it does there, without a word to the
+/// server; [`Discovery::leave`] says farewell.
 pub struct Discovery {
     pub(super) client: Arc<Client>,
     pub(super) registrations: Registrations,
@@ -36,7 +37,8 @@ pub struct Discovery {
 }
 
 impl Discovery {
-    /// Asks for the servers, and begins to watch one app: [`COMET`] or [`LOGIC`]. Must be called inside a tokio runtime.
+    /// Asks for the servers, and begins to watch one app: [`COMET`] or [`LOGIC`]. Must be called
+    /// inside a tokio runtime.
     ///
     /// # Errors
     /// [`DiscoveryError`] when no server has answered within the start's deadline.
@@ -46,14 +48,16 @@ impl Discovery {
         let (known, instances) = watch::channel(Arc::default());
         let mut poll = Poll { client: Arc::clone(&client), apps: BTreeMap::new(), app, known };
         poll.first().await?;
-        // What is known at the first look is known when this returns; a server that has no such app hangs, or says so.
+        // What is known at the first look is known when this returns; a server that has no such app
+        // hangs, or says so.
         let _ = tokio::time::timeout(client.config().pause, poll.once()).await;
         let registrations = Registrations::new(Arc::clone(&client));
         let poll_task = AbortOnDropHandle::new(tokio::spawn(poll.run()));
         Ok(Self { client, registrations, instances, logics: Mutex::default(), _poll_task: poll_task })
     }
 
-    /// Registers this process as a logic that is reached at `addr` (`grpc://host:port`), and renews that.
+    /// Registers this process as a logic that is reached at `addr` (`grpc://host:port`), and renews
+    /// that.
     ///
     /// # Errors
     /// [`DiscoveryError`]; then nothing is registered.
@@ -62,8 +66,8 @@ impl Discovery {
         self.registrations.register(LOGIC, addr, metadata).await
     }
 
-    /// Addresses of the logics, as `grpc://host:port`: those of this process's own zone, if there are any, else all. As goim's
-    /// comets choose. The same `Arc` while nothing has changed.
+    /// Addresses of the logics, as `grpc://host:port`: those of this process's own zone, if there
+    /// are any, else all. As goim's comets choose. The same `Arc` while nothing has changed.
     #[must_use]
     pub fn logics(&self) -> Arc<Vec<String>> {
         let instances = self.instances.borrow().clone();
@@ -84,7 +88,8 @@ impl Discovery {
     /// Cancels what is registered.
     ///
     /// # Cancel safety
-    /// Dropping the future may leave some of it registered; it ends by itself when it is not renewed.
+    /// Dropping the future may leave some of it registered; it ends by itself when it is not
+    /// renewed.
     pub async fn leave(&self) {
         self.registrations.cancel_all().await;
     }

@@ -1,7 +1,7 @@
 //! The dedup index: which message an idempotency key belongs to.
 //!
-//! It has two generations, each a keyspace. A key is found for one window at least and two windows at most; an old
-//! generation is deleted as a whole.
+//! It has two generations, each a keyspace. A key is found for one window at least and two windows
+//! at most; an old generation is deleted as a whole.
 
 use std::time::Duration;
 
@@ -65,8 +65,8 @@ impl DedupIndex {
         batch.insert(&self.current, key, seq.0.to_be_bytes());
     }
 
-    /// Begins a new generation when the current one is as old as the window, and deletes the oldest. A clock that is set
-    /// back prolongs the generation.
+    /// Begins a new generation when the current one is as old as the window, and deletes the
+    /// oldest. A clock that is set back prolongs the generation.
     pub(super) fn rotate(
         &mut self,
         tables: &Tables,

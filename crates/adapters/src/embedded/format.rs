@@ -8,8 +8,9 @@
 //! | `dedup.<generation>` | timeline, sender, idempotency key | sequence |
 //! | `state` | `generation` | number of the newest dedup generation, when it began |
 //!
-//! Integers are big endian, so that sequences sort in order. A timeline is a byte 1 and the member, or a byte 2, the
-//! length of the name in two bytes and the name: no timeline's key is a prefix of another's.
+//! Integers are big endian, so that sequences sort in order. A timeline is a byte 1 and the member,
+//! or a byte 2, the length of the name in two bytes and the name: no timeline's key is a prefix of
+//! another's.
 
 use goim_ports::{Epoch, TimelineSeq};
 
@@ -26,13 +27,14 @@ pub(super) fn number(bytes: &[u8]) -> Option<u64> {
     bytes.try_into().ok().map(u64::from_be_bytes)
 }
 
-/// The record of a timeline. Written when the timeline is created and when its oldest messages are removed.
+/// The record of a timeline. Written when the timeline is created and when its oldest messages are
+/// removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct TimelineRecord {
     pub(super) epoch: Epoch,
     pub(super) first: TimelineSeq,
-    /// The bytes of all removed messages: the [`crate::timeline::record::Record::total_bytes`] of the message before
-    /// `first`.
+    /// The bytes of all removed messages: the [`crate::timeline::record::Record::total_bytes`] of
+    /// the message before `first`.
     pub(super) bytes_before: u64,
 }
 

@@ -1,8 +1,10 @@
-//! Timelines in a local folder, on fjall (docs/decisions/0019): for `goim serve` and for a cluster with one logic.
+//! Timelines in a local folder, on fjall (docs/decisions/0019): for `goim serve` and for a cluster
+//! with one logic.
 //!
-//! A write that was confirmed survives the death of the process and of the machine, as far as the disk stores what it
-//! acknowledges. `format` has keys and records, `tables` the open folder and its reads, `writer` the writer thread,
-//! `retain` the removal of expired messages, `store` the handle.
+//! A write that was confirmed survives the death of the process and of the machine, as far as the
+//! disk stores what it acknowledges. `format` has keys and records, `tables` the open folder and
+//! its reads, `writer` the writer thread, `retain` the removal of expired messages, `store` the
+//! handle.
 
 mod config;
 mod dedup;

@@ -1,6 +1,8 @@
-//! Retention: a background pass over all timelines that asks the writer to remove expired messages, a few at a time.
+//! Retention: a background pass over all timelines that asks the writer to remove expired messages,
+//! a few at a time.
 //!
-//! Age and total size only grow along a timeline, so the first message to keep is found by binary search.
+//! Age and total size only grow along a timeline, so the first message to keep is found by binary
+//! search.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
@@ -37,7 +39,8 @@ pub(super) fn run(state: &StoreState, queue: &Sender<Queued>, stop: &Receiver<()
     }
 }
 
-/// Visits every timeline once. `pause` gets the duration of each chunk of work; returning false ends the pass.
+/// Visits every timeline once. `pause` gets the duration of each chunk of work; returning false
+/// ends the pass.
 pub(super) fn pass(
     state: &StoreState,
     queue: &Sender<Queued>,
@@ -134,8 +137,8 @@ impl Cut<'_> {
         Ok(first)
     }
 
-    /// Returns the first sequence in `from..to` for which `is_true` holds, or `to`. `is_true` must be monotonic: true for all
-    /// messages after the first one.
+    /// Returns the first sequence in `from..to` for which `is_true` holds, or `to`. `is_true` must
+    /// be monotonic: true for all messages after the first one.
     fn search(
         &self,
         from: TimelineSeq,

@@ -24,7 +24,8 @@ pub(super) struct StoreState {
     pub(super) config: EmbeddedConfig,
     admission: Arc<Admission>,
     tables: RwLock<Result<Arc<Tables>, String>>,
-    /// The tables that were closed last. The folder is free when all references to them are dropped.
+    /// The tables that were closed last. The folder is free when all references to them are
+    /// dropped.
     closing: Mutex<std::sync::Weak<Tables>>,
     reads: Semaphore,
 }
@@ -78,7 +79,8 @@ impl std::fmt::Debug for EmbeddedTimelines {
 }
 
 impl EmbeddedTimelines {
-    /// Opens the folder, or creates it. Blocks while the journal of a killed process is read: some seconds at most.
+    /// Opens the folder, or creates it. Blocks while the journal of a killed process is read: some
+    /// seconds at most.
     ///
     /// # Errors
     /// [`EmbeddedError`].
@@ -93,7 +95,8 @@ impl EmbeddedTimelines {
         let (queue, queued) = channel();
         let (stop, stopped) = channel();
         let (of_writer, of_retainer) = (Arc::clone(&state), Arc::clone(&state));
-        // The writer ends when all senders are dropped; retention ends, and drops its own, when `stop` is dropped.
+        // The writer ends when all senders are dropped; retention ends, and drops its own, when
+        // `stop` is dropped.
         let from_retainer = queue.clone();
         let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new().name(name.to_owned()).spawn(run).map_err(|error| {
@@ -108,7 +111,8 @@ impl EmbeddedTimelines {
         Ok(Self { state, queue: Some(queue), stop: Some(stop), threads })
     }
 
-    /// Removes messages that are expired as of `now`, immediately instead of in the background. Blocks.
+    /// Removes messages that are expired as of `now`, immediately instead of in the background.
+    /// Blocks.
     ///
     /// # Errors
     /// [`TimelineError`].

@@ -33,7 +33,8 @@ impl TailCache {
         self.recent.insert(key.clone(), tail);
     }
 
-    /// Drops the older generation when the recent one holds `max` entries. Called between commit groups.
+    /// Drops the older generation when the recent one holds `max` entries. Called between commit
+    /// groups.
     pub(super) fn rotate(&mut self, max: usize) {
         if self.recent.len() >= max {
             self.older = std::mem::take(&mut self.recent);

@@ -140,7 +140,8 @@ async fn what_waits_is_bounded() {
     let store = EmbeddedTimelines::open(bound).unwrap();
     let timeline = TimelineId::Room("a://1".into());
     let append = |size: usize| store.append(vec![conformance::append_of(timeline.clone(), vec![b'x'; size])]);
-    // Nobody waits for an answer: what is sent faster than it is written is refused sooner or later.
+    // Nobody waits for an answer: what is sent faster than it is written is refused sooner or
+    // later.
     let calls: Vec<_> = (0..200_000).map(|_| append(10)).collect();
     let (mut kept, mut busy) = (0_u64, 0_u64);
     for call in calls {
@@ -176,7 +177,8 @@ fn child(test: &str, folder: &Path, mount: Option<&str>) -> Command {
     command
 }
 
-/// The part that is killed: appends from many tasks to timelines of its own choice, and says what was answered.
+/// The part that is killed: appends from many tasks to timelines of its own choice, and says what
+/// was answered.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "the child of another test"]
 async fn child_that_is_killed() {

@@ -1,8 +1,9 @@
-//! The single writer thread: it takes all queued requests, writes them as one durable commit, and replies to each.
+//! The single writer thread: it takes all queued requests, writes them as one durable commit, and
+//! replies to each.
 //!
-//! Requests queue while a commit is in progress, so groups grow with the load and a single append is not delayed. After a
-//! failed write it is unknown what is on disk. The appends fail as such, the folder is closed, and the thread retries to
-//! open it; until then requests are refused.
+//! Requests queue while a commit is in progress, so groups grow with the load and a single append
+//! is not delayed. After a failed write it is unknown what is on disk. The appends fail as such,
+//! the folder is closed, and the thread retries to open it; until then requests are refused.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -62,7 +63,8 @@ pub(super) enum WriteRequest {
     },
 }
 
-/// A request in the queue. The store's own requests (`Trim`, `RotateDedup`) take no place: one is queued at a time.
+/// A request in the queue. The store's own requests (`Trim`, `RotateDedup`) take no place: one is
+/// queued at a time.
 pub(super) struct Queued {
     pub(super) request: WriteRequest,
     /// Freed when the writer takes the request.
@@ -242,7 +244,8 @@ impl OpenStore {
         Ok(AppendResult { position: tail.head().position(), is_duplicate: false })
     }
 
-    /// Returns the sequence of the message with the same idempotency key, from this group or from disk.
+    /// Returns the sequence of the message with the same idempotency key, from this group or from
+    /// disk.
     fn duplicate_of(&self, group: &CommitGroup, dedup_key: &[u8]) -> Result<Option<TimelineSeq>, TableError> {
         match group.dedup_added.get(dedup_key) {
             Some(seq) => Ok(Some(*seq)),

@@ -1,7 +1,7 @@
 //! Session events and offline members as records on Kafka topics.
 //!
-//! A session event has the member's id as its key, or the session key of an anonymous session, so that the events of one
-//! member or session stay in order.
+//! A session event has the member's id as its key, or the session key of an anonymous session, so
+//! that the events of one member or session stay in order.
 
 use std::time::Duration;
 
@@ -16,7 +16,8 @@ use super::log::KafkaError;
 /// Encodes an event as JSON.
 pub type WriteEvent = fn(&LifecycleEvent) -> String;
 
-/// Returns the key of a record about a session: the member's id, or the session key of an anonymous session.
+/// Returns the key of a record about a session: the member's id, or the session key of an anonymous
+/// session.
 pub(super) fn key_of(mid: Mid, key: &SessionKey) -> String {
     if mid.is_anonymous() { key.to_string() } else { mid.0.to_string() }
 }
@@ -79,7 +80,8 @@ async fn send_all(
 /// Encodes an offline member as JSON.
 pub type WriteOffline = fn(&OfflineMember) -> String;
 
-/// A sink that writes offline members to a topic: one record per member and message, with the member's id as its key.
+/// A sink that writes offline members to a topic: one record per member and message, with the
+/// member's id as its key.
 #[derive(Clone)]
 pub struct KafkaOffline {
     producer: FutureProducer,

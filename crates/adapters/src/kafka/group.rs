@@ -1,8 +1,9 @@
 //! The other members of the consumer group.
 //!
-//! goim's Go jobs (sarama) and librdkafka cannot share a group: neither can read the other's subscription metadata. With a
-//! Go leader the rebalance never completes and no job gets pushes; with a librdkafka leader the Go jobs get no
-//! partitions. So a job checks the group before it joins.
+//! goim's Go jobs (sarama) and librdkafka cannot share a group: neither can read the other's
+//! subscription metadata. With a Go leader the rebalance never completes and no job gets pushes;
+//! with a librdkafka leader the Go jobs get no partitions. So a job checks the group before it
+//! joins.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -77,8 +78,8 @@ pub(super) fn check<C: ConsumerContext>(
     Err(GroupError::GoJobs { group: group.to_owned(), members: hosts.len(), hosts: hosts.join(", ") })
 }
 
-/// Returns the partitions of a topic that are assigned to members; `None` during a rebalance, or when an assignment cannot
-/// be read.
+/// Returns the partitions of a topic that are assigned to members; `None` during a rebalance, or
+/// when an assignment cannot be read.
 pub(super) fn assigned(list: &GroupList, topic: &str) -> Option<BTreeSet<i32>> {
     let mut all = BTreeSet::new();
     for group in list.groups() {
@@ -95,8 +96,8 @@ pub(super) fn assigned(list: &GroupList, topic: &str) -> Option<BTreeSet<i32>> {
 /// The state of a group whose rebalance is complete.
 const STABLE: &str = "Stable";
 
-/// Reads a topic's partitions from an assignment in the consumer protocol: a version, and a list of topics with their
-/// partitions.
+/// Reads a topic's partitions from an assignment in the consumer protocol: a version, and a list of
+/// topics with their partitions.
 fn partitions_of(assignment: &[u8], topic: &str) -> Option<Vec<i32>> {
     // A member without partitions may have an empty assignment.
     if assignment.is_empty() {

@@ -36,7 +36,8 @@ pub(super) struct MemberState {
     pub(super) is_stable: AtomicBool,
     /// The topic was deleted and recreated, and the positions here are those of the old one.
     pub(super) is_topic_recreated: AtomicBool,
-    /// The membership ended because the coordinator was unreachable for too long, and the next has not begun.
+    /// The membership ended because the coordinator was unreachable for too long, and the next has
+    /// not begun.
     pub(super) is_membership_lost: AtomicBool,
     /// Errors occurred since the last record.
     has_read_errors: AtomicBool,
@@ -126,8 +127,9 @@ pub(super) struct GroupMember {
 }
 
 impl GroupMember {
-    /// In a recreated topic librdkafka continues at the old position, and reports the new topic id only in its debug log
-    /// (a FIXME in 2.12.1's `rd_kafka_topic_metadata_update`), before it fetches from the new topic.
+    /// In a recreated topic librdkafka continues at the old position, and reports the new topic id
+    /// only in its debug log (a FIXME in 2.12.1's `rd_kafka_topic_metadata_update`), before it
+    /// fetches from the new topic.
     fn detect_recreated_topic(&self, message: &str) {
         let Some((_, rest)) = message.split_once("Topic ") else { return };
         let ids = rest.strip_prefix(&*self.topic).and_then(|rest| rest.strip_prefix(" changed id from "));
@@ -170,8 +172,8 @@ impl ConsumerContext for GroupMember {
         let revoked = numbers(revoked);
         let mut due = self.state.progress().to_commit();
         due.retain(|(partition, _)| revoked.contains(partition));
-        // The broker gets the commit before it reassigns the partitions: librdkafka waits for pending commits. Positions
-        // of a deleted topic are not valid in the new one.
+        // The broker gets the commit before it reassigns the partitions: librdkafka waits for
+        // pending commits. Positions of a deleted topic are not valid in the new one.
         if !due.is_empty()
             && !consumer.assignment_lost()
             && !self.state.is_topic_recreated.load(Ordering::SeqCst)

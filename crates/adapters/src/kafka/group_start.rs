@@ -1,12 +1,13 @@
 //! The start offsets of a new consumer group.
 //!
-//! They are committed for all partitions before the first job joins, so that all jobs of the group start at the same
-//! place. A partition without an offset is then a new one (added, or of a recreated topic) and is read from its
-//! beginning: all its records were accepted while the group existed.
+//! They are committed for all partitions before the first job joins, so that all jobs of the group
+//! start at the same place. A partition without an offset is then a new one (added, or of a
+//! recreated topic) and is read from its beginning: all its records were accepted while the group
+//! existed.
 //!
-//! The commit has no membership; the broker accepts it only while the group is empty. When jobs start concurrently the
-//! later commits are refused, or are not later than records accepted after the first commit: the end offsets are
-//! fetched before the check for committed offsets.
+//! The commit has no membership; the broker accepts it only while the group is empty. When jobs
+//! start concurrently the later commits are refused, or are not later than records accepted after
+//! the first commit: the end offsets are fetched before the check for committed offsets.
 
 use std::time::{Duration, Instant};
 
@@ -31,13 +32,13 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub(super) enum GroupStart {
     /// It has.
     Committed,
-    /// The group has members that have committed nothing: jobs that do not commit their start. Partitions without an
-    /// offset are then read from the configured start.
+    /// The group has members that have committed nothing: jobs that do not commit their start.
+    /// Partitions without an offset are then read from the configured start.
     Unknown,
 }
 
-/// Checks topic and group before a job joins, and commits the start offsets of a new group. Blocks for about 20 s at
-/// most.
+/// Checks topic and group before a job joins, and commits the start offsets of a new group. Blocks
+/// for about 20 s at most.
 pub(super) fn ensure_start_is_committed(config: &KafkaConfig) -> Result<GroupStart, KafkaError> {
     let mut client: ClientConfig = config.client();
     client.set("group.id", &config.group).set("enable.auto.commit", "false");
@@ -69,7 +70,8 @@ pub(super) fn ensure_start_is_committed(config: &KafkaConfig) -> Result<GroupSta
     }
 }
 
-/// Commits the start offsets unless some are committed. Returns false when none are and the group is not empty.
+/// Commits the start offsets unless some are committed. Returns false when none are and the group
+/// is not empty.
 fn commit_start(consumer: &BaseConsumer, config: &KafkaConfig, partitions: i32) -> KafkaResult<bool> {
     if has_committed(consumer, config, partitions)? {
         return Ok(true);

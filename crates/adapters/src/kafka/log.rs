@@ -1,8 +1,10 @@
-//! The writer: sends records in the order of their appends, and completes an append when all replicas have the record.
+//! The writer: sends records in the order of their appends, and completes an append when all
+//! replicas have the record.
 //!
-//! The bounds are enforced here and not in librdkafka: records and bytes in flight, and appends that wait for budget. An
-//! append with budget goes to librdkafka immediately; others queue, and a task sends them in order as acknowledgements
-//! arrive. Both happen under one lock, so no append overtakes another.
+//! The bounds are enforced here and not in librdkafka: records and bytes in flight, and appends
+//! that wait for budget. An append with budget goes to librdkafka immediately; others queue, and a
+//! task sends them in order as acknowledgements arrive. Both happen under one lock, so no append
+//! overtakes another.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -158,7 +160,8 @@ impl ProducerContext for DeliveryContext {
 }
 
 impl DeliveryContext {
-    /// Maps the error of a record in flight. Everything but a clear refusal is [`AppendError::Unknown`].
+    /// Maps the error of a record in flight. Everything but a clear refusal is
+    /// [`AppendError::Unknown`].
     fn append_error(&self, error: &ClientError, bytes: usize) -> AppendError {
         match error.rdkafka_error_code() {
             Some(RDKafkaErrorCode::MessageSizeTooLarge) => {
@@ -286,8 +289,8 @@ fn producer(
     config.producer().create_with_context(deliveries).map_err(|error| refused(&error))
 }
 
-/// Waits until the topic exists, and returns the number of its partitions. Brokers that create topics automatically take a
-/// moment.
+/// Waits until the topic exists, and returns the number of its partitions. Brokers that create
+/// topics automatically take a moment.
 pub(super) fn wait_for_topic<C: ClientContext>(
     client: &rdkafka::client::Client<C>,
     topic: &str,
@@ -374,7 +377,8 @@ impl WriterState {
         Ok(())
     }
 
-    /// Sends waiting appends that have budget, refuses those past their deadline, and returns the next deadline.
+    /// Sends waiting appends that have budget, refuses those past their deadline, and returns the
+    /// next deadline.
     fn admit(&self) -> Option<Instant> {
         let mut queue = self.queue();
         loop {
@@ -423,8 +427,8 @@ fn stopped() -> AppendError {
 
 impl PushLog for KafkaPushLog {
     /// # Cancel safety
-    /// A dropped call that still waits for budget leaves nothing in the log. A record that was sent may still be
-    /// written.
+    /// A dropped call that still waits for budget leaves nothing in the log. A record that was sent
+    /// may still be written.
     fn append(&self, record: PushRecord) -> Call<Result<(), AppendError>> {
         if let Err(error) = self.state.check(&record) {
             return Call::Ready(Err(error));
@@ -437,9 +441,9 @@ impl PushLog for KafkaPushLog {
         }
     }
 
-    /// All records are sent under one lock, in order. They may go to several partitions, and Kafka acknowledges each
-    /// one separately. When one fails, later ones may be in the log although they are not counted; the error is then
-    /// [`AppendError::Unknown`].
+    /// All records are sent under one lock, in order. They may go to several partitions, and Kafka
+    /// acknowledges each one separately. When one fails, later ones may be in the log although they
+    /// are not counted; the error is then [`AppendError::Unknown`].
     ///
     /// # Cancel safety
     /// A dropped call may leave any of the records in the log.

@@ -1,8 +1,10 @@
-//! The push log on Kafka: goim's topic, keys, values and partitions, so that logic and job of either kind share it.
+//! The push log on Kafka: goim's topic, keys, values and partitions, so that logic and job of
+//! either kind share it.
 //!
-//! Logic writes with [`KafkaPushLog`], job reads with [`KafkaPushLogReader`]. `record` has the format, which is byte for byte
-//! goim's. The guarantees are stronger: an append completes when all replicas have the record, a retry does not write it
-//! twice, and its offset is committed only after the comets accepted it.
+//! Logic writes with [`KafkaPushLog`], job reads with [`KafkaPushLogReader`]. `record` has the
+//! format, which is byte for byte goim's. The guarantees are stronger: an append completes when all
+//! replicas have the record, a retry does not write it twice, and its offset is committed only
+//! after the comets accepted it.
 
 mod config;
 mod events;

@@ -1,11 +1,13 @@
 //! The thread that commits offsets and handles what librdkafka leaves open.
 //!
-//! - *Commits*: the start of a partition when it is assigned, and its progress periodically. librdkafka's auto-commit is not
-//!   used: it never commits a smaller offset, and it would commit positions of a deleted topic to the recreated one.
-//! - *Recreated topics*: librdkafka continues at the old position. Here the partitions are rewound to the beginning, and
-//!   nothing is read until that is committed.
-//! - *Unread partitions*: a static member rejoins without a rebalance, also when partitions were added since the last
-//!   one, and then no member notices. One member leaves and rejoins to start a rebalance.
+//! - *Commits*: the start of a partition when it is assigned, and its progress periodically.
+//!   librdkafka's auto-commit is not used: it never commits a smaller offset, and it would commit
+//!   positions of a deleted topic to the recreated one.
+//! - *Recreated topics*: librdkafka continues at the old position. Here the partitions are rewound
+//!   to the beginning, and nothing is read until that is committed.
+//! - *Unread partitions*: a static member rejoins without a rebalance, also when partitions were
+//!   added since the last one, and then no member notices. One member leaves and rejoins to start a
+//!   rebalance.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -22,8 +24,8 @@ use super::group_member::{GroupMember, MemberState, offsets};
 
 /// The deadline of one request.
 const REQUEST: Duration = Duration::from_secs(3);
-/// The number of consecutive checks that must find unread partitions before a rebalance is started: a running one takes
-/// time.
+/// The number of consecutive checks that must find unread partitions before a rebalance is started:
+/// a running one takes time.
 const UNREAD_CHECKS: u32 = 2;
 /// Pause between two attempts to rewind a recreated topic.
 const RETRY: Duration = Duration::from_millis(100);
@@ -176,8 +178,8 @@ impl OffsetKeeper {
         Ok(())
     }
 
-    /// Checks whether all partitions of the topic are assigned, and starts a rebalance when some have been unassigned for
-    /// several checks.
+    /// Checks whether all partitions of the topic are assigned, and starts a rebalance when some
+    /// have been unassigned for several checks.
     fn check_unread_partitions(&mut self) {
         if !self.state.is_stable.load(Ordering::SeqCst) {
             self.unread_checks = 0;
@@ -197,8 +199,8 @@ impl OffsetKeeper {
         }
     }
 
-    /// Returns the partitions that no member has. Only the member with the lowest assigned partition gets a result, so that
-    /// one member acts.
+    /// Returns the partitions that no member has. Only the member with the lowest assigned
+    /// partition gets a result, so that one member acts.
     fn unread_partitions(&self) -> KafkaResult<BTreeSet<i32>> {
         let topic = self.config.topic.as_str();
         let metadata = self.consumer.fetch_metadata(Some(topic), REQUEST)?;

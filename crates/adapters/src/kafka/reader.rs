@@ -1,11 +1,12 @@
 //! The reader: one member of the consumer group.
 //!
 //! An offset is committed only when its record, and all before it in the partition, were delivered
-//! ([`PushLogReader::done`]). When partitions move, records that were read here are still delivered, and read again by
-//! the next owner: at least once. A `done` for a partition that was revoked, or revoked and reassigned, moves no offset.
+//! ([`PushLogReader::done`]). When partitions move, records that were read here are still
+//! delivered, and read again by the next owner: at least once. A `done` for a partition that was
+//! revoked, or revoked and reassigned, moves no offset.
 //!
-//! A static member ([`KafkaConfig::instance_id`]) does not leave the group when it stops: it returns within its session
-//! timeout and continues with its partitions, or they are reassigned.
+//! A static member ([`KafkaConfig::instance_id`]) does not leave the group when it stops: it
+//! returns within its session timeout and continues with its partitions, or they are reassigned.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -32,8 +33,8 @@ use super::record;
 /// One of this many invalid records is logged.
 const POISON_LOG_INTERVAL: u64 = 1000;
 
-/// The reader of the push log on Kafka. Dropping it commits all progress and leaves the group, which blocks for 4 s at
-/// most.
+/// The reader of the push log on Kafka. Dropping it commits all progress and leaves the group,
+/// which blocks for 4 s at most.
 pub struct KafkaPushLogReader {
     consumer: GroupConsumer,
     state: Arc<MemberState>,
@@ -43,17 +44,20 @@ pub struct KafkaPushLogReader {
 
 /// The timeout for the last commit, and for leaving the group.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
-/// The time for the revocation of a leaving consumer's partitions, and for a rebalance that was not reported yet.
+/// The time for the revocation of a leaving consumer's partitions, and for a rebalance that was not
+/// reported yet.
 const REVOKE_TIMEOUT: Duration = Duration::from_millis(200);
 const REBALANCE_GRACE: Duration = Duration::from_millis(50);
 /// The interval at which a leaving consumer is polled.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// A consumer that leaves the group on another thread: with an unreachable broker that can block forever.
+/// A consumer that leaves the group on another thread: with an unreachable broker that can block
+/// forever.
 ///
-/// A consumer must not be closed during a rebalance: a late response of the coordinator would dereference a null pointer
-/// and crash the process (librdkafka 2.12.1, `rd_kafka_cgrp_handle_LeaveGroup`). So the thread waits until the rebalance
-/// is complete, and leaves the group before it closes the consumer. After a timeout it closes the consumer anyway. A
+/// A consumer must not be closed during a rebalance: a late response of the coordinator would
+/// dereference a null pointer and crash the process (librdkafka 2.12.1,
+/// `rd_kafka_cgrp_handle_LeaveGroup`). So the thread waits until the rebalance is complete, and
+/// leaves the group before it closes the consumer. After a timeout it closes the consumer anyway. A
 /// static member does not leave and is closed immediately.
 struct GroupConsumer {
     consumer: Option<Arc<StreamConsumer<GroupMember>>>,
@@ -71,8 +75,8 @@ fn leave_group(consumer: &StreamConsumer<GroupMember>) {
     poll_until(consumer, REBALANCE_GRACE, || false);
 }
 
-/// Polls the consumer, which runs the rebalance callbacks, until `is_done` or a timeout. Records read here are not marked as
-/// done: others read them again.
+/// Polls the consumer, which runs the rebalance callbacks, until `is_done` or a timeout. Records
+/// read here are not marked as done: others read them again.
 fn poll_until(consumer: &StreamConsumer<GroupMember>, timeout: Duration, is_done: impl Fn() -> bool) {
     let deadline = Instant::now() + timeout;
     let mut context = Context::from_waker(Waker::noop());
@@ -136,8 +140,8 @@ impl Drop for GroupConsumer {
 }
 
 impl KafkaPushLogReader {
-    /// Checks topic and group, commits the start offsets of a new group, and joins it. The first records may take some
-    /// seconds to arrive: the group rebalances first.
+    /// Checks topic and group, commits the start offsets of a new group, and joins it. The first
+    /// records may take some seconds to arrive: the group rebalances first.
     ///
     /// # Errors
     /// [`KafkaError`], for example [`GroupError::GoJobs`](super::GroupError::GoJobs).
@@ -163,8 +167,9 @@ impl KafkaPushLogReader {
 
     /// Replaces a member that was fenced by its own next membership.
     ///
-    /// When a broker is unreachable for longer than the session timeout, librdkafka begins another membership, which
-    /// fences a pending commit of the previous one. That ends the consumer (2.12.1), though no other member has its name.
+    /// When a broker is unreachable for longer than the session timeout, librdkafka begins another
+    /// membership, which fences a pending commit of the previous one. That ends the consumer
+    /// (2.12.1), though no other member has its name.
     fn rejoin(&mut self) -> Result<(), KafkaError> {
         tracing::info!(group = self.config.group, "kafka: the membership was lost; rejoining");
         let state = Arc::new(self.state.renewed());
@@ -196,9 +201,9 @@ impl KafkaPushLogReader {
 
     /// Waits for the next message. `None` for a record that is no push.
     ///
-    /// Errors use the same queue as rebalances; there are hundreds of them while a broker is unreachable. They must be
-    /// consumed without a pause, or the rebalance queued after them is handled minutes later. librdkafka pauses between
-    /// its attempts.
+    /// Errors use the same queue as rebalances; there are hundreds of them while a broker is
+    /// unreachable. They must be consumed without a pause, or the rebalance queued after them is
+    /// handled minutes later. librdkafka pauses between its attempts.
     async fn next(&self) -> Result<Option<LogEntry>, ReadError> {
         loop {
             // The error event occurs once, and the rebalance polling may have consumed it.

@@ -1,6 +1,8 @@
-//! A push as goim's Kafka record, and back: the value is `goim.logic.PushMsg`, the key selects the partition.
+//! A push as goim's Kafka record, and back: the value is `goim.logic.PushMsg`, the key selects the
+//! partition.
 //!
-//! The time of acceptance is the record's timestamp, in milliseconds, so that key and value are the same as goim's.
+//! The time of acceptance is the record's timestamp, in milliseconds, so that key and value are the
+//! same as goim's.
 
 use std::num::NonZeroU32;
 

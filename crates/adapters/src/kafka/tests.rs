@@ -1,4 +1,5 @@
-//! The push log on a real broker. `scripts/test.sh` starts one and says where it is; tests that stop brokers start their own.
+//! The push log on a real broker. `scripts/test.sh` starts one and says where it is; tests that
+//! stop brokers start their own.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -22,7 +23,8 @@ mod child;
 mod start_offsets;
 mod static_members;
 
-/// The broker for all tests. `None` where there is none, which is a failure when everything must run.
+/// The broker for all tests. `None` where there is none, which is a failure when everything must
+/// run.
 fn broker() -> Option<String> {
     let broker = std::env::var("TEST_KAFKA").ok().filter(|broker| !broker.is_empty());
     if broker.is_none() {
@@ -331,7 +333,8 @@ async fn members_that_come_and_go_lose_nothing_and_keep_order() {
 async fn a_member_may_leave_while_the_group_is_agreeing() {
     let Some(broker) = broker() else { return };
     let config = with_topic(&broker, 8).await;
-    // librdkafka does not survive a consumer that is closed in the midst of it; where exactly that is differs.
+    // librdkafka does not survive a consumer that is closed in the midst of it; where exactly that
+    // is differs.
     for nth in 0..30 {
         let leaves = KafkaPushLogReader::join(config.clone()).await.unwrap();
         tokio::time::sleep(Duration::from_millis(nth * 5)).await;
@@ -598,8 +601,8 @@ async fn two_members_read_on_soon_after_their_broker_is_back() {
     members.iter().for_each(tokio::task::JoinHandle::abort);
 }
 
-/// One of goim's jobs, as the group sees it: it sends the requests that were captured of one, bytes and versions, with names of the same
-/// length in the place of goim's.
+/// One of goim's jobs, as the group sees it: it sends the requests that were captured of one, bytes
+/// and versions, with names of the same length in the place of goim's.
 struct GoJob {
     stream: TcpStream,
     group: String,
@@ -614,7 +617,8 @@ impl GoJob {
         Self { stream, group: group.to_owned(), topic: topic.to_owned(), member: None }
     }
 
-    /// The first captured request of this kind and version after `from`, sent; the answer from the correlation id on.
+    /// The first captured request of this kind and version after `from`, sent; the answer from the
+    /// correlation id on.
     fn ask(&mut self, api: &str, from: usize, change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
         let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../testdata/goim-v2/kafka.json");
         let file: serde_json::Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
@@ -647,7 +651,8 @@ impl GoJob {
     fn join(&mut self) {
         let until = Instant::now() + Duration::from_secs(30);
         let joined = loop {
-            // A broker that was never asked for a coordinator has none, and makes none for those that join.
+            // A broker that was never asked for a coordinator has none, and makes none for those
+            // that join.
             self.ask("FindCoordinator", 0, |_| ());
             let joined = self.ask("JoinGroup", 3, |_| ());
             match joined[4..6] {

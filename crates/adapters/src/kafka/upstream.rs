@@ -1,5 +1,6 @@
-//! Client packets as records on a Kafka topic: the value is `goim.backend.HandleReq`, the key is the member's id, or the
-//! session key of an anonymous session, so that the packets of one sender stay in order.
+//! Client packets as records on a Kafka topic: the value is `goim.backend.HandleReq`, the key is
+//! the member's id, or the session key of an anonymous session, so that the packets of one sender
+//! stay in order.
 //!
 //! A topic has no replies: the empty reply confirms that the record is written.
 
@@ -29,7 +30,8 @@ impl KafkaUpstream {
     /// Creates the upstream for a topic on the brokers of the push log.
     ///
     /// # Errors
-    /// [`KafkaError::Config`] for a property that librdkafka rejects. A missing topic is reported with the first packet.
+    /// [`KafkaError::Config`] for a property that librdkafka rejects. A missing topic is reported
+    /// with the first packet.
     pub fn new(config: &KafkaConfig, topic: &str) -> Result<Self, KafkaError> {
         let producer = config.producer().create().map_err(|error| refused(&error))?;
         Ok(Self { producer, topic: topic.to_owned() })

@@ -14,7 +14,8 @@ const DNS: &str = "dns://";
 /// How long a name server may take; the last answer stays meanwhile.
 const LOOKUP_DEADLINE: Duration = Duration::from_secs(5);
 
-/// A list of addresses: `grpc://host:port` as it is, `dns://name:port` for each address that the name has, looked up from time to time.
+/// A list of addresses: `grpc://host:port` as it is, `dns://name:port` for each address that the
+/// name has, looked up from time to time.
 #[derive(Debug, Clone)]
 pub struct Addresses {
     now: watch::Receiver<Arc<Vec<String>>>,

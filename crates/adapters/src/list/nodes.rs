@@ -97,7 +97,8 @@ impl Asked {
         let is_there = |known: &&Known| known.answered.is_some_and(|at| at.elapsed() < lease);
         let there = self.known.values().filter(is_there).filter_map(|known| known.node.clone());
         let mut comets: Vec<CometNode> = there.collect();
-        // Of two that say they are the same, the later started: an address may have gone to another.
+        // Of two that say they are the same, the later started: an address may have gone to
+        // another.
         comets.sort_by(|a, b| {
             (a.server.as_str(), b.latest_timestamp).cmp(&(b.server.as_str(), a.latest_timestamp))
         });

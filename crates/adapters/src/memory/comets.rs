@@ -18,8 +18,8 @@ impl SharedComets {
         Self::default()
     }
 
-    /// Puts a comet into the pool, in place of one with the same name. A call that is under way goes on with the old
-    /// one, the next goes to the new one.
+    /// Puts a comet into the pool, in place of one with the same name. A call that is under way
+    /// goes on with the old one, the next goes to the new one.
     pub fn insert(&self, server: ServerId, comet: Arc<dyn CometPort>) {
         let replaced = self.0.write().insert(server, comet);
         drop(replaced);

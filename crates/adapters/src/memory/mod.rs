@@ -1,11 +1,12 @@
-//! Adapters that keep everything in this process: for `goim serve`, for tests, and as the model that the others are
-//! compared with.
+//! Adapters that keep everything in this process: for `goim serve`, for tests, and as the model
+//! that the others are compared with.
 //!
-//! Nothing here does I/O. Every answer is ready at once, except an append to a full push log, which waits for room.
-//! State is lost with the process; what must survive it belongs into another adapter.
+//! Nothing here does I/O. Every answer is ready at once, except an append to a full push log, which
+//! waits for room. State is lost with the process; what must survive it belongs into another
+//! adapter.
 //!
-//! Locks are plain mutexes around plain state: each is held for a few map operations and never across a call to
-//! somebody else, so that comet's shards may call from their own threads.
+//! Locks are plain mutexes around plain state: each is held for a few map operations and never
+//! across a call to somebody else, so that comet's shards may call from their own threads.
 
 mod comets;
 mod devices;

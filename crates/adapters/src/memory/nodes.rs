@@ -36,13 +36,15 @@ impl Default for MemoryNodes {
 }
 
 impl MemoryNodes {
-    /// An empty list. A comet that does not announce itself for 90 s is dropped, as by goim's discovery.
+    /// An empty list. A comet that does not announce itself for 90 s is dropped, as by goim's
+    /// discovery.
     #[must_use]
     pub fn new() -> Self {
         Self::with_lease(Duration::from_secs(90))
     }
 
-    /// An empty list with another time after which a silent comet is dropped. Should be several report intervals.
+    /// An empty list with another time after which a silent comet is dropped. Should be several
+    /// report intervals.
     #[must_use]
     pub fn with_lease(lease: Duration) -> Self {
         Self { lease, state: Mutex::default() }

@@ -1,8 +1,10 @@
-//! The push log inside this process: one ordered queue with a bound, a writing end and a reading end.
+//! The push log inside this process: one ordered queue with a bound, a writing end and a reading
+//! end.
 //!
-//! A record takes up room from its append until it is handed over ([`PushLogReader::done`]), not only until it is
-//! read: so slow receivers hold the publishers back, and the memory of everything on its way is bounded here. When
-//! the log is full, appends wait in the order in which they were called.
+//! A record takes up room from its append until it is handed over ([`PushLogReader::done`]), not
+//! only until it is read: so slow receivers hold the publishers back, and the memory of everything
+//! on its way is bounded here. When the log is full, appends wait in the order in which they were
+//! called.
 //!
 //! There is one partition, so records of all keys are in the order of their appends.
 
@@ -28,25 +30,28 @@ const RECORD_OVERHEAD: usize = 160;
 /// Bounds of a push log in memory.
 #[derive(Debug, Clone)]
 pub struct PushLogConfig {
-    /// Records between their append and their hand-over. Default 65,536. At least one is always taken.
+    /// Records between their append and their hand-over. Default 65,536. At least one is always
+    /// taken.
     pub records_max: usize,
-    /// The same in bytes, with a fixed addition per record for its housekeeping. Default 64 MiB: what a burst may
-    /// cost. An empty log takes one record of any size that `record_bytes_max` allows.
+    /// The same in bytes, with a fixed addition per record for its housekeeping. Default 64 MiB:
+    /// what a burst may cost. An empty log takes one record of any size that `record_bytes_max`
+    /// allows.
     pub bytes_max: usize,
     /// How long an append waits for room before it is refused. Default 3 s. Zero refuses at once.
     pub append_timeout: Duration,
     /// Appends that may wait at once. Default 1,024. One more is refused at once.
     pub waiting_max: usize,
-    /// Size of one record in bytes, counted as goim's Kafka client counts it: 26 and the lengths of the record's key
-    /// and of its protobuf form. Default 1,000,000, as in goim.
+    /// Size of one record in bytes, counted as goim's Kafka client counts it: 26 and the lengths of
+    /// the record's key and of its protobuf form. Default 1,000,000, as in goim.
     pub record_bytes_max: usize,
-    /// How old a record may become before it is read. Default 100 ms: job stops reading when the receivers do not keep up,
-    /// and a message must not become old in here without its publisher knowing. Appends wait, like those that find the log
-    /// full, while the oldest unread record is older, or as many are unread as were lately read in such a time.
-    /// [`Duration::MAX`] is no bound.
+    /// How old a record may become before it is read. Default 100 ms: job stops reading when the
+    /// receivers do not keep up, and a message must not become old in here without its publisher
+    /// knowing. Appends wait, like those that find the log full, while the oldest unread record is
+    /// older, or as many are unread as were lately read in such a time. [`Duration::MAX`] is no
+    /// bound.
     pub age_max: Duration,
-    /// Records that one read gives at most. Default 1024: what publishers leave in one round of the runtime, so that job keeps
-    /// up with them and little waits.
+    /// Records that one read gives at most. Default 1024: what publishers leave in one round of the
+    /// runtime, so that job keeps up with them and little waits.
     pub read_records_max: usize,
 }
 
@@ -87,8 +92,9 @@ pub struct PushLogStats {
 
 /// A push log in memory: the writing end and the reading end.
 ///
-/// The log closes when the writing end is dropped (all its clones) or told to; the reader then gets what is left,
-/// and after that `None`. It also closes when the reader is dropped, since nobody would hand anything over.
+/// The log closes when the writing end is dropped (all its clones) or told to; the reader then gets
+/// what is left, and after that `None`. It also closes when the reader is dropped, since nobody
+/// would hand anything over.
 #[must_use]
 pub fn push_log(config: PushLogConfig) -> (Arc<MemoryPushLog>, MemoryPushLogReader) {
     let shared = Arc::new(Shared { config, state: Mutex::default(), news: Notify::new() });
@@ -121,7 +127,8 @@ struct State {
     /// Since when each of them is there.
     unread_since: VecDeque<Instant>,
     pace: Pace,
-    /// Sizes of the records that take up room, oldest first: those that were read, then those that were not.
+    /// Sizes of the records that take up room, oldest first: those that were read, then those that
+    /// were not.
     sizes: VecDeque<usize>,
     /// Offset of the first of `sizes`.
     first_offset: i64,
@@ -217,8 +224,8 @@ impl PushLog for MemoryPushLog {
         self.wait(state, waiting, 0).map(|Appended { error, .. }| error.map_or(Ok(()), Err))
     }
 
-    /// Under one lock and with one wake-up of the reader. When the log is full what is left waits in one place, and is
-    /// let in piece by piece; nothing gets in between.
+    /// Under one lock and with one wake-up of the reader. When the log is full what is left waits
+    /// in one place, and is let in piece by piece; nothing gets in between.
     ///
     /// # Cancel safety
     /// A dropped call that still waits for room leaves what was let in so far.
@@ -259,7 +266,8 @@ impl PushLog for MemoryPushLog {
 }
 
 impl MemoryPushLog {
-    /// Puts `left` behind those that wait for room, or refuses it. `taken` records of the same call are in the log.
+    /// Puts `left` behind those that wait for room, or refuses it. `taken` records of the same call
+    /// are in the log.
     fn wait(
         &self,
         mut state: MutexGuard<'_, State>,
@@ -316,7 +324,8 @@ impl State {
         stats.bytes_high = stats.bytes_high.max(stats.bytes);
     }
 
-    /// Takes records off the front of `left` as long as there is room, and says how many bytes those had.
+    /// Takes records off the front of `left` as long as there is room, and says how many bytes
+    /// those had.
     fn accept_from(&mut self, left: &mut VecDeque<(PushRecord, usize)>, config: &PushLogConfig) -> usize {
         let (mut bytes, now) = (0, Instant::now());
         while let Some((record, size)) = left.pop_front_if(|(_, size)| self.has_room(*size, config, now)) {
@@ -357,7 +366,8 @@ impl State {
                 self.waiting.insert(ticket, waiting);
                 break;
             }
-            // An append that was dropped in this moment is in the log all the same, as with any other log.
+            // An append that was dropped in this moment is in the log all the same, as with any
+            // other log.
             let _ = waiting.answer.send(Appended { accepted: waiting.taken, error: None });
         }
         self.stats.appended > before
@@ -457,7 +467,8 @@ impl MemoryPushLogReader {
             }
             // What is told between the look and the wait is kept for the wait.
             self.shared.news.notified().await;
-            // Who has told is often the first of many that are ready to append: what they append is read in one go.
+            // Who has told is often the first of many that are ready to append: what they append is
+            // read in one go.
             tokio::task::yield_now().await;
         }
     }

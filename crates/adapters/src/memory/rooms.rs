@@ -1,7 +1,7 @@
 //! How many sessions each room has: one report per comet, and their sum.
 //!
-//! The sum is made when somebody asks for the first time after a change, and then shared. With one comet there is
-//! nothing to add up: its report is the answer.
+//! The sum is made when somebody asks for the first time after a change, and then shared. With one
+//! comet there is nothing to add up: its report is the answer.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -1,13 +1,15 @@
 //! Which comet holds which session, for comets in this process.
 //!
-//! Two maps: key to record, and member to keys. An anonymous session has no entry in the second. Both are cut into
-//! stripes with a lock each, and records are small: with a million sessions every byte counts. The key's text is
-//! shared with whoever handed it in. Both say which comet has the session, so that who comes from the member need not
-//! look at the record: among a million sessions each look waits for memory. The comet stands there as a number, since there
-//! are few of them; its name is kept for good.
+//! Two maps: key to record, and member to keys. An anonymous session has no entry in the second.
+//! Both are cut into stripes with a lock each, and records are small: with a million sessions every
+//! byte counts. The key's text is shared with whoever handed it in. Both say which comet has the
+//! session, so that who comes from the member need not look at the record: among a million sessions
+//! each look waits for memory. The comet stands there as a number, since there are few of them; its
+//! name is kept for good.
 //!
-//! Lock order: the stripe of a key, then the stripe of a member, then the comets' names. A change of one session is made
-//! under its key's lock from beginning to end, so that the two maps agree about it.
+//! Lock order: the stripe of a key, then the stripe of a member, then the comets' names. A change
+//! of one session is made under its key's lock from beginning to end, so that the two maps agree
+//! about it.
 //!
 //! Records do not expire: a comet in the same process cannot die without its directory.
 
@@ -120,7 +122,8 @@ impl MemorySessions {
         let SessionRef { mid, key, server } = session;
         let server = self.number(server);
         let mut records = self.stripe_of_key(&key).lock();
-        // The old entry goes with its key, so that the text is shared with the new session and not with the old one.
+        // The old entry goes with its key, so that the text is shared with the new session and not
+        // with the old one.
         if let Some((old_key, old)) = records.remove_entry(&key) {
             self.unlink(old.mid, &old_key);
         }
@@ -222,8 +225,9 @@ fn same_member(a: Mid, b: Mid) -> bool {
     a == b || (a.is_anonymous() && b.is_anonymous())
 }
 
-/// Gives memory back when three quarters of it are unused, and leaves room to grow again without copying at once.
-/// One that is empty gives back all: a small table in a large free stretch would keep its page from the system.
+/// Gives memory back when three quarters of it are unused, and leaves room to grow again without
+/// copying at once. One that is empty gives back all: a small table in a large free stretch would
+/// keep its page from the system.
 fn shrink<K: Eq + Hash, V>(map: &mut HashMap<K, V>) {
     if map.is_empty() {
         *map = HashMap::with_hasher(map.hasher().clone());
@@ -245,7 +249,8 @@ impl SessionDirectory for MemorySessions {
         Call::Ready(Ok(()))
     }
 
-    /// True also needs the member to be the same: a key that another member has taken over is no longer this session.
+    /// True also needs the member to be the same: a key that another member has taken over is no
+    /// longer this session.
     fn remove(&self, session: SessionRef) -> Call<Result<bool, DirectoryError>> {
         Call::Ready(Ok(self.leave(&session)))
     }
@@ -319,7 +324,8 @@ mod tests {
 
     #[test]
     fn a_record_is_small() {
-        // What a session costs here besides the text of its key: one slot in each map, at a load of 7/16 to 7/8.
+        // What a session costs here besides the text of its key: one slot in each map, at a load of
+        // 7/16 to 7/8.
         assert_eq!(size_of::<(SessionKey, Record)>(), 32);
         assert_eq!(size_of::<(Mid, Keys)>(), 32);
     }
@@ -358,7 +364,8 @@ mod tests {
         assert!(std::ptr::eq(found[0].key.as_str(), newer.key.as_str()));
     }
 
-    /// Threads enter and remove sessions of the same few keys; when all are still, both maps must say the same.
+    /// Threads enter and remove sessions of the same few keys; when all are still, both maps must
+    /// say the same.
     #[test]
     fn the_two_maps_agree_whatever_threads_do() {
         const KEYS: u64 = 16;

@@ -1,5 +1,5 @@
-//! Timelines in this process: the model that the durable ones are compared with, and what `goim serve` runs on without a folder.
-//! They live as long as the process, and their epochs say so.
+//! Timelines in this process: the model that the durable ones are compared with, and what `goim
+//! serve` runs on without a folder. They live as long as the process, and their epochs say so.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -70,7 +70,8 @@ impl Timeline {
 }
 
 impl MemoryTimelines {
-    /// An empty store. A name (see [`IdempotencyKey`]) stands for its message for `window` at least.
+    /// An empty store. A name (see [`IdempotencyKey`]) stands for its message for `window` at
+    /// least.
     #[must_use]
     pub fn new(rules: RetentionRules, window: Duration) -> Self {
         Self { rules, window, state: Mutex::default() }

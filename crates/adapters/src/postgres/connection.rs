@@ -1,4 +1,5 @@
-//! Connections that are opened on first use and reopened when they break, and their prepared statements.
+//! Connections that are opened on first use and reopened when they break, and their prepared
+//! statements.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -15,7 +16,8 @@ use goim_ports::TimelineError;
 /// Why PostgreSQL cannot be used for timelines.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PostgresError {
-    /// The address cannot be parsed. Neither it nor the reason is shown: a password may be in any part of it.
+    /// The address cannot be parsed. Neither it nor the reason is shown: a password may be in any
+    /// part of it.
     #[error("the address cannot be read; expected postgres://user:password@host:port/database")]
     Address,
     /// The server does not answer, or refuses.
@@ -90,7 +92,8 @@ impl ConnectionTarget {
     }
 }
 
-/// Returns whether the server rejected the login, or the address lacks the password that the server asks for.
+/// Returns whether the server rejected the login, or the address lacks the password that the server
+/// asks for.
 fn is_rejection(error: &tokio_postgres::Error) -> bool {
     const REJECTIONS: [SqlState; 3] = [
         SqlState::INVALID_PASSWORD,
@@ -168,8 +171,8 @@ impl Connection {
         *self.client.lock().await = None;
     }
 
-    /// Runs one statement within the deadline and returns its rows. Retries once when the connection turns out to be
-    /// closed.
+    /// Runs one statement within the deadline and returns its rows. Retries once when the
+    /// connection turns out to be closed.
     pub(super) async fn query(
         &self,
         text: &'static str,

@@ -1,8 +1,9 @@
 //! Timelines on PostgreSQL: for a cluster, where any number of logics share them.
 //!
-//! `schema` has the tables and migrations, `connection` the connections, `writer` groups appends into transactions,
-//! `retain` removes expired messages, `store` is the handle. Statements are plain SQL without server-side functions, so
-//! that databases with the same protocol can be used too.
+//! `schema` has the tables and migrations, `connection` the connections, `writer` groups appends
+//! into transactions, `retain` removes expired messages, `store` is the handle. Statements are
+//! plain SQL without server-side functions, so that databases with the same protocol can be used
+//! too.
 
 mod config;
 mod connection;

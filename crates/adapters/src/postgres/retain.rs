@@ -1,7 +1,8 @@
-//! Retention: expired messages are removed in the background, by one process of the cluster at a time.
+//! Retention: expired messages are removed in the background, by one process of the cluster at a
+//! time.
 //!
-//! A pass visits timelines by id, a thousand at a time, and removes messages in steps, so that a timeline's row is not
-//! locked for long.
+//! A pass visits timelines by id, a thousand at a time, and removes messages in steps, so that a
+//! timeline's row is not locked for long.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

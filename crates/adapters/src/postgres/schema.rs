@@ -1,10 +1,12 @@
-//! The tables, as migration steps. Each is run once, in order, and is never changed after a release.
+//! The tables, as migration steps. Each is run once, in order, and is never changed after a
+//! release.
 
 use tokio_postgres::Client;
 
 use super::connection::{PostgresError, text_of};
 
-/// The advisory lock that is held during migration, so that processes that start together migrate once.
+/// The advisory lock that is held during migration, so that processes that start together migrate
+/// once.
 const LOCK: i64 = 0x676f_696d_0001;
 
 /// The version that the first step creates. Version 1 had other names and was never released.

@@ -199,8 +199,8 @@ fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-/// Returns the limits of a statement, in rows and in bytes of records. A record is slightly longer than its bodies, so a
-/// page may have a few messages fewer than allowed.
+/// Returns the limits of a statement, in rows and in bytes of records. A record is slightly longer
+/// than its bodies, so a page may have a few messages fewer than allowed.
 fn limits_of(limit: ReadLimit) -> (i64, i64) {
     let bytes = i64::try_from(limit.bytes).unwrap_or(i64::MAX);
     (

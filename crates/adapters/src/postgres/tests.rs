@@ -1,4 +1,5 @@
-//! Timelines on a real PostgreSQL, started by the tests: as every store, shared by two, and through the server's death.
+//! Timelines on a real PostgreSQL, started by the tests: as every store, shared by two, and through
+//! the server's death.
 
 use std::path::PathBuf;
 use std::process::{Command, Output};
@@ -113,7 +114,8 @@ async fn two_that_share_a_timeline_leave_no_hole_and_know_each_others_names() {
             tokio::spawn(async move {
                 let mut fresh = 0;
                 for number in 0..60_usize {
-                    // Each message is appended by all tasks, to one, two or three timelines at once.
+                    // Each message is appended by all tasks, to one, two or three timelines at
+                    // once.
                     let some = timelines.iter().cycle().skip(task + number).take(1 + number % 3);
                     let appends = some.map(|timeline| goim_ports::Append {
                         idempotency_key: IdempotencyKey::new(number.to_string()),

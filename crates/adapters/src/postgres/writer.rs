@@ -1,9 +1,10 @@
-//! The writer tasks: each groups appends into transactions on a connection of its own. All appends to one timeline use
-//! the same writer, so that writers rarely wait for each other's row locks.
+//! The writer tasks: each groups appends into transactions on a connection of its own. All appends
+//! to one timeline use the same writer, so that writers rarely wait for each other's row locks.
 //!
-//! A transaction locks the rows of its timelines, in the order of their ids, before it reads anything. So concurrent
-//! appends of two logics to one timeline are serialised, and each sees the idempotency keys of the other. When a commit
-//! gets no answer its outcome is unknown, and its publishers get [`TimelineError::Unknown`].
+//! A transaction locks the rows of its timelines, in the order of their ids, before it reads
+//! anything. So concurrent appends of two logics to one timeline are serialised, and each sees the
+//! idempotency keys of the other. When a commit gets no answer its outcome is unknown, and its
+//! publishers get [`TimelineError::Unknown`].
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -81,7 +82,8 @@ enum WriteFailure {
     AtCommit(Error),
 }
 
-/// Writes a group. Retries once when, before the commit, the connection turns out to be closed or a deadlock is found.
+/// Writes a group. Retries once when, before the commit, the connection turns out to be closed or a
+/// deadlock is found.
 async fn write(connection: &Connection, group: &[WriteRequest]) -> Result<Vec<AppendResult>, TimelineError> {
     let target = connection.target();
     let mut last = TimelineError::Unavailable(String::new());
@@ -91,7 +93,8 @@ async fn write(connection: &Connection, group: &[WriteRequest]) -> Result<Vec<Ap
             Ok(Ok(results)) => return Ok(results),
             Ok(Err(failure)) => failure,
             Err(_) => {
-                // This closes the connection, and the server rolls back a transaction that is not committed.
+                // This closes the connection, and the server rolls back a transaction that is not
+                // committed.
                 connection.reset().await;
                 let text = format!("postgres {}: no answer within {:?}", target.name, target.deadline);
                 return Err(TimelineError::Unknown(text));

@@ -1,5 +1,5 @@
-//! The devices of members: a hash of our own for each member, beside goim's keys. Field: the session's key; value: when it came, in
-//! microseconds, and the platform behind a colon.
+//! The devices of members: a hash of our own for each member, beside goim's keys. Field: the
+//! session's key; value: when it came, in microseconds, and the platform behind a colon.
 
 use goim_ports::{AcceptedAt, Call, Device, DeviceDirectory, DirectoryError, Mid, SessionKey};
 use redis::cmd;
@@ -7,8 +7,8 @@ use redis::cmd;
 use super::sessions::answer;
 use super::store::RedisStore;
 
-/// How long a member's devices are kept that nothing is heard of: longer than any session is likely to last. What is old is found out
-/// by the sessions themselves.
+/// How long a member's devices are kept that nothing is heard of: longer than any session is likely
+/// to last. What is old is found out by the sessions themselves.
 const KEPT_SECONDS: u64 = 30 * 24 * 60 * 60;
 
 /// A device directory on Redis.

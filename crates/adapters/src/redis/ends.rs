@@ -1,6 +1,8 @@
-//! Ends of sessions that logics tell each other: a stream of Redis (`goim:ends`, Redis 5), of which some thousands are kept.
+//! Ends of sessions that logics tell each other: a stream of Redis (`goim:ends`, Redis 5), of which
+//! some thousands are kept.
 //!
-//! Each entry is one JSON object in the field `end`. A long list of members or keys becomes several entries.
+//! Each entry is one JSON object in the field `end`. A long list of members or keys becomes several
+//! entries.
 
 use goim_ports::{DirectoryError, EndCode, EndCursor, EndTarget, Mid, SessionEnd};
 use redis::{Cmd, cmd};

@@ -1,8 +1,10 @@
-//! Sessions, room counts and nodes on Redis: goim's keys and records, so that logics of either kind share them.
+//! Sessions, room counts and nodes on Redis: goim's keys and records, so that logics of either kind
+//! share them.
 //!
-//! [`RedisSessions`] has goim's `key_<key>` and `mid_<mid>`, [`RedisRooms`] its `ol_<server>`; what goim does not have lies beside them
-//! under `goim:`: for each comet the sessions that it holds (`goim:sessions:<server>`, a hash of keys with their members), by which a
-//! key that another member has taken over is told apart and a comet that died is swept; and the leases of the nodes
+//! [`RedisSessions`] has goim's `key_<key>` and `mid_<mid>`, [`RedisRooms`] its `ol_<server>`; what
+//! goim does not have lies beside them under `goim:`: for each comet the sessions that it holds
+//! (`goim:sessions:<server>`, a hash of keys with their members), by which a key that another
+//! member has taken over is told apart and a comet that died is swept; and the leases of the nodes
 //! ([`RedisNodes`]). One server, a cluster and Sentinel are told apart in `store` and nowhere else.
 
 mod city_hash;

@@ -34,7 +34,8 @@ const FIRST_ANSWERS: Duration = Duration::from_secs(2);
 /// Times of a node directory.
 #[derive(Debug, Clone, Copy)]
 pub struct RedisNodesConfig {
-    /// How long a comet is listed that is silent. Default 10 s. Must be several of its announcements.
+    /// How long a comet is listed that is silent. Default 10 s. Must be several of its
+    /// announcements.
     pub lease: Duration,
     /// How often the list is read. Default 1 s.
     pub refresh: Duration,
@@ -103,8 +104,8 @@ impl RedisNodes {
         Ok(Self { shared, _refresh_task: refresh_task })
     }
 
-    /// How often what was said to Redis has been lost: it has come back empty, or is another, or a lease has ended before it
-    /// was renewed.
+    /// How often what was said to Redis has been lost: it has come back empty, or is another, or a
+    /// lease has ended before it was renewed.
     #[must_use]
     pub fn losses(&self) -> watch::Receiver<u64> {
         self.shared.store.losses()
@@ -268,7 +269,8 @@ impl Shared {
             cmd("SET").arg(copy_of(&name)).arg(record).arg("EX").arg(COPY_SECONDS).to_owned(),
         ];
         let before: Option<String> = answer(self.store.run(commands).await?.into_iter().nth(1))?;
-        // Redis may have taken an announcement whose answer never came, when all was over: the time counts too.
+        // Redis may have taken an announcement whose answer never came, when all was over: the time
+        // counts too.
         let may_have_ended = known.is_some_and(|known| announced[known].begun.elapsed() > self.config.lease);
         if may_have_ended || before.is_none() && known.is_some() {
             // Meanwhile its sessions may have been removed.

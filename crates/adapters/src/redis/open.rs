@@ -1,4 +1,5 @@
-//! Clients of Redis as the settings describe them: addresses, TLS, who signs in. Opens no connection.
+//! Clients of Redis as the settings describe them: addresses, TLS, who signs in. Opens no
+//! connection.
 
 use std::path::Path;
 use std::time::Duration;
@@ -24,7 +25,8 @@ impl<'a> Opening<'a> {
     /// # Errors
     /// [`RedisError::File`].
     pub(super) fn new(config: &'a RedisConfig) -> Result<Self, RedisError> {
-        // What is not acknowledged in time is not tried again at ever longer intervals: the connection is made anew.
+        // What is not acknowledged in time is not tried again at ever longer intervals: the
+        // connection is made anew.
         let socket =
             TcpSettings::default().set_nodelay(true).set_user_timeout(config.deadline.saturating_mul(2));
         Ok(Self { config, socket, certificates: read(&config.tls)? })

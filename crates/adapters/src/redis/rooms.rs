@@ -1,9 +1,9 @@
-//! How many sessions each room has: goim's reports `ol_<server>`, one for each comet, in up to 64 fields by the hash of the room's
-//! name.
+//! How many sessions each room has: goim's reports `ol_<server>`, one for each comet, in up to 64
+//! fields by the hash of the room's name.
 //!
-//! A report replaces the one before as a whole, in one transaction: rooms that have emptied leave nothing behind, and a comet
-//! without rooms has no report. The sum is made of the reports of the comets that are known, and kept for a while, so that asking
-//! costs nothing.
+//! A report replaces the one before as a whole, in one transaction: rooms that have emptied leave
+//! nothing behind, and a comet without rooms has no report. The sum is made of the reports of the
+//! comets that are known, and kept for a while, so that asking costs nothing.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -52,7 +52,8 @@ struct Record {
 }
 
 impl RedisRooms {
-    /// The directory that `store` holds. `servers` are the comets whose reports count; a sum is used for `refresh`.
+    /// The directory that `store` holds. `servers` are the comets whose reports count; a sum is
+    /// used for `refresh`.
     #[must_use]
     pub fn new(store: RedisStore, servers: Servers, refresh: Duration) -> Self {
         Self { shared: Arc::new(Shared { store, servers, refresh, totals: Mutex::default() }) }
@@ -98,7 +99,8 @@ impl RedisRooms {
         let are_renewed = self.shared.store.doubt().is_none();
         for (server, fields) in servers.iter().zip(answers) {
             let records = parse(server, fields)?;
-            // Every report is written anew as a whole; a Go logic writes only the fields that have rooms.
+            // Every report is written anew as a whole; a Go logic writes only the fields that have
+            // rooms.
             match records.iter().map(|record| record.updated).max() {
                 Some(updated) if updated < oldest && are_renewed => {
                     stale.push(cmd("DEL").arg(of_server(server)).to_owned());

@@ -1,11 +1,13 @@
-//! Which comet holds which session: goim's `key_<key>` and `mid_<mid>`, and the sessions of each comet beside them.
+//! Which comet holds which session: goim's `key_<key>` and `mid_<mid>`, and the sessions of each
+//! comet beside them.
 //!
-//! goim's records say on which comet a key is, but not whose it is; `goim:sessions:<server>` does. Where it has no word, as of
-//! sessions that a Go logic has entered, goim's records are believed.
+//! goim's records say on which comet a key is, but not whose it is; `goim:sessions:<server>` does.
+//! Where it has no word, as of sessions that a Go logic has entered, goim's records are believed.
 //!
-//! When Redis has come back without what it had, comets enter their sessions again, which takes some seconds. Until then nobody can
-//! say that somebody is *not* there, and a question that finds nobody fails instead: a push that is answered with success must not
-//! miss a session that was there all the time.
+//! When Redis has come back without what it had, comets enter their sessions again, which takes
+//! some seconds. Until then nobody can say that somebody is *not* there, and a question that finds
+//! nobody fails instead: a push that is answered with success must not miss a session that was
+//! there all the time.
 
 use std::collections::BTreeSet;
 
@@ -24,7 +26,8 @@ const DELETE_IF: &str =
     "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0";
 /// Removes a field of a hash if it has this value.
 const DELETE_FIELD_IF: &str = "if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then return redis.call('HDEL', KEYS[1], ARGV[1]) end return 0";
-/// How long it is known that a comet's sessions were swept: a comet that was away for longer is told nothing by it.
+/// How long it is known that a comet's sessions were swept: a comet that was away for longer is
+/// told nothing by it.
 const SWEPT_SECONDS: u64 = 24 * 60 * 60;
 /// Sessions that are swept together.
 const SWEEP_BLOCK: usize = 512;
@@ -42,12 +45,13 @@ impl RedisSessions {
         Self { store }
     }
 
-    /// Removes all sessions of a comet that has died, as long as they are still its own; answers how many there were.
-    /// `goes_on` is asked before each block of 512: a comet that is back must keep what it has.
+    /// Removes all sessions of a comet that has died, as long as they are still its own; answers
+    /// how many there were. `goes_on` is asked before each block of 512: a comet that is back must
+    /// keep what it has.
     ///
     /// # Errors
-    /// [`DirectoryError`]; what is left can be swept again. Nothing is removed unless that can be noted: a comet that is alive after all
-    /// must find out.
+    /// [`DirectoryError`]; what is left can be swept again. Nothing is removed unless that can be
+    /// noted: a comet that is alive after all must find out.
     pub async fn sweep(
         &self,
         server: &ServerId,
@@ -73,7 +77,8 @@ impl RedisSessions {
                 let session = SessionRef { mid, key: pair[0].as_str().into(), server: server.clone() };
                 removal(&session)
             });
-            // Behind the removals: a comet that is alive after all finds another mark, and enters its sessions again.
+            // Behind the removals: a comet that is alive after all finds another mark, and enters
+            // its sessions again.
             let unmark = cmd("DEL").arg(mark_of(server)).to_owned();
             self.store.run(commands.chain([unmark]).collect()).await?;
             swept += fields.len() / 2;
@@ -134,7 +139,8 @@ impl RedisSessions {
         answers.first().map_or(Ok(false), |removed| Ok(number(removed)? == 1))
     }
 
-    /// A mark that stands as long as the comet reports and nothing was removed, by a sweep or with all that Redis had.
+    /// A mark that stands as long as the comet reports and nothing was removed, by a sweep or with
+    /// all that Redis had.
     async fn generation_of(&self, server: ServerId) -> Result<Generation, DirectoryError> {
         let mark = mark_of(&server);
         let asked = vec![

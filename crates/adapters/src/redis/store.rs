@@ -1,7 +1,9 @@
-//! One connection to Redis, whatever stands behind it: a server, a cluster, or a master that Sentinels know.
+//! One connection to Redis, whatever stands behind it: a server, a cluster, or a master that
+//! Sentinels know.
 //!
-//! Everybody shares it: commands of many callers go out together and come back in order. It is made anew when it breaks; a
-//! command that was out then fails, and its caller decides. How many are out is bounded; more wait, within their deadline.
+//! Everybody shares it: commands of many callers go out together and come back in order. It is made
+//! anew when it breaks; a command that was out then fails, and its caller decides. How many are out
+//! is bounded; more wait, within their deadline.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -147,8 +149,8 @@ impl RedisStore {
         Ok(Self { shared })
     }
 
-    /// Takes in what stands under [`EPOCH`]. Another value than before, or none where there was one, says that what Redis had is
-    /// lost.
+    /// Takes in what stands under [`EPOCH`]. Another value than before, or none where there was
+    /// one, says that what Redis had is lost.
     pub(super) fn learn(&self, epoch: Option<String>) {
         let change = self.shared.health().learn_epoch(epoch);
         self.shared.tell(change);
@@ -221,7 +223,8 @@ impl RedisStore {
         self.shared.config.session_ttl.as_secs().max(1)
     }
 
-    /// Sends commands together and gives their answers in order. In a cluster each goes to its own node.
+    /// Sends commands together and gives their answers in order. In a cluster each goes to its own
+    /// node.
     pub(super) async fn run(&self, commands: Vec<Cmd>) -> Result<Vec<Value>, DirectoryError> {
         if commands.is_empty() {
             return Ok(Vec::new());
@@ -442,7 +445,8 @@ impl Way {
 }
 
 impl Way {
-    /// A master that hangs may have been replaced: the Sentinels are asked again. The others look after themselves.
+    /// A master that hangs may have been replaced: the Sentinels are asked again. The others look
+    /// after themselves.
     async fn has_stalled(&self) {
         if let Self::Sentinel(master) = self {
             *master.connection.lock().await = None;
@@ -472,7 +476,8 @@ impl Master {
         Ok(connection.insert(made).clone())
     }
 
-    /// Forgets the connection when the answer says that it is broken, or that this is no master any longer.
+    /// Forgets the connection when the answer says that it is broken, or that this is no master any
+    /// longer.
     async fn look_at<T>(&self, answer: RedisResult<T>) -> RedisResult<T> {
         if let Err(error) = &answer {
             let is_replica = error.kind() == ErrorKind::Server(redis::ServerErrorKind::ReadOnly);

@@ -1,4 +1,5 @@
-//! The directories on a real Redis: one server, a cluster, a master with Sentinels, each started by the test.
+//! The directories on a real Redis: one server, a cluster, a master with Sentinels, each started by
+//! the test.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -603,7 +604,8 @@ async fn an_announcement_that_redis_takes_too_late_counts_as_a_loss() {
     let losses = nodes.losses();
     nodes.announce(conformance::node("a")).await.unwrap();
     own.signal(&own.urls[0], "STOP");
-    // It is in Redis's socket, and will be executed when the lease is long over: then the record is there again.
+    // It is in Redis's socket, and will be executed when the lease is long over: then the record is
+    // there again.
     nodes.announce(conformance::node("a")).await.unwrap_err();
     tokio::time::sleep(lease).await;
     own.signal(&own.urls[0], "CONT");

@@ -31,8 +31,8 @@ impl Admission {
     /// Reserves a place for a request.
     ///
     /// # Errors
-    /// [`TimelineError::Busy`] when a limit would be exceeded. A request that exceeds a limit by itself is admitted when
-    /// nothing else is queued.
+    /// [`TimelineError::Busy`] when a limit would be exceeded. A request that exceeds a limit by
+    /// itself is admitted when nothing else is queued.
     pub(crate) fn admit(self: &Arc<Self>, messages: usize, bytes: usize) -> Result<Admitted, TimelineError> {
         let fits = |counter: &AtomicUsize, more: usize, max: usize| {
             let before = counter.fetch_add(more, Ordering::Relaxed);

@@ -18,8 +18,8 @@ pub(crate) struct Record {
     /// Microseconds since 1970.
     #[prost(fixed64, tag = "3")]
     accepted_at: u64,
-    /// Bytes of the bodies of all messages of the timeline up to and with this one, those that are gone too: how much lies between
-    /// two messages is a subtraction.
+    /// Bytes of the bodies of all messages of the timeline up to and with this one, those that are
+    /// gone too: how much lies between two messages is a subtraction.
     #[prost(uint64, tag = "4")]
     pub(crate) total_bytes: u64,
     #[prost(bytes = "bytes", tag = "5")]

@@ -1,4 +1,5 @@
-//! Two discovery servers for tests: one that plays answers, one that keeps a registry as the real ones do, as far as goim uses it.
+//! Two discovery servers for tests: one that plays answers, one that keeps a registry as the real
+//! ones do, as far as goim uses it.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
