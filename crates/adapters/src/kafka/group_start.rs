@@ -80,7 +80,7 @@ fn commit_start(consumer: &BaseConsumer, config: &KafkaConfig, partitions: i32) 
     let mut start = TopicPartitionList::new();
     for partition in 0..partitions {
         let (oldest, end) = consumer.fetch_watermarks(topic, partition, REQUEST)?;
-        let offset = match config.start {
+        let offset = match config.auto_offset_reset {
             OffsetReset::Latest => end,
             OffsetReset::Earliest => oldest,
         };
@@ -92,7 +92,7 @@ fn commit_start(consumer: &BaseConsumer, config: &KafkaConfig, partitions: i32) 
     }
     match consumer.commit(&start, CommitMode::Sync) {
         Ok(()) => {
-            tracing::info!(group = config.group, topic, start = ?config.start, "kafka: new group; its start offsets are committed");
+            tracing::info!(group = config.group, topic, start = ?config.auto_offset_reset, "kafka: new group; its start offsets are committed");
             Ok(true)
         }
         Err(ClientError::ConsumerCommit(

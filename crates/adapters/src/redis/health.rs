@@ -1,12 +1,10 @@
-//! Whether Redis can be used, and what of its word can be believed.
+//! The health of Redis, and which of its answers can be trusted.
 //!
-//! Half of it may fail: a server without memory, a replica, a full disk, too few replicas: it
-//! answers questions, deletes perhaps, and takes no new word. So that somebody is *there* can be
-//! believed as long as it is read; that somebody is **not** there cannot, while nobody can say that
-//! he is, nor for the time in which comets say it again. Every command teaches it, and so does a
-//! small write that is made from time to time ([`super::RedisConfig::check_interval`]): one for
-//! each of [`CANARIES`] parts of a cluster, since one of its masters may refuse what the others
-//! take.
+//! Redis may fail in part: out of memory, a replica, a full disk, too few replicas. It answers reads and refuses writes. A
+//! session that is found can then still be trusted. A session that is *not* found cannot: comets cannot register it, and
+//! need some time after the recovery. Every command updates the health, and so does a small periodic write
+//! ([`super::RedisConfig::check_interval`]), one for each of [`CANARIES`] ranges of a cluster's slots, since a single
+//! master may refuse what the others accept.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -19,16 +17,16 @@ const CANARIES: u16 = 32;
 const SLOTS: u16 = 16_384;
 /// Rounds without an answer, one behind the other, until Redis counts as silent: one may be an
 /// accident.
-const SILENT_ROUNDS: u32 = 2;
+const FAILED_ROUNDS: u32 = 2;
 /// Servers that are remembered as known.
 const SERVERS_MAX: usize = 1_024;
 
 /// What is wrong with Redis at this moment.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum RedisTrouble {
+pub enum RedisFault {
     /// It does not answer, or not with what was asked for.
     #[error("redis does not answer: {0}")]
-    Silent(String),
+    Unresponsive(String),
     /// It answers, and takes nothing new.
     #[error("redis refuses writes: {0}")]
     RefusesWrites(String),
@@ -36,7 +34,7 @@ pub enum RedisTrouble {
 
 /// What cannot be believed of what Redis says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Doubt {
+pub(super) enum Untrusted {
     /// It has lost what it had: of a member's sessions some may be entered again and others not
     /// yet.
     Everything(&'static str),
@@ -49,25 +47,25 @@ pub(super) enum Doubt {
 pub(super) struct Health {
     epoch: Option<String>,
     lost_at: Option<Instant>,
-    trouble: Option<RedisTrouble>,
-    /// When the last trouble was over.
-    ended_at: Option<Instant>,
-    silent_rounds: u32,
+    fault: Option<RedisFault>,
+    /// When the last fault was over.
+    recovered_at: Option<Instant>,
+    failed_rounds: u32,
     /// What the servers call themselves: another word for each start of each.
     servers: BTreeSet<String>,
     /// It was a master and is one no longer, or the other way round.
-    has_moved: bool,
+    role_changed: bool,
 }
 
 /// What has changed for whoever has said something to Redis.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Change {
+pub(super) enum HealthChange {
     Nothing,
-    /// Trouble has begun, or is of another kind.
-    Trouble(RedisTrouble),
+    /// Fault has begun, or is of another kind.
+    Fault(RedisFault),
     /// It is over. What was said last before may be lost when `is_loss`.
-    Over {
-        trouble: RedisTrouble,
+    Recovered {
+        fault: RedisFault,
         is_loss: bool,
     },
     /// What was said is lost, all or the last of it.
@@ -77,7 +75,7 @@ pub(super) enum Change {
 impl Health {
     /// Takes in what stands under [`super::store::EPOCH`]. Another value than before, or none where
     /// there was one, is a loss.
-    pub(super) fn learn_epoch(&mut self, epoch: Option<String>) -> Change {
+    pub(super) fn record_epoch(&mut self, epoch: Option<String>) -> HealthChange {
         let is_lost = self.epoch.is_some() && self.epoch != epoch;
         // Nobody could say anything again since.
         let is_still_lost = epoch.is_none() && self.lost_at.is_some();
@@ -85,7 +83,7 @@ impl Health {
         if is_lost || is_still_lost {
             self.lost_at = Some(Instant::now());
         }
-        if is_lost { Change::Loss } else { Change::Nothing }
+        if is_lost { HealthChange::Loss } else { HealthChange::Nothing }
     }
 
     /// Time since somebody first wrote into a Redis that was empty, by the clock of who did; `None`
@@ -97,9 +95,9 @@ impl Health {
 
     /// Takes in what the servers call themselves. One that was not there before has been started
     /// since, or has taken another's place: the last that was said before may not be in it.
-    pub(super) fn learn_servers(&mut self, servers: BTreeSet<String>) -> Change {
+    pub(super) fn record_servers(&mut self, servers: BTreeSet<String>) -> HealthChange {
         if servers.is_empty() {
-            return Change::Nothing;
+            return HealthChange::Nothing;
         }
         let is_lost = !self.servers.is_empty() && !servers.is_subset(&self.servers);
         if self.servers.len() > SERVERS_MAX {
@@ -108,47 +106,47 @@ impl Health {
         self.servers.extend(servers);
         if is_lost {
             self.lost_at = Some(Instant::now());
-            return Change::Loss;
+            return HealthChange::Loss;
         }
-        Change::Nothing
+        HealthChange::Nothing
     }
 
     /// A write was refused.
-    pub(super) fn refused(&mut self, reason: String) -> Change {
-        self.has_moved |= reason.contains("READONLY");
-        self.silent_rounds = 0;
-        self.begins(RedisTrouble::RefusesWrites(reason))
+    pub(super) fn record_refusal(&mut self, reason: String) -> HealthChange {
+        self.role_changed |= reason.contains("READONLY");
+        self.failed_rounds = 0;
+        self.begin(RedisFault::RefusesWrites(reason))
     }
 
     /// A round of small writes had no answer.
-    pub(super) fn silent(&mut self, reason: String) -> Change {
-        self.silent_rounds = self.silent_rounds.saturating_add(1);
-        if self.silent_rounds < SILENT_ROUNDS {
-            return Change::Nothing;
+    pub(super) fn record_no_answer(&mut self, reason: String) -> HealthChange {
+        self.failed_rounds = self.failed_rounds.saturating_add(1);
+        if self.failed_rounds < FAILED_ROUNDS {
+            return HealthChange::Nothing;
         }
-        self.begins(RedisTrouble::Silent(reason))
+        self.begin(RedisFault::Unresponsive(reason))
     }
 
-    fn begins(&mut self, trouble: RedisTrouble) -> Change {
+    fn begin(&mut self, fault: RedisFault) -> HealthChange {
         let is_known = self
-            .trouble
+            .fault
             .as_ref()
-            .is_some_and(|known| std::mem::discriminant(known) == std::mem::discriminant(&trouble));
-        self.trouble = Some(trouble.clone());
-        if is_known { Change::Nothing } else { Change::Trouble(trouble) }
+            .is_some_and(|known| std::mem::discriminant(known) == std::mem::discriminant(&fault));
+        self.fault = Some(fault.clone());
+        if is_known { HealthChange::Nothing } else { HealthChange::Fault(fault) }
     }
 
     /// A round of small writes was taken.
-    pub(super) fn is_well(&mut self) -> Change {
-        self.silent_rounds = 0;
-        let Some(trouble) = self.trouble.take() else { return Change::Nothing };
-        self.ended_at = Some(Instant::now());
+    pub(super) fn record_success(&mut self) -> HealthChange {
+        self.failed_rounds = 0;
+        let Some(fault) = self.fault.take() else { return HealthChange::Nothing };
+        self.recovered_at = Some(Instant::now());
         // Another server may have taken its place, without the last that was said.
-        Change::Over { trouble, is_loss: std::mem::take(&mut self.has_moved) }
+        HealthChange::Recovered { fault, is_loss: std::mem::take(&mut self.role_changed) }
     }
 
-    pub(super) fn trouble(&self) -> Option<&RedisTrouble> {
-        self.trouble.as_ref()
+    pub(super) fn fault(&self) -> Option<&RedisFault> {
+        self.fault.as_ref()
     }
 
     pub(super) fn since_loss(&self) -> Option<Duration> {
@@ -157,23 +155,25 @@ impl Health {
 
     /// True when nothing is wrong and nothing was for `time`: whoever is there has had that long to
     /// say so.
-    pub(super) fn is_calm(&self, time: Duration) -> bool {
+    pub(super) fn is_healthy_for(&self, time: Duration) -> bool {
         let is_past = |at: Option<Instant>| at.is_none_or(|at| at.elapsed() >= time);
-        self.trouble.is_none() && is_past(self.ended_at) && is_past(self.lost_at)
+        self.fault.is_none() && is_past(self.recovered_at) && is_past(self.lost_at)
     }
 
     /// What cannot be believed: for `recovery_grace` after a loss, and for `settling` after any
-    /// trouble.
-    pub(super) fn doubt(&self, recovery_grace: Duration, settling: Duration) -> Option<Doubt> {
+    /// fault.
+    pub(super) fn untrusted(&self, recovery_grace: Duration, settling: Duration) -> Option<Untrusted> {
         if self.since_loss().is_some_and(|since| since < recovery_grace) {
-            return Some(Doubt::Everything("it has lost its sessions, and comets are entering them again"));
+            return Some(Untrusted::Everything(
+                "it has lost its sessions, and comets are entering them again",
+            ));
         }
-        if let Some(trouble) = &self.trouble {
-            return Some(Doubt::Absence(format!("who is not found may be there all the same: {trouble}")));
+        if let Some(fault) = &self.fault {
+            return Some(Untrusted::Absence(format!("who is not found may be there all the same: {fault}")));
         }
-        let is_recent = self.ended_at.is_some_and(|at| at.elapsed() < settling);
+        let is_recent = self.recovered_at.is_some_and(|at| at.elapsed() < settling);
         is_recent.then(|| {
-            Doubt::Absence(
+            Untrusted::Absence(
                 "it could not be written to until now, and comets enter their sessions again".to_owned(),
             )
         })
@@ -264,17 +264,19 @@ fn slot_of(tag: &[u8]) -> u16 {
 }
 
 /// What the servers that have answered `INFO server` call themselves: one text, or one for each.
-pub(super) fn servers_of(answer: &Value) -> BTreeSet<String> {
+pub(super) fn run_ids_of(answer: &Value) -> BTreeSet<String> {
     match answer {
-        Value::BulkString(text) => name_in(&String::from_utf8_lossy(text)).into_iter().collect(),
-        Value::SimpleString(text) | Value::VerbatimString { text, .. } => name_in(text).into_iter().collect(),
-        Value::Array(values) => values.iter().flat_map(servers_of).collect(),
-        Value::Map(pairs) => pairs.iter().flat_map(|(_, value)| servers_of(value)).collect(),
+        Value::BulkString(text) => run_id_in(&String::from_utf8_lossy(text)).into_iter().collect(),
+        Value::SimpleString(text) | Value::VerbatimString { text, .. } => {
+            run_id_in(text).into_iter().collect()
+        }
+        Value::Array(values) => values.iter().flat_map(run_ids_of).collect(),
+        Value::Map(pairs) => pairs.iter().flat_map(|(_, value)| run_ids_of(value)).collect(),
         _ => BTreeSet::new(),
     }
 }
 
-fn name_in(info: &str) -> Option<String> {
+fn run_id_in(info: &str) -> Option<String> {
     info.lines().find_map(|line| line.strip_prefix("run_id:")).map(|name| name.trim().to_owned())
 }
 
@@ -294,21 +296,26 @@ mod tests {
     #[test]
     fn one_silent_round_is_no_trouble_and_one_refusal_is() {
         let mut health = Health::default();
-        assert_eq!(health.silent("late".to_owned()), Change::Nothing);
-        assert_eq!(health.is_well(), Change::Nothing);
-        assert_eq!(health.silent("late".to_owned()), Change::Nothing);
-        assert!(health.is_calm(Duration::MAX));
-        assert!(matches!(health.silent("late".to_owned()), Change::Trouble(RedisTrouble::Silent(_))));
+        assert_eq!(health.record_no_answer("late".to_owned()), HealthChange::Nothing);
+        assert_eq!(health.record_success(), HealthChange::Nothing);
+        assert_eq!(health.record_no_answer("late".to_owned()), HealthChange::Nothing);
+        assert!(health.is_healthy_for(Duration::MAX));
         assert!(matches!(
-            health.refused("OOM x".to_owned()),
-            Change::Trouble(RedisTrouble::RefusesWrites(_))
+            health.record_no_answer("late".to_owned()),
+            HealthChange::Fault(RedisFault::Unresponsive(_))
         ));
-        assert_eq!(health.refused("OOM y".to_owned()), Change::Nothing, "said once");
+        assert!(matches!(
+            health.record_refusal("OOM x".to_owned()),
+            HealthChange::Fault(RedisFault::RefusesWrites(_))
+        ));
+        assert_eq!(health.record_refusal("OOM y".to_owned()), HealthChange::Nothing, "said once");
         let hour = Duration::from_secs(3600);
-        assert!(matches!(health.doubt(hour, hour), Some(Doubt::Absence(text)) if text.contains("OOM y")));
-        assert!(matches!(health.is_well(), Change::Over { is_loss: false, .. }));
-        assert!(health.doubt(hour, hour).is_some() && health.doubt(hour, Duration::ZERO).is_none());
-        assert!(!health.is_calm(hour) && health.is_calm(Duration::ZERO));
+        assert!(
+            matches!(health.untrusted(hour, hour), Some(Untrusted::Absence(text)) if text.contains("OOM y"))
+        );
+        assert!(matches!(health.record_success(), HealthChange::Recovered { is_loss: false, .. }));
+        assert!(health.untrusted(hour, hour).is_some() && health.untrusted(hour, Duration::ZERO).is_none());
+        assert!(!health.is_healthy_for(hour) && health.is_healthy_for(Duration::ZERO));
     }
 
     #[test]
@@ -350,16 +357,16 @@ mod tests {
     fn another_server_and_an_epoch_that_has_gone_are_losses() {
         let mut health = Health::default();
         let named = |name: &str| BTreeSet::from([name.to_owned()]);
-        assert_eq!(health.learn_servers(named("a")), Change::Nothing);
-        assert_eq!(health.learn_servers(BTreeSet::new()), Change::Nothing, "it may not be told");
-        assert_eq!(health.learn_servers(named("a")), Change::Nothing);
-        assert_eq!(health.learn_servers(named("b")), Change::Loss);
+        assert_eq!(health.record_servers(named("a")), HealthChange::Nothing);
+        assert_eq!(health.record_servers(BTreeSet::new()), HealthChange::Nothing, "it may not be told");
+        assert_eq!(health.record_servers(named("a")), HealthChange::Nothing);
+        assert_eq!(health.record_servers(named("b")), HealthChange::Loss);
         let hour = Duration::from_secs(3600);
-        assert!(matches!(health.doubt(hour, hour), Some(Doubt::Everything(_))));
-        assert_eq!(health.learn_epoch(Some("1".to_owned())), Change::Nothing);
-        assert_eq!(health.learn_epoch(None), Change::Loss);
-        assert_eq!(health.learn_epoch(None), Change::Nothing);
-        assert_eq!(health.learn_epoch(Some("2".to_owned())), Change::Nothing);
+        assert!(matches!(health.untrusted(hour, hour), Some(Untrusted::Everything(_))));
+        assert_eq!(health.record_epoch(Some("1".to_owned())), HealthChange::Nothing);
+        assert_eq!(health.record_epoch(None), HealthChange::Loss);
+        assert_eq!(health.record_epoch(None), HealthChange::Nothing);
+        assert_eq!(health.record_epoch(Some("2".to_owned())), HealthChange::Nothing);
     }
 
     #[test]
@@ -367,7 +374,7 @@ mod tests {
         let mut health = Health::default();
         let age = |health: &Health, now_ms: u64| health.epoch_age(Duration::from_millis(now_ms));
         assert_eq!(age(&health, 1), None);
-        health.learn_epoch(Some("2000000000".to_owned()));
+        health.record_epoch(Some("2000000000".to_owned()));
         assert_eq!(age(&health, 2_700), Some(Duration::from_millis(700)));
         assert_eq!(age(&health, 1_000), Some(Duration::ZERO), "the other clock is ahead");
     }

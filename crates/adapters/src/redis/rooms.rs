@@ -30,10 +30,10 @@ pub type Servers = Arc<dyn Fn() -> Vec<ServerId> + Send + Sync>;
 /// A room directory on Redis.
 #[derive(Clone)]
 pub struct RedisRooms {
-    shared: Arc<Shared>,
+    state: Arc<RoomsState>,
 }
 
-struct Shared {
+struct RoomsState {
     store: RedisStore,
     servers: Servers,
     refresh: Duration,
@@ -56,29 +56,29 @@ impl RedisRooms {
     /// used for `refresh`.
     #[must_use]
     pub fn new(store: RedisStore, servers: Servers, refresh: Duration) -> Self {
-        Self { shared: Arc::new(Shared { store, servers, refresh, totals: Mutex::default() }) }
+        Self { state: Arc::new(RoomsState { store, servers, refresh, totals: Mutex::default() }) }
     }
 
     async fn write(&self, server: ServerId, rooms: RoomCounts) -> Result<(), DirectoryError> {
-        let shared = &self.shared;
-        let name = of_server(&server);
+        let state = &self.state;
+        let name = report_name(&server);
         let mut commands = vec![cmd("DEL").arg(&name).to_owned()];
         for (field, record) in records(&server, &rooms, seconds_since_1970()) {
             commands.push(cmd("HSET").arg(&name).arg(field).arg(record).to_owned());
         }
         if commands.len() > 1 {
-            commands.push(cmd("EXPIRE").arg(&name).arg(shared.store.expire_seconds()).to_owned());
+            commands.push(cmd("EXPIRE").arg(&name).arg(state.store.expire_seconds()).to_owned());
         }
-        shared.store.run_as_one(commands).await?;
+        state.store.run_atomically(commands).await?;
         // Who has reported wants to see it in the sum.
-        *shared.totals.lock().await = None;
+        *state.totals.lock().await = None;
         Ok(())
     }
 
     async fn sum(&self) -> Result<RoomCounts, DirectoryError> {
-        let mut totals = self.shared.totals.lock().await;
+        let mut totals = self.state.totals.lock().await;
         if let Some((made, counts)) = &*totals
-            && made.elapsed() < self.shared.refresh
+            && made.elapsed() < self.state.refresh
         {
             return Ok(Arc::clone(counts));
         }
@@ -88,22 +88,22 @@ impl RedisRooms {
     }
 
     async fn read(&self) -> Result<RoomCounts, DirectoryError> {
-        let servers = (self.shared.servers)();
+        let servers = (self.state.servers)();
         let asked: Vec<Cmd> =
-            servers.iter().map(|server| cmd("HVALS").arg(of_server(server)).to_owned()).collect();
-        let answers = self.shared.store.run(asked).await?;
+            servers.iter().map(|server| cmd("HVALS").arg(report_name(server)).to_owned()).collect();
+        let answers = self.state.store.run(asked).await?;
         let oldest = seconds_since_1970() - i64::try_from(FRESH_FOR.as_secs()).unwrap_or(i64::MAX);
         let mut counts: HashMap<RoomId, u32> = HashMap::new();
         let mut stale = Vec::new();
         // While reports cannot be written, an old one says more than none.
-        let are_renewed = self.shared.store.doubt().is_none();
+        let are_renewed = self.state.store.untrusted().is_none();
         for (server, fields) in servers.iter().zip(answers) {
             let records = parse(server, fields)?;
             // Every report is written anew as a whole; a Go logic writes only the fields that have
             // rooms.
             match records.iter().map(|record| record.updated).max() {
                 Some(updated) if updated < oldest && are_renewed => {
-                    stale.push(cmd("DEL").arg(of_server(server)).to_owned());
+                    stale.push(cmd("DEL").arg(report_name(server)).to_owned());
                     continue;
                 }
                 Some(_) | None => {}
@@ -113,7 +113,7 @@ impl RedisRooms {
                 *total = total.saturating_add(u32::try_from(count).unwrap_or(0));
             }
         }
-        if let Err(error) = self.shared.store.run(stale).await {
+        if let Err(error) = self.state.store.run(stale).await {
             tracing::debug!(%error, "reports of comets that are gone stay for now");
         }
         Ok(Arc::new(counts))
@@ -122,11 +122,11 @@ impl RedisRooms {
 
 impl std::fmt::Debug for RedisRooms {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RedisRooms").field("store", &self.shared.store).finish_non_exhaustive()
+        f.debug_struct("RedisRooms").field("store", &self.state.store).finish_non_exhaustive()
     }
 }
 
-pub(super) fn of_server(server: &ServerId) -> String {
+pub(super) fn report_name(server: &ServerId) -> String {
     ["ol_", server.as_str()].concat()
 }
 

@@ -17,8 +17,8 @@ use goim_ports::{
 };
 use redis::{Cmd, FromRedisValue, Value, cmd};
 
-use super::ends;
-use super::health::Doubt;
+use super::health::Untrusted;
+use super::session_ends;
 use super::store::{EPOCH, RedisStore, now};
 
 /// Removes a key if it has this value; answers how many it removed.
@@ -46,7 +46,7 @@ impl RedisSessions {
     }
 
     /// Removes all sessions of a comet that has died, as long as they are still its own; answers
-    /// how many there were. `goes_on` is asked before each block of 512: a comet that is back must
+    /// how many there were. `may_continue` is asked before each block of 512: a comet that is back must
     /// keep what it has.
     ///
     /// # Errors
@@ -55,21 +55,21 @@ impl RedisSessions {
     pub async fn sweep(
         &self,
         server: &ServerId,
-        goes_on: impl Fn() -> bool,
+        may_continue: impl Fn() -> bool,
     ) -> Result<usize, DirectoryError> {
         let mut swept = 0;
         let mut cursor = 0_u64;
         loop {
             let scan =
-                cmd("HSCAN").arg(of_server(server)).arg(cursor).arg("COUNT").arg(SWEEP_BLOCK).to_owned();
+                cmd("HSCAN").arg(server_name(server)).arg(cursor).arg("COUNT").arg(SWEEP_BLOCK).to_owned();
             let page = self.store.run(vec![scan]).await?;
             let (next, fields): (u64, Vec<String>) = answer(page.into_iter().next())?;
-            if !goes_on() {
+            if !may_continue() {
                 return Ok(swept);
             }
             if swept == 0 && !fields.is_empty() {
                 let note =
-                    cmd("SET").arg(swept_of(server)).arg(now()).arg("EX").arg(SWEPT_SECONDS).to_owned();
+                    cmd("SET").arg(swept_name(server)).arg(now()).arg("EX").arg(SWEPT_SECONDS).to_owned();
                 self.store.run(vec![note]).await?;
             }
             let commands = fields.chunks_exact(2).flat_map(|pair| {
@@ -79,7 +79,7 @@ impl RedisSessions {
             });
             // Behind the removals: a comet that is alive after all finds another mark, and enters
             // its sessions again.
-            let unmark = cmd("DEL").arg(mark_of(server)).to_owned();
+            let unmark = cmd("DEL").arg(mark_name(server)).to_owned();
             self.store.run(commands.chain([unmark]).collect()).await?;
             swept += fields.len() / 2;
             cursor = next;
@@ -95,13 +95,14 @@ impl RedisSessions {
         let SessionRef { mid, key, server } = session;
         let mut commands = Vec::with_capacity(6);
         if !mid.is_anonymous() {
-            commands.push(cmd("HSET").arg(of_member(*mid)).arg(key.as_str()).arg(server.as_str()).to_owned());
-            commands.push(cmd("EXPIRE").arg(of_member(*mid)).arg(expire).to_owned());
+            commands
+                .push(cmd("HSET").arg(member_name(*mid)).arg(key.as_str()).arg(server.as_str()).to_owned());
+            commands.push(cmd("EXPIRE").arg(member_name(*mid)).arg(expire).to_owned());
         }
-        commands.push(cmd("SET").arg(of_key(key)).arg(server.as_str()).to_owned());
-        commands.push(cmd("EXPIRE").arg(of_key(key)).arg(expire).to_owned());
-        commands.push(cmd("HSET").arg(of_server(server)).arg(key.as_str()).arg(mid.0).to_owned());
-        commands.push(cmd("EXPIRE").arg(of_server(server)).arg(expire).to_owned());
+        commands.push(cmd("SET").arg(key_name(key)).arg(server.as_str()).to_owned());
+        commands.push(cmd("EXPIRE").arg(key_name(key)).arg(expire).to_owned());
+        commands.push(cmd("HSET").arg(server_name(server)).arg(key.as_str()).arg(mid.0).to_owned());
+        commands.push(cmd("EXPIRE").arg(server_name(server)).arg(expire).to_owned());
         commands
     }
 
@@ -109,11 +110,11 @@ impl RedisSessions {
         self.store.run(self.entry(&session)).await.map(|_| ())
     }
 
-    async fn keep(&self, session: SessionRef) -> Result<(), DirectoryError> {
+    async fn renew(&self, session: SessionRef) -> Result<(), DirectoryError> {
         let expire = self.store.expire_seconds();
         let renewed = |name: String| cmd("EXPIRE").arg(name).arg(expire).to_owned();
         let commands =
-            [of_member(session.mid), of_key(&session.key), of_server(&session.server)].map(renewed);
+            [member_name(session.mid), key_name(&session.key), server_name(&session.server)].map(renewed);
         let answers = self.store.run(commands.into()).await?;
         let [of_member, of_key, of_server]: [i64; 3] = match answers.as_slice() {
             [a, b, c] => [number(a)?, number(b)?, number(c)?],
@@ -125,7 +126,7 @@ impl RedisSessions {
         }
         // Redis has lost some of it, or all. What another comet has is another's.
         if of_key == 1 {
-            let asked = self.store.run(vec![cmd("GET").arg(of_key_name(&session)).to_owned()]).await?;
+            let asked = self.store.run(vec![cmd("GET").arg(key_name(&session.key)).to_owned()]).await?;
             let holder: Option<String> = answer(asked.into_iter().next())?;
             if holder.is_some_and(|holder| holder != session.server.as_str()) {
                 return Ok(());
@@ -142,19 +143,19 @@ impl RedisSessions {
     /// A mark that stands as long as the comet reports and nothing was removed, by a sweep or with
     /// all that Redis had.
     async fn generation_of(&self, server: ServerId) -> Result<Generation, DirectoryError> {
-        let mark = mark_of(&server);
+        let mark = mark_name(&server);
         let asked = vec![
             cmd("SET").arg(EPOCH).arg(now()).arg("NX").to_owned(),
             cmd("SET").arg(&mark).arg(now()).arg("NX").to_owned(),
             cmd("EXPIRE").arg(&mark).arg(self.store.expire_seconds()).to_owned(),
             cmd("GET").arg(&mark).to_owned(),
-            cmd("GET").arg(swept_of(&server)).to_owned(),
+            cmd("GET").arg(swept_name(&server)).to_owned(),
             self.epoch(),
         ];
         let mut answers = self.store.run(asked).await?.into_iter().skip(3);
         let entered: String = answer(answers.next())?;
         let swept_at: Option<u64> = answer(answers.next())?;
-        self.store.learn(answer(answers.next())?);
+        self.store.record_epoch(answer(answers.next())?);
         Ok(Generation::new(&entered, swept_at))
     }
 
@@ -164,15 +165,15 @@ impl RedisSessions {
         }
         let mut asked = cmd("MGET");
         keys.iter().for_each(|key| {
-            asked.arg(of_key(key));
+            asked.arg(key_name(key));
         });
         let mut answers = self.store.run(vec![asked, self.epoch()]).await?.into_iter();
         let servers: Vec<Option<String>> = answer(answers.next())?;
-        self.store.learn(answer(answers.next())?);
+        self.store.record_epoch(answer(answers.next())?);
         let named = |server: Option<String>| server.filter(|server| !server.is_empty()).map(ServerId::from);
         let servers: Vec<Option<ServerId>> = servers.into_iter().map(named).collect();
         if servers.iter().any(Option::is_none) {
-            self.can_tell_absence()?;
+            self.require_trusted_absence()?;
         }
         Ok(servers)
     }
@@ -182,19 +183,19 @@ impl RedisSessions {
     }
 
     /// Fails while somebody who is not found may be there all the same.
-    fn can_tell_absence(&self) -> Result<(), DirectoryError> {
-        match self.store.doubt() {
+    fn require_trusted_absence(&self) -> Result<(), DirectoryError> {
+        match self.store.untrusted() {
             None => Ok(()),
-            Some(Doubt::Everything(reason)) => Err(self.store.unavailable(reason)),
-            Some(Doubt::Absence(reason)) => Err(self.store.unavailable(&reason)),
+            Some(Untrusted::Everything(reason)) => Err(self.store.unavailable(reason)),
+            Some(Untrusted::Absence(reason)) => Err(self.store.unavailable(&reason)),
         }
     }
 
     /// Fails while of what is found a part may be missing.
-    fn can_tell_presence(&self) -> Result<(), DirectoryError> {
-        match self.store.doubt() {
-            Some(Doubt::Everything(reason)) => Err(self.store.unavailable(reason)),
-            Some(Doubt::Absence(_)) | None => Ok(()),
+    fn require_trusted_presence(&self) -> Result<(), DirectoryError> {
+        match self.store.untrusted() {
+            Some(Untrusted::Everything(reason)) => Err(self.store.unavailable(reason)),
+            Some(Untrusted::Absence(_)) | None => Ok(()),
         }
     }
 
@@ -202,7 +203,7 @@ impl RedisSessions {
     /// long enough for comets to say what they have.
     #[must_use]
     pub fn is_trusted(&self) -> bool {
-        self.store.doubt().is_none()
+        self.store.untrusted().is_none()
     }
 
     async fn find_of(&self, mids: Vec<Mid>) -> Result<Vec<SessionRecord>, DirectoryError> {
@@ -212,12 +213,12 @@ impl RedisSessions {
             return Ok(Vec::new());
         }
         let mut asked: Vec<Cmd> =
-            mids.iter().map(|mid| cmd("HGETALL").arg(of_member(*mid)).to_owned()).collect();
+            mids.iter().map(|mid| cmd("HGETALL").arg(member_name(*mid)).to_owned()).collect();
         asked.push(self.epoch());
         let mut answers = self.store.run(asked).await?;
-        self.store.learn(answer(answers.pop())?);
+        self.store.record_epoch(answer(answers.pop())?);
         // Of a member's sessions some may be entered again and others not yet.
-        self.can_tell_presence()?;
+        self.require_trusted_presence()?;
         let mut claims = Vec::new();
         for (mid, fields) in mids.iter().zip(answers) {
             let fields: Vec<String> = answer(Some(fields))?;
@@ -229,7 +230,7 @@ impl RedisSessions {
         let claimed: BTreeSet<Mid> = claims.iter().map(|(mid, _)| *mid).collect();
         let (confirmed, has_gaps) = self.confirm(claims).await?;
         if has_gaps || claimed.len() < mids.len() {
-            self.can_tell_absence()?;
+            self.require_trusted_absence()?;
         }
         Ok(confirmed)
     }
@@ -242,8 +243,8 @@ impl RedisSessions {
     ) -> Result<(Vec<SessionRecord>, bool), DirectoryError> {
         let asked = claims.iter().flat_map(|(_, SessionRecord { key, server })| {
             [
-                cmd("GET").arg(of_key(key)).to_owned(),
-                cmd("HGET").arg(of_server(server)).arg(key.as_str()).to_owned(),
+                cmd("GET").arg(key_name(key)).to_owned(),
+                cmd("HGET").arg(server_name(server)).arg(key.as_str()).to_owned(),
             ]
         });
         let answers = self.store.run(asked.collect()).await?;
@@ -253,8 +254,8 @@ impl RedisSessions {
             let holder: Option<String> = answer(found.first().cloned())?;
             let member: Option<i64> = answer(found.get(1).cloned())?;
             has_gaps |= holder.is_none();
-            let is_there = holder.is_some_and(|holder| holder == record.server.as_str());
-            if is_there && member.is_none_or(|member| member == mid.0) {
+            let is_current = holder.is_some_and(|holder| holder == record.server.as_str());
+            if is_current && member.is_none_or(|member| member == mid.0) {
                 confirmed.push(record);
             }
         }
@@ -262,29 +263,25 @@ impl RedisSessions {
     }
 }
 
-fn of_key(key: &SessionKey) -> String {
+fn key_name(key: &SessionKey) -> String {
     ["key_", key.as_str()].concat()
 }
 
-fn of_key_name(session: &SessionRef) -> String {
-    of_key(&session.key)
-}
-
-fn of_member(mid: Mid) -> String {
+fn member_name(mid: Mid) -> String {
     format!("mid_{mid}")
 }
 
-fn of_server(server: &ServerId) -> String {
+fn server_name(server: &ServerId) -> String {
     ["goim:sessions:", server.as_str()].concat()
 }
 
 /// The mark of what a comet has entered.
-fn mark_of(server: &ServerId) -> String {
+fn mark_name(server: &ServerId) -> String {
     ["goim:entered:", server.as_str()].concat()
 }
 
 /// Has when a comet's sessions were last swept.
-fn swept_of(server: &ServerId) -> String {
+fn swept_name(server: &ServerId) -> String {
     ["goim:swept:", server.as_str()].concat()
 }
 
@@ -292,14 +289,14 @@ fn swept_of(server: &ServerId) -> String {
 fn removal(session: &SessionRef) -> Vec<Cmd> {
     let SessionRef { mid, key, server } = session;
     let mut commands = vec![
-        cmd("EVAL").arg(DELETE_IF).arg(1).arg(of_key(key)).arg(server.as_str()).to_owned(),
-        cmd("HDEL").arg(of_server(server)).arg(key.as_str()).to_owned(),
+        cmd("EVAL").arg(DELETE_IF).arg(1).arg(key_name(key)).arg(server.as_str()).to_owned(),
+        cmd("HDEL").arg(server_name(server)).arg(key.as_str()).to_owned(),
     ];
     if !mid.is_anonymous() {
         let member = cmd("EVAL")
             .arg(DELETE_FIELD_IF)
             .arg(1)
-            .arg(of_member(*mid))
+            .arg(member_name(*mid))
             .arg(key.as_str())
             .arg(server.as_str())
             .to_owned();
@@ -327,7 +324,7 @@ fn number(value: &Value) -> Result<i64, DirectoryError> {
 impl SessionDirectory for RedisSessions {
     fn note_end(&self, end: SessionEnd) -> Call<Result<(), DirectoryError>> {
         let store = self.store.clone();
-        Call::pending(async move { ends::note(&store, end).await })
+        Call::pending(async move { session_ends::append(&store, end).await })
     }
 
     fn ends_after(
@@ -335,7 +332,7 @@ impl SessionDirectory for RedisSessions {
         mark: Option<EndCursor>,
     ) -> Call<Result<(EndCursor, Vec<SessionEnd>), DirectoryError>> {
         let store = self.store.clone();
-        Call::pending(async move { ends::after(&store, mark).await })
+        Call::pending(async move { session_ends::read_after(&store, mark).await })
     }
 
     fn add(&self, session: SessionRef) -> Call<Result<(), DirectoryError>> {
@@ -350,7 +347,7 @@ impl SessionDirectory for RedisSessions {
 
     fn touch(&self, session: SessionRef) -> Call<Result<(), DirectoryError>> {
         let this = self.clone();
-        Call::pending(async move { this.keep(session).await })
+        Call::pending(async move { this.renew(session).await })
     }
 
     fn servers_of(&self, keys: &[SessionKey]) -> Call<Result<Vec<Option<ServerId>>, DirectoryError>> {

@@ -19,9 +19,9 @@ use redis::{AsyncConnectionConfig, Cmd, ErrorKind, Pipeline, RedisResult, Value}
 use tokio::sync::{Mutex, Semaphore, watch};
 use tokio::time::timeout;
 
+use super::clients::ClientFactory;
 use super::config::{RedisConfig, RedisPlace};
-use super::health::{self, Change, Doubt, Health, RedisTrouble};
-use super::open::Opening;
+use super::health::{self, Health, HealthChange, RedisFault, Untrusted};
 
 /// Why Redis is not used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -71,7 +71,7 @@ pub struct RedisStats {
     /// It refuses writes at this moment.
     pub refuses_writes: bool,
     /// It does not answer at this moment.
-    pub is_silent: bool,
+    pub is_unavailable: bool,
     /// Comets whose leases are over, and which are listed because they answer.
     pub without_lease: u64,
 }
@@ -79,7 +79,7 @@ pub struct RedisStats {
 /// A connection to Redis. Cloning shares it.
 #[derive(Clone)]
 pub struct RedisStore {
-    shared: Arc<Shared>,
+    state: Arc<StoreState>,
 }
 
 /// Has a value that is made anew when Redis has come back without what it had.
@@ -91,19 +91,19 @@ pub(super) fn now() -> i64 {
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
-struct Shared {
+struct StoreState {
     health: parking_lot::Mutex<Health>,
     losses: watch::Sender<u64>,
     refused: AtomicU64,
     seen_losses: AtomicU64,
     without_lease: AtomicU64,
-    way: Way,
+    connection: Connection,
     config: RedisConfig,
     place: String,
     permits: Semaphore,
 }
 
-enum Way {
+enum Connection {
     Single(ConnectionManager),
     Cluster(ClusterConnection),
     Sentinel(Box<Master>),
@@ -124,7 +124,7 @@ impl RedisStore {
         let place = config.place.to_string();
         let deadline = config.deadline;
         let unavailable = |reason: String| RedisError::Unavailable { place: place.clone(), reason };
-        let way = timeout(deadline.saturating_mul(2), Way::open(&config))
+        let connection = timeout(deadline.saturating_mul(2), Connection::open(&config))
             .await
             .map_err(|_| unavailable(format!("no answer within {deadline:?}")))??;
         let permits = Semaphore::new(config.commands_max.max(1));
@@ -132,33 +132,33 @@ impl RedisStore {
         let (health, refused, seen_losses, without_lease) = Default::default();
         let interval = config.check_interval;
         let place_text = place.clone();
-        let shared = Arc::new(Shared {
+        let state = Arc::new(StoreState {
             health,
             losses,
             refused,
             seen_losses,
             without_lease,
-            way,
+            connection,
             place: place_text,
             permits,
             config,
         });
-        let ping = shared.within_deadline(shared.way.run(vec![redis::cmd("PING")])).await;
+        let ping = state.within_deadline(state.connection.run(vec![redis::cmd("PING")])).await;
         ping.map_err(|failure| failure.into_error(&place))?;
-        tokio::spawn(check(Arc::downgrade(&shared), interval));
-        Ok(Self { shared })
+        tokio::spawn(check(Arc::downgrade(&state), interval));
+        Ok(Self { state })
     }
 
     /// Takes in what stands under [`EPOCH`]. Another value than before, or none where there was
     /// one, says that what Redis had is lost.
-    pub(super) fn learn(&self, epoch: Option<String>) {
-        let change = self.shared.health().learn_epoch(epoch);
-        self.shared.tell(change);
+    pub(super) fn record_epoch(&self, epoch: Option<String>) {
+        let change = self.state.health().record_epoch(epoch);
+        self.state.apply(change);
     }
 
     /// Time since Redis was last seen to have lost what it had.
     pub(super) fn since_loss(&self) -> Option<Duration> {
-        self.shared.health().since_loss()
+        self.state.health().since_loss()
     }
 
     /// Time since somebody first wrote into this Redis after it was empty; `None` when nobody has.
@@ -166,61 +166,61 @@ impl RedisStore {
     #[must_use]
     pub fn epoch_age(&self) -> Option<Duration> {
         let now = u64::try_from(now()).unwrap_or_default();
-        self.shared.health().epoch_age(Duration::from_nanos(now))
+        self.state.health().epoch_age(Duration::from_nanos(now))
     }
 
     /// What is wrong at this moment, if anything is.
     #[must_use]
-    pub fn trouble(&self) -> Option<RedisTrouble> {
-        self.shared.health().trouble().cloned()
+    pub fn fault(&self) -> Option<RedisFault> {
+        self.state.health().fault().cloned()
     }
 
     /// What cannot be believed of what it says.
-    pub(super) fn doubt(&self) -> Option<Doubt> {
-        let RedisConfig { recovery_grace, settling, .. } = self.shared.config;
-        self.shared.health().doubt(recovery_grace, settling)
+    pub(super) fn untrusted(&self) -> Option<Untrusted> {
+        let RedisConfig { recovery_grace, settling, .. } = self.state.config;
+        self.state.health().untrusted(recovery_grace, settling)
     }
 
     /// True when nothing is wrong and nothing was for `time`.
-    pub(super) fn is_calm(&self, time: Duration) -> bool {
-        self.shared.health().is_calm(time)
+    pub(super) fn is_healthy_for(&self, time: Duration) -> bool {
+        self.state.health().is_healthy_for(time)
     }
 
     /// The figures of this moment.
     #[must_use]
     pub fn stats(&self) -> RedisStats {
-        let trouble = self.trouble();
+        let fault = self.fault();
         RedisStats {
-            refused: self.shared.refused.load(Ordering::Relaxed),
-            losses: self.shared.seen_losses.load(Ordering::Relaxed),
-            refuses_writes: matches!(trouble, Some(RedisTrouble::RefusesWrites(_))),
-            is_silent: matches!(trouble, Some(RedisTrouble::Silent(_))),
-            without_lease: self.shared.without_lease.load(Ordering::Relaxed),
+            refused: self.state.refused.load(Ordering::Relaxed),
+            losses: self.state.seen_losses.load(Ordering::Relaxed),
+            refuses_writes: matches!(fault, Some(RedisFault::RefusesWrites(_))),
+            is_unavailable: matches!(fault, Some(RedisFault::Unresponsive(_))),
+            without_lease: self.state.without_lease.load(Ordering::Relaxed),
         }
     }
 
     /// Takes in how many comets are listed without a lease.
-    pub(super) fn count_without_lease(&self, count: usize) {
-        self.shared.without_lease.store(count as u64, Ordering::Relaxed);
+    pub(super) fn set_without_lease(&self, count: usize) {
+        self.state.without_lease.store(count as u64, Ordering::Relaxed);
     }
 
     /// Says that something of what this process had said is lost.
-    pub(super) fn lost(&self) {
-        self.shared.losses.send_modify(|losses| *losses += 1);
+    pub(super) fn record_loss(&self) {
+        self.state.losses.send_modify(|losses| *losses += 1);
     }
 
     /// How often Redis was seen to have lost what it had.
     pub(super) fn losses(&self) -> watch::Receiver<u64> {
-        self.shared.losses.subscribe()
+        self.state.losses.subscribe()
     }
 
     pub(super) fn unavailable(&self, reason: &str) -> DirectoryError {
-        self.shared.unavailable(reason)
+        self.state.unavailable(reason)
     }
 
     /// How long what is written lives, in whole seconds, as Redis wants it.
     pub(super) fn expire_seconds(&self) -> u64 {
-        self.shared.config.session_ttl.as_secs().max(1)
+        self.state.config.session_ttl.as_secs().max(1)
     }
 
     /// Sends commands together and gives their answers in order. In a cluster each goes to its own
@@ -229,72 +229,72 @@ impl RedisStore {
         if commands.is_empty() {
             return Ok(Vec::new());
         }
-        let shared = &self.shared;
-        let count = u32::try_from(commands.len().min(shared.config.commands_max)).unwrap_or(u32::MAX);
+        let state = &self.state;
+        let count = u32::try_from(commands.len().min(state.config.commands_max)).unwrap_or(u32::MAX);
         let work = async {
             // The semaphore is never closed.
-            let _permits = shared.permits.acquire_many(count).await.ok();
-            shared.way.run(commands).await
+            let _permits = state.permits.acquire_many(count).await.ok();
+            state.connection.run(commands).await
         };
-        shared.answered(shared.within_deadline(work).await)
+        state.checked(state.within_deadline(work).await)
     }
 
     /// The same as one transaction; all commands must be about one key.
-    pub(super) async fn run_as_one(&self, commands: Vec<Cmd>) -> Result<(), DirectoryError> {
+    pub(super) async fn run_atomically(&self, commands: Vec<Cmd>) -> Result<(), DirectoryError> {
         let mut pipeline = Pipeline::with_capacity(commands.len());
         pipeline.atomic();
         for command in commands {
             pipeline.add_command(command).ignore();
         }
-        let shared = &self.shared;
-        shared.answered(shared.within_deadline(shared.way.run_as_one(&pipeline)).await)
+        let state = &self.state;
+        state.checked(state.within_deadline(state.connection.run_atomically(&pipeline)).await)
     }
 }
 
 impl std::fmt::Debug for RedisStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("RedisStore").field(&self.shared.place).finish()
+        f.debug_tuple("RedisStore").field(&self.state.place).finish()
     }
 }
 
 /// Why a command has no answer.
 enum Failure {
-    Late(Duration),
-    Said(redis::RedisError),
+    Timeout(Duration),
+    Redis(redis::RedisError),
 }
 
 impl Failure {
     fn text(&self) -> String {
         match self {
-            Self::Late(deadline) => format!("no answer within {deadline:?}"),
-            Self::Said(error) => error.to_string(),
+            Self::Timeout(deadline) => format!("no answer within {deadline:?}"),
+            Self::Redis(error) => error.to_string(),
         }
     }
 
     fn into_error(self, place: &str) -> RedisError {
         let (place, reason) = (place.to_owned(), self.text());
         match self {
-            Self::Said(error) if health::is_rejection(&error) => RedisError::Rejected { place, reason },
+            Self::Redis(error) if health::is_rejection(&error) => RedisError::Rejected { place, reason },
             _ => RedisError::Unavailable { place, reason },
         }
     }
 }
 
 /// Makes small writes from time to time, as long as somebody has the connection.
-async fn check(shared: Weak<Shared>, interval: Duration) {
-    let names = match shared.upgrade() {
-        Some(shared) => health::canaries(matches!(shared.way, Way::Cluster(_))),
+async fn check(state: Weak<StoreState>, interval: Duration) {
+    let names = match state.upgrade() {
+        Some(state) => health::canaries(matches!(state.connection, Connection::Cluster(_))),
         None => return,
     };
     loop {
-        let Some(shared) = shared.upgrade() else { return };
-        shared.check(&names).await;
-        drop(shared);
+        let Some(state) = state.upgrade() else { return };
+        state.check(&names).await;
+        drop(state);
         tokio::time::sleep(interval).await;
     }
 }
 
-impl Shared {
+impl StoreState {
     fn health(&self) -> parking_lot::MutexGuard<'_, Health> {
         self.health.lock()
     }
@@ -302,71 +302,71 @@ impl Shared {
     async fn within_deadline<T>(&self, work: impl Future<Output = RedisResult<T>>) -> Result<T, Failure> {
         let deadline = self.config.deadline;
         match timeout(deadline, work).await {
-            Ok(answer) => answer.map_err(Failure::Said),
+            Ok(answer) => answer.map_err(Failure::Redis),
             Err(_) => {
-                self.way.has_stalled().await;
-                Err(Failure::Late(deadline))
+                self.connection.reset_stalled().await;
+                Err(Failure::Timeout(deadline))
             }
         }
     }
 
     /// Learns from an answer, and puts it into the port's words.
-    fn answered<T>(&self, answer: Result<T, Failure>) -> Result<T, DirectoryError> {
-        if let Err(Failure::Said(error)) = &answer
+    fn checked<T>(&self, answer: Result<T, Failure>) -> Result<T, DirectoryError> {
+        if let Err(Failure::Redis(error)) = &answer
             && let Some(reason) = health::refusal_of(error)
         {
-            self.is_refused(reason);
+            self.record_refusal(reason);
         }
         answer.map_err(|failure| self.unavailable(&failure.text()))
     }
 
-    fn is_refused(&self, reason: String) {
+    fn record_refusal(&self, reason: String) {
         self.refused.fetch_add(1, Ordering::Relaxed);
-        let change = self.health().refused(reason);
-        self.tell(change);
+        let change = self.health().record_refusal(reason);
+        self.apply(change);
     }
 
     /// One round: who the servers are, and whether they can be written to.
     async fn check(&self, names: &[String]) {
         let asked = vec![redis::cmd("INFO").arg("server").to_owned()];
         // It may be kept from us; whether Redis is there shows with what follows.
-        if let Ok(answers) = self.within_deadline(self.way.run(asked)).await {
-            let change = self.health().learn_servers(answers.iter().flat_map(health::servers_of).collect());
-            self.tell(change);
+        if let Ok(answers) = self.within_deadline(self.connection.run(asked)).await {
+            let change = self.health().record_servers(answers.iter().flat_map(health::run_ids_of).collect());
+            self.apply(change);
         }
         let canaries = names.iter().map(|name| health::canary(name)).collect();
-        let change = match self.within_deadline(self.way.run(canaries)).await {
-            Ok(_) => self.health().is_well(),
+        let change = match self.within_deadline(self.connection.run(canaries)).await {
+            Ok(_) => self.health().record_success(),
             Err(failure) => {
                 let refusal = match &failure {
-                    Failure::Said(error) => health::refusal_of(error),
-                    Failure::Late(_) => None,
+                    Failure::Redis(error) => health::refusal_of(error),
+                    Failure::Timeout(_) => None,
                 };
                 match refusal {
-                    Some(reason) => return self.is_refused(reason),
-                    None => self.health().silent(failure.text()),
+                    Some(reason) => return self.record_refusal(reason),
+                    None => self.health().record_no_answer(failure.text()),
                 }
             }
         };
-        self.tell(change);
+        self.apply(change);
     }
 
     /// Says once what has changed, and to whoever must say again what he had said.
-    fn tell(&self, change: Change) {
+    fn apply(&self, change: HealthChange) {
         let redis = self.place.as_str();
         match change {
-            Change::Nothing => return,
-            Change::Trouble(trouble) => {
-                tracing::warn!(redis, "{trouble}; nobody is taken for gone meanwhile");
+            HealthChange::Nothing => return,
+            HealthChange::Fault(fault) => {
+                tracing::warn!(redis, "{fault}; nobody is taken for gone meanwhile");
                 return;
             }
-            Change::Over { trouble, is_loss } => {
-                tracing::info!(redis, was = %trouble, "redis can be read and written again");
+            HealthChange::Recovered { fault, is_loss } => {
+                tracing::info!(redis, was = %fault, "redis can be read and written again");
                 if !is_loss {
                     return;
                 }
             }
-            Change::Loss => tracing::warn!(
+            HealthChange::Loss => tracing::warn!(
                 redis,
                 "redis has lost what it had, or is another; comets say again what they have"
             ),
@@ -380,11 +380,11 @@ impl Shared {
     }
 }
 
-impl Way {
+impl Connection {
     async fn open(config: &RedisConfig) -> Result<Self, RedisError> {
         let unavailable =
-            |error: redis::RedisError| Failure::Said(error).into_error(&config.place.to_string());
-        let opening = Opening::new(config)?;
+            |error: redis::RedisError| Failure::Redis(error).into_error(&config.place.to_string());
+        let factory = ClientFactory::new(config)?;
         let deadline = config.deadline;
         match &config.place {
             RedisPlace::Single(url) => {
@@ -394,17 +394,17 @@ impl Way {
                     .set_min_delay(Duration::from_millis(20))
                     .set_max_delay(Duration::from_secs(1))
                     .set_number_of_retries(3);
-                ConnectionManager::new_with_config(opening.single(url)?, manager)
+                ConnectionManager::new_with_config(factory.single(url)?, manager)
                     .await
                     .map(Self::Single)
                     .map_err(unavailable)
             }
             RedisPlace::Cluster(nodes) => {
-                let client = opening.cluster(nodes)?;
+                let client = factory.cluster(nodes)?;
                 client.get_async_connection().await.map(Self::Cluster).map_err(unavailable)
             }
             RedisPlace::Sentinel { sentinels, master, sign_in } => {
-                let client = opening.sentinel(sentinels, master, sign_in)?;
+                let client = factory.sentinel(sentinels, master, sign_in)?;
                 let master = Master { client: Mutex::new(client), connection: Mutex::default() };
                 master.connection(deadline).await.map_err(unavailable)?;
                 Ok(Self::Sentinel(Box::new(master)))
@@ -426,28 +426,28 @@ impl Way {
                 let pipeline = all(&commands);
                 let mut connection = master.connection(Duration::MAX).await?;
                 let answers = pipeline.query_async(&mut connection).await;
-                master.look_at(answers).await
+                master.check_master(answers).await
             }
         }
     }
 
-    async fn run_as_one(&self, pipeline: &Pipeline) -> RedisResult<()> {
+    async fn run_atomically(&self, pipeline: &Pipeline) -> RedisResult<()> {
         match self {
             Self::Single(manager) => pipeline.exec_async(&mut manager.clone()).await,
             Self::Cluster(connection) => pipeline.exec_async(&mut connection.clone()).await,
             Self::Sentinel(master) => {
                 let mut connection = master.connection(Duration::MAX).await?;
                 let done = pipeline.exec_async(&mut connection).await;
-                master.look_at(done).await
+                master.check_master(done).await
             }
         }
     }
 }
 
-impl Way {
+impl Connection {
     /// A master that hangs may have been replaced: the Sentinels are asked again. The others look
     /// after themselves.
-    async fn has_stalled(&self) {
+    async fn reset_stalled(&self) {
         if let Self::Sentinel(master) = self {
             *master.connection.lock().await = None;
         }
@@ -478,7 +478,7 @@ impl Master {
 
     /// Forgets the connection when the answer says that it is broken, or that this is no master any
     /// longer.
-    async fn look_at<T>(&self, answer: RedisResult<T>) -> RedisResult<T> {
+    async fn check_master<T>(&self, answer: RedisResult<T>) -> RedisResult<T> {
         if let Err(error) = &answer {
             let is_replica = error.kind() == ErrorKind::Server(redis::ServerErrorKind::ReadOnly);
             if is_replica || error.is_connection_dropped() || error.is_io_error() || error.is_timeout() {

@@ -109,7 +109,7 @@ impl Own {
 
     fn connect(&self, url: &str) -> redis::Connection {
         let config = self.config();
-        super::open::Opening::new(&config).unwrap().single(url).unwrap().get_connection().unwrap()
+        super::clients::ClientFactory::new(&config).unwrap().single(url).unwrap().get_connection().unwrap()
     }
 
     fn pid_of(&self, url: &str) -> String {
@@ -666,7 +666,8 @@ async fn a_redis_that_refuses_writes_is_not_believed_that_somebody_is_not_there(
             let store = RedisStore::connect(times).await.unwrap();
             let lease = Duration::from_millis(400);
             let config = RedisNodesConfig { lease, refresh: Duration::from_millis(20) };
-            let answers: Answers = Arc::new(|node| goim_ports::Call::Ready(node.server.as_str() == "alive"));
+            let answers: CometProbe =
+                Arc::new(|node| goim_ports::Call::Ready(node.server.as_str() == "alive"));
             let nodes = RedisNodes::start(store.clone(), config, Some(answers.clone())).await.unwrap();
             for server in ["alive", "dead"] {
                 nodes.announce(conformance::node(server)).await.unwrap();
@@ -674,16 +675,13 @@ async fn a_redis_that_refuses_writes_is_not_believed_that_somebody_is_not_there(
             let sessions = RedisSessions::new(store.clone());
             sessions.add(session(1, "k", "alive")).await.unwrap();
             assert_eq!(server_of(&sessions, "nobody").await, None);
-            assert!(sessions.is_trusted() && store.trouble().is_none());
+            assert!(sessions.is_trusted() && store.fault().is_none());
 
             carry_out(refuse, &mut own.masters()[0]);
-            until("it is known", async || store.trouble().is_some()).await;
-            let trouble = store.trouble().unwrap();
-            let text = trouble.to_string();
-            assert!(
-                matches!(trouble, RedisTrouble::RefusesWrites(_)) && text.contains(code),
-                "{what}: {text}"
-            );
+            until("it is known", async || store.fault().is_some()).await;
+            let fault = store.fault().unwrap();
+            let text = fault.to_string();
+            assert!(matches!(fault, RedisFault::RefusesWrites(_)) && text.contains(code), "{what}: {text}");
             assert!(store.stats().refuses_writes && store.stats().refused > 0);
             sessions.add(session(2, "new", "alive")).await.unwrap_err();
             assert_eq!(server_of(&sessions, "k").await.as_deref(), Some("alive"), "{what}");
@@ -710,7 +708,7 @@ async fn a_redis_that_refuses_writes_is_not_believed_that_somebody_is_not_there(
             drop(other);
 
             carry_out(take, &mut own.masters()[0]);
-            until("it is over", async || store.trouble().is_none()).await;
+            until("it is over", async || store.fault().is_none()).await;
             sessions.servers_of(&["nobody".into()]).await.unwrap_err();
             assert!(!sessions.is_trusted(), "comets must have had time to say what they have");
             nodes.announce(conformance::node("alive")).await.unwrap();
@@ -743,7 +741,7 @@ async fn one_master_of_a_cluster_that_refuses_writes_is_enough() {
         assert!(store.stats().refuses_writes, "master {nth}");
         sessions.servers_of(&["nobody".into()]).await.unwrap_err();
         carry_out(REFUSALS[0].2, &mut own.masters()[nth]);
-        until("it is over", async || store.trouble().is_none()).await;
+        until("it is over", async || store.fault().is_none()).await;
     }
 }
 
@@ -807,7 +805,7 @@ async fn counts_that_cannot_be_renewed_are_not_taken_for_old() {
     let mut master = own.masters().remove(0);
     let _: () = master.hset("ol_a", "1", old).unwrap();
     carry_out(REFUSALS[0].1, &mut master);
-    until("it is known", async || store.trouble().is_some()).await;
+    until("it is known", async || store.fault().is_some()).await;
     assert_eq!(rooms.totals().await.unwrap().get("live://1"), Some(&7));
     carry_out(REFUSALS[0].2, &mut master);
     until("nobody has renewed it", async || rooms.totals().await.unwrap().is_empty()).await;
