@@ -1,5 +1,4 @@
-//! CityHash32 of version 1.1: which of the 64 fields of a comet's report a room stands in, as goim
-//! has it.
+//! CityHash32 of version 1.1, as in goim: it selects the field of a comet's report that holds a room.
 //!
 //! Checked against goim's values, one for each of the four classes of length and their edges. Bytes
 //! of the shortest class count with their sign.

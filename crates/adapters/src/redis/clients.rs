@@ -24,8 +24,8 @@ impl<'a> ClientFactory<'a> {
     /// # Errors
     /// [`RedisError::File`].
     pub(super) fn new(config: &'a RedisConfig) -> Result<Self, RedisError> {
-        // Unacknowledged data breaks the connection soon, instead of being retransmitted at ever longer
-        // intervals.
+        // Unacknowledged data breaks the connection soon, instead of being retransmitted at ever
+        // longer intervals.
         let socket =
             TcpSettings::default().set_nodelay(true).set_user_timeout(config.deadline.saturating_mul(2));
         Ok(Self { config, socket, certificates: read(&config.tls)? })

@@ -7,8 +7,8 @@ use redis::cmd;
 use super::sessions::answer;
 use super::store::RedisStore;
 
-/// The expiry of a member's devices, in seconds: longer than any session is likely to last. The
-/// sessions' owners remove stale entries.
+/// The expiry of a member's devices, in seconds: longer than any session is likely to last. An
+/// entry is removed earlier when its session turns out to have ended.
 const EXPIRY_SECONDS: u64 = 30 * 24 * 60 * 60;
 
 /// A device directory on Redis.

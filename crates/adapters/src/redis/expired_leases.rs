@@ -1,9 +1,10 @@
 //! Comets whose leases have expired.
 //!
-//! A lease expires when its comet dies, and also when Redis could not be written or reached. So each reader of the list
-//! probes the comet itself; one that responds stays listed. One that does not is removed immediately if Redis was healthy,
-//! since then only the comet can have missed the renewal; otherwise after it has been silent for a lease. Probes continue
-//! while it has no lease, so a comet that was only cut off returns by itself.
+//! A lease expires when its comet dies, and also when Redis could not be written or reached. So
+//! each reader of the list probes the comet itself; one that responds stays listed. One that does
+//! not is removed immediately if Redis was healthy, since then only the comet can have missed the
+//! renewal; otherwise after it has been silent for a lease. Probes continue while it has no lease,
+//! so a comet that was only cut off returns by itself.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, OnceLock};
@@ -12,17 +13,18 @@ use std::time::{Duration, Instant};
 use goim_ports::{Call, CometNode, ServerId};
 use tokio::time::timeout;
 
-/// Asks a comet, at its address, whether it is there: true when it probe, whatever it says.
+/// Probes a comet at its address: true when it responds, whatever the response.
 pub type CometProbe = Arc<dyn Fn(&CometNode) -> Call<bool> + Send + Sync>;
 
-/// How long a comet may take to response.
+/// The timeout of a probe.
 const PROBE_DEADLINE: Duration = Duration::from_secs(1);
-/// How long it is left alone between two questions; a third of the lease where that is less.
+/// The pause between two probes of a comet; at most a third of the lease.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
-/// Comets that are probed_at at once. Others wait their turn, and count as there meanwhile.
+/// The maximum number of concurrent probes. Further comets wait their turn, and stay listed
+/// meanwhile.
 const PROBES_MAX: usize = 64;
 
-/// What is known of comets without a lease.
+/// The comets without a lease.
 pub(super) struct ExpiredLeases {
     probe: Option<CometProbe>,
     lease: Duration,
@@ -30,24 +32,23 @@ pub(super) struct ExpiredLeases {
 }
 
 struct Comet {
-    /// When it was last known to be there: found without a lease, or answering.
+    /// When it was last known to be alive: found without a lease, or responding.
     last_seen: Instant,
     probed_at: Option<Instant>,
-    /// Of the question that is out.
+    /// The result of the pending probe.
     response: Option<Arc<OnceLock<bool>>>,
     has_responded: bool,
     is_gone: bool,
 }
 
 impl ExpiredLeases {
-    /// Without `answers` a comet without a lease is gone, unless Redis has just lost what it had.
+    /// Without a `probe`, a comet without a lease is removed, unless Redis has just lost its data.
     pub(super) fn new(probe: Option<CometProbe>, lease: Duration) -> Self {
         Self { probe, lease, comets: HashMap::new() }
     }
 
-    /// Divides comets without a lease into those that stay and those that have gone. `is_healthy` says
-    /// that Redis has been well for a lease; `keep_all` that none is to be taken for gone. Forgets all
-    /// others.
+    /// Divides comets without a lease into those to list and those to remove, and forgets all
+    /// others. `is_healthy`: Redis has been healthy for a lease; `keep_all`: none may be removed.
     pub(super) fn classify(
         &mut self,
         comets: Vec<CometNode>,
@@ -71,7 +72,7 @@ impl ExpiredLeases {
         })
     }
 
-    /// True when no question is out.
+    /// Returns whether no probe is pending.
     pub(super) fn is_idle(&self) -> bool {
         self.comets
             .values()
@@ -95,7 +96,7 @@ impl Comet {
         (self.probed_at, self.response) = (Some(Instant::now()), Some(Arc::clone(&result)));
         let call = probe(node);
         tokio::spawn(async move {
-            // Nobody else sets it.
+            // No other task sets it.
             let _ = result.set(timeout(PROBE_DEADLINE, call).await.unwrap_or(false));
         });
     }
@@ -105,11 +106,11 @@ impl Comet {
         self.response = None;
         if probe {
             if !self.has_responded || self.is_gone {
-                tracing::warn!(%server, "the lease of a comet is over, but it probe: it stays on the list");
+                tracing::warn!(%server, "the lease of a comet has expired, but it responds; it stays on the list");
             }
             (self.last_seen, self.has_responded, self.is_gone) = (Instant::now(), true, false);
         } else if !self.is_gone && (is_healthy || self.last_seen.elapsed() >= lease) {
-            tracing::info!(%server, "a comet has no lease and does not response: it is gone");
+            tracing::info!(%server, "a comet has no lease and does not respond; it is removed from the list");
             self.is_gone = true;
         }
     }
@@ -121,7 +122,7 @@ mod tests {
     use crate::conformance;
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-    /// The names that stay when `names` have no lease.
+    /// Returns the listed names when `names` have no lease.
     fn stay(expired: &mut ExpiredLeases, names: &[&str], is_healthy: bool) -> Vec<String> {
         let comets = names.iter().map(|name| conformance::node(name)).collect();
         expired.classify(comets, is_healthy, false).0.iter().map(|comet| comet.server.to_string()).collect()
@@ -148,14 +149,14 @@ mod tests {
         );
         settle(&expired).await;
         assert_eq!(stay(&mut expired, &["alive", "dead"], true), ["alive"]);
-        // It is probed_at again, and goes when it ends.
+        // It is probed again, and removed when it ends.
         is_there.store(false, Ordering::Relaxed);
         let began = Instant::now();
         while !stay(&mut expired, &["alive", "dead"], true).is_empty() {
             assert!(began.elapsed() < Duration::from_secs(10));
             settle(&expired).await;
         }
-        // One that was taken for gone and probe is back.
+        // A removed one that responds is listed again.
         is_there.store(true, Ordering::Relaxed);
         while stay(&mut expired, &["alive", "dead"], true) != ["alive"] {
             assert!(began.elapsed() < Duration::from_secs(10));

@@ -1,10 +1,10 @@
 //! Sessions, room counts and nodes on Redis: goim's keys and records, shared with Go logics.
 //!
-//! [`RedisSessions`] uses goim's `key_<key>` and `mid_<mid>`, [`RedisRooms`] its `ol_<server>`. Keys that
-//! goim does not have are under `goim:`: the sessions of each comet (`goim:sessions:<server>`, a hash
-//! of keys and members), which detect a key that another member has taken and let a dead comet be
-//! swept, and the leases of the nodes ([`RedisNodes`]). Only `store` distinguishes a single server, a
-//! cluster and Sentinel.
+//! [`RedisSessions`] uses goim's `key_<key>` and `mid_<mid>`, [`RedisRooms`] its `ol_<server>`.
+//! Keys that goim does not have are under `goim:`: the sessions of each comet
+//! (`goim:sessions:<server>`, a hash of keys and members), which detect a key that another member
+//! has taken and let a dead comet be swept, and the leases of the nodes ([`RedisNodes`]). Only
+//! `store` distinguishes a single server, a cluster and Sentinel.
 
 mod city_hash;
 mod clients;

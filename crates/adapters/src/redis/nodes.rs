@@ -1,14 +1,12 @@
-//! The list of comets by leases: each keep_all a record alive that goes by itself when the comet does.
+//! The list of comets by leases: each comet renews a record that expires when the comet dies.
 //!
-//! `goim:node:<server>` is the record, `goim:nodes` the set of names to ask for. A snapshot is kept
-//! up to date behind the calls; while Redis does not answer, it stays as it was: comets do not go
-//! because the list cannot be read. Nor do they because Redis has come back empty, or could not be
-//! written to: a comet whose lease is over is asked whether it is there (`expired`), and whoever
-//! does not know it finds its address in `goim:comet:<server>`, a copy of the record that outlives
-//! the lease by far. Who says farewell takes name and copy with him, and goes at once. `goim:epoch`
-//! has a value that is made anew when Redis has come back empty; who sees another than before keep_all
-//! the comets that he knew for a lease, in which they say that they are there.
-//! [`RedisNodes::losses`] tells of it, for those who must say again what they had said.
+//! `goim:node:<server>` is the record, `goim:nodes` the set of names. A snapshot is refreshed in
+//! the background and stays unchanged while Redis does not answer. A comet without a lease may be
+//! alive: Redis may have lost its data or refused the renewal. It is probed (`expired_leases`) at
+//! the address in `goim:comet:<server>`, a copy of the record that outlives the lease. A comet that
+//! withdraws removes name and copy, and is unlisted immediately. `goim:epoch` changes when Redis
+//! was emptied; then all known comets stay listed for a lease, and [`RedisNodes::losses`] notifies
+//! those who must register their data again.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,17 +23,16 @@ use super::sessions::answer;
 use super::store::{EPOCH, RedisStore, now};
 
 const NAMES: &str = "goim:nodes";
-/// How long the copy of a comet's record stays that says nothing any more, in seconds: longer than
-/// Redis is likely to refuse writes.
+/// The expiry of the copy of a comet's record, in seconds: longer than Redis is likely to refuse
+/// writes.
 const COPY_SECONDS: u64 = 24 * 60 * 60;
-/// How long a process that starts waits for the answers of comets without a lease.
+/// How long startup waits for probes of comets without a lease.
 const FIRST_PROBES: Duration = Duration::from_secs(2);
 
 /// Times of a node directory.
 #[derive(Debug, Clone, Copy)]
 pub struct RedisNodesConfig {
-    /// How long a comet is listed that is silent. Default 10 s. Must be several of its
-    /// announcements.
+    /// How long a silent comet stays listed. Default 10 s. Must be several announcement intervals.
     pub lease: Duration,
     /// How often the list is read. Default 1 s.
     pub refresh: Duration,
@@ -58,14 +55,14 @@ struct NodesState {
     config: RedisNodesConfig,
     snapshot: RwLock<Arc<Vec<CometNode>>>,
     announced: tokio::sync::Mutex<Vec<Announced>>,
-    /// Held while the list is read: one after the other.
+    /// Held while the list is read, so that reads are serialised.
     expired: tokio::sync::Mutex<ExpiredLeases>,
 }
 
-/// What this process has announced.
+/// A comet that this process has announced.
 struct Announced {
     node: CometNode,
-    /// When the last announcement that was answered began: its lease is this long at least.
+    /// When the last confirmed announcement was sent: its lease lasts at least from then.
     started_at: Instant,
 }
 
@@ -85,11 +82,11 @@ struct Record {
 }
 
 impl RedisNodes {
-    /// Reads the list and goes on doing so. `answers` asks a comet whose lease is over whether it
-    /// is there; without it such a comet is gone. Must be called inside a tokio runtime.
+    /// Reads the list, and refreshes it in the background. `probe` checks comets whose leases have
+    /// expired; without it they are removed. Must be called inside a tokio runtime.
     ///
     /// # Errors
-    /// [`NodeError`] when the list cannot be read at all.
+    /// [`NodeError`] when the list cannot be read.
     pub async fn start(
         store: RedisStore,
         config: RedisNodesConfig,
@@ -104,8 +101,8 @@ impl RedisNodes {
         Ok(Self { state, _refresh_task: refresh_task })
     }
 
-    /// How often what was said to Redis has been lost: it has come back empty, or is another, or a
-    /// lease has ended before it was renewed.
+    /// Returns the number of losses, as a watch: Redis lost data or was replaced, or a lease
+    /// expired before its renewal.
     #[must_use]
     pub fn losses(&self) -> watch::Receiver<u64> {
         self.state.store.losses()
@@ -129,7 +126,7 @@ async fn refresh(state: Arc<NodesState>) {
                 failing = false;
             }
             (Err(error), false) => {
-                tracing::warn!(%error, "the list of comets stays as it was");
+                tracing::warn!(%error, "the list of comets cannot be read; keeping the last one");
                 failing = true;
             }
         }
@@ -158,8 +155,8 @@ impl NodesState {
         let keep_all = self.keep_all();
         let (kept, gone) =
             expired.classify(candidates, self.store.is_healthy_for(self.config.lease), keep_all);
-        // What one process takes for gone another may reach, and its name could not be put on the
-        // list again.
+        // Another process may reach a comet that this one does not, and while Redis refuses writes
+        // its name could not be added again.
         if self.store.fault().is_none() {
             let gone = gone.iter().map(|comet| comet.server.to_string());
             self.unlist(gone.chain(unknown).filter(|name| names.contains(name)).collect()).await;
@@ -174,14 +171,13 @@ impl NodesState {
         Ok(())
     }
 
-    /// True for a lease after Redis has lost what it had.
+    /// Returns whether Redis lost its data less than a lease ago.
     fn keep_all(&self) -> bool {
         self.store.since_loss().is_some_and(|since| since < self.config.lease)
     }
 
-    /// The comets that may be there without a lease, and the names of which nothing is known. Those
-    /// whose names have gone, and the copies of their records with them, have said farewell, unless
-    /// it is Redis that has lost them.
+    /// Returns the comets that may be alive without a lease, and the names about which nothing is
+    /// known. A known comet whose name and copy are missing has withdrawn, unless Redis lost them.
     async fn candidates(
         &self,
         before: &[CometNode],
@@ -229,8 +225,7 @@ impl NodesState {
         names.iter().zip(answers).map(read).collect()
     }
 
-    /// Waits for what comets without a lease say to a process that has just started, and takes it
-    /// in.
+    /// Waits at startup for the probes of comets without a lease, and applies them.
     async fn first_probes(&self) -> Result<(), DirectoryError> {
         let until = Instant::now() + FIRST_PROBES;
         if self.expired.lock().await.is_idle() && self.store.stats().without_lease == 0 {
@@ -242,12 +237,12 @@ impl NodesState {
         self.refresh().await
     }
 
-    /// Takes names off the list whose comets are gone. One that has come back meanwhile puts itself
-    /// on it again with its next word. The copy of its record stays: it has not said farewell.
+    /// Removes the names of dead comets from the list. One that is alive again adds itself with its
+    /// next announcement. The copy of its record stays, since it has not withdrawn.
     async fn unlist(&self, gone: Vec<String>) {
         let removed = gone.iter().map(|name| cmd("SREM").arg(NAMES).arg(name).to_owned()).collect();
         if let Err(error) = self.store.run(removed).await {
-            tracing::debug!(%error, "names of comets that are gone stay on the list for now");
+            tracing::debug!(%error, "the names of dead comets could not be removed; retrying with the next refresh");
         }
     }
 
@@ -270,13 +265,16 @@ impl NodesState {
             cmd("SET").arg(copy_name(&name)).arg(record).arg("EX").arg(COPY_SECONDS).to_owned(),
         ];
         let before: Option<String> = answer(self.store.run(commands).await?.into_iter().nth(1))?;
-        // Redis may have taken an announcement whose answer never came, when all was over: the time
-        // counts too.
+        // Redis may have applied an unconfirmed announcement after the lease had expired, so the
+        // elapsed time counts too.
         let may_have_ended =
             known.is_some_and(|known| announced[known].started_at.elapsed() > self.config.lease);
         if may_have_ended || before.is_none() && known.is_some() {
-            // Meanwhile its sessions may have been removed.
-            tracing::warn!(server = name, "the lease of this comet had ended; it says again what it has");
+            // Its sessions may have been swept.
+            tracing::warn!(
+                server = name,
+                "the lease of this comet had expired; it registers its sessions again"
+            );
             self.store.record_loss();
         }
         let node = Announced { node, started_at };
@@ -290,7 +288,7 @@ impl NodesState {
 
     async fn withdraw(&self, server: ServerId) -> Result<(), DirectoryError> {
         self.announced.lock().await.retain(|known| known.node.server != server);
-        // Else it might be kept for one that Redis has lost.
+        // Otherwise it would count as a comet whose records Redis lost.
         let mut without = Vec::clone(&self.snapshot.read());
         without.retain(|comet| comet.server != server);
         *self.snapshot.write() = Arc::new(without);
@@ -308,7 +306,7 @@ fn record_name(name: &str) -> String {
     ["goim:node:", name].concat()
 }
 
-/// Where the copy is that outlives the lease.
+/// The key of the copy of the record that outlives the lease.
 fn copy_name(name: &str) -> String {
     ["goim:comet:", name].concat()
 }

@@ -1,4 +1,5 @@
-//! Session-end orders between logics: a Redis stream (`goim:ends`, Redis 5) of some thousand entries.
+//! Session-end orders between logics: a Redis stream (`goim:ends`, Redis 5) of some thousand
+//! entries.
 //!
 //! Each entry is one JSON object in the field `end`. A long list of members or keys is split into
 //! several entries.

@@ -1,13 +1,12 @@
 //! Which comet holds which session: goim's `key_<key>` and `mid_<mid>`, and the sessions of each
-//! comet beside them.
+//! comet.
 //!
-//! goim's records say on which comet a key is, but not whose it is; `goim:sessions:<server>` does.
-//! Where it has no word, as of sessions that a Go logic has entered, goim's records are believed.
+//! goim's records name the comet of a key but not its member; `goim:sessions:<server>` does. Where
+//! it has no entry, as for sessions that a Go logic registered, goim's records are trusted.
 //!
-//! When Redis has come back without what it had, comets enter their sessions again, which takes
-//! some seconds. Until then nobody can say that somebody is *not* there, and a question that finds
-//! nobody fails instead: a push that is answered with success must not miss a session that was
-//! there all the time.
+//! After Redis has lost its data, comets register their sessions again, which takes some seconds.
+//! Until then a lookup that finds nothing fails: a push that succeeds must not miss an existing
+//! session.
 
 use std::collections::BTreeSet;
 
@@ -21,15 +20,15 @@ use super::health::Untrusted;
 use super::session_ends;
 use super::store::{EPOCH, RedisStore, now};
 
-/// Removes a key if it has this value; answers how many it removed.
+/// Deletes a key if it has this value; returns the number of deleted keys.
 const DELETE_IF: &str =
     "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0";
-/// Removes a field of a hash if it has this value.
+/// Deletes a field of a hash if it has this value.
 const DELETE_FIELD_IF: &str = "if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then return redis.call('HDEL', KEYS[1], ARGV[1]) end return 0";
-/// How long it is known that a comet's sessions were swept: a comet that was away for longer is
-/// told nothing by it.
+/// The expiry of the record of a sweep, in seconds. A comet that was cut off for longer does not
+/// learn of the sweep.
 const SWEPT_SECONDS: u64 = 24 * 60 * 60;
-/// Sessions that are swept together.
+/// The number of sessions in one block of a sweep.
 const SWEEP_BLOCK: usize = 512;
 
 /// A session directory on Redis.
@@ -39,19 +38,19 @@ pub struct RedisSessions {
 }
 
 impl RedisSessions {
-    /// The directory that `store` holds.
+    /// Creates the directory on `store`.
     #[must_use]
     pub fn new(store: RedisStore) -> Self {
         Self { store }
     }
 
-    /// Removes all sessions of a comet that has died, as long as they are still its own; answers
-    /// how many there were. `may_continue` is asked before each block of 512: a comet that is back must
-    /// keep what it has.
+    /// Removes all sessions that still belong to a dead comet, and returns their number.
+    /// `may_continue` is called before each block of 512: a comet that is alive again must keep its
+    /// sessions.
     ///
     /// # Errors
-    /// [`DirectoryError`]; what is left can be swept again. Nothing is removed unless that can be
-    /// noted: a comet that is alive after all must find out.
+    /// [`DirectoryError`]; the rest can be swept again. Nothing is removed unless the sweep can be
+    /// recorded: a comet that is alive after all must learn of it.
     pub async fn sweep(
         &self,
         server: &ServerId,
@@ -77,7 +76,7 @@ impl RedisSessions {
                 let session = SessionRef { mid, key: pair[0].as_str().into(), server: server.clone() };
                 removal(&session)
             });
-            // Behind the removals: a comet that is alive after all finds another mark, and enters
+            // After the removals: a comet that is alive after all finds another mark, and registers
             // its sessions again.
             let unmark = cmd("DEL").arg(mark_name(server)).to_owned();
             self.store.run(commands.chain([unmark]).collect()).await?;
@@ -89,7 +88,7 @@ impl RedisSessions {
         }
     }
 
-    /// goim's commands in goim's order, and ours behind them.
+    /// Returns goim's commands in goim's order, followed by our own.
     fn entry(&self, session: &SessionRef) -> Vec<Cmd> {
         let expire = self.store.expire_seconds();
         let SessionRef { mid, key, server } = session;
@@ -124,7 +123,7 @@ impl RedisSessions {
         if of_key == 1 && of_server == 1 && has_member {
             return Ok(());
         }
-        // Redis has lost some of it, or all. What another comet has is another's.
+        // Some or all records are lost. A key that another comet holds is left alone.
         if of_key == 1 {
             let asked = self.store.run(vec![cmd("GET").arg(key_name(&session.key)).to_owned()]).await?;
             let holder: Option<String> = answer(asked.into_iter().next())?;
@@ -140,8 +139,8 @@ impl RedisSessions {
         answers.first().map_or(Ok(false), |removed| Ok(number(removed)? == 1))
     }
 
-    /// A mark that stands as long as the comet reports and nothing was removed, by a sweep or with
-    /// all that Redis had.
+    /// Returns a mark that is stable while the comet reports and no session was removed, by a sweep
+    /// or by a loss of data.
     async fn generation_of(&self, server: ServerId) -> Result<Generation, DirectoryError> {
         let mark = mark_name(&server);
         let asked = vec![
@@ -182,7 +181,7 @@ impl RedisSessions {
         cmd("GET").arg(EPOCH).to_owned()
     }
 
-    /// Fails while somebody who is not found may be there all the same.
+    /// Fails while a session that is not found may exist.
     fn require_trusted_absence(&self) -> Result<(), DirectoryError> {
         match self.store.untrusted() {
             None => Ok(()),
@@ -191,7 +190,7 @@ impl RedisSessions {
         }
     }
 
-    /// Fails while of what is found a part may be missing.
+    /// Fails while a result may be incomplete.
     fn require_trusted_presence(&self) -> Result<(), DirectoryError> {
         match self.store.untrusted() {
             Some(Untrusted::Everything(reason)) => Err(self.store.unavailable(reason)),
@@ -199,8 +198,8 @@ impl RedisSessions {
         }
     }
 
-    /// True when nobody is taken for gone who may be there: Redis is read and written, and has been
-    /// long enough for comets to say what they have.
+    /// Returns whether absence can be trusted: Redis is healthy, and has been for long enough that
+    /// all comets could register their sessions.
     #[must_use]
     pub fn is_trusted(&self) -> bool {
         self.store.untrusted().is_none()
@@ -217,7 +216,7 @@ impl RedisSessions {
         asked.push(self.epoch());
         let mut answers = self.store.run(asked).await?;
         self.store.record_epoch(answer(answers.pop())?);
-        // Of a member's sessions some may be entered again and others not yet.
+        // Some of a member's sessions may not be registered again yet.
         self.require_trusted_presence()?;
         let mut claims = Vec::new();
         for (mid, fields) in mids.iter().zip(answers) {
@@ -235,8 +234,9 @@ impl RedisSessions {
         Ok(confirmed)
     }
 
-    /// Leaves those that are still so: a key may have gone to another comet, or to another member.
-    /// True when a key has no record at all: it may have ended, or its record has.
+    /// Returns the records that are still valid: a key may belong to another comet or member now.
+    /// The flag is true when some key has no record: its session may have ended, or its record is
+    /// lost.
     async fn confirm(
         &self,
         claims: Vec<(Mid, SessionRecord)>,
@@ -275,17 +275,18 @@ fn server_name(server: &ServerId) -> String {
     ["goim:sessions:", server.as_str()].concat()
 }
 
-/// The mark of what a comet has entered.
+/// The key of the mark of a comet's sessions.
 fn mark_name(server: &ServerId) -> String {
     ["goim:entered:", server.as_str()].concat()
 }
 
-/// Has when a comet's sessions were last swept.
+/// The key of the time of the last sweep of a comet's sessions.
 fn swept_name(server: &ServerId) -> String {
     ["goim:swept:", server.as_str()].concat()
 }
 
-/// The first of them answers 1 when the session was still its comet's.
+/// Returns the commands that remove a session. The first returns 1 when the session still belonged
+/// to the comet.
 fn removal(session: &SessionRef) -> Vec<Cmd> {
     let SessionRef { mid, key, server } = session;
     let mut commands = vec![
@@ -306,12 +307,12 @@ fn removal(session: &SessionRef) -> Vec<Cmd> {
 }
 
 pub(super) fn unreadable(what: &str) -> DirectoryError {
-    DirectoryError::Unavailable(format!("redis: an answer to {what} that makes no sense"))
+    DirectoryError::Unavailable(format!("redis: unexpected answer to {what}"))
 }
 
-/// Redis's answer as a value.
+/// Converts an answer of Redis.
 pub(super) fn answer<T: FromRedisValue>(value: Option<Value>) -> Result<T, DirectoryError> {
-    value.and_then(|value| T::from_redis_value(value).ok()).ok_or_else(|| unreadable("a question"))
+    value.and_then(|value| T::from_redis_value(value).ok()).ok_or_else(|| unreadable("a query"))
 }
 
 fn number(value: &Value) -> Result<i64, DirectoryError> {

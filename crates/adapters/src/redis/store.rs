@@ -1,9 +1,8 @@
-//! One connection to Redis, whatever stands behind it: a server, a cluster, or a master that
-//! Sentinels know.
+//! A shared connection to Redis: a server, a cluster, or a master behind Sentinels.
 //!
-//! Everybody shares it: commands of many callers go out together and come back in order. It is made
-//! anew when it breaks; a command that was out then fails, and its caller decides. How many are out
-//! is bounded; more wait, within their deadline.
+//! Commands of all callers are pipelined. The connection is reopened when it breaks; pending
+//! commands then fail, and their callers decide. The number of pending commands is bounded; further
+//! ones wait within their deadline.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,40 +22,40 @@ use super::clients::ClientFactory;
 use super::config::{RedisConfig, RedisPlace};
 use super::health::{self, Health, HealthChange, RedisFault, Untrusted};
 
-/// Why Redis is not used.
+/// Why the connection to Redis failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RedisError {
-    /// The address makes no sense.
+    /// The address cannot be parsed.
     #[error("redis {place}: {reason}")]
     Address {
-        /// What was given, without a password.
+        /// The address, without a password.
         place: String,
-        /// What is wrong.
+        /// The reason.
         reason: String,
     },
-    /// A file of TLS cannot be read.
+    /// A TLS file cannot be read.
     #[error("{}: {reason}", path.display())]
     File {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the system.
         reason: String,
     },
-    /// It does not answer.
+    /// Redis does not answer.
     #[error("redis {place} does not answer: {reason}")]
     Unavailable {
-        /// Where it should be, without a password.
+        /// The address, without a password.
         place: String,
-        /// What the client says.
+        /// The error of the client.
         reason: String,
     },
-    /// It answers, and does not let this process in: a wrong password, a certificate that is not
-    /// trusted. Waiting does not mend it.
-    #[error("redis {place} lets nobody in with these settings: {reason}")]
+    /// Redis rejects this client: a wrong password, an untrusted certificate. Retrying does not
+    /// help.
+    #[error("redis {place} rejects the connection with these settings: {reason}")]
     Rejected {
-        /// Where it is, without a password.
+        /// The address, without a password.
         place: String,
-        /// What it says.
+        /// The error of Redis or of TLS.
         reason: String,
     },
 }
@@ -64,28 +63,28 @@ pub enum RedisError {
 /// Figures of a connection to Redis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RedisStats {
-    /// Commands and rounds of small writes that were refused, as a whole or in part.
+    /// Commands and canary rounds that were refused, in whole or in part.
     pub refused: u64,
-    /// Times that Redis was seen to have lost what it had, or the last of it.
+    /// Detected losses of data: all of it, or the last writes.
     pub losses: u64,
-    /// It refuses writes at this moment.
+    /// Whether it refuses writes now.
     pub refuses_writes: bool,
-    /// It does not answer at this moment.
+    /// Whether it does not answer now.
     pub is_unavailable: bool,
-    /// Comets whose leases are over, and which are listed because they answer.
+    /// Comets without a lease that are listed because they respond.
     pub without_lease: u64,
 }
 
-/// A connection to Redis. Cloning shares it.
+/// A connection to Redis. Clones share it.
 #[derive(Clone)]
 pub struct RedisStore {
     state: Arc<StoreState>,
 }
 
-/// Has a value that is made anew when Redis has come back without what it had.
+/// The key whose value changes when Redis has lost its data.
 pub(super) const EPOCH: &str = "goim:epoch";
 
-/// The clock in nanoseconds since 1970, for what must differ from before.
+/// Returns the time in nanoseconds since 1970, for values that must differ from earlier ones.
 pub(super) fn now() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
@@ -109,14 +108,14 @@ enum Connection {
     Sentinel(Box<Master>),
 }
 
-/// The master of the moment, asked for anew when it is no longer one.
+/// The current master, resolved again after a failover.
 struct Master {
     client: Mutex<SentinelClient>,
     connection: Mutex<Option<MultiplexedConnection>>,
 }
 
 impl RedisStore {
-    /// Connects, and asks for a sign of life.
+    /// Connects, and sends a `PING`.
     ///
     /// # Errors
     /// [`RedisError`], after the deadline at most.
@@ -149,44 +148,43 @@ impl RedisStore {
         Ok(Self { state })
     }
 
-    /// Takes in what stands under [`EPOCH`]. Another value than before, or none where there was
-    /// one, says that what Redis had is lost.
+    /// Records the value of [`EPOCH`]. A changed or missing value means that Redis lost its data.
     pub(super) fn record_epoch(&self, epoch: Option<String>) {
         let change = self.state.health().record_epoch(epoch);
         self.state.apply(change);
     }
 
-    /// Time since Redis was last seen to have lost what it had.
+    /// Returns the time since the last detected loss.
     pub(super) fn since_loss(&self) -> Option<Duration> {
         self.state.health().since_loss()
     }
 
-    /// Time since somebody first wrote into this Redis after it was empty; `None` when nobody has.
-    /// As of the last look at the list of comets.
+    /// Returns the time since the first write after Redis was empty; `None` when there was none. As
+    /// of the last read of the list of comets.
     #[must_use]
     pub fn epoch_age(&self) -> Option<Duration> {
         let now = u64::try_from(now()).unwrap_or_default();
         self.state.health().epoch_age(Duration::from_nanos(now))
     }
 
-    /// What is wrong at this moment, if anything is.
+    /// Returns the current fault.
     #[must_use]
     pub fn fault(&self) -> Option<RedisFault> {
         self.state.health().fault().cloned()
     }
 
-    /// What cannot be believed of what it says.
+    /// Returns which results cannot be trusted now.
     pub(super) fn untrusted(&self) -> Option<Untrusted> {
         let RedisConfig { recovery_grace, settling, .. } = self.state.config;
         self.state.health().untrusted(recovery_grace, settling)
     }
 
-    /// True when nothing is wrong and nothing was for `time`.
+    /// Returns whether there is no fault and was none for `time`.
     pub(super) fn is_healthy_for(&self, time: Duration) -> bool {
         self.state.health().is_healthy_for(time)
     }
 
-    /// The figures of this moment.
+    /// Returns the current figures.
     #[must_use]
     pub fn stats(&self) -> RedisStats {
         let fault = self.fault();
@@ -199,17 +197,17 @@ impl RedisStore {
         }
     }
 
-    /// Takes in how many comets are listed without a lease.
+    /// Sets the number of comets that are listed without a lease.
     pub(super) fn set_without_lease(&self, count: usize) {
         self.state.without_lease.store(count as u64, Ordering::Relaxed);
     }
 
-    /// Says that something of what this process had said is lost.
+    /// Records that data of this process was lost.
     pub(super) fn record_loss(&self) {
         self.state.losses.send_modify(|losses| *losses += 1);
     }
 
-    /// How often Redis was seen to have lost what it had.
+    /// Returns the number of losses, as a watch.
     pub(super) fn losses(&self) -> watch::Receiver<u64> {
         self.state.losses.subscribe()
     }
@@ -218,12 +216,12 @@ impl RedisStore {
         self.state.unavailable(reason)
     }
 
-    /// How long what is written lives, in whole seconds, as Redis wants it.
+    /// Returns the expiry of written keys in whole seconds, as Redis wants it.
     pub(super) fn expire_seconds(&self) -> u64 {
         self.state.config.session_ttl.as_secs().max(1)
     }
 
-    /// Sends commands together and gives their answers in order. In a cluster each goes to its own
+    /// Pipelines commands and returns their answers in order. In a cluster each is sent to its own
     /// node.
     pub(super) async fn run(&self, commands: Vec<Cmd>) -> Result<Vec<Value>, DirectoryError> {
         if commands.is_empty() {
@@ -239,7 +237,7 @@ impl RedisStore {
         state.checked(state.within_deadline(work).await)
     }
 
-    /// The same as one transaction; all commands must be about one key.
+    /// Runs commands as one transaction; all must use the same key.
     pub(super) async fn run_atomically(&self, commands: Vec<Cmd>) -> Result<(), DirectoryError> {
         let mut pipeline = Pipeline::with_capacity(commands.len());
         pipeline.atomic();
@@ -280,7 +278,7 @@ impl Failure {
     }
 }
 
-/// Makes small writes from time to time, as long as somebody has the connection.
+/// Sends canary writes periodically while the connection exists.
 async fn check(state: Weak<StoreState>, interval: Duration) {
     let names = match state.upgrade() {
         Some(state) => health::canaries(matches!(state.connection, Connection::Cluster(_))),
@@ -310,7 +308,7 @@ impl StoreState {
         }
     }
 
-    /// Learns from an answer, and puts it into the port's words.
+    /// Updates the health from a result, and converts its error.
     fn checked<T>(&self, answer: Result<T, Failure>) -> Result<T, DirectoryError> {
         if let Err(Failure::Redis(error)) = &answer
             && let Some(reason) = health::refusal_of(error)
@@ -326,10 +324,10 @@ impl StoreState {
         self.apply(change);
     }
 
-    /// One round: who the servers are, and whether they can be written to.
+    /// Runs one check: the servers' run ids, and a round of canary writes.
     async fn check(&self, names: &[String]) {
         let asked = vec![redis::cmd("INFO").arg("server").to_owned()];
-        // It may be kept from us; whether Redis is there shows with what follows.
+        // `INFO` may be denied; the canary writes show whether Redis answers.
         if let Ok(answers) = self.within_deadline(self.connection.run(asked)).await {
             let change = self.health().record_servers(answers.iter().flat_map(health::run_ids_of).collect());
             self.apply(change);
@@ -351,13 +349,13 @@ impl StoreState {
         self.apply(change);
     }
 
-    /// Says once what has changed, and to whoever must say again what he had said.
+    /// Logs a change of health, and notifies those who must register their data again.
     fn apply(&self, change: HealthChange) {
         let redis = self.place.as_str();
         match change {
             HealthChange::Nothing => return,
             HealthChange::Fault(fault) => {
-                tracing::warn!(redis, "{fault}; nobody is taken for gone meanwhile");
+                tracing::warn!(redis, "{fault}; sessions that are not found are not reported as absent");
                 return;
             }
             HealthChange::Recovered { fault, is_loss } => {
@@ -366,10 +364,9 @@ impl StoreState {
                     return;
                 }
             }
-            HealthChange::Loss => tracing::warn!(
-                redis,
-                "redis has lost what it had, or is another; comets say again what they have"
-            ),
+            HealthChange::Loss => {
+                tracing::warn!(redis, "redis lost data or was replaced; comets register their sessions again")
+            }
         }
         self.seen_losses.fetch_add(1, Ordering::Relaxed);
         self.losses.send_modify(|losses| *losses += 1);
@@ -445,8 +442,8 @@ impl Connection {
 }
 
 impl Connection {
-    /// A master that hangs may have been replaced: the Sentinels are asked again. The others look
-    /// after themselves.
+    /// Forgets a master that hangs, since it may have been replaced. The other clients recover by
+    /// themselves.
     async fn reset_stalled(&self) {
         if let Self::Sentinel(master) = self {
             *master.connection.lock().await = None;
@@ -470,14 +467,13 @@ impl Master {
         }
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(deadline.min(Duration::from_secs(2))))
-            // Each call has a deadline of its own.
+            // Each call has its own deadline.
             .set_response_timeout(None);
         let made = self.client.lock().await.get_async_connection_with_config(&config).await?;
         Ok(connection.insert(made).clone())
     }
 
-    /// Forgets the connection when the answer says that it is broken, or that this is no master any
-    /// longer.
+    /// Drops the connection when it is broken, or when the server is no master any more.
     async fn check_master<T>(&self, answer: RedisResult<T>) -> RedisResult<T> {
         if let Err(error) = &answer {
             let is_replica = error.kind() == ErrorKind::Server(redis::ServerErrorKind::ReadOnly);
