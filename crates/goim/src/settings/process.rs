@@ -47,7 +47,7 @@ pub(super) fn settings() -> Vec<Setting> {
 
         [timelines.folder] = "/var/lib/goim/timelines", "Where they are kept: a folder of this machine, made when it is not there; one process at a time has it. With neither this nor timelines.postgres messages are pushed and not kept.";
         secret [timelines.postgres] = "postgres://goim@127.0.0.1:5432/goim", "Or on PostgreSQL, which any number of logics share: postgres://user:password@host:port/database. Tables are made when they are not there.";
-        [timelines.offline_url] = "https://push.example.com/away", "Where members are told of who have no session when a message is stored for them, for a mobile push provider: http:// or https:// (by POST, {\"away\": [...]}, any answer of 2xx takes them) or kafka://topic (one record each, JSON). Not set: nobody wants to know.";
+        [timelines.offline_url] = "https://push.example.com/away", "Where members are told of who have no session when a message is stored for them, for a mobile push provider: http:// or https:// (by POST, {\"offline\": [...]}, any answer of 2xx takes them) or kafka://topic (one record each, JSON). Not set: nobody wants to know.";
         secret [timelines.offline_secret] = "the-secret-of-this-hook", "For HTTP: presented as `Authorization: Bearer`.";
         [timelines.messages_max], "Messages of a timeline that are kept; the oldest go first.";
         [timelines.age_max], "How long a message is kept.";
