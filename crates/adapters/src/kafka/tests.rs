@@ -19,19 +19,14 @@ use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedPr
 use super::*;
 use crate::conformance::{self, record_for_key, record_for_room};
 
-mod child;
+mod child_process;
 mod start_offsets;
 mod static_members;
 
-/// The broker for all tests. `None` where there is none, which is a failure when everything must
-/// run.
-fn broker() -> Option<String> {
+/// The broker of all tests.
+fn broker() -> String {
     let broker = std::env::var("TEST_KAFKA").ok().filter(|broker| !broker.is_empty());
-    if broker.is_none() {
-        assert!(std::env::var_os("CI").is_none(), "TEST_KAFKA names no broker: run scripts/test.sh");
-        eprintln!("passed over: TEST_KAFKA names no broker; scripts/test.sh starts one");
-    }
-    broker
+    broker.expect("TEST_KAFKA names no broker: run scripts/test.sh")
 }
 
 /// A broker of a test's own, ended with it.
@@ -166,8 +161,9 @@ fn bodies(entries: &[goim_ports::LogEntry]) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Kafka: scripts/test.sh"]
 async fn conforms() {
-    let Some(broker) = broker() else { return };
+    let broker = broker();
     let make = async || both_ends(&with_topic(&broker, 3).await).await;
     conformance::push_log::<KafkaPushLog, _>(make).await;
 }
@@ -229,8 +225,9 @@ fn captured() -> Vec<(i32, String, Vec<u8>)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Kafka: scripts/test.sh"]
 async fn keys_values_and_partitions_are_those_that_goims_logic_wrote() {
-    let Some(broker) = broker() else { return };
+    let broker = broker();
     let config = with_topic(&broker, 8).await;
     let log = KafkaPushLog::start(config.clone()).await.unwrap();
     let captured = captured();
@@ -258,8 +255,9 @@ async fn keys_values_and_partitions_are_those_that_goims_logic_wrote() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Kafka: scripts/test.sh"]
 async fn row_113_an_offset_is_committed_when_its_record_was_handed_over_and_not_before() {
-    let Some(broker) = broker() else { return };
+    let broker = broker();
     let config = with_topic(&broker, 1).await;
     let (log, mut reader) = both_ends(&config).await;
     for n in 0..10 {
@@ -278,8 +276,9 @@ async fn row_113_an_offset_is_committed_when_its_record_was_handed_over_and_not_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Kafka: scripts/test.sh"]
 async fn members_that_come_and_go_lose_nothing_and_keep_order() {
-    let Some(broker) = broker() else { return };
+    let broker = broker();
     const KEYS: usize = 16;
     const EACH: usize = 150;
     let config = with_topic(&broker, 8).await;
@@ -330,8 +329,9 @@ async fn members_that_come_and_go_lose_nothing_and_keep_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Kafka: scripts/test.sh"]
 async fn a_member_may_leave_while_the_group_is_agreeing() {
-    let Some(broker) = broker() else { return };
+    let broker = broker();
     let config = with_topic(&broker, 8).await;
     // librdkafka does not survive a consumer that is closed in the midst of it; where exactly that
     // is differs.
@@ -347,10 +347,11 @@ async fn a_member_may_leave_while_the_group_is_agreeing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Kafka: scripts/test.sh"]
 async fn packets_of_clients_are_on_the_topic_of_the_backend() {
     use goim_ports::{LogicError, Mid, PacketBuf, Schema, Sequence, Upstream, UpstreamPort};
     use prost::Message as _;
-    let Some(broker) = broker() else { return };
+    let broker = broker();
     let config = with_topic(&broker, 4).await;
     let backend = KafkaUpstream::new(&config, &config.topic).unwrap();
     let upstream = |mid, sequence| Upstream {
@@ -381,9 +382,10 @@ async fn packets_of_clients_are_on_the_topic_of_the_backend() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Kafka: scripts/test.sh"]
 async fn events_of_sessions_are_on_their_topic() {
     use goim_ports::{AcceptedAt, EventKind, EventSink, LifecycleEvent, Mid};
-    let Some(broker) = broker() else { return };
+    let broker = broker();
     let config = with_topic(&broker, 4).await;
     let event = |mid, nth: u64| LifecycleEvent {
         id: format!("e{nth}"),
@@ -417,8 +419,9 @@ async fn events_of_sessions_are_on_their_topic() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Kafka: scripts/test.sh"]
 async fn poison_is_counted_put_aside_and_never_in_the_way() {
-    let Some(broker) = broker() else { return };
+    let broker = broker();
     let config = with_topic(&broker, 1).await;
     let dead = format!("{}-dead", config.topic);
     let config = KafkaConfig { dead_letter: DeadLetter::Topic(dead.clone()), ..config };
@@ -452,10 +455,8 @@ async fn poison_is_counted_put_aside_and_never_in_the_way() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Kafka: scripts/test.sh"]
 async fn row_111_a_broker_that_restarts_loses_nothing_that_was_acknowledged() {
-    if broker().is_none() {
-        return;
-    }
     let (own, broker) = OwnBroker::start();
     let config = KafkaConfig { delivery_timeout: Duration::from_secs(2), ..with_topic(&broker, 2).await };
     let (log, mut reader) = both_ends(&config).await;
@@ -488,10 +489,8 @@ async fn row_111_a_broker_that_restarts_loses_nothing_that_was_acknowledged() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Kafka: scripts/test.sh"]
 async fn what_a_silent_broker_may_have_is_not_said_to_be_missing() {
-    if broker().is_none() {
-        return;
-    }
     let (own, broker) = OwnBroker::start();
     let config = KafkaConfig { delivery_timeout: Duration::from_secs(2), ..with_topic(&broker, 4).await };
     let log = KafkaPushLog::start(config.clone()).await.unwrap();
@@ -519,10 +518,8 @@ fn kafka_record_too_large(config: &KafkaConfig) -> PushRecord {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Kafka: scripts/test.sh"]
 async fn a_log_whose_broker_is_gone_is_full_when_it_is_full_and_keeps_its_order() {
-    if broker().is_none() {
-        return;
-    }
     let (own, broker) = OwnBroker::start();
     let config = KafkaConfig {
         records_max: 10,
@@ -558,32 +555,30 @@ async fn a_log_whose_broker_is_gone_is_full_when_it_is_full_and_keeps_its_order(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Kafka: scripts/test.sh"]
 async fn two_members_read_on_soon_after_their_broker_is_back() {
-    if broker().is_none() {
-        return;
-    }
     let (own, broker) = OwnBroker::start();
     let config = with_topic(&broker, 4).await;
     let log = KafkaPushLog::start(config.clone()).await.unwrap();
     let seen: Arc<parking_lot::Mutex<Vec<String>>> = Arc::default();
-    let members: Vec<_> = (0..2)
-        .map(|_| {
-            let (config, seen) = (config.clone(), Arc::clone(&seen));
-            tokio::spawn(async move {
-                let mut reader = KafkaPushLogReader::join(config).await.unwrap();
-                loop {
-                    let Ok(entries) = reader.read().await else {
-                        tokio::time::sleep(Duration::from_millis(100)).await;
-                        continue;
-                    };
-                    for entry in entries.unwrap() {
-                        seen.lock().push(String::from_utf8_lossy(&entry.record.body).into_owned());
-                        reader.done(entry.position);
-                    }
+    let (mut members, mut stats) = (Vec::new(), Vec::new());
+    for _ in 0..2 {
+        let mut reader = KafkaPushLogReader::join(config.clone()).await.unwrap();
+        stats.push(reader.stats());
+        let seen = Arc::clone(&seen);
+        members.push(tokio::spawn(async move {
+            loop {
+                let Ok(entries) = reader.read().await else {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                };
+                for entry in entries.unwrap() {
+                    seen.lock().push(String::from_utf8_lossy(&entry.record.body).into_owned());
+                    reader.done(entry.position);
                 }
-            })
-        })
-        .collect();
+            }
+        }));
+    }
     let reach_all = async |round: &str| {
         for n in 0..8 {
             let body = format!("{round}-{n}");
@@ -592,8 +587,12 @@ async fn two_members_read_on_soon_after_their_broker_is_back() {
         }
     };
     reach_all("before").await;
+    let errors: Vec<u64> = stats.iter().map(|stats| stats().errors).collect();
     own.script("kill");
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    becomes("both members have lost the broker", || {
+        stats.iter().zip(&errors).all(|(stats, before)| stats().errors > *before)
+    })
+    .await;
     own.script("start");
     let returned = Instant::now();
     reach_all("after").await;
@@ -694,8 +693,9 @@ fn replace(bytes: &mut [u8], old: &[u8], new: &[u8]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Kafka: scripts/test.sh"]
 async fn a_group_with_goims_jobs_is_not_joined_and_goes_on_at_their_offsets() {
-    let Some(broker) = broker() else { return };
+    let broker = broker();
     // As long as goim's names.
     let own = std::process::id() % 1000;
     let (group, topic) = (format!("goim-push-group-{own:03}"), format!("goim-push-go{own:03}"));
@@ -720,8 +720,9 @@ async fn a_group_with_goims_jobs_is_not_joined_and_goes_on_at_their_offsets() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Kafka: scripts/test.sh"]
 async fn a_job_of_goims_is_refused_by_a_group_of_ours_which_goes_on() {
-    let Some(broker) = broker() else { return };
+    let broker = broker();
     // As long as goim's names.
     let own = std::process::id() % 1000;
     let (group, topic) = (format!("goim-push-grown-{own:03}"), format!("goim-push-gr{own:03}"));
@@ -737,8 +738,9 @@ async fn a_job_of_goims_is_refused_by_a_group_of_ours_which_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Kafka: scripts/test.sh"]
 async fn what_is_wrong_at_the_start_is_said_in_words() {
-    let Some(broker) = broker() else { return };
+    let broker = broker();
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let config = KafkaConfig { brokers: vec![nobody.clone()], ..KafkaConfig::default() };
     let error = KafkaPushLog::start(config).await.unwrap_err().to_string();

@@ -111,6 +111,11 @@ impl Health {
         HealthChange::Nothing
     }
 
+    #[cfg(test)]
+    pub(super) fn knows_servers(&self) -> bool {
+        !self.servers.is_empty()
+    }
+
     /// Records a refused write.
     pub(super) fn record_refusal(&mut self, reason: String) -> HealthChange {
         self.role_changed |= reason.contains("READONLY");

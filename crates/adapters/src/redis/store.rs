@@ -207,6 +207,12 @@ impl RedisStore {
         self.state.losses.send_modify(|losses| *losses += 1);
     }
 
+    /// Whether a check has read the servers' run ids.
+    #[cfg(test)]
+    pub(super) fn knows_servers(&self) -> bool {
+        self.state.health().knows_servers()
+    }
+
     /// Returns the number of losses, as a watch.
     pub(super) fn losses(&self) -> watch::Receiver<u64> {
         self.state.losses.subscribe()

@@ -1,9 +1,9 @@
 //! Where a reader begins: new groups, new partitions, topics that are made again, offsets that are
 //! gone.
 
-use parking_lot::Mutex;
 use std::collections::BTreeSet;
 
+use parking_lot::Mutex;
 use rdkafka::TopicPartitionList;
 use rdkafka::admin::NewPartitions;
 use rdkafka::topic_partition_list::Offset;
@@ -97,8 +97,9 @@ async fn newest(config: KafkaConfig) -> (KafkaConfig, Arc<KafkaPushLog>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Kafka: scripts/test.sh"]
 async fn partitions_that_are_raised_under_load_are_read_from_their_beginning() {
-    let Some(broker) = broker() else { return };
+    let broker = broker();
     let (config, log) = newest(with_topic(&broker, 4).await).await;
     let reader = KafkaPushLogReader::join(config.clone()).await.unwrap();
     let (seen, task) = Seen::by(reader);
@@ -120,8 +121,9 @@ async fn partitions_that_are_raised_under_load_are_read_from_their_beginning() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Kafka: scripts/test.sh"]
 async fn partitions_that_are_raised_while_a_member_with_a_name_is_away_are_read() {
-    let Some(broker) = broker() else { return };
+    let broker = broker();
     let config = KafkaConfig {
         instance_id: Some("job1".to_owned()),
         session_timeout: Duration::from_secs(30),
@@ -142,12 +144,13 @@ async fn partitions_that_are_raised_while_a_member_with_a_name_is_away_are_read(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Kafka: scripts/test.sh"]
 async fn a_job_of_a_new_group_that_dies_before_its_first_commit_is_followed_where_it_began() {
-    let Some(broker) = broker() else { return };
+    let broker = broker();
     for name in [None, Some("job1".to_owned())] {
         let config = KafkaConfig { instance_id: name, ..with_topic(&broker, 4).await };
         let (config, log) = newest(config).await;
-        let mut child = child::Reader::start(&config);
+        let mut child = child_process::Reader::start(&config);
         child.reads_after(|| log.append(record_for_key("k0", "is read, and not done"))).await;
         child.kill();
         let sent = append_to_all(&log, "while nobody reads").await;
@@ -160,8 +163,9 @@ async fn a_job_of_a_new_group_that_dies_before_its_first_commit_is_followed_wher
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Kafka: scripts/test.sh"]
 async fn a_job_of_a_new_group_that_is_stopped_before_its_first_commit_is_followed_where_it_began() {
-    let Some(broker) = broker() else { return };
+    let broker = broker();
     for name in [None, Some("job1".to_owned())] {
         let config = KafkaConfig {
             commit_interval: Duration::from_secs(3600),
@@ -183,8 +187,9 @@ async fn a_job_of_a_new_group_that_is_stopped_before_its_first_commit_is_followe
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Kafka: scripts/test.sh"]
 async fn jobs_of_a_new_group_that_start_at_once_lose_nothing() {
-    let Some(broker) = broker() else { return };
+    let broker = broker();
     let (config, log) = newest(with_topic(&broker, 6).await).await;
     let joins: Vec<_> = (0..3)
         .map(|_| {
@@ -212,17 +217,21 @@ async fn jobs_of_a_new_group_that_start_at_once_lose_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Kafka: scripts/test.sh"]
 async fn a_topic_that_is_made_again_is_read_from_its_beginning() {
-    let Some(broker) = broker() else { return };
+    let broker = broker();
     // Fewer records than the old topic had, and more: then the old position is one in the new topic
     // too. At once, and after the reader has noticed that there is no topic.
     for (records, is_slow) in [(5, false), (60, false), (60, true)] {
         let (config, mut log) = newest(with_topic(&broker, 1).await).await;
-        let (seen, task) = Seen::by(KafkaPushLogReader::join(config.clone()).await.unwrap());
+        let reader = KafkaPushLogReader::join(config.clone()).await.unwrap();
+        let stats = reader.stats();
+        let (seen, task) = Seen::by(reader);
         let sent: Vec<String> = append_to_all(&log, "old").await;
         seen.has("of the old topic", &sent).await;
         becomes("all of it is committed", || committed(&config, 1) == 96).await;
         if is_slow {
+            let errors = stats().errors;
             let gone = admin(&broker).delete_topics(&[&config.topic], &AdminOptions::new()).await.unwrap();
             assert!(gone.iter().all(Result::is_ok), "{gone:?}");
             // A log that is there would make the topic again by itself, with the partitions that
@@ -231,7 +240,7 @@ async fn a_topic_that_is_made_again_is_read_from_its_beginning() {
                 &mut log,
                 KafkaPushLog::start(with_topic(&broker, 1).await).await.unwrap(),
             ));
-            tokio::time::sleep(Duration::from_secs(8)).await;
+            becomes("the reader has missed the topic", || stats().errors > errors).await;
             let _ = with_named_topic(&broker, &config.topic, 1).await;
             log = KafkaPushLog::start(config.clone()).await.unwrap();
         } else {
@@ -256,8 +265,9 @@ async fn a_topic_that_is_made_again_is_read_from_its_beginning() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Kafka: scripts/test.sh"]
 async fn a_position_that_retention_has_taken_is_followed_by_the_oldest_that_is_left() {
-    let Some(broker) = broker() else { return };
+    let broker = broker();
     let (config, log) = newest(with_topic(&broker, 1).await).await;
     let mut reader = KafkaPushLogReader::join(config.clone()).await.unwrap();
     let sent = append_to_all(&log, "new").await;
@@ -274,8 +284,9 @@ async fn a_position_that_retention_has_taken_is_followed_by_the_oldest_that_is_l
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Kafka: scripts/test.sh"]
 async fn a_group_of_which_some_partitions_have_offsets_goes_on_and_misses_nothing_of_the_others() {
-    let Some(broker) = broker() else { return };
+    let broker = broker();
     let (config, log) = newest(with_topic(&broker, 3).await).await;
     // As a group of goim's own jobs: committed where something was pushed, and nowhere else.
     let consumer: BaseConsumer = ClientConfig::new()

@@ -16,7 +16,13 @@ struct Load {
 }
 
 impl Load {
-    async fn run(&mut self, log: &KafkaPushLog, readers: &[&child::Reader], round: &str, time: Duration) {
+    async fn run(
+        &mut self,
+        log: &KafkaPushLog,
+        readers: &[&child_process::Reader],
+        round: &str,
+        time: Duration,
+    ) {
         let until = Instant::now() + time;
         let mut n = 0;
         while Instant::now() < until {
@@ -29,7 +35,7 @@ impl Load {
         }
     }
 
-    fn hear(&mut self, readers: &[&child::Reader]) {
+    fn hear(&mut self, readers: &[&child_process::Reader]) {
         for body in readers.iter().flat_map(|reader| reader.has_read()) {
             if let Some(since) = self.sent.remove(&body) {
                 self.longest = self.longest.max(since.elapsed());
@@ -39,14 +45,15 @@ impl Load {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Kafka: scripts/test.sh"]
 async fn a_member_that_is_killed_and_comes_back_goes_on_at_once_and_no_other_notices() {
-    let Some(broker) = broker() else { return };
+    let broker = broker();
     // Nobody waits for this to be over.
     let config = KafkaConfig { session_timeout: Duration::from_secs(30), ..with_topic(&broker, 8).await };
     let log = KafkaPushLog::start(config.clone()).await.unwrap();
     let mut other = KafkaPushLogReader::join(named(&config, "job2")).await.unwrap();
     let stats = other.stats();
-    let mut victim = child::Reader::start_working(&named(&config, "job1"));
+    let mut victim = child_process::Reader::start_working(&named(&config, "job1"));
     let other = tokio::spawn(async move {
         let mut seen = 0;
         while let Ok(Some(entries)) = other.read().await {
@@ -70,7 +77,7 @@ async fn a_member_that_is_killed_and_comes_back_goes_on_at_once_and_no_other_not
     for round in 0..3 {
         victim.kill();
         let killed = Instant::now();
-        victim = child::Reader::start_working(&named(&config, "job1"));
+        victim = child_process::Reader::start_working(&named(&config, "job1"));
         victim.reads_after(push).await;
         eprintln!("round {round}: reads {:?} after it was killed", killed.elapsed());
         assert!(killed.elapsed() < Duration::from_secs(15), "{:?}", killed.elapsed());
@@ -80,8 +87,9 @@ async fn a_member_that_is_killed_and_comes_back_goes_on_at_once_and_no_other_not
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Kafka: scripts/test.sh"]
 async fn a_member_with_a_name_that_stops_and_comes_back_goes_on_at_once() {
-    let Some(broker) = broker() else { return };
+    let broker = broker();
     let config = KafkaConfig {
         session_timeout: Duration::from_secs(30),
         instance_id: Some("job1".to_owned()),
@@ -103,8 +111,9 @@ async fn a_member_with_a_name_that_stops_and_comes_back_goes_on_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Kafka: scripts/test.sh"]
 async fn a_member_with_a_name_may_stop_while_the_group_is_agreeing() {
-    let Some(broker) = broker() else { return };
+    let broker = broker();
     let config = with_topic(&broker, 8).await;
     for nth in 0..20 {
         let config = named(&config, &format!("job{}", nth % 3));
@@ -118,8 +127,9 @@ async fn a_member_with_a_name_may_stop_while_the_group_is_agreeing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Kafka: scripts/test.sh"]
 async fn of_two_members_with_one_name_the_first_is_told_and_ends() {
-    let Some(broker) = broker() else { return };
+    let broker = broker();
     let config = KafkaConfig { instance_id: Some("job1".to_owned()), ..with_topic(&broker, 2).await };
     let (log, mut first) = both_ends(&config).await;
     log.append(record_for_key("k", "before")).await.unwrap();
@@ -148,8 +158,9 @@ async fn of_two_members_with_one_name_the_first_is_told_and_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Kafka: scripts/test.sh"]
 async fn a_member_that_is_fenced_by_a_membership_of_its_own_joins_again() {
-    let Some(broker) = broker() else { return };
+    let broker = broker();
     let config = KafkaConfig { instance_id: Some("job1".to_owned()), ..with_topic(&broker, 2).await };
     let (log, mut reader) = both_ends(&config).await;
     let stats = reader.stats();
@@ -182,10 +193,8 @@ async fn a_member_that_is_fenced_by_a_membership_of_its_own_joins_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Kafka: scripts/test.sh"]
 async fn a_member_with_a_name_goes_on_after_a_broker_was_away_for_longer_than_its_session() {
-    if broker().is_none() {
-        return;
-    }
     let (own, broker) = OwnBroker::start();
     let config = KafkaConfig { instance_id: Some("job1".to_owned()), ..with_topic(&broker, 4).await };
     let (log, mut reader) = both_ends(&config).await;
@@ -224,8 +233,8 @@ async fn a_member_with_a_name_goes_on_after_a_broker_was_away_for_longer_than_it
 /// environment change it.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes minutes; for the figures of docs/reliability.md"]
-async fn thirty_kills_under_load() {
-    let Some(broker) = broker() else { return };
+async fn thirty_kills_under_load_takes_minutes() {
+    let broker = broker();
     let number = |name: &str, default: u64| std::env::var(name).map_or(default, |text| text.parse().unwrap());
     let config = KafkaConfig {
         session_timeout: Duration::from_millis(number("SESSION", 10_000)),
@@ -234,8 +243,8 @@ async fn thirty_kills_under_load() {
     };
     let log = KafkaPushLog::start(config.clone()).await.unwrap();
     let mut readers = [
-        child::Reader::start_working(&named(&config, "job1")),
-        child::Reader::start_working(&named(&config, "job2")),
+        child_process::Reader::start_working(&named(&config, "job1")),
+        child_process::Reader::start_working(&named(&config, "job2")),
     ];
     for reader in &mut readers {
         reader.reads_after(|| log.append(record_for_key(&unique("k"), "x"))).await;
@@ -245,11 +254,11 @@ async fn thirty_kills_under_load() {
         let nth = usize::try_from(round % 2).unwrap();
         load.hear(&[&readers[nth]]);
         readers[nth].kill();
-        readers[nth] = child::Reader::start_working(&named(&config, &format!("job{}", nth + 1)));
-        let both: Vec<&child::Reader> = readers.iter().collect();
+        readers[nth] = child_process::Reader::start_working(&named(&config, &format!("job{}", nth + 1)));
+        let both: Vec<&child_process::Reader> = readers.iter().collect();
         load.run(&log, &both, &round.to_string(), Duration::from_secs(3)).await;
     }
-    let both: Vec<&child::Reader> = readers.iter().collect();
+    let both: Vec<&child_process::Reader> = readers.iter().collect();
     load.run(&log, &both, "end", Duration::from_secs(20)).await;
     eprintln!("longest from push to read {:?}; {} not read", load.longest, load.sent.len());
 }

@@ -36,7 +36,7 @@ impl Reader {
             config.group
         );
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "kafka::tests::child::reads", "--ignored", "--nocapture"])
+            .args(["--exact", "kafka::tests::child_process::reads", "--ignored", "--nocapture"])
             .env(CONFIG, text)
             .stdout(Stdio::piped())
             .spawn()
