@@ -30,6 +30,7 @@ mod logic;
 mod node;
 mod offline;
 mod push_log;
+mod rate_limited_log;
 mod secret;
 mod timeline;
 mod upstream;
@@ -58,6 +59,7 @@ pub use push_log::{
     AcceptedAt, AppendError, Appended, LogEntry, LogPosition, PushLog, PushLogReader, PushRecord, PushTarget,
     ReadError,
 };
+pub use rate_limited_log::RateLimitedLog;
 pub use secret::{Secret, ServiceUrl};
 pub use timeline::{
     Append, AppendResult, CursorId, Epoch, Head, IdempotencyKey, NewMessage, Position, Range, ReadLimit,
