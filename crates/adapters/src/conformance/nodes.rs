@@ -90,5 +90,5 @@ pub async fn nodes_expire<D: NodeDirectory, P: Future<Output = ()>>(
     pass(lease * 2 / 3).await;
     assert!(names(&directory).is_empty());
     directory.announce(node("dead")).await.unwrap();
-    assert_eq!(names(&directory), ["dead"], "it may come back");
+    assert_eq!(names(&directory), ["dead"], "it may return");
 }

@@ -188,7 +188,8 @@ fn run_and_kill(folder: &Path, round: usize, answers: usize, confirmed: &mut Con
     assert!(seen >= answers, "the child ended by itself after {seen}");
 }
 
-/// Checks that all confirmed messages are stored and no timeline has a gap. Returns the number of messages.
+/// Checks that all confirmed messages are stored and no timeline has a gap. Returns the number of
+/// messages.
 async fn verify(store: &EmbeddedTimelines, confirmed: &Confirmed) -> usize {
     let all = ReadLimit { messages: usize::MAX, bytes: usize::MAX };
     let (mut there, mut found) = (Confirmed::new(), 0);

@@ -6,7 +6,7 @@ use goim_ports::{Call, Device, DeviceDirectory, DirectoryError, Mid, SessionKey}
 
 use parking_lot::Mutex;
 
-/// A device directory in memory. Only members who are on some device have an entry.
+/// A device directory in memory. Only members with a device have an entry.
 #[derive(Debug, Default)]
 pub struct MemoryDevices(Mutex<HashMap<Mid, HashMap<SessionKey, Device>>>);
 

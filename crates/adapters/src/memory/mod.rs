@@ -1,12 +1,11 @@
-//! Adapters that keep everything in this process: for `goim serve`, for tests, and as the model
-//! that the others are compared with.
+//! Adapters that store everything in this process: for `goim serve`, for tests, and as the model
+//! for the other adapters.
 //!
-//! Nothing here does I/O. Every answer is ready at once, except an append to a full push log, which
-//! waits for room. State is lost with the process; what must survive it belongs into another
-//! adapter.
+//! Nothing here does I/O. Every call is ready immediately, except an append to a full push log,
+//! which waits for room. State is lost with the process.
 //!
-//! Locks are plain mutexes around plain state: each is held for a few map operations and never
-//! across a call to somebody else, so that comet's shards may call from their own threads.
+//! Each lock is held for a few map operations and never across a call to another component, so that
+//! comet's shards may call from their own threads.
 
 mod comets;
 mod devices;

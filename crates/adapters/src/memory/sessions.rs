@@ -1,17 +1,14 @@
 //! Which comet holds which session, for comets in this process.
 //!
 //! Two maps: key to record, and member to keys. An anonymous session has no entry in the second.
-//! Both are cut into stripes with a lock each, and records are small: with a million sessions every
-//! byte counts. The key's text is shared with whoever handed it in. Both say which comet has the
-//! session, so that who comes from the member need not look at the record: among a million sessions
-//! each look waits for memory. The comet stands there as a number, since there are few of them; its
-//! name is kept for good.
+//! Both are striped, with a lock per stripe. Records are small, since with a million sessions every
+//! byte counts: the key's text is shared with the caller, and a comet is a number (its name is
+//! never removed). Both maps hold the comet, so that a lookup by member needs no second one: each
+//! is a cache miss.
 //!
-//! Lock order: the stripe of a key, then the stripe of a member, then the comets' names. A change
-//! of one session is made under its key's lock from beginning to end, so that the two maps agree
-//! about it.
-//!
-//! Records do not expire: a comet in the same process cannot die without its directory.
+//! Lock order: the stripe of a key, then the stripe of a member, then the comets' names. A session
+//! is changed under its key's lock, so that the two maps agree about it. Records do not expire: a
+//! comet in the same process cannot die without its directory.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, RandomState};
@@ -22,10 +19,11 @@ use goim_ports::{
 
 use parking_lot::{Mutex, RwLock};
 
-/// Enough that two cores rarely meet, few enough that the empty maps weigh nothing.
+/// The number of stripes: enough that cores rarely contend, few enough that empty maps are
+/// negligible.
 const STRIPES: usize = 64;
 
-/// Below this capacity a map keeps its memory: it is not worth the copying.
+/// The capacity up to which a map is never shrunk: it is not worth the copying.
 const SHRINK_ABOVE: usize = 256;
 
 /// A session directory in memory.
@@ -37,7 +35,7 @@ pub struct MemorySessions {
     servers: RwLock<Vec<ServerId>>,
 }
 
-/// A comet: its place in the list of names.
+/// A comet: its index in the list of names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Server(u32);
 
@@ -51,7 +49,7 @@ struct Record {
 #[derive(Debug)]
 enum Keys {
     One(SessionKey, Server),
-    // Boxed so that the many who have one key do not pay for the few who have more.
+    // Boxed, so that the many members with one key do not pay for the few with more.
     #[allow(clippy::box_collection)]
     Many(Box<HashMap<SessionKey, Server>>),
 }
@@ -72,13 +70,13 @@ impl MemorySessions {
         Self { hasher, by_key, by_mid, servers: RwLock::default() }
     }
 
-    /// Sessions entered and not removed.
+    /// Returns the number of sessions.
     #[must_use]
     pub fn len(&self) -> usize {
         self.by_key.iter().map(|stripe| stripe.lock().len()).sum()
     }
 
-    /// True when no session is entered.
+    /// Returns whether there are no sessions.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -92,14 +90,14 @@ impl MemorySessions {
         &self.by_mid[self.stripe(&mid)]
     }
 
-    /// Takes the stripe from other bits of the hash than the map takes its slot from.
+    /// Returns the index of a stripe, from other bits of the hash than the map uses.
     fn stripe(&self, of: &impl Hash) -> usize {
         (self.hasher.hash_one(of) >> 40) as usize % STRIPES
     }
 
     fn number_of(&self, server: &ServerId) -> Option<Server> {
         let servers = self.servers.read();
-        place_of(&servers, server)
+        index_of(&servers, server)
     }
 
     fn number(&self, server: ServerId) -> Server {
@@ -107,8 +105,8 @@ impl MemorySessions {
             return known;
         }
         let mut servers = self.servers.write();
-        // Another may have been quicker.
-        place_of(&servers, &server).unwrap_or_else(|| {
+        // Another thread may have added it.
+        index_of(&servers, &server).unwrap_or_else(|| {
             servers.push(server);
             Server(servers.len() as u32 - 1)
         })
@@ -122,8 +120,7 @@ impl MemorySessions {
         let SessionRef { mid, key, server } = session;
         let server = self.number(server);
         let mut records = self.stripe_of_key(&key).lock();
-        // The old entry goes with its key, so that the text is shared with the new session and not
-        // with the old one.
+        // The old key is removed too, so that the stored text is shared with the new session.
         if let Some((old_key, old)) = records.remove_entry(&key) {
             self.unlink(old.mid, &old_key);
         }
@@ -186,7 +183,7 @@ impl MemorySessions {
 impl Keys {
     fn insert(&mut self, key: SessionKey, server: Server) {
         match self {
-            // The old entry goes with its key: the text is shared with the new session.
+            // The old key is removed too, so that the stored text is shared with the new session.
             Self::Many(keys) => {
                 keys.remove(&key);
                 keys.insert(key, server);
@@ -198,7 +195,7 @@ impl Keys {
         }
     }
 
-    /// True when nothing is left.
+    /// Returns whether no key is left.
     fn remove(&mut self, key: &SessionKey) -> bool {
         match self {
             Self::One(only, _) => only == key,
@@ -216,18 +213,17 @@ impl Keys {
     }
 }
 
-fn place_of(servers: &[ServerId], server: &ServerId) -> Option<Server> {
-    servers.iter().position(|known| known == server).map(|place| Server(place as u32))
+fn index_of(servers: &[ServerId], server: &ServerId) -> Option<Server> {
+    servers.iter().position(|known| known == server).map(|index| Server(index as u32))
 }
 
-/// Nobody in particular is nobody in particular, whatever the number.
+/// Returns whether two ids are the same member. All anonymous ids are the same.
 fn same_member(a: Mid, b: Mid) -> bool {
     a == b || (a.is_anonymous() && b.is_anonymous())
 }
 
-/// Gives memory back when three quarters of it are unused, and leaves room to grow again without
-/// copying at once. One that is empty gives back all: a small table in a large free stretch would
-/// keep its page from the system.
+/// Releases memory when three quarters of it are unused, with room to grow again without copying.
+/// An empty map releases everything: a small table in a large free range would keep its page.
 fn shrink<K: Eq + Hash, V>(map: &mut HashMap<K, V>) {
     if map.is_empty() {
         *map = HashMap::with_hasher(map.hasher().clone());
@@ -236,7 +232,7 @@ fn shrink<K: Eq + Hash, V>(map: &mut HashMap<K, V>) {
     }
 }
 
-/// The same for the keys of one member.
+/// Shrinks the keys of one member likewise.
 fn shrink_keys(keys: &mut HashMap<SessionKey, Server>) {
     if keys.capacity() > SHRINK_ABOVE && keys.len() < keys.capacity() / 4 {
         keys.shrink_to(keys.len().saturating_mul(2));
@@ -249,8 +245,8 @@ impl SessionDirectory for MemorySessions {
         Call::Ready(Ok(()))
     }
 
-    /// True also needs the member to be the same: a key that another member has taken over is no
-    /// longer this session.
+    /// Returns true only if the member is the same too: a key that another member has taken is a
+    /// different session.
     fn remove(&self, session: SessionRef) -> Call<Result<bool, DirectoryError>> {
         Call::Ready(Ok(self.leave(&session)))
     }
@@ -324,8 +320,8 @@ mod tests {
 
     #[test]
     fn a_record_is_small() {
-        // What a session costs here besides the text of its key: one slot in each map, at a load of
-        // 7/16 to 7/8.
+        // The memory of a session besides the key's text: one slot in each map, at a load of 7/16
+        // to 7/8.
         assert_eq!(size_of::<(SessionKey, Record)>(), 32);
         assert_eq!(size_of::<(Mid, Keys)>(), 32);
     }
@@ -364,8 +360,7 @@ mod tests {
         assert!(std::ptr::eq(found[0].key.as_str(), newer.key.as_str()));
     }
 
-    /// Threads enter and remove sessions of the same few keys; when all are still, both maps must
-    /// say the same.
+    /// Threads add and remove sessions of the same few keys; afterwards both maps must agree.
     #[test]
     fn the_two_maps_agree_whatever_threads_do() {
         const KEYS: u64 = 16;

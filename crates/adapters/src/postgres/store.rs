@@ -3,13 +3,12 @@
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use goim_ports::{
-    AcceptedAt, Append, AppendResult, Call, CursorId, Epoch, Head, Range, ReadLimit, StoredMessage,
-    TimelineError, TimelineId, TimelineSeq, TimelineStore,
+    AcceptedAt, Append, AppendResult, Call, CursorId, Epoch, Head, Range, RateLimitedLog, ReadLimit,
+    StoredMessage, TimelineError, TimelineId, TimelineSeq, TimelineStore,
 };
-use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 use tokio_postgres::Row;
 use tokio_util::task::AbortOnDropHandle;
@@ -23,20 +22,18 @@ use crate::timeline::key::{TimelineKey, cursor_key};
 use crate::timeline::memory_of;
 use crate::timeline::record::Record;
 
-/// State state by the handle and its tasks.
+/// State shared by the handle and its tasks.
 pub(super) struct StoreState {
     pub(super) config: PostgresConfig,
     pub(super) target: ConnectionTarget,
-    logged_at: Mutex<Option<Instant>>,
+    write_failure_log: RateLimitedLog,
 }
 
 impl StoreState {
     /// Logs that messages cannot be stored, at most once a second.
     pub(super) fn log_write_failure(&self, error: &TimelineError) {
-        let mut logged_at = self.logged_at.lock();
-        if logged_at.is_none_or(|at| at.elapsed() >= Duration::from_secs(1)) {
-            *logged_at = Some(Instant::now());
-            tracing::warn!(%error, "messages cannot be stored");
+        if let Some(suppressed) = self.write_failure_log.try_log(Instant::now()) {
+            tracing::warn!(%error, suppressed, "messages cannot be stored");
         }
     }
 }
@@ -98,7 +95,7 @@ impl PostgresTimelines {
         schema::migrate(&mut client, &target.name).await?;
         let readers = (0..config.readers.max(1)).map(|_| Connection::new(target.clone())).collect();
         let admission = Admission::new(config.pending_messages_max, config.pending_bytes_max);
-        let state = Arc::new(StoreState { config, target, logged_at: Mutex::default() });
+        let state = Arc::new(StoreState { config, target, write_failure_log: RateLimitedLog::default() });
         let writers = (0..state.config.writers.max(1))
             .map(|_| {
                 let (queue, queued) = mpsc::unbounded_channel();

@@ -1,4 +1,5 @@
-//! Timelines on a real PostgreSQL that the tests start: conformance, two stores on one database, and the server's death.
+//! Timelines on a real PostgreSQL that the tests start: conformance, two stores on one database,
+//! and the server's death.
 
 use std::path::PathBuf;
 use std::process::{Command, Output};

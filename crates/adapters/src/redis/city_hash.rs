@@ -1,4 +1,5 @@
-//! CityHash32 of version 1.1, as in goim: it selects the field of a comet's report that holds a room.
+//! CityHash32 of version 1.1, as in goim: it selects the field of a comet's report that holds a
+//! room.
 //!
 //! Checked against goim's values, one for each of the four classes of length and their edges. Bytes
 //! of the shortest class count with their sign.
