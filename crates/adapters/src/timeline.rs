@@ -13,8 +13,7 @@ use goim_ports::{Epoch, NewMessage};
 
 /// The number of bytes of a message's bodies, as limits count them.
 pub(crate) fn bytes_of(message: &NewMessage) -> u64 {
-    let others = message.extension.as_ref().map_or(0, |negotiated| negotiated.bytes_len());
-    message.body.len().saturating_add(others) as u64
+    message.bodies.bytes_len() as u64
 }
 
 /// The approximate number of bytes of memory that a queued append takes.

@@ -17,7 +17,7 @@ use goim_comet::Config;
 use goim_comet::harness::{Harness, Opened};
 use goim_ports::{
     Accepted, Broadcast, Call, ConnectError, ConnectRequest, KeyPush, LogicError, LogicPort, Mid,
-    OnlineReport, OnlineTotals, Operation, PacketBuf, RoomCounts, RoomPush, SessionRef, Upstream,
+    OnlineReport, OnlineTotals, Operation, PacketBuf, Payload, RoomPush, SessionRef, Upstream,
 };
 
 /// One session, or so many in one room: `-100` in a path's name says that a count is for as many deliveries.
@@ -108,9 +108,8 @@ fn push_key(times: u32) {
         assert!(harness.push(KeyPush {
             keys,
             operation: OPERATION,
-            packet: packet(),
-            accepted_at: None,
-            extension: None
+            payload: Payload::plain(packet()),
+            accepted_at: None
         }));
         harness.settle();
     }
@@ -125,9 +124,9 @@ fn room<const TOGETHER: u32>(times: u32) {
         for _ in 0..TOGETHER {
             assert!(harness.push_room(RoomPush {
                 room: ROOM.into(),
-                packet: packet(),
-                accepted_at: None,
-                extension: None
+                operation: OPERATION,
+                payload: Payload::plain(packet()),
+                accepted_at: None
             }));
         }
         harness.settle();
@@ -141,10 +140,9 @@ fn broadcast(times: u32) {
     for _ in 0..times {
         let message = Broadcast {
             operation: OPERATION,
-            packet: packet(),
+            payload: Payload::plain(packet()),
             accepted_at: None,
             speed: None,
-            extension: None,
         };
         assert!(harness.broadcast(message));
         harness.settle();

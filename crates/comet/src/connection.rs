@@ -5,7 +5,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use goim_ports::{Mid, Position, ResumePosition, RoomScope, SessionKey, TimelineId};
-use goim_session::{Moment, ServerSession};
+use goim_session::{Millis, ServerSession};
 
 use crate::message::ClassId;
 use crate::rooms::Membership;
@@ -28,7 +28,7 @@ pub(crate) struct Connection {
     /// Who it is, once that is known.
     pub(crate) identity: Option<Identity>,
     /// When the directory is to be told again that the session lives.
-    pub(crate) touch_after: Moment,
+    pub(crate) touch_after: Millis,
     /// The tick of its entry on the timer wheel.
     pub(crate) armed: Option<Tick>,
     pub(crate) membership: Option<Membership>,
@@ -61,7 +61,7 @@ pub(crate) struct Connection {
 #[derive(Default)]
 struct Rare {
     unread: Option<Box<[u8]>>,
-    throttled_until: Option<Moment>,
+    throttled_until: Option<Millis>,
     closing: Option<Closing>,
     rate: Option<Rate>,
     /// Rooms besides the one of `membership`.
@@ -69,7 +69,7 @@ struct Rare {
     /// The rooms that the session may be in; `None` is any.
     scope: Option<RoomScope>,
     /// Much waits for the session: when its socket last took something of it, or when it became much.
-    drained_at: Option<Moment>,
+    drained_at: Option<Millis>,
     /// For a session that syncs.
     syncing: Option<SyncOptions>,
 }
@@ -90,7 +90,7 @@ struct SyncOptions {
 pub(crate) struct Rate {
     /// Packets that may come before the rate applies, in thousandths.
     pub(crate) credit: u32,
-    pub(crate) seen: Moment,
+    pub(crate) seen: Millis,
 }
 
 /// Who a session is.
@@ -104,7 +104,7 @@ pub(crate) struct Identity {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Closing {
     /// Then the socket is closed whatever is left.
-    pub(crate) until: Moment,
+    pub(crate) until: Millis,
     /// Our side of the stream has been ended.
     pub(crate) ended: bool,
 }
@@ -130,7 +130,7 @@ impl Connection {
             identity: None,
             membership: None,
             expires_s: u32::MAX,
-            touch_after: Moment::NEVER,
+            touch_after: Millis::NEVER,
             rare: None,
             remote,
             listener,
@@ -163,22 +163,22 @@ impl Connection {
     }
 
     /// When the session's token ends.
-    pub(crate) fn expires(&self) -> Moment {
-        if self.expires_s == u32::MAX { Moment::NEVER } else { Moment(u64::from(self.expires_s) * 1000) }
+    pub(crate) fn expires(&self) -> Millis {
+        if self.expires_s == u32::MAX { Millis::NEVER } else { Millis(u64::from(self.expires_s) * 1000) }
     }
 
-    /// The token ends then: a part of a second counts as a whole one. [`Moment::NEVER`] is never.
-    pub(crate) fn set_expires(&mut self, at: Moment) {
+    /// The token ends then: a part of a second counts as a whole one. [`Millis::NEVER`] is never.
+    pub(crate) fn set_expires(&mut self, at: Millis) {
         self.expires_s = u32::try_from(at.0.div_ceil(1000)).unwrap_or(u32::MAX);
     }
 
     /// When the connection must be looked at, whatever happens until then.
-    pub(crate) fn deadline(&self) -> Moment {
+    pub(crate) fn deadline(&self) -> Millis {
         let session = self.session.deadline().min(self.expires());
         let Some(rare) = &self.rare else { return session };
         match rare.closing {
             Some(closing) => closing.until,
-            None => session.min(rare.throttled_until.unwrap_or(Moment::NEVER)),
+            None => session.min(rare.throttled_until.unwrap_or(Millis::NEVER)),
         }
     }
 
@@ -214,11 +214,11 @@ impl Connection {
     }
 
     /// The rate of packets is used up until then.
-    pub(crate) fn throttled_until(&self) -> Option<Moment> {
+    pub(crate) fn throttled_until(&self) -> Option<Millis> {
         self.rare.as_ref().and_then(|rare| rare.throttled_until)
     }
 
-    pub(crate) fn throttle(&mut self, until: Moment) {
+    pub(crate) fn throttle(&mut self, until: Millis) {
         self.rare.get_or_insert_default().throttled_until = Some(until);
     }
 
@@ -288,7 +288,7 @@ impl Connection {
     }
 
     /// Much has begun to wait for the session, or its socket has taken something of it; `None` when there is no longer much.
-    pub(crate) fn set_drained_at(&mut self, now: Option<Moment>) {
+    pub(crate) fn set_drained_at(&mut self, now: Option<Millis>) {
         match (&mut self.rare, now) {
             (Some(rare), now) => rare.drained_at = now,
             (None, Some(_)) => self.rare.get_or_insert_default().drained_at = now,
@@ -298,7 +298,7 @@ impl Connection {
     }
 
     /// When the socket last took something while much waited, or when that began.
-    pub(crate) fn drained_at(&self) -> Option<Moment> {
+    pub(crate) fn drained_at(&self) -> Option<Millis> {
         self.rare.as_ref().and_then(|rare| rare.drained_at)
     }
 

@@ -319,7 +319,8 @@ mod tests {
             crate::config::CompressionConfig::default(),
             0,
         ));
-        let (push, operation) = (Outgoing::new(packet, None, &versions), Operation(1000));
+        let (push, operation) =
+            (Outgoing::new(goim_ports::Payload::plain(packet), Operation(1000), &versions), Operation(1000));
         Command::Broadcast { operation, push, pace: None, accepted_at: None }
     }
 

@@ -14,10 +14,10 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use goim_compression::{Levels, compress, deflate_message};
 use goim_ports::{
-    Encoding, EndCode, Extended, Extension, Operation, PacketBuf, Position, Schema, Sequence, StoredAt,
-    TimelineId, Version, VersionTable,
+    CloseReason, Encoding, Operation, PacketBuf, Payload, Position, Schema, Sequence, StoredAt, TimelineId,
+    Version, VersionTable,
 };
-use goim_session::{CloseReason, EncodedPush};
+use goim_session::EncodedPush;
 use goim_wire::sync::{self, Body as _};
 use goim_wire::{Packet, batch};
 
@@ -231,8 +231,8 @@ impl Compressed {
 /// A message as a command carries it to one shard.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
-    /// As job has made it: what the first class gets.
-    first: EncodedPush,
+    /// As job has made it: what the first class gets. `None` without a body in the first schema; `more` is set then.
+    first: Option<EncodedPush>,
     /// For the other classes.
     more: OnceCell<Box<More>>,
 }
@@ -250,8 +250,9 @@ struct More {
 #[derive(Debug)]
 struct Message {
     versions: Arc<Versions>,
-    packet: PacketBuf,
-    extension: Extension,
+    payload: Payload<PacketBuf>,
+    /// The operation of the message inside.
+    operation: Operation,
     /// By place of the schema, then by encoding; behind them those of the dialect, by encoding.
     forms: Vec<OnceLock<Form>>,
     /// Frames for those who deflate, by place of the schema; `None` where that gives nothing.
@@ -275,15 +276,17 @@ enum Form {
 
 impl Outgoing {
     /// A message as it comes from job.
-    pub(crate) fn new(packet: PacketBuf, extension: Extension, versions: &Arc<Versions>) -> Self {
-        let is_needed = extension.is_some() || versions.readers.load(Ordering::Relaxed) > 0;
+    ///
+    /// `operation` is for a payload without a packet that names its own.
+    pub(crate) fn new(payload: Payload<PacketBuf>, operation: Operation, versions: &Arc<Versions>) -> Self {
+        let is_needed = !payload.is_plain() || versions.readers.load(Ordering::Relaxed) > 0;
         let more = if is_needed {
-            let message = Message::new(packet.clone(), extension, Arc::clone(versions));
+            let message = Message::new(payload.clone(), operation, Arc::clone(versions));
             OnceCell::from(Box::new(More::new(Arc::new(message))))
         } else {
             OnceCell::new()
         };
-        Self { first: EncodedPush::new(packet), more }
+        Self { first: payload.into_primary().map(EncodedPush::new), more }
     }
 
     /// The same message for another shard.
@@ -291,18 +294,21 @@ impl Outgoing {
         let more = self.more.get().map_or_else(OnceCell::new, |more| {
             OnceCell::from(Box::new(More::new(Arc::clone(&more.message))))
         });
-        Self { first: self.first.for_another_thread(), more }
+        Self { first: self.first.as_ref().map(EncodedPush::for_another_thread), more }
     }
 
-    /// What job had.
-    pub(crate) fn into_parts(self) -> (PacketBuf, Extension) {
-        let extension = self.extension().cloned();
-        (self.first.into_packet(), extension)
+    /// Returns the payload as job had it.
+    pub(crate) fn into_payload(self) -> Payload<PacketBuf> {
+        match (self.more.into_inner(), self.first) {
+            (Some(more), _) => more.message.payload.clone(),
+            (None, Some(first)) => Payload::plain(first.into_packet()),
+            (None, None) => unreachable!("a message without a packet has its payload"),
+        }
     }
 
     /// Where the message is, for one in a timeline: those who sync get the word of it whatever they have subscribed to.
     pub(crate) fn stored(&self) -> Option<&StoredAt> {
-        self.extension()?.stored.as_ref()
+        self.more.get()?.message.payload.stored()
     }
 
     /// A member's message as an extended session gets it that does not sync: with its sender, whom a plain push has no place for. `None`
@@ -318,26 +324,29 @@ impl Outgoing {
 
     /// The reason to end the sessions for, when that is what it is for.
     pub(crate) fn end(&self) -> Option<CloseReason> {
-        let EndCode(code) = self.extension()?.end?;
-        Some(CloseReason::from_code(code).unwrap_or(CloseReason::Kicked))
-    }
-
-    fn extension(&self) -> Option<&Arc<Extended>> {
-        self.more.get()?.message.extension.as_ref()
+        match self.more.get()?.message.payload {
+            Payload::Disconnect(reason) => Some(reason),
+            Payload::Message(_) | Payload::Stored { .. } => None,
+        }
     }
 
     /// What a session of this class gets; `None` when it can read none of the bodies.
     #[inline]
     pub(crate) fn for_class(&self, class: ClassId, versions: &Arc<Versions>) -> Option<&EncodedPush> {
         if class == ClassId::GOIM {
-            let without_first = self.more.get().is_some_and(|more| more.message.is_without_first());
-            return (!without_first).then_some(&self.first);
+            return self.first.as_ref();
         }
-        let more = self.more.get_or_init(|| {
-            // The first such session has come after the message.
-            let packet = self.first.clone().into_packet();
-            Box::new(More::new(Arc::new(Message::new(packet, None, Arc::clone(versions)))))
-        });
+        let more = match (self.more.get(), &self.first) {
+            (Some(more), _) => more,
+            // The first such session was opened after the message was received.
+            (None, Some(first)) => self.more.get_or_init(|| {
+                let packet = first.clone().into_packet();
+                let operation = packet.carried_operation();
+                let message = Message::new(Payload::plain(packet), operation, Arc::clone(versions));
+                Box::new(More::new(Arc::new(message)))
+            }),
+            (None, None) => return None,
+        };
         let made = more.made.get(usize::from(class.0))?;
         made.get_or_init(|| more.message.form_for(class)).as_ref()
     }
@@ -351,29 +360,26 @@ impl More {
 }
 
 impl Message {
-    fn new(packet: PacketBuf, extension: Extension, versions: Arc<Versions>) -> Self {
-        let schemas = 1 + extension.as_ref().map_or(0, |extension| extension.bodies.len());
+    fn new(payload: Payload<PacketBuf>, operation: Operation, versions: Arc<Versions>) -> Self {
+        let schemas = 1 + payload.others().len();
+        let operation = payload.primary().map_or(operation, PacketBuf::carried_operation);
         let forms = (0..(schemas + 1) * Encoding::ALL.len()).map(|_| OnceLock::new()).collect();
         let frames = (0..schemas).map(|_| OnceLock::new()).collect();
         let (notify, with_sender) = Default::default();
-        Self { versions, packet, extension, forms, frames, notify, with_sender }
-    }
-
-    fn is_without_first(&self) -> bool {
-        self.extension.as_ref().is_some_and(|extension| extension.without_first)
+        Self { versions, payload, operation, forms, frames, notify, with_sender }
     }
 
     /// The place of a schema among those that there are; the first has place 0.
     fn place(&self, schema: Schema) -> Option<usize> {
-        let bodies = self.extension.as_ref().map_or(&[][..], |extension| &extension.bodies);
-        let other = bodies.iter().position(|body| body.schema == schema).map(|place| place + 1);
-        other.or((schema == Schema::FIRST && !self.is_without_first()).then_some(0))
+        let mut others = self.payload.others().iter();
+        let other = others.position(|body| body.schema == schema).map(|place| place + 1);
+        other.or((schema == Schema::FIRST && self.payload.primary().is_some()).then_some(0))
     }
 
     fn form_for(&self, class: ClassId) -> Option<EncodedPush> {
         let class = self.versions.classes.get(usize::from(class.0))?;
         if class.syncs != Syncs::No
-            && let Some(stored) = self.extension.as_deref().and_then(|negotiated| negotiated.stored.as_ref())
+            && let Some(stored) = self.payload.stored()
         {
             return Some(EncodedPush::whole(self.notify(stored, class)));
         }
@@ -385,10 +391,11 @@ impl Message {
                 form.get_or_init(|| self.make(schema, place, class.encoding))
             }
             Dialect::Danmaku => {
+                let packet = self.payload.primary()?;
                 let first = self.forms.len() - Encoding::ALL.len();
                 self.forms
                     .get(first + class.encoding as usize)?
-                    .get_or_init(|| self.make_danmaku(class.encoding))
+                    .get_or_init(|| self.make_danmaku(packet, class.encoding))
             }
         };
         let push = match form.clone() {
@@ -418,19 +425,12 @@ impl Message {
 
     /// The message as a timeline's readers get it, when it is small enough to go with the word of it.
     fn inline(&self, stored: &StoredAt, class: &Class) -> Option<sync::Message> {
-        let has_others = self.extension.as_ref().is_some_and(|negotiated| !negotiated.bodies.is_empty());
-        if self.is_without_first() && !has_others {
-            return None;
-        }
+        let bodies = self.payload.bodies()?;
         let schema = self.versions.table.schema_for(class.protover, |schema| self.place(schema).is_some());
         let body = match schema.and_then(|schema| self.place(schema)) {
             None => None,
             Some(0) => Some(self.first_body()?),
-            Some(place) => self
-                .extension
-                .as_ref()
-                .and_then(|negotiated| negotiated.bodies.get(place - 1))
-                .map(|body| body.body.clone()),
+            Some(place) => bodies.others().get(place - 1).map(|body| body.body.clone()),
         };
         if body.as_ref().map_or(0, Bytes::len) > self.versions.inline_bytes_max {
             return None;
@@ -440,7 +440,7 @@ impl Message {
     }
 
     fn make_with_sender(&self, stored: &StoredAt) -> Option<PacketBuf> {
-        let body = (!self.is_without_first()).then(|| self.first_body()).flatten()?;
+        let body = self.first_body()?;
         let message = self.stored_message(stored, Schema::FIRST, body);
         let notify = notify_packet(&stored.timeline, stored.position, vec![message]);
         Some(PacketBuf { operation: Operation::MEMBER_MESSAGE, ..notify })
@@ -451,7 +451,7 @@ impl Message {
         let version = self.versions.table.plain(schema).map_or(Version::GOIM, |row| row.version);
         sync::Message {
             seq: stored.position.seq.0,
-            operation: carried(&self.packet).0,
+            operation: self.operation.0,
             version: version.0.into(),
             time_ms: i64::try_from(stored.accepted_at.0 / 1000).unwrap_or(i64::MAX),
             sender: stored.sender.0,
@@ -463,19 +463,17 @@ impl Message {
 
     /// The body in the first schema, out of the run that job has made.
     fn first_body(&self) -> Option<Bytes> {
-        if self.packet.operation != Operation::RAW {
-            return Some(self.packet.body.clone());
+        let packet = self.payload.primary()?;
+        if packet.operation != Operation::RAW {
+            return Some(packet.body.clone());
         }
-        let mut packets = batch::packets(&self.packet.body);
+        let mut packets = batch::packets(&packet.body);
         let first = packets.next()?.ok()?;
-        Some(self.packet.body.slice_ref(first.body))
+        Some(packet.body.slice_ref(first.body))
     }
 
-    fn make_danmaku(&self, encoding: Encoding) -> Form {
-        let run = danmaku::run(&match self.packet.operation {
-            Operation::RAW => self.packet.body.clone(),
-            _ => self.packet.to_message_bytes(),
-        });
+    fn make_danmaku(&self, packet: &PacketBuf, encoding: Encoding) -> Form {
+        let run = danmaku::run(&run_of(packet));
         match self.versions.compress(encoding, &run) {
             Some(body) => Form::Whole(danmaku::compressed(encoding, body)),
             None => Form::Run(run),
@@ -483,24 +481,19 @@ impl Message {
     }
 
     fn make(&self, schema: Schema, place: usize, encoding: Encoding) -> Form {
-        let (run, plain) = match place.checked_sub(1) {
-            None if self.packet.operation == Operation::RAW => {
-                (self.packet.body.clone(), self.packet.clone())
-            }
-            None => (self.packet.to_message_bytes(), self.packet.clone()),
-            Some(place) => {
-                let run = self.run_of(schema, place);
-                (run.body.clone(), run)
-            }
+        let plain = match (place.checked_sub(1), self.payload.primary()) {
+            (None, Some(packet)) => packet.clone(),
+            (place, _) => self.packet_of(schema, place.unwrap_or_default()),
         };
+        let run = run_of(&plain);
         let Some(body) = self.versions.compress(encoding, &run) else { return Form::Goim(plain) };
         let version = self.versions.table.first_with(encoding).unwrap_or(Version::GOIM);
         Form::Whole(PacketBuf { version, operation: Operation::RAW, sequence: Sequence::NONE, body })
     }
 
     /// One packet with the body of another schema, in a run.
-    fn run_of(&self, schema: Schema, place: usize) -> PacketBuf {
-        let body = self.extension.as_ref().and_then(|extension| extension.bodies.get(place));
+    fn packet_of(&self, schema: Schema, place: usize) -> PacketBuf {
+        let body = self.payload.others().get(place);
         let body = body.map(|body| body.body.clone()).unwrap_or_default();
         let row = self.versions.table.plain(schema);
         let (version, encoding) =
@@ -510,8 +503,7 @@ impl Message {
             Encoding::Identity => body,
             encoding => compress_always(encoding, &body, self.versions.levels()),
         };
-        let packet =
-            Packet { version, operation: carried(&self.packet), sequence: Sequence::NONE, body: &body };
+        let packet = Packet { version, operation: self.operation, sequence: Sequence::NONE, body: &body };
         batch::BatchBuilder::one(packet)
     }
 }
@@ -531,19 +523,18 @@ fn compress_always(encoding: Encoding, body: &[u8], levels: Levels) -> Bytes {
     goim_compression::compress_always(encoding, body, levels).into()
 }
 
-/// The operation that a packet is about: of a batch, that of its first packet. Policies and counters go by it.
-pub(crate) fn carried(packet: &PacketBuf) -> Operation {
-    if packet.operation != Operation::RAW {
-        return packet.operation;
+/// The run of packets that a packet is or carries.
+fn run_of(packet: &PacketBuf) -> Bytes {
+    match packet.operation {
+        Operation::RAW => packet.body.clone(),
+        _ => packet.to_message_bytes(),
     }
-    let first = batch::packets(&packet.body).next();
-    first.and_then(Result::ok).map_or(Operation::RAW, |first| first.operation)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use goim_ports::SchemaBody;
+    use goim_ports::{Bodies, SchemaBody};
     use goim_session::Transport;
 
     fn versions() -> Arc<Versions> {
@@ -557,6 +548,10 @@ mod tests {
         batch::BatchBuilder::one(PacketBuf::push(Operation(1000), Bytes::copy_from_slice(body)).as_packet())
     }
 
+    fn outgoing(body: &[u8], versions: &Arc<Versions>) -> Outgoing {
+        Outgoing::new(Payload::plain(push(body)), Operation(1000), versions)
+    }
+
     #[test]
     fn a_message_is_deflated_once_for_all_who_read_no_encoding() {
         let versions = versions();
@@ -567,7 +562,7 @@ mod tests {
             versions.class_of(Some(Version(3)), false, Syncs::No)
         );
         versions.came(twin);
-        let message = Outgoing::new(push(&[b'x'; 3000]), None, &versions);
+        let message = outgoing(&[b'x'; 3000], &versions);
         for message in [message.for_another_thread(), message] {
             for _ in 0..3 {
                 let bytes = message.for_class(twin, &versions).unwrap().bytes(Transport::WebSocket);
@@ -578,7 +573,7 @@ mod tests {
         }
         let counts = versions.compressed().map(|(name, of)| (name, of.count.load(Ordering::Relaxed)));
         assert_eq!(counts.filter(|(_, count)| *count > 0).collect::<Vec<_>>(), [("deflate", 1)]);
-        let small = Outgoing::new(push(b"small"), None, &versions);
+        let small = outgoing(b"small", &versions);
         assert_eq!(small.for_class(twin, &versions).unwrap().bytes(Transport::WebSocket)[0], 0x82);
     }
 
@@ -609,11 +604,12 @@ mod tests {
             schema: Schema(schema),
             body: Bytes::copy_from_slice(text.as_bytes()),
         };
-        let extension = |without_first| {
-            let bodies = vec![body(2, "two"), body(3, &"three ".repeat(100))];
-            Some(Arc::new(Extended { bodies, without_first, ..Extended::default() }))
+        let message = |primary| {
+            let others = vec![body(2, "two"), body(3, &"three ".repeat(100))];
+            let payload = Payload::Message(Bodies::new(primary, others).unwrap());
+            Outgoing::new(payload, Operation(1000), &versions)
         };
-        let message = Outgoing::new(push(b"one"), extension(false), &versions);
+        let first = message(Some(push(b"one")));
         let three = {
             let packed = goim_compression::compress(
                 Encoding::Zstd,
@@ -632,9 +628,9 @@ mod tests {
             (Some(6), three.clone()),
             (Some(99), three.clone()),
         ] {
-            assert_eq!(got(&message, &versions, protover), Some(vec![expected]), "{protover:?}");
+            assert_eq!(got(&first, &versions, protover), Some(vec![expected]), "{protover:?}");
         }
-        let message = Outgoing::new(push(b""), extension(true), &versions);
+        let message = message(None);
         for protover in [None, Some(1), Some(3)] {
             assert_eq!(got(&message, &versions, protover), None, "{protover:?} can read nothing");
         }
@@ -648,7 +644,7 @@ mod tests {
         for protover in [2, 3, 5] {
             versions.came(versions.class_of(Some(Version(protover)), false, Syncs::No));
         }
-        let message = Outgoing::new(push(&body), None, &versions);
+        let message = outgoing(&body, &versions);
         let shards: Vec<Outgoing> = (0..4).map(|_| message.for_another_thread()).collect();
         for shard in &shards {
             for protover in [None, Some(1), Some(2), Some(3), Some(4), Some(5), Some(6)] {
@@ -658,7 +654,7 @@ mod tests {
         let counts: Vec<u64> =
             versions.compressed().map(|(_, of)| of.count.load(Ordering::Relaxed)).collect();
         assert_eq!(counts, [1, 1, 1, 0], "zlib, brotli, zstd, deflate");
-        let small = Outgoing::new(push(b"small"), None, &versions);
+        let small = outgoing(b"small", &versions);
         assert_eq!(got(&small, &versions, Some(3)), Some(vec![(1, b"small".to_vec())]));
         let counts: Vec<u64> =
             versions.compressed().map(|(_, of)| of.count.load(Ordering::Relaxed)).collect();
@@ -668,9 +664,8 @@ mod tests {
     #[test]
     fn who_comes_after_the_message_gets_it_too() {
         let versions = versions();
-        let message = Outgoing::new(push(b"hello"), None, &versions);
+        let message = outgoing(b"hello", &versions);
         assert_eq!(got(&message, &versions, Some(4)), Some(vec![(1, b"hello".to_vec())]));
-        let (packet, extension) = message.into_parts();
-        assert_eq!((packet, extension), (push(b"hello"), None));
+        assert_eq!(message.into_payload(), Payload::plain(push(b"hello")));
     }
 }

@@ -5,15 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use goim_ports::{
-    Broadcast, Call, CometError, CometNode, CometPort, KeyPush, PacketBuf, RoomId, RoomMembers, RoomPush,
-    RoomsDelta, RoomsRevision, SessionKey,
+    Broadcast, Call, CometError, CometNode, CometPort, KeyPush, PacketBuf, Payload, RoomId, RoomMembers,
+    RoomPush, RoomsDelta, RoomsRevision, SessionKey,
 };
 use smallvec::SmallVec;
 use tokio::sync::Semaphore;
 
 use crate::inbox::{Command, Cost, Located, Notice, Pace, Refused, ShardHandle, Targets};
 use crate::key_index::Location;
-use crate::message::{Outgoing, Versions, carried};
+use crate::message::{Outgoing, Versions};
 use crate::report;
 use crate::rooms::{Holders, SMALL_ROOM_MAX};
 use crate::shard::Shared;
@@ -55,9 +55,9 @@ impl CometPort for Port {
 
     fn broadcast(&self, broadcast: Broadcast) -> Handover {
         let Some(speed) = broadcast.speed else {
-            let bytes_each = broadcast.packet.body.len();
-            let encoded = Outgoing::new(broadcast.packet, broadcast.extension, &self.shared.versions);
-            let (operation, accepted_at) = (broadcast.operation, broadcast.accepted_at);
+            let Broadcast { operation, payload, accepted_at, .. } = broadcast;
+            let bytes_each = payload.packet_body_len();
+            let encoded = Outgoing::new(payload, operation, &self.shared.versions);
             let receivers = self.shared.addresses.connections() / self.shards.len().max(1);
             let cost = Cost { receivers, bytes_each };
             return self.hand_over((0..self.shards.len()).map(|shard| {
@@ -96,9 +96,9 @@ impl CometPort for Port {
         }
         // The kernel spreads connections evenly.
         let receivers = here as usize / (shards.count_ones() as usize).min(self.shards.len()).max(1);
-        let operation = carried(&push.packet);
-        let cost = Cost { receivers, bytes_each: push.packet.body.len() };
-        let encoded = Outgoing::new(push.packet, push.extension, &self.shared.versions);
+        let operation = push.operation;
+        let cost = Cost { receivers, bytes_each: push.payload.packet_body_len() };
+        let encoded = Outgoing::new(push.payload, operation, &self.shared.versions);
         let holders = (0..self.shards.len()).filter(|shard| shards & (1 << (shard % 64)) != 0);
         self.hand_over(holders.map(|shard| {
             let (room, accepted_at) = (push.room.clone(), push.accepted_at);
@@ -164,10 +164,10 @@ fn commands(
     if by_shard.is_empty() {
         return SmallVec::new();
     }
-    let encoded = Outgoing::new(push.packet.clone(), push.extension.clone(), versions);
     let (operation, accepted_at) = (push.operation, push.accepted_at);
+    let encoded = Outgoing::new(push.payload.clone(), operation, versions);
     let command = |(shard, targets): (usize, Located)| {
-        let cost = cost_of(targets.len(), &push.packet);
+        let cost = cost_of(targets.len(), &push.payload);
         let (targets, push) = (Targets::Connections(targets), encoded.for_another_thread());
         (shard, cost, Command::Push { targets, operation, push, accepted_at })
     };
@@ -177,17 +177,17 @@ fn commands(
 /// The command for the only shard. Keys are looked up there, many at a time: one by one each look-up would wait for
 /// memory several times over.
 fn unresolved(push: KeyPush, versions: &Arc<Versions>) -> Option<(usize, Cost, Command)> {
-    let KeyPush { keys, operation, packet, accepted_at, extension } = push;
+    let KeyPush { keys, operation, payload, accepted_at } = push;
     if keys.is_empty() {
         return None;
     }
-    let (cost, push) = (cost_of(keys.len(), &packet), Outgoing::new(packet, extension, versions));
+    let (cost, push) = (cost_of(keys.len(), &payload), Outgoing::new(payload, operation, versions));
     Some((0, cost, Command::Push { targets: Targets::Keys(keys), operation, push, accepted_at }))
 }
 
 /// A packet to so many keys counts as one receiver for each KiB, and its bytes not apart.
-fn cost_of(receivers: usize, packet: &PacketBuf) -> Cost {
-    let kib = packet.body.len().div_ceil(BYTES_OF_A_SEND).max(1);
+fn cost_of(receivers: usize, payload: &Payload<PacketBuf>) -> Cost {
+    let kib = payload.packet_body_len().div_ceil(BYTES_OF_A_SEND).max(1);
     Cost { receivers: receivers.saturating_mul(kib), bytes_each: 0 }
 }
 
@@ -232,10 +232,7 @@ impl Port {
                 operation,
                 push,
                 accepted_at,
-            })) => {
-                let (packet, extension) = push.into_parts();
-                Err(KeyPush { keys, operation, packet, accepted_at, extension })
-            }
+            })) => Err(KeyPush { keys, operation, payload: push.into_payload(), accepted_at }),
             // A shard that is gone has no sessions.
             Ok(()) | Err(_) => Ok(()),
         }
@@ -249,10 +246,10 @@ impl Port {
         speed: NonZeroU32,
         permit: tokio::sync::OwnedSemaphorePermit,
     ) -> Handover {
-        let encoded = Outgoing::new(broadcast.packet, broadcast.extension, &self.shared.versions);
+        let Broadcast { operation, payload, accepted_at, .. } = broadcast;
+        let encoded = Outgoing::new(payload, operation, &self.shared.versions);
         let speed = crate::shard::share(speed, self.shards.len());
         let permit = Arc::new(permit);
-        let (operation, accepted_at) = (broadcast.operation, broadcast.accepted_at);
         self.hand_over((0..self.shards.len()).map(|shard| {
             let pace = Some(Pace { speed, _permit: permit.clone() });
             let push = encoded.for_another_thread();

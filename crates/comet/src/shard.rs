@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use goim_ports::{LogicPort, ServerId};
-use goim_session::{CloseReason, Moment, OutboxPool, QueueLimit, ServerRules};
+use goim_session::{CloseReason, Millis, OutboxPool, QueueLimit, ServerRules};
 use mio::{Events, Poll, Token};
 use smallvec::SmallVec;
 
@@ -125,7 +125,7 @@ pub(crate) struct Shard {
     gather: Vec<u8>,
     /// Receivers of the message being sent.
     receivers: Vec<u32>,
-    now: Moment,
+    now: Millis,
     generation: u32,
     /// To be flushed at the end of the turn: answers, and pushes to few.
     urgent: Vec<u32>,
@@ -145,16 +145,16 @@ pub(crate) struct Shard {
     /// Input that goes on in the next turn.
     resumed: Vec<u32>,
     /// Something was staged, or a connection ended, since memory was given back; when for the last time.
-    traffic_seen: Option<Moment>,
+    traffic_seen: Option<Millis>,
     /// The most connections since the shard has had its thread.
     connections_peak: usize,
     wants_new_thread: bool,
     due: Vec<(ConnectionId, Tick)>,
     paced: Vec<PacedBroadcast>,
     accept_credit: f64,
-    accept_seen: Moment,
-    accept_paused_until: Option<Moment>,
-    accept_silent_until: Moment,
+    accept_seen: Millis,
+    accept_paused_until: Option<Millis>,
+    accept_silent_until: Millis,
     draining: Option<Draining>,
     confirming: Option<Confirming>,
     recovering: Option<Recovering>,
@@ -195,7 +195,7 @@ impl Shard {
             scratch: Scratch::new(),
             gather: Vec::new(),
             receivers: Vec::new(),
-            now: Moment(0),
+            now: Millis(0),
             generation: 0,
             urgent: Vec::new(),
             ring: VecDeque::new(),
@@ -211,9 +211,9 @@ impl Shard {
             due: Vec::new(),
             paced: Vec::new(),
             accept_credit: 0.0,
-            accept_seen: Moment(0),
+            accept_seen: Millis(0),
             accept_paused_until: None,
-            accept_silent_until: Moment(0),
+            accept_silent_until: Millis(0),
             draining: None,
             confirming: None,
             recovering: None,
@@ -303,7 +303,7 @@ impl Shard {
 
     fn tell_time(&mut self) {
         let elapsed = self.shared.started.elapsed();
-        self.now = Moment(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX));
+        self.now = Millis(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX));
     }
 
     /// How long the poll may sleep.
@@ -385,7 +385,7 @@ impl Shard {
     fn arm(&mut self, slot: u32) {
         let Some(connection) = self.connections.get_mut(slot) else { return };
         let deadline = connection.deadline();
-        if deadline == Moment::NEVER || connection.armed.is_some_and(|armed| armed <= Tick::at(deadline)) {
+        if deadline == Millis::NEVER || connection.armed.is_some_and(|armed| armed <= Tick::at(deadline)) {
             return;
         }
         let id = ConnectionId { slot, generation: connection.generation };

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use goim_session::Moment;
+use goim_session::Millis;
 
 use crate::connection::ConnectionId;
 
@@ -21,7 +21,7 @@ pub(crate) struct Tick(u32);
 
 impl Tick {
     /// The first tick at which `moment` has passed.
-    pub(crate) fn at(moment: Moment) -> Self {
+    pub(crate) fn at(moment: Millis) -> Self {
         Self(u32::try_from(moment.0.div_ceil(TICK_MS)).unwrap_or(u32::MAX))
     }
 
@@ -50,7 +50,7 @@ impl TimerWheel {
 
     /// Asks for `connection` to be looked at when `moment` has passed. The tick must be remembered in the connection:
     /// an entry that comes up at another one is stale.
-    pub(crate) fn arm(&mut self, connection: ConnectionId, moment: Moment) -> Tick {
+    pub(crate) fn arm(&mut self, connection: ConnectionId, moment: Millis) -> Tick {
         let tick = Tick::at(moment).max(Tick(self.handled.0.saturating_add(1)));
         self.slots[tick.slot()].push(connection);
         self.entries += 1;
@@ -58,13 +58,13 @@ impl TimerWheel {
     }
 
     /// Time until the next tick has to be handled, or `None` when nothing is armed.
-    pub(crate) fn wait(&self, now: Moment) -> Option<Duration> {
-        (self.entries > 0).then(|| now.until(Moment((u64::from(self.handled.0) + 1) * TICK_MS)))
+    pub(crate) fn wait(&self, now: Millis) -> Option<Duration> {
+        (self.entries > 0).then(|| now.until(Millis((u64::from(self.handled.0) + 1) * TICK_MS)))
     }
 
     /// Goes on to the present and moves every entry of the ticks passed to `due`, with its tick. An entry that belongs
     /// to a later round of the wheel is to be given back ([`TimerWheel::keep`]).
-    pub(crate) fn turn(&mut self, now: Moment, due: &mut Vec<(ConnectionId, Tick)>) {
+    pub(crate) fn turn(&mut self, now: Millis, due: &mut Vec<(ConnectionId, Tick)>) {
         let present = Tick(u32::try_from(now.0 / TICK_MS).unwrap_or(u32::MAX));
         // After a long pause one round of the wheel covers all slots.
         let first = self.handled.0.max(present.0.saturating_sub(SLOTS as u32 - 1));
@@ -116,7 +116,7 @@ mod tests {
         let mut seen = Vec::new();
         for now in (0..=until_ms).step_by(usize::try_from(step_ms).unwrap()) {
             let mut due = Vec::new();
-            wheel.turn(Moment(now), &mut due);
+            wheel.turn(Millis(now), &mut due);
             seen.extend(due.into_iter().map(|(connection, _)| (now, connection)));
         }
         seen
@@ -126,13 +126,13 @@ mod tests {
     fn entries_come_up_once_never_early_and_within_a_tick() {
         for (deadline, step) in [(1, 10), (99, 10), (100, 10), (101, 10), (5_000, 10), (5_000, 700)] {
             let mut wheel = TimerWheel::new();
-            wheel.arm(id(7), Moment(deadline));
+            wheel.arm(id(7), Millis(deadline));
             let seen = run(&mut wheel, 20_000, step);
             assert_eq!(seen.len(), 1, "{deadline}");
             let (at, connection) = seen[0];
             assert_eq!(connection, id(7));
             assert!(at >= deadline && at <= deadline + TICK_MS + step, "{deadline} came up at {at}");
-            assert_eq!(wheel.wait(Moment(20_000)), None);
+            assert_eq!(wheel.wait(Millis(20_000)), None);
         }
     }
 
@@ -140,24 +140,24 @@ mod tests {
     fn a_long_pause_loses_nothing() {
         let mut wheel = TimerWheel::new();
         for slot in 0..100 {
-            wheel.arm(id(slot), Moment(u64::from(slot) * 3_000));
+            wheel.arm(id(slot), Millis(u64::from(slot) * 3_000));
         }
         let mut due = Vec::new();
-        wheel.turn(Moment(10_000_000), &mut due);
+        wheel.turn(Millis(10_000_000), &mut due);
         assert_eq!(due.len(), 100);
     }
 
     #[test]
     fn an_entry_further_than_a_round_shows_its_slot_early_and_can_be_kept() {
         let mut wheel = TimerWheel::new();
-        let armed = wheel.arm(id(1), Moment(500_000));
+        let armed = wheel.arm(id(1), Millis(500_000));
         let mut due = Vec::new();
-        wheel.turn(Moment(100_000), &mut due);
+        wheel.turn(Millis(100_000), &mut due);
         let [(connection, tick)] = due[..] else { panic!("one entry expected: {due:?}") };
         assert!(Tick::same_slot(armed, tick) && armed > tick);
         wheel.keep(connection, armed);
         due.clear();
-        wheel.turn(Moment(500_000), &mut due);
+        wheel.turn(Millis(500_000), &mut due);
         assert_eq!(due, [(id(1), armed)]);
     }
 }

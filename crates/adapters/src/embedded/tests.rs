@@ -198,7 +198,7 @@ async fn verify(store: &EmbeddedTimelines, confirmed: &Confirmed) -> usize {
         let range = store.read(timeline.clone(), TimelineSeq(0), all).await.unwrap();
         for (stored, expected) in range.messages.iter().zip(1..) {
             assert_eq!(stored.seq.0, expected, "{timeline} has a gap");
-            let body = std::str::from_utf8(&stored.message.body).unwrap();
+            let body = std::str::from_utf8(stored.message.bodies.primary_bytes()).unwrap();
             let name = body.split(' ').next().unwrap().to_owned();
             there.insert((timeline.to_string(), range.head.epoch.0, expected), name);
             found += 1;

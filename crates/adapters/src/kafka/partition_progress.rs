@@ -2,7 +2,7 @@
 //!
 //! A partition keeps its progress while it stays assigned: a cooperative rebalance names only the
 //! partitions that move. A topic that is deleted and recreated begins a new incarnation; positions
-//! of the previous one, which job may still be delivering, do not count in it. To tell them apart,
+//! of the previous one, which job may still be delivering, do not count in it. To distinguish them,
 //! a [`LogPosition`] has the incarnation in the upper part of its partition number.
 
 use std::collections::HashMap;
@@ -12,7 +12,7 @@ use goim_ports::LogPosition;
 /// The maximum number of partitions of a topic. The incarnation is above it in a position's
 /// partition number.
 const PARTITIONS_MAX: i32 = 1 << 20;
-/// The number of incarnations that can be told apart.
+/// The number of incarnations that can be distinguished.
 const INCARNATIONS: i32 = i32::MAX / PARTITIONS_MAX;
 
 /// The progress of all assigned partitions.

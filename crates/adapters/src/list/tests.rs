@@ -53,7 +53,7 @@ impl Served {
     }
 
     async fn at(address: SocketAddr, comet: Option<CometNode>) -> Self {
-        // Of a server that is started again somebody's connection may have the port.
+        // The port of a restarted server may be in use by an old connection for a moment.
         let until = std::time::Instant::now() + Duration::from_secs(10);
         let listener = loop {
             match TcpListener::bind(address).await {

@@ -219,7 +219,7 @@ impl TimelineStore for PostgresTimelines {
             indexes.push(index);
             part.push((key, append));
         }
-        // A call is all or nothing: it goes into one transaction, of one writer.
+        // A call is all or nothing: it is written in one transaction, by one writer.
         if parts.iter().filter(|(indexes, _)| !indexes.is_empty()).count() > 1 {
             parts = vec![merged(parts)];
         }

@@ -136,7 +136,7 @@ async fn stores_that_share_a_timeline_leave_no_gap_and_share_idempotency_keys() 
         let seqs: Vec<u64> = range.messages.iter().map(|stored| stored.seq.0).collect();
         assert_eq!(seqs, (1..=range.head.latest.0).collect::<Vec<_>>());
         let bodies: std::collections::BTreeSet<_> =
-            range.messages.iter().map(|stored| stored.message.body.clone()).collect();
+            range.messages.iter().map(|stored| stored.message.bodies.primary().unwrap().clone()).collect();
         assert_eq!(bodies.len(), range.messages.len(), "each key once");
         found += range.messages.len();
     }
@@ -222,7 +222,7 @@ async fn the_death_of_the_server_loses_no_confirmed_message() {
         let range = store.read(timeline.clone(), TimelineSeq(0), all).await.unwrap();
         for (seq, body) in &stored {
             let found = range.messages.iter().find(|found| found.seq == *seq);
-            let found = found.map(|found| &found.message.body[..]);
+            let found = found.map(|found| found.message.bodies.primary_bytes());
             assert_eq!(found, Some(body.as_bytes()), "{timeline} {seq}");
         }
         let seqs: Vec<u64> = range.messages.iter().map(|stored| stored.seq.0).collect();

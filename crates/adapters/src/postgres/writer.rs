@@ -1,4 +1,4 @@
-//! The writer tasks: each groups appends into transactions on a connection of its own. All appends
+//! The writer tasks: each groups appends into transactions on its own connection. All appends
 //! to one timeline use the same writer, so that writers rarely wait for each other's row locks.
 //!
 //! A transaction locks the rows of its timelines, in the order of their ids, before it reads

@@ -1,5 +1,4 @@
-//! The directories on a real Redis: one server, a cluster, a master with Sentinels, each started by
-//! the test.
+//! The directories on a real Redis: a single server, a cluster, a master with Sentinels; each test starts its own.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -18,7 +17,7 @@ use redis::Commands;
 use super::*;
 use crate::conformance;
 
-/// A Redis of a test's own, ended with it.
+/// Redis servers for one test, stopped on drop.
 struct Own {
     folder: PathBuf,
     tls: RedisTls,
@@ -32,7 +31,7 @@ impl Own {
         Self::start_as(kind, false)
     }
 
-    /// One that speaks TLS only, and wants to see a certificate.
+    /// Starts servers that accept only TLS with a client certificate.
     fn start_with_tls(kind: &'static str) -> Self {
         Self::start_as(kind, true)
     }
@@ -76,7 +75,7 @@ impl Own {
         RedisStore::connect(self.config()).await.unwrap()
     }
 
-    /// The same, with nothing in it.
+    /// Connects, and empties all masters.
     async fn empty(&self) -> RedisStore {
         let store = self.store().await;
         for mut master in self.masters() {
@@ -118,14 +117,14 @@ impl Own {
     }
 }
 
-/// Who signs, and one certificate for everybody, in the folder "tls" of this one.
+/// Creates a CA and one certificate in the folder "tls" of this one.
 fn certify(folder: &Path) -> RedisTls {
     let folder = folder.join("tls");
     std::fs::create_dir_all(&folder).unwrap();
     let [ca_key, key] = [(), ()].map(|()| KeyPair::generate().unwrap());
     let mut ca = CertificateParams::default();
     ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    // Two certificates of one name are taken for one that signed itself.
+    // The CA needs its own name: a certificate with its issuer's name counts as self-signed.
     ca.distinguished_name.push(DnType::CommonName, "who signs");
     let ca_cert = ca.self_signed(&ca_key).unwrap().pem();
     let own = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
@@ -272,7 +271,7 @@ async fn row_077_what_stands_in_redis_is_goims() {
     assert!(left.is_empty(), "{left:?}");
 }
 
-/// What goim's own processes sent, command by command, and what this adapter sends for the same.
+/// Compares the commands that goim's processes sent with those of this adapter.
 #[test]
 #[ignore = "needs Redis: scripts/test.sh"]
 fn the_commands_of_connect_and_heartbeat_are_goims() {
@@ -304,7 +303,7 @@ fn the_commands_of_connect_and_heartbeat_are_goims() {
     assert!(compared >= 5, "{compared}");
 }
 
-/// The commands that Redis sees while `act` acts.
+/// Returns the commands that Redis executes during `act`.
 async fn watched(own: &Own, act: impl AsyncFn(&RedisSessions)) -> Vec<Vec<String>> {
     use std::io::{BufRead, Write};
     let sessions = RedisSessions::new(own.empty().await);
@@ -323,7 +322,7 @@ async fn watched(own: &Own, act: impl AsyncFn(&RedisSessions)) -> Vec<Vec<String
         let words: Vec<String> = line.split('"').skip(1).step_by(2).map(str::to_owned).collect();
         match words.first().map(String::as_str) {
             Some("ECHO") => break,
-            // How a connection begins, and how the store looks whether Redis is well.
+            // Connection setup and health checks.
             Some("CLIENT" | "HELLO" | "PING" | "FLUSHALL" | "INFO") | None => {}
             Some("SET") if words[1].starts_with("goim:canary") => {}
             Some(_) => commands.push(words),
@@ -387,7 +386,7 @@ async fn a_key_that_another_member_has_on_the_same_comet_is_no_longer_the_first_
     sessions.add(session(2, "k", "s")).await.unwrap();
     assert!(sessions.sessions_of(vec![Mid(1)]).await.unwrap().is_empty());
     assert_eq!(sessions.sessions_of(vec![Mid(2)]).await.unwrap().len(), 1);
-    // A Go logic leaves no word of whose a key is: goim's records are believed.
+    // A Go logic does not record the member of a key: goim's records are trusted.
     let mut redis = own.masters().remove(0);
     let _: () = redis.hset("mid_7", "go", "s").unwrap();
     let _: () = redis.set("key_go", "s").unwrap();
@@ -404,7 +403,7 @@ async fn a_comet_that_died_is_swept_completely_and_nobody_else_is() {
         for n in 0..COUNT {
             sessions.add(session(n % 100, &format!("k{n}"), "dead")).await.unwrap();
         }
-        // Some have come back elsewhere.
+        // Some have reconnected to another comet.
         for n in 0..10 {
             sessions.add(session(n % 100, &format!("k{n}"), "alive")).await.unwrap();
         }
@@ -491,7 +490,7 @@ async fn sentinels_lead_to_the_new_master() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_wrong_at_the_start_is_said_in_words() {
-    // A port that the system draws for nobody.
+    // No server listens on this port.
     let nobody = "127.0.0.1:1";
     let cases = [
         (RedisPlace::Single(format!("redis://:secret@{nobody}")), nobody.to_string()),
@@ -539,11 +538,11 @@ async fn a_redis_that_has_lost_everything_makes_nobody_disappear() {
     lost(sessions.servers_of(&["k".into()]).await.unwrap_err());
     lost(sessions.sessions_of(vec![Mid(1)]).await.unwrap_err());
     losses.changed().await.unwrap();
-    // Who is entered again is found; that somebody is not there cannot be said yet.
+    // A session that is registered again is found; absence is not trusted yet.
     sessions.touch(session(1, "k", "a")).await.unwrap();
     assert_eq!(server_of(&sessions, "k").await, Some("a".to_owned()));
     lost(sessions.servers_of(&["k".into(), "nobody".into()]).await.unwrap_err());
-    // One comet says that it is there, the other stays all the same, for a lease.
+    // One comet announces itself; the other stays listed for a lease.
     nodes.announce(conformance::node("a")).await.unwrap();
     let names = || -> Vec<String> {
         let mut names: Vec<_> = nodes.comets().iter().map(|node| node.server.to_string()).collect();
@@ -573,7 +572,7 @@ async fn a_loss_and_a_sweep_show_in_the_generation_of_who_is_concerned() {
     let swept = generation("a").await;
     assert_ne!(swept, before[0]);
     assert!(before[0].swept_at().is_none() && swept.swept_at().is_some(), "a comet that is alive finds out");
-    // Nothing to sweep is no sweep.
+    // A sweep without sessions is not recorded.
     assert_eq!(generation("b").await, before[1], "its sessions were left alone");
     assert_eq!(sessions.sweep(&"b".into(), || true).await.unwrap(), 0);
     assert_eq!(generation("b").await.swept_at(), None);
@@ -592,7 +591,7 @@ async fn nothing_is_swept_when_the_comet_could_not_find_out() {
     let sessions = RedisSessions::new(own.store().await);
     sessions.add(session(1, "k", "a")).await.unwrap();
     let before = sessions.generation("a".into()).await.unwrap();
-    // Removing would work, writing does not.
+    // Deletes would succeed, writes do not.
     let set = |name: &str, value: &str| {
         let mut command = redis::cmd("CONFIG");
         let _: () = command.arg("SET").arg(name).arg(value).query(&mut own.masters()[0]).unwrap();
@@ -618,8 +617,7 @@ async fn an_announcement_that_redis_takes_too_late_counts_as_a_loss() {
     let losses = nodes.losses();
     nodes.announce(conformance::node("a")).await.unwrap();
     own.signal(&own.urls[0], "STOP");
-    // It is in Redis's socket, and will be executed when the lease is long over: then the record is
-    // there again.
+    // The announcement is in Redis's socket and will run after the lease has expired, restoring the record.
     nodes.announce(conformance::node("a")).await.unwrap_err();
     tokio::time::sleep(lease).await;
     own.signal(&own.urls[0], "CONT");
@@ -631,7 +629,7 @@ async fn an_announcement_that_redis_takes_too_late_counts_as_a_loss() {
     assert!(losses.has_changed().unwrap(), "its sessions may have been swept meanwhile");
 }
 
-/// How a master is made to refuse writes, how it takes them again, and what it says meanwhile.
+/// The commands that make a master refuse writes and accept them again, and its error code meanwhile.
 const REFUSALS: [(&str, &[&str], &[&str]); 3] = [
     ("OOM", &["CONFIG", "SET", "maxmemory", "1"], &["CONFIG", "SET", "maxmemory", "0"]),
     (
@@ -711,13 +709,12 @@ async fn a_redis_that_refuses_writes_is_not_believed_that_somebody_is_not_there(
             doubted(sessions.sessions_of(vec![Mid(1), Mid(7)]).await.unwrap_err());
             assert!(!sessions.is_trusted());
 
-            // Leases cannot be renewed: who answers stays, and who has been silent for a lease
-            // goes.
+            // Leases cannot be renewed: a comet that responds stays listed, one that was silent for a lease is removed.
             until("only the one that answers is listed", async || names(&nodes) == ["alive"]).await;
             tokio::time::sleep(lease * 2).await;
             assert_eq!(names(&nodes), ["alive"], "{what}");
             assert_eq!(store.stats().without_lease, 1);
-            // So it is for a process that starts now.
+            // The same holds for a process that starts now.
             let other = RedisNodes::start(store.clone(), config, Some(answers)).await.unwrap();
             assert!(names(&other).contains(&"alive".to_owned()), "{what}");
             drop(other);
@@ -752,7 +749,7 @@ async fn one_master_of_a_cluster_that_refuses_writes_is_enough() {
     for nth in 0..own.masters().len() {
         let count = store.stats().refused;
         carry_out(REFUSALS[0].1, &mut own.masters()[nth]);
-        // It is seen again and again, whatever the others say.
+        // Every round detects it, whatever the other masters answer.
         until("several rounds have seen it", async || store.stats().refused > count + 5).await;
         assert!(store.stats().refuses_writes, "master {nth}");
         sessions.servers_of(&["nobody".into()]).await.unwrap_err();
@@ -769,7 +766,7 @@ async fn a_redis_that_comes_back_with_what_it_had_some_time_ago_has_lost_the_res
     let store = RedisStore::connect(config).await.unwrap();
     let sessions = RedisSessions::new(store.clone());
     let mut losses = store.losses();
-    // The epoch is in what is kept.
+    // The snapshot contains the epoch.
     sessions.generation("s".into()).await.unwrap();
     sessions.add(session(1, "old", "s")).await.unwrap();
     let _: () = redis::cmd("SAVE").query(&mut own.masters()[0]).unwrap();

@@ -1,14 +1,12 @@
-//! A message as durable stores keep it: protobuf, so that a later version may add to it.
-
-use std::sync::Arc;
+//! The stored form of a message in durable stores: protobuf, so that a later version may add fields.
 
 use bytes::Bytes;
 use goim_ports::{
-    AcceptedAt, Extended, Mid, NewMessage, Operation, Schema, SchemaBody, StoredMessage, TimelineSeq,
+    AcceptedAt, Bodies, Mid, NewMessage, Operation, Schema, SchemaBody, StoredMessage, TimelineSeq,
 };
 use prost::Message as _;
 
-/// A message as it is kept.
+/// A stored message.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct Record {
     #[prost(int64, tag = "1")]
@@ -18,8 +16,7 @@ pub(crate) struct Record {
     /// Microseconds since 1970.
     #[prost(fixed64, tag = "3")]
     accepted_at: u64,
-    /// Bytes of the bodies of all messages of the timeline up to and with this one, those that are
-    /// gone too: how much lies between two messages is a subtraction.
+    /// The bytes of the bodies of all messages of the timeline up to this one, including removed ones. The size of a range of messages is a difference.
     #[prost(uint64, tag = "4")]
     pub(crate) total_bytes: u64,
     #[prost(bytes = "bytes", tag = "5")]
@@ -27,12 +24,12 @@ pub(crate) struct Record {
     #[prost(message, repeated, tag = "6")]
     bodies: Vec<Body>,
     #[prost(bool, tag = "7")]
-    without_first: bool,
+    no_primary_body: bool,
     #[prost(bool, tag = "8")]
     is_deleted: bool,
 }
 
-/// The body in one more schema.
+/// The body in an additional schema.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Body {
     #[prost(uint32, tag = "1")]
@@ -43,26 +40,20 @@ struct Body {
 
 impl Record {
     pub(crate) fn new(message: NewMessage, total_bytes: u64) -> Self {
-        let NewMessage { sender, operation, body, extension, accepted_at } = message;
-        let (bodies, without_first) = match extension.as_deref() {
-            Some(negotiated) => {
-                (negotiated.bodies.iter().map(Body::from).collect(), negotiated.without_first)
-            }
-            None => (Vec::new(), false),
-        };
+        let NewMessage { sender, operation, bodies, accepted_at } = message;
         Self {
             sender: sender.0,
             operation: operation.0,
             accepted_at: accepted_at.0,
             total_bytes,
-            body,
-            bodies,
-            without_first,
+            body: bodies.primary().cloned().unwrap_or_default(),
+            bodies: bodies.others().iter().map(Body::from).collect(),
+            no_primary_body: bodies.primary().is_none(),
             is_deleted: false,
         }
     }
 
-    /// `None` for what is no record.
+    /// Returns `None` for bytes that are no record.
     pub(crate) fn read(bytes: Bytes) -> Option<Self> {
         Self::decode(bytes).ok()
     }
@@ -75,7 +66,7 @@ impl Record {
         AcceptedAt(self.accepted_at)
     }
 
-    /// Bytes of the bodies.
+    /// Returns the bytes of the bodies.
     pub(crate) fn body_bytes(&self) -> usize {
         self.bodies
             .iter()
@@ -84,24 +75,29 @@ impl Record {
             .saturating_add(self.body.len())
     }
 
-    /// The same place without its body; `None` when it was so before.
+    /// Returns the tombstone of the message; `None` when it is deleted already.
     pub(crate) fn deleted(self) -> Option<Self> {
         if self.is_deleted {
             return None;
         }
-        Some(Self { body: Bytes::new(), bodies: Vec::new(), without_first: false, is_deleted: true, ..self })
+        Some(Self {
+            body: Bytes::new(),
+            bodies: Vec::new(),
+            no_primary_body: false,
+            is_deleted: true,
+            ..self
+        })
     }
 
     pub(crate) fn into_message(self, seq: TimelineSeq) -> StoredMessage {
         let is_deleted = self.is_deleted;
         let bodies: Vec<SchemaBody> = self.bodies.into_iter().filter_map(Body::into_schema_body).collect();
-        let is_extended = self.without_first || !bodies.is_empty();
-        let negotiated = Extended { bodies, without_first: self.without_first, ..Extended::default() };
+        let bodies = Bodies::new((!self.no_primary_body).then_some(self.body), bodies);
         let message = NewMessage {
             sender: Mid(self.sender),
             operation: Operation(self.operation),
-            body: self.body,
-            extension: is_extended.then(|| Arc::new(negotiated)),
+            // A record without any body is never written.
+            bodies: bodies.unwrap_or_else(|| Bodies::plain(Bytes::new())),
             accepted_at: AcceptedAt(self.accepted_at),
         };
         StoredMessage { seq, message, is_deleted }
@@ -126,12 +122,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_on_disk_stays_readable() {
+    fn the_record_format_is_stable() {
         let message = NewMessage {
             sender: Mid(5),
             operation: Operation(1000),
-            body: Bytes::from_static(b"hi"),
-            extension: None,
+            bodies: Bodies::plain(Bytes::from_static(b"hi")),
             accepted_at: AcceptedAt(1),
         };
         let record = Record::new(message, 9);

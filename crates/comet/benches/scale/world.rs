@@ -1,6 +1,5 @@
 //! A shard with its sessions, and a logic that knows them: what is done to it, each with the processor time that it took.
 
-use std::collections::HashMap;
 use std::error::Error;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU32;
@@ -13,8 +12,8 @@ use goim_comet::Config;
 use goim_comet::harness::{Harness, Opened};
 use goim_ports::{
     Accepted, Broadcast, Call, ConnectError, ConnectRequest, KeyPush, LogicError, LogicPort, Mid,
-    OnlineReport, OnlineTotals, Operation, PacketBuf, RoomPush, ServerId, SessionDirectory as _, SessionKey,
-    SessionRef, Upstream,
+    OnlineReport, OnlineTotals, Operation, PacketBuf, Payload, RoomPush, ServerId, SessionDirectory as _,
+    SessionKey, SessionRef, Upstream,
 };
 
 use crate::measure::cpu_ns;
@@ -237,7 +236,7 @@ impl World {
     }
 
     fn key_push(&self, keys: Vec<SessionKey>) -> KeyPush {
-        KeyPush { keys, operation: OPERATION, packet: self.packet(), accepted_at: None, extension: None }
+        KeyPush { keys, operation: OPERATION, payload: Payload::plain(self.packet()), accepted_at: None }
     }
 
     /// As logic does it: from the member to its sessions, from there to the comet.
@@ -258,7 +257,12 @@ impl World {
     }
 
     fn room_push(&self, room: &str) -> RoomPush {
-        RoomPush { room: room.into(), packet: self.packet(), accepted_at: None, extension: None }
+        RoomPush {
+            room: room.into(),
+            operation: OPERATION,
+            payload: Payload::plain(self.packet()),
+            accepted_at: None,
+        }
     }
 
     pub(crate) fn heartbeats(&mut self, operations: usize, together: usize) -> u64 {
@@ -321,10 +325,9 @@ impl World {
             let (operation, packet) = (OPERATION, world.packet());
             world.harness.broadcast(Broadcast {
                 operation,
-                packet,
+                payload: Payload::plain(packet),
                 accepted_at: None,
                 speed: None,
-                extension: None,
             })
         })
     }

@@ -5,10 +5,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use goim_compression::{InflateError, inflate};
 use goim_ports::{
-    Accepted, Call, ConnectError, ConnectRequest, Encoding, EventKind, LogicError, NoSession, PacketBuf,
-    RoomId, Schema, Sequence, ServerId, SessionRef, Upstream, Version,
+    Accepted, Call, ConnectError, ConnectRequest, Encoding, EventKind, LogicError, PacketBuf, RoomId, Schema,
+    Sequence, ServerId, SessionRef, Upstream, Version,
 };
-use goim_session::{CloseReason, Established, Moment, RequestFailure};
+use goim_session::{CloseReason, Established, Millis, RequestFailure};
 
 use super::Shard;
 use crate::connection::{ConnectionId, Identity};
@@ -31,7 +31,7 @@ pub(super) struct Confirming {
     /// The next slot.
     cursor: u32,
     credit: f64,
-    seen: Moment,
+    seen: Millis,
 }
 
 impl Shard {
@@ -163,9 +163,9 @@ impl Shard {
                 let connection = &mut self.connections[slot];
                 tracing::debug!(remote = %connection.remote(), %error, "no session");
                 if error.negotiated {
-                    connection.session.is_known_extended();
+                    connection.session.mark_negotiated();
                 }
-                self.refuse(slot, reason_of(error.reason));
+                self.refuse(slot, error.reason.into());
             }
             // The client did not wait for the answer, and logic has entered a session that is not there.
             (None, Ok(accepted)) => {
@@ -301,7 +301,7 @@ impl Shard {
         let connection = &self.connections[slot];
         let Some(identity) = connection.identity.clone() else { return };
         let id = ConnectionId { slot, generation: connection.generation };
-        let negotiated = connection.session.is_extended();
+        let negotiated = connection.session.is_negotiated();
         if negotiated && Self::is_about_timelines(packet.operation) {
             return self.ask_about_timeline(slot, packet);
         }
@@ -311,14 +311,7 @@ impl Shard {
         else {
             return;
         };
-        let upstream = Upstream {
-            mid: identity.mid,
-            key: identity.key.clone(),
-            packet,
-            schema,
-            negotiated,
-            is_member: false,
-        };
+        let upstream = Upstream { mid: identity.mid, key: identity.key.clone(), packet, schema, negotiated };
         match self.shared.logic.receive(upstream) {
             Call::Ready(result) => self.replied(slot, result),
             Call::Pending(answer) => {
@@ -358,10 +351,10 @@ impl Shard {
         };
         let connection = &mut self.connections[slot];
         let is_about_timelines = connection.session.awaited_operation().is_some_and(Self::is_about_timelines);
-        if connection.session.is_extended() && is_about_timelines {
+        if connection.session.is_negotiated() && is_about_timelines {
             return self.replied_about_timeline(slot, &body);
         }
-        let (written, body) = if connection.session.is_extended() && !body.is_empty() {
+        let (written, body) = if connection.session.is_negotiated() && !body.is_empty() {
             let schema =
                 self.shared.versions.schema_of(connection.session.awaited().unwrap_or(Version::GOIM));
             let (version, body) = self.shared.versions.write(connection.session.protover(), schema, body);
@@ -454,21 +447,6 @@ fn welcome(accepted: &Accepted, protover: Version, rooms: &[RoomId], server: &Se
 }
 
 /// When a token's end is by a shard's clock.
-pub(super) fn expires(now: Moment, at: Option<goim_ports::ExpiresAt>) -> Moment {
-    at.map_or(Moment::NEVER, |at| now.after(at.left()))
-}
-
-/// What a client is told that gets no session.
-pub(super) fn reason_of(reason: NoSession) -> CloseReason {
-    match reason {
-        NoSession::Unavailable => CloseReason::AuthUnavailable,
-        NoSession::Refused => CloseReason::AuthRefused,
-        NoSession::Expired => CloseReason::TokenExpired,
-        NoSession::NotYet => CloseReason::TokenNotYetValid,
-        NoSession::Audience => CloseReason::TokenAudience,
-        NoSession::Signature => CloseReason::TokenSignature,
-        NoSession::Mismatch => CloseReason::TokenMismatch,
-        NoSession::Denied => CloseReason::AuthDenied,
-        NoSession::Room => CloseReason::RoomNotAllowed,
-    }
+pub(super) fn expires(now: Millis, at: Option<goim_ports::ExpiresAt>) -> Millis {
+    at.map_or(Millis::NEVER, |at| now.after(at.left()))
 }

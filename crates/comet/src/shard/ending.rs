@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use goim_ports::{Call, EventKind, SessionRef};
-use goim_session::{CloseReason, Moment, Return};
+use goim_session::{CloseReason, Millis, ReconnectPolicy};
 
 use super::{Shard, share};
 use crate::connection::{Closing, ConnectionId, Identity};
@@ -21,8 +21,8 @@ const LINGER: Duration = Duration::from_secs(1);
 pub(super) struct Draining {
     sessions_per_second: f64,
     credit: f64,
-    seen: Moment,
-    until: Moment,
+    seen: Millis,
+    until: Millis,
     delay_max: Duration,
     cursor: u32,
 }
@@ -188,7 +188,7 @@ fn farewell(reason: CloseReason, delay: Duration) -> Vec<u8> {
     serde_json::json!({
         "code": reason.code(),
         "reason": reason.label(),
-        "reconnect": reason.advice() != Return::Never,
+        "reconnect": reason.reconnect() != ReconnectPolicy::Never,
         "delay_ms": u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
         "node": null,
     })

@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use goim_ports::{AcceptedAt, Operation, RoomId, StoredAt};
-use goim_session::{Admission, CloseReason, Moment, QueueLimit};
+use goim_session::{Admission, CloseReason, Millis, QueueLimit};
 
 use super::foresee::BLOCK;
 use super::{Shard, queue_limit};
@@ -38,7 +38,7 @@ const FULL_PATIENCE: Duration = Duration::from_secs(1);
 pub(super) struct Work {
     /// Count of sessions that will have left the ring when all of this one's have.
     until: u64,
-    began: Moment,
+    began: Millis,
     accepted_at: Option<AcceptedAt>,
     /// The last receiver, when all that took the message were behind when they did.
     behind: Option<ConnectionId>,
@@ -97,7 +97,7 @@ pub(super) struct PacedBroadcast {
     cursor: u32,
     newest: u32,
     credit: f64,
-    seen: Moment,
+    seen: Millis,
 }
 
 impl Shard {
@@ -314,7 +314,7 @@ impl Shard {
         // A client of goim's cannot be told; who syncs is told along with the word.
         let tells_sender = |stored: &&StoredAt| {
             !stored.sender.is_anonymous()
-                && connection.session.is_extended()
+                && connection.session.is_negotiated()
                 && !self.shared.versions.syncs(connection.class)
         };
         let push = match push.stored().filter(tells_sender) {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use goim_ports::{Call, Operation, PacketBuf};
-use goim_session::{CloseReason, EncodedPush, Moment, QueueLimit, SlowConsumerPolicy};
+use goim_session::{CloseReason, EncodedPush, Millis, QueueLimit, SlowConsumerPolicy};
 
 use super::{Shard, share};
 use crate::connection::ConnectionId;
@@ -24,11 +24,11 @@ const MOMENTS_MAX: usize = 1024;
 
 /// When connections were accepted, roughly: for each of some moments the newest connection before it.
 #[derive(Debug, Default)]
-pub(super) struct Accepted(VecDeque<(Moment, u32)>);
+pub(super) struct Accepted(VecDeque<(Millis, u32)>);
 
 impl Accepted {
     /// A connection is accepted at `now`; `newest` is the one before.
-    pub(super) fn note(&mut self, now: Moment, newest: u32) {
+    pub(super) fn note(&mut self, now: Millis, newest: u32) {
         if self.0.back().is_some_and(|(last, _)| now < last.after(GRAIN)) {
             return;
         }
@@ -39,7 +39,7 @@ impl Accepted {
     }
 
     /// The newest connection that was there at `at`, or soon after it. `newest` is the newest of all.
-    fn up_to(&self, at: Moment, newest: u32) -> u32 {
+    fn up_to(&self, at: Millis, newest: u32) -> u32 {
         let later = self.0.partition_point(|(moment, _)| *moment <= at);
         self.0.get(later).map_or(newest, |(_, before)| *before)
     }
@@ -53,7 +53,7 @@ pub(super) struct Recovering {
     enter: bool,
     cursor: u32,
     credit: f64,
-    seen: Moment,
+    seen: Millis,
     /// What was heard meanwhile: another round.
     next: Option<(u32, bool)>,
 }
@@ -72,7 +72,7 @@ impl Shard {
         let ago = u64::try_from(ago.as_millis()).unwrap_or(u64::MAX);
         // Before this comet was there, nobody was.
         let Some(at) = self.now.0.checked_sub(ago) else { return };
-        let up_to = self.accepted.up_to(Moment(at), self.generation);
+        let up_to = self.accepted.up_to(Millis(at), self.generation);
         let Some(recovering) = &mut self.recovering else {
             self.recovering =
                 Some(Recovering { up_to, enter, cursor: 0, credit: 0.0, seen: self.now, next: None });
@@ -164,7 +164,7 @@ mod tests {
     #[test]
     fn what_was_there_at_a_moment() {
         let mut accepted = Accepted::default();
-        let at = |ms| Moment(ms);
+        let at = |ms| Millis(ms);
         assert_eq!(accepted.up_to(at(0), 0), 0);
         // Connections 1 and 2 at 1000, 3 at 1100, 4 at 2000.
         for (ms, before) in [(1000, 0), (1000, 1), (1100, 2), (2000, 3)] {

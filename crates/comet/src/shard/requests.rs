@@ -9,7 +9,7 @@ use goim_ports::{Call, ConnectError, EventKind, RefreshRequest, Refreshed, RoomI
 use goim_session::RequestFailure;
 
 use super::Shard;
-use super::answers::{expires, reason_of};
+use super::answers::expires;
 use crate::connection::ConnectionId;
 use crate::inbox::Notice;
 
@@ -212,7 +212,7 @@ impl Shard {
             }
             Err(error) => {
                 tracing::debug!(%error, "a new token was not accepted");
-                let reason = reason_of(error.reason);
+                let reason = error.reason.close_reason();
                 self.fail_request(slot, reason.code(), reason.label(), "");
             }
         }
@@ -264,7 +264,7 @@ impl Shard {
         detail: &str,
         retry_after: Option<Duration>,
     ) -> bool {
-        let later = goim_session::Return::for_code(code) == goim_session::Return::Later;
+        let later = goim_session::ReconnectPolicy::for_code(code) == goim_session::ReconnectPolicy::Backoff;
         // Rounded up: who comes a moment too early is refused again.
         let wait = |after: Duration| u64::try_from(after.as_micros().div_ceil(1000)).unwrap_or(u64::MAX);
         let retry_after_ms = retry_after.map_or(RETRY_AFTER_MS, wait);

@@ -5,14 +5,14 @@
 
 use bytes::Bytes;
 use goim_ports::{
-    Call, LogicError, Operation, PacketBuf, Position, ResumePosition, Schema, Sequence, StoredAt, TimelineId,
-    Upstream,
+    Call, LogicError, Operation, PacketBuf, Position, ResumePosition, Sequence, StoredAt, TimelineCall,
+    TimelineId, TimelineRequest,
 };
 use goim_session::{EncodedPush, QueueLimit, RequestFailure, SlowConsumerPolicy};
 use goim_wire::sync::{self, Body as _};
 
 use super::Shard;
-use crate::connection::ConnectionId;
+use crate::connection::{ConnectionId, Identity};
 use crate::inbox::Notice;
 use crate::message::notify_packet;
 
@@ -20,41 +20,34 @@ use crate::message::notify_packet;
 /// would be when a queue is full.
 const HELD_MAX: usize = 1024;
 
-/// A request about a timeline is for.
-struct Request {
-    timeline: TimelineId,
-    reads: bool,
-}
-
 impl Shard {
     /// Operations 4, 21 and 23 of an negotiated client. True when the packet is one of them: then it is dealt with.
     pub(super) fn is_about_timelines(operation: Operation) -> bool {
         [Operation::SEND, Operation::SYNC, Operation::ACK].contains(&operation)
     }
 
-    /// Hands a request about a timeline to logic, once it is sure that the session may make it. The session takes no further packet until
-    /// the answer is there.
+    /// Sends a request about a timeline to logic, once it is sure that the session may make it. The session reads no
+    /// further packet until the answer is received.
     pub(super) fn ask_about_timeline(&mut self, slot: u32, packet: PacketBuf) {
-        // Whoever names no timeline may have a route of the backend for it; logic says what is wrong otherwise.
-        let request = read_request(&packet);
-        let is_member = match &request {
-            Some(Request { timeline, reads: true }) if !self.may_read(slot, timeline) => {
-                let failure = RequestFailure::Failed;
-                let detail = "the timeline is not one that this session may read";
-                self.fail_request(slot, failure.code(), failure.label(), detail);
-                return;
+        let PacketBuf { operation, sequence, body, .. } = packet;
+        // A body without a readable timeline goes to logic, which says what is wrong, or has a route for it.
+        let timeline = named_timeline(operation, body.clone());
+        let call = match operation {
+            Operation::SEND => TimelineCall::Send { body, is_room_member: self.is_in_room(slot, timeline) },
+            _ => {
+                if timeline.is_some_and(|timeline| !self.may_read(slot, &timeline)) {
+                    let failure = RequestFailure::Failed;
+                    let detail = "the timeline is not one that this session may read";
+                    self.fail_request(slot, failure.code(), failure.label(), detail);
+                    return;
+                }
+                if operation == Operation::ACK { TimelineCall::Ack(body) } else { TimelineCall::Sync(body) }
             }
-            Some(Request { timeline: TimelineId::Room(room), .. }) => {
-                let place = self.rooms.find(room.as_str());
-                let mut own = self.connections[slot].memberships();
-                place.is_some_and(|place| own.any(|membership| membership.is_in(place)))
-            }
-            _ => false,
         };
-        let Some(upstream) = self.upstream_of(slot, packet, is_member) else { return };
+        let Some(request) = self.timeline_request(slot, sequence, call) else { return };
         let connection = &self.connections[slot];
         let id = ConnectionId { slot, generation: connection.generation };
-        match self.shared.logic.receive(upstream) {
+        match self.shared.logic.timeline(request) {
             Call::Ready(result) => self.replied(slot, result),
             Call::Pending(answer) => {
                 let own = self.peers[self.index].clone();
@@ -65,13 +58,17 @@ impl Shard {
         }
     }
 
-    /// The version of such a packet says what the session reads: by it the bodies of messages are chosen.
-    fn upstream_of(&self, slot: u32, packet: PacketBuf, is_member: bool) -> Option<Upstream> {
+    fn is_in_room(&self, slot: u32, timeline: Option<TimelineId>) -> bool {
+        let Some(TimelineId::Room(room)) = timeline else { return false };
+        let place = self.rooms.find(room.as_str());
+        let mut own = self.connections[slot].memberships();
+        place.is_some_and(|place| own.any(|membership| membership.is_in(place)))
+    }
+
+    fn timeline_request(&self, slot: u32, sequence: Sequence, call: TimelineCall) -> Option<TimelineRequest> {
         let connection = self.connections.get(slot)?;
-        let identity = connection.identity.clone()?;
-        let packet = PacketBuf { version: connection.session.protover(), ..packet };
-        let (mid, key, schema) = (identity.mid, identity.key, Schema::FIRST);
-        Some(Upstream { mid, key, packet, schema, negotiated: true, is_member })
+        let Identity { mid, key } = connection.identity.clone()?;
+        Some(TimelineRequest { mid, key, protover: connection.session.protover(), sequence, call })
     }
 
     fn may_read(&self, slot: u32, timeline: &TimelineId) -> bool {
@@ -108,10 +105,9 @@ impl Shard {
                 self.connections[slot].position_is_done();
                 continue;
             }
-            let Some(upstream) = self.upstream_of(slot, sync_packet(&timeline, position), false) else {
-                return;
-            };
-            match self.shared.logic.receive(upstream) {
+            let call = TimelineCall::Sync(sync_request(&timeline, position));
+            let Some(request) = self.timeline_request(slot, Sequence::NONE, call) else { return };
+            match self.shared.logic.timeline(request) {
                 Call::Ready(result) => self.resumed_position(slot, result),
                 Call::Pending(answer) => {
                     let own = self.peers[self.index].clone();
@@ -170,20 +166,17 @@ impl Shard {
     }
 }
 
-/// What a request is about; `None` when it names no timeline.
-fn read_request(packet: &PacketBuf) -> Option<Request> {
-    let body = packet.body.clone();
-    let (name, reads) = match packet.operation {
-        Operation::SYNC => (sync::SyncRequest::read(body)?.timeline, true),
-        Operation::ACK => (sync::Ack::read(body)?.timeline, true),
-        _ => (sync::SendRequest::read(body)?.to, false),
+/// Returns the timeline that a request names; `None` if the body cannot be read or names none.
+fn named_timeline(operation: Operation, body: Bytes) -> Option<TimelineId> {
+    let name = match operation {
+        Operation::SYNC => sync::SyncRequest::read(body)?.timeline,
+        Operation::ACK => sync::Ack::read(body)?.timeline,
+        _ => sync::SendRequest::read(body)?.to,
     };
-    Some(Request { timeline: TimelineId::parse(&name)?, reads })
+    TimelineId::parse(&name)
 }
 
-fn sync_packet(timeline: &TimelineId, position: Position) -> PacketBuf {
+fn sync_request(timeline: &TimelineId, position: Position) -> Bytes {
     let position = Some(sync::Position { epoch: position.epoch.0, seq: position.seq.0 });
-    let request = sync::SyncRequest { timeline: timeline.to_string(), position, limit: 0 };
-    let body = request.write().into();
-    PacketBuf { sequence: Sequence::NONE, ..PacketBuf::push(Operation::SYNC, body) }
+    sync::SyncRequest { timeline: timeline.to_string(), position, limit: 0 }.write().into()
 }

@@ -20,7 +20,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// A request as it came.
+/// A received request.
 #[derive(Debug, Clone)]
 pub(super) struct Asked {
     pub(super) method: String,
@@ -51,7 +51,7 @@ pub(super) fn instance(app: &str, host: &str) -> Value {
 async fn listen(address: SocketAddr) -> TcpListener {
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.set_reuseaddr(true).unwrap();
-    // Of a server that is started again somebody's connection may have the port.
+    // The port of a restarted server may be in use by an old connection for a moment.
     let until = std::time::Instant::now() + Duration::from_secs(10);
     while let Err(error) = socket.bind(address) {
         assert!(std::time::Instant::now() < until, "{address}: {error}");
@@ -194,7 +194,7 @@ impl Registry {
         self.register("infra.discovery", own);
     }
 
-    /// It is gone, and what it knew with it.
+    /// Stops the server; its registry is lost.
     pub(super) async fn stop(&mut self) {
         let server = self.server.take().unwrap();
         server.abort();
@@ -209,7 +209,7 @@ impl Registry {
         self.register_itself();
     }
 
-    /// Goes on after this is dropped.
+    /// Keeps the registry after this is dropped.
     pub(super) fn keep(mut self) {
         self.server.take();
     }

@@ -125,7 +125,7 @@ async fn recovers_from_a_full_disk() {
         for (stored, expected) in range.messages.iter().zip(after.0 + 1..) {
             assert_eq!(stored.seq.0, expected, "a gap");
             if let Some(body) = stored_bodies.remove(&expected) {
-                assert_eq!(stored.message.body, body);
+                assert_eq!(stored.message.bodies.primary_bytes(), body);
             }
         }
         after = last.seq;

@@ -109,7 +109,7 @@ fn a_message_in_three_schemas_reaches_each_session_in_its_own() {
 }
 
 #[test]
-fn large_bodies_are_compressed_for_who_reads_it_and_for_nobody_else() {
+fn large_bodies_are_compressed_only_for_sessions_that_read_it() {
     let server = Server::start(&settings());
     let large = r#"{"text":"the same again"}"#.repeat(80);
     for transport in BOTH {
@@ -250,10 +250,10 @@ fn wrong_bodies_are_named() {
     let server = Server::start(&settings());
     let cases = [
         (json!([]), "bodies: must have 1 to 16 elements"),
-        (json!([{ "schema": 0, "body": "x" }]), "bodies[0]: schema: must be above zero and there once"),
+        (json!([{ "schema": 0, "body": "x" }]), "bodies[0]: schema: must be above zero and unique"),
         (
             json!([{ "schema": 2, "body": "x" }, { "schema": 2, "body": "y" }]),
-            "bodies[1]: schema: must be above zero and there once",
+            "bodies[1]: schema: must be above zero and unique",
         ),
         (json!([{ "schema": 2 }]), "bodies[0]: body: is missing"),
         (json!([{ "schema": 2, "body_base64": "?" }]), "bodies[0]: body_base64: must be base64"),
