@@ -142,7 +142,7 @@ async fn many_in_one_go<L: PushLog + ?Sized, R: PushLogReader>(log: &L, reader: 
     let all_of_them = |accepted| Appended { accepted, error: None };
     assert_eq!(log.append_all(Vec::new()).await, all_of_them(0));
     let records = |from: usize| (from..from + 20).map(|n| record_for_key("k", format!("{n}"))).collect();
-    // The order of the calls is kept, also with calls for single records.
+    // Calls keep their order, also with calls for single records.
     let calls =
         (log.append_all(records(0)), log.append(record_for_key("k", "20")), log.append_all(records(21)));
     assert_eq!(calls.0.await, all_of_them(20));
@@ -224,7 +224,7 @@ pub async fn push_log_holds_back<L: PushLog + ?Sized, R: PushLogReader>(
         "read records are not delivered yet"
     );
 
-    // Three writers wait; the order of their calls is kept, not the order in which they are polled.
+    // Three writers wait; they are accepted in the order of their calls, not of their polls.
     let mut waiting: Vec<_> = ["a", "b", "c"].map(|body| log.append(record_for_key("k", body))).into();
     assert!(waiting.iter().all(|call| matches!(call, Call::Pending(_))));
     let (c, b, a) = (waiting.pop().unwrap(), waiting.pop().unwrap(), waiting.pop().unwrap());

@@ -354,8 +354,8 @@ pub async fn timelines_retain<S: TimelineStore>(
     assert!(!stored.is_duplicate);
 }
 
-/// Everything is there when a store is reopened. `again` ends the store that it is given, in any
-/// way, and reopens it.
+/// A reopened store has all its data. `again` ends the store that it is given, in any way, and
+/// reopens it.
 ///
 /// # Panics
 /// When the adapter does something else than the port promises.

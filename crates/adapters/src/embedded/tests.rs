@@ -163,7 +163,7 @@ async fn the_write_queue_is_bounded() {
     append(2 << 20).await.unwrap();
 }
 
-/// The confirmed messages: the first word of the body by timeline, epoch and sequence.
+/// The confirmed messages: the start of the body by timeline, epoch and sequence.
 type Confirmed = BTreeMap<(String, u64, u64), String>;
 
 /// Runs the child, kills it after a number of confirmations, and adds them.

@@ -2,9 +2,9 @@
 //! replicas have the record.
 //!
 //! The bounds are enforced here and not in librdkafka: records and bytes in flight, and appends
-//! that wait for budget. An append with budget is passed to librdkafka immediately; others queue, and a
-//! task sends them in order as acknowledgements arrive. Both happen under one lock, so no append
-//! overtakes another.
+//! that wait for budget. An append with budget is passed to librdkafka immediately; others queue,
+//! and a task sends them in order as acknowledgements arrive. Both happen under one lock, so no
+//! append overtakes another.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -1,4 +1,5 @@
-//! The directories on a real Redis: a single server, a cluster, a master with Sentinels; each test starts its own.
+//! The directories on a real Redis: a single server, a cluster, a master with Sentinels; each test
+//! starts its own.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -617,7 +618,8 @@ async fn an_announcement_that_redis_takes_too_late_counts_as_a_loss() {
     let losses = nodes.losses();
     nodes.announce(conformance::node("a")).await.unwrap();
     own.signal(&own.urls[0], "STOP");
-    // The announcement is in Redis's socket and will run after the lease has expired, restoring the record.
+    // The announcement is in Redis's socket and will run after the lease has expired, restoring the
+    // record.
     nodes.announce(conformance::node("a")).await.unwrap_err();
     tokio::time::sleep(lease).await;
     own.signal(&own.urls[0], "CONT");
@@ -629,7 +631,8 @@ async fn an_announcement_that_redis_takes_too_late_counts_as_a_loss() {
     assert!(losses.has_changed().unwrap(), "its sessions may have been swept meanwhile");
 }
 
-/// The commands that make a master refuse writes and accept them again, and its error code meanwhile.
+/// The commands that make a master refuse writes and accept them again, and its error code
+/// meanwhile.
 const REFUSALS: [(&str, &[&str], &[&str]); 3] = [
     ("OOM", &["CONFIG", "SET", "maxmemory", "1"], &["CONFIG", "SET", "maxmemory", "0"]),
     (
@@ -709,7 +712,8 @@ async fn a_redis_that_refuses_writes_is_not_believed_that_somebody_is_not_there(
             doubted(sessions.sessions_of(vec![Mid(1), Mid(7)]).await.unwrap_err());
             assert!(!sessions.is_trusted());
 
-            // Leases cannot be renewed: a comet that responds stays listed, one that was silent for a lease is removed.
+            // Leases cannot be renewed: a comet that responds stays listed, one that was silent for
+            // a lease is removed.
             until("only the one that answers is listed", async || names(&nodes) == ["alive"]).await;
             tokio::time::sleep(lease * 2).await;
             assert_eq!(names(&nodes), ["alive"], "{what}");

@@ -1,4 +1,5 @@
-//! The stored form of a message in durable stores: protobuf, so that a later version may add fields.
+//! The stored form of a message in durable stores: protobuf, so that a later version may add
+//! fields.
 
 use bytes::Bytes;
 use goim_ports::{
@@ -16,7 +17,8 @@ pub(crate) struct Record {
     /// Microseconds since 1970.
     #[prost(fixed64, tag = "3")]
     accepted_at: u64,
-    /// The bytes of the bodies of all messages of the timeline up to this one, including removed ones. The size of a range of messages is a difference.
+    /// The bytes of the bodies of all messages of the timeline up to this one, including removed
+    /// ones. The size of a range of messages is a difference.
     #[prost(uint64, tag = "4")]
     pub(crate) total_bytes: u64,
     #[prost(bytes = "bytes", tag = "5")]

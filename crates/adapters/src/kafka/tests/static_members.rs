@@ -1,4 +1,4 @@
-//! Members with names: they come back to what they had, and no two have one name.
+//! Static members: they resume with their partitions, and names are unique.
 
 use goim_ports::ReadError;
 
@@ -8,8 +8,8 @@ fn named(config: &KafkaConfig, name: &str) -> KafkaConfig {
     KafkaConfig { instance_id: Some(name.to_owned()), ..config.clone() }
 }
 
-/// Pushes to all partitions every 20 ms and measures from the push until one of the processes has
-/// read it.
+/// Pushes to all partitions every 20 ms, and measures the time until one of the processes has read
+/// the push.
 struct Load {
     sent: std::collections::HashMap<String, Instant>,
     longest: Duration,
@@ -31,11 +31,11 @@ impl Load {
             log.append(record_for_key(&format!("k{n}"), body.clone())).await.unwrap();
             self.sent.insert(body, Instant::now());
             tokio::time::sleep(Duration::from_millis(20)).await;
-            self.hear(readers);
+            self.collect(readers);
         }
     }
 
-    fn hear(&mut self, readers: &[&child_process::Reader]) {
+    fn collect(&mut self, readers: &[&child_process::Reader]) {
         for body in readers.iter().flat_map(|reader| reader.has_read()) {
             if let Some(since) = self.sent.remove(&body) {
                 self.longest = self.longest.max(since.elapsed());
@@ -46,9 +46,9 @@ impl Load {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Kafka: scripts/test.sh"]
-async fn a_member_that_is_killed_and_comes_back_goes_on_at_once_and_no_other_notices() {
+async fn a_killed_static_member_resumes_without_a_rebalance() {
     let broker = broker();
-    // Nobody waits for this to be over.
+    // No test waits for the session timeout.
     let config = KafkaConfig { session_timeout: Duration::from_secs(30), ..with_topic(&broker, 8).await };
     let log = KafkaPushLog::start(config.clone()).await.unwrap();
     let mut other = KafkaPushLogReader::join(named(&config, "job2")).await.unwrap();
@@ -64,7 +64,7 @@ async fn a_member_that_is_killed_and_comes_back_goes_on_at_once_and_no_other_not
         }
         seen
     });
-    // To all partitions, so that some are the victim's.
+    // To all partitions, so that the victim gets some.
     let push = || async {
         for n in 0..16 {
             log.append(record_for_key(&format!("k{n}"), "x")).await?;
@@ -82,13 +82,13 @@ async fn a_member_that_is_killed_and_comes_back_goes_on_at_once_and_no_other_not
         eprintln!("round {round}: reads {:?} after it was killed", killed.elapsed());
         assert!(killed.elapsed() < Duration::from_secs(15), "{:?}", killed.elapsed());
     }
-    assert_eq!(stats().rebalances, rebalances, "the other has noticed");
+    assert_eq!(stats().rebalances, rebalances, "the other was rebalanced");
     other.abort();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Kafka: scripts/test.sh"]
-async fn a_member_with_a_name_that_stops_and_comes_back_goes_on_at_once() {
+async fn a_stopped_static_member_resumes_immediately() {
     let broker = broker();
     let config = KafkaConfig {
         session_timeout: Duration::from_secs(30),
@@ -112,7 +112,7 @@ async fn a_member_with_a_name_that_stops_and_comes_back_goes_on_at_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Kafka: scripts/test.sh"]
-async fn a_member_with_a_name_may_stop_while_the_group_is_agreeing() {
+async fn a_static_member_may_stop_during_a_rebalance() {
     let broker = broker();
     let config = with_topic(&broker, 8).await;
     for nth in 0..20 {
@@ -128,7 +128,7 @@ async fn a_member_with_a_name_may_stop_while_the_group_is_agreeing() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Kafka: scripts/test.sh"]
-async fn of_two_members_with_one_name_the_first_is_told_and_ends() {
+async fn of_two_members_with_one_name_the_first_is_fenced() {
     let broker = broker();
     let config = KafkaConfig { instance_id: Some("job1".to_owned()), ..with_topic(&broker, 2).await };
     let (log, mut first) = both_ends(&config).await;
@@ -143,12 +143,12 @@ async fn of_two_members_with_one_name_the_first_is_told_and_ends() {
             }
         }
     };
-    let ended = tokio::time::timeout(Duration::from_secs(20), ended).await.expect("it is told");
+    let ended = tokio::time::timeout(Duration::from_secs(20), ended).await.expect("it is fenced");
     let ReadError::Fenced(text) = &ended else { panic!("{ended:?}") };
     for part in ["\"job1\"", &config.group, "kafka.instance_id", "comet.node.server"] {
         assert!(text.contains(part), "{part} in {text}");
     }
-    assert_eq!(first.read().await, Err(ended), "again and again");
+    assert_eq!(first.read().await, Err(ended), "permanently");
     log.append(record_for_key("k", "after")).await.unwrap();
     let entries = read(&mut second, 1).await;
     assert!(
@@ -159,7 +159,7 @@ async fn of_two_members_with_one_name_the_first_is_told_and_ends() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Kafka: scripts/test.sh"]
-async fn a_member_that_is_fenced_by_a_membership_of_its_own_joins_again() {
+async fn a_member_fenced_by_its_own_next_membership_rejoins() {
     let broker = broker();
     let config = KafkaConfig { instance_id: Some("job1".to_owned()), ..with_topic(&broker, 2).await };
     let (log, mut reader) = both_ends(&config).await;
@@ -168,7 +168,7 @@ async fn a_member_that_is_fenced_by_a_membership_of_its_own_joins_again() {
     let entries = read(&mut reader, 1).await;
     reader.done(entries[0].position);
     becomes("it is committed", || committed(&config, 2) == 1).await;
-    // Another membership under its name, in which nobody lives any more.
+    // Another membership with the same name, whose process is stopped.
     let mut other = KafkaPushLogReader::join(config.clone()).await.unwrap();
     reader.lose_membership();
     let until = Instant::now() + Duration::from_secs(30);
@@ -180,7 +180,7 @@ async fn a_member_that_is_fenced_by_a_membership_of_its_own_joins_again() {
     for n in 0..8 {
         log.append(record_for_key(&format!("k{n}"), format!("{n}"))).await.unwrap();
     }
-    // What it reads before it hears of that is not committed, and comes again.
+    // Records read before the fencing are not committed, and are read again.
     let until = Instant::now() + Duration::from_secs(30);
     while committed(&config, 2) < 9 {
         assert!(Instant::now() < until, "{} are committed", committed(&config, 2));
@@ -194,7 +194,7 @@ async fn a_member_that_is_fenced_by_a_membership_of_its_own_joins_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Kafka: scripts/test.sh"]
-async fn a_member_with_a_name_goes_on_after_a_broker_was_away_for_longer_than_its_session() {
+async fn a_static_member_resumes_after_a_broker_outage_longer_than_its_session() {
     let (own, broker) = OwnBroker::start();
     let config = KafkaConfig { instance_id: Some("job1".to_owned()), ..with_topic(&broker, 4).await };
     let (log, mut reader) = both_ends(&config).await;
@@ -210,15 +210,14 @@ async fn a_member_with_a_name_goes_on_after_a_broker_was_away_for_longer_than_it
             entries.extend(read(&mut reader, 1).await);
         }
         own.script("kill");
-        // So there is a commit that waits until the coordinator is back, and the membership is
-        // another one by then.
+        // So a commit waits until the coordinator is back, when the membership has changed.
         entries.iter().for_each(|entry| reader.done(entry.position));
-        let away = tokio::time::timeout(config.session_timeout + Duration::from_secs(2), async {
+        let outage = tokio::time::timeout(config.session_timeout + Duration::from_secs(2), async {
             loop {
-                reader.read().await.expect("a broker that is away is no end");
+                reader.read().await.expect("an unreachable broker is no fatal error");
             }
         });
-        assert!(away.await.is_err());
+        assert!(outage.await.is_err());
         own.script("start");
         let until = Instant::now() + Duration::from_secs(20);
         while committed(&config, 4) < 8 * (round + 1) {
@@ -231,8 +230,8 @@ async fn a_member_with_a_name_goes_on_after_a_broker_was_away_for_longer_than_it
     }
 }
 
-/// A job that is killed thirty times while pushes run. `KILLS` and `SESSION` (in ms) in the
-/// environment change it.
+/// A job that is killed thirty times under load. The environment variables `KILLS` and `SESSION`
+/// (in ms) change it.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes minutes; for the figures of docs/reliability.md"]
 async fn thirty_kills_under_load_takes_minutes() {
@@ -254,7 +253,7 @@ async fn thirty_kills_under_load_takes_minutes() {
     let mut load = Load { sent: Default::default(), longest: Duration::ZERO };
     for round in 0..number("KILLS", 30) {
         let nth = usize::try_from(round % 2).unwrap();
-        load.hear(&[&readers[nth]]);
+        load.collect(&[&readers[nth]]);
         readers[nth].kill();
         readers[nth] = child_process::Reader::start_working(&named(&config, &format!("job{}", nth + 1)));
         let both: Vec<&child_process::Reader> = readers.iter().collect();
