@@ -23,8 +23,8 @@ impl Collector for Depth {
         let PushLogStats {
             records,
             bytes,
-            records_high,
-            bytes_high,
+            records_peak,
+            bytes_peak,
             waiting,
             appended,
             rejected_full,
@@ -32,9 +32,9 @@ impl Collector for Depth {
         } = self.0.stats();
         for (name, help, value) in [
             ("goim_push_log_records", "Records accepted and not handed over", records),
-            ("goim_push_log_records_peak", "The most that there have been", records_high),
+            ("goim_push_log_records_peak", "The most that there have been", records_peak),
             ("goim_push_log_bytes", "Bytes of those records, with their housekeeping", bytes),
-            ("goim_push_log_bytes_peak", "The most that there have been", bytes_high),
+            ("goim_push_log_bytes_peak", "The most that there have been", bytes_peak),
             ("goim_push_log_waiting", "Pushes that wait for room in the log", waiting),
         ] {
             let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));

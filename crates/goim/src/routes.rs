@@ -66,7 +66,8 @@ fn away(logic: &Arc<Logic>, config: &Config) -> Result<(), RouteError> {
 #[cfg(feature = "cluster")]
 fn away_on_kafka(config: &Config, topic: &str) -> Result<Arc<dyn OfflineSink>, String> {
     let kafka = crate::cluster::kafka(config);
-    let away = goim_adapters::kafka::KafkaAway::new(&kafka, topic, |member| offline_json(member).to_string());
+    let away =
+        goim_adapters::kafka::KafkaOffline::new(&kafka, topic, |member| offline_json(member).to_string());
     Ok(Arc::new(away.map_err(|error| error.to_string())?))
 }
 

@@ -8,7 +8,7 @@ use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError as ClientError;
 
-use super::begin::Begin;
+use super::group_start::GroupStart;
 use super::log::KafkaError;
 
 /// How soon new partitions are noticed, and a topic that was made again.
@@ -147,7 +147,7 @@ impl KafkaConfig {
     }
 
     /// Of the reading end.
-    pub(super) fn consumer(&self, begin: Begin) -> ClientConfig {
+    pub(super) fn consumer(&self, group_start: GroupStart) -> ClientConfig {
         let mut client = self.client();
         client.set("group.id", &self.group);
         // Sticky and step by step: a member that comes or goes stops only those partitions that move.
@@ -159,7 +159,7 @@ impl KafkaConfig {
         }
         // What the group knows nothing of has come while it lives, and what has gone beyond reach
         // is behind it.
-        let is_latest = begin == Begin::Open && self.auto_offset_reset == OffsetReset::Latest;
+        let is_latest = group_start == GroupStart::Unknown && self.auto_offset_reset == OffsetReset::Latest;
         client.set("auto.offset.reset", if is_latest { "latest" } else { "earliest" });
         // The keeper commits, when the comets took a record.
         client.set("enable.auto.offset.store", "false").set("enable.auto.commit", "false");

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use goim_adapters::grpc::{ClientConfig, GrpcComet};
-use goim_adapters::redis::Answers;
+use goim_adapters::redis::CometProbe;
 use goim_ports::{Call, CometError, CometNode, CometPort};
 
 /// How long a comet may take.
@@ -12,7 +12,7 @@ const DEADLINE: Duration = Duration::from_secs(1);
 
 /// The question. Each has a connection of its own: it is asked of few, and a connection that pushes
 /// wait on says nothing.
-pub(super) fn answers() -> Answers {
+pub(super) fn answers() -> CometProbe {
     Arc::new(|node: &CometNode| {
         let config = ClientConfig { call_timeout: DEADLINE, ..ClientConfig::default() };
         let address = node.rpc_addrs.first();

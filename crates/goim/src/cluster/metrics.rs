@@ -68,7 +68,7 @@ pub(super) fn register_redis(registry: &mut Registry, store: RedisStore) {
                 "1 while Redis answers and takes nothing new",
                 u64::from(stats.refuses_writes),
             ),
-            ("goim_redis_unavailable", "1 while Redis does not answer", u64::from(stats.is_silent)),
+            ("goim_redis_unavailable", "1 while Redis does not answer", u64::from(stats.is_unavailable)),
             (
                 "goim_redis_comets_without_lease",
                 "Comets whose leases are over, and that are listed because they answer",

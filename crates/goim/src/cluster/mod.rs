@@ -123,7 +123,7 @@ impl Passing for StartError {
 /// Not ready while Redis is in trouble: nobody could be entered.
 fn depends_on_redis(operation: &Operation, store: &RedisStore) {
     let store = store.clone();
-    operation.depends_on(move || store.trouble().map(|trouble| trouble.to_string()));
+    operation.depends_on(move || store.fault().map(|fault| fault.to_string()));
 }
 
 type Stop = Pin<Box<dyn Future<Output = ()> + Send>>;
