@@ -336,7 +336,9 @@ impl TlsConfig {
     /// # Errors
     /// What is wrong, with the file that it is about.
     pub fn check(&self) -> Result<(), String> {
-        crate::tls::CertificateStore::load(self).map(drop).map_err(|error| error.to_string())
+        crate::tls::CertificateStore::load(&self.cert_file, &self.key_file)
+            .map(drop)
+            .map_err(|error| error.to_string())
     }
 }
 

@@ -1,18 +1,18 @@
-//! The gateway: sockets, sessions, rooms, fan-out. No business, no storage.
+//! The gateway: sockets, sessions, rooms, fan-out. No application logic, no storage.
 //!
-//! A comet is a number of shards, one thread each ([`Config::shards`]). A connection lives and dies on the shard that
-//! accepted it. What shards share is small and listed here: the index of keys, the census of rooms, the counts of
-//! addresses, the certificate. Everybody else reaches a shard by its inbox.
+//! A comet has a number of shards, one thread each ([`Config::shards`]). A connection stays on the
+//! shard that accepted it. Shards share little: the key index, the room registry, the counts of
+//! addresses, the certificate. All else reaches a shard through its inbox.
 //!
 //! ```text
-//! job --CometPort--> port --commands--> shard: poll, listeners, connections, rooms, timers --> sockets
+//! job --CometPort--> port --commands--> shard (poll, listeners, rooms, timers) --> sockets
 //!                                        |  ^
 //!                                        v  | answers
 //!                                     LogicPort
 //! ```
 //!
-//! Bytes become packets in `goim-session`. Of a body this crate reads nothing, except that a batch (operation 9) goes by
-//! the operation of its first packet.
+//! Bytes become packets in `goim-session`. This crate does not read bodies, except that a batch
+//! (operation 9) counts as the operation of its first packet.
 
 mod address_book;
 mod config;
@@ -25,24 +25,28 @@ pub mod harness;
 mod inbox;
 mod key_index;
 mod listen;
+mod listener;
 mod message;
 mod metrics;
 mod port;
+mod prefetch;
 mod report;
+mod room_registry;
 mod rooms;
 mod shard;
+mod shared;
 mod stats;
 mod timers;
 mod tls;
+mod token_bucket;
 mod transport;
 
-use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use goim_ports::{CometPort, LogicPort, NodeDirectory, ServerId};
-use goim_session::{FramingRules, ServerRules};
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 pub use config::{
@@ -50,76 +54,38 @@ pub use config::{
 };
 pub use goim_session::SlowConsumerPolicy;
 
+pub use listen::StartError;
+pub use listener::ListenAddrs;
+
 use inbox::{Notice, ShardHandle};
-use shard::{Shard, Shared};
+use shard::Shard;
+use shared::Shared;
 use stats::ShardStats;
 
-/// Replies that may wait for one client before no more of its packets are taken, in bytes. Not a setting: large enough
-/// for any honest pipelining, small enough not to matter.
-const REPLY_BYTES_MAX: usize = 16 * 1024;
-/// How long a drain waits for logic's answers to the last farewells.
-const FAREWELLS_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a drain waits for logic's answers to the last disconnects.
+const DISCONNECTS_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What a comet needs of others.
+/// What a comet needs from others.
 pub struct Dependencies {
-    /// Who decides about tokens and takes backend packets.
+    /// Accepts or refuses tokens, and takes the packets for the backend.
     pub logic: Arc<dyn LogicPort>,
-    /// Where the comet announces itself.
+    /// The directory in which the comet announces itself.
     pub nodes: Arc<dyn NodeDirectory>,
-    /// Where pending calls and periodic work run.
+    /// Runs pending calls and periodic work.
     pub runtime: tokio::runtime::Handle,
 }
 
-/// The addresses that a comet really listens on, in the order of its configuration.
-#[derive(Debug, Clone, Default)]
-pub struct ListenAddrs {
-    /// Plain TCP.
-    pub tcp: Vec<SocketAddr>,
-    /// TCP inside TLS.
-    pub tcp_tls: Vec<SocketAddr>,
-    /// WebSocket.
-    pub websocket: Vec<SocketAddr>,
-    /// WebSocket inside TLS.
-    pub websocket_tls: Vec<SocketAddr>,
-    /// The same four for clients that speak the dialect of live danmaku.
-    pub danmaku_tcp: Vec<SocketAddr>,
-    /// TCP inside TLS.
-    pub danmaku_tcp_tls: Vec<SocketAddr>,
-    /// WebSocket.
-    pub danmaku_websocket: Vec<SocketAddr>,
-    /// WebSocket inside TLS.
-    pub danmaku_websocket_tls: Vec<SocketAddr>,
-}
-
-/// Why a comet did not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// An address could not be listened on.
-    #[error("cannot listen on {addr}: {error}")]
-    Listen {
-        /// The address as configured.
-        addr: SocketAddr,
-        /// What the system said.
-        error: std::io::Error,
-    },
-    /// The certificate or the key cannot be used.
-    #[error("TLS: {0}")]
-    Tls(String),
-    /// A thread or a poll could not be made.
-    #[error("cannot start a shard: {0}")]
-    Shard(std::io::Error),
-}
-
-/// Why a certificate was not taken over. The one before stays in use.
+/// Why a certificate was not loaded. The one before stays in use.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct ReloadError(String);
 
-/// A running comet. Dropped without [`Comet::drain`], its shards close everything at once and end.
+/// A running comet. When it is dropped without [`Comet::drain`], its shards close all connections
+/// immediately and end.
 pub struct Comet {
     addrs: ListenAddrs,
     shared: Arc<Shared>,
-    shards: Vec<ShardHandle>,
+    shards: Arc<[ShardHandle]>,
     stats: Vec<Arc<ShardStats>>,
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
     nodes: Arc<dyn NodeDirectory>,
@@ -132,52 +98,29 @@ impl Comet {
     /// Opens the listeners and starts the shards.
     ///
     /// # Errors
-    /// [`StartError`]; nothing is left running then.
+    /// [`StartError`]; then nothing is left running.
     pub fn start(config: Config, needs: Dependencies) -> Result<Self, StartError> {
         let count = config.shards.map_or_else(cores, std::num::NonZeroUsize::get);
         let certificates = match &config.tls {
             None => None,
             Some(files) => {
-                let store = tls::CertificateStore::load(files);
+                let store = tls::CertificateStore::load(&files.cert_file, &files.key_file);
                 Some(Arc::new(store.map_err(|error| StartError::Tls(error.to_string()))?))
             }
         };
         let listening = listen::open(&config, count, certificates.is_some())?;
-        let shared = Arc::new(Shared {
-            server: config.node.server.clone(),
-            logic: needs.logic,
-            runtime: needs.runtime.clone(),
-            events: Arc::new(events::Events::new(config.events.clone(), config.node.server.clone())),
-            versions: Arc::new(message::Versions::new(
-                config.versions.clone(),
-                config.compression.clone(),
-                config.sync.inline_bytes_max,
-            )),
-            keys: key_index::KeyIndex::new(),
-            unknown_keys: Arc::default(),
-            addresses: address_book::AddressBook::new(
-                config.limits.connections_max,
-                config.limits.connections_per_address_max,
-            ),
-            census: Arc::new(rooms::Census::new()),
-            certificates,
-            farewells: Arc::default(),
-            started: Instant::now(),
-            recoveries: shard::Recoveries::default(),
-            config,
-        });
+        let shared = Arc::new(Shared::new(config, needs.logic, needs.runtime.clone(), certificates));
         let (shards, stats, threads) = start_shards(&shared, listening.shards)?;
         let port = Arc::new(port::Port {
             shared: shared.clone(),
             shards: shards.clone(),
             pacing: Arc::new(Semaphore::new(shared.config.send.paced_broadcasts_max)),
-            unknown_keys: shared.unknown_keys.clone(),
         });
         let mut tasks = vec![
             needs.runtime.spawn(report::announce(shared.clone(), needs.nodes.clone())),
             needs.runtime.spawn(report::run(shared.clone(), shards.clone())),
         ];
-        if shared.events.are_wanted() {
+        if shared.events.are_enabled() {
             tasks.push(needs.runtime.spawn(shared.events.clone().run(shared.logic.clone())));
         }
         if shared.certificates.is_some() {
@@ -196,35 +139,35 @@ impl Comet {
         })
     }
 
-    /// Where it listens.
+    /// Returns the addresses that it listens on.
     #[must_use]
     pub fn addrs(&self) -> &ListenAddrs {
         &self.addrs
     }
 
-    /// The comet's name.
+    /// Returns the name of the comet.
     #[must_use]
     pub fn server(&self) -> &ServerId {
         &self.shared.server
     }
 
-    /// The way for job.
+    /// Returns the port that job calls.
     #[must_use]
     pub fn port(&self) -> Arc<dyn CometPort> {
         self.port.clone()
     }
 
-    /// Adds this comet's metrics to `registry`. They are read when the registry is.
+    /// Adds the metrics of this comet to `registry`. They are read on each scrape.
     pub fn register_metrics(&self, registry: &mut prometheus_client::registry::Registry) {
         registry.register_collector(Box::new(metrics::CometCollector {
             shared: self.shared.clone(),
             shards: self.stats.clone(),
             handles: self.shards.clone(),
-            unknown_keys: self.port.unknown_keys.clone(),
         }));
     }
 
-    /// Looks at the certificate's files now, rather than at the next interval. True when a new pair is in use.
+    /// Reloads the certificate immediately, not at the next interval. True when a new pair is in
+    /// use.
     ///
     /// # Errors
     /// [`ReloadError`] when the new pair cannot be used.
@@ -233,22 +176,24 @@ impl Comet {
         store.reload_if_changed().map_err(|error| ReloadError(error.to_string()))
     }
 
-    /// Tells logic of all sessions again, for when what it kept of them may be lost: some thousands a second.
+    /// Registers all sessions with logic again, some thousands per second, for when it may have
+    /// lost their records.
     pub fn confirm_sessions(&self) {
-        confirm(self.shards.clone())();
+        report::register_again(&self.shards);
     }
 
-    /// Connections held at this moment, authenticated or not.
+    /// Returns how many connections are open, authenticated or not.
     #[must_use]
     pub fn connections(&self) -> usize {
         self.shared.addresses.connections()
     }
 
-    /// Leaves the node directory, stops accepting, tells sessions to go at the configured pace, and returns when the
-    /// comet is empty or the deadline has passed. Sessions' records are gone then. Later calls return at once.
+    /// Leaves the node directory, stops accepting, closes sessions at the configured pace, and
+    /// returns when no connection is left or the deadline has passed. The sessions' records are
+    /// removed then. Later calls return immediately.
     ///
     /// # Cancel safety
-    /// Dropped while waiting, the drain goes on without anybody to see its end.
+    /// When dropped while waiting, the drain continues; its end is not reported.
     pub async fn drain(&self) {
         if self.draining.swap(true, Ordering::SeqCst) {
             return;
@@ -259,23 +204,23 @@ impl Comet {
         }
         let drain = &self.shared.config.drain;
         self.end_shards(drain.sessions_per_second, drain.deadline, drain.reconnect_delay_max);
-        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        let threads = std::mem::take(&mut *self.threads.lock());
         let joined = tokio::task::spawn_blocking(move || {
             threads.into_iter().for_each(|thread| drop(thread.join()));
         });
-        // The threads log their own panics; there is nothing to add.
+        // The threads log their own panics.
         let _ = joined.await;
-        let until = Instant::now() + FAREWELLS_DEADLINE;
-        while self.shared.farewells.load(Ordering::SeqCst) > 0 && Instant::now() < until {
+        let until = Instant::now() + DISCONNECTS_TIMEOUT;
+        while self.shared.pending_disconnects.load(Ordering::SeqCst) > 0 && Instant::now() < until {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        if self.shared.events.are_wanted() {
-            self.shared.events.last_words(&*self.shared.logic).await;
+        if self.shared.events.are_enabled() {
+            self.shared.events.flush(&*self.shared.logic).await;
         }
     }
 
     fn end_shards(&self, pace: std::num::NonZeroU32, deadline: Duration, delay_max: Duration) {
-        for shard in &self.shards {
+        for shard in &*self.shards {
             shard.notice(Notice::Drain { sessions_per_second: pace, deadline, delay_max });
         }
     }
@@ -290,43 +235,36 @@ impl Drop for Comet {
     }
 }
 
-type Started = (Vec<ShardHandle>, Vec<Arc<ShardStats>>, Vec<std::thread::JoinHandle<()>>);
+type Started = (Arc<[ShardHandle]>, Vec<Arc<ShardStats>>, Vec<std::thread::JoinHandle<()>>);
 
-/// Has every shard enter its sessions in the directory again.
-fn confirm(shards: Vec<ShardHandle>) -> impl Fn() {
-    move || report::enter_again(&shards)
-}
-
-/// Makes all inboxes first: every shard knows every other.
+/// Creates all inboxes first: every shard has the handles of all.
 fn start_shards(
     shared: &Arc<Shared>,
-    listeners: Vec<Vec<(mio::net::TcpListener, transport::Kind)>>,
+    listeners: Vec<Vec<(mio::net::TcpListener, listener::ListenerKind)>>,
 ) -> Result<Started, StartError> {
     let (mut handles, mut all_stats, mut parts) = (Vec::new(), Vec::new(), Vec::new());
     for listeners in listeners {
         let poll = mio::Poll::new().map_err(StartError::Shard)?;
         let waker = mio::Waker::new(poll.registry(), shard::WAKE).map_err(StartError::Shard)?;
         let stats = Arc::new(ShardStats::default());
-        let bounds = inbox::InboxBounds {
-            commands_max: shared.config.send.queued_commands_max,
-            sends_max: shared.config.send.queued_sends_max.get(),
-        };
+        let bounds = inbox::InboxBounds::of(&shared.config.send);
         let (handle, inbox) = inbox::inbox(waker, bounds, stats.inbox_depth.clone());
         handles.push(handle);
         all_stats.push(stats.clone());
-        parts.push((poll, inbox, stats, listeners));
+        let rules = shared::session_rules(&shared.config);
+        parts.push(shard::Parts { stats, poll, inbox, listeners, rules });
     }
+    let handles: Arc<[ShardHandle]> = handles.into();
     let mut shards = Vec::new();
-    for (index, (poll, inbox, stats, listeners)) in parts.into_iter().enumerate() {
-        let rules = listeners.iter().map(|_| Arc::new(rules(&shared.config))).collect();
-        let shard = Shard::new(index, shared.clone(), handles.clone(), stats, poll, inbox, listeners, rules);
+    for (index, parts) in parts.into_iter().enumerate() {
+        let shard = Shard::new(index, handles.clone(), shared.clone(), parts);
         shards.push(shard.map_err(StartError::Shard)?);
     }
     let mut threads = Vec::new();
-    // A thread that cannot be made takes back those that were.
+    // When a thread cannot be created, those that were end again.
     let undo = |error| {
         let (sessions_per_second, deadline) = (std::num::NonZeroU32::MAX, Duration::ZERO);
-        for handle in &handles {
+        for handle in &*handles {
             handle.notice(Notice::Drain { sessions_per_second, deadline, delay_max: Duration::ZERO });
         }
         StartError::Shard(error)
@@ -339,35 +277,19 @@ fn start_shards(
     Ok((handles, all_stats, threads))
 }
 
-/// Runs a shard to its end, on one thread after the other.
+/// Runs a shard to its end, on one thread after another.
 fn keep_running(index: usize, shard: Shard) {
     let mut next = Some(shard);
     while let Some(shard) = next.take() {
         let builder = std::thread::Builder::new().name(format!("comet-{index}"));
         let ended = builder.spawn(move || shard.run()).map(std::thread::JoinHandle::join);
-        // A server that has lost a shard would look alive and answer nobody: better to fall and be started again.
+        // A server without this shard would look alive and not answer its clients. It is better to
+        // abort and be restarted.
         let Ok(Ok(given_back)) = ended else {
-            tracing::error!(shard = index, "a shard has failed; the process ends");
+            tracing::error!(shard = index, "a shard has failed; aborting the process");
             std::process::abort();
         };
         next = given_back;
-    }
-}
-
-/// What sessions of this configuration check.
-fn rules(config: &Config) -> ServerRules {
-    // A message carries one packet; a lenient reader forgives bytes behind it, within goim's buffer of 8 KiB.
-    let message_bytes_max = (config.limits.body_bytes_max + goim_wire::HEADER_LEN).max(8 * 1024);
-    ServerRules {
-        framing: FramingRules {
-            body_bytes_max: config.limits.body_bytes_max,
-            head_bytes_max: config.limits.request_head_bytes_max,
-            path: config.listen.websocket_path.clone(),
-            deflate: config.listen.websocket_deflate,
-            websocket: goim_session::websocket_rules(config.listen.websocket_lenient, message_bytes_max),
-        },
-        handshake_timeout: config.limits.handshake_timeout,
-        reply_bytes_max: REPLY_BYTES_MAX,
     }
 }
 
@@ -376,9 +298,11 @@ async fn watch_certificate(shared: Arc<Shared>) {
     loop {
         tokio::time::sleep(files.reload_interval).await;
         match store.reload_if_changed() {
-            Ok(true) => tracing::info!("the certificate has changed; new connections get the new one"),
+            Ok(true) => tracing::info!("the certificate has changed; new connections use the new one"),
             Ok(false) => {}
-            Err(error) => tracing::error!(%error, "the new certificate cannot be used; the old one stays"),
+            Err(error) => {
+                tracing::error!(%error, "the new certificate cannot be used; the old one stays in use")
+            }
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A comet's numbers for Prometheus: read from the shards' counters when somebody asks.
+//! The metrics of a comet for Prometheus, read from the shards' counters on each scrape.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,17 +9,16 @@ use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 
 use crate::inbox::ShardHandle;
-use crate::message::Compressed;
-use crate::shard::Shared;
+use crate::listener::KINDS;
+use crate::message::CompressionStats;
+use crate::shared::Shared;
 use crate::stats::{BOUNDS_US, DROPS, Histogram, RANGES, ShardStats, SharedCounter};
-use crate::transport::KINDS;
 
-/// Reads all shards of a comet.
+/// Collects the metrics of all shards.
 pub(crate) struct CometCollector {
     pub(crate) shared: Arc<Shared>,
     pub(crate) shards: Vec<Arc<ShardStats>>,
-    pub(crate) handles: Vec<ShardHandle>,
-    pub(crate) unknown_keys: Arc<SharedCounter>,
+    pub(crate) handles: Arc<[ShardHandle]>,
 }
 
 impl std::fmt::Debug for CometCollector {
@@ -40,15 +39,20 @@ impl Collector for CometCollector {
         self.queues(out)?;
         self.compression(out)?;
         let events = &self.shared.events;
-        let told = events.told.load(Ordering::Relaxed);
+        let told = events.delivered();
         counters(out, "events_delivered", "Events of sessions that logic has taken", &one(told))?;
-        let dropped = events.dropped.load(Ordering::Relaxed);
-        counters(out, "events_dropped", "Events of sessions that found no room to wait", &one(dropped))?;
+        let dropped = events.dropped();
+        counters(
+            out,
+            "events_dropped",
+            "Events of sessions dropped since the queue was full",
+            &one(dropped),
+        )?;
         gauges(
             out,
             "events_queued",
-            "Events of sessions that are not told yet",
-            &one(events.waiting_len() as u64),
+            "Events of sessions that are queued for logic",
+            &one(events.queued() as u64),
         )?;
         self.times(out)
     }
@@ -59,7 +63,7 @@ impl CometCollector {
         self.shards.iter().map(|shard| read(shard)).sum()
     }
 
-    /// One row for each name, with the sum of what `read` gives for its index.
+    /// Returns one row for each name, with the sum of what `read` returns for its index.
     fn rows<'a>(
         &self,
         label: &'a str,
@@ -82,7 +86,7 @@ impl CometCollector {
         gauges(out, "sessions", "Authenticated connections", &one(self.sum(|shard| shard.sessions.get())))?;
         let addresses = self.shared.addresses.addresses() as u64;
         gauges(out, "client_addresses", "Distinct addresses of clients", &one(addresses))?;
-        gauges(out, "rooms", "Rooms with sessions", &one(self.shared.census.len() as u64))?;
+        gauges(out, "rooms", "Rooms with sessions", &one(self.shared.rooms.len() as u64))?;
         counters(out, "connections_accepted", "Connections accepted", &accepted)?;
         let errors = self.sum(|shard| shard.accept_errors.get());
         counters(out, "accept_errors", "Connections that could not be accepted or set up", &one(errors))?;
@@ -116,9 +120,9 @@ impl CometCollector {
     }
 
     fn compression(&self, out: &mut DescriptorEncoder<'_>) -> Encoded {
-        let rows = |read: fn(&Compressed) -> &AtomicU64| -> Vec<(Label<'_>, u64)> {
+        let rows = |read: fn(&CompressionStats) -> &AtomicU64| -> Vec<(Label<'_>, u64)> {
             let label = |encoding: &str| vec![("encoding", encoding.to_owned())];
-            let compressed = self.shared.versions.compressed();
+            let compressed = self.shared.profiles.compressor().stats();
             compressed.map(|(encoding, of)| (label(encoding), read(of).load(Ordering::Relaxed))).collect()
         };
         counters(
@@ -131,30 +135,31 @@ impl CometCollector {
             out,
             "compression_input_bytes",
             "Bytes of bodies before they were compressed",
-            &rows(|of| &of.bytes_before),
+            &rows(|of| &of.input_bytes),
         )?;
-        counters(out, "compression_output_bytes", "Bytes that they had then", &rows(|of| &of.bytes_after))
+        counters(out, "compression_output_bytes", "Bytes that they had then", &rows(|of| &of.output_bytes))
     }
 
     fn queues(&self, out: &mut DescriptorEncoder<'_>) -> Encoded {
         let mut dropped = self.rows("reason", DROPS, |shard, index| shard.drops[index].get());
-        dropped.push((vec![("reason", "unknown_key".to_owned())], self.unknown_keys.get()));
+        dropped.push((vec![("reason", "unknown_key".to_owned())], self.shared.unknown_keys.get()));
         counters(out, "pushes_dropped", "Pushes not sent to a session, by reason", &dropped)?;
-        let joined = self.sum(|shard| shard.words_joined.get());
-        let help = "Words of stored messages that waited for a full socket, one for each timeline";
+        let joined = self.sum(|shard| shard.notifications_coalesced.get());
+        let help = "Notifications of stored messages merged per timeline while a socket was full";
         counters(out, "notifications_coalesced", help, &one(joined))?;
-        let looks = self.sum(|shard| shard.told_to_look.get());
-        let help = "Sessions that sync and were told to look, since messages for this comet were dropped";
+        let looks = self.sum(|shard| shard.resyncs.get());
+        let help = "Sessions asked to sync since messages for this comet were dropped";
         counters(out, "resyncs", help, &one(looks))?;
         let causes = &self.shared.recoveries;
         let of = |cause: &str, count: &SharedCounter| (vec![("cause", cause.to_owned())], count.get());
         let rows = [of("swept", &causes.swept), of("given_up", &causes.given_up)];
-        let help = "Times that this comet has heard that it was taken for dead, by who did: logic has swept its sessions, a job has dropped messages";
+        let help =
+            "Times that this comet was taken for dead: logic swept its sessions, or a job dropped messages";
         counters(out, "recoveries", help, &rows)?;
         let blocked = self.sum(|shard| shard.blocked.get());
         gauges(out, "sessions_blocked", "Sessions whose socket is full", &one(blocked))?;
         let paced = self.by_shard(|shard| shard.paced_broadcasts.get());
-        gauges(out, "paced_broadcasts", "Broadcasts with a speed under way", &paced)?;
+        gauges(out, "paced_broadcasts", "Broadcasts with a speed that run", &paced)?;
         let depth = self.by_shard(|shard| shard.inbox_depth.load(Ordering::Relaxed) as u64);
         gauges(out, "inbox_commands", "Commands that wait for a shard", &depth)?;
         let sends = self.handles.iter().enumerate();

@@ -1,5 +1,5 @@
-//! The harness does what a server does: what goes in by packets and by the port comes out as writes, at the right
-//! sessions and not at others.
+//! The harness does what a server does: packets and calls of the port become writes, to the right
+//! sessions and to no others.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,13 +10,13 @@ use goim_comet::Config;
 use goim_comet::harness::{Harness, Opened, Written};
 use goim_ports::{
     Accepted, Broadcast, Call, ConnectError, ConnectRequest, KeyPush, LogicError, LogicPort, Mid,
-    OnlineReport, OnlineTotals, Operation, PacketBuf, RoomPush, SessionRef, Upstream,
+    OnlineReport, OnlineTotals, Operation, PacketBuf, Payload, RoomPush, SessionRef, Upstream,
 };
 
 /// Accepts every token but `no` as a key.
-struct Anybody;
+struct AcceptAll;
 
-impl LogicPort for Anybody {
+impl LogicPort for AcceptAll {
     fn connect(&self, request: ConnectRequest) -> Call<Result<Accepted, ConnectError>> {
         let key = String::from_utf8_lossy(&request.token).into_owned();
         if key == "no" {
@@ -56,7 +56,7 @@ impl LogicPort for Anybody {
 }
 
 fn start() -> Harness {
-    Harness::new(Config::default(), Arc::new(Anybody)).expect("a harness can be made")
+    Harness::new(Config::default(), Arc::new(AcceptAll)).expect("a harness can be made")
 }
 
 fn open(harness: &mut Harness, key: &str) -> Opened {
@@ -64,7 +64,7 @@ fn open(harness: &mut Harness, key: &str) -> Opened {
     harness.open(from, key.as_bytes()).expect("logic accepts")
 }
 
-/// What is written while `act` and all that follows from it goes on.
+/// Returns the writes and bytes that `act` and all that follows from it cause.
 fn written_by(harness: &mut Harness, act: impl FnOnce(&mut Harness)) -> (u64, u64) {
     let before = Harness::written();
     act(harness);
@@ -82,9 +82,8 @@ fn push(keys: &[&str], operation: i32) -> KeyPush {
     KeyPush {
         keys,
         operation: Operation(operation),
-        packet: packet(operation),
+        payload: Payload::plain(packet(operation)),
         accepted_at: None,
-        extension: None,
     }
 }
 
@@ -107,17 +106,21 @@ fn packets_in_are_answered_and_pushes_reach_whom_they_are_for() {
         ("a key", &["a"][..], 1000, 1),
         ("two keys", &["a", "c"], 1000, 2),
         ("an unknown key", &["d"], 1000, 0),
-        ("an operation that nobody takes", &["a"], 1001, 0),
+        ("an operation without subscribers", &["a"], 1001, 0),
     ] {
         let written = written_by(&mut harness, |harness| assert!(harness.push(push(keys, operation))));
         assert_eq!(written, (receivers, receivers * pushed), "{what}");
     }
-    let room =
-        |room: &str| RoomPush { room: room.into(), packet: packet(1000), accepted_at: None, extension: None };
+    let room = |room: &str| RoomPush {
+        room: room.into(),
+        operation: Operation(1000),
+        payload: Payload::plain(packet(1000)),
+        accepted_at: None,
+    };
     assert_eq!(written_by(&mut harness, |harness| assert!(harness.push_room(room("r")))), (2, 2 * pushed));
     assert_eq!(written_by(&mut harness, |harness| assert!(harness.push_room(room("s")))), (0, 0));
     let (operation, packet) = (Operation(1000), packet(1000));
-    let all = Broadcast { operation, packet, accepted_at: None, speed: None, extension: None };
+    let all = Broadcast { operation, payload: Payload::plain(packet), accepted_at: None, speed: None };
     assert_eq!(written_by(&mut harness, |harness| assert!(harness.broadcast(all))), (3, 3 * pushed));
 }
 
@@ -127,7 +130,7 @@ fn who_is_refused_or_gone_is_not_there() {
     let a = open(&mut harness, "a");
     let refused = harness.open(SocketAddr::from(([127, 0, 0, 1], 1)), b"no");
     harness.settle();
-    // The socket of one that is refused lingers; no session is there.
+    // The socket of a refused client lingers; there is no session.
     assert_eq!((refused.is_some(), harness.sessions()), (true, 1));
     assert!(harness.end(a));
     assert!(!harness.end(a) && harness.heartbeat(&[a]) == 0 && harness.change_room(&[a], "r") == 0);
@@ -144,7 +147,7 @@ fn the_clock_ends_sessions_without_a_heartbeat_and_no_others() {
         harness.settle();
     }
     assert_eq!(harness.sessions(), 1);
-    // A heartbeat that comes too late is read and not answered.
+    // A heartbeat after the deadline is read and not answered.
     assert_eq!(
         written_by(&mut harness, |harness| {
             harness.heartbeat(&[quiet]);
@@ -164,7 +167,12 @@ fn among_thousands_every_packet_is_answered_once_and_nothing_goes_to_who_has_lef
     assert_eq!(written_by(&mut harness, |harness| assert_eq!(harness.heartbeat(&opened), 5000)).0, 5000);
     harness.change_room(&opened, "r");
     harness.settle();
-    let room = || RoomPush { room: "r".into(), packet: packet(1000), accepted_at: None, extension: None };
+    let room = || RoomPush {
+        room: "r".into(),
+        operation: Operation(1000),
+        payload: Payload::plain(packet(1000)),
+        accepted_at: None,
+    };
     assert_eq!(written_by(&mut harness, |harness| assert!(harness.push_room(room()))).0, 5000);
     let heard = written_by(&mut harness, |harness| {
         assert!(leaving.iter().all(|one| harness.end(*one)));
@@ -187,8 +195,12 @@ fn among_thousands_every_push_arrives_once_and_nothing_reaches_who_has_left() {
     for leaving in &opened[2000..3000] {
         assert!(harness.end(*leaving));
     }
-    let room =
-        |room: &str| RoomPush { room: room.into(), packet: packet(1000), accepted_at: None, extension: None };
+    let room = |room: &str| RoomPush {
+        room: room.into(),
+        operation: Operation(1000),
+        payload: Payload::plain(packet(1000)),
+        accepted_at: None,
+    };
     for (what, rooms, receivers) in [
         ("a large room", &["many"][..], 2000),
         ("rooms of one", &["own 4990", "own 4999", "own 4991"], 3),
@@ -200,13 +212,13 @@ fn among_thousands_every_push_arrives_once_and_nothing_reaches_who_has_left() {
         });
         assert_eq!(written.0, receivers, "{what}");
     }
-    // More in one turn than is looked up at once, one by one and together, between pushes to rooms.
+    // More in one turn than is looked up at once, single and together, between pushes to rooms.
     let written = written_by(&mut harness, |harness| {
         assert!(keys[..100].iter().all(|key| harness.push(push(&[key], 1000))));
         assert!(harness.push_room(room("own 4992")));
         let many: Vec<&str> = keys[1900..2100].iter().map(String::as_str).collect();
         assert!(harness.push(push(&many, 1000)));
-        assert!(harness.push(push(&["nobody", &keys[4999], "nobody else"], 1000)));
+        assert!(harness.push(push(&["unknown", &keys[4999], "unknown too"], 1000)));
     });
     assert_eq!(written.0, 100 + 1 + 100 + 1);
 }

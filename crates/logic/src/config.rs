@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use goim_ports::{Operation, Secret, ServiceUrl, VersionTable};
 
-use crate::route::RouteConfig;
-use crate::timelines::SendRule;
+use crate::route::config::RouteConfig;
+use crate::timelines::send_rule::SendRule;
 use crate::webhook::WebhookConfig;
 
 /// Everything that logic can be told.

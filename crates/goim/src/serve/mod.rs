@@ -304,7 +304,7 @@ const KEYS_INTERVAL: Duration = Duration::from_secs(1);
 /// is not ready.
 pub(crate) fn prepare_identity(logic: &Arc<Logic>, operation: &Operation) -> JoinHandle<()> {
     let asked = Arc::downgrade(logic);
-    operation.depends_on(move || asked.upgrade()?.identity_trouble());
+    operation.depends_on(move || asked.upgrade()?.identity_not_ready());
     let logic = Arc::downgrade(logic);
     tokio::spawn(async move {
         while let Some(logic) = logic.upgrade() {

@@ -9,7 +9,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use allocation_counter::AllocationInfo;
 use rustls::{AlertDescription, ClientConfig, ClientConnection, RootCertStore, SupportedProtocolVersion};
 
-use crate::config::TlsConfig;
 use crate::tls::CertificateStore;
 use crate::tls::session::{TlsError, TlsProgress, TlsSession};
 
@@ -70,7 +69,7 @@ pub(super) enum Chunks {
     UpTo(usize),
 }
 
-/// A folder that goes away with its owner.
+/// A folder that is removed with its owner.
 pub(super) struct Folder(PathBuf);
 
 impl Folder {
@@ -145,7 +144,7 @@ impl Authority {
         let identity = Identity::new();
         let (cert_file, key_file) = (folder.path("cert.pem"), folder.path("key.pem"));
         identity.write(&cert_file, &key_file);
-        let store = CertificateStore::load(&TlsConfig::new(cert_file, key_file)).unwrap();
+        let store = CertificateStore::load(&cert_file, &key_file).unwrap();
         Self { identity, store, _folder: folder }
     }
 
@@ -164,7 +163,8 @@ pub(super) struct Pair {
     pub(super) client_got: Vec<u8>,
     pub(super) client_saw_close: bool,
     pub(super) rng: Rng,
-    /// Heap that the server's calls have allocated and not freed, while `to_client` and `server_got` need not grow.
+    /// Heap that the server's calls have allocated and not freed, while `to_client` and
+    /// `server_got` need not grow.
     pub(super) held: AllocationInfo,
     chunks: Chunks,
     progress: TlsProgress,
@@ -271,7 +271,7 @@ impl Pair {
                 return Ok(self.progress);
             }
             self.deliver_to_server()?;
-            // What the client minds it tells the server, which is the side under test.
+            // The client sends its errors to the server, which is the side under test.
             let _ = self.deliver_to_client();
         }
     }
