@@ -749,11 +749,8 @@ async fn startup_errors_name_the_cause() {
     let error = KafkaPushLog::start(config).await.unwrap_err().to_string();
     assert!(error.contains(&closed) && error.contains("do not answer"), "{error}");
 
-    let config = KafkaConfig {
-        brokers: vec![broker.clone()],
-        topic: unique("missing"),
-        ..KafkaConfig::default()
-    };
+    let config =
+        KafkaConfig { brokers: vec![broker.clone()], topic: unique("missing"), ..KafkaConfig::default() };
     let error = KafkaPushLogReader::join(config.clone()).await.unwrap_err().to_string();
     assert!(error.contains(&config.topic) && error.contains("does not exist"), "{error}");
 
