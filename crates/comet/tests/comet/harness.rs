@@ -187,14 +187,13 @@ impl Server {
         self.push_room_packet(room, 1000, body);
     }
 
+    /// Pushes to a room as job does: a batch has the operation of its first packet.
     pub fn push_room_packet(&self, room: &str, operation: i32, body: &[u8]) {
+        let packet = goim_ports::PacketBuf::push(Operation(operation), Bytes::copy_from_slice(body));
         let push = goim_ports::RoomPush {
             room: room.into(),
-            operation: Operation(operation),
-            payload: Payload::plain(goim_ports::PacketBuf::push(
-                Operation(operation),
-                Bytes::copy_from_slice(body),
-            )),
+            operation: packet.carried_operation(),
+            payload: Payload::plain(packet),
             accepted_at: None,
         };
         let call = self.comet.port().push_room(push);

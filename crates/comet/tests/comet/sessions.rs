@@ -123,9 +123,9 @@ fn a_negotiated_client_learns_its_identity_and_why_it_is_closed() {
         (&"k".into(), &"live://1".into(), &60.into())
     );
     let _newer = server.session("k");
-    let farewell = client.read();
-    assert_eq!(farewell.operation, 6);
-    let body: serde_json::Value = serde_json::from_slice(&farewell.body).unwrap();
+    let notice = client.read();
+    assert_eq!(notice.operation, 6);
+    let body: serde_json::Value = serde_json::from_slice(&notice.body).unwrap();
     assert_eq!((&body["code"], &body["reconnect"]), (&3500.into(), &false.into()));
     assert!(client.ends());
 }
@@ -141,9 +141,9 @@ fn a_drain_closes_all_sessions_at_a_pace_and_leaves_no_record() {
     server.runtime.block_on(server.comet.drain());
     assert!(began.elapsed() >= Duration::from_millis(250), "too fast: {:?}", began.elapsed());
     for client in &mut clients {
-        let farewell = client.read();
-        let body: serde_json::Value = serde_json::from_slice(&farewell.body).unwrap();
-        assert_eq!((farewell.operation, &body["code"]), (6, &3002.into()));
+        let notice = client.read();
+        let body: serde_json::Value = serde_json::from_slice(&notice.body).unwrap();
+        assert_eq!((notice.operation, &body["code"]), (6, &3002.into()));
         assert!(body["delay_ms"].as_u64().unwrap() <= 700);
     }
     assert!(server.world.withdrawn.load(Ordering::SeqCst));
