@@ -25,6 +25,7 @@ pub mod harness;
 mod inbox;
 mod key_index;
 mod listen;
+mod listener;
 mod message;
 mod metrics;
 mod port;
@@ -46,9 +47,11 @@ use goim_session::{FramingRules, ServerRules};
 use tokio::sync::Semaphore;
 
 pub use config::{
-    Config, DrainConfig, LimitsConfig, ListenConfig, NodeConfig, RecoveryConfig, SendConfig, TlsConfig,
+    CompressionConfig, Config, DrainConfig, EventsConfig, LevelsConfig, LimitsConfig, ListenConfig,
+    NodeConfig, RecoveryConfig, SendConfig, SyncConfig, TlsConfig,
 };
 pub use goim_session::SlowConsumerPolicy;
+pub use listener::{ListenAddrs, ListenerKind, Listeners, PerListener};
 
 use inbox::{Notice, ShardHandle};
 use shard::{Shard, Shared};
@@ -68,27 +71,6 @@ pub struct Dependencies {
     pub nodes: Arc<dyn NodeDirectory>,
     /// Where pending calls and periodic work run.
     pub runtime: tokio::runtime::Handle,
-}
-
-/// The addresses that a comet really listens on, in the order of its configuration.
-#[derive(Debug, Clone, Default)]
-pub struct ListenAddrs {
-    /// Plain TCP.
-    pub tcp: Vec<SocketAddr>,
-    /// TCP inside TLS.
-    pub tcp_tls: Vec<SocketAddr>,
-    /// WebSocket.
-    pub websocket: Vec<SocketAddr>,
-    /// WebSocket inside TLS.
-    pub websocket_tls: Vec<SocketAddr>,
-    /// The same four for clients that speak the dialect of live danmaku.
-    pub danmaku_tcp: Vec<SocketAddr>,
-    /// TCP inside TLS.
-    pub danmaku_tcp_tls: Vec<SocketAddr>,
-    /// WebSocket.
-    pub danmaku_websocket: Vec<SocketAddr>,
-    /// WebSocket inside TLS.
-    pub danmaku_websocket_tls: Vec<SocketAddr>,
 }
 
 /// Why a comet did not start.
@@ -135,13 +117,9 @@ impl Comet {
     /// [`StartError`]; nothing is left running then.
     pub fn start(config: Config, needs: Dependencies) -> Result<Self, StartError> {
         let count = config.shards.map_or_else(cores, std::num::NonZeroUsize::get);
-        let certificates = match &config.tls {
-            None => None,
-            Some(files) => {
-                let store = tls::CertificateStore::load(files);
-                Some(Arc::new(store.map_err(|error| StartError::Tls(error.to_string()))?))
-            }
-        };
+        let load = || tls::CertificateStore::load(&config.tls).map(Arc::new);
+        let certificates = config.tls.is_set().then(load).transpose();
+        let certificates = certificates.map_err(|error| StartError::Tls(error.to_string()))?;
         let listening = listen::open(&config, count, certificates.is_some())?;
         let shared = Arc::new(Shared {
             server: config.node.server.clone(),
@@ -300,7 +278,7 @@ fn confirm(shards: Vec<ShardHandle>) -> impl Fn() {
 /// Makes all inboxes first: every shard knows every other.
 fn start_shards(
     shared: &Arc<Shared>,
-    listeners: Vec<Vec<(mio::net::TcpListener, transport::Kind)>>,
+    listeners: Vec<Vec<(mio::net::TcpListener, ListenerKind)>>,
 ) -> Result<Started, StartError> {
     let (mut handles, mut all_stats, mut parts) = (Vec::new(), Vec::new(), Vec::new());
     for listeners in listeners {
@@ -372,9 +350,9 @@ fn rules(config: &Config) -> ServerRules {
 }
 
 async fn watch_certificate(shared: Arc<Shared>) {
-    let (Some(store), Some(files)) = (&shared.certificates, &shared.config.tls) else { return };
+    let Some(store) = &shared.certificates else { return };
     loop {
-        tokio::time::sleep(files.reload_interval).await;
+        tokio::time::sleep(shared.config.tls.reload_interval).await;
         match store.reload_if_changed() {
             Ok(true) => tracing::info!("the certificate has changed; new connections get the new one"),
             Ok(false) => {}

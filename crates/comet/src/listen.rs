@@ -5,14 +5,14 @@ use std::net::SocketAddr;
 use mio::net::TcpListener;
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::StartError;
 use crate::config::Config;
-use crate::transport::{KINDS, Kind};
-use crate::{ListenAddrs, StartError};
+use crate::listener::{ListenAddrs, ListenerKind};
 
 /// The listeners of all shards.
 pub(crate) struct Listening {
     /// By shard.
-    pub(crate) shards: Vec<Vec<(TcpListener, Kind)>>,
+    pub(crate) shards: Vec<Vec<(TcpListener, ListenerKind)>>,
     /// Where they listen, in the order of the configuration.
     pub(crate) addrs: ListenAddrs,
 }
@@ -21,17 +21,22 @@ pub(crate) struct Listening {
 pub(crate) fn open(config: &Config, shards: usize, tls: bool) -> Result<Listening, StartError> {
     let mut open =
         Listening { shards: (0..shards).map(|_| Vec::new()).collect(), addrs: ListenAddrs::default() };
-    for kind in KINDS.into_iter().filter(|kind| tls || !kind.tls) {
-        for addr in kind.configured(&config.listen) {
+    for (kind, addrs) in config.listen.addrs.iter().filter(|(kind, _)| tls || !kind.is_tls()) {
+        for addr in addrs {
             let bound = open.open_one(config, kind, *addr)?;
-            kind.open(&mut open.addrs).push(bound);
+            open.addrs[kind].push(bound);
         }
     }
     Ok(open)
 }
 
 impl Listening {
-    fn open_one(&mut self, config: &Config, kind: Kind, addr: SocketAddr) -> Result<SocketAddr, StartError> {
+    fn open_one(
+        &mut self,
+        config: &Config,
+        kind: ListenerKind,
+        addr: SocketAddr,
+    ) -> Result<SocketAddr, StartError> {
         let failed = |error| StartError::Listen { addr, error };
         // SO_REUSEPORT would let a second server share the port unseen: a bind without it finds out first.
         let probe = bind(config, addr, false).map_err(failed)?;

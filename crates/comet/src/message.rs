@@ -198,7 +198,7 @@ impl Versions {
     }
 
     fn levels(&self) -> Levels {
-        self.config.levels
+        self.config.levels.into()
     }
 
     /// The schema of a version; the first when nobody has said.

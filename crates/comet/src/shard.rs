@@ -36,10 +36,11 @@ use crate::connection::ConnectionId;
 use crate::connections::Connections;
 use crate::inbox::{Inbox, Queued, ShardHandle};
 use crate::key_index::KeyIndex;
+use crate::listener::ListenerKind;
 use crate::rooms::Rooms;
 use crate::stats::{ShardStats, SharedCounter};
 use crate::timers::{Tick, TimerWheel};
-use crate::transport::{Kind, Scratch};
+use crate::transport::Scratch;
 
 use accept::Listener;
 use answers::Confirming;
@@ -114,7 +115,7 @@ pub(crate) struct Shard {
     inbox: Inbox,
     listeners: Vec<Listener>,
     /// Kinds of connections, by listener; outlives the listeners.
-    kinds: Vec<Kind>,
+    kinds: Vec<ListenerKind>,
     /// Rules of sessions, by listener.
     rules: Vec<Arc<ServerRules>>,
     connections: Connections,
@@ -171,7 +172,7 @@ impl Shard {
         stats: Arc<ShardStats>,
         poll: Poll,
         inbox: Inbox,
-        listeners: Vec<(mio::net::TcpListener, Kind)>,
+        listeners: Vec<(mio::net::TcpListener, ListenerKind)>,
         rules: Vec<Arc<ServerRules>>,
     ) -> io::Result<Self> {
         let kinds = listeners.iter().map(|(_, kind)| *kind).collect();

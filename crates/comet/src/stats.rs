@@ -8,7 +8,7 @@ use std::time::Duration;
 use goim_ports::Operation;
 use goim_session::CloseReason;
 
-use crate::transport::{KINDS, Kind};
+use crate::listener::ListenerKind;
 
 /// Ranges of operations that are counted apart.
 pub(crate) const RANGES: [&str; 4] = ["control", "message", "backend", "other"];
@@ -129,12 +129,12 @@ fn raise(number: &AtomicU64, amount: u64) {
 /// Everything that one shard counts.
 #[derive(Debug, Default)]
 pub(crate) struct ShardStats {
-    /// Connections held, by [`KINDS`].
-    pub(crate) connections: [Gauge; KINDS.len()],
+    /// Connections held, by [`ListenerKind::ALL`].
+    pub(crate) connections: [Gauge; ListenerKind::ALL.len()],
     /// Authenticated ones among them.
     pub(crate) sessions: Gauge,
-    /// Connections accepted, by [`KINDS`].
-    pub(crate) accepted: [Counter; KINDS.len()],
+    /// Connections accepted, by [`ListenerKind::ALL`].
+    pub(crate) accepted: [Counter; ListenerKind::ALL.len()],
     /// Errors of accept.
     pub(crate) accept_errors: Counter,
     /// Packets in, by [`RANGES`].
@@ -195,7 +195,7 @@ impl ShardStats {
         self.bytes_out[range].add(bytes);
     }
 
-    pub(crate) fn kind_index(kind: Kind) -> usize {
-        KINDS.iter().position(|other| *other == kind).unwrap_or(0)
+    pub(crate) fn kind_index(kind: ListenerKind) -> usize {
+        kind as usize
     }
 }

@@ -4,94 +4,19 @@
 //! backend. Nothing here blocks.
 
 use std::io::{self, IoSlice, Read as _, Write as _};
-use std::net::SocketAddr;
 use std::sync::Arc;
 
-use goim_session::{Outbox, Transport};
+use goim_session::Outbox;
 use mio::net::TcpStream;
 use rustls::ServerConfig;
 
-use crate::ListenAddrs;
-use crate::config::ListenConfig;
 use crate::tls::TlsSession;
 
-/// Which words clients use.
+/// Which protocol clients talk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Dialect {
     Goim,
     Danmaku,
-}
-
-/// What a listener expects of its connections.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Kind {
-    pub(crate) dialect: Dialect,
-    pub(crate) transport: Transport,
-    pub(crate) tls: bool,
-}
-
-/// The kinds of connections. Counters by kind are in this order.
-pub(crate) const KINDS: [Kind; 8] = [
-    goim(Transport::Stream, false),
-    goim(Transport::Stream, true),
-    goim(Transport::WebSocket, false),
-    goim(Transport::WebSocket, true),
-    danmaku(Transport::Stream, false),
-    danmaku(Transport::Stream, true),
-    danmaku(Transport::WebSocket, false),
-    danmaku(Transport::WebSocket, true),
-];
-
-const fn goim(transport: Transport, tls: bool) -> Kind {
-    Kind { dialect: Dialect::Goim, transport, tls }
-}
-
-const fn danmaku(transport: Transport, tls: bool) -> Kind {
-    Kind { dialect: Dialect::Danmaku, transport, tls }
-}
-
-impl Kind {
-    /// Where connections of this kind are to be accepted.
-    pub(crate) fn configured(self, listen: &ListenConfig) -> &[SocketAddr] {
-        match (self.dialect, self.transport, self.tls) {
-            (Dialect::Goim, Transport::Stream, false) => &listen.tcp,
-            (Dialect::Goim, Transport::Stream, true) => &listen.tcp_tls,
-            (Dialect::Goim, Transport::WebSocket, false) => &listen.websocket,
-            (Dialect::Goim, Transport::WebSocket, true) => &listen.websocket_tls,
-            (Dialect::Danmaku, Transport::Stream, false) => &listen.danmaku_tcp,
-            (Dialect::Danmaku, Transport::Stream, true) => &listen.danmaku_tcp_tls,
-            (Dialect::Danmaku, Transport::WebSocket, false) => &listen.danmaku_websocket,
-            (Dialect::Danmaku, Transport::WebSocket, true) => &listen.danmaku_websocket_tls,
-        }
-    }
-
-    /// Where they are.
-    pub(crate) fn open(self, addrs: &mut ListenAddrs) -> &mut Vec<SocketAddr> {
-        match (self.dialect, self.transport, self.tls) {
-            (Dialect::Goim, Transport::Stream, false) => &mut addrs.tcp,
-            (Dialect::Goim, Transport::Stream, true) => &mut addrs.tcp_tls,
-            (Dialect::Goim, Transport::WebSocket, false) => &mut addrs.websocket,
-            (Dialect::Goim, Transport::WebSocket, true) => &mut addrs.websocket_tls,
-            (Dialect::Danmaku, Transport::Stream, false) => &mut addrs.danmaku_tcp,
-            (Dialect::Danmaku, Transport::Stream, true) => &mut addrs.danmaku_tcp_tls,
-            (Dialect::Danmaku, Transport::WebSocket, false) => &mut addrs.danmaku_websocket,
-            (Dialect::Danmaku, Transport::WebSocket, true) => &mut addrs.danmaku_websocket_tls,
-        }
-    }
-
-    /// The label of metrics and logs.
-    pub(crate) const fn label(self) -> &'static str {
-        match (self.dialect, self.transport, self.tls) {
-            (Dialect::Goim, Transport::Stream, false) => "tcp",
-            (Dialect::Goim, Transport::Stream, true) => "tls",
-            (Dialect::Goim, Transport::WebSocket, false) => "ws",
-            (Dialect::Goim, Transport::WebSocket, true) => "wss",
-            (Dialect::Danmaku, Transport::Stream, false) => "danmaku_tcp",
-            (Dialect::Danmaku, Transport::Stream, true) => "danmaku_tls",
-            (Dialect::Danmaku, Transport::WebSocket, false) => "danmaku_ws",
-            (Dialect::Danmaku, Transport::WebSocket, true) => "danmaku_wss",
-        }
-    }
 }
 
 /// Bytes read at once, and gathered into one write at most.

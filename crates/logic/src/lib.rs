@@ -42,8 +42,8 @@ mod webhook;
 
 pub use batch::{BatchError, BatchMessage, Delivery, Receivers};
 pub use config::{
-    ApiKey, Backoff, Config, ConfigError, DevicePolicy, HttpConfig, IdentityConfig, IdentityMethod,
-    JwtConfig, NodeInfoConfig, PushConfig, SendConfig, TimelinesConfig, UpstreamConfig,
+    ApiKey, Backoff, Config, DevicePolicy, HttpConfig, IdentityConfig, IdentityMethod, JwtConfig,
+    NodeInfoConfig, PushConfig, SendConfig, TimelinesConfig, UpstreamConfig, WebhookConfig,
 };
 pub use events::event_json;
 pub use goim_ports::Secret;
@@ -56,4 +56,3 @@ pub use online::{OnlineTotal, RoomOnline};
 pub use push::PushError;
 pub use route::RouteConfig;
 pub use timelines::{NoWait, Placed, SendRule, StoredPush, StoredTo, TimelinesError, away_json};
-pub use webhook::WebhookConfig;

@@ -7,30 +7,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use goim_ports::{HttpClient, HttpError, HttpRequest, HttpResponse, Secret, ServiceUrl};
+use goim_ports::{HttpClient, HttpError, HttpRequest, HttpResponse};
 use tokio::sync::Semaphore;
 
 use crate::circuit::Circuit;
 use crate::complaint::Complaint;
-
-/// What an operator sets of a hook.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WebhookConfig {
-    /// Where it is: `http://` or `https://`.
-    pub url: ServiceUrl,
-    /// Presented as `Authorization: Bearer`, so that the backend knows who calls. Default none.
-    pub secret: Option<Secret>,
-    /// From the call to the last byte of its answer. Default 2 s.
-    pub timeout: Duration,
-    /// Calls under way at once. More fail after waiting for `timeout`. Default 256.
-    pub calls_max: usize,
-}
-
-impl Default for WebhookConfig {
-    fn default() -> Self {
-        Self { url: ServiceUrl::default(), secret: None, timeout: Duration::from_secs(2), calls_max: 256 }
-    }
-}
+pub(crate) use crate::config::WebhookConfig;
 
 /// Why a call has no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -9,8 +9,9 @@ use mio::{Interest, Poll, Token};
 
 use super::{Shard, WAKE};
 use crate::connection::{Connection, ConnectionId};
+use crate::listener::ListenerKind;
 use crate::stats::ShardStats;
-use crate::transport::{Kind, Socket, Stream};
+use crate::transport::{Socket, Stream};
 
 /// Connections accepted from one listener in one turn, so that those held are not forgotten.
 const ACCEPTS_PER_TURN: usize = 256;
@@ -28,7 +29,10 @@ pub(super) struct Listener {
 }
 
 /// Puts the listeners into the poll.
-pub(super) fn register(poll: &Poll, listeners: Vec<(TcpListener, Kind)>) -> io::Result<Vec<Listener>> {
+pub(super) fn register(
+    poll: &Poll,
+    listeners: Vec<(TcpListener, ListenerKind)>,
+) -> io::Result<Vec<Listener>> {
     let mut registered = Vec::new();
     for (index, (mut socket, _)) in listeners.into_iter().enumerate() {
         poll.registry().register(&mut socket, token_of(index), Interest::READABLE)?;
@@ -117,7 +121,8 @@ impl Shard {
             self.stats.closed(reason);
             return;
         }
-        let tls = self.shared.certificates.as_ref().filter(|_| kind.tls).map(|store| store.server_config());
+        let tls =
+            self.shared.certificates.as_ref().filter(|_| kind.is_tls()).map(|store| store.server_config());
         match Socket::new(stream, tls.as_ref()) {
             Ok(socket) => self.hold(index, socket, remote),
             Err(error) => {
@@ -137,7 +142,7 @@ impl Shard {
         self.accepted.note(self.now, self.generation);
         self.generation = self.generation.wrapping_add(1);
         let generation = self.generation;
-        let session = ServerSession::new(kind.transport, &self.rules[index], self.now);
+        let session = ServerSession::new(kind.transport(), &self.rules[index], self.now);
         let slot = self.connections.insert(Connection::new(socket, session, generation, index as u8, remote));
         self.stats.connections[ShardStats::kind_index(kind)].up();
         self.connections_peak = self.connections_peak.max(self.connections.len());
@@ -163,7 +168,7 @@ impl Shard {
     }
 
     /// The kind of listener that a connection came through.
-    pub(super) fn kind_of(&self, listener: u8) -> Kind {
+    pub(super) fn kind_of(&self, listener: u8) -> ListenerKind {
         self.kinds[usize::from(listener)]
     }
 

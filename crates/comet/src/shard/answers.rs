@@ -81,7 +81,7 @@ impl Shard {
     /// The token in goim's words. `None` when it is none in the words of the listener's dialect.
     fn read_token(&mut self, slot: u32, token: Bytes) -> Option<Bytes> {
         let connection = &mut self.connections[slot];
-        match self.kinds[usize::from(connection.listener)].dialect {
+        match self.kinds[usize::from(connection.listener)].dialect() {
             Dialect::Goim => Some(token),
             Dialect::Danmaku => {
                 let auth = danmaku::read_auth(&token, &self.shared.config.listen.danmaku_room_type)?;
@@ -94,7 +94,7 @@ impl Shard {
     /// Ends a connection that gets no session.
     fn refuse(&mut self, slot: u32, reason: CloseReason) {
         let connection = &mut self.connections[slot];
-        if self.kinds[usize::from(connection.listener)].dialect == Dialect::Danmaku {
+        if self.kinds[usize::from(connection.listener)].dialect() == Dialect::Danmaku {
             connection.session.reply_refused(&mut self.pool, danmaku::REFUSED);
         }
         self.close(slot, reason);
@@ -188,7 +188,7 @@ impl Shard {
         let location = Location { shard: self.index as u16, connection: id };
         let rooms = rooms_of(&accepted, self.shared.config.limits.rooms_max.get());
         let versions = &self.shared.versions;
-        let dialect = self.kinds[usize::from(connection.listener)].dialect;
+        let dialect = self.kinds[usize::from(connection.listener)].dialect();
         let highest = versions.table().highest();
         let protover =
             accepted.protover.filter(|_| dialect == Dialect::Goim).map(|protover| protover.min(highest));

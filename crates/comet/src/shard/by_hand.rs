@@ -13,7 +13,7 @@ use super::{Shard, Shared};
 use crate::connection::ConnectionId;
 use crate::inbox::{Inbox, ShardHandle};
 use crate::stats::ShardStats;
-use crate::transport::{KINDS, Stream};
+use crate::transport::Stream;
 
 impl Shard {
     /// The only shard of a comet, with one imagined listener for plain packets.
@@ -26,7 +26,7 @@ impl Shard {
     ) -> io::Result<Self> {
         let rules = vec![Arc::new(crate::rules(&shared.config))];
         let mut shard = Self::new(0, shared, vec![handle], stats, poll, inbox, Vec::new(), rules)?;
-        shard.kinds = vec![KINDS[0]];
+        shard.kinds = vec![crate::listener::ListenerKind::Tcp];
         Ok(shard)
     }
 

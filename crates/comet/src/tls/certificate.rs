@@ -94,12 +94,11 @@ impl CertificateStore {
     /// # Errors
     /// [`CertificateError`].
     pub(crate) fn load(config: &TlsConfig) -> Result<Self, CertificateError> {
-        let loaded = Loaded::read(&config.cert_file, &config.key_file)?;
-        Ok(Self {
-            cert_file: config.cert_file.clone(),
-            key_file: config.key_file.clone(),
-            current: RwLock::new(loaded),
-        })
+        // Without a name the file cannot be read, which is what the error then says.
+        let cert_file = config.cert_file.clone().unwrap_or_default();
+        let key_file = config.key_file.clone().unwrap_or_default();
+        let current = RwLock::new(Loaded::read(&cert_file, &key_file)?);
+        Ok(Self { cert_file, key_file, current })
     }
 
     /// What a new session is made with. Sessions that run keep theirs.

@@ -1,5 +1,6 @@
 //! Sessions on a running comet: keys that come back, rooms, answers of logic that are late, what is told at the end.
 
+use goim_comet::ListenerKind;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -147,7 +148,7 @@ fn a_drain_tells_everybody_at_a_pace_and_leaves_no_record() {
     }
     assert!(server.world.withdrawn.load(Ordering::SeqCst));
     assert!(server.world.directory.lock().unwrap().is_empty());
-    assert!(std::net::TcpStream::connect(server.comet.addrs().tcp[0]).is_err());
+    assert!(std::net::TcpStream::connect(server.comet.addrs()[ListenerKind::Tcp][0]).is_err());
 }
 
 #[test]

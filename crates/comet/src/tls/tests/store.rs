@@ -26,7 +26,7 @@ impl Files {
 
     fn with(identity: &Identity) -> Self {
         let files = Self::new();
-        identity.write(&files.config.cert_file, &files.config.key_file);
+        identity.write(files.cert(), files.config.key_file.as_ref().unwrap());
         files
     }
 
@@ -35,7 +35,7 @@ impl Files {
     }
 
     fn cert(&self) -> &PathBuf {
-        &self.config.cert_file
+        self.config.cert_file.as_ref().unwrap()
     }
 
     fn key(&self) -> &PathBuf {
