@@ -1,7 +1,7 @@
 //! The settings of a comet, with the reasons for the defaults. Sizes are bytes.
 //!
-//! Nothing is read from files or the environment here: the binary composes this with its own settings and rejects
-//! bad values before a port opens.
+//! Nothing is read from files or the environment here: the binary composes this with its own
+//! settings and rejects bad values before a port opens.
 
 use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -47,8 +47,8 @@ settings! {
         /// The number of threads that own connections. Not set: one per core.
         #[setting(example = "4")]
         pub shards: Option<NonZeroUsize> = None,
-        /// How often the comet reports its rooms and its load. The comet stretches the interval when a report takes
-        /// more than a hundredth of it.
+        /// How often the comet reports its rooms and its load. The comet stretches the interval
+        /// when a report takes more than a hundredth of it.
         #[setting(above_zero)]
         pub report_interval: Duration = Duration::from_secs(1),
         /// The meaning of packet versions; the same in all comets and logics.
@@ -62,13 +62,14 @@ settings! {
     /// The identity of this comet in its cluster.
     #[derive(Debug, Clone)]
     pub struct NodeConfig {
-        /// The name of the comet, unique in its cluster. Sessions are registered under it. Not set: the host name.
+        /// The name of the comet, unique in its cluster. Sessions are registered under it. Not set:
+        /// the host name.
         #[setting(example = "comet-1")]
         pub server: ServerId = ServerId::from("localhost"),
         /// The region, for example "sh".
         pub region: String = String::new(),
-        /// The zone inside the region, for example "sh001". A job with a zone delivers to comets of that zone only, as
-        /// goim's does; a job without one delivers to all.
+        /// The zone inside the region, for example "sh001". A job with a zone delivers to comets of
+        /// that zone only, as goim's does; a job without one delivers to all.
         pub zone: String = String::new(),
         /// The deployment environment, for example "dev".
         pub env: String = String::new(),
@@ -79,8 +80,8 @@ settings! {
         pub offline: bool = false,
         /// Host names or addresses, without port, under which clients reach this comet.
         pub public_addrs: Vec<String> = Vec::new(),
-        /// The address under which other processes reach this comet's gRPC service, for the node list. Not set: the
-        /// address it listens on.
+        /// The address under which other processes reach this comet's gRPC service, for the node
+        /// list. Not set: the address it listens on.
         #[setting(example = "10.0.0.7:3109")]
         pub rpc_addr: Option<SocketAddr> = None,
     }
@@ -107,27 +108,27 @@ impl NodeConfig {
 }
 
 settings! {
-    /// The listeners for clients. Each is a list of addresses; an empty list closes that listener. Port 0 picks a free
-    /// port.
+    /// The listeners for clients. Each is a list of addresses; an empty list closes that listener.
+    /// Port 0 picks a free port.
     #[derive(Debug, Clone)]
     pub struct ListenConfig {
         #[setting(flatten)]
         pub addrs: Listeners,
-        /// The type of the rooms of danmaku clients, which name rooms by number only. With "live", room 1000 is
-        /// live://1000.
+        /// The type of the rooms of danmaku clients, which name rooms by number only. With "live",
+        /// room 1000 is live://1000.
         pub danmaku_room_type: String = "live".to_owned(),
         /// The only request target that is upgraded to WebSocket.
         #[setting(check = check_path)]
         pub websocket_path: String = "/sub".to_owned(),
-        /// Accepts permessage-deflate where a client offers it, as browsers do. It is for clients that read no
-        /// compressed version. Bodies from comet.compression.threshold_bytes on are compressed, once per message:
-        /// neither side keeps a context between messages.
+        /// Accepts permessage-deflate where a client offers it, as browsers do. It is for clients
+        /// that read no compressed version. Bodies from comet.compression.threshold_bytes on are
+        /// compressed, once per message: neither side keeps a context between messages.
         pub websocket_deflate: bool = false,
-        /// Accepts what goim accepts of old clients: text frames, unmasked frames, oversized control frames. If false,
-        /// RFC 6455 is enforced strictly.
+        /// Accepts what goim accepts of old clients: text frames, unmasked frames, oversized
+        /// control frames. If false, RFC 6455 is enforced strictly.
         pub websocket_lenient: bool = true,
-        /// The maximum number of connections waiting to be accepted, per listener and shard. The kernel's somaxconn
-        /// caps it.
+        /// The maximum number of connections waiting to be accepted, per listener and shard. The
+        /// kernel's somaxconn caps it.
         #[setting(at_least = 1)]
         pub backlog: i32 = 4096,
     }
@@ -173,14 +174,15 @@ impl TlsConfig {
 }
 
 settings! {
-    /// Limits per client and in total. A client that exceeds one is disconnected, and counted by reason.
+    /// Limits per client and in total. A client that exceeds one is disconnected, and counted by
+    /// reason.
     #[derive(Debug, Clone)]
     pub struct LimitsConfig {
         /// The maximum number of connections. The process's limit of open files caps it too.
         #[setting(at_least = 1)]
         pub connections_max: usize = 1_000_000,
-        /// The maximum number of connections of one address. Not set: no limit, because whole offices and carriers
-        /// share one.
+        /// The maximum number of connections of one address. Not set: no limit, because whole
+        /// offices and carriers share one.
         #[setting(example = "1000")]
         pub connections_per_address_max: Option<NonZeroU32> = None,
         /// The maximum number of new connections per second and shard. Not set: no limit.
@@ -189,19 +191,21 @@ settings! {
         /// The maximum time from accept to the end of authentication. The default is goim's.
         #[setting(above_zero)]
         pub handshake_timeout: Duration = Duration::from_secs(5),
-        /// The maximum size of the WebSocket upgrade request. Requests of browsers need 256 B and more.
+        /// The maximum size of the WebSocket upgrade request. Requests of browsers need 256 B and
+        /// more.
         #[setting(bytes, at_least = 256)]
         pub request_head_bytes_max: usize = 8 * 1024,
         /// The maximum size of the body of an inbound packet. The default is goim's.
         #[setting(bytes)]
         pub body_bytes_max: usize = goim_wire::INBOUND_BODY_MAX,
-        /// The maximum rate of inbound packets of one client, on average. Packets above it are read later, not refused.
-        /// Not set: no limit.
+        /// The maximum rate of inbound packets of one client, on average. Packets above it are read
+        /// later, not refused. Not set: no limit.
         #[setting(example = "50")]
         pub packets_per_second_max: Option<NonZeroU32> = None,
         /// The maximum number of rooms of one session; a client of goim is in one.
         pub rooms_max: NonZeroUsize = NonZeroUsize::MIN.saturating_add(999),
-        /// The number of inbound packets that may arrive at once before packets_per_second_max applies.
+        /// The number of inbound packets that may arrive at once before packets_per_second_max
+        /// applies.
         pub packets_burst: NonZeroU32 = nonzero(100),
     }
 }
@@ -210,32 +214,36 @@ settings! {
     /// How packets are sent.
     #[derive(Debug, Clone)]
     pub struct SendConfig {
-        /// The maximum number of bytes queued for one session whose socket is full. The worst-case memory is this times
-        /// the sessions that do not read; a higher value rides out longer stalls of mobile clients at that cost. The
-        /// packet at the front does not count, whatever its size.
+        /// The maximum number of bytes queued for one session whose socket is full. The worst-case
+        /// memory is this times the sessions that do not read; a higher value rides out longer
+        /// stalls of mobile clients at that cost. The packet at the front does not count, whatever
+        /// its size.
         #[setting(bytes)]
         pub queue_bytes_max: usize = 1024 * 1024,
-        /// The policy for a packet that finds the queue full, by operation or range; the first match counts. Policies:
-        /// drop-newest, drop-oldest, close. For example ["1000..1999 drop-oldest", "4 close"].
+        /// The policy for a packet that finds the queue full, by operation or range; the first
+        /// match counts. Policies: drop-newest, drop-oldest, close. For example ["1000..1999
+        /// drop-oldest", "4 close"].
         #[setting(format = PolicyFormat)]
         pub slow_consumer: Vec<(RangeInclusive<i32>, SlowConsumerPolicy)> = Vec::new(),
         /// The policy for operations that slow_consumer does not name. The default is goim's.
         #[setting(format = PolicyFormat)]
         pub slow_consumer_default: SlowConsumerPolicy = SlowConsumerPolicy::DropNewest,
-        /// The bytes that the kernel buffers beyond what is in flight (TCP_NOTSENT_LOWAT). This bounds the kernel's
-        /// memory for a client that does not read at about 130 KB instead of 4 MB.
+        /// The bytes that the kernel buffers beyond what is in flight (TCP_NOTSENT_LOWAT). This
+        /// bounds the kernel's memory for a client that does not read at about 130 KB instead of 4
+        /// MB.
         #[setting(bytes)]
         pub notsent_lowat_bytes: u32 = 16 * 1024,
-        /// The maximum number of commands queued for one shard; beyond it, the caller waits. It bounds commands that
-        /// have no receivers: all others are bounded by queued_sends_max.
+        /// The maximum number of commands queued for one shard; beyond it, the caller waits. It
+        /// bounds commands that have no receivers: all others are bounded by queued_sends_max.
         #[setting(at_least = 1)]
         pub queued_commands_max: usize = 16_384,
-        /// The maximum number of sends that the commands of one shard cause, until they are flushed; beyond it, the
-        /// caller waits. The default is about a tenth of a second of work, which is the longest time that a message
-        /// waits here. A push to keys counts once per KiB and key, and also while all its receivers read but have more
-        /// than 64 KiB queued (1 s at most). A push to a room or to all counts once per receiver, for a third of the
-        /// bound at most, until the receiver turns out to have other messages in flight; then it counts by its bytes
-        /// only. It also counts once per 4 KiB of its total.
+        /// The maximum number of sends that the commands of one shard cause, until they are
+        /// flushed; beyond it, the caller waits. The default is about a tenth of a second of work,
+        /// which is the longest time that a message waits here. A push to keys counts once per KiB
+        /// and key, and also while all its receivers read but have more than 64 KiB queued (1 s at
+        /// most). A push to a room or to all counts once per receiver, for a third of the bound at
+        /// most, until the receiver turns out to have other messages in flight; then it counts by
+        /// its bytes only. It also counts once per 4 KiB of its total.
         pub queued_sends_max: NonZeroU32 = nonzero(30_000),
         /// The maximum number of concurrent broadcasts with a speed.
         #[setting(at_least = 1)]
@@ -247,24 +255,26 @@ settings! {
     /// How sessions that sync learn of stored messages.
     #[derive(Debug, Clone)]
     pub struct SyncConfig {
-        /// The maximum size of a stored message's body that is sent along with its notification, for sessions that want
-        /// it: this saves a round trip. 0: no body is.
+        /// The maximum size of a stored message's body that is sent along with its notification,
+        /// for sessions that want it: this saves a round trip. 0: no body is.
         #[setting(bytes)]
         pub inline_bytes_max: usize = 1024,
     }
 }
 
 settings! {
-    /// Compression of bodies for clients whose protover names a compressing version, once per message and version.
+    /// Compression of bodies for clients whose protover names a compressing version, once per
+    /// message and version.
     #[derive(Debug, Clone)]
     pub struct CompressionConfig {
-        /// Whether large bodies are compressed for clients that can read them. If false, bodies are sent as they are.
-        /// Bodies of clients are decompressed either way.
+        /// Whether large bodies are compressed for clients that can read them. If false, bodies are
+        /// sent as they are. Bodies of clients are decompressed either way.
         pub enabled: bool = true,
         /// The minimum size of a body that is compressed.
         #[setting(bytes)]
         pub threshold_bytes: usize = 512,
-        /// The maximum size of a client's body after decompression. A larger one closes the connection.
+        /// The maximum size of a client's body after decompression. A larger one closes the
+        /// connection.
         #[setting(bytes)]
         pub inflated_bytes_max: usize = 64 * 1024,
         #[setting(group)]
@@ -306,22 +316,23 @@ settings! {
         pub interval: Duration = Duration::from_millis(200),
         /// The maximum number of events in one call.
         pub batch_max: NonZeroUsize = NonZeroUsize::MIN.saturating_add(499),
-        /// The maximum number of events queued while logic does not take them; further ones are dropped and counted. The
-        /// default takes about 30 MB.
+        /// The maximum number of events queued while logic does not take them; further ones are
+        /// dropped and counted. The default takes about 30 MB.
         pub waiting_max: usize = 100_000,
     }
 }
 
 settings! {
-    /// Sessions that have missed messages because the comet was considered dead and was not: it was frozen or cut off for so
-    /// long that its sessions were removed, or that a job dropped messages for it. Those that sync are asked to sync again.
+    /// Sessions that have missed messages because the comet was considered dead and was not: it was
+    /// frozen or cut off for so long that its sessions were removed, or that a job dropped messages
+    /// for it. Those that sync are asked to sync again.
     #[derive(Debug, Clone)]
     pub struct RecoveryConfig {
-        /// Whether sessions that do not sync are closed with code 3006 (goim's clients see the end of the connection),
-        /// so that they reconnect and know that they may have missed messages.
+        /// Whether sessions that do not sync are closed with code 3006 (goim's clients see the end
+        /// of the connection), so that they reconnect and know that they may have missed messages.
         pub end_sessions: bool = true,
-        /// The maximum number of sessions per second that are closed or asked to sync. The closed ones reconnect
-        /// immediately.
+        /// The maximum number of sessions per second that are closed or asked to sync. The closed
+        /// ones reconnect immediately.
         pub sessions_per_second: NonZeroU32 = nonzero(1_000),
     }
 }
@@ -334,8 +345,8 @@ settings! {
         pub sessions_per_second: NonZeroU32 = nonzero(1_000),
         /// The time after which the remaining sessions are closed immediately.
         pub deadline: Duration = Duration::from_secs(30),
-        /// The maximum time that an negotiated client is asked to wait before it reconnects. Each client gets a random
-        /// part of it.
+        /// The maximum time that an negotiated client is asked to wait before it reconnects. Each
+        /// client gets a random part of it.
         pub reconnect_delay_max: Duration = Duration::from_secs(3),
     }
 }
@@ -397,7 +408,8 @@ fn check_listeners(config: &Config, faults: &mut Faults) {
     );
 }
 
-/// How policies for slow consumers are written: `close`, and with operations `1000..1999 drop-oldest`.
+/// How policies for slow consumers are written: `close`, and with operations `1000..1999
+/// drop-oldest`.
 pub(crate) enum PolicyFormat {}
 
 impl PolicyFormat {

@@ -157,7 +157,8 @@ impl<T> IndexMut<ListenerKind> for PerListener<T> {
     }
 }
 
-/// Addresses by kind of listener: those of a configuration, or those that a comet listens on, in the same order.
+/// Addresses by kind of listener: those of a configuration, or those that a comet listens on, in
+/// the same order.
 pub type ListenAddrs = PerListener<Vec<SocketAddr>>;
 
 /// The addresses of `comet.listen`.
@@ -190,8 +191,12 @@ impl Settings for Listeners {
 
     fn schema() -> Schema<Self> {
         let setting = |kind: ListenerKind| {
-            let (field, field_mut) = (move |all: &Self| &all.0[kind], move |all: &mut Self| &mut all.0[kind]);
-            Setting::new::<Vec<SocketAddr>, Plain>(kind.name(), kind.row().text, field, field_mut)
+            Setting::new::<Vec<SocketAddr>, Plain>(
+                kind.name(),
+                kind.row().text,
+                move |all: &Self| &all.0[kind],
+                move |all: &mut Self| &mut all.0[kind],
+            )
         };
         Schema::of(Self::TEXT, ListenerKind::ALL.map(setting).into(), Vec::new())
     }

@@ -1,7 +1,8 @@
-//! The settings of logic, with the reasons for the defaults, which are those of goim's example file where it has
-//! them. Sizes are bytes.
+//! The settings of logic, with the reasons for the defaults, which are those of goim's example file
+//! where it has them. Sizes are bytes.
 //!
-//! Nothing is read from files or the environment here: the binary composes this with its own settings.
+//! Nothing is read from files or the environment here: the binary composes this with its own
+//! settings.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -37,12 +38,13 @@ settings! {
         pub http: HttpConfig,
         #[setting(group)]
         pub identity: IdentityConfig,
-        /// The maximum time that a directory may take to answer. It must be below comet.limits.handshake_timeout. goim
-        /// waits forever.
+        /// The maximum time that a directory may take to answer. It must be below
+        /// comet.limits.handshake_timeout. goim waits forever.
         #[setting(above_zero)]
         pub directory_timeout: Duration = Duration::from_secs(3),
-        /// Regions with the provinces that belong to them, for example { sh = ["Shanghai", "Jiangsu"] }. goim never
-        /// determines a client's province, so that only a region with the province "" ever matches a client.
+        /// Regions with the provinces that belong to them, for example { sh = ["Shanghai",
+        /// "Jiangsu"] }. goim never determines a client's province, so that only a region with the
+        /// province "" ever matches a client.
         pub regions: BTreeMap<String, Vec<String>> = BTreeMap::new(),
         /// The meaning of packet versions; the same in all comets and logics.
         #[setting(derived)]
@@ -68,8 +70,8 @@ settings! {
         /// How often a client should send a heartbeat. Clients receive whole seconds.
         #[setting(above_zero)]
         pub heartbeat: Duration = Duration::from_secs(4 * 60),
-        /// How many heartbeats may be missing before a session is closed. With the defaults a session is closed after 8
-        /// minutes of silence.
+        /// How many heartbeats may be missing before a session is closed. With the defaults a
+        /// session is closed after 8 minutes of silence.
         #[setting(above_zero)]
         pub heartbeat_max: u32 = 2,
         /// The factor on the weight of a comet in the client's own region.
@@ -79,8 +81,8 @@ settings! {
 }
 
 settings! {
-    /// How clients are told to reconnect: after base_delay, then factor times longer each time up to max_delay, each
-    /// delay randomised by up to jitter of itself.
+    /// How clients are told to reconnect: after base_delay, then factor times longer each time up
+    /// to max_delay, each delay randomised by up to jitter of itself.
     #[derive(Debug, Clone, Copy, PartialEq)]
     pub struct Backoff {
         /// The longest delay, in seconds.
@@ -102,94 +104,106 @@ settings! {
     /// Pushes.
     #[derive(Debug, Clone)]
     pub struct PushConfig {
-        /// The maximum size of a record of the push log, counted as goim's Kafka client counts: 26, the record's key,
-        /// and goim's message around the body. With the default, a record fits into every Kafka that goim's did.
+        /// The maximum size of a record of the push log, counted as goim's Kafka client counts: 26,
+        /// the record's key, and goim's message around the body. With the default, a record fits
+        /// into every Kafka that goim's did.
         #[setting(bytes, at_least = 1024)]
         pub record_bytes_max: usize = 1_000_000,
-        /// The maximum time that the push log may take for one record. After that the push may or may not be in it, and
-        /// its publisher is told so. In a cluster it is at least push_log.append_timeout,
-        /// kafka.delivery_timeout and 2s together, because Kafka's own answer is awaited.
+        /// The maximum time that the push log may take for one record. After that the push may or
+        /// may not be in it, and its publisher is told so. In a cluster it is at least
+        /// push_log.append_timeout, kafka.delivery_timeout and 2s together, because Kafka's own
+        /// answer is awaited.
         #[setting(above_zero)]
         pub append_timeout: Duration = Duration::from_secs(5),
     }
 }
 
 settings! {
-    /// Packets of clients whose operation is not goim's own. Without a route they are answered with an empty body, as in
-    /// goim.
+    /// Packets of clients whose operation is not goim's own. Without a route they are answered with
+    /// an empty body, as in goim.
     #[derive(Debug, Clone)]
     pub struct UpstreamConfig {
-        /// The destination of packets, by operation: a list of tables with operations ("1000..1999", or one) and to
-        /// (http://, https://, grpc://host:port with goim.backend.Backend, kafka://topic). Optional: timeout (2s, all
-        /// attempts together), retries (0; only for calls that may be repeated), calls_max (256 concurrent calls),
-        /// duplicates (a time within which a packet with the same sequence of the same member gets the first answer
-        /// again; clients must not reuse sequences then) and secret (for HTTP, sent as `Authorization: Bearer`).
+        /// The destination of packets, by operation: a list of tables with operations
+        /// ("1000..1999", or one) and to (http://, https://, grpc://host:port with
+        /// goim.backend.Backend, kafka://topic). Optional: timeout (2s, all attempts together),
+        /// retries (0; only for calls that may be repeated), calls_max (256 concurrent calls),
+        /// duplicates (a time within which a packet with the same sequence of the same member gets
+        /// the first answer again; clients must not reuse sequences then) and secret (for HTTP,
+        /// sent as `Authorization: Bearer`).
         #[setting(check = check_routes)]
         pub routes: Vec<RouteConfig> = Vec::new(),
     }
 }
 
 settings! {
-    /// How timelines are read and written. They are stored where timelines.folder or timelines.postgres names.
+    /// How timelines are read and written. They are stored where timelines.folder or
+    /// timelines.postgres names.
     #[derive(Debug, Clone)]
     pub struct TimelinesConfig {
         #[setting(group)]
         pub send: SendConfig,
-        /// Whether a member may send what logic.timelines.send.allowed does not cover: a POST with JSON: mid, to,
-        /// in_room, operation (4, or from 1000 on), body_bytes. 200 and 204 permit it, 401 and 403 forbid it; any other
-        /// status is no decision, and the client may retry. Without a URL it is forbidden.
+        /// Whether a member may send what logic.timelines.send.allowed does not cover: a POST with
+        /// JSON: mid, to, in_room, operation (4, or from 1000 on), body_bytes. 200 and 204 permit
+        /// it, 401 and 403 forbid it; any other status is no decision, and the client may retry.
+        /// Without a URL it is forbidden.
         #[setting(group)]
         pub send_webhook: WebhookConfig,
         /// The maximum number of messages in one reply to a sync.
         #[setting(above_zero)]
         pub reply_messages_max: usize = 200,
-        /// The maximum size of the bodies in one reply; a single larger message is returned all the same. The default
-        /// is what a phone downloads in a second.
+        /// The maximum size of the bodies in one reply; a single larger message is returned all the
+        /// same. The default is what a phone downloads in a second.
         #[setting(bytes)]
         pub reply_bytes_max: usize = 256 * 1024,
-        /// The maximum time that the store may take. After that the message may or may not be stored.
+        /// The maximum time that the store may take. After that the message may or may not be
+        /// stored.
         pub store_timeout: Duration = Duration::from_secs(5),
         /// How long an HTTP request may wait for messages. It must be below the timeout of proxies.
         pub long_poll_timeout: Duration = Duration::from_secs(60),
-        /// The maximum number of streams and requests that wait for messages. Beyond it, those with messages to return
-        /// are answered immediately, the others rejected with 503 and Retry-After. It should not exceed
-        /// logic.http.connections_max.
+        /// The maximum number of streams and requests that wait for messages. Beyond it, those with
+        /// messages to return are answered immediately, the others rejected with 503 and
+        /// Retry-After. It should not exceed logic.http.connections_max.
         pub long_polls_max: usize = 10_000,
-        /// The same for one member; more are rejected with 429. A stream covers one timeline. "none": no limit.
+        /// The same for one member; more are rejected with 429. A stream covers one timeline.
+        /// "none": no limit.
         pub long_polls_per_member_max: Option<NonZeroU32> = NonZeroU32::new(256),
-        /// The same for one address, or one /64 network of IPv6; more are rejected with 429. Not set: no limit, because
-        /// whole offices and carriers share one.
+        /// The same for one address, or one /64 network of IPv6; more are rejected with 429. Not
+        /// set: no limit, because whole offices and carriers share one.
         #[setting(example = "1000")]
         pub long_polls_per_address_max: Option<NonZeroU32> = None,
-        /// The maximum number of notifications of stored messages that are being retried, after the directory or the push
-        /// log did not accept them. Further ones are dropped, and clients find the messages with their next sync.
+        /// The maximum number of notifications of stored messages that are being retried, after the
+        /// directory or the push log did not accept them. Further ones are dropped, and clients
+        /// find the messages with their next sync.
         pub notify_retries_max: usize = 1_000,
     }
 }
 
 settings! {
-    /// What members may send themselves, and how fast. A member's quota covers all its sessions together, in each logic
-    /// separately. Beyond it an negotiated client receives code 3113 with the time to wait.
+    /// What members may send themselves, and how fast. A member's quota covers all its sessions
+    /// together, in each logic separately. Beyond it an negotiated client receives code 3113 with
+    /// the time to wait.
     #[derive(Debug, Clone)]
     pub struct SendConfig {
-        /// The operations that a member may send to rooms that its session is in, and to its own inbox, such as
-        /// ["live://*: 4, 1000..1999", "mid://*: 1000"]: a name or a prefix with *, then 4 and ranges from 1000 on.
-        /// Operation 4 to the member's own inbox is always allowed, the operations of the protocol never. In text, rules
-        /// are separated by ;.
+        /// The operations that a member may send to rooms that its session is in, and to its own
+        /// inbox, such as ["live://*: 4, 1000..1999", "mid://*: 1000"]: a name or a prefix with *,
+        /// then 4 and ranges from 1000 on. Operation 4 to the member's own inbox is always allowed,
+        /// the operations of the protocol never. In text, rules are separated by ;.
         pub allowed: Vec<SendRule> = Vec::new(),
-        /// The maximum rate of messages of one member, on average. Each message costs the store an append.
+        /// The maximum rate of messages of one member, on average. Each message costs the store an
+        /// append.
         pub messages_per_second_max: NonZeroU32 = nonzero(10),
         /// The number of messages that may be sent at once before that applies.
         pub messages_burst: NonZeroU32 = nonzero(20),
-        /// The maximum rate of bytes of one member, on average. It bounds how fast one member can fill a disk.
+        /// The maximum rate of bytes of one member, on average. It bounds how fast one member can
+        /// fill a disk.
         #[setting(bytes, above_zero)]
         pub bytes_per_second_max: usize = 64 * 1024,
-        /// The number of bytes that may be sent at once before that applies; a larger message is accepted when the
-        /// member's quota is unused.
+        /// The number of bytes that may be sent at once before that applies; a larger message is
+        /// accepted when the member's quota is unused.
         #[setting(bytes, above_zero)]
         pub bytes_burst: usize = 256 * 1024,
-        /// The number of members, of those that sent last, whose quotas are tracked (80 B each). Further members share one
-        /// quota.
+        /// The number of members, of those that sent last, whose quotas are tracked (80 B each).
+        /// Further members share one quota.
         #[setting(above_zero)]
         pub tracked_members_max: usize = 65_536,
     }
@@ -217,30 +231,33 @@ settings! {
     /// The HTTP API. Its address is http.listen.
     #[derive(Debug, Clone)]
     pub struct HttpConfig {
-        /// The maximum size of a request body. The default is well above logic.push.record_bytes_max, so that goim's users
-        /// see goim's error for a message that is slightly too large.
+        /// The maximum size of a request body. The default is well above
+        /// logic.push.record_bytes_max, so that goim's users see goim's error for a message that is
+        /// slightly too large.
         #[setting(bytes)]
         pub body_bytes_max: usize = 4 * 1024 * 1024,
-        /// The maximum size of a request head: request line and headers. A request target ends at 65,534 bytes in any
-        /// case.
+        /// The maximum size of a request head: request line and headers. A request target ends at
+        /// 65,534 bytes in any case.
         #[setting(bytes, at_least = 8192)]
         pub head_bytes_max: usize = 128 * 1024,
         /// The maximum number of headers in a request.
         #[setting(at_least = 16)]
         pub headers_max: usize = 100,
-        /// API keys. A push request must present one of them; each has at least 16 bytes. Empty: pushes are accepted from
-        /// this machine only. The environment is a better place than a file: GOIM_LOGIC_HTTP_API_KEYS.
+        /// API keys. A push request must present one of them; each has at least 16 bytes. Empty:
+        /// pushes are accepted from this machine only. The environment is a better place than a
+        /// file: GOIM_LOGIC_HTTP_API_KEYS.
         #[setting(secret, check = check_api_keys)]
         pub api_keys: Vec<ApiKey> = Vec::new(),
-        /// The maximum rate of requests of one client address, on average; as many may arrive at once. An IPv6 client is
-        /// its /64 network. Not set: no limit.
+        /// The maximum rate of requests of one client address, on average; as many may arrive at
+        /// once. An IPv6 client is its /64 network. Not set: no limit.
         #[setting(example = "1000")]
         pub requests_per_second_max: Option<NonZeroU32> = None,
-        /// The maximum time until a request's head is received: from the start of a new connection, then from the first
-        /// byte of each further head.
+        /// The maximum time until a request's head is received: from the start of a new connection,
+        /// then from the first byte of each further head.
         #[setting(above_zero)]
         pub header_timeout: Duration = Duration::from_secs(10),
-        /// The maximum time that a connection may be idle between two requests. goim never closes one.
+        /// The maximum time that a connection may be idle between two requests. goim never closes
+        /// one.
         #[setting(above_zero)]
         pub idle_timeout: Duration = Duration::from_secs(5 * 60),
         /// The maximum time from the end of a request's head to its response.
@@ -255,49 +272,53 @@ settings! {
 }
 
 settings! {
-    /// Who may connect. "open" trusts the clients, as goim does: for development and trusted networks. "jwt" accepts
-    /// tokens signed with a known key. "webhook" asks the backend.
+    /// Who may connect. "open" trusts the clients, as goim does: for development and trusted
+    /// networks. "jwt" accepts tokens signed with a known key. "webhook" asks the backend.
     #[derive(Debug, Clone)]
     pub struct IdentityConfig {
         #[setting(group)]
         pub jwt: JwtConfig,
-        /// The backend receives a POST with JSON: token, mid, key, room_id, rooms, platform, protover, ip, cookie,
-        /// user_agent, server. It answers 200 with JSON: mid (required), key, rooms, rooms_allowed, accepts, expires_at
-        /// (seconds since 1970); or 401 or 403, or {"refuse": "why"}. Any other answer is no decision, and the client may
-        /// reconnect. timeout must be less than logic.directory_timeout.
+        /// The backend receives a POST with JSON: token, mid, key, room_id, rooms, platform,
+        /// protover, ip, cookie, user_agent, server. It answers 200 with JSON: mid (required), key,
+        /// rooms, rooms_allowed, accepts, expires_at (seconds since 1970); or 401 or 403, or
+        /// {"refuse": "why"}. Any other answer is no decision, and the client may reconnect.
+        /// timeout must be less than logic.directory_timeout.
         #[setting(group)]
         pub webhook: WebhookConfig,
         /// The method: "open", "jwt" or "webhook".
         pub method: IdentityMethod = IdentityMethod::Open,
-        /// With "open": accepts clients of other machines, whatever identity they claim. If false, `goim serve` refuses
-        /// to listen to others with "open".
+        /// With "open": accepts clients of other machines, whatever identity they claim. If false,
+        /// `goim serve` refuses to listen to others with "open".
         pub allow_remote: bool = false,
-        /// Without "open": lets a client choose the key of its session where neither its token nor the backend does. Anyone
-        /// who knows the key of another session can then take it over.
+        /// Without "open": lets a client choose the key of its session where neither its token nor
+        /// the backend does. Anyone who knows the key of another session can then take it over.
         pub allow_client_keys: bool = false,
-        /// The maximum number of devices of a member: "all", "one-per-platform", "newest" (one), or "at-most 3". The newest
-        /// connection wins; an negotiated client that is disconnected receives code 3506. Anonymous clients are not limited.
+        /// The maximum number of devices of a member: "all", "one-per-platform", "newest" (one), or
+        /// "at-most 3". The newest connection wins; an negotiated client that is disconnected
+        /// receives code 3506. Anonymous clients are not limited.
         pub devices: DevicePolicy = DevicePolicy::All,
     }
     check = check_identity;
 }
 
 settings! {
-    /// JSON Web Tokens with HS256, RS256, ES256 or EdDSA, in the member `token` of the auth packet. Claims: mid
-    /// (required), exp, nbf, aud, iss, key, rooms, rooms_allowed, accepts. A key is used for one algorithm only.
+    /// JSON Web Tokens with HS256, RS256, ES256 or EdDSA, in the member `token` of the auth packet.
+    /// Claims: mid (required), exp, nbf, aud, iss, key, rooms, rooms_allowed, accepts. A key is
+    /// used for one algorithm only.
     #[derive(Debug, Clone)]
     pub struct JwtConfig {
-        /// Shared secrets for HS256, each at least 32 bytes; several while one replaces another. The environment is a better
-        /// place than a file: GOIM_LOGIC_IDENTITY_JWT_SECRETS.
+        /// Shared secrets for HS256, each at least 32 bytes; several while one replaces another.
+        /// The environment is a better place than a file: GOIM_LOGIC_IDENTITY_JWT_SECRETS.
         #[setting(secret, check = check_jwt_secrets)]
         pub secrets: Vec<Secret> = Vec::new(),
         /// Files with public keys in PEM: RSA (RS256), P-256 (ES256) or Ed25519 (EdDSA).
         pub public_keys: Vec<PathBuf> = Vec::new(),
-        /// The URL where the public keys are published, as a JSON Web Key Set. Keys are selected by their id (kid); a new one
-        /// is fetched when a token names it.
+        /// The URL where the public keys are published, as a JSON Web Key Set. Keys are selected by
+        /// their id (kid); a new one is fetched when a token names it.
         #[setting(example = "https://login.example.com/.well-known/jwks.json", check = check_jwks_url)]
         pub jwks_url: Option<ServiceUrl> = None,
-        /// The age at which fetched keys are fetched again. Known keys stay valid while the URL does not answer.
+        /// The age at which fetched keys are fetched again. Known keys stay valid while the URL
+        /// does not answer.
         #[setting(above_zero)]
         pub jwks_refresh_interval: Duration = Duration::from_secs(5 * 60),
         /// The minimum time between two fetches, whatever key ids tokens name.
@@ -317,7 +338,8 @@ settings! {
     }
 }
 
-/// How many devices a member may have online. The newest connection wins. Anonymous clients are not limited.
+/// How many devices a member may have online. The newest connection wins. Anonymous clients are not
+/// limited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DevicePolicy {
     /// Any number.

@@ -4,7 +4,7 @@
 //! costing more than its own callers' time.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use goim_ports::{HttpClient, HttpError, HttpRequest, HttpResponse};

@@ -24,7 +24,8 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// All faults of a configuration whose root is at `path`; an empty path is the root of the file.
+    /// All faults of a configuration whose root is at `path`; an empty path is the root of the
+    /// file.
     pub fn of<C: Settings>(path: &str, config: &C) -> Vec<Fault> {
         let mut faults = Self { group: path.to_owned(), all: Vec::new() };
         config.check(&mut faults);

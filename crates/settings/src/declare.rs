@@ -39,7 +39,8 @@
 /// | `flatten` | a group whose settings become those of this one |
 /// | `derived` | no setting: its value follows from another |
 ///
-/// `check = function` behind the struct names a `fn(&Self, &mut Faults)` for what concerns several fields.
+/// `check = function` behind the struct names a `fn(&Self, &mut Faults)` for what concerns several
+/// fields.
 #[macro_export]
 macro_rules! settings {
     (

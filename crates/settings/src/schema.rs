@@ -96,7 +96,8 @@ impl<C: 'static> Setting<C> {
         (self.get)(config)
     }
 
-    /// Sets the value in `config`; `None`, and nothing set, if the input is not a value of this setting.
+    /// Sets the value in `config`; `None`, and nothing set, if the input is not a value of this
+    /// setting.
     #[must_use]
     pub fn set(&self, config: &mut C, input: Input<'_>) -> Option<()> {
         (self.set)(config, input)
@@ -153,8 +154,8 @@ impl<C: 'static> Schema<C> {
         })
     }
 
-    /// The same as the group `name` of a larger configuration, about `text`. With an empty name the settings become
-    /// those of the larger group.
+    /// The same as the group `name` of a larger configuration, about `text`. With an empty name the
+    /// settings become those of the larger group.
     #[must_use]
     pub fn nest<P: 'static>(
         self,

@@ -1,7 +1,9 @@
-//! How each type of setting is written: read from text and from a file, shown, and described when it is wrong.
+//! How each type of setting is written: read from text and from a file, shown, and described when
+//! it is wrong.
 //!
-//! Text is the common form (environment, command line, strings in a file). Numbers and booleans are also read bare
-//! from a file; durations and sizes are not, because a bare number does not name its unit.
+//! Text is the common form (environment, command line, strings in a file). Numbers and booleans are
+//! also read bare from a file; durations and sizes are not, because a bare number does not name its
+//! unit.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -43,7 +45,8 @@ pub trait SettingType: Sized {
     fn to_value(&self) -> Option<Value>;
 }
 
-/// Types whose text is what `FromStr` reads and `Display` writes, and whose form in a file is that text.
+/// Types whose text is what `FromStr` reads and `Display` writes, and whose form in a file is that
+/// text.
 #[macro_export]
 macro_rules! text_setting {
     ($($type:ty, $expected:expr $(, separator $separator:literal)?;)*) => {$(
@@ -286,7 +289,8 @@ impl<T: SettingType> SettingType for Vec<T> {
     }
 }
 
-/// Names with values, such as regions. There is no text form: a text that holds a table is read before.
+/// Names with values, such as regions. There is no text form: a text that holds a table is read
+/// before.
 impl<T: SettingType> SettingType for BTreeMap<String, T> {
     const SENSITIVE: bool = T::SENSITIVE;
 
@@ -372,8 +376,8 @@ const DURATION_UNITS: [(&str, u128); 7] = [
     ("ns", 1),
 ];
 
-/// Reads a duration in Go's syntax, as in goim's files: one or more decimal numbers, each with its unit. `0` alone
-/// needs none.
+/// Reads a duration in Go's syntax, as in goim's files: one or more decimal numbers, each with its
+/// unit. `0` alone needs none.
 #[must_use]
 pub fn parse_duration(text: &str) -> Option<Duration> {
     if text == "0" {

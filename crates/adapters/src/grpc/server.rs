@@ -5,6 +5,7 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use super::config::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::time::{Sleep, sleep, timeout};
@@ -22,35 +23,6 @@ pub(super) const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// Pause after an accept that failed, for example because the process has no descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// How connections of other nodes are kept. The defaults are goim's `rpcServer`, where it has them.
-///
-/// Clients may ping as often as they like: goim's do every ten seconds, also when idle.
-#[derive(Debug, Clone)]
-pub struct ServerConfig {
-    /// A connection on which nothing has come for this long is pinged. Default 60 s.
-    pub keepalive_interval: Duration,
-    /// A connection that leaves a ping without answer for this long is closed. Default 20 s.
-    pub keepalive_timeout: Duration,
-    /// A connection that is older is told to go, so that clients spread over new nodes. Default 2 h. `None`: never.
-    pub connection_age_max: Option<Duration>,
-    /// How long calls may go on after that, and after the shutdown. Default 20 s.
-    pub grace: Duration,
-    /// Calls under way on one connection. Default 4,096; further ones wait at the client.
-    pub calls_max: u32,
-}
-
-impl Default for ServerConfig {
-    fn default() -> Self {
-        Self {
-            keepalive_interval: Duration::from_secs(60),
-            keepalive_timeout: Duration::from_secs(20),
-            connection_age_max: Some(Duration::from_secs(2 * 60 * 60)),
-            grace: Duration::from_secs(20),
-            calls_max: 4_096,
-        }
-    }
-}
 
 /// Why serving ended early.
 #[derive(Debug, thiserror::Error)]

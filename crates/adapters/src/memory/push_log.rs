@@ -17,6 +17,7 @@ use goim_ports::{
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
+use super::config::PushLogConfig;
 use super::lock;
 use crate::push_size::kafka_len;
 
@@ -24,45 +25,6 @@ const PARTITION: i32 = 0;
 
 /// What a record takes besides its own bytes: its place in the queue, and the allocations' own.
 const RECORD_OVERHEAD: usize = 160;
-
-/// Bounds of a push log in memory.
-#[derive(Debug, Clone)]
-pub struct PushLogConfig {
-    /// Records between their append and their hand-over. Default 65,536. At least one is always taken.
-    pub records_max: usize,
-    /// The same in bytes, with a fixed addition per record for its housekeeping. Default 64 MiB: what a burst may
-    /// cost. An empty log takes one record of any size that `record_bytes_max` allows.
-    pub bytes_max: usize,
-    /// How long an append waits for room before it is refused. Default 3 s. Zero refuses at once.
-    pub append_timeout: Duration,
-    /// Appends that may wait at once. Default 1,024. One more is refused at once.
-    pub waiting_max: usize,
-    /// Size of one record in bytes, counted as goim's Kafka client counts it: 26 and the lengths of the record's key
-    /// and of its protobuf form. Default 1,000,000, as in goim.
-    pub record_bytes_max: usize,
-    /// How old a record may become before it is read. Default 100 ms: job stops reading when the receivers do not keep up,
-    /// and a message must not become old in here without its publisher knowing. Appends wait, like those that find the log
-    /// full, while the oldest unread record is older, or as many are unread as were lately read in such a time.
-    /// [`Duration::MAX`] is no bound.
-    pub age_max: Duration,
-    /// Records that one read gives at most. Default 1024: what publishers leave in one round of the runtime, so that job keeps
-    /// up with them and little waits.
-    pub read_records_max: usize,
-}
-
-impl Default for PushLogConfig {
-    fn default() -> Self {
-        Self {
-            records_max: 65_536,
-            bytes_max: 64 * 1024 * 1024,
-            append_timeout: Duration::from_secs(3),
-            waiting_max: 1_024,
-            record_bytes_max: 1_000_000,
-            age_max: Duration::from_millis(100),
-            read_records_max: 1024,
-        }
-    }
-}
 
 /// Figures of a push log, for metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

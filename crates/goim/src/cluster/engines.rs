@@ -1,4 +1,4 @@
-//! The engines as the settings describe them.
+//! The engines, as the settings describe them.
 
 use std::time::Duration;
 
@@ -39,11 +39,10 @@ pub(crate) fn kafka(config: &Config) -> KafkaConfig {
     }
 }
 
-/// What librdkafka may take beyond the time that a record has: it looks for late ones once a
-/// second.
+/// How late librdkafka may report an expired record: it checks once per second.
 const LATE: Duration = Duration::from_secs(2);
 
-/// The longest that the push log on Kafka may take for its answer to one append.
+/// The maximum time that the push log on Kafka takes for one append.
 pub(super) fn append_timeout(config: &Config) -> Duration {
     config.push_log.append_timeout + config.kafka.delivery_timeout + LATE
 }
@@ -75,7 +74,7 @@ pub(super) async fn redis(config: &Config) -> Result<RedisStore, StartError> {
         session_ttl,
         deadline,
         recovery_grace,
-        // Comets that could not renew their leases must have had the time to.
+        // At least a lease, so that comets have had the time to renew theirs.
         settling: recovery_grace.max(config.cluster.lease),
         check_interval: config.cluster.refresh,
         tls,

@@ -1,6 +1,6 @@
-//! What a typed line means.
+//! The commands of the input.
 
-/// One line of input, understood.
+/// One parsed line of input.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Line {
     /// Nothing to do.
@@ -12,13 +12,13 @@ pub(super) enum Line {
         /// The body.
         body: Vec<u8>,
     },
-    /// Be in this room; `None`: in none.
+    /// Change to this room; `None`: leave the room.
     Room(Option<String>),
-    /// Want these operations.
+    /// Subscribe to these operations.
     Subscribe(Vec<i32>),
-    /// Want them no more.
+    /// Unsubscribe from them.
     Unsubscribe(Vec<i32>),
-    /// Show what can be typed.
+    /// Show the commands.
     Help,
     /// End.
     Quit,
@@ -29,9 +29,9 @@ a line of text             sends it (operation 4)
 /send 1000 text            sends text with operation 1000
 /hex 1000 c0ffee           sends bytes with operation 1000
 /room live://2             changes the room; /room alone leaves it
-/sub 1001,1002             wants pushes with these operations
-/unsub 1001                wants them no more
-/quit                      ends; so does the end of the input
+/sub 1001,1002             subscribes to pushes with these operations
+/unsub 1001                unsubscribes from them
+/quit                      ends; as the end of the input does
 //text                     sends a text that begins with a slash
 ";
 
@@ -93,7 +93,7 @@ fn operations(rest: &str) -> Result<Vec<i32>, String> {
     let list: Option<Vec<i32>> =
         rest.split([',', ' ']).filter(|part| !part.is_empty()).map(|part| part.parse().ok()).collect();
     list.filter(|list| !list.is_empty())
-        .ok_or_else(|| "wants operations separated by commas: 1001,1002".to_owned())
+        .ok_or_else(|| "must be operations separated by commas: 1001,1002".to_owned())
 }
 
 #[cfg(test)]
