@@ -29,7 +29,7 @@ chaos: toolchain  ## kill roles at random, then fail Redis, Kafka and comets in 
 
 nothing-lost: toolchain  ## kill the server, and parts of a cluster, 200 times under stored messages; check that each is delivered once and in order (KILLS, SEED)
 	@for engine in redis kafka postgres; do scripts/engines/$$engine.sh get; done
-	KILLS=$${KILLS:-200} cargo test --package goim --locked --test nothing_lost -- --nocapture --include-ignored --test-threads=1
+	KILLS=$${KILLS:-200} cargo test --workspace --locked --test e2e -- nothing_lost:: --nocapture --include-ignored --test-threads=1
 
 test: toolchain  ## get what the tests need, then run all of them
 	@scripts/test.sh

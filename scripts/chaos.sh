@@ -32,7 +32,7 @@ esac
 scripts/engines/redis.sh get
 scripts/engines/kafka.sh get
 status=0
-scripts/cluster-partition.sh with chaos || status=$?
+scripts/cluster-partition.sh with chaos:: || status=$?
 # Without the right to make network namespaces: all but the phase that needs them.
 [ "$status" = 2 ] || exit "$status"
-cargo test -p goim --locked --test chaos -- --ignored --nocapture
+cargo test --workspace --locked --test e2e -- chaos:: --ignored --nocapture

@@ -10,5 +10,5 @@ cd "$(dirname "$0")/.."
 scripts/engines/redis.sh get
 scripts/engines/kafka.sh get
 scripts/engines/postgres.sh get
-cargo test -p goim --locked --test cluster_death -- --ignored --nocapture
-[ -n "${DEATH_OF:-}" ] || cargo test -p goim --locked --test nothing_lost -- --ignored --nocapture the_same_of_a_cluster
+cargo test --workspace --locked --test e2e -- cluster::death:: --ignored --nocapture
+[ -n "${DEATH_OF:-}" ] || cargo test --workspace --locked --test e2e -- the_same_of_a_cluster --ignored --nocapture

@@ -4,7 +4,7 @@
 # it took. About a minute; needs root, and what scripts/test.sh needs.
 #
 # usage: cluster-partition.sh            run it all
-#        cluster-partition.sh with TEST  run another test of crates/goim among such namespaces
+#        cluster-partition.sh with TEST  run another test of the e2e suite among such namespaces
 #        cluster-partition.sh cut NAME   what the test calls: comet1 or comet2 hears and says nothing from now on
 #        cluster-partition.sh heal NAME  the contrary
 set -euo pipefail
@@ -44,7 +44,7 @@ inside() { # TEST
   export CLUSTER_HOST=10.77.0.1 CLUSTER_HOST_http=127.0.0.1 CLUSTER_HOST_comet1=10.77.1.2 CLUSTER_HOST_comet2=10.77.2.2
   CLUSTER_RUN_comet1="ip netns exec $(space comet1)" CLUSTER_RUN_comet2="ip netns exec $(space comet2)"
   export CLUSTER_RUN_comet1 CLUSTER_RUN_comet2
-  cargo test --offline -p goim --locked --test "$1" -- --ignored --nocapture
+  cargo test --offline --workspace --locked --test e2e -- "$1" --ignored --nocapture
 }
 
 get() {
@@ -58,13 +58,13 @@ get() {
 
 case "${1:-}" in
   "" | with)
-    test=${2:-cluster_partition}
+    test=${2:-cluster::partition::}
     [ "$(id -u)" = 0 ] || { echo "cluster-partition.sh: needs root, for network namespaces" >&2; exit 2; }
     get
     scripts/engines/redis.sh get
     scripts/engines/kafka.sh get
     # Nothing can be fetched inside.
-    cargo test -p goim --locked --test "$test" --no-run
+    cargo test --workspace --locked --test e2e --no-run
     exec unshare --net "$0" inside "$test"
     ;;
   inside) inside "$2" ;;

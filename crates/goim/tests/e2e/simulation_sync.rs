@@ -1,0 +1,422 @@
+//! Clients and servers that sync, in virtual time: the client's loop and the server's answers are the real ones, the network between them
+//! loses, doubles, delays and reorders packets, connections break, and old messages go. Thousands of seeds; one that fails is printed and can be
+//! run alone with `SEED`.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crate::harness::random::Random;
+use goim_adapters::memory::{
+    MemoryDevices, MemoryNodes, MemoryRooms, MemorySessions, MemoryTimelines, SharedComets,
+};
+use goim_logic::{Dependencies, Logic, StoredPush, StoredTo};
+use goim_ports::{
+    AcceptedAt, AppendError, Appended, Call, HttpClient, HttpError, HttpRequest, HttpResponse,
+    IdempotencyKey, LogicPort as _, Mid, NewMessage, Operation, PacketBuf, PushLog, PushRecord, Retention,
+    RetentionRules, Schema, StoredAt, Upstream,
+};
+use goim_session::Moment;
+use goim_session::follow::{AskId, Follow, FollowRules, Follower};
+use goim_wire::sync::{self, Body as _};
+
+const CLIENTS: usize = 4;
+const MID: Mid = Mid(7);
+const INBOX: &str = "mid://7";
+/// Few messages are kept, so that a client that is away for long comes back to a hole.
+const ROOM: &str = "short://1";
+const TIMELINES: [&str; 2] = [INBOX, ROOM];
+
+/// Nobody asks the backend here.
+struct Nobody;
+
+impl HttpClient for Nobody {
+    fn send(&self, _: HttpRequest) -> Call<Result<HttpResponse, HttpError>> {
+        Call::pending(std::future::pending())
+    }
+}
+
+/// The words that logic says of stored messages.
+#[derive(Default)]
+struct Words(Mutex<Vec<(StoredAt, bytes::Bytes)>>);
+
+impl PushLog for Words {
+    fn append(&self, record: PushRecord) -> Call<Result<(), AppendError>> {
+        self.note(record);
+        Call::Ready(Ok(()))
+    }
+
+    fn append_all(&self, records: Vec<PushRecord>) -> Call<Appended> {
+        let accepted = records.len();
+        records.into_iter().for_each(|record| self.note(record));
+        Call::Ready(Appended { accepted, error: None })
+    }
+}
+
+impl Words {
+    fn note(&self, record: PushRecord) {
+        let stored = record.extension.as_ref().and_then(|negotiated| negotiated.stored.clone()).unwrap();
+        self.0.lock().unwrap().push((stored, record.body));
+    }
+}
+
+/// A packet on its way.
+#[derive(Debug, Clone)]
+enum Packet {
+    Ask(AskId, sync::SyncRequest),
+    Reply(Option<AskId>, sync::SyncReply),
+    Notify(sync::Notify),
+}
+
+/// Something that happens at a moment.
+#[derive(Debug, Clone)]
+enum Happening {
+    /// A packet arrives, if its connection is still the same.
+    AtServer {
+        client: usize,
+        connection: u64,
+        packet: Packet,
+    },
+    AtClient {
+        client: usize,
+        connection: u64,
+        packet: Packet,
+    },
+    Connect(usize),
+    Cut(usize),
+    Publish,
+    Retain,
+    Timeout(usize),
+}
+
+struct Client {
+    follower: Follower,
+    connection: Option<u64>,
+    /// What the application has: by timeline its messages since the last hole, and where they begin.
+    received: BTreeMap<String, Vec<(u64, u64)>>,
+    begins: BTreeMap<String, u64>,
+    resets: usize,
+}
+
+struct World {
+    random: Random,
+    logic: Arc<Logic>,
+    words: Arc<Words>,
+    store: Arc<MemoryTimelines>,
+    clients: Vec<Client>,
+    now: Moment,
+    queue: BTreeMap<(Moment, u64), Happening>,
+    events: u64,
+    connections: u64,
+    /// What was published: by timeline the number of the message in each place.
+    published: BTreeMap<String, Vec<u64>>,
+    is_calm: bool,
+}
+
+/// What a run showed.
+#[derive(Debug, Default)]
+struct Seen {
+    resets: usize,
+    delivered: usize,
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let rules = RetentionRules {
+            retention_overrides: vec![(
+                "short".to_owned(),
+                Retention { messages_max: 8, ..Retention::FOREVER },
+            )],
+            otherwise: Retention::FOREVER,
+        };
+        let store = Arc::new(MemoryTimelines::new(rules, Duration::from_secs(3600)));
+        let words = Arc::new(Words::default());
+        let mut config = goim_logic::Config::default();
+        config.timelines.reply_messages_max = 5;
+        let dependencies = Dependencies {
+            sessions: Arc::new(MemorySessions::new()),
+            rooms: Arc::new(MemoryRooms::new()),
+            devices: Arc::new(MemoryDevices::default()),
+            nodes: Arc::new(MemoryNodes::new()),
+            push_log: words.clone(),
+            comets: Arc::new(SharedComets::new()),
+            http: Arc::new(Nobody),
+            timelines: Some(store.clone()),
+        };
+        let logic = Logic::new(config, dependencies).unwrap();
+        let clients = (0..CLIENTS)
+            .map(|_| {
+                let mut follower = Follower::new(FollowRules::default());
+                TIMELINES.iter().for_each(|timeline| follower.follow(*timeline, sync::Position::default()));
+                let (received, begins) = Default::default();
+                Client { follower, connection: None, received, begins, resets: 0 }
+            })
+            .collect();
+        Self {
+            random: Random::new(seed),
+            logic,
+            words,
+            store,
+            clients,
+            now: Moment(0),
+            queue: BTreeMap::new(),
+            events: 0,
+            connections: 0,
+            published: BTreeMap::new(),
+            is_calm: false,
+        }
+    }
+
+    fn at(&mut self, delay_ms: usize, happening: Happening) {
+        self.events += 1;
+        let at = self.now.after(Duration::from_millis(delay_ms as u64));
+        self.queue.insert((at, self.events), happening);
+    }
+
+    /// Puts a packet on its way: it may be lost, come twice, and be passed by others.
+    fn send(&mut self, to_server: bool, client: usize, connection: u64, packet: &Packet) {
+        let copies = match self.random.below(20) {
+            0 if !self.is_calm => 0,
+            1 if !self.is_calm => 2,
+            _ => 1,
+        };
+        for _ in 0..copies {
+            let delay = match self.random.below(10) {
+                0 if !self.is_calm => self.random.below(20_000),
+                _ => self.random.below(200),
+            };
+            let packet = packet.clone();
+            let happening = if to_server {
+                Happening::AtServer { client, connection, packet }
+            } else {
+                Happening::AtClient { client, connection, packet }
+            };
+            self.at(delay, happening);
+        }
+    }
+
+    async fn happen(&mut self, happening: Happening) {
+        match happening {
+            Happening::AtServer { client, connection, packet: Packet::Ask(id, request) } => {
+                // The session is known as long as the connection is.
+                if self.clients[client].connection == Some(connection) {
+                    let reply = self.answer(&request).await;
+                    self.send(false, client, connection, &Packet::Reply(Some(id), reply));
+                }
+            }
+            Happening::AtServer { packet, .. } => panic!("{packet:?} is not for a server"),
+            Happening::AtClient { client, connection, packet } => {
+                let Client { follower, connection: current, .. } = &mut self.clients[client];
+                if *current == Some(connection) {
+                    match packet {
+                        Packet::Reply(id, reply) => follower.replied(self.now, id, reply),
+                        Packet::Notify(notify) => follower.notified(self.now, notify),
+                        Packet::Ask(..) => panic!("a client is asked nothing"),
+                    }
+                    self.follow(client);
+                }
+            }
+            Happening::Connect(client) => self.connect(client).await,
+            Happening::Cut(client) => {
+                if self.clients[client].connection.take().is_some() {
+                    self.clients[client].follower.disconnected();
+                    let away = if self.random.chance(20) { 300_000 } else { 3_000 };
+                    let away = self.random.below(away);
+                    self.at(away, Happening::Connect(client));
+                }
+            }
+            Happening::Publish => self.publish().await,
+            Happening::Retain => self.store.retain(AcceptedAt::now()),
+            Happening::Timeout(client) => {
+                let now = self.now;
+                let follower = &mut self.clients[client].follower;
+                if follower.deadline() <= now {
+                    follower.handle_timeout(now);
+                    self.follow(client);
+                }
+            }
+        }
+    }
+
+    async fn connect(&mut self, client: usize) {
+        if self.clients[client].connection.is_some() {
+            return;
+        }
+        self.connections += 1;
+        let connection = self.connections;
+        self.clients[client].connection = Some(connection);
+        let in_token = self.random.chance(50);
+        let now = self.now;
+        self.clients[client].follower.connected(now, in_token);
+        if in_token {
+            let positions: Vec<_> = self.clients[client]
+                .follower
+                .positions()
+                .map(|(timeline, position)| (timeline.to_owned(), position))
+                .collect();
+            for (timeline, position) in positions {
+                let request = sync::SyncRequest { timeline, position: Some(position), limit: 0 };
+                let reply = self.answer(&request).await;
+                self.send(false, client, connection, &Packet::Reply(None, reply));
+            }
+        }
+        if !self.is_calm {
+            let held = self.random.below(60_000);
+            self.at(held, Happening::Cut(client));
+        }
+        self.follow(client);
+    }
+
+    /// What the server answers: logic's own code over the real store.
+    async fn answer(&self, request: &sync::SyncRequest) -> sync::SyncReply {
+        let packet = PacketBuf::push(Operation::SYNC, request.write().into());
+        let (schema, negotiated, is_member) = (Schema::FIRST, true, false);
+        let upstream = Upstream { mid: MID, key: "k".into(), packet, schema, negotiated, is_member };
+        sync::SyncReply::read(self.logic.receive(upstream).await.unwrap()).unwrap()
+    }
+
+    async fn publish(&mut self) {
+        let timeline = *self.random.one(&TIMELINES);
+        let to = match timeline {
+            INBOX => StoredTo::Mids(vec![MID]),
+            room => StoredTo::Room(room.into()),
+        };
+        let list = self.published.entry(timeline.to_owned()).or_default();
+        let number = list.len() as u64 + 1;
+        let message = NewMessage {
+            sender: Mid(0),
+            operation: Operation(1000),
+            body: number.to_string().into(),
+            extension: None,
+            accepted_at: AcceptedAt::now(),
+        };
+        let push = StoredPush { to, message, idempotency_key: IdempotencyKey::new(number.to_string()) };
+        let placed = self.logic.push_stored(vec![push]).await.unwrap();
+        assert_eq!(placed[0][0].kept.position.seq.0, number);
+        list.push(number);
+        // The inbox's sessions are in no directory here: the words of both are made the same way.
+        let mut words = std::mem::take(&mut *self.words.0.lock().unwrap());
+        if words.is_empty() {
+            let position = placed[0][0].kept.position;
+            let timeline = placed[0][0].timeline.clone();
+            let accepted_at = AcceptedAt(0);
+            words.push((
+                StoredAt { timeline, position, sender: Mid(0), accepted_at },
+                number.to_string().into(),
+            ));
+        }
+        for (stored, body) in words {
+            let latest = sync::Position { epoch: stored.position.epoch.0, seq: stored.position.seq.0 };
+            let inline = sync::Message { seq: latest.seq, operation: 1000, body, ..sync::Message::default() };
+            let messages = if self.random.chance(50) { vec![inline] } else { Vec::new() };
+            let notify =
+                sync::Notify { timeline: stored.timeline.to_string(), latest: Some(latest), messages };
+            for client in 0..CLIENTS {
+                if let Some(connection) = self.clients[client].connection {
+                    self.send(false, client, connection, &Packet::Notify(notify.clone()));
+                }
+            }
+        }
+    }
+
+    /// Does what a client's loop wants.
+    fn follow(&mut self, client: usize) {
+        let now = self.now;
+        while let Some(wanted) = self.clients[client].follower.poll(now) {
+            match wanted {
+                Follow::Ask { id, request } => {
+                    let connection = self.clients[client].connection.expect("it asks when it is connected");
+                    self.send(true, client, connection, &Packet::Ask(id, request));
+                }
+                Follow::Give { timeline, messages, position } => {
+                    let list = self.clients[client].received.entry(timeline).or_default();
+                    for message in &messages {
+                        let number = std::str::from_utf8(&message.body).unwrap().parse().unwrap();
+                        list.push((message.seq, number));
+                    }
+                    assert_eq!(messages.last().unwrap().seq, position.seq);
+                }
+                Follow::Gap { timeline, position } => {
+                    let client = &mut self.clients[client];
+                    client.resets += 1;
+                    let had = client.received.remove(&timeline).unwrap_or_default();
+                    let last = had.last().map_or(0, |(seq, _)| *seq);
+                    assert!(position.seq > last, "a hole before what it has: {last}, {position:?}");
+                    client.begins.insert(timeline, position.seq);
+                }
+            }
+        }
+        let deadline = self.clients[client].follower.deadline();
+        if deadline != Moment::NEVER {
+            let delay = usize::try_from(now.until(deadline).as_millis()).unwrap();
+            self.at(delay, Happening::Timeout(client));
+        }
+    }
+
+    async fn run_until(&mut self, end: Moment) {
+        while let Some(entry) = self.queue.first_entry().filter(|entry| entry.key().0 <= end) {
+            let ((at, _), happening) = entry.remove_entry();
+            self.now = self.now.max(at);
+            self.happen(happening).await;
+        }
+        self.now = end;
+    }
+
+    fn check(&self) -> Seen {
+        let mut seen = Seen::default();
+        for (number, client) in self.clients.iter().enumerate() {
+            seen.resets += client.resets;
+            for timeline in TIMELINES {
+                let published = self.published.get(timeline).map_or(0, Vec::len) as u64;
+                let received = client.received.get(timeline).cloned().unwrap_or_default();
+                // Who has never been here begins at what is kept.
+                let first = received.first().map_or(published, |(seq, _)| seq - 1);
+                let never = if timeline == ROOM { first } else { 0 };
+                let begins = client.begins.get(timeline).copied().unwrap_or(never);
+                let expected: Vec<(u64, u64)> = (begins + 1..=published).map(|seq| (seq, seq)).collect();
+                assert_eq!(received, expected, "client {number}, {timeline}, {} resets", client.resets);
+                assert!(timeline == ROOM || begins == 0, "nothing of the inbox was removed");
+                seen.delivered += received.len();
+            }
+        }
+        seen
+    }
+}
+
+async fn run(seed: u64) -> Seen {
+    let mut world = World::new(seed);
+    for client in 0..CLIENTS {
+        let delay = world.random.below(1000);
+        world.at(delay, Happening::Connect(client));
+    }
+    let storm = 600_000;
+    for _ in 0..60 {
+        let (publish, retain) = (world.random.below(storm), world.random.below(storm));
+        world.at(publish, Happening::Publish);
+        world.at(retain, Happening::Retain);
+    }
+    world.run_until(Moment(storm as u64)).await;
+    // From here on nothing is lost, and everybody stays; a word that was lost before is made up for by a look.
+    world.is_calm = true;
+    for client in 0..CLIENTS {
+        world.at(400_000, Happening::Connect(client));
+    }
+    world.run_until(Moment(storm as u64 + 1_200_000)).await;
+    world.check()
+}
+
+#[test]
+fn whatever_the_network_does_everything_comes_once_and_in_order_or_a_hole_is_told() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let only = std::env::var("SEED").ok().map(|seed| seed.parse::<u64>().expect("SEED is a number"));
+    let seeds = std::env::var("SEEDS").map_or(2_000, |seeds| seeds.parse().expect("SEEDS is a number"));
+    let mut total = Seen::default();
+    for seed in only.map_or(0..seeds, |seed| seed..seed + 1) {
+        let run = std::panic::AssertUnwindSafe(|| runtime.block_on(run(seed)));
+        let Seen { resets, delivered } =
+            std::panic::catch_unwind(run).unwrap_or_else(|_| panic!("SEED={seed}"));
+        total = Seen { resets: total.resets + resets, delivered: total.delivered + delivered };
+    }
+    eprintln!("{total:?}");
+    assert!(only.is_some() || total.resets > 100 && total.delivered > 100_000, "{total:?}");
+}
