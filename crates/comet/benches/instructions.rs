@@ -17,7 +17,7 @@ use goim_comet::Config;
 use goim_comet::harness::{Harness, Opened};
 use goim_ports::{
     Accepted, Broadcast, Call, ConnectError, ConnectRequest, KeyPush, LogicError, LogicPort, Mid,
-    OnlineReport, OnlineTotals, Operation, PacketBuf, RoomCounts, RoomPush, SessionRef, Upstream,
+    OnlineReport, OnlineTotals, Operation, PacketBuf, RoomPush, SessionRef, Upstream,
 };
 
 /// One session, or so many in one room: `-100` in a path's name says that a count is for as many deliveries.

@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use goim_session::CloseReason;
+use parking_lot::{Mutex, MutexGuard};
 
 const STRIPES: usize = 16;
 
@@ -32,10 +32,10 @@ impl AddressBook {
         }
     }
 
-    fn stripe(&self, address: &IpAddr) -> std::sync::MutexGuard<'_, HashMap<IpAddr, u32>> {
+    fn stripe(&self, address: &IpAddr) -> MutexGuard<'_, HashMap<IpAddr, u32>> {
         use std::hash::BuildHasher as _;
         let index = self.hasher.hash_one(address) as usize % STRIPES;
-        self.stripes[index].lock().unwrap_or_else(PoisonError::into_inner)
+        self.stripes[index].lock()
     }
 
     /// Counts a connection in, or says which limit forbids it.

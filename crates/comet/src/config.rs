@@ -6,7 +6,7 @@
 use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use goim_compression::Levels;
@@ -161,15 +161,22 @@ impl TlsConfig {
     /// True if a certificate is configured.
     #[must_use]
     pub fn is_set(&self) -> bool {
-        self.cert_file.is_some() && self.key_file.is_some()
+        self.files().is_some()
+    }
+
+    /// Both files, if both are named.
+    pub(crate) fn files(&self) -> Option<(&Path, &Path)> {
+        self.cert_file.as_deref().zip(self.key_file.as_deref())
     }
 
     /// Reads both files and tests them as a pair, as a start does.
     ///
     /// # Errors
-    /// What is wrong, with the file that it is about.
+    /// What is wrong, with the file that it is about. No error if no files are named.
     pub fn check_files(&self) -> Result<(), String> {
-        crate::tls::CertificateStore::load(self).map(drop).map_err(|error| error.to_string())
+        let Some((cert_file, key_file)) = self.files() else { return Ok(()) };
+        let store = crate::tls::CertificateStore::load(cert_file, key_file);
+        store.map(drop).map_err(|error| error.to_string())
     }
 }
 

@@ -10,6 +10,7 @@ use goim_session::{Moment, ServerSession};
 use crate::message::ClassId;
 use crate::rooms::Membership;
 use crate::timers::Tick;
+use crate::token_bucket::{Rate, TokenBucket};
 use crate::transport::Socket;
 
 /// Names a connection of one shard. The generation tells it from those that had the slot before.
@@ -28,7 +29,7 @@ pub(crate) struct Connection {
     /// Who it is, once that is known.
     pub(crate) identity: Option<Identity>,
     /// When the directory is to be told again that the session lives.
-    pub(crate) touch_after: Moment,
+    pub(crate) renew_after: Moment,
     /// The tick of its entry on the timer wheel.
     pub(crate) armed: Option<Tick>,
     pub(crate) membership: Option<Membership>,
@@ -46,7 +47,7 @@ pub(crate) struct Connection {
     /// The kernel takes output.
     pub(crate) writable: bool,
     /// In the ring of those that have something to send.
-    pub(crate) in_ring: bool,
+    pub(crate) in_flush_queue: bool,
     /// In the list of those to be flushed at the end of the turn.
     pub(crate) urgent: bool,
     /// In the list of those whose input goes on in the next turn.
@@ -63,7 +64,7 @@ struct Rare {
     unread: Option<Box<[u8]>>,
     throttled_until: Option<Moment>,
     closing: Option<Closing>,
-    rate: Option<Rate>,
+    rate_limit: Option<TokenBucket>,
     /// Rooms besides the one of `membership`.
     further_rooms: Vec<Membership>,
     /// The rooms that the session may be in; `None` is any.
@@ -83,14 +84,6 @@ struct SyncOptions {
     asking: bool,
     /// Words that wait for the socket: the newest position of each timeline.
     words: Vec<(TimelineId, Position)>,
-}
-
-/// What a client may still send under a limit of packets.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Rate {
-    /// Packets that may come before the rate applies, in thousandths.
-    pub(crate) credit: u32,
-    pub(crate) seen: Moment,
 }
 
 /// Who a session is.
@@ -130,7 +123,7 @@ impl Connection {
             identity: None,
             membership: None,
             expires_s: u32::MAX,
-            touch_after: Moment::NEVER,
+            renew_after: Moment::NEVER,
             rare: None,
             remote,
             listener,
@@ -138,7 +131,7 @@ impl Connection {
             readable: false,
             half_closed: false,
             writable: true,
-            in_ring: false,
+            in_flush_queue: false,
             urgent: false,
             resumed: false,
         }
@@ -146,15 +139,15 @@ impl Connection {
 
     /// Reads from each line of memory that a push and its flush need, and gives a number that means nothing: so that all
     /// of these are fetched at once.
-    pub(crate) fn glance(&self) -> u32 {
+    pub(crate) fn prefetch(&self) -> u32 {
         let session = &self.session;
         let flags = [self.socket.holds_output(), session.outbox().is_empty(), session.is_open()];
         flags.iter().fold(self.generation, |seen, flag| seen << 1 ^ u32::from(*flag))
     }
 
     /// The same for what comes in.
-    pub(crate) fn glance_for_input(&self) -> u32 {
-        self.glance() ^ self.touch_after.0 as u32 ^ self.session.deadline().0 as u32
+    pub(crate) fn prefetch_for_input(&self) -> u32 {
+        self.prefetch() ^ self.renew_after.0 as u32 ^ self.session.deadline().0 as u32
     }
 
     /// The client's address.
@@ -229,9 +222,10 @@ impl Connection {
         self.tidy();
     }
 
-    /// What the client may still send; `full` for one that has sent nothing yet.
-    pub(crate) fn rate(&mut self, full: Rate) -> &mut Rate {
-        self.rare.get_or_insert_default().rate.get_or_insert(full)
+    /// The bucket of packets that the client may still send; full for one that has sent nothing yet.
+    pub(crate) fn rate_limit(&mut self, now: Moment, rate: &Rate) -> &mut TokenBucket {
+        let limit = &mut self.rare.get_or_insert_default().rate_limit;
+        limit.get_or_insert_with(|| TokenBucket::full(now, rate))
     }
 
     /// The rooms besides the one of `membership`.
@@ -365,11 +359,11 @@ impl Connection {
             syncing.positions.is_empty() && !syncing.asking && syncing.words.is_empty()
         };
         let _ = rare.syncing.take_if(is_idle);
-        let Rare { unread, throttled_until, closing, rate, further_rooms, scope, drained_at, syncing } =
+        let Rare { unread, throttled_until, closing, rate_limit, further_rooms, scope, drained_at, syncing } =
             &**rare;
         let has_times = throttled_until.is_some() || drained_at.is_some();
         let has_rooms = !further_rooms.is_empty() || scope.is_some();
-        let is_empty = unread.is_none() && closing.is_none() && rate.is_none() && syncing.is_none();
+        let is_empty = unread.is_none() && closing.is_none() && rate_limit.is_none() && syncing.is_none();
         if is_empty && !has_times && !has_rooms {
             self.rare = None;
         }

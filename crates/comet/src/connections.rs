@@ -1,57 +1,87 @@
-//! The connections of one shard, by slot. Owns where they lie in memory and which slots are free, not what they are.
+//! The connections of one shard, by slot. Owns their memory, which slots are free and the generations; not what a
+//! connection does.
 //!
-//! They lie in pages, so that growing copies nothing and a page whose connections have all gone is given back. The
-//! lowest free slot is taken first: what stays after a mass departure moves together as others come.
+//! Connections are stored in pages: growing copies nothing, and a page without connections is freed. The lowest free slot
+//! is used first, so that what remains after a mass departure becomes dense again.
 
 use std::ops::{Index, IndexMut};
 
-use crate::connection::Connection;
+use crate::connection::{Connection, ConnectionId};
 
-/// Slots in a page: large enough that the page's own costs vanish, small enough that few of them are kept by stragglers.
+/// Slots in a page: large enough that the page's own cost is negligible, small enough that a few remaining connections
+/// keep few pages.
 const PAGE_SLOTS: usize = 256;
-const WORDS: usize = PAGE_SLOTS / 64;
+const BITMAP_LEN: usize = PAGE_SLOTS / 64;
 
 struct Page {
     slots: Box<[Option<Connection>]>,
     /// Bit `n` is set while slot `n` is taken.
-    taken: [u64; WORDS],
+    taken: [u64; BITMAP_LEN],
 }
 
 impl Page {
     fn new() -> Self {
-        Self { slots: (0..PAGE_SLOTS).map(|_| None).collect(), taken: [0; WORDS] }
+        Self { slots: (0..PAGE_SLOTS).map(|_| None).collect(), taken: [0; BITMAP_LEN] }
     }
 
     fn is_empty(&self) -> bool {
-        self.taken == [0; WORDS]
+        self.taken == [0; BITMAP_LEN]
     }
 
     fn first_free(&self) -> Option<usize> {
-        let word = self.taken.iter().position(|word| *word != u64::MAX)?;
-        Some(word * 64 + self.taken[word].trailing_ones() as usize)
+        let index = self.taken.iter().position(|bits| *bits != u64::MAX)?;
+        Some(index * 64 + self.taken[index].trailing_ones() as usize)
     }
 }
 
-/// The table.
+/// The table of connections.
 #[derive(Default)]
 pub(crate) struct Connections {
     pages: Vec<Option<Page>>,
     /// No page below this one has a free slot.
     free_from: usize,
-    /// An empty page, so that one connection that comes and goes does not make and free a page each time.
+    /// An empty page: a single connection that is opened and closed repeatedly must not allocate a page each time.
     spare: Option<Page>,
     len: usize,
+    /// The generation given out last; wraps.
+    newest: u32,
 }
 
 impl Connections {
-    /// The slot that [`Connections::insert`] will take.
+    /// The generation of the newest connection.
+    pub(crate) fn newest(&self) -> u32 {
+        self.newest
+    }
+
+    /// Returns the generation for a new connection.
+    pub(crate) fn next_generation(&mut self) -> u32 {
+        self.newest = self.newest.wrapping_add(1);
+        self.newest
+    }
+
+    /// Returns the slot of the connection, unless it was removed and its slot reused.
+    #[inline]
+    pub(crate) fn find(&self, id: ConnectionId) -> Option<u32> {
+        self.get(id.slot).filter(|found| found.generation == id.generation).map(|_| id.slot)
+    }
+
+    /// Returns the id of the connection in `slot`.
+    ///
+    /// # Panics
+    /// When the slot is free.
+    #[inline]
+    pub(crate) fn id(&self, slot: u32) -> ConnectionId {
+        ConnectionId { slot, generation: self[slot].generation }
+    }
+
+    /// Returns the slot that [`Connections::insert`] will use.
     pub(crate) fn vacant(&mut self) -> u32 {
         while let Some(page) = self.pages.get(self.free_from) {
             match page {
                 None => return (self.free_from * PAGE_SLOTS) as u32,
                 Some(page) => {
-                    if let Some(place) = page.first_free() {
-                        return (self.free_from * PAGE_SLOTS + place) as u32;
+                    if let Some(offset) = page.first_free() {
+                        return (self.free_from * PAGE_SLOTS + offset) as u32;
                     }
                 }
             }
@@ -60,27 +90,27 @@ impl Connections {
         (self.free_from * PAGE_SLOTS) as u32
     }
 
-    /// Adds a connection and gives its slot.
+    /// Adds a connection and returns its slot.
     pub(crate) fn insert(&mut self, connection: Connection) -> u32 {
         let slot = self.vacant();
-        let (index, place) = split(slot as usize);
+        let (index, offset) = split(slot as usize);
         if self.pages.len() <= index {
             self.pages.resize_with(index + 1, || None);
         }
         let spare = &mut self.spare;
         let page = self.pages[index].get_or_insert_with(|| spare.take().unwrap_or_else(Page::new));
-        page.slots[place] = Some(connection);
-        page.taken[place / 64] |= 1 << (place % 64);
+        page.slots[offset] = Some(connection);
+        page.taken[offset / 64] |= 1 << (offset % 64);
         self.len += 1;
         slot
     }
 
-    /// Takes a connection out.
+    /// Removes a connection.
     pub(crate) fn remove(&mut self, slot: u32) -> Option<Connection> {
-        let (index, place) = split(slot as usize);
+        let (index, offset) = split(slot as usize);
         let page = self.pages.get_mut(index)?.as_mut()?;
-        let connection = page.slots[place].take()?;
-        page.taken[place / 64] &= !(1 << (place % 64));
+        let connection = page.slots[offset].take()?;
+        page.taken[offset / 64] &= !(1 << (offset % 64));
         self.len -= 1;
         self.free_from = self.free_from.min(index);
         if page.is_empty() {
@@ -93,21 +123,21 @@ impl Connections {
     }
 
     pub(crate) fn get(&self, slot: u32) -> Option<&Connection> {
-        let (index, place) = split(slot as usize);
-        self.pages.get(index)?.as_ref()?.slots[place].as_ref()
+        let (index, offset) = split(slot as usize);
+        self.pages.get(index)?.as_ref()?.slots[offset].as_ref()
     }
 
     pub(crate) fn get_mut(&mut self, slot: u32) -> Option<&mut Connection> {
-        let (index, place) = split(slot as usize);
-        self.pages.get_mut(index)?.as_mut()?.slots[place].as_mut()
+        let (index, offset) = split(slot as usize);
+        self.pages.get_mut(index)?.as_mut()?.slots[offset].as_mut()
     }
 
-    /// One above the highest slot that may be taken.
+    /// One above the highest slot in use.
     pub(crate) fn end(&self) -> u32 {
         (self.pages.len() * PAGE_SLOTS) as u32
     }
 
-    /// Connections held.
+    /// How many connections there are.
     pub(crate) fn len(&self) -> usize {
         self.len
     }
@@ -116,13 +146,13 @@ impl Connections {
         self.len == 0
     }
 
-    /// All connections with their slots, lowest first.
+    /// Returns all connections with their slots, lowest first.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &Connection)> {
         let pages = self.pages.iter().enumerate().filter_map(|(index, page)| Some((index, page.as_ref()?)));
         pages.flat_map(|(index, page)| {
             let slots = page.slots.iter().enumerate();
-            slots.filter_map(move |(place, connection)| {
-                Some(((index * PAGE_SLOTS + place) as u32, connection.as_ref()?))
+            slots.filter_map(move |(offset, connection)| {
+                Some(((index * PAGE_SLOTS + offset) as u32, connection.as_ref()?))
             })
         })
     }
@@ -136,12 +166,12 @@ impl Index<u32> for Connections {
     type Output = Connection;
 
     fn index(&self, slot: u32) -> &Connection {
-        self.get(slot).expect("the slot is taken")
+        self.get(slot).expect("the slot is in use")
     }
 }
 
 impl IndexMut<u32> for Connections {
     fn index_mut(&mut self, slot: u32) -> &mut Connection {
-        self.get_mut(slot).expect("the slot is taken")
+        self.get_mut(slot).expect("the slot is in use")
     }
 }

@@ -1,47 +1,55 @@
-//! What happens to sessions, told to logic in batches until logic has it.
+//! Lifecycle events of sessions, sent to logic in batches until logic has taken them.
 //!
-//! Shards note events and never wait; a task tells them. What cannot be told waits here, up to a bound; beyond it what is new is
-//! dropped and counted. A comet that dies takes with it what it has not told.
+//! Shards note events and never wait; one task sends them. While logic does not take them they are queued up to a bound;
+//! beyond it new ones are dropped and counted. Events that were not sent are lost with the process.
 
-use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use goim_ports::{AcceptedAt, EventKind, LifecycleEvent, LogicPort, Mid, RoomId, ServerId, SessionKey};
+use goim_ports::{
+    AcceptedAt, EventKind, LifecycleEvent, LogicPort, Mid, RetryQueue, RetryRules, RoomId, ServerId,
+    SessionKey,
+};
 
 use crate::config::EventsConfig;
 
-/// Pauses between tries while logic does not take events.
-const RETRY_MIN: Duration = Duration::from_millis(200);
-const RETRY_MAX: Duration = Duration::from_secs(5);
-/// How long a comet that stops goes on telling.
-const LAST_WORDS: Duration = Duration::from_secs(3);
+/// Pauses while logic does not take events.
+const BACKOFF_MIN: Duration = Duration::from_millis(200);
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// How long a comet that stops keeps sending.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The events of a comet.
 pub(crate) struct Events {
     config: EventsConfig,
     server: ServerId,
-    /// Another one for each start.
+    /// Differs between starts, so that ids do.
     epoch: u64,
     next: AtomicU64,
-    waiting: Mutex<VecDeque<LifecycleEvent>>,
-    pub(crate) told: AtomicU64,
-    pub(crate) dropped: AtomicU64,
+    queue: RetryQueue<LifecycleEvent>,
+    delivered: AtomicU64,
+    dropped: AtomicU64,
 }
 
 impl Events {
     pub(crate) fn new(config: EventsConfig, server: ServerId) -> Self {
-        let (next, waiting, told, dropped) = Default::default();
-        Self { config, server, epoch: AcceptedAt::now().0, next, waiting, told, dropped }
+        let queue = RetryQueue::new(RetryRules {
+            queued_max: config.waiting_max,
+            batch_max: config.batch_max.get(),
+            backoff_min: BACKOFF_MIN,
+            backoff_max: BACKOFF_MAX,
+        });
+        let (next, delivered, dropped) = Default::default();
+        Self { config, server, epoch: AcceptedAt::now().0, next, queue, delivered, dropped }
     }
 
-    /// True when somebody wants to know.
-    pub(crate) fn are_wanted(&self) -> bool {
+    /// True when events are sent.
+    pub(crate) fn are_enabled(&self) -> bool {
         self.config.enabled
     }
 
-    /// Notes what has happened to a session.
+    /// Notes an event. Never waits.
     pub(crate) fn note(&self, kind: EventKind, mid: Mid, key: &SessionKey, rooms: Vec<RoomId>, reason: &str) {
         if !self.config.enabled {
             return;
@@ -57,71 +65,71 @@ impl Events {
             reason: reason.to_owned(),
             at: AcceptedAt::now(),
         };
-        let mut waiting = self.waiting();
-        if waiting.len() < self.config.waiting_max {
-            waiting.push_back(event);
-        } else {
+        if !self.queue.push(event) {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// Events that are not told yet.
-    pub(crate) fn waiting_len(&self) -> usize {
-        self.waiting().len()
+    /// How many events are queued.
+    pub(crate) fn queued(&self) -> usize {
+        self.queue.len()
     }
 
-    fn waiting(&self) -> std::sync::MutexGuard<'_, VecDeque<LifecycleEvent>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    /// How many events logic has taken.
+    pub(crate) fn delivered(&self) -> u64 {
+        self.delivered.load(Ordering::Relaxed)
     }
 
-    /// Tells events until dropped.
+    /// How many events were dropped since the queue was full.
+    pub(crate) fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
+    /// Sends events until dropped.
     pub(crate) async fn run(self: Arc<Self>, logic: Arc<dyn LogicPort>) {
-        let mut retry = RETRY_MIN;
         loop {
             tokio::time::sleep(self.config.interval).await;
-            while let Some(told) = self.tell_some(&*logic).await {
-                if told {
-                    retry = RETRY_MIN;
-                    continue;
+            while let Some(result) = self.send_batch(&*logic).await {
+                if let Err(pause) = result {
+                    tokio::time::sleep(pause).await;
                 }
-                tokio::time::sleep(retry).await;
-                retry = RETRY_MAX.min(retry * 2);
             }
         }
     }
 
-    /// Tells what is left, for a comet that stops.
-    pub(crate) async fn last_words(&self, logic: &dyn LogicPort) {
-        let until = Instant::now() + LAST_WORDS;
+    /// Sends what is queued, for a comet that stops.
+    pub(crate) async fn flush(&self, logic: &dyn LogicPort) {
+        let until = Instant::now() + FLUSH_TIMEOUT;
         while Instant::now() < until {
-            match self.tell_some(logic).await {
+            match self.send_batch(logic).await {
                 None => return,
-                Some(true) => {}
-                Some(false) => tokio::time::sleep(RETRY_MIN).await,
+                Some(Ok(())) => {}
+                Some(Err(_)) => tokio::time::sleep(BACKOFF_MIN).await,
             }
         }
-        tracing::warn!(events = self.waiting_len(), "events of sessions could not be told");
+        tracing::warn!(events = self.queue.len(), "events of sessions could not be delivered");
     }
 
-    /// Tells the first events; `None` when there are none, else whether logic has taken them.
-    async fn tell_some(&self, logic: &dyn LogicPort) -> Option<bool> {
-        let batch: Vec<LifecycleEvent> =
-            self.waiting().iter().take(self.config.batch_max.get()).cloned().collect();
+    /// Sends the oldest events. `None` when there are none.
+    ///
+    /// # Errors
+    /// The pause before the next try, when logic did not take them.
+    async fn send_batch(&self, logic: &dyn LogicPort) -> Option<Result<(), Duration>> {
+        let batch = self.queue.batch();
         if batch.is_empty() {
             return None;
         }
         let count = batch.len();
-        match logic.events(batch).await {
+        Some(match logic.events(batch).await {
             Ok(()) => {
-                // Only this task takes events out.
-                self.waiting().drain(..count);
-                self.told.fetch_add(count as u64, Ordering::Relaxed);
-                Some(true)
+                self.queue.sent(count);
+                self.delivered.fetch_add(count as u64, Ordering::Relaxed);
+                Ok(())
             }
             Err(error) => {
-                tracing::debug!(%error, count, "events of sessions are told again");
-                Some(false)
+                tracing::debug!(%error, count, "events of sessions were not delivered; retrying");
+                Err(self.queue.failed())
             }
-        }
+        })
     }
 }

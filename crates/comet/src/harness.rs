@@ -17,7 +17,7 @@ use std::io;
 use std::marker::PhantomData;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use goim_ports::{
     Broadcast, Call, CometError, CometPort as _, KeyPush, LogicPort, Operation, RoomPush, Sequence, Version,
@@ -30,21 +30,16 @@ use crate::config::Config;
 use crate::connection::{Connection, ConnectionId};
 use crate::inbox::{self, InboxBounds};
 use crate::port::Port;
-use crate::shard::{BLOCK, Shard, Shared, WAKE};
+use crate::prefetch::BLOCK;
+use crate::shard::{Shard, WAKE};
+use crate::shared::Shared;
 use crate::stats::ShardStats;
+use crate::transport::sink;
+pub use crate::transport::sink::Written;
 
 /// A connection that the harness has opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Opened(ConnectionId);
-
-/// What has been written by all harnesses of this thread.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Written {
-    /// Calls that wrote; pieces of a gathered one count apart.
-    pub writes: u64,
-    /// Bytes.
-    pub bytes: u64,
-}
 
 /// The shard. Stays on the thread that made it: what stands in for the kernel belongs to that thread.
 pub struct Harness {
@@ -66,41 +61,15 @@ impl Harness {
     /// When the system gives no poll (the inbox wants one to ring, though nobody waits in it) or no runtime.
     pub fn new(config: Config, logic: Arc<dyn LogicPort>) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().build()?;
-        let limits = &config.limits;
-        let addresses =
-            crate::address_book::AddressBook::new(limits.connections_max, limits.connections_per_address_max);
-        let bounds = InboxBounds {
-            commands_max: config.send.queued_commands_max,
-            sends_max: config.send.queued_sends_max.get(),
-        };
+        let bounds = InboxBounds::of(&config.send);
         let pacing = Arc::new(Semaphore::new(config.send.paced_broadcasts_max));
-        let shared = Arc::new(Shared {
-            server: config.node.server.clone(),
-            logic,
-            runtime: runtime.handle().clone(),
-            events: Arc::new(crate::events::Events::new(config.events.clone(), config.node.server.clone())),
-            versions: Arc::new(crate::message::Versions::new(
-                config.versions.clone(),
-                config.compression.clone(),
-                config.sync.inline_bytes_max,
-            )),
-            keys: crate::key_index::KeyIndex::new(),
-            unknown_keys: Arc::default(),
-            addresses,
-            census: Arc::new(crate::rooms::Census::new()),
-            certificates: None,
-            farewells: Arc::default(),
-            started: Instant::now(),
-            recoveries: crate::shard::Recoveries::default(),
-            config,
-        });
+        let shared = Arc::new(Shared::new(config, logic, runtime.handle().clone(), None));
         let poll = mio::Poll::new()?;
         let waker = mio::Waker::new(poll.registry(), WAKE)?;
         let stats = Arc::new(ShardStats::default());
         let (handle, inbox) = inbox::inbox(waker, bounds, stats.inbox_depth.clone());
-        let unknown_keys = shared.unknown_keys.clone();
-        let port = Port { shared: shared.clone(), shards: vec![handle.clone()], pacing, unknown_keys };
-        let shard = Shard::by_hand(shared.clone(), handle, stats.clone(), poll, inbox)?;
+        let port = Port { shared: shared.clone(), shards: Arc::from([handle.clone()]), pacing };
+        let shard = Shard::simulated(shared.clone(), handle, stats.clone(), poll, inbox)?;
         Ok(Self {
             shard,
             port,
@@ -117,14 +86,14 @@ impl Harness {
     /// or logic refused it.
     pub fn open(&mut self, from: SocketAddr, token: &[u8]) -> Option<Opened> {
         self.lay_ready(Operation::AUTH, token);
-        let opened = self.shard.admit_by_hand(from);
-        wire::clear();
+        let opened = self.shard.simulate_accept(from);
+        sink::clear_input();
         opened.map(Opened)
     }
 
     /// The peer ends the connection. False when it is gone already.
     pub fn end(&mut self, connection: Opened) -> bool {
-        self.shard.end_by_hand(connection.0)
+        self.shard.simulate_end(connection.0)
     }
 
     /// A heartbeat packet comes on each of these connections. Gives how many of them are there.
@@ -141,20 +110,20 @@ impl Harness {
     pub fn receive(&mut self, connections: &[Opened], operation: Operation, body: &[u8]) -> usize {
         let mut there = 0;
         for block in connections.chunks(BLOCK) {
-            self.shard.foresee_by_hand(block.iter().map(|opened| opened.0));
+            self.shard.prefetch_readable(block.iter().map(|opened| opened.0));
             for opened in block {
                 self.lay_ready(operation, body);
-                there += usize::from(self.shard.readable_by_hand(opened.0));
+                there += usize::from(self.shard.simulate_readable(opened.0));
             }
         }
-        wire::clear();
+        sink::clear_input();
         there
     }
 
     fn lay_ready(&mut self, operation: Operation, body: &[u8]) {
         self.input.clear();
         Packet { version: Version::GOIM, operation, sequence: Sequence(1), body }.encode(&mut self.input);
-        wire::lay_ready(&self.input);
+        sink::set_input(&self.input);
     }
 
     /// Hands a push by key to the port. False when the inbox is full: turn, and try again.
@@ -179,7 +148,7 @@ impl Harness {
 
     /// One turn of the loop. True when the shard would go on without waiting.
     pub fn turn(&mut self) -> bool {
-        self.shard.turn_by_hand(&self.nothing)
+        self.shard.simulate_turn(&self.nothing)
     }
 
     /// Turns until nothing is left to do at this moment.
@@ -196,7 +165,7 @@ impl Harness {
     /// Rooms with members.
     #[must_use]
     pub fn rooms(&self) -> usize {
-        self.shared.census.len()
+        self.shared.rooms.len()
     }
 
     /// Bytes that a room of one takes by the sizes of its parts, with a name of `name_len` bytes: tables at the load of
@@ -215,60 +184,11 @@ impl Harness {
     /// What was written so far.
     #[must_use]
     pub fn written() -> Written {
-        wire::written()
+        sink::written()
     }
 }
 
 /// A port answers at once or has to wait for room; the shard cannot be gone. A call that is dropped leaves nothing.
 const fn is_taken(call: &Call<Result<(), CometError>>) -> bool {
     matches!(call, Call::Ready(Ok(())))
-}
-
-/// What stands in for the kernel. One for each thread, so that a connection need not hold a reference to it.
-pub(crate) mod wire {
-    use std::cell::{Cell, RefCell};
-    use std::io;
-
-    use super::Written;
-
-    thread_local! {
-        static INPUT: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-        static WRITTEN: Cell<Written> = const { Cell::new(Written { writes: 0, bytes: 0 }) };
-    }
-
-    /// The next read gives these bytes.
-    pub(super) fn lay_ready(bytes: &[u8]) {
-        INPUT.with_borrow_mut(|input| {
-            input.clear();
-            input.extend_from_slice(bytes);
-        });
-    }
-
-    /// What was not read is gone.
-    pub(super) fn clear() {
-        INPUT.with_borrow_mut(Vec::clear);
-    }
-
-    pub(super) fn written() -> Written {
-        WRITTEN.get()
-    }
-
-    pub(crate) fn read(into: &mut [u8]) -> io::Result<usize> {
-        INPUT.with_borrow_mut(|input| {
-            if input.is_empty() {
-                return Err(io::ErrorKind::WouldBlock.into());
-            }
-            let len = input.len().min(into.len());
-            into[..len].copy_from_slice(&input[..len]);
-            input.drain(..len);
-            Ok(len)
-        })
-    }
-
-    #[expect(clippy::unnecessary_wraps, reason = "stands in for a write that can fail")]
-    pub(crate) fn write(bytes: &[u8]) -> io::Result<usize> {
-        let Written { writes, bytes: before } = WRITTEN.get();
-        WRITTEN.set(Written { writes: writes + 1, bytes: before + bytes.len() as u64 });
-        Ok(bytes.len())
-    }
 }

@@ -19,6 +19,7 @@ use goim_ports::{
 use smallvec::SmallVec;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
+use crate::config::SendConfig;
 use crate::connection::ConnectionId;
 use crate::message::Outgoing;
 
@@ -73,7 +74,7 @@ pub(crate) struct Pace {
 #[derive(Debug)]
 pub(crate) enum Notice {
     /// Logic has decided about a token.
-    Connected { connection: ConnectionId, farewells: u64, result: Result<Accepted, ConnectError> },
+    Connected { connection: ConnectionId, disconnects: u64, result: Result<Accepted, ConnectError> },
     /// The backend has answered.
     Replied { connection: ConnectionId, result: Result<Bytes, LogicError> },
     /// What comes behind a position that a session came with.
@@ -85,14 +86,14 @@ pub(crate) enum Notice {
     /// Somebody asks who is in a room here.
     Members { room: RoomId, limit: usize, answer: tokio::sync::oneshot::Sender<RoomMembers> },
     /// Logic may have forgotten this session: tell it again.
-    Confirm(ConnectionId),
+    Register(ConnectionId),
     /// Logic may have forgotten everybody: tell it again, at a pace.
-    ConfirmAll,
+    RegisterAll,
     /// Messages for this comet were dropped, the last of them so long ago: see to the sessions that were there. With `enter`, the directory
     /// has lost them too.
-    Recover { ago: Duration, enter: bool },
+    Recover { ago: Duration, register: bool },
     /// The session is in the directory again: what it syncs may have grown meanwhile.
-    Look(ConnectionId),
+    Sync(ConnectionId),
     /// Stop accepting; close everything at this pace and by this time; then end.
     Drain { sessions_per_second: NonZeroU32, deadline: Duration, delay_max: Duration },
 }
@@ -124,6 +125,15 @@ impl Sends {
         let saved = self.of_receivers * joined.min(receivers) / receivers.max(1);
         drop(self.permits.split(saved.min(self.permits.num_permits().saturating_sub(1))));
         self.of_receivers -= saved;
+    }
+}
+
+#[cfg(test)]
+impl Sends {
+    /// Takes nothing of any bound.
+    pub(crate) fn for_test() -> Self {
+        let permits = Arc::new(Semaphore::new(1)).try_acquire_owned().expect("one is free");
+        Self { permits, of_receivers: 1 }
     }
 }
 
@@ -176,6 +186,13 @@ pub(crate) struct InboxBounds {
     pub(crate) commands_max: usize,
     /// Sends that commands may lead to, waiting and staged. One command may take all of them, and then stands alone.
     pub(crate) sends_max: u32,
+}
+
+impl InboxBounds {
+    /// The bounds of this configuration.
+    pub(crate) fn of(config: &SendConfig) -> Self {
+        Self { commands_max: config.queued_commands_max, sends_max: config.queued_sends_max.get() }
+    }
 }
 
 /// Makes the two ends. `depth` is kept at the number of commands that wait.
@@ -283,7 +300,7 @@ impl Inbox {
     }
 
     /// Says for the metrics how many commands wait.
-    pub(crate) fn tell_depth(&self) {
+    pub(crate) fn publish_depth(&self) {
         self.depth.store(self.commands.len(), Ordering::Relaxed);
     }
 

@@ -5,21 +5,21 @@
 //!
 //! It also closes a gap that goim has: when a key comes back just as its old connection ends, the old one's farewell
 //! to logic can remove the record that the new one has just made. So a key that is being taken leave of stays in the
-//! table as *departing* until logic has answered; a newcomer that meets such an entry, or that sees that any farewell
+//! table as *closing* until logic has answered; a newcomer that meets such an entry, or that sees that any farewell
 //! was finished while its own greeting was under way, tells logic once more that it is there.
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use goim_ports::SessionKey;
 use hashbrown::HashTable;
-use hashbrown::hash_table::Entry as Place;
+use hashbrown::hash_table::Entry as TableEntry;
+use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
 
 use crate::connection::ConnectionId;
-use crate::shard::BLOCK;
+use crate::prefetch::BLOCK;
 
 /// Locks. Keys are spread over them by their hash.
 const STRIPES: usize = 64;
@@ -38,9 +38,9 @@ struct Entry {
     key: SessionKey,
     location: Location,
     /// The connection has ended; logic is being told.
-    departing: bool,
+    closing: bool,
     /// A farewell to an earlier connection with this key is under way: confirm this one when it is through.
-    confirm: bool,
+    register_again: bool,
 }
 
 /// What a newcomer met.
@@ -48,15 +48,15 @@ struct Entry {
 pub(crate) struct Entered {
     /// The connection that had the key until now and must be closed.
     pub(crate) superseded: Option<Location>,
-    /// Logic may have forgotten the newcomer already: tell it again.
-    pub(crate) confirm: bool,
+    /// Logic may have removed the newcomer's record already: register it again.
+    pub(crate) register_again: bool,
 }
 
 /// The table.
 pub(crate) struct KeyIndex {
     stripes: Vec<Mutex<HashTable<Entry>>>,
     hasher: RandomState,
-    farewells: AtomicU64,
+    disconnects: AtomicU64,
 }
 
 impl KeyIndex {
@@ -64,7 +64,7 @@ impl KeyIndex {
         Self {
             stripes: (0..STRIPES).map(|_| Mutex::default()).collect(),
             hasher: RandomState::new(),
-            farewells: AtomicU64::new(0),
+            disconnects: AtomicU64::new(0),
         }
     }
 
@@ -74,44 +74,44 @@ impl KeyIndex {
 
     /// Takes the stripe from other bits of the hash than the table takes its place from.
     fn stripe(&self, hash: u64) -> MutexGuard<'_, HashTable<Entry>> {
-        self.stripes[stripe_of(hash)].lock().unwrap_or_else(PoisonError::into_inner)
+        self.stripes[stripe_of(hash)].lock()
     }
 
-    /// How many farewells are finished. To be read before logic is asked to accept a newcomer.
-    pub(crate) fn farewells(&self) -> u64 {
-        self.farewells.load(Ordering::SeqCst)
+    /// How many disconnects are finished. To be read before logic is asked to accept a newcomer.
+    pub(crate) fn disconnects(&self) -> u64 {
+        self.disconnects.load(Ordering::SeqCst)
     }
 
-    /// Enters a connection that logic has accepted. `farewells` is what [`KeyIndex::farewells`] said before.
-    pub(crate) fn enter(&self, key: &SessionKey, location: Location, farewells: u64) -> Entered {
+    /// Enters a connection that logic has accepted. `disconnects` is what [`KeyIndex::disconnects`] said before.
+    pub(crate) fn enter(&self, key: &SessionKey, location: Location, disconnects: u64) -> Entered {
         let hash = self.hash(key);
         let mut keys = self.stripe(hash);
-        let fresh = |confirm| Entry { key: key.clone(), location, departing: false, confirm };
+        let fresh = |register_again| Entry { key: key.clone(), location, closing: false, register_again };
         let before = match keys.entry(hash, |entry| entry.key == *key, |entry| self.hash(&entry.key)) {
-            Place::Vacant(place) => {
+            TableEntry::Vacant(place) => {
                 place.insert(fresh(false));
                 None
             }
-            Place::Occupied(mut place) => {
+            TableEntry::Occupied(mut place) => {
                 let entry = place.get_mut();
-                let met_farewell = entry.departing || entry.confirm;
+                let met_farewell = entry.closing || entry.register_again;
                 Some(std::mem::replace(entry, fresh(met_farewell)))
             }
         };
         drop(keys);
         Entered {
-            superseded: before.filter(|entry| !entry.departing).map(|entry| entry.location),
-            confirm: self.farewells() != farewells,
+            superseded: before.filter(|entry| !entry.closing).map(|entry| entry.location),
+            register_again: self.disconnects() != disconnects,
         }
     }
 
     /// The connection has ended. True when the key was still its own: then logic must be told, and
-    /// [`KeyIndex::departed`] called when it has answered.
-    pub(crate) fn depart(&self, key: &SessionKey, location: Location) -> bool {
+    /// [`KeyIndex::finish_disconnect`] called when it has answered.
+    pub(crate) fn begin_disconnect(&self, key: &SessionKey, location: Location) -> bool {
         let hash = self.hash(key);
         match self.stripe(hash).find_mut(hash, |entry| entry.key == *key) {
             Some(entry) if entry.location == location => {
-                entry.departing = true;
+                entry.closing = true;
                 true
             }
             _ => false,
@@ -119,15 +119,15 @@ impl KeyIndex {
     }
 
     /// Logic has answered the farewell. Gives a connection that has taken the key over meanwhile and must be confirmed.
-    pub(crate) fn departed(&self, key: &SessionKey, location: Location) -> Option<Location> {
+    pub(crate) fn finish_disconnect(&self, key: &SessionKey, location: Location) -> Option<Location> {
         let hash = self.hash(key);
         let mut keys = self.stripe(hash);
         // Counted inside the lock: who enters the key later sees either the entry or the count.
-        self.farewells.fetch_add(1, Ordering::SeqCst);
+        self.disconnects.fetch_add(1, Ordering::SeqCst);
         let mut place = keys.find_entry(hash, |entry| entry.key == *key).ok()?;
         if place.get().location != location {
             let entry = place.get_mut();
-            return std::mem::take(&mut entry.confirm).then_some(entry.location);
+            return std::mem::take(&mut entry.register_again).then_some(entry.location);
         }
         place.remove();
         if keys.is_empty() {
@@ -166,7 +166,7 @@ impl KeyIndex {
             probably(&locations);
             found.extend(keys.iter().zip(&hashes).map(|(key, hash)| {
                 let entry = table(*hash)?.find(*hash, |entry| entry.key == **key)?;
-                (!entry.departing).then_some(entry.location)
+                (!entry.closing).then_some(entry.location)
             }));
         }
     }
@@ -178,14 +178,14 @@ impl KeyIndex {
         black_box(ends(&likely.key));
         probably(&[likely.location]);
         let entry = keys.find(hash, |entry| entry.key == *key)?;
-        (!entry.departing).then_some(entry.location)
+        (!entry.closing).then_some(entry.location)
     }
 
     /// Locks the stripes of these hashes, lowest first.
     fn lock_all(&self, hashes: &[u64]) -> [Option<MutexGuard<'_, HashTable<Entry>>>; STRIPES] {
         let wanted = hashes.iter().fold(0_u64, |wanted, hash| wanted | 1 << stripe_of(*hash));
         std::array::from_fn(|index| {
-            let lock = || self.stripes[index].lock().unwrap_or_else(PoisonError::into_inner);
+            let lock = || self.stripes[index].lock();
             (wanted & 1 << index != 0).then(lock)
         })
     }
@@ -194,9 +194,7 @@ impl KeyIndex {
     pub(crate) fn find(&self, key: &SessionKey) -> Option<Location> {
         let hash = self.hash(key);
         let keys = self.stripe(hash);
-        keys.find(hash, |entry| entry.key == *key)
-            .filter(|entry| !entry.departing)
-            .map(|entry| entry.location)
+        keys.find(hash, |entry| entry.key == *key).filter(|entry| !entry.closing).map(|entry| entry.location)
     }
 }
 
@@ -222,9 +220,9 @@ mod tests {
     fn a_newcomer_takes_over_and_the_old_one_says_no_farewell() {
         let index = KeyIndex::new();
         let key = SessionKey::from("k");
-        assert_eq!(index.enter(&key, at(1), 0), Entered { superseded: None, confirm: false });
+        assert_eq!(index.enter(&key, at(1), 0), Entered { superseded: None, register_again: false });
         assert_eq!(index.enter(&key, at(2), 0).superseded, Some(at(1)));
-        assert!(!index.depart(&key, at(1)));
+        assert!(!index.begin_disconnect(&key, at(1)));
         assert_eq!(index.find(&key), Some(at(2)));
     }
 
@@ -232,17 +230,17 @@ mod tests {
     fn a_newcomer_is_confirmed_when_a_farewell_overlaps() {
         let index = KeyIndex::new();
         let key = SessionKey::from("k");
-        index.enter(&key, at(1), index.farewells());
+        index.enter(&key, at(1), index.disconnects());
         // The farewell is under way when the newcomer enters.
-        assert!(index.depart(&key, at(1)));
+        assert!(index.begin_disconnect(&key, at(1)));
         assert_eq!(index.find(&key), None);
-        assert_eq!(index.enter(&key, at(2), index.farewells()).superseded, None);
-        assert_eq!(index.departed(&key, at(1)), Some(at(2)));
+        assert_eq!(index.enter(&key, at(2), index.disconnects()).superseded, None);
+        assert_eq!(index.finish_disconnect(&key, at(1)), Some(at(2)));
         // The farewell is through before the newcomer enters, but after logic had accepted it.
-        let before = index.farewells();
-        assert!(index.depart(&key, at(2)));
-        assert_eq!(index.departed(&key, at(2)), None);
-        assert!(index.enter(&key, at(3), before).confirm);
+        let before = index.disconnects();
+        assert!(index.begin_disconnect(&key, at(2)));
+        assert_eq!(index.finish_disconnect(&key, at(2)), None);
+        assert!(index.enter(&key, at(3), before).register_again);
     }
 
     #[test]
@@ -253,7 +251,7 @@ mod tests {
             index.enter(key, at(slot as u32), 0);
         }
         for (slot, key) in keys.iter().enumerate().filter(|(slot, _)| slot % 3 == 1 && slot % 2 == 0) {
-            assert!(index.depart(key, at(slot as u32)));
+            assert!(index.begin_disconnect(key, at(slot as u32)));
         }
         let asked: Vec<&SessionKey> = keys.iter().chain(&keys[..3]).collect();
         let (mut foretold, mut found) = (Vec::new(), Vec::new());

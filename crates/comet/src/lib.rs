@@ -29,21 +29,23 @@ mod listener;
 mod message;
 mod metrics;
 mod port;
+mod prefetch;
 mod report;
 mod rooms;
 mod shard;
+mod shared;
 mod stats;
 mod timers;
 mod tls;
+mod token_bucket;
 mod transport;
 
-use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use goim_ports::{CometPort, LogicPort, NodeDirectory, ServerId};
-use goim_session::{FramingRules, ServerRules};
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 pub use config::{
@@ -51,15 +53,15 @@ pub use config::{
     NodeConfig, RecoveryConfig, SendConfig, SyncConfig, TlsConfig,
 };
 pub use goim_session::SlowConsumerPolicy;
+
+pub use listen::StartError;
 pub use listener::{ListenAddrs, ListenerKind, Listeners, PerListener};
 
 use inbox::{Notice, ShardHandle};
-use shard::{Shard, Shared};
+use shard::Shard;
+use shared::Shared;
 use stats::ShardStats;
 
-/// Replies that may wait for one client before no more of its packets are taken, in bytes. Not a setting: large enough
-/// for any honest pipelining, small enough not to matter.
-const REPLY_BYTES_MAX: usize = 16 * 1024;
 /// How long a drain waits for logic's answers to the last farewells.
 const FAREWELLS_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -73,25 +75,6 @@ pub struct Dependencies {
     pub runtime: tokio::runtime::Handle,
 }
 
-/// Why a comet did not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// An address could not be listened on.
-    #[error("cannot listen on {addr}: {error}")]
-    Listen {
-        /// The address as configured.
-        addr: SocketAddr,
-        /// What the system said.
-        error: std::io::Error,
-    },
-    /// The certificate or the key cannot be used.
-    #[error("TLS: {0}")]
-    Tls(String),
-    /// A thread or a poll could not be made.
-    #[error("cannot start a shard: {0}")]
-    Shard(std::io::Error),
-}
-
 /// Why a certificate was not taken over. The one before stays in use.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -101,7 +84,7 @@ pub struct ReloadError(String);
 pub struct Comet {
     addrs: ListenAddrs,
     shared: Arc<Shared>,
-    shards: Vec<ShardHandle>,
+    shards: Arc<[ShardHandle]>,
     stats: Vec<Arc<ShardStats>>,
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
     nodes: Arc<dyn NodeDirectory>,
@@ -117,45 +100,22 @@ impl Comet {
     /// [`StartError`]; nothing is left running then.
     pub fn start(config: Config, needs: Dependencies) -> Result<Self, StartError> {
         let count = config.shards.map_or_else(cores, std::num::NonZeroUsize::get);
-        let load = || tls::CertificateStore::load(&config.tls).map(Arc::new);
-        let certificates = config.tls.is_set().then(load).transpose();
+        let load = |(cert_file, key_file)| tls::CertificateStore::load(cert_file, key_file).map(Arc::new);
+        let certificates = config.tls.files().map(load).transpose();
         let certificates = certificates.map_err(|error| StartError::Tls(error.to_string()))?;
         let listening = listen::open(&config, count, certificates.is_some())?;
-        let shared = Arc::new(Shared {
-            server: config.node.server.clone(),
-            logic: needs.logic,
-            runtime: needs.runtime.clone(),
-            events: Arc::new(events::Events::new(config.events.clone(), config.node.server.clone())),
-            versions: Arc::new(message::Versions::new(
-                config.versions.clone(),
-                config.compression.clone(),
-                config.sync.inline_bytes_max,
-            )),
-            keys: key_index::KeyIndex::new(),
-            unknown_keys: Arc::default(),
-            addresses: address_book::AddressBook::new(
-                config.limits.connections_max,
-                config.limits.connections_per_address_max,
-            ),
-            census: Arc::new(rooms::Census::new()),
-            certificates,
-            farewells: Arc::default(),
-            started: Instant::now(),
-            recoveries: shard::Recoveries::default(),
-            config,
-        });
+        let shared = Arc::new(Shared::new(config, needs.logic, needs.runtime.clone(), certificates));
         let (shards, stats, threads) = start_shards(&shared, listening.shards)?;
         let port = Arc::new(port::Port {
             shared: shared.clone(),
             shards: shards.clone(),
             pacing: Arc::new(Semaphore::new(shared.config.send.paced_broadcasts_max)),
-            unknown_keys: shared.unknown_keys.clone(),
         });
         let mut tasks = vec![
             needs.runtime.spawn(report::announce(shared.clone(), needs.nodes.clone())),
             needs.runtime.spawn(report::run(shared.clone(), shards.clone())),
         ];
-        if shared.events.are_wanted() {
+        if shared.events.are_enabled() {
             tasks.push(needs.runtime.spawn(shared.events.clone().run(shared.logic.clone())));
         }
         if shared.certificates.is_some() {
@@ -198,7 +158,6 @@ impl Comet {
             shared: self.shared.clone(),
             shards: self.stats.clone(),
             handles: self.shards.clone(),
-            unknown_keys: self.port.unknown_keys.clone(),
         }));
     }
 
@@ -237,23 +196,23 @@ impl Comet {
         }
         let drain = &self.shared.config.drain;
         self.end_shards(drain.sessions_per_second, drain.deadline, drain.reconnect_delay_max);
-        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        let threads = std::mem::take(&mut *self.threads.lock());
         let joined = tokio::task::spawn_blocking(move || {
             threads.into_iter().for_each(|thread| drop(thread.join()));
         });
         // The threads log their own panics; there is nothing to add.
         let _ = joined.await;
         let until = Instant::now() + FAREWELLS_DEADLINE;
-        while self.shared.farewells.load(Ordering::SeqCst) > 0 && Instant::now() < until {
+        while self.shared.pending_disconnects.load(Ordering::SeqCst) > 0 && Instant::now() < until {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        if self.shared.events.are_wanted() {
-            self.shared.events.last_words(&*self.shared.logic).await;
+        if self.shared.events.are_enabled() {
+            self.shared.events.flush(&*self.shared.logic).await;
         }
     }
 
     fn end_shards(&self, pace: std::num::NonZeroU32, deadline: Duration, delay_max: Duration) {
-        for shard in &self.shards {
+        for shard in &*self.shards {
             shard.notice(Notice::Drain { sessions_per_second: pace, deadline, delay_max });
         }
     }
@@ -268,43 +227,41 @@ impl Drop for Comet {
     }
 }
 
-type Started = (Vec<ShardHandle>, Vec<Arc<ShardStats>>, Vec<std::thread::JoinHandle<()>>);
+type Started = (Arc<[ShardHandle]>, Vec<Arc<ShardStats>>, Vec<std::thread::JoinHandle<()>>);
 
 /// Has every shard enter its sessions in the directory again.
-fn confirm(shards: Vec<ShardHandle>) -> impl Fn() {
+fn confirm(shards: Arc<[ShardHandle]>) -> impl Fn() {
     move || report::enter_again(&shards)
 }
 
 /// Makes all inboxes first: every shard knows every other.
 fn start_shards(
     shared: &Arc<Shared>,
-    listeners: Vec<Vec<(mio::net::TcpListener, ListenerKind)>>,
+    listeners: Vec<Vec<(mio::net::TcpListener, listener::ListenerKind)>>,
 ) -> Result<Started, StartError> {
     let (mut handles, mut all_stats, mut parts) = (Vec::new(), Vec::new(), Vec::new());
     for listeners in listeners {
         let poll = mio::Poll::new().map_err(StartError::Shard)?;
         let waker = mio::Waker::new(poll.registry(), shard::WAKE).map_err(StartError::Shard)?;
         let stats = Arc::new(ShardStats::default());
-        let bounds = inbox::InboxBounds {
-            commands_max: shared.config.send.queued_commands_max,
-            sends_max: shared.config.send.queued_sends_max.get(),
-        };
+        let bounds = inbox::InboxBounds::of(&shared.config.send);
         let (handle, inbox) = inbox::inbox(waker, bounds, stats.inbox_depth.clone());
         handles.push(handle);
         all_stats.push(stats.clone());
-        parts.push((poll, inbox, stats, listeners));
+        let rules = shared::session_rules(&shared.config);
+        parts.push(shard::Parts { stats, poll, inbox, listeners, rules });
     }
+    let handles: Arc<[ShardHandle]> = handles.into();
     let mut shards = Vec::new();
-    for (index, (poll, inbox, stats, listeners)) in parts.into_iter().enumerate() {
-        let rules = listeners.iter().map(|_| Arc::new(rules(&shared.config))).collect();
-        let shard = Shard::new(index, shared.clone(), handles.clone(), stats, poll, inbox, listeners, rules);
+    for (index, parts) in parts.into_iter().enumerate() {
+        let shard = Shard::new(index, handles.clone(), shared.clone(), parts);
         shards.push(shard.map_err(StartError::Shard)?);
     }
     let mut threads = Vec::new();
     // A thread that cannot be made takes back those that were.
     let undo = |error| {
         let (sessions_per_second, deadline) = (std::num::NonZeroU32::MAX, Duration::ZERO);
-        for handle in &handles {
+        for handle in &*handles {
             handle.notice(Notice::Drain { sessions_per_second, deadline, delay_max: Duration::ZERO });
         }
         StartError::Shard(error)
@@ -329,23 +286,6 @@ fn keep_running(index: usize, shard: Shard) {
             std::process::abort();
         };
         next = given_back;
-    }
-}
-
-/// What sessions of this configuration check.
-fn rules(config: &Config) -> ServerRules {
-    // A message carries one packet; a lenient reader forgives bytes behind it, within goim's buffer of 8 KiB.
-    let message_bytes_max = (config.limits.body_bytes_max + goim_wire::HEADER_LEN).max(8 * 1024);
-    ServerRules {
-        framing: FramingRules {
-            body_bytes_max: config.limits.body_bytes_max,
-            head_bytes_max: config.limits.request_head_bytes_max,
-            path: config.listen.websocket_path.clone(),
-            deflate: config.listen.websocket_deflate,
-            websocket: goim_session::websocket_rules(config.listen.websocket_lenient, message_bytes_max),
-        },
-        handshake_timeout: config.limits.handshake_timeout,
-        reply_bytes_max: REPLY_BYTES_MAX,
     }
 }
 

@@ -1,19 +1,37 @@
-//! Opening the listeners: one socket per address and shard, spread by the kernel (SO_REUSEPORT).
+//! Opens the listeners: one socket per address and shard; the kernel spreads connections over them (SO_REUSEPORT).
 
 use std::net::SocketAddr;
 
 use mio::net::TcpListener;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::StartError;
 use crate::config::Config;
 use crate::listener::{ListenAddrs, ListenerKind};
+
+/// Why a comet did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An address could not be listened on.
+    #[error("cannot listen on {addr}: {error}")]
+    Listen {
+        /// The address as configured.
+        addr: SocketAddr,
+        /// The error of the system.
+        error: std::io::Error,
+    },
+    /// The certificate or the key cannot be used.
+    #[error("TLS: {0}")]
+    Tls(String),
+    /// A thread or a poll could not be created.
+    #[error("cannot start a shard: {0}")]
+    Shard(std::io::Error),
+}
 
 /// The listeners of all shards.
 pub(crate) struct Listening {
     /// By shard.
     pub(crate) shards: Vec<Vec<(TcpListener, ListenerKind)>>,
-    /// Where they listen, in the order of the configuration.
+    /// The addresses that they are bound to.
     pub(crate) addrs: ListenAddrs,
 }
 
@@ -38,7 +56,7 @@ impl Listening {
         addr: SocketAddr,
     ) -> Result<SocketAddr, StartError> {
         let failed = |error| StartError::Listen { addr, error };
-        // SO_REUSEPORT would let a second server share the port unseen: a bind without it finds out first.
+        // With SO_REUSEPORT a second server could share the port unnoticed. A first bind without it detects that.
         let probe = bind(config, addr, false).map_err(failed)?;
         let bound = probe.local_addr().map_err(failed)?.as_socket().unwrap_or(addr);
         drop(probe);
@@ -51,16 +69,16 @@ impl Listening {
     }
 }
 
-/// A socket with the options that accepted connections inherit.
+/// Creates a socket with the options that accepted connections inherit.
 fn bind(config: &Config, addr: SocketAddr, shared: bool) -> std::io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(shared)?;
-    // Never delay: messages are gathered before they are written, so Nagle could only add its wait.
+    // Messages are gathered before they are written, so Nagle's algorithm could only add delay.
     socket.set_tcp_nodelay(true)?;
     if let Err(error) = socket.set_tcp_notsent_lowat(config.send.notsent_lowat_bytes) {
-        tracing::warn!(%error, "TCP_NOTSENT_LOWAT is not to be had; slow readers cost more kernel memory");
+        tracing::warn!(%error, "TCP_NOTSENT_LOWAT is not available; slow readers use more kernel memory");
     }
     socket.bind(&addr.into())?;
     Ok(socket)

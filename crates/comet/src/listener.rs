@@ -8,7 +8,14 @@ use std::ops::{Deref, DerefMut, Index, IndexMut};
 use goim_session::Transport;
 use goim_settings::{Faults, Plain, Schema, Setting, Settings};
 
-use crate::transport::Dialect;
+/// The protocol that the clients of a listener use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Dialect {
+    /// goim v2.
+    Goim,
+    /// The danmaku protocol of bilibili: see `danmaku`.
+    Danmaku,
+}
 
 /// What a listener expects of its connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -23,7 +23,7 @@ use goim_wire::{Packet, batch};
 
 use crate::config::CompressionConfig;
 use crate::danmaku;
-use crate::transport::Dialect;
+use crate::listener::Dialect;
 
 /// Names a class. The first is goim's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -155,14 +155,14 @@ impl Versions {
     }
 
     /// A session of this class has come.
-    pub(crate) fn came(&self, class: ClassId) {
+    pub(crate) fn session_opened(&self, class: ClassId) {
         if class != ClassId::GOIM {
             self.readers.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// A session of this class has gone.
-    pub(crate) fn went(&self, class: ClassId) {
+    pub(crate) fn session_closed(&self, class: ClassId) {
         if class != ClassId::GOIM {
             self.readers.fetch_sub(1, Ordering::Relaxed);
         }
@@ -566,7 +566,7 @@ mod tests {
             versions.class_of(Some(Version(3)), true, Syncs::No),
             versions.class_of(Some(Version(3)), false, Syncs::No)
         );
-        versions.came(twin);
+        versions.session_opened(twin);
         let message = Outgoing::new(push(&[b'x'; 3000]), None, &versions);
         for message in [message.for_another_thread(), message] {
             for _ in 0..3 {
@@ -646,7 +646,7 @@ mod tests {
         let versions = versions();
         let body = b"the same again and again ".repeat(100);
         for protover in [2, 3, 5] {
-            versions.came(versions.class_of(Some(Version(protover)), false, Syncs::No));
+            versions.session_opened(versions.class_of(Some(Version(protover)), false, Syncs::No));
         }
         let message = Outgoing::new(push(&body), None, &versions);
         let shards: Vec<Outgoing> = (0..4).map(|_| message.for_another_thread()).collect();

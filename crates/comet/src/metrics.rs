@@ -11,15 +11,14 @@ use prometheus_client::metrics::MetricType;
 use crate::inbox::ShardHandle;
 use crate::listener::ListenerKind;
 use crate::message::Compressed;
-use crate::shard::Shared;
+use crate::shared::Shared;
 use crate::stats::{BOUNDS_US, DROPS, Histogram, RANGES, ShardStats, SharedCounter};
 
 /// Reads all shards of a comet.
 pub(crate) struct CometCollector {
     pub(crate) shared: Arc<Shared>,
     pub(crate) shards: Vec<Arc<ShardStats>>,
-    pub(crate) handles: Vec<ShardHandle>,
-    pub(crate) unknown_keys: Arc<SharedCounter>,
+    pub(crate) handles: Arc<[ShardHandle]>,
 }
 
 impl std::fmt::Debug for CometCollector {
@@ -40,15 +39,15 @@ impl Collector for CometCollector {
         self.queues(out)?;
         self.compression(out)?;
         let events = &self.shared.events;
-        let told = events.told.load(Ordering::Relaxed);
+        let told = events.delivered();
         counters(out, "events_delivered", "Events of sessions that logic has taken", &one(told))?;
-        let dropped = events.dropped.load(Ordering::Relaxed);
+        let dropped = events.dropped();
         counters(out, "events_dropped", "Events of sessions that found no room to wait", &one(dropped))?;
         gauges(
             out,
             "events_queued",
             "Events of sessions that are not told yet",
-            &one(events.waiting_len() as u64),
+            &one(events.queued() as u64),
         )?;
         self.times(out)
     }
@@ -82,7 +81,7 @@ impl CometCollector {
         gauges(out, "sessions", "Authenticated connections", &one(self.sum(|shard| shard.sessions.get())))?;
         let addresses = self.shared.addresses.addresses() as u64;
         gauges(out, "client_addresses", "Distinct addresses of clients", &one(addresses))?;
-        gauges(out, "rooms", "Rooms with sessions", &one(self.shared.census.len() as u64))?;
+        gauges(out, "rooms", "Rooms with sessions", &one(self.shared.rooms.len() as u64))?;
         counters(out, "connections_accepted", "Connections accepted", &accepted)?;
         let errors = self.sum(|shard| shard.accept_errors.get());
         counters(out, "accept_errors", "Connections that could not be accepted or set up", &one(errors))?;
@@ -138,12 +137,12 @@ impl CometCollector {
 
     fn queues(&self, out: &mut DescriptorEncoder<'_>) -> Encoded {
         let mut dropped = self.rows("reason", DROPS, |shard, index| shard.drops[index].get());
-        dropped.push((vec![("reason", "unknown_key".to_owned())], self.unknown_keys.get()));
+        dropped.push((vec![("reason", "unknown_key".to_owned())], self.shared.unknown_keys.get()));
         counters(out, "pushes_dropped", "Pushes not sent to a session, by reason", &dropped)?;
-        let joined = self.sum(|shard| shard.words_joined.get());
+        let joined = self.sum(|shard| shard.notifications_coalesced.get());
         let help = "Words of stored messages that waited for a full socket, one for each timeline";
         counters(out, "notifications_coalesced", help, &one(joined))?;
-        let looks = self.sum(|shard| shard.told_to_look.get());
+        let looks = self.sum(|shard| shard.resyncs.get());
         let help = "Sessions that sync and were told to look, since messages for this comet were dropped";
         counters(out, "resyncs", help, &one(looks))?;
         let causes = &self.shared.recoveries;

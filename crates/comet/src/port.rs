@@ -16,8 +16,8 @@ use crate::key_index::Location;
 use crate::message::{Outgoing, Versions, carried};
 use crate::report;
 use crate::rooms::{Holders, SMALL_ROOM_MAX};
-use crate::shard::Shared;
-use crate::stats::SharedCounter;
+use crate::shared::Shared;
+use crate::token_bucket::per_shard;
 
 /// Bytes of a push to keys that count as one send, so that what waits for sessions that are behind is bounded in bytes too.
 const BYTES_OF_A_SEND: usize = 1024;
@@ -25,11 +25,9 @@ const BYTES_OF_A_SEND: usize = 1024;
 /// A comet's port.
 pub(crate) struct Port {
     pub(crate) shared: Arc<Shared>,
-    pub(crate) shards: Vec<ShardHandle>,
+    pub(crate) shards: Arc<[ShardHandle]>,
     /// One permit for each broadcast with a speed that may be under way.
     pub(crate) pacing: Arc<Semaphore>,
-    /// Keys pushed to that this comet does not hold.
-    pub(crate) unknown_keys: Arc<SharedCounter>,
 }
 
 /// What a paced broadcast sends at a time is bounded by its speed.
@@ -73,7 +71,6 @@ impl CometPort for Port {
                     shared: self.shared.clone(),
                     shards: self.shards.clone(),
                     pacing: self.pacing.clone(),
-                    unknown_keys: self.unknown_keys.clone(),
                 };
                 Call::pending(async move {
                     let permit = port.pacing.clone().acquire_owned().await.map_err(|_| gone())?;
@@ -84,13 +81,13 @@ impl CometPort for Port {
     }
 
     fn push_room(&self, push: RoomPush) -> Handover {
-        let hash = self.shared.census.hash(push.room.as_str());
-        let census = &self.shared.census;
+        let hash = self.shared.rooms.hash(push.room.as_str());
+        let registry = &self.shared.rooms;
         // With one shard there is nothing to find out but how large the room is: it looks rooms up itself, many at a time.
         // A small room, or one that is not there, takes the sends of the largest small one.
         let small = Holders { shards: 1, here: SMALL_ROOM_MAX };
-        let alone = self.shards.len() == 1 && !census.may_be_large(hash);
-        let Holders { shards, here } = if alone { small } else { census.holders(hash, &push.room) };
+        let alone = self.shards.len() == 1 && !registry.may_be_large(hash);
+        let Holders { shards, here } = if alone { small } else { registry.holders(hash, &push.room) };
         if shards == 0 {
             return Call::Ready(Ok(()));
         }
@@ -108,15 +105,15 @@ impl CometPort for Port {
     }
 
     fn rooms_since(&self, known: RoomsRevision) -> Call<Result<RoomsDelta, CometError>> {
-        let news = self.shared.census.delta(&known);
-        Call::Ready(news.ok_or(CometError::Invalid("the comet has too many rooms to list them")))
+        let delta = self.shared.rooms.delta(&known);
+        Call::Ready(delta.ok_or(CometError::Invalid("the comet has too many rooms to list them")))
     }
 
     fn room_members(&self, room: RoomId, limit: usize) -> Call<Result<RoomMembers, CometError>> {
         let shards = self.shards.clone();
         Call::pending(async move {
             let mut all = RoomMembers::default();
-            for shard in &shards {
+            for shard in &*shards {
                 let (answer, answered) = tokio::sync::oneshot::channel();
                 let limit = limit.saturating_sub(all.members.len());
                 shard.notice(Notice::Members { room: room.clone(), limit, answer });
@@ -131,7 +128,7 @@ impl CometPort for Port {
     fn messages_missed(&self, ago: Duration) -> Handover {
         tracing::warn!(?ago, "a job has dropped messages for this comet; sessions have missed some");
         self.shared.recoveries.given_up.add(1);
-        self.shards.iter().for_each(|shard| shard.notice(Notice::Recover { ago, enter: false }));
+        self.shards.iter().for_each(|shard| shard.notice(Notice::Recover { ago, register: false }));
         Call::Ready(Ok(()))
     }
 
@@ -140,7 +137,7 @@ impl CometPort for Port {
     }
 
     fn rooms(&self) -> Call<Result<Vec<RoomId>, CometError>> {
-        Call::Ready(Ok(self.shared.census.here().into_keys().collect()))
+        Call::Ready(Ok(self.shared.rooms.here().into_keys().collect()))
     }
 }
 
@@ -196,7 +193,7 @@ impl Port {
         let places: Places = keys.iter().map(|key| self.shared.keys.find(key)).collect();
         let unknown = places.iter().filter(|place| place.is_none()).count();
         if unknown > 0 {
-            self.unknown_keys.add(unknown);
+            self.shared.unknown_keys.add(unknown);
         }
         places
     }
@@ -250,7 +247,7 @@ impl Port {
         permit: tokio::sync::OwnedSemaphorePermit,
     ) -> Handover {
         let encoded = Outgoing::new(broadcast.packet, broadcast.extension, &self.shared.versions);
-        let speed = crate::shard::share(speed, self.shards.len());
+        let speed = per_shard(speed, self.shards.len());
         let permit = Arc::new(permit);
         let (operation, accepted_at) = (broadcast.operation, broadcast.accepted_at);
         self.hand_over((0..self.shards.len()).map(|shard| {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use goim_ports::{CometNode, Generation, NodeDirectory, OnlineReport, RoomCounts};
 
 use crate::inbox::{Notice, ShardHandle};
-use crate::shard::Shared;
+use crate::shared::Shared;
 
 /// Says until dropped that the comet is there. Apart from the rooms: a lease must not end because a logic is slow.
 pub(crate) async fn announce(shared: Arc<Shared>, nodes: Arc<dyn NodeDirectory>) {
@@ -19,7 +19,7 @@ pub(crate) async fn announce(shared: Arc<Shared>, nodes: Arc<dyn NodeDirectory>)
 
 /// Has every shard enter its sessions in the directory again.
 pub(crate) fn enter_again(shards: &[ShardHandle]) {
-    shards.iter().for_each(|shard| shard.notice(Notice::ConfirmAll));
+    shards.iter().for_each(|shard| shard.notice(Notice::RegisterAll));
 }
 
 /// What is known of the directory's memory of this comet.
@@ -56,20 +56,20 @@ impl Memory {
 }
 
 /// Reports the rooms until dropped.
-pub(crate) async fn run(shared: Arc<Shared>, shards: Vec<ShardHandle>) {
+pub(crate) async fn run(shared: Arc<Shared>, shards: Arc<[ShardHandle]>) {
     let confirm = || enter_again(&shards);
     let mut memory = Memory::default();
     let mut word = Word::new("report its rooms");
     let mut taken = Instant::now();
     loop {
         let began = Instant::now();
-        let rooms: RoomCounts = Arc::new(shared.census.here());
+        let rooms: RoomCounts = Arc::new(shared.rooms.here());
         let mut worked = began.elapsed();
         let report = OnlineReport { server: shared.server.clone(), rooms: rooms.clone() };
         let totals = shared.logic.renew_online(report).await;
         let began = Instant::now();
         if let Ok(totals) = &totals {
-            shared.census.learn(&totals.rooms, &rooms);
+            shared.rooms.learn(&totals.rooms, &rooms);
             let news = totals.generation.as_ref().map_or(News::Same, |generation| memory.learn(generation));
             if news != News::Same {
                 tracing::warn!("the directory may have lost sessions of this comet; it enters them again");
@@ -81,7 +81,7 @@ pub(crate) async fn run(shared: Arc<Shared>, shards: Vec<ShardHandle>) {
                 );
                 shared.recoveries.swept.add(1);
                 let ago = since_sweep(memory.swept_at.unwrap_or_default(), SystemTime::now());
-                shards.iter().for_each(|shard| shard.notice(Notice::Recover { ago, enter: true }));
+                shards.iter().for_each(|shard| shard.notice(Notice::Recover { ago, register: true }));
             }
             if taken.elapsed() >= RECORDS_LIVE {
                 tracing::warn!("no report was taken for long; the comet enters its sessions again");

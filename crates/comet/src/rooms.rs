@@ -1,6 +1,6 @@
-//! The rooms of one shard, and the census of the whole comet.
+//! The rooms of one shard, and the registry of the whole comet.
 //!
-//! A shard owns the list of its members; nobody else touches it. The census is shared by the shards: per room one
+//! A shard owns the list of its members; nobody else touches it. The registry is shared by the shards: per room one
 //! counter of the sessions on this comet, one of those elsewhere, and which shards have members, so that a message goes
 //! to those only. It is locked when a shard opens or closes a room, not when sessions join or leave.
 
@@ -8,18 +8,19 @@ use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher as _, RandomState};
 use std::hint::black_box;
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use goim_ports::{RoomCounts, RoomId, RoomsDelta, RoomsRevision, StripeDelta};
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
+use parking_lot::{Mutex, MutexGuard};
 use slab::Slab;
 use smallvec::SmallVec;
 
-use crate::shard::BLOCK;
+use crate::prefetch::BLOCK;
 
-/// Locks of the census. Rooms are spread over them by their name.
+/// Locks of the registry. Rooms are spread over them by their name.
 const STRIPES: usize = 64;
 /// Tables below this many places keep them.
 const SHRINK_ABOVE: usize = 256;
@@ -69,7 +70,7 @@ struct Stripe {
 }
 
 /// All rooms of this comet.
-pub(crate) struct Census {
+pub(crate) struct RoomRegistry {
     stripes: Box<[Mutex<Stripe>]>,
     hasher: RandomState,
     /// Large rooms with this hash modulo the length: few bytes that stay in the caches say of nearly all rooms that they
@@ -77,11 +78,11 @@ pub(crate) struct Census {
     large: Box<[AtomicU32]>,
     /// Somebody asks for changes, so that they are kept.
     is_watched: AtomicBool,
-    /// Says that versions are this census's.
+    /// Says that versions are this registry's.
     epoch: u64,
 }
 
-impl Census {
+impl RoomRegistry {
     pub(crate) fn new() -> Self {
         let stripes = (0..STRIPES).map(|_| Mutex::default()).collect();
         let large = (0..LARGE_SLOTS).map(|_| AtomicU32::new(0)).collect();
@@ -99,7 +100,7 @@ impl Census {
     /// Takes the stripe from other bits of the hash than the table takes its place from.
     fn stripe(&self, hash: u64) -> MutexGuard<'_, Stripe> {
         let index = (hash >> 40) as usize % STRIPES;
-        self.stripes[index].lock().unwrap_or_else(PoisonError::into_inner)
+        self.stripes[index].lock()
     }
 
     /// Shard `shard` opens the room.
@@ -176,7 +177,7 @@ impl Census {
     }
 
     fn each_stripe(&self) -> impl Iterator<Item = MutexGuard<'_, Stripe>> {
-        self.stripes.iter().map(|stripe| stripe.lock().unwrap_or_else(PoisonError::into_inner))
+        self.stripes.iter().map(Mutex::lock)
     }
 
     /// Rooms with sessions.
@@ -232,7 +233,7 @@ impl Journal {
     }
 }
 
-impl Census {
+impl RoomRegistry {
     /// What has changed since `known`, and from now on keeps what changes. `None` when there is more to list than is listed.
     pub(crate) fn delta(&self, known: &RoomsRevision) -> Option<RoomsDelta> {
         // Before the first stripe is looked at: what changes in it later is noted.
@@ -312,15 +313,15 @@ struct Room {
 pub(crate) struct Rooms {
     shard: usize,
     shards: usize,
-    census: Arc<Census>,
+    registry: Arc<RoomRegistry>,
     /// Indexes into `rooms`, by the room's name.
     by_id: HashTable<u32>,
     rooms: Slab<Room>,
 }
 
 impl Rooms {
-    pub(crate) fn new(shard: usize, shards: usize, census: Arc<Census>) -> Self {
-        Self { shard, shards, census, by_id: HashTable::new(), rooms: Slab::new() }
+    pub(crate) fn new(shard: usize, shards: usize, registry: Arc<RoomRegistry>) -> Self {
+        Self { shard, shards, registry, by_id: HashTable::new(), rooms: Slab::new() }
     }
 
     fn index_of(&self, hash: u64, room: &str) -> Option<u32> {
@@ -330,7 +331,7 @@ impl Rooms {
 
     /// The room of this name, when it has members here: found once, and then compared with memberships as a number.
     pub(crate) fn find(&self, room: &str) -> Option<RoomPlace> {
-        self.index_of(self.census.hash(room), room).map(RoomPlace)
+        self.index_of(self.registry.hash(room), room).map(RoomPlace)
     }
 
     /// The members of the room with this hash and name.
@@ -341,7 +342,7 @@ impl Rooms {
 
     /// Reads what [`Rooms::members`] will read for rooms whose names have these hashes, one step of all of them after the
     /// other, so that each step waits for memory once. Adds the first members to `members`.
-    pub(crate) fn look_ahead(&self, hashes: &[u64], members: &mut Vec<u32>) {
+    pub(crate) fn prefetch(&self, hashes: &[u64], members: &mut Vec<u32>) {
         let indexes: SmallVec<[&u32; BLOCK]> =
             hashes.iter().filter_map(|hash| self.by_id.find(*hash, |_| true)).collect();
         let entries: SmallVec<[u32; BLOCK]> = indexes.iter().map(|index| **index).collect();
@@ -370,19 +371,19 @@ impl Rooms {
 
     /// Adds a connection at the end of the room's list.
     pub(crate) fn join(&mut self, id: RoomId, slot: u32) -> Membership {
-        let hash = self.census.hash(id.as_str());
+        let hash = self.registry.hash(id.as_str());
         let index = self.index_of(hash, id.as_str()).unwrap_or_else(|| self.open(id, hash));
         let room = &mut self.rooms[index as usize];
-        self.census.joined(&room.shared, hash);
+        self.registry.joined(&room.shared, hash);
         room.members.push(slot);
         Membership::new(index, room.members.len() as u32 - 1)
     }
 
     fn open(&mut self, id: RoomId, hash: u64) -> u32 {
-        let shared = self.census.open(id, hash, self.shard);
+        let shared = self.registry.open(id, hash, self.shard);
         let index = self.rooms.insert(Room { shared, members: SmallVec::new() }) as u32;
-        let (rooms, census) = (&self.rooms, &self.census);
-        let rehash = |index: &u32| census.hash(rooms[*index as usize].shared.id.as_str());
+        let (rooms, registry) = (&self.rooms, &self.registry);
+        let rehash = |index: &u32| registry.hash(rooms[*index as usize].shared.id.as_str());
         self.by_id.insert_unique(hash, index, rehash);
         index
     }
@@ -393,7 +394,7 @@ impl Rooms {
         let room = self.rooms.get_mut(membership.room())?;
         let position = membership.position as usize;
         room.members.swap_remove(position);
-        self.census.left(&room.shared);
+        self.registry.left(&room.shared);
         let moved = room.members.get(position).map(|slot| (*slot, membership));
         if room.members.is_empty() {
             self.close(membership.room());
@@ -407,11 +408,11 @@ impl Rooms {
 
     fn close(&mut self, index: usize) {
         let room = self.rooms.remove(index);
-        let hash = self.census.hash(room.shared.id.as_str());
+        let hash = self.registry.hash(room.shared.id.as_str());
         if let Ok(entry) = self.by_id.find_entry(hash, |known| *known as usize == index) {
             entry.remove();
         }
-        self.census.close(room.shared, hash, self.shard, self.shards);
+        self.registry.close(room.shared, hash, self.shard, self.shards);
         self.shrink();
     }
 
@@ -420,8 +421,8 @@ impl Rooms {
         if self.by_id.is_empty() {
             (self.by_id, self.rooms) = (HashTable::new(), Slab::new());
         } else if self.by_id.capacity() > SHRINK_ABOVE && self.by_id.len() < self.by_id.capacity() / 4 {
-            let (rooms, census, keep) = (&self.rooms, &self.census, self.by_id.len() * 2);
-            self.by_id.shrink_to(keep, |index| census.hash(rooms[*index as usize].shared.id.as_str()));
+            let (rooms, registry, keep) = (&self.rooms, &self.registry, self.by_id.len() * 2);
+            self.by_id.shrink_to(keep, |index| registry.hash(rooms[*index as usize].shared.id.as_str()));
             self.rooms.shrink_to_fit();
         }
     }
@@ -445,8 +446,8 @@ mod tests {
 
     #[test]
     fn leaving_keeps_every_other_position_true() {
-        let census = Arc::new(Census::new());
-        let mut rooms = Rooms::new(0, 1, census.clone());
+        let registry = Arc::new(RoomRegistry::new());
+        let mut rooms = Rooms::new(0, 1, registry.clone());
         let id = RoomId::from("live://1");
         let mut places: HashMap<u32, Membership> =
             (0..5).map(|slot| (slot, rooms.join(id.clone(), slot))).collect();
@@ -456,9 +457,9 @@ mod tests {
                 places.insert(slot, moved);
             }
             for (slot, place) in &places {
-                assert_eq!(rooms.members(census.hash(id.as_str()), &id)[place.position as usize], *slot);
+                assert_eq!(rooms.members(registry.hash(id.as_str()), &id)[place.position as usize], *slot);
             }
-            assert_eq!(census.here()[&id] as usize, places.len());
+            assert_eq!(registry.here()[&id] as usize, places.len());
         }
         while let Some(slot) = places.keys().next().copied() {
             let place = places.remove(&slot).unwrap();
@@ -466,38 +467,38 @@ mod tests {
                 places.insert(slot, moved);
             }
         }
-        assert!(census.here().is_empty());
-        assert_eq!(census.holders(census.hash(id.as_str()), &id), Holders::default());
+        assert!(registry.here().is_empty());
+        assert_eq!(registry.holders(registry.hash(id.as_str()), &id), Holders::default());
     }
 
     #[test]
     fn a_room_is_large_while_it_has_many_members() {
-        let census = Arc::new(Census::new());
-        let mut rooms = Rooms::new(0, 1, census.clone());
+        let registry = Arc::new(RoomRegistry::new());
+        let mut rooms = Rooms::new(0, 1, registry.clone());
         let id = RoomId::from("live://1");
-        let hash = census.hash(id.as_str());
+        let hash = registry.hash(id.as_str());
         let mut places: Vec<Membership> = Vec::new();
         for round in 0..2 {
             while places.len() < SMALL_ROOM_MAX as usize {
                 places.push(rooms.join(id.clone(), places.len() as u32));
-                assert!(!census.may_be_large(hash), "{} members in round {round}", places.len());
+                assert!(!registry.may_be_large(hash), "{} members in round {round}", places.len());
             }
             for _ in 0..2 {
                 places.push(rooms.join(id.clone(), places.len() as u32));
-                assert!(census.may_be_large(hash), "{} members in round {round}", places.len());
+                assert!(registry.may_be_large(hash), "{} members in round {round}", places.len());
             }
             // From the end, so that nobody's place moves.
             while let Some(place) = places.pop() {
                 rooms.leave(place);
-                assert_eq!(census.may_be_large(hash), places.len() > SMALL_ROOM_MAX as usize);
+                assert_eq!(registry.may_be_large(hash), places.len() > SMALL_ROOM_MAX as usize);
             }
         }
     }
 
     #[test]
     fn whoever_asks_what_is_new_knows_all_rooms() {
-        let census = Arc::new(Census::new());
-        let mut rooms = Rooms::new(0, 1, census.clone());
+        let registry = Arc::new(RoomRegistry::new());
+        let mut rooms = Rooms::new(0, 1, registry.clone());
         let mut places: HashMap<String, Membership> = HashMap::new();
         let (mut version, mut known) = (RoomsRevision::default(), HashMap::<RoomId, u32>::new());
         let mut random = 7_u64;
@@ -512,7 +513,7 @@ mod tests {
                     None => drop(places.insert(name.clone(), rooms.join(name.as_str().into(), 1))),
                 }
             }
-            let delta = census.delta(&version).unwrap();
+            let delta = registry.delta(&version).unwrap();
             version = delta.version;
             for stripe in delta.stripes {
                 if stripe.complete {
@@ -527,22 +528,25 @@ mod tests {
             said.sort();
             assert_eq!(said, there, "round {round}");
         }
-        assert!(census.delta(&version).unwrap().stripes.is_empty(), "nothing has changed");
+        assert!(registry.delta(&version).unwrap().stripes.is_empty(), "nothing has changed");
         let other = RoomsRevision { epoch: version.epoch + 1, ..version };
-        assert!(census.delta(&other).unwrap().stripes.iter().all(|stripe| stripe.complete), "another start");
+        assert!(
+            registry.delta(&other).unwrap().stripes.iter().all(|stripe| stripe.complete),
+            "another start"
+        );
     }
 
     #[test]
     fn looking_ahead_names_the_first_members() {
-        let census = Arc::new(Census::new());
-        let mut rooms = Rooms::new(0, 1, census.clone());
+        let registry = Arc::new(RoomRegistry::new());
+        let mut rooms = Rooms::new(0, 1, registry.clone());
         for slot in 0..3 {
             rooms.join("three".into(), slot);
         }
         rooms.join("one".into(), 7);
-        let hashes = ["one", "none", "three"].map(|room| census.hash(room));
+        let hashes = ["one", "none", "three"].map(|room| registry.hash(room));
         let mut members = Vec::new();
-        rooms.look_ahead(&hashes, &mut members);
+        rooms.prefetch(&hashes, &mut members);
         assert_eq!(members, [7, 0, 1]);
     }
 }

@@ -156,9 +156,9 @@ pub(crate) struct ShardStats {
     /// Rooms that a token did not allow.
     pub(crate) rooms_refused: Counter,
     /// Words of messages in timelines that became one with others while a socket was full.
-    pub(crate) words_joined: Counter,
+    pub(crate) notifications_coalesced: Counter,
     /// Sessions that sync and were told to look, since messages were dropped.
-    pub(crate) told_to_look: Counter,
+    pub(crate) resyncs: Counter,
     /// Commands that wait.
     pub(crate) inbox_depth: Arc<AtomicUsize>,
     /// Sessions whose socket is full.

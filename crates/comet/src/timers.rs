@@ -1,19 +1,19 @@
-//! One shard's deadlines: a hashed wheel, lazily re-armed.
+//! The deadlines of one shard: a hashed timer wheel, re-armed lazily.
 //!
-//! Each connection has one entry, in the slot of the tick at which it must be looked at. A heartbeat moves the
-//! connection's deadline and leaves the entry where it is; when the slot comes up the connection is looked at and put
-//! into the slot of its deadline of that time. So a heartbeat costs nothing here, and a connection costs eight bytes.
+//! Each connection has one entry, in the slot of the tick at which it must be checked. A heartbeat moves the
+//! connection's deadline and leaves the entry where it is; when the slot fires, the connection is checked and entered
+//! in the slot of its current deadline. So a heartbeat costs nothing here, and a connection costs eight bytes.
 
 use std::time::Duration;
 
 use goim_session::Moment;
 
-use crate::connection::ConnectionId;
-
 /// Width of a tick in milliseconds. Deadlines are kept to this precision, never early.
 const TICK_MS: u64 = 100;
-/// Slots on the wheel: 410 s. A deadline further away goes round more than once.
+/// Slots on the wheel: 410 s. A deadline further ahead takes more than one round.
 const SLOTS: usize = 4096;
+/// A list of fired entries up to this size keeps its memory for the next tick.
+const FIRED_KEPT: usize = 1024;
 
 /// Number of a tick since the shard's start. Wraps after thirteen years.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,7 +25,7 @@ impl Tick {
         Self(u32::try_from(moment.0.div_ceil(TICK_MS)).unwrap_or(u32::MAX))
     }
 
-    /// True when both come up in the same slot of the wheel.
+    /// True when both use the same slot of the wheel.
     pub(crate) fn same_slot(self, other: Self) -> bool {
         self.slot() == other.slot()
     }
@@ -35,71 +35,88 @@ impl Tick {
     }
 }
 
-/// The wheel.
-pub(crate) struct TimerWheel {
-    slots: Vec<Vec<ConnectionId>>,
-    /// The tick that was handled last.
-    handled: Tick,
-    entries: usize,
+/// The wheel. An entry is whatever names the thing with the deadline.
+pub(crate) struct TimerWheel<T> {
+    slots: Vec<Vec<T>>,
+    /// The last tick that has fired.
+    last_fired: Tick,
+    len: usize,
+    /// Memory for the next list of fired entries.
+    spare: Vec<(T, Tick)>,
 }
 
-impl TimerWheel {
+impl<T: Copy> TimerWheel<T> {
     pub(crate) fn new() -> Self {
-        Self { slots: (0..SLOTS).map(|_| Vec::new()).collect(), handled: Tick(0), entries: 0 }
+        let slots = (0..SLOTS).map(|_| Vec::new()).collect();
+        Self { slots, last_fired: Tick(0), len: 0, spare: Vec::new() }
     }
 
-    /// Asks for `connection` to be looked at when `moment` has passed. The tick must be remembered in the connection:
-    /// an entry that comes up at another one is stale.
-    pub(crate) fn arm(&mut self, connection: ConnectionId, moment: Moment) -> Tick {
-        let tick = Tick::at(moment).max(Tick(self.handled.0.saturating_add(1)));
-        self.slots[tick.slot()].push(connection);
-        self.entries += 1;
+    /// Enters `entry` to fire once `moment` has passed. The caller remembers the tick: an entry that fires at another
+    /// one is stale.
+    pub(crate) fn arm(&mut self, entry: T, moment: Moment) -> Tick {
+        let tick = Tick::at(moment).max(Tick(self.last_fired.0.saturating_add(1)));
+        self.put_back(entry, tick);
         tick
     }
 
-    /// Time until the next tick has to be handled, or `None` when nothing is armed.
-    pub(crate) fn wait(&self, now: Moment) -> Option<Duration> {
-        (self.entries > 0).then(|| now.until(Moment((u64::from(self.handled.0) + 1) * TICK_MS)))
+    /// Enters an entry again that fired a whole round too early.
+    pub(crate) fn put_back(&mut self, entry: T, tick: Tick) {
+        self.slots[tick.slot()].push(entry);
+        self.len += 1;
     }
 
-    /// Goes on to the present and moves every entry of the ticks passed to `due`, with its tick. An entry that belongs
-    /// to a later round of the wheel is to be given back ([`TimerWheel::keep`]).
-    pub(crate) fn turn(&mut self, now: Moment, due: &mut Vec<(ConnectionId, Tick)>) {
+    /// Time until the next tick is due, or `None` when nothing is armed.
+    pub(crate) fn wait(&self, now: Moment) -> Option<Duration> {
+        (self.len > 0).then(|| now.until(Moment((u64::from(self.last_fired.0) + 1) * TICK_MS)))
+    }
+
+    /// Advances to `now` and removes every entry of the ticks passed, each with its tick. An entry of a later round of
+    /// the wheel must be given back ([`TimerWheel::put_back`]), and the list too ([`TimerWheel::recycle`]).
+    pub(crate) fn fire(&mut self, now: Moment) -> Vec<(T, Tick)> {
+        let mut fired = std::mem::take(&mut self.spare);
         let present = Tick(u32::try_from(now.0 / TICK_MS).unwrap_or(u32::MAX));
         // After a long pause one round of the wheel covers all slots.
-        let first = self.handled.0.max(present.0.saturating_sub(SLOTS as u32 - 1));
+        let first = self.last_fired.0.max(present.0.saturating_sub(SLOTS as u32 - 1));
         for number in first..present.0 {
             let tick = Tick(number + 1);
-            // The slot's memory goes with its entries: it comes up again in minutes, and may be as full never again.
+            // The slot's memory is freed with its entries: the slot is next used minutes later, perhaps never as full.
             let slot = std::mem::take(&mut self.slots[tick.slot()]);
-            self.entries -= slot.len();
-            due.extend(slot.into_iter().map(|connection| (connection, tick)));
+            self.len -= slot.len();
+            fired.extend(slot.into_iter().map(|entry| (entry, tick)));
         }
-        self.handled = self.handled.max(present);
+        self.last_fired = self.last_fired.max(present);
+        fired
+    }
+
+    /// Takes back a list of fired entries, for its memory.
+    pub(crate) fn recycle(&mut self, mut fired: Vec<(T, Tick)>) {
+        fired.clear();
+        if fired.capacity() <= FIRED_KEPT {
+            self.spare = fired;
+        }
     }
 
     /// Entries on the wheel.
     pub(crate) fn len(&self) -> usize {
-        self.entries
+        self.len
     }
 
-    /// Drops the entries of connections that are gone. They would go by themselves as their slots come up, which may take
-    /// minutes; after a mass departure that is too long to keep their memory.
-    pub(crate) fn purge(&mut self, is_there: impl Fn(ConnectionId) -> bool) {
+    /// Drops the stale entries. They would go as their slots fire, which may take minutes; after a mass departure that
+    /// is too long to hold their memory.
+    pub(crate) fn retain(&mut self, is_current: impl Fn(T) -> bool) {
         for slot in &mut self.slots {
             if slot.is_empty() {
                 continue;
             }
-            slot.retain(|connection| is_there(*connection));
+            slot.retain(|entry| is_current(*entry));
             slot.shrink_to_fit();
         }
-        self.entries = self.slots.iter().map(Vec::len).sum();
+        self.len = self.slots.iter().map(Vec::len).sum();
     }
 
-    /// Puts back an entry that came up a whole round too early.
-    pub(crate) fn keep(&mut self, connection: ConnectionId, tick: Tick) {
-        self.slots[tick.slot()].push(connection);
-        self.entries += 1;
+    /// Frees memory that is not needed while nothing fires.
+    pub(crate) fn release_memory(&mut self) {
+        self.spare.shrink_to_fit();
     }
 }
 
@@ -107,31 +124,27 @@ impl TimerWheel {
 mod tests {
     use super::*;
 
-    fn id(slot: u32) -> ConnectionId {
-        ConnectionId { slot, generation: 1 }
-    }
-
-    /// Turns the wheel in steps of `step_ms` and gives the moments at which entries come up.
-    fn run(wheel: &mut TimerWheel, until_ms: u64, step_ms: u64) -> Vec<(u64, ConnectionId)> {
+    /// Advances the wheel in steps of `step_ms` and returns the moments at which entries fire.
+    fn run(wheel: &mut TimerWheel<u32>, until_ms: u64, step_ms: u64) -> Vec<(u64, u32)> {
         let mut seen = Vec::new();
         for now in (0..=until_ms).step_by(usize::try_from(step_ms).unwrap()) {
-            let mut due = Vec::new();
-            wheel.turn(Moment(now), &mut due);
-            seen.extend(due.into_iter().map(|(connection, _)| (now, connection)));
+            let fired = wheel.fire(Moment(now));
+            seen.extend(fired.iter().map(|(entry, _)| (now, *entry)));
+            wheel.recycle(fired);
         }
         seen
     }
 
     #[test]
-    fn entries_come_up_once_never_early_and_within_a_tick() {
+    fn entries_fire_once_never_early_and_within_a_tick() {
         for (deadline, step) in [(1, 10), (99, 10), (100, 10), (101, 10), (5_000, 10), (5_000, 700)] {
             let mut wheel = TimerWheel::new();
-            wheel.arm(id(7), Moment(deadline));
+            wheel.arm(7, Moment(deadline));
             let seen = run(&mut wheel, 20_000, step);
             assert_eq!(seen.len(), 1, "{deadline}");
-            let (at, connection) = seen[0];
-            assert_eq!(connection, id(7));
-            assert!(at >= deadline && at <= deadline + TICK_MS + step, "{deadline} came up at {at}");
+            let (at, entry) = seen[0];
+            assert_eq!(entry, 7);
+            assert!(at >= deadline && at <= deadline + TICK_MS + step, "{deadline} fired at {at}");
             assert_eq!(wheel.wait(Moment(20_000)), None);
         }
     }
@@ -139,25 +152,31 @@ mod tests {
     #[test]
     fn a_long_pause_loses_nothing() {
         let mut wheel = TimerWheel::new();
-        for slot in 0..100 {
-            wheel.arm(id(slot), Moment(u64::from(slot) * 3_000));
+        for entry in 0..100_u32 {
+            wheel.arm(entry, Moment(u64::from(entry) * 3_000));
         }
-        let mut due = Vec::new();
-        wheel.turn(Moment(10_000_000), &mut due);
-        assert_eq!(due.len(), 100);
+        assert_eq!(wheel.fire(Moment(10_000_000)).len(), 100);
     }
 
     #[test]
-    fn an_entry_further_than_a_round_shows_its_slot_early_and_can_be_kept() {
+    fn an_entry_more_than_a_round_ahead_fires_early_and_can_be_put_back() {
         let mut wheel = TimerWheel::new();
-        let armed = wheel.arm(id(1), Moment(500_000));
-        let mut due = Vec::new();
-        wheel.turn(Moment(100_000), &mut due);
-        let [(connection, tick)] = due[..] else { panic!("one entry expected: {due:?}") };
+        let armed = wheel.arm(1, Moment(500_000));
+        let fired = wheel.fire(Moment(100_000));
+        let [(entry, tick)] = fired[..] else { panic!("one entry expected: {fired:?}") };
         assert!(Tick::same_slot(armed, tick) && armed > tick);
-        wheel.keep(connection, armed);
-        due.clear();
-        wheel.turn(Moment(500_000), &mut due);
-        assert_eq!(due, [(id(1), armed)]);
+        wheel.put_back(entry, armed);
+        assert_eq!(wheel.fire(Moment(500_000)), [(1, armed)]);
+    }
+
+    #[test]
+    fn stale_entries_can_be_dropped() {
+        let mut wheel = TimerWheel::new();
+        for entry in 0..100_u32 {
+            wheel.arm(entry, Moment(u64::from(entry) * 3_000));
+        }
+        wheel.retain(|entry| entry % 10 == 0);
+        assert_eq!(wheel.len(), 10);
+        assert_eq!(wheel.fire(Moment(10_000_000)).len(), 10);
     }
 }

@@ -3,6 +3,9 @@
 //! Both give plain bytes and take plain bytes; whether packets lie in them bare or in WebSocket frames is the session's
 //! backend. Nothing here blocks.
 
+#[cfg(feature = "harness")]
+pub(crate) mod sink;
+
 use std::io::{self, IoSlice, Read as _, Write as _};
 use std::sync::Arc;
 
@@ -11,13 +14,6 @@ use mio::net::TcpStream;
 use rustls::ServerConfig;
 
 use crate::tls::TlsSession;
-
-/// Which protocol clients talk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Dialect {
-    Goim,
-    Danmaku,
-}
 
 /// Bytes read at once, and gathered into one write at most.
 pub(crate) const SCRATCH_LEN: usize = 64 * 1024;
@@ -55,7 +51,7 @@ impl Stream {
         match self {
             Self::Tcp(stream) => stream.read(input),
             #[cfg(feature = "harness")]
-            Self::Sink => crate::harness::wire::read(input),
+            Self::Sink => sink::read(input),
         }
     }
 
@@ -63,7 +59,7 @@ impl Stream {
         match self {
             Self::Tcp(stream) => stream.write(bytes),
             #[cfg(feature = "harness")]
-            Self::Sink => crate::harness::wire::write(bytes),
+            Self::Sink => sink::write(bytes),
         }
     }
 
@@ -71,7 +67,7 @@ impl Stream {
         match self {
             Self::Tcp(stream) => stream.write_vectored(slices),
             #[cfg(feature = "harness")]
-            Self::Sink => slices.iter().map(|slice| crate::harness::wire::write(slice)).sum(),
+            Self::Sink => slices.iter().map(|slice| sink::write(slice)).sum(),
         }
     }
 

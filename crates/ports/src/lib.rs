@@ -30,6 +30,8 @@ mod logic;
 mod node;
 mod offline;
 mod push_log;
+mod rate_limited_log;
+mod retry_queue;
 mod secret;
 mod timeline;
 mod upstream;
@@ -58,6 +60,8 @@ pub use push_log::{
     AcceptedAt, AppendError, Appended, LogEntry, LogPosition, PushLog, PushLogReader, PushRecord, PushTarget,
     ReadError,
 };
+pub use rate_limited_log::RateLimitedLog;
+pub use retry_queue::{RetryQueue, RetryRules};
 pub use secret::{Secret, ServiceUrl};
 pub use timeline::{
     Append, AppendResult, CursorId, Epoch, Head, IdempotencyKey, NewMessage, Position, Range, ReadLimit,

@@ -1,6 +1,5 @@
 //! A shard with its sessions, and a logic that knows them: what is done to it, each with the processor time that it took.
 
-use std::collections::HashMap;
 use std::error::Error;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU32;

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use goim_compression::{InflateError, inflate};
 use goim_ports::{
     Accepted, Call, ConnectError, ConnectRequest, Encoding, EventKind, LogicError, NoSession, PacketBuf,
-    RoomId, Schema, Sequence, ServerId, SessionRef, Upstream, Version,
+    RoomId, Schema, Sequence, ServerId, Upstream, Version,
 };
 use goim_session::{CloseReason, Established, Moment, RequestFailure};
 
@@ -14,25 +14,8 @@ use super::Shard;
 use crate::connection::{ConnectionId, Identity};
 use crate::danmaku;
 use crate::inbox::Notice;
-use crate::key_index::Location;
+use crate::listener::Dialect;
 use crate::message::Syncs;
-use crate::transport::Dialect;
-
-/// The directory is told that a session lives when this long has passed, and up to twice as long: goim's records
-/// expire after 30 minutes, so one miss is forgiven.
-const TOUCH_MIN: Duration = Duration::from_secs(5 * 60);
-
-/// Sessions that logic is told of in a second after it may have forgotten all of them: so that ten thousand are known again after
-/// two seconds, and a million do not ask for it at once.
-const CONFIRMED_PER_SECOND: f64 = 5000.0;
-
-/// Telling logic of all sessions again.
-pub(super) struct Confirming {
-    /// The next slot.
-    cursor: u32,
-    credit: f64,
-    seen: Moment,
-}
 
 impl Shard {
     /// Asks logic about a token.
@@ -40,8 +23,8 @@ impl Shard {
         let Some(token) = self.read_token(slot, token) else {
             return self.refuse(slot, CloseReason::AuthRefused);
         };
+        let id = self.connections.id(slot);
         let connection = &mut self.connections[slot];
-        let id = ConnectionId { slot, generation: connection.generation };
         let facts = connection.session.take_facts();
         let request = ConnectRequest {
             server: self.shared.server.clone(),
@@ -50,22 +33,22 @@ impl Shard {
             token,
             remote: connection.remote(),
         };
-        let farewells = self.shared.keys.farewells();
+        let disconnects = self.shared.keys.disconnects();
         // A little before the session is cut for being late: then its client can still be told why.
         let time =
             Duration::from_millis(self.now.until(connection.session.deadline()).as_millis() as u64 * 9 / 10);
         let token = request.token.clone();
         match self.shared.logic.connect(request) {
             Call::Ready(result) => {
-                self.connected(id, farewells, result.map_err(|error| known(error, &token)))
+                self.connected(id, disconnects, result.map_err(|error| known(error, &token)))
             }
             Call::Pending(answer) => {
-                let own = self.peers[self.index].clone();
+                let own = self.peers.own().clone();
                 self.shared.runtime.spawn(async move {
                     let mut answer = std::pin::pin!(answer.into_future());
                     let connected = |result: Result<Accepted, ConnectError>| {
                         let result = result.map_err(|error| known(error, &token));
-                        own.notice(Notice::Connected { connection: id, farewells, result });
+                        own.notice(Notice::Connected { connection: id, disconnects, result });
                     };
                     if let Ok(result) = tokio::time::timeout(time, &mut answer).await {
                         return connected(result);
@@ -81,7 +64,7 @@ impl Shard {
     /// The token in goim's words. `None` when it is none in the words of the listener's dialect.
     fn read_token(&mut self, slot: u32, token: Bytes) -> Option<Bytes> {
         let connection = &mut self.connections[slot];
-        match self.kinds[usize::from(connection.listener)].dialect() {
+        match self.listeners.kind(connection.listener).dialect() {
             Dialect::Goim => Some(token),
             Dialect::Danmaku => {
                 let auth = danmaku::read_auth(&token, &self.shared.config.listen.danmaku_room_type)?;
@@ -94,59 +77,74 @@ impl Shard {
     /// Ends a connection that gets no session.
     fn refuse(&mut self, slot: u32, reason: CloseReason) {
         let connection = &mut self.connections[slot];
-        if self.kinds[usize::from(connection.listener)].dialect() == Dialect::Danmaku {
-            connection.session.reply_refused(&mut self.pool, danmaku::REFUSED);
+        if self.listeners.kind(connection.listener).dialect() == Dialect::Danmaku {
+            connection.session.reply_refused(self.egress.pool(), danmaku::REFUSED);
         }
         self.close(slot, reason);
     }
 
+    /// Returns the answer of a call that is resolved already. Otherwise the runtime awaits it, and it comes back to this
+    /// shard as the notice that `notice` makes of it.
+    pub(super) fn call<T: Send + 'static>(
+        &self,
+        call: Call<T>,
+        notice: impl FnOnce(T) -> Notice + Send + 'static,
+    ) -> Option<T> {
+        match call {
+            Call::Ready(answer) => Some(answer),
+            Call::Pending(answer) => {
+                let own = self.peers.own().clone();
+                self.shared.runtime.spawn(async move { own.notice(notice(answer.await)) });
+                None
+            }
+        }
+    }
+
     pub(super) fn take_notice(&mut self, notice: Notice) {
         match notice {
-            Notice::Connected { connection, farewells, result } => {
-                self.connected(connection, farewells, result);
-                if let Some(slot) = self.find(connection) {
+            Notice::Connected { connection, disconnects, result } => {
+                self.connected(connection, disconnects, result);
+                if let Some(slot) = self.connections.find(connection) {
                     self.take_input(slot);
                 }
             }
             Notice::Replied { connection, result } => {
-                if let Some(slot) = self.find(connection) {
+                if let Some(slot) = self.connections.find(connection) {
                     self.replied(slot, result);
                     self.take_input(slot);
                 }
             }
             Notice::Resumed { connection, result } => {
-                if let Some(slot) = self.find(connection) {
+                if let Some(slot) = self.connections.find(connection) {
                     self.resumed_position(slot, result);
                     self.resume_positions(slot);
                 }
             }
             Notice::Refreshed { connection, result } => {
-                if let Some(slot) = self.find(connection) {
+                if let Some(slot) = self.connections.find(connection) {
                     self.refreshed(slot, result);
                     self.take_input(slot);
                 }
             }
             Notice::Superseded(connection) => {
-                if let Some(slot) = self.find(connection) {
+                if let Some(slot) = self.connections.find(connection) {
                     self.close(slot, CloseReason::Superseded);
                 }
             }
-            Notice::Confirm(connection) => {
-                if let Some(slot) = self.find(connection) {
-                    self.touch(slot);
+            Notice::Register(connection) => {
+                if let Some(slot) = self.connections.find(connection) {
+                    self.register_session(slot);
                 }
             }
             Notice::Members { room, limit, answer } => {
                 // Whoever asked may have gone.
                 let _ = answer.send(self.members_of(&room, limit));
             }
-            Notice::ConfirmAll => {
-                self.confirming = Some(Confirming { cursor: 0, credit: 0.0, seen: self.now });
-            }
-            Notice::Recover { ago, enter } => self.begin_recovery(ago, enter),
-            Notice::Look(connection) => {
-                if let Some(slot) = self.find(connection) {
-                    self.tell_to_look(slot);
+            Notice::RegisterAll => self.begin_reregistration(),
+            Notice::Recover { ago, register } => self.begin_recovery(ago, register),
+            Notice::Sync(connection) => {
+                if let Some(slot) = self.connections.find(connection) {
+                    self.request_sync(slot);
                 }
             }
             Notice::Drain { sessions_per_second, deadline, delay_max } => {
@@ -155,10 +153,10 @@ impl Shard {
         }
     }
 
-    fn connected(&mut self, id: ConnectionId, farewells: u64, result: Result<Accepted, ConnectError>) {
-        let slot = self.find(id).filter(|slot| !self.connections[*slot].is_closing());
+    fn connected(&mut self, id: ConnectionId, disconnects: u64, result: Result<Accepted, ConnectError>) {
+        let slot = self.connections.find(id).filter(|slot| !self.connections[*slot].is_closing());
         match (slot, result) {
-            (Some(slot), Ok(accepted)) => self.open(slot, farewells, accepted),
+            (Some(slot), Ok(accepted)) => self.open(slot, disconnects, accepted),
             (Some(slot), Err(error)) => {
                 let connection = &mut self.connections[slot];
                 tracing::debug!(remote = %connection.remote(), %error, "no session");
@@ -168,27 +166,24 @@ impl Shard {
                 self.refuse(slot, reason_of(error.reason));
             }
             // The client did not wait for the answer, and logic has entered a session that is not there.
-            (None, Ok(accepted)) => {
-                let location = Location { shard: self.index as u16, connection: id };
-                match self.shared.keys.find(&accepted.key) {
-                    Some(holder) => {
-                        self.peers[usize::from(holder.shard)].notice(Notice::Confirm(holder.connection));
-                    }
-                    None => self.say_farewell(Identity { key: accepted.key, mid: accepted.mid }, location),
+            (None, Ok(accepted)) => match self.shared.keys.find(&accepted.key) {
+                Some(holder) => self.peers.notify(holder, Notice::Register),
+                None => {
+                    let identity = Identity { key: accepted.key, mid: accepted.mid };
+                    self.disconnect(identity, self.peers.locate(id));
                 }
-            }
+            },
             (None, Err(_)) => {}
         }
     }
 
     /// Opens the session that logic has accepted.
-    fn open(&mut self, slot: u32, farewells: u64, accepted: Accepted) {
+    fn open(&mut self, slot: u32, disconnects: u64, accepted: Accepted) {
+        let location = self.peers.locate(self.connections.id(slot));
         let connection = &mut self.connections[slot];
-        let id = ConnectionId { slot, generation: connection.generation };
-        let location = Location { shard: self.index as u16, connection: id };
         let rooms = rooms_of(&accepted, self.shared.config.limits.rooms_max.get());
         let versions = &self.shared.versions;
-        let dialect = self.kinds[usize::from(connection.listener)].dialect();
+        let dialect = self.listeners.kind(connection.listener).dialect();
         let highest = versions.table().highest();
         let protover =
             accepted.protover.filter(|_| dialect == Dialect::Goim).map(|protover| protover.min(highest));
@@ -207,25 +202,24 @@ impl Shard {
             protover,
             reply: &reply,
         };
-        connection.session.authenticated(&mut self.pool, self.now, &established);
+        connection.session.authenticated(self.egress.pool(), self.now, &established);
         connection.identity = Some(Identity { key: accepted.key.clone(), mid: accepted.mid });
         connection.class = class;
-        self.shared.versions.came(class);
+        self.shared.versions.session_opened(class);
         self.stats.sessions.up();
         self.stats.packets_out(goim_ports::Operation::AUTH_REPLY, 1, goim_wire::HEADER_LEN + reply.len());
-        let touch_in = TOUCH_MIN + Duration::from_millis(self.random(TOUCH_MIN.as_millis() as u64));
-        self.connections[slot].touch_after = self.now.after(touch_in);
-        let entered = self.shared.keys.enter(&accepted.key, location, farewells);
+        self.schedule_renewal(slot);
+        let entered = self.shared.keys.enter(&accepted.key, location, disconnects);
         if let Some(old) = entered.superseded {
-            self.peers[usize::from(old.shard)].notice(Notice::Superseded(old.connection));
+            self.peers.notify(old, Notice::Superseded);
         }
-        if entered.confirm {
-            self.touch(slot);
+        if entered.register_again {
+            self.register_session(slot);
         }
         let connection = &mut self.connections[slot];
         connection.set_scope(accepted.scope);
         connection.set_expires(expires(self.now, accepted.expires_at));
-        if self.shared.events.are_wanted() {
+        if self.shared.events.are_enabled() {
             self.shared.events.note(EventKind::Connect, accepted.mid, &accepted.key, rooms.clone(), "");
         }
         let mut rooms = rooms.into_iter();
@@ -248,51 +242,14 @@ impl Shard {
         }
     }
 
-    /// Tells logic that a session is alive. Nobody waits for the answer: the next time will do.
-    pub(super) fn touch(&mut self, slot: u32) {
-        let Some(session) = self.session_ref(slot) else { return };
-        if let Call::Pending(answer) = self.shared.logic.heartbeat(session) {
-            self.shared.runtime.spawn(async move {
-                if let Err(error) = answer.await {
-                    tracing::debug!(%error, "a session's record was not renewed; the next heartbeat tries again");
-                }
-            });
-        }
-    }
-
-    /// Goes on telling logic of all sessions, as many as are due.
-    pub(super) fn confirm_some(&mut self) {
-        let Some(mut confirming) = self.confirming.take() else { return };
-        let passed = confirming.seen.until(self.now).as_secs_f64();
-        confirming.seen = self.now;
-        confirming.credit =
-            (confirming.credit + passed * CONFIRMED_PER_SECOND).min(CONFIRMED_PER_SECOND / 10.0);
-        while confirming.credit >= 1.0 {
-            if confirming.cursor >= self.connections.end() {
-                return;
-            }
-            confirming.credit -= 1.0;
-            self.touch(confirming.cursor);
-            confirming.cursor += 1;
-        }
-        self.confirming = Some(confirming);
-    }
-
-    pub(super) fn session_ref(&self, slot: u32) -> Option<SessionRef> {
-        let identity = self.connections.get(slot)?.identity.as_ref()?;
-        let server = self.shared.server.clone();
-        Some(SessionRef { mid: identity.mid, key: identity.key.clone(), server })
-    }
-
     pub(super) fn heartbeat(&mut self, slot: u32, version: Version, sequence: Sequence) {
         let connection = &mut self.connections[slot];
         let online = connection.membership.map_or(0, |membership| self.rooms.online(membership));
-        connection.session.reply_heartbeat(&mut self.pool, version, sequence, online);
+        connection.session.reply_heartbeat(self.egress.pool(), version, sequence, online);
         self.stats.packets_out(goim_ports::Operation::HEARTBEAT_REPLY, 1, goim_wire::HEADER_LEN + 4);
-        if self.now >= connection.touch_after {
-            let touch_in = TOUCH_MIN + Duration::from_millis(self.random(TOUCH_MIN.as_millis() as u64));
-            self.connections[slot].touch_after = self.now.after(touch_in);
-            self.touch(slot);
+        if self.now >= connection.renew_after {
+            self.schedule_renewal(slot);
+            self.register_session(slot);
         }
     }
 
@@ -300,7 +257,7 @@ impl Shard {
     pub(super) fn upstream(&mut self, slot: u32, packet: PacketBuf) {
         let connection = &self.connections[slot];
         let Some(identity) = connection.identity.clone() else { return };
-        let id = ConnectionId { slot, generation: connection.generation };
+        let id = self.connections.id(slot);
         let negotiated = connection.session.is_extended();
         if negotiated && Self::is_about_timelines(packet.operation) {
             return self.ask_about_timeline(slot, packet);
@@ -319,15 +276,9 @@ impl Shard {
             negotiated,
             is_member: false,
         };
-        match self.shared.logic.receive(upstream) {
-            Call::Ready(result) => self.replied(slot, result),
-            Call::Pending(answer) => {
-                let own = self.peers[self.index].clone();
-                self.shared.runtime.spawn(async move {
-                    let result = answer.await;
-                    own.notice(Notice::Replied { connection: id, result });
-                });
-            }
+        let call = self.shared.logic.receive(upstream);
+        if let Some(result) = self.call(call, move |result| Notice::Replied { connection: id, result }) {
+            self.replied(slot, result);
         }
     }
 
@@ -369,7 +320,7 @@ impl Shard {
         } else {
             (None, body)
         };
-        if let Some(operation) = connection.session.reply_upstream(&mut self.pool, written, &body) {
+        if let Some(operation) = connection.session.reply_upstream(self.egress.pool(), written, &body) {
             self.stats.packets_out(operation, 1, goim_wire::HEADER_LEN + body.len());
         }
         self.stage(slot);

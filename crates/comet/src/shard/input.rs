@@ -1,5 +1,7 @@
 //! Taking what clients send: bytes into the session, and what it asks for done.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use goim_compression::{InflateError, inflate_message};
 use goim_ports::{Operation, PacketBuf, Sequence, Version};
@@ -7,7 +9,7 @@ use goim_session::{CloseReason, Step};
 use mio::event::Event;
 
 use super::Shard;
-use crate::connection::Rate;
+use crate::token_bucket::Rate;
 use crate::transport::Received;
 
 /// Bytes taken from one connection in one turn, so that others have theirs.
@@ -47,7 +49,7 @@ impl Shard {
                 self.discard_input(slot);
                 return;
             }
-            let rules = &self.rules[usize::from(connection.listener)];
+            let rules = self.listeners.rules();
             if connection.throttled_until().is_some() || !connection.session.wants_input(rules) {
                 break;
             }
@@ -62,7 +64,7 @@ impl Shard {
                 self.resume(slot);
                 break;
             }
-            let mut scratch = std::mem::take(&mut self.scratch);
+            let mut scratch = self.ingress.take_scratch();
             match connection.socket.read(&mut scratch, connection.half_closed) {
                 Received::Input { bytes, more } => {
                     connection.readable = more;
@@ -81,18 +83,14 @@ impl Shard {
                     self.close(slot, CloseReason::BadTls);
                 }
             }
-            self.scratch = scratch;
+            self.ingress.recycle_scratch(scratch);
         }
         self.stage_if_needed(slot);
     }
 
     /// The connection's input goes on in the next turn.
     pub(super) fn resume(&mut self, slot: u32) {
-        let connection = &mut self.connections[slot];
-        if !connection.resumed {
-            connection.resumed = true;
-            self.resumed.push(slot);
-        }
+        self.ingress.resume(slot, &mut self.connections[slot]);
     }
 
     fn stage_if_needed(&mut self, slot: u32) {
@@ -106,8 +104,8 @@ impl Shard {
     /// Gives bytes to the session until they are used up, or it wants no more: then the rest is kept.
     fn feed(&mut self, slot: u32, bytes: &mut [u8]) {
         let mut at = 0;
-        let Some(connection) = self.connections.get(slot) else { return };
-        let rules = self.rules[usize::from(connection.listener)].clone();
+        // A clone of this shard's own: a count shared by all shards would be contended.
+        let rules = Arc::clone(self.listeners.rules());
         let rules = rules.as_ref();
         while let Some(connection) = self.connections.get_mut(slot) {
             if connection.is_closing() {
@@ -127,11 +125,13 @@ impl Shard {
                 connection.keep_unread(&bytes[at..]);
                 return;
             }
-            let step = match connection.session.step(rules, &mut self.pool, self.now, bytes, &mut at) {
+            let step = match connection.session.step(rules, self.egress.pool(), self.now, bytes, &mut at) {
                 Ok(Step::Inflate { message }) => {
                     let inflated = inflate_message(message, rules.framing.websocket.message_bytes_max);
                     match inflated.map(|message| inflated_message.insert(message)) {
-                        Ok(message) => connection.session.inflated(rules, &mut self.pool, self.now, message),
+                        Ok(message) => {
+                            connection.session.inflated(rules, self.egress.pool(), self.now, message)
+                        }
                         Err(InflateError::TooLarge(_)) => Err(CloseReason::InflatedTooLarge),
                         Err(InflateError::Malformed(_)) => Err(CloseReason::BadCompression),
                     }
@@ -191,22 +191,18 @@ impl Shard {
         }
     }
 
-    /// Charges a packet to the connection's rate. When that is used up, input waits until it is not.
+    /// Charges a packet to the connection's rate limit. When that is used up, input waits until there is a token.
     fn charge(&mut self, slot: u32) {
-        let Some(rate) = self.shared.config.limits.packets_per_second_max else { return };
+        let limits = &self.shared.config.limits;
+        let Some(per_second) = limits.packets_per_second_max else { return };
         let Some(connection) = self.connections.get_mut(slot) else { return };
-        let burst = u64::from(self.shared.config.limits.packets_burst.get()) * 1000;
-        let full = Rate { credit: u32::try_from(burst).unwrap_or(u32::MAX), seen: self.now };
-        let left = connection.rate(full);
-        let passed_ms = left.seen.until(self.now).as_millis() as u64;
-        let earned = passed_ms.saturating_mul(u64::from(rate.get()));
-        let credit = u64::from(left.credit).saturating_add(earned).min(burst);
-        left.seen = self.now;
-        left.credit = u32::try_from(credit.saturating_sub(1000)).unwrap_or(u32::MAX);
-        let credit = left.credit;
-        if credit < 1000 {
-            let wait_ms = u64::from(1000 - credit).div_ceil(u64::from(rate.get()));
-            connection.throttle(self.now.after(std::time::Duration::from_millis(wait_ms.max(1))));
+        let rate = Rate::with_burst(per_second, limits.packets_burst);
+        let bucket = connection.rate_limit(self.now, &rate);
+        bucket.refill(self.now, &rate);
+        bucket.spend();
+        if !bucket.has_token() {
+            let wait = bucket.until_token(&rate);
+            connection.throttle(self.now.after(wait));
             self.arm(slot);
         }
     }
@@ -214,7 +210,7 @@ impl Shard {
     /// Reads and drops what a client sends after its session has ended, until it has seen the end.
     fn discard_input(&mut self, slot: u32) {
         let Some(connection) = self.connections.get_mut(slot) else { return };
-        let mut scratch = std::mem::take(&mut self.scratch);
+        let mut scratch = self.ingress.take_scratch();
         let mut gone = false;
         let mut budget = 4;
         while connection.readable && budget > 0 && !gone {
@@ -224,7 +220,7 @@ impl Shard {
                 Received::End | Received::Lost | Received::BadTls(_) => gone = true,
             }
         }
-        self.scratch = scratch;
+        self.ingress.recycle_scratch(scratch);
         if gone {
             self.remove(slot);
         } else if connection.readable {

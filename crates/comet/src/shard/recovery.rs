@@ -1,186 +1,119 @@
-//! Sessions that have missed messages, since this comet was taken for dead and was not.
+//! Sessions that have missed messages because this comet was taken for dead and was not.
 //!
-//! Frozen or cut off for long enough, a comet is given up: its sessions are swept from the directory, so that a push to a key finds nobody, and
-//! jobs drop what is for it. Its clients notice nothing of that. When the comet is told, those that sync look again, and the others are ended:
-//! nothing else says to a client that does not count messages that some are missing.
+//! A comet that was frozen or cut off for long enough is given up: logic sweeps its sessions from the directory, so that
+//! pushes to their keys find nobody, and jobs drop messages for it. Its clients notice nothing. Once the comet learns of
+//! it, sessions that sync are told to sync, and the others are closed: nothing else tells a client that does not count
+//! messages that some are missing.
 
-use std::collections::VecDeque;
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use bytes::Bytes;
 use goim_ports::{Call, Operation, PacketBuf};
-use goim_session::{CloseReason, EncodedPush, Moment, QueueLimit, SlowConsumerPolicy};
+use goim_session::{CloseReason, EncodedPush, Moment};
 
-use super::{Shard, share};
-use crate::connection::ConnectionId;
+use super::Shard;
+use super::accept_history::is_up_to;
+use super::egress::UNLIMITED;
+use super::scan::{Recovery, Scan};
 use crate::inbox::Notice;
+use crate::token_bucket::{Rate, TokenBucket, per_shard};
 
-/// How exactly it is known when a connection was accepted.
-const GRAIN: Duration = Duration::from_millis(250);
-/// Connections that one turn looks at, so that a round over very many holds up nobody.
-const LOOKS_MAX: u32 = 4096;
-/// Moments that are remembered: four minutes and more in which connections came. 16 KiB.
-const MOMENTS_MAX: usize = 1024;
-
-/// When connections were accepted, roughly: for each of some moments the newest connection before it.
-#[derive(Debug, Default)]
-pub(super) struct Accepted(VecDeque<(Moment, u32)>);
-
-impl Accepted {
-    /// A connection is accepted at `now`; `newest` is the one before.
-    pub(super) fn note(&mut self, now: Moment, newest: u32) {
-        if self.0.back().is_some_and(|(last, _)| now < last.after(GRAIN)) {
-            return;
-        }
-        if self.0.len() == MOMENTS_MAX {
-            self.0.pop_front();
-        }
-        self.0.push_back((now, newest));
-    }
-
-    /// The newest connection that was there at `at`, or soon after it. `newest` is the newest of all.
-    fn up_to(&self, at: Moment, newest: u32) -> u32 {
-        let later = self.0.partition_point(|(moment, _)| *moment <= at);
-        self.0.get(later).map_or(newest, |(_, before)| *before)
-    }
-}
-
-/// A round over the sessions.
-pub(super) struct Recovering {
-    /// The newest connection that it is about.
-    up_to: u32,
-    /// Those that stay are to be entered in the directory first.
-    enter: bool,
-    cursor: u32,
-    credit: f64,
-    seen: Moment,
-    /// What was heard meanwhile: another round.
-    next: Option<(u32, bool)>,
-}
-
-/// True for a connection that is not newer; generations wrap.
-fn is_up_to(generation: u32, up_to: u32) -> bool {
-    (generation.wrapping_sub(up_to) as i32) <= 0
-}
+/// How much of a second's sessions may be handled at once.
+const BURST: Duration = Duration::from_millis(100);
+/// Slots visited in one turn, so that a scan of very many connections delays nothing.
+const VISITS_PER_TURN: u32 = 4096;
 
 impl Shard {
-    /// Sees to the sessions that were there `ago`.
-    pub(super) fn begin_recovery(&mut self, ago: Duration, enter: bool) {
-        if self.draining.is_some() {
+    /// Begins to handle the sessions that were open `ago`. With `register` they are registered with logic first.
+    pub(super) fn begin_recovery(&mut self, ago: Duration, register: bool) {
+        if self.scans.drain.is_some() {
             return;
         }
         let ago = u64::try_from(ago.as_millis()).unwrap_or(u64::MAX);
-        // Before this comet was there, nobody was.
+        // Before this comet started it had no sessions.
         let Some(at) = self.now.0.checked_sub(ago) else { return };
-        let up_to = self.accepted.up_to(Moment(at), self.generation);
-        let Some(recovering) = &mut self.recovering else {
-            self.recovering =
-                Some(Recovering { up_to, enter, cursor: 0, credit: 0.0, seen: self.now, next: None });
+        let newest = self.scans.accept_history.newest_at(Moment(at), self.connections.newest());
+        let Some(recovery) = &mut self.scans.recovery else {
+            let rate = Rate::with_burst_time(self.recovered_per_second(), BURST);
+            let scan = Scan::new(rate, TokenBucket::empty(self.now));
+            self.scans.recovery = Some(Recovery { newest, register, scan, next: None });
             return;
         };
-        recovering.next = Some(match recovering.next {
-            Some((other, entered)) => (if is_up_to(up_to, other) { other } else { up_to }, entered || enter),
-            None => (up_to, enter),
+        recovery.next = Some(match recovery.next {
+            Some((other, registers)) => {
+                (if is_up_to(newest, other) { other } else { newest }, registers || register)
+            }
+            None => (newest, register),
         });
     }
 
-    /// Goes on with the round, as far as the pace allows.
-    pub(super) fn recover_some(&mut self) {
-        let Some(mut round) = self.recovering.take() else { return };
-        let config = &self.shared.config.recovery;
-        let (pace, ends) = (share(config.sessions_per_second, self.peers.len()), config.end_sessions);
-        let pace = f64::from(pace.get());
-        let passed = round.seen.until(self.now).as_secs_f64();
-        round.seen = self.now;
-        round.credit = (round.credit + passed * pace).min((pace / 10.0).max(1.0));
-        let mut looks = 0;
-        while round.credit >= 1.0 && looks < LOOKS_MAX {
-            looks += 1;
-            if round.cursor >= self.connections.end() {
-                let next = round.next.take();
-                self.recovering = next.map(|(up_to, enter)| Recovering { up_to, enter, cursor: 0, ..round });
+    fn recovered_per_second(&self) -> NonZeroU32 {
+        per_shard(self.shared.config.recovery.sessions_per_second, self.peers.len())
+    }
+
+    /// Handles the next sessions, as many as the pace allows.
+    pub(super) fn continue_recovery(&mut self) {
+        let Some(mut recovery) = self.scans.recovery.take() else { return };
+        let closes_others = self.shared.config.recovery.end_sessions;
+        recovery.scan.refill(self.now);
+        let mut visits = 0;
+        while recovery.scan.has_token() && visits < VISITS_PER_TURN {
+            visits += 1;
+            let Some(slot) = recovery.scan.next_slot(self.connections.end()) else {
+                self.scans.recovery = recovery.next.take().map(|(newest, register)| {
+                    recovery.scan.restart();
+                    Recovery { newest, register, ..recovery }
+                });
                 return;
-            }
-            let slot = round.cursor;
-            round.cursor += 1;
+            };
             let Some(connection) = self.connections.get(slot) else { continue };
-            if !connection.session.is_open() || !is_up_to(connection.generation, round.up_to) {
+            if !connection.session.is_open() || !is_up_to(connection.generation, recovery.newest) {
                 continue;
             }
             if self.shared.versions.syncs(connection.class) {
-                self.look_again(slot, round.enter);
-            } else if ends {
+                self.recover_session(slot, recovery.register);
+            } else if closes_others {
                 self.close(slot, CloseReason::MessagesMissed);
             } else {
                 continue;
             }
-            round.credit -= 1.0;
+            recovery.scan.spend();
         }
-        self.recovering = Some(round);
+        self.scans.recovery = Some(recovery);
     }
 
-    /// Has a session that syncs look for what it has missed; not before it is in the directory, or it would not hear of what comes next.
-    fn look_again(&mut self, slot: u32, enter: bool) {
-        let Some(session) = self.session_ref(slot).filter(|_| enter) else { return self.tell_to_look(slot) };
-        let id = ConnectionId { slot, generation: self.connections[slot].generation };
-        match self.shared.logic.heartbeat(session) {
-            Call::Ready(_) => self.tell_to_look(slot),
-            Call::Pending(answer) => {
-                let own = self.peers[self.index].clone();
-                self.shared.runtime.spawn(async move {
-                    if let Err(error) = answer.await {
-                        tracing::debug!(%error, "a session's record was not renewed; it looks all the same");
-                    }
-                    own.notice(Notice::Look(id));
-                });
+    /// Has a session sync. If it must be registered first, it syncs after that: else it would not be notified of what is
+    /// stored next.
+    fn recover_session(&mut self, slot: u32, register: bool) {
+        let Some(session) = self.session_ref(slot).filter(|_| register) else {
+            return self.request_sync(slot);
+        };
+        let id = self.connections.id(slot);
+        let call = self.shared.logic.heartbeat(session);
+        if let Call::Ready(_) = call {
+            return self.request_sync(slot);
+        }
+        self.call(call, move |result| {
+            if let Err(error) = result {
+                tracing::debug!(%error, "a session's record was not renewed; it syncs nevertheless");
             }
-        }
+            Notice::Sync(id)
+        });
     }
 
-    /// Tells a session that syncs that words may have been lost.
-    pub(super) fn tell_to_look(&mut self, slot: u32) {
+    /// Tells a session that syncs that notifications may have been lost, by operation 20 without a body.
+    pub(super) fn request_sync(&mut self, slot: u32) {
         let Some(connection) = self.connections.get_mut(slot) else { return };
         if !connection.session.is_open() {
             return;
         }
-        let word = EncodedPush::whole(PacketBuf::push(Operation::NOTIFY, Bytes::new()));
-        // One for each round, and rounds follow each other.
-        let limit = QueueLimit { bytes_max: usize::MAX, policy: SlowConsumerPolicy::DropNewest };
-        let bytes = word.len(connection.session.transport());
-        let before = connection.session.outbox().push_bytes();
-        connection.session.push(&mut self.pool, &word, limit);
-        let after = connection.session.outbox().push_bytes();
-        self.outbox_changed(before, after);
+        let notification = EncodedPush::whole(PacketBuf::push(Operation::NOTIFY, Bytes::new()));
+        // One per scan, and scans follow each other: no bound is needed.
+        let bytes = notification.len(connection.session.transport());
+        self.egress.push(connection, &notification, UNLIMITED, self.now);
         self.stats.packets_out(Operation::NOTIFY, 1, bytes);
-        self.stats.told_to_look.add(1);
+        self.stats.resyncs.add(1);
         self.stage(slot);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_was_there_at_a_moment() {
-        let mut accepted = Accepted::default();
-        let at = |ms| Moment(ms);
-        assert_eq!(accepted.up_to(at(0), 0), 0);
-        // Connections 1 and 2 at 1000, 3 at 1100, 4 at 2000.
-        for (ms, before) in [(1000, 0), (1000, 1), (1100, 2), (2000, 3)] {
-            accepted.note(at(ms), before);
-        }
-        for (ms, expected) in [(0, 0), (999, 0), (1000, 3), (1999, 3), (2000, 4), (9000, 4)] {
-            assert_eq!(accepted.up_to(at(ms), 4), expected, "{ms}");
-        }
-        for ms in 0..10_000 {
-            accepted.note(at(3000 + ms * 1000), 4);
-        }
-        assert_eq!(accepted.0.len(), MOMENTS_MAX);
-    }
-
-    #[test]
-    fn generations_wrap() {
-        assert!(is_up_to(u32::MAX, 2) && is_up_to(2, 2) && !is_up_to(3, 2) && !is_up_to(2, u32::MAX));
     }
 }

@@ -5,12 +5,11 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use goim_ports::{Call, ConnectError, EventKind, RefreshRequest, Refreshed, RoomId, RoomMember, RoomMembers};
+use goim_ports::{ConnectError, EventKind, RefreshRequest, Refreshed, RoomId, RoomMember, RoomMembers};
 use goim_session::RequestFailure;
 
 use super::Shard;
 use super::answers::{expires, reason_of};
-use crate::connection::ConnectionId;
 use crate::inbox::Notice;
 
 /// What a client is told to wait before it makes a request again that nobody could answer.
@@ -163,7 +162,7 @@ impl Shard {
 
     /// Some sessions of a room on this shard, and how many there are.
     pub(super) fn members_of(&self, room: &RoomId, limit: usize) -> RoomMembers {
-        let hash = self.shared.census.hash(room.as_str());
+        let hash = self.shared.rooms.hash(room.as_str());
         let slots = self.rooms.members(hash, room);
         let member = |slot: &u32| {
             let identity = self.connections.get(*slot)?.identity.as_ref()?;
@@ -178,17 +177,11 @@ impl Shard {
     /// Operation 30: asks logic about a new token. The session takes no further packet until the answer is there.
     pub(super) fn refresh(&mut self, slot: u32, token: Bytes) {
         let Some(session) = self.session_ref(slot) else { return };
-        let connection = &self.connections[slot];
-        let id = ConnectionId { slot, generation: connection.generation };
-        let request = RefreshRequest { session, token, remote: connection.remote() };
-        match self.shared.logic.refresh(request) {
-            Call::Ready(result) => self.refreshed(slot, result),
-            Call::Pending(answer) => {
-                let own = self.peers[self.index].clone();
-                self.shared.runtime.spawn(async move {
-                    own.notice(Notice::Refreshed { connection: id, result: answer.await });
-                });
-            }
+        let id = self.connections.id(slot);
+        let request = RefreshRequest { session, token, remote: self.connections[slot].remote() };
+        let call = self.shared.logic.refresh(request);
+        if let Some(result) = self.call(call, move |result| Notice::Refreshed { connection: id, result }) {
+            self.refreshed(slot, result);
         }
     }
 
@@ -244,7 +237,7 @@ impl Shard {
     fn reply_control(&mut self, slot: u32, reply: &serde_json::Value) {
         let body = reply.to_string();
         let connection = &mut self.connections[slot];
-        if let Some(operation) = connection.session.reply_control(&mut self.pool, body.as_bytes()) {
+        if let Some(operation) = connection.session.reply_control(self.egress.pool(), body.as_bytes()) {
             self.stats.packets_out(operation, 1, goim_wire::HEADER_LEN + body.len());
         }
         self.stage(slot);
@@ -269,7 +262,7 @@ impl Shard {
         let wait = |after: Duration| u64::try_from(after.as_micros().div_ceil(1000)).unwrap_or(u64::MAX);
         let retry_after_ms = retry_after.map_or(RETRY_AFTER_MS, wait);
         let mut body_len = 0;
-        let failed = self.connections[slot].session.reply_error(&mut self.pool, |operation| {
+        let failed = self.connections[slot].session.reply_error(self.egress.pool(), |operation| {
             let message = if detail.is_empty() { label.to_owned() } else { format!("{label}: {detail}") };
             let body = serde_json::json!({
                 "code": code,

@@ -5,13 +5,14 @@
 
 use bytes::Bytes;
 use goim_ports::{
-    Call, LogicError, Operation, PacketBuf, Position, ResumePosition, Schema, Sequence, StoredAt, TimelineId,
+    LogicError, Operation, PacketBuf, Position, ResumePosition, Schema, Sequence, StoredAt, TimelineId,
     Upstream,
 };
-use goim_session::{EncodedPush, QueueLimit, RequestFailure, SlowConsumerPolicy};
+use goim_session::{EncodedPush, RequestFailure};
 use goim_wire::sync::{self, Body as _};
 
 use super::Shard;
+use super::egress::UNLIMITED;
 use crate::connection::ConnectionId;
 use crate::inbox::Notice;
 use crate::message::notify_packet;
@@ -52,16 +53,10 @@ impl Shard {
             _ => false,
         };
         let Some(upstream) = self.upstream_of(slot, packet, is_member) else { return };
-        let connection = &self.connections[slot];
-        let id = ConnectionId { slot, generation: connection.generation };
-        match self.shared.logic.receive(upstream) {
-            Call::Ready(result) => self.replied(slot, result),
-            Call::Pending(answer) => {
-                let own = self.peers[self.index].clone();
-                self.shared.runtime.spawn(async move {
-                    own.notice(Notice::Replied { connection: id, result: answer.await });
-                });
-            }
+        let id = self.connections.id(slot);
+        let call = self.shared.logic.receive(upstream);
+        if let Some(result) = self.call(call, move |result| Notice::Replied { connection: id, result }) {
+            self.replied(slot, result);
         }
     }
 
@@ -87,7 +82,7 @@ impl Shard {
     /// The answer to such a request.
     pub(super) fn replied_about_timeline(&mut self, slot: u32, body: &Bytes) {
         let connection = &mut self.connections[slot];
-        if let Some(operation) = connection.session.reply_control(&mut self.pool, body) {
+        if let Some(operation) = connection.session.reply_control(self.egress.pool(), body) {
             self.stats.packets_out(operation, 1, goim_wire::HEADER_LEN + body.len());
         }
         self.stage(slot);
@@ -97,7 +92,7 @@ impl Shard {
     pub(super) fn resume_positions(&mut self, slot: u32) {
         loop {
             let Some(connection) = self.connections.get_mut(slot) else { return };
-            let rules = &self.rules[usize::from(connection.listener)];
+            let rules = self.listeners.rules();
             let is_full = connection.session.outbox().reply_bytes() > rules.reply_bytes_max;
             if is_full || connection.is_closing() || !connection.session.is_open() {
                 return;
@@ -111,16 +106,10 @@ impl Shard {
             let Some(upstream) = self.upstream_of(slot, sync_packet(&timeline, position), false) else {
                 return;
             };
-            match self.shared.logic.receive(upstream) {
-                Call::Ready(result) => self.resumed_position(slot, result),
-                Call::Pending(answer) => {
-                    let own = self.peers[self.index].clone();
-                    self.shared.runtime.spawn(async move {
-                        own.notice(Notice::Resumed { connection: id, result: answer.await });
-                    });
-                    return;
-                }
-            }
+            let call = self.shared.logic.receive(upstream);
+            let resumed = move |result| Notice::Resumed { connection: id, result };
+            let Some(result) = self.call(call, resumed) else { return };
+            self.resumed_position(slot, result);
         }
     }
 
@@ -131,7 +120,7 @@ impl Shard {
         match result {
             Ok(body) if body.is_empty() || !connection.session.is_open() => {}
             Ok(body) => {
-                connection.session.tell(&mut self.pool, Operation::SYNC_REPLY, &body);
+                connection.session.tell(self.egress.pool(), Operation::SYNC_REPLY, &body);
                 self.stats.packets_out(Operation::SYNC_REPLY, 1, goim_wire::HEADER_LEN + body.len());
                 self.stage(slot);
             }
@@ -142,29 +131,25 @@ impl Shard {
     }
 
     /// True when the word of a message is held back, since the session's socket is full.
-    pub(super) fn hold_word(&mut self, slot: u32, stored: &StoredAt) -> bool {
+    pub(super) fn hold_notification(&mut self, slot: u32, stored: &StoredAt) -> bool {
         let Some(connection) = self.connections.get_mut(slot) else { return false };
         if connection.writable && !connection.holds_words() || !connection.session.is_open() {
             return false;
         }
         connection.hold_word(&stored.timeline, stored.position, HELD_MAX);
-        self.stats.words_joined.add(1);
+        self.stats.notifications_coalesced.add(1);
         true
     }
 
     /// Everything is out: what was held back goes now, one word for each timeline.
-    pub(super) fn release_words(&mut self, slot: u32) {
+    pub(super) fn send_held_notifications(&mut self, slot: u32) {
         let Some(connection) = self.connections.get_mut(slot) else { return };
         let held = connection.take_words();
-        let limit = QueueLimit { bytes_max: usize::MAX, policy: SlowConsumerPolicy::DropNewest };
         for (timeline, position) in held {
             let word = EncodedPush::whole(notify_packet(&timeline, position, Vec::new()));
             let Some(connection) = self.connections.get_mut(slot) else { return };
-            let before = connection.session.outbox().push_bytes();
             let bytes = word.len(connection.session.transport());
-            connection.session.push(&mut self.pool, &word, limit);
-            let after = connection.session.outbox().push_bytes();
-            self.outbox_changed(before, after);
+            self.egress.push(connection, &word, UNLIMITED, self.now);
             self.stats.packets_out(Operation::NOTIFY, 1, bytes);
         }
     }

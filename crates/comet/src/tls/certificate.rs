@@ -6,9 +6,10 @@
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::SystemTime;
 
+use parking_lot::RwLock;
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{InconsistentKeys, ServerConfig};
@@ -16,7 +17,6 @@ use rustls_pki_types::pem::{self, PemObject};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::validity::Validity;
-use crate::config::TlsConfig;
 
 /// Why a certificate and its key cannot be used. Names the file, and what would help.
 #[derive(Debug, thiserror::Error)]
@@ -93,17 +93,18 @@ impl CertificateStore {
     ///
     /// # Errors
     /// [`CertificateError`].
-    pub(crate) fn load(config: &TlsConfig) -> Result<Self, CertificateError> {
-        // Without a name the file cannot be read, which is what the error then says.
-        let cert_file = config.cert_file.clone().unwrap_or_default();
-        let key_file = config.key_file.clone().unwrap_or_default();
-        let current = RwLock::new(Loaded::read(&cert_file, &key_file)?);
-        Ok(Self { cert_file, key_file, current })
+    pub(crate) fn load(cert_file: &Path, key_file: &Path) -> Result<Self, CertificateError> {
+        let loaded = Loaded::read(cert_file, key_file)?;
+        Ok(Self {
+            cert_file: cert_file.to_owned(),
+            key_file: key_file.to_owned(),
+            current: RwLock::new(loaded),
+        })
     }
 
     /// What a new session is made with. Sessions that run keep theirs.
     pub(crate) fn server_config(&self) -> Arc<ServerConfig> {
-        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner).config)
+        Arc::clone(&self.current.read().config)
     }
 
     /// Looks at both files and takes them if either has changed: other contents in place, another file by the same
@@ -116,11 +117,11 @@ impl CertificateStore {
     /// the same: a pair that is exchanged one file after the other mends itself, and one that is bad is not forgotten.
     pub(crate) fn reload_if_changed(&self) -> Result<bool, CertificateError> {
         let stamps = Stamps::of(&self.cert_file, &self.key_file)?;
-        if self.current.read().unwrap_or_else(PoisonError::into_inner).stamps == stamps {
+        if self.current.read().stamps == stamps {
             return Ok(false);
         }
         let loaded = Loaded::read(&self.cert_file, &self.key_file)?;
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = loaded;
+        *self.current.write() = loaded;
         Ok(true)
     }
 }

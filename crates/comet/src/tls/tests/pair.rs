@@ -9,7 +9,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use allocation_counter::AllocationInfo;
 use rustls::{AlertDescription, ClientConfig, ClientConnection, RootCertStore, SupportedProtocolVersion};
 
-use crate::config::TlsConfig;
 use crate::tls::CertificateStore;
 use crate::tls::session::{TlsError, TlsProgress, TlsSession};
 
@@ -145,7 +144,7 @@ impl Authority {
         let identity = Identity::new();
         let (cert_file, key_file) = (folder.path("cert.pem"), folder.path("key.pem"));
         identity.write(&cert_file, &key_file);
-        let store = CertificateStore::load(&TlsConfig::new(cert_file, key_file)).unwrap();
+        let store = CertificateStore::load(&cert_file, &key_file).unwrap();
         Self { identity, store, _folder: folder }
     }
 

@@ -26,16 +26,16 @@ impl Files {
 
     fn with(identity: &Identity) -> Self {
         let files = Self::new();
-        identity.write(files.cert(), files.config.key_file.as_ref().unwrap());
+        identity.write(&files.config.cert_file, &files.config.key_file);
         files
     }
 
     fn load(&self) -> Result<CertificateStore, CertificateError> {
-        CertificateStore::load(&self.config)
+        CertificateStore::load(&self.config.cert_file, &self.config.key_file)
     }
 
     fn cert(&self) -> &PathBuf {
-        self.config.cert_file.as_ref().unwrap()
+        &self.config.cert_file
     }
 
     fn key(&self) -> &PathBuf {
