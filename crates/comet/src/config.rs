@@ -312,7 +312,7 @@ impl From<LevelsConfig> for Levels {
 }
 
 settings! {
-    /// Session events on their way to logic, and from there to events.to.
+    /// Session events that are sent to logic, and from there to events.url.
     #[derive(Debug, Clone)]
     pub struct EventsConfig {
         /// Whether events are sent at all.

@@ -1,8 +1,8 @@
 //! The admin endpoints: `/metrics`, `/healthz`, `/readyz`.
 //!
 //! `/healthz` answers as long as the process can answer at all; if it does not, restart the
-//! process. `/readyz` says whether new clients should be sent here, and if not, why: one reason per
-//! line. During startup the reason is what the process waits for; later every
+//! process. `/readyz` answers whether new clients should be sent here, and if not, why: one reason
+//! per line. During startup the reason is what the process waits for; later every
 //! [condition](ServerState::add_condition) is evaluated on each request.
 //!
 //! Reasons are for operators. They contain no address, user or password; the log has those.

@@ -17,7 +17,7 @@ use crate::settings::{ConfigError, shown};
 /// What a configuration is to be used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// Nothing in particular.
+    /// Not known: only what every role needs is checked.
     Any,
     /// The whole system in one process.
     Serve,

@@ -222,9 +222,9 @@ settings! {
     /// `goim serve` needs none of this.
     #[derive(Debug, Clone)]
     pub struct ClusterConfig {
-        /// The directory of comets. "redis": each comet renews an entry on Redis. "list":
-        /// cluster.comets, each of which is queried. "discovery": a bilibili/discovery server,
-        /// which also lists logics, for use beside goim's own processes.
+        /// The directory of comets. "redis": each comet renews an entry on Redis. "list": every
+        /// address of cluster.comets is queried. "discovery": a bilibili/discovery server, which
+        /// also lists logics, for use beside goim's own processes.
         pub directory: Directory = Directory::Redis,
         /// The addresses of comets, for the directory "list": grpc://host:port, or dns://name:port
         /// for every address that DNS has for a name.

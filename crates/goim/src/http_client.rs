@@ -48,7 +48,7 @@ pub(crate) enum RequestError {
     Unreachable {
         /// As given.
         server: String,
-        /// What went wrong.
+        /// The error.
         reason: String,
     },
     /// It took too long.

@@ -94,7 +94,7 @@ impl StartupEndpoints {
         let (listener, copy) =
             twice().map_err(|error| StartError::Listen { addr, setting: "http.listen".to_owned(), error })?;
         let router = admin::router_while_starting(Arc::clone(state));
-        // Connections are tasks of their own, which continue when this one ends.
+        // Connections are separate tasks, which continue when this one ends.
         let serving = tokio::spawn(async move {
             if let Err(error) = axum::serve(copy, router).await {
                 tracing::error!(%error, "the admin endpoints ended during startup");

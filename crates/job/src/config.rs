@@ -32,7 +32,7 @@ settings! {
         /// The maximum number of messages in one batch. goim has 20, but batches by the clock; this
         /// batches while comets are busy.
         pub batch_messages_max: NonZeroUsize = NonZeroUsize::MIN.saturating_add(63),
-        /// The maximum size of one batch, headers included. A larger message is a batch of its own.
+        /// The maximum size of one batch, headers included. A larger message is sent alone.
         /// With messages of at most 1 MB, a batch stays below the 4 MiB that goim's gRPC servers
         /// accept.
         #[setting(bytes)]

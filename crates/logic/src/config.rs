@@ -81,7 +81,7 @@ settings! {
 }
 
 settings! {
-    /// How clients are told to reconnect: after base_delay, then factor times longer each time up
+    /// When clients should reconnect: after base_delay, then factor times longer each time up
     /// to max_delay, each delay randomised by up to jitter of itself.
     #[derive(Debug, Clone, Copy, PartialEq)]
     pub struct Backoff {
@@ -110,7 +110,7 @@ settings! {
         #[setting(bytes, at_least = 1024)]
         pub record_bytes_max: usize = 1_000_000,
         /// The maximum time that the push log may take for one record. After that the push may or
-        /// may not be in it, and its publisher is told so. In a cluster it is at least
+        /// may not be in it, and its publisher learns that. In a cluster it is at least
         /// push_log.append_timeout, kafka.delivery_timeout and 2s together, because Kafka's own
         /// answer is awaited.
         #[setting(above_zero)]
@@ -426,7 +426,7 @@ text_setting! {
 /// The URL schemes of a route.
 const ROUTE_SCHEMES: [&str; 4] = ["http://", "https://", "grpc://", "kafka://"];
 
-/// A table of its own.
+/// Written as a table.
 impl SettingType for RouteConfig {
     const SENSITIVE: bool = true;
 

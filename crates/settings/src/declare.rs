@@ -35,9 +35,32 @@
 /// | `at_least = min` | must not be less |
 /// | `range = a..=b` | must lie between |
 /// | `check = function` | `fn(&T) -> Result<(), impl Display>` |
-/// | `group` | a struct of the same kind; its text is that of the struct, unless the field has one; needs no default |
+/// | `group` | a struct like this one, with a default; without a text it has that of the struct |
 /// | `flatten` | a group whose settings become those of this one |
 /// | `derived` | no setting: its value follows from another |
+///
+/// A setting without a text does not compile:
+///
+/// ```compile_fail
+/// goim_settings::settings! {
+///     /// A group.
+///     pub struct Group {
+///         pub level: u32 = 1,
+///     }
+/// }
+/// ```
+///
+/// Neither does one without a default:
+///
+/// ```compile_fail
+/// goim_settings::settings! {
+///     /// A group.
+///     pub struct Group {
+///         /// A level.
+///         pub level: u32,
+///     }
+/// }
+/// ```
 ///
 /// `check = function` behind the struct names a `fn(&Self, &mut Faults)` for what concerns several
 /// fields.

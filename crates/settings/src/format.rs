@@ -5,8 +5,7 @@ use crate::{Input, SettingType, Value};
 
 /// Reads and shows fields of the type `T`.
 ///
-/// A crate may implement this for a type of its own over a foreign `T`, and name it with `format =
-/// ...`.
+/// A crate can implement this for a local type over a foreign `T`, and name it with `format = ...`.
 pub trait Format<T> {
     /// True if a value may hold a secret: one that cannot be read is not shown.
     const SENSITIVE: bool = false;

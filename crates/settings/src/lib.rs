@@ -1,9 +1,8 @@
 //! Settings with one source: a field of a configuration struct is also the setting of that name.
 //!
 //! [`settings!`] declares a struct. The doc comment of a field is its text in the documented
-//! configuration file, its default and its checks stand beside it, and [`Settings`] hands all of
-//! this to whoever loads a configuration. Nothing here reads files, arguments or the environment. A
-//! field without text or default does not compile.
+//! configuration file, and its default and checks are written beside it. [`Settings`] gives access
+//! to all of this. Nothing here reads files, arguments or the environment.
 
 mod check;
 mod declare;

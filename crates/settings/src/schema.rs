@@ -136,14 +136,14 @@ pub struct Section {
 /// All settings of the configuration `C`, in the order in which they are printed.
 #[derive(Debug)]
 pub struct Schema<C> {
-    /// The groups that have settings of their own.
+    /// The groups with settings.
     pub sections: Vec<Section>,
     /// The settings: those of a group before those of the groups in it.
     pub settings: Vec<Setting<C>>,
 }
 
 impl<C: 'static> Schema<C> {
-    /// The schema of a group with these settings of its own and these groups in it.
+    /// The schema of a group with these settings and these groups in it.
     #[must_use]
     pub fn of(text: &'static str, own: Vec<Setting<C>>, groups: Vec<Self>) -> Self {
         let sections = if own.is_empty() { vec![] } else { vec![Section { key: String::new(), text }] };
@@ -175,7 +175,7 @@ impl<C: 'static> Schema<C> {
     }
 }
 
-/// A path of two parts, either of which may be empty.
+/// A path of two parts; each may be empty.
 pub(crate) fn joined(first: &str, second: &str) -> String {
     if first.is_empty() || second.is_empty() {
         format!("{first}{second}")

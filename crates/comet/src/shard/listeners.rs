@@ -193,7 +193,6 @@ mod tests {
 
     use super::*;
     use crate::config::Config;
-    use crate::listener::ListenerKind;
     use crate::shared::session_rules;
 
     /// One listener that admits ten connections per second, and clients that have connected to it.

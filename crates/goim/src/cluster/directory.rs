@@ -35,7 +35,7 @@ pub(super) struct Directory {
     pub(super) nodes: Arc<dyn NodeDirectory>,
     /// The number of times that the directory has lost its entries, where that can be detected.
     pub(super) losses: Option<watch::Receiver<u64>>,
-    /// The connection to Redis, if the list is there.
+    /// The connection to Redis, if the list is on Redis.
     pub(super) store: Option<RedisStore>,
     discovery: Option<Arc<Discovery>>,
 }

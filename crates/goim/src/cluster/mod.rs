@@ -81,7 +81,7 @@ impl Transient for StartError {
                 | KafkaError::Group(GroupError::Unavailable { reason, .. }),
             ) => Some(format!("kafka: the brokers do not answer: {reason}")),
             Self::Nodes(NodeError::Unavailable(_)) => {
-                Some("the list of comets: it cannot be read or written; the log says why".to_owned())
+                Some("the list of comets: it cannot be read or written; the log has the reason".to_owned())
             }
             Self::Discovery(DiscoveryError::Unavailable { reason, .. }) => {
                 Some(format!("discovery: no server answers: {reason}"))

@@ -92,8 +92,7 @@ pub(crate) async fn listen_if(setting: &str, addr: Option<SocketAddr>) -> Result
     }
 }
 
-/// A bound address that does not accept yet. Clients are refused while the service behind it waits
-/// for an engine.
+/// A bound address that does not accept connections yet, because its service waits for an engine.
 #[cfg(feature = "cluster")]
 pub(crate) struct Reserved {
     socket: TcpSocket,

@@ -1,4 +1,4 @@
-//! What can be wrong with a configuration, and where it came from.
+//! What can be wrong with a configuration, and where a value was set.
 
 use std::fmt;
 use std::path::PathBuf;

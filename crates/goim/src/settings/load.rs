@@ -89,7 +89,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
 /// [`ConfigError`] with everything that is wrong: keys, values, and how values fit together.
 pub fn load_for(sources: &Sources, purpose: Purpose) -> Result<Loaded, ConfigError> {
     let Loader { loaded, mut faults } = Loader::read(sources)?;
-    // A setting that could not be read has its default, which says nothing about what was meant.
+    // A setting that could not be read has its default, which is not what was meant.
     let unread: BTreeSet<String> = faults
         .iter()
         .filter_map(|fault| if let Fault::Value { key, .. } = fault { Some(key.clone()) } else { None })

@@ -25,7 +25,7 @@ pub use load::{Loaded, Sources, load, load_for};
 /// Prefix of environment variables that are settings.
 pub(crate) const ENVIRONMENT_PREFIX: &str = "GOIM_";
 
-/// What stands in for a secret.
+/// The text that replaces a secret.
 const REDACTED: &str = "<redacted>";
 
 /// One setting.

@@ -38,7 +38,7 @@ a line of text             sends it (operation 4)
 /// goim's operation for a message from a client.
 const SEND_MESSAGE: i32 = 4;
 
-/// Reads a line. The error says what would be right.
+/// Reads a line. The error explains what would be right.
 pub(super) fn read(line: &str) -> Result<Line, String> {
     let line = line.trim_end_matches(['\r', '\n']);
     if let Some(text) = line.strip_prefix("//") {
@@ -72,7 +72,7 @@ pub(super) fn read(line: &str) -> Result<Line, String> {
     }
 }
 
-/// A number, then whatever follows the blank behind it.
+/// A number, and the text after the following blank.
 fn operation_and(rest: &str) -> Option<(i32, &str)> {
     let rest = rest.trim_start();
     let (operation, text) = rest.split_once(' ').unwrap_or((rest, ""));
@@ -108,7 +108,7 @@ mod tests {
             ("hello\r\n", send(4, b"hello")),
             ("", Ok(Line::Empty)),
             ("//path", send(4, b"/path")),
-            ("/send 1000 two words", send(1000, b"two words")),
+            ("/send 1000 two parts", send(1000, b"two parts")),
             ("/send 1000", send(1000, b"")),
             ("/send -7 x", send(-7, b"x")),
             ("/hex 1000 c0 ffee", send(1000, &[0xc0, 0xff, 0xee])),
