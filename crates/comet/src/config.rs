@@ -325,7 +325,7 @@ settings! {
         pub batch_max: NonZeroUsize = NonZeroUsize::MIN.saturating_add(499),
         /// The maximum number of events queued while logic does not take them; further ones are
         /// dropped and counted. The default takes about 30 MB.
-        pub waiting_max: usize = 100_000,
+        pub queued_max: usize = 100_000,
     }
 }
 
@@ -351,7 +351,7 @@ settings! {
         /// The number of sessions per second that are asked to reconnect elsewhere.
         pub sessions_per_second: NonZeroU32 = nonzero(1_000),
         /// The time after which the remaining sessions are closed immediately.
-        pub deadline: Duration = Duration::from_secs(30),
+        pub timeout: Duration = Duration::from_secs(30),
         /// The maximum time that an negotiated client is asked to wait before it reconnects. Each
         /// client gets a random part of it.
         pub reconnect_delay_max: Duration = Duration::from_secs(3),

@@ -195,7 +195,7 @@ impl Comet {
             tracing::warn!(%error, "could not leave the node list; clients may still be sent here");
         }
         let drain = &self.shared.config.drain;
-        self.end_shards(drain.sessions_per_second, drain.deadline, drain.reconnect_delay_max);
+        self.end_shards(drain.sessions_per_second, drain.timeout, drain.reconnect_delay_max);
         let threads = std::mem::take(&mut *self.threads.lock());
         let joined = tokio::task::spawn_blocking(move || {
             threads.into_iter().for_each(|thread| drop(thread.join()));

@@ -248,7 +248,7 @@ settings! {
         /// several times comet.report_interval. Discovery has its own lease.
         pub lease: Duration = Duration::from_secs(10),
         /// How often the list of comets is read.
-        pub refresh: Duration = Duration::from_secs(1),
+        pub refresh_interval: Duration = Duration::from_secs(1),
         /// How long the sum of the rooms' counts over all comets is cached.
         pub room_counts_ttl: Duration = Duration::from_secs(5),
         /// The address of the admin endpoints of `goim comet`: /metrics, /healthz and /readyz. Port
@@ -362,7 +362,7 @@ settings! {
         /// time between a session's heartbeats to logic. The default is goim's.
         pub session_ttl: Duration = Duration::from_secs(30 * 60),
         /// The maximum duration of a command, a new connection included.
-        pub deadline: Duration = Duration::from_secs(2),
+        pub command_timeout: Duration = Duration::from_secs(2),
         /// After Redis data loss, how long pushes to unknown keys fail while comets register their
         /// sessions again. A comet registers 5,000 sessions per second and shard.
         pub recovery_grace: Duration = Duration::from_secs(6),

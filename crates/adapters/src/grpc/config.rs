@@ -20,7 +20,7 @@ settings! {
         #[setting(check = check_age)]
         pub connection_age_max: Option<Duration> = Some(Duration::from_secs(2 * 60 * 60)),
         /// How long calls may continue after that, and after the server begins to stop.
-        pub grace: Duration = Duration::from_secs(20),
+        pub connection_age_grace: Duration = Duration::from_secs(20),
         /// The maximum number of concurrent calls on one connection. Further ones wait at the
         /// client.
         #[setting(at_least = 1)]

@@ -30,7 +30,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct ServeError(#[from] tonic::transport::Error);
 
 /// Serves `services` on `listener` until `shutdown` comes; then takes no more connections and calls, and returns when
-/// the calls that are under way have ended, or after [`ServerConfig::grace`].
+/// the calls that are under way have ended, or after [`ServerConfig::connection_age_grace`].
 ///
 /// Accepting survives whatever goes wrong with one connection, and running out of descriptors.
 ///
@@ -49,7 +49,7 @@ pub async fn serve(
         .http2_keepalive_interval(Some(config.keepalive_interval))
         .http2_keepalive_timeout(Some(config.keepalive_timeout))
         .max_concurrent_streams(config.calls_max)
-        .max_connection_age_grace(config.grace);
+        .max_connection_age_grace(config.connection_age_grace);
     if let Some(age) = config.connection_age_max {
         server = server.max_connection_age(age);
     }
@@ -64,7 +64,7 @@ pub async fn serve(
         ended = &mut serving => return Ok(ended?),
         () = shutdown => drop(stop),
     }
-    match timeout(config.grace, serving).await {
+    match timeout(config.connection_age_grace, serving).await {
         Ok(ended) => Ok(ended?),
         Err(_) => {
             tracing::warn!("calls from other nodes are still under way and are left behind");

@@ -20,7 +20,7 @@ settings! {
         /// not at all.
         pub append_timeout: Duration = Duration::from_secs(3),
         /// The maximum number of pushes that wait for space. Further ones are rejected immediately.
-        pub waiting_max: usize = 1_024,
+        pub pending_appends_max: usize = 1_024,
         /// The maximum size of one record in bytes, counted as goim's Kafka client counts it: 26
         /// and the lengths of the record's key and of its protobuf form.
         #[setting(derived)]

@@ -262,7 +262,7 @@ impl State {
 
     fn may_wait(&self, size: usize, config: &PushLogConfig) -> bool {
         let fits = self.waiting_bytes.saturating_add(size) <= config.bytes_max;
-        self.waiting.len() < config.waiting_max && (fits || self.waiting.is_empty())
+        self.waiting.len() < config.pending_appends_max && (fits || self.waiting.is_empty())
     }
 
     fn accept(&mut self, record: PushRecord, size: usize, now: Instant) {

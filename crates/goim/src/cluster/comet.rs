@@ -75,7 +75,7 @@ async fn announce_offline(config: &Config, nodes: &dyn NodeDirectory) -> Result<
         // Twice: if the lease ended meanwhile, the comet would be off the list just when its
         // clients connect.
         nodes.announce(entry.clone()).await?;
-        tokio::time::sleep(config.cluster.refresh).await;
+        tokio::time::sleep(config.cluster.refresh_interval).await;
     }
     Ok(())
 }

@@ -53,7 +53,8 @@ pub(super) async fn open(
                 Some(store) => store,
                 None => engines::redis(config).await?,
             };
-            let times = RedisNodesConfig { lease: config.cluster.lease, refresh: config.cluster.refresh };
+            let times =
+                RedisNodesConfig { lease: config.cluster.lease, refresh: config.cluster.refresh_interval };
             let nodes = Arc::new(RedisNodes::start(store.clone(), times, Some(answers())).await?);
             let losses = Some(nodes.losses());
             Ok(Directory { nodes, losses, store: Some(store), discovery: None })
@@ -61,7 +62,8 @@ pub(super) async fn open(
         Kind::List => {
             let comets = if role == Role::Comet { Vec::new() } else { config.cluster.comets.clone() };
             let addresses = Addresses::start(comets, LOOKUP_INTERVAL).await;
-            let times = ListedNodesConfig { lease: config.cluster.lease, refresh: config.cluster.refresh };
+            let times =
+                ListedNodesConfig { lease: config.cluster.lease, refresh: config.cluster.refresh_interval };
             let nodes = Arc::new(ListedNodes::start(addresses, times).await);
             Ok(Directory { nodes, losses: None, store: None, discovery: None })
         }
@@ -103,12 +105,12 @@ impl Directory {
     pub(super) async fn comets_have_announced_themselves(&self, config: &Config) {
         let Some(store) = &self.store else { return };
         // After Redis returns, a comet needs one or two announcements.
-        let announcing = config.comet.report_interval * 3 + config.cluster.refresh;
+        let announcing = config.comet.report_interval * 3 + config.cluster.refresh_interval;
         let announcing = announcing.min(config.cluster.lease);
         let began = Instant::now();
         // If no process ever writes to it, there is no comet to wait for.
         while store.epoch_age().unwrap_or(began.elapsed()) < announcing {
-            tokio::time::sleep(config.cluster.refresh.min(ANNOUNCEMENT_PAUSE)).await;
+            tokio::time::sleep(config.cluster.refresh_interval.min(ANNOUNCEMENT_PAUSE)).await;
         }
     }
 

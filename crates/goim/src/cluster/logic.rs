@@ -58,7 +58,7 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
         tokio::spawn(serve::rpc("logic", bound, config.rpc.server.clone(), services, stop.clone()))
     }));
     let stop_guard = stop.drop_guard();
-    let sweeping = spawn_scoped(sweep::run(sessions, nodes, answers(), config.cluster.refresh));
+    let sweeping = spawn_scoped(sweep::run(sessions, nodes, answers(), config.cluster.refresh_interval));
     until_available(&state, "discovery", || directory.announce_logic(&config, rpc_addr)).await?;
     state.set_ready(registry);
     let drain = move || -> super::Stop {

@@ -247,7 +247,7 @@ impl Running {
 
     /// Stops gracefully: `/readyz` answers no, sessions are closed at the configured rate, pushes
     /// are accepted until the last session is closed, and accepted pushes are delivered. It takes
-    /// at most the sum of `comet.drain.deadline`, `logic.http.shutdown_timeout` and
+    /// at most the sum of `comet.drain.timeout`, `logic.http.shutdown_timeout` and
     /// `job.drain_timeout`.
     ///
     /// # Cancel safety

@@ -189,7 +189,7 @@ fn while_redis_refuses_writes_nothing_that_was_accepted_is_lost() {
 #[test]
 #[ignore = "needs Kafka: scripts/test.sh"]
 fn a_redis_that_was_away_for_longer_than_a_lease_and_has_kept_what_it_had_loses_nobody() {
-    let cluster = Cluster::start(&settings().set("redis.deadline", "300ms"));
+    let cluster = Cluster::start(&settings().set("redis.command_timeout", "300ms"));
     let server = Server::at(cluster.addrs);
     let mut subscribers = BOTH.map(|transport| Subscriber::come(&server, transport));
     for round in 0..3 {

@@ -100,7 +100,7 @@ impl Role {
             ("comet.listen.websocket_tls", ""),
             ("rpc.comet", "127.0.0.1:0"),
             ("rpc.logic", "127.0.0.1:0"),
-            ("cluster.refresh", "20ms"),
+            ("cluster.refresh_interval", "20ms"),
             ("comet.report_interval", "50ms"),
         ];
         let mut command = Command::new(env!("CARGO_BIN_EXE_goim"));

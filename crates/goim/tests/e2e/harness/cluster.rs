@@ -115,7 +115,7 @@ impl Cluster {
             .set("kafka.group", &topic)
             // What is pushed before the group has agreed is read too.
             .set("kafka.auto_offset_reset", "earliest")
-            .set("cluster.refresh", "20ms")
+            .set("cluster.refresh_interval", "20ms")
             .set("cluster.room_counts_ttl", "20ms")
             .set("cluster.comet_admin_listen", "127.0.0.1:0")
             .set("cluster.job_admin_listen", "127.0.0.1:0");
