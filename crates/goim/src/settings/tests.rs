@@ -31,12 +31,12 @@ fn names_are_unique_everywhere() {
 }
 
 #[test]
-fn sections_are_documented_once_and_stand_together() {
+fn sections_are_documented_once_and_contiguous() {
     let mut seen: Vec<&str> = Vec::new();
     for setting in table() {
         let section = setting.key().rsplit_once('.').map_or("", |(section, _)| section);
         if seen.last() != Some(&section) {
-            assert!(!seen.contains(&section), "[{section}] is torn apart by {}", setting.key());
+            assert!(!seen.contains(&section), "[{section}] is interrupted by {}", setting.key());
             assert_eq!(
                 SCHEMA.sections.iter().filter(|known| known.key == section).count(),
                 1,
@@ -45,7 +45,7 @@ fn sections_are_documented_once_and_stand_together() {
             seen.push(section);
         }
     }
-    assert_eq!(seen.len(), SCHEMA.sections.len(), "a text belongs to no section");
+    assert_eq!(seen.len(), SCHEMA.sections.len(), "a section without settings has a text");
 }
 
 #[test]
@@ -83,16 +83,17 @@ fn the_printed_examples_can_be_used() {
     for setting in table().iter().filter(|setting| setting.get(&Config::default()).is_none()) {
         let mut config = Config::default();
         assert!(
-            set(setting, &mut config, (setting.shown_example())).is_some(),
+            set(setting, &mut config, setting.shown_example()).is_some(),
             "{}: {:?}",
             setting.key(),
             setting.shown_example()
         );
-        let shown =
-            setting.get(&config).unwrap_or_else(|| panic!("{} does not keep its example", setting.key()));
+        let value = setting.get(&config);
+        let value = value.unwrap_or_else(|| panic!("{} is not set by its example", setting.key()));
+        let shown = to_toml(value).to_string();
         let example = if setting.is_secret() { REDACTED } else { setting.shown_example() };
         assert!(
-            [example.to_owned(), format!("\"{example}\"")].contains(&shown.to_string()),
+            [example.to_owned(), format!("\"{example}\"")].contains(&shown),
             "{}: {shown}",
             setting.key()
         );
@@ -100,7 +101,7 @@ fn the_printed_examples_can_be_used() {
 }
 
 #[test]
-fn a_row_changes_its_own_field_and_no_other() {
+fn a_setting_changes_only_its_field() {
     for setting in table() {
         let other = match setting.get(&Config::default()) {
             None => setting.shown_example().to_owned(),
@@ -139,7 +140,7 @@ fn a_row_changes_its_own_field_and_no_other() {
             Some(value) => panic!("{}: {value}", setting.key()),
         };
         let (before, mut config) = (Config::default(), Config::default());
-        assert!(set(setting, &mut config, (&other)).is_some(), "{} refuses {other:?}", setting.key());
+        assert!(set(setting, &mut config, &other).is_some(), "{} rejects {other:?}", setting.key());
         let changed: Vec<_> = values(&before)
             .into_iter()
             .zip(values(&config))
