@@ -1,5 +1,5 @@
-//! The invariants of the architecture, held by a test: who may depend on whom, what does no I/O, who knows adapters and
-//! transports, and how files look.
+//! The invariants of the architecture: which crate may depend on which, which code does no I/O,
+//! which code knows adapters and transports, and how files begin.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -44,7 +44,8 @@ const ROLES: [&str; 3] = ["goim-comet", "goim-logic", "goim-job"];
 /// Crates without I/O, `no_std` with `alloc`.
 const PURE: [&str; 3] = ["goim-wire", "goim-websocket", "goim-session"];
 
-/// What a role must not know: stores, queues and RPC are for adapters alone. Parts of package names.
+/// Packages that a role must not depend on: stores, queues and RPC belong to adapters. Parts of
+/// package names.
 const ADAPTERS_ONLY: [&str; 14] = [
     "tonic",
     "prost",
@@ -143,8 +144,8 @@ fn roles_know_no_adapter() {
     }
 }
 
-/// Builds a crate that is `no_std` itself, depends on the pure crates, and brings a panic handler. Were the standard
-/// library anywhere below them, there would be two panic handlers, which the compiler refuses.
+/// Builds a `no_std` crate that depends on the pure crates and defines a panic handler. If the
+/// standard library were linked below them, the compiler would refuse the second panic handler.
 fn probe(folder: &str, first_line: &str) -> Output {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(folder);
     std::fs::create_dir_all(folder.join("src")).unwrap();
@@ -193,7 +194,7 @@ fn protocol_code_says_no_std() {
             if path.ends_with("src/lib.rs") {
                 assert!(code(&text).any(|line| line.trim() == "#![no_std]"), "{}", path.display());
             }
-            // Tests may; they come last in a file, or in a file of their own.
+            // Tests may use std; they are last in a file, or in a separate file.
             let own = text.split("#[cfg(test)]").next().unwrap_or_default();
             let is_test = path.ends_with("tests.rs");
             let wrong = code(own).find(|line| line.contains("extern crate std") || line.contains("std::"));
@@ -202,7 +203,8 @@ fn protocol_code_says_no_std() {
     }
 }
 
-/// Where TCP, WebSocket and TLS are told apart, with the reason. Everything else handles connections of any kind.
+/// Modules that distinguish TCP, WebSocket and TLS, with the reason. All others handle any kind of
+/// connection.
 const KNOWS_TRANSPORTS: [(&str, &str); 7] = [
     ("crates/comet/src/transport.rs", "the one module that does"),
     ("crates/comet/src/tls.rs", "below transport"),

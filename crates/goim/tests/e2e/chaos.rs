@@ -1,16 +1,17 @@
 //! Chaos: processes of a cluster are killed at random, then its engines and comets fail in one way
-//! after the other, under pushes that are each tried until they are answered with success.
+//! after the other, under pushes that are each retried until they are answered with success.
 //! docs/reliability.md quotes the table that this prints.
 //!
-//! **What is demanded.** A session *lives* from the auth reply to its end, both as the client sees
-//! them. A push is demanded of a session that it is for when the request that was answered with
-//! success was made after the auth reply, and the session lived on until the log was drained: until
-//! the jobs had committed everything that the log held when the answer came. A client that is cut
-//! off and comes back is two sessions, and nothing is demanded of either that was accepted between
-//! them, or on its way at the end. A session on a comet that is frozen or cut off must be open at
-//! the end of the phase to count: one that the comet ends with a word to come back was told.
+//! **What is required.** A session *lives* from the auth reply to its end, as its client sees both.
+//! A push is required at a session that it targets when two things hold: the request that was
+//! answered with success was made after the auth reply, and the session lived until the log was
+//! drained, that is until the jobs had committed everything in the log at the time of the answer. A
+//! client that is cut off and reconnects is two sessions. Pushes accepted between them, or in
+//! flight at the end of the first, are required at neither. A session on a comet that is frozen or
+//! cut off must be open at the end of the phase to count, since a comet that resumes closes its
+//! sessions with a reason to reconnect.
 //!
-//! `scripts/chaos.sh` runs it, and says what the environment may hold.
+//! `scripts/chaos.sh` runs this and documents the environment variables.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -47,7 +48,7 @@ const WHOLE_AGAIN: Duration = Duration::from_secs(180);
 const FOUND_WITHIN: Duration = Duration::from_secs(90);
 /// How long the jobs may take to drain the log at the end of a phase.
 const DRAINED: Duration = Duration::from_secs(120);
-/// From the hand-over of a message to its arrival.
+/// From the delivery of a message by the job to its arrival.
 const ARRIVES_WITHIN: Duration = Duration::from_secs(5);
 /// A session lived until the log was drained when its end was seen so much later: more than it
 /// takes to see it.
@@ -60,7 +61,7 @@ const GAVE_UP: i32 = 69;
 const TOPIC: &str = "goim-push-topic";
 const GROUP: &str = "goim-push-group-job";
 
-/// What the environment says.
+/// The environment's variables.
 struct Plan {
     seed: u64,
     kills_for: Duration,
@@ -92,7 +93,7 @@ impl Plan {
         }
     }
 
-    /// As few settings as can be: what is shown should be so for whoever sets nothing.
+    /// As few settings as possible: the results should hold for the defaults.
     fn settings(&self) -> Vec<String> {
         let mut settings = vec![format!("cluster.lease={}ms", self.lease.as_millis())];
         settings.extend(self.settings.iter().cloned());
@@ -115,7 +116,7 @@ type Endings = BTreeMap<i32, usize>;
 /// Starts roles again that end by themselves, as a service manager does.
 struct Keeper {
     fleet: Arc<Fleet>,
-    /// Held by whoever ends roles on purpose.
+    /// Held while a role is stopped on purpose.
     turn: Arc<Mutex<()>>,
     endings: Arc<Mutex<Endings>>,
     stop: Arc<AtomicBool>,
@@ -169,7 +170,8 @@ impl Keeper {
 impl Drop for Keeper {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        // It has a share in the fleet, which ends with the last of them; and the process does not wait for threads.
+        // The thread holds a share of the fleet, which stops when the last share is dropped; the
+        // process does not join threads by itself.
         let _ = self.thread.take().map(std::thread::JoinHandle::join);
     }
 }
@@ -245,7 +247,7 @@ impl World {
         row
     }
 
-    /// Waits for what is still on its way, then judges.
+    /// Waits for pushes in flight, then judges.
     fn judge(&self, accepted: &[Push], demanded_from: Instant, rules: Rules) -> Verdict {
         let until = Instant::now() + ARRIVES_WITHIN;
         loop {
@@ -295,7 +297,8 @@ impl World {
         !is_told && drained.is_some_and(|drained| ended > drained + SEEN_WITHIN)
     }
 
-    /// The server's words for why sessions ended: negotiated clients are told, unless the process is gone.
+    /// The server's reasons for ended sessions: negotiated clients receive one, unless the process
+    /// died.
     fn reasons_since(&self, began: Instant) -> BTreeMap<String, usize> {
         let mut reasons = BTreeMap::new();
         for session in &self.sessions {
@@ -412,7 +415,7 @@ impl Row {
         )
     }
 
-    /// What stands beside the table.
+    /// The notes below the table.
     fn print_notes(&self) {
         let name = &self.name;
         if !self.reasons.is_empty() {

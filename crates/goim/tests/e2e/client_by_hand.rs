@@ -1,4 +1,5 @@
-//! The client that README shows, in another language and without a library, against the real binary.
+//! The client that README shows, written in another language without a library, against the real
+//! binary.
 
 use std::process::Command;
 

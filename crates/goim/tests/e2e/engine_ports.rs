@@ -1,5 +1,5 @@
-//! Engines and clusters of tests come up on a machine where others take ports: those that are taken
-//! before the look are not chosen, and those that are taken after it lead to another try.
+//! Engines and clusters of tests start on a machine where other programs take ports: ports that are
+//! taken before the check are not chosen, and ports that are taken after it lead to another try.
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -25,12 +25,12 @@ fn free_ports(arguments: &[&str]) -> Vec<u16> {
     text(&output).split(' ').map(|port| port.parse().unwrap()).collect()
 }
 
-/// A port that nobody has, nor the one so far above it.
+/// A free port; the port so far above it is free as well.
 fn a_port() -> u16 {
     free_ports(&["1", "11000", "22000", "--also", &BUS.to_string()])[0]
 }
 
-/// Somebody else, who says nothing to whoever comes.
+/// Another program, which answers nothing.
 fn taken(port: u16) -> TcpListener {
     TcpListener::bind(("127.0.0.1", port)).unwrap()
 }
@@ -68,7 +68,7 @@ impl Folder {
     }
 }
 
-/// An engine is up, and not on this port, which somebody else took after the look.
+/// An engine is up, and not on this port, which another program took after the check.
 fn comes_up_elsewhere(name: &str, kind: &[&str], before: usize, port: u16) {
     let mut first: Vec<String> = (0..before).map(|_| a_port().to_string()).collect();
     first.push(format!("{port} taken"));
@@ -153,7 +153,7 @@ fn postgres_comes_up_beside_others() {
     comes_up_elsewhere("engines/postgres.sh", &[], 0, port);
 }
 
-/// One that was there before keeps its port, and waits for whoever has it.
+/// An engine that ran before keeps its port, and waits for the program that has it.
 #[test]
 #[ignore = "needs engines: scripts/test.sh"]
 fn an_engine_that_is_started_again_gets_its_port_back() {
@@ -173,7 +173,7 @@ fn an_engine_that_is_started_again_gets_its_port_back() {
     }
 }
 
-/// All processes of a cluster, when somebody has a port that one of them was to have.
+/// All processes of a cluster start when another program has a port that one of them would take.
 #[test]
 #[ignore = "needs engines: scripts/test.sh"]
 fn a_cluster_comes_up_beside_others() {

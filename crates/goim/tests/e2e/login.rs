@@ -1,4 +1,5 @@
-//! The login of `examples/login`, from the password to the push: a real HTTPS server, real tokens, a real session.
+//! The login of `examples/login`, from the password to the push: a real HTTPS server, real tokens,
+//! a real session.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;

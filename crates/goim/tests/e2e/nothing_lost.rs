@@ -1,9 +1,10 @@
-//! Nothing lost: a server that is killed again and again, clients that are cut, restarted and slow, and a publisher that tries until it is
-//! answered. Everything that was answered is given to every client exactly once, in order. The same of a cluster, whose comets, logics and jobs
-//! are killed one after the other, and whose clients move between the comets.
+//! Nothing lost: a server that is killed again and again, clients that are cut off, restarted and
+//! slow, and a publisher that retries until it is answered. Every client receives everything that
+//! was answered exactly once, in order. The same for a cluster, whose comets, logics and jobs are
+//! killed one after the other, and whose clients move between the comets.
 //!
-//! Short runs are among the tests; `make nothing-lost` is the long ones. `KILLS` says how often the server is killed, `SEED` repeats a run
-//! as far as threads and processes let it.
+//! Short runs are among the tests; `make nothing-lost` makes long ones. `KILLS` is the number of
+//! kills; `SEED` repeats a run as far as threads and processes allow.
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
@@ -30,10 +31,11 @@ fn millis(number: usize) -> Duration {
 /// What was answered: by timeline and place the number of the message.
 type Answered = BTreeMap<(String, u64), u64>;
 
-/// What an application has received, and where it is: kept together, as an application's database would.
+/// What an application has received, and its positions: stored together, as an application's
+/// database would.
 #[derive(Default)]
 struct Received {
-    /// By timeline: epoch, sequence and number of each message, in the order in which they came.
+    /// By timeline: epoch, sequence and number of each message, in the order received.
     messages: BTreeMap<String, Vec<(u64, u64, u64)>>,
     positions: BTreeMap<String, Position>,
     resets: usize,
@@ -46,7 +48,7 @@ impl PositionStore for Kept {
         self.0.lock().unwrap().positions.get(timeline).copied().unwrap_or_default()
     }
 
-    /// It is kept with the messages.
+    /// It is stored with the messages.
     fn save(&self, _: &str, _: Position) {}
 }
 
@@ -133,7 +135,8 @@ fn request(http: SocketAddr, body: &str) -> Option<Value> {
     serde_json::from_str(json).ok().filter(|answer: &Value| answer["code"] == 0)
 }
 
-/// Publishes numbered messages at a steady rate, each until it is answered, and notes where they are.
+/// Publishes numbered messages at a steady rate, each until it is answered, and records their
+/// positions.
 fn publish(
     doors: &[SocketAddr],
     stop: &AtomicBool,
@@ -159,7 +162,7 @@ fn publish(
         let answer = loop {
             match request(*random.one(doors), &body) {
                 Some(answer) => break answer,
-                // Whether it was kept or not: the key makes it one message.
+                // Whether it was stored or not: the key makes it one message.
                 None => std::thread::sleep(Duration::from_millis(20)),
             }
         };
@@ -341,7 +344,7 @@ fn run(mut system: impl System, kills: u64, seed: u64) -> Outcome {
     outcome
 }
 
-/// Runs and says what it has shown.
+/// Runs and prints what it has shown.
 fn check(system: impl System, default_kills: u64) {
     let kills =
         std::env::var("KILLS").ok().map_or(default_kills, |text| text.parse().expect("KILLS is a number"));

@@ -1,5 +1,5 @@
-//! The Rust client against the real server: identity, versions, compression, rooms, a new token, and what the server says when it
-//! ends a session.
+//! The Rust client against the real server: identity, versions, compression, rooms, a new token,
+//! and the reason when the server ends a session.
 
 use std::time::Duration;
 

@@ -1,6 +1,7 @@
-//! Clients and servers that sync, in virtual time: the client's loop and the server's answers are the real ones, the network between them
-//! loses, doubles, delays and reorders packets, connections break, and old messages go. Thousands of seeds; one that fails is printed and can be
-//! run alone with `SEED`.
+//! Clients and servers that sync, in virtual time: the client's loop and the server's answers are
+//! the real ones. The network between them loses, duplicates, delays and reorders packets,
+//! connections break, and old messages are removed. Thousands of seeds; a seed that fails is
+//! printed and can be run alone with `SEED`.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -23,11 +24,11 @@ use goim_wire::sync::{self, Body as _};
 const CLIENTS: usize = 4;
 const MID: Mid = Mid(7);
 const INBOX: &str = "mid://7";
-/// Few messages are kept, so that a client that is away for long comes back to a hole.
+/// Few messages are stored, so that a client that is offline for long finds a gap.
 const ROOM: &str = "short://1";
 const TIMELINES: [&str; 2] = [INBOX, ROOM];
 
-/// Nobody asks the backend here.
+/// The backend of a simulation without one.
 struct Nobody;
 
 impl HttpClient for Nobody {
@@ -36,7 +37,7 @@ impl HttpClient for Nobody {
     }
 }
 
-/// The words that logic says of stored messages.
+/// The notifications of stored messages that logic sends.
 #[derive(Default)]
 struct Words(Mutex<Vec<(StoredAt, bytes::Bytes)>>);
 
@@ -60,7 +61,7 @@ impl Words {
     }
 }
 
-/// A packet on its way.
+/// A packet in flight.
 #[derive(Debug, Clone)]
 enum Packet {
     Ask(AskId, sync::SyncRequest),
@@ -92,7 +93,7 @@ enum Happening {
 struct Client {
     follower: Follower,
     connection: Option<u64>,
-    /// What the application has: by timeline its messages since the last hole, and where they begin.
+    /// What the application has: by timeline its messages since the last gap, and where they begin.
     received: BTreeMap<String, Vec<(u64, u64)>>,
     begins: BTreeMap<String, u64>,
     resets: usize,
@@ -173,7 +174,7 @@ impl World {
         self.queue.insert((at, self.events), happening);
     }
 
-    /// Puts a packet on its way: it may be lost, come twice, and be passed by others.
+    /// Sends a packet: it may be lost, arrive twice, and be overtaken by others.
     fn send(&mut self, to_server: bool, client: usize, connection: u64, packet: &Packet) {
         let copies = match self.random.below(20) {
             0 if !self.is_calm => 0,
@@ -294,7 +295,7 @@ impl World {
         let placed = self.logic.push_stored(vec![push]).await.unwrap();
         assert_eq!(placed[0][0].kept.position.seq.0, number);
         list.push(number);
-        // The inbox's sessions are in no directory here: the words of both are made the same way.
+        // The inbox's sessions are in no directory here: both notifications are made the same way.
         let mut words = std::mem::take(&mut *self.words.0.lock().unwrap());
         if words.is_empty() {
             let position = placed[0][0].kept.position;
@@ -369,7 +370,7 @@ impl World {
             for timeline in TIMELINES {
                 let published = self.published.get(timeline).map_or(0, Vec::len) as u64;
                 let received = client.received.get(timeline).cloned().unwrap_or_default();
-                // Who has never been here begins at what is kept.
+                // A client without a position begins at the oldest stored message.
                 let first = received.first().map_or(published, |(seq, _)| seq - 1);
                 let never = if timeline == ROOM { first } else { 0 };
                 let begins = client.begins.get(timeline).copied().unwrap_or(never);
@@ -396,7 +397,8 @@ async fn run(seed: u64) -> Seen {
         world.at(retain, Happening::Retain);
     }
     world.run_until(Moment(storm as u64)).await;
-    // From here on nothing is lost, and everybody stays; a word that was lost before is made up for by a look.
+    // From here on nothing is lost, and all clients stay; a resync makes up for notifications that
+    // were lost before.
     world.is_calm = true;
     for client in 0..CLIENTS {
         world.at(400_000, Happening::Connect(client));

@@ -1,5 +1,6 @@
-//! `goim bench` against the server of the same binary, with few clients: that each subcommand comes to a result in which
-//! everything has arrived, and says so in each form. Figures of so few clients mean nothing, and are not looked at.
+//! `goim bench` against a server of the same binary, with few clients: each subcommand ends with a
+//! result in which everything has arrived, in each output format. The figures of so few clients
+//! mean nothing and are not checked.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +8,7 @@ use serde_json::Value;
 
 use super::binary::run;
 
-/// Runs a subcommand with a server of its own and gives what it wrote to its files.
+/// Runs a subcommand with its own server and returns what it wrote to its files.
 fn bench(subcommand: &str, arguments: &str) -> (Value, String) {
     let file = |kind: &str| -> PathBuf {
         let name = format!("bench-{subcommand}-{}-{}.{kind}", arguments.len(), std::process::id());
@@ -95,7 +96,7 @@ fn everybody_comes_back_and_is_reached() {
     // To each by its key and to all by their room, three times.
     assert!(accounts(&result, "server: 300 of 300 deliveries"), "{}", result["accounts"]);
     let (per_second, _) = figure(&result, "vanished and back");
-    // A return that nobody had heard of was once waited for until its deadline of a minute.
+    // A client's return that was never reported was once awaited until the deadline of a minute.
     assert!(per_second > 10.0, "{result}");
 }
 

@@ -1,4 +1,4 @@
-//! The binary under test: run to its end, or as a server that has said that it is up.
+//! The binary under test: run to its end, or as a server that has reported that it is up.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Output, Stdio};
@@ -22,7 +22,7 @@ pub(super) fn run(arguments: &[&str]) -> Output {
     goim(arguments).stdin(Stdio::null()).output().unwrap()
 }
 
-/// Expects this exit status, these words on standard error, and nothing on standard output.
+/// Expects this exit status, these texts on standard error, and nothing on standard output.
 #[track_caller]
 pub(super) fn check_refused(arguments: &[&str], status: i32, says: &[&str]) {
     let output = run(arguments);
@@ -48,7 +48,7 @@ pub(super) const FREE_PORTS: [&str; 10] = [
     "rpc.logic=127.0.0.1:0",
 ];
 
-/// A `goim serve` that has said that it is up. Killed when the test fails.
+/// A `goim serve` that has reported that it is up. Killed when the test fails.
 pub(super) struct Serving {
     pub(super) child: Child,
     pub(super) said: String,
@@ -119,7 +119,7 @@ impl Drop for Serving {
     }
 }
 
-/// Lines as they come, with a limit on waiting for one.
+/// Lines as they are printed, with a limit on the wait for one.
 pub(super) struct Lines(mpsc::Receiver<String>);
 
 impl Lines {

@@ -1,11 +1,11 @@
-//! `goim connect` and `goim push`, against a server and against nobody.
+//! `goim connect` and `goim push`, against a server and against a port without one.
 
 use std::io::Write;
 use std::process::{Child, Stdio};
 
 use super::binary::{Lines, Serving, check_refused, goim, run};
 
-/// A `goim connect` with its output as it comes.
+/// A `goim connect` with its output line by line.
 struct Connected {
     child: Child,
     out: Lines,
@@ -58,7 +58,7 @@ fn connects_sends_and_shows_what_is_pushed() {
         assert_eq!(client.shows(), "push  op=1000  to the room");
         push(&["keys", &room], "to the key");
         assert_eq!(client.shows(), "push  op=1000  to the key");
-        // The reply to a packet after a change comes after the change.
+        // The reply to a packet sent after a change follows the change.
         client.types(&format!("/room {room}://2"));
         client.types("/sub 1001");
         client.types("/unsub 1000");
@@ -95,7 +95,7 @@ fn a_pipe_ends_the_client_when_it_has_its_reply() {
 
 #[test]
 fn nobody_there_is_69() {
-    // A port that the system draws for nobody.
+    // A port that the system never assigns.
     let server = "http://127.0.0.1:1";
     check_refused(
         &["push", "room", "live://1", "--body", "x", "--server", server],

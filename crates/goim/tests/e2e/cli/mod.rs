@@ -1,4 +1,4 @@
-//! The binary as a user has it: its arguments, its exit status, what it says, and how it comes and goes.
+//! The binary as a user runs it: arguments, exit status, output, start and stop.
 
 mod arguments;
 mod bench;

@@ -1,4 +1,4 @@
-//! `goim serve`: how it comes, what it says, how it goes.
+//! `goim serve`: start, output and stop.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -86,7 +86,7 @@ fn keys_open_the_push_api_and_are_not_logged() {
     }
 }
 
-/// A certificate for this machine in a folder of its own.
+/// A certificate for this machine in a temporary folder.
 struct Certificate {
     folder: std::path::PathBuf,
 }
@@ -100,7 +100,7 @@ impl Certificate {
         certificate
     }
 
-    /// Draws a new pair.
+    /// Generates a new pair.
     fn write(&self) {
         let pair = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
         std::fs::write(self.path("cert"), pair.cert.pem()).unwrap();
@@ -186,7 +186,7 @@ fn draining_takes_its_pace_until_a_second_signal() {
     drop(sessions);
 }
 
-/// A session of somebody who knows goim's protocol only.
+/// A session of a client that knows goim's protocol only.
 fn authenticated(addr: &str) -> std::net::TcpStream {
     let mut stream = std::net::TcpStream::connect(addr).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();

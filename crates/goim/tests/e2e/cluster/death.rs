@@ -1,8 +1,9 @@
-//! A cluster of processes under a steady load of pushes to keys, members and rooms: one after the other is killed and started
-//! again, restarted gently, or frozen.
+//! A cluster of processes under a steady load of pushes to keys, members and rooms: each process in
+//! turn is killed and started again, restarted gracefully, or frozen.
 //!
-//! A push counts when it was answered with success. None of those may be missing at a session that was connected throughout.
-//! docs/reliability.md quotes the tables that this prints. `DEATH_OF=kafka,redis` leaves out the others.
+//! A push counts when it was answered with success. None of those may be missing at a session that
+//! was connected throughout. docs/reliability.md quotes the tables that this prints.
+//! `DEATH_OF=kafka,redis` leaves out the others.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,9 +13,10 @@ use crate::harness::load::{Published, Publisher, Session, Verdict, whole_again};
 
 /// In all, half of them on each comet.
 const SESSIONS: usize = 16;
-/// How long it may take until everybody is reached again, once who was killed is back.
+/// How long it may take until all sessions are reached again after the killed process is back.
 const WHOLE_AGAIN: Duration = Duration::from_secs(10);
-/// A message that waits for a comet that hangs waits until it is given up, 15 s; the first one of a room a quarter of a second.
+/// A message for a hung comet waits until the comet is given up, 15 s; the first one of a room
+/// waits a quarter of a second.
 const UNDELAYED: Duration = Duration::from_millis(1500);
 
 struct Row {
@@ -61,7 +63,8 @@ fn not_on(name: &str) -> Vec<usize> {
     (0..SESSIONS).filter(|nth| name != format!("comet{}", nth % 2 + 1)).collect()
 }
 
-/// Load before, while `happens`, and after it until all are reached; then the verdict on those that were connected throughout.
+/// Load before, during `happens`, and after it until all are reached; then the verdict on the
+/// sessions that were connected throughout.
 fn under_load(
     name: &str,
     fleet: &Fleet,

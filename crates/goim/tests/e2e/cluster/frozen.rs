@@ -1,7 +1,9 @@
-//! A comet that is taken for dead and is not: frozen for longer than its lease, it tells its sessions when it goes on. And what is no
-//! reason for that: Redis that is away, comes back empty, or does not take writes.
+//! A comet that was taken for dead and was not: frozen for longer than its lease, it notifies its
+//! sessions when it resumes. And cases that must not be taken for that: Redis that is unavailable,
+//! restarts empty, or refuses writes.
 //!
-//! One comet is a process of its own, which can be frozen; the other one, logic and job are in this one.
+//! One comet is a separate process, which can be frozen; the other comet, logic and job run in this
+//! process.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -17,7 +19,7 @@ use serde_json::{Value, json};
 const LEASE: Duration = Duration::from_secs(2);
 const NOTIFY: i32 = 20;
 
-/// A comet in a process of its own; it is killed when this is dropped.
+/// A comet in a separate process; it is killed when this is dropped.
 struct Frozen {
     child: Child,
     server: Server,
@@ -145,7 +147,7 @@ fn sessions_of_a_frozen_comet_look_or_come_back() {
     world.frozen.signal("-CONT");
     let thawed = Instant::now();
     for (negotiated, client) in &mut frozen {
-        // What had come to its socket may be delivered all the same.
+        // Messages that had reached its socket may still be delivered.
         let mut last = None;
         while let Some(packet) = client.packet_or_end() {
             last = Some(packet);
@@ -185,7 +187,7 @@ fn sessions_of_a_frozen_comet_look_or_come_back() {
     for (_, client) in &mut undisturbed {
         assert!(is_undisturbed(client), "a session of another comet was disturbed");
     }
-    // Whoever comes back stays.
+    // A session that reconnects stays.
     let mut back = World::sessions(&world.frozen.server, &room);
     eventually("who is back is reached", || {
         logic.push_room(1000, &room, "after");

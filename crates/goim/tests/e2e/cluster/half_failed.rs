@@ -1,6 +1,6 @@
-//! A cluster whose Redis has failed by a half: it answers questions and takes no writes, or it was
-//! away and has kept what it had. Nobody who is there may be lost, and nobody who cannot be entered
-//! is let in.
+//! A cluster whose Redis has half failed: it answers reads and refuses writes, or it was
+//! unavailable and has its data back. No connected session may be lost, and no session that cannot
+//! be registered is accepted.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ fn settings() -> Settings {
     Settings::new().set("cluster.lease", "1s").set("redis.recovery_grace", "1s")
 }
 
-/// Somebody who is there all the time, and what was accepted for him.
+/// A client that is connected all the time, and the messages accepted for it.
 struct Subscriber {
     who: Who,
     room: String,
@@ -31,7 +31,7 @@ impl Subscriber {
         Self { who, room, client, accepted: Vec::new(), heard: Vec::new() }
     }
 
-    /// Where to push to reach him: by key, by member, by room.
+    /// The targets that reach it: key, member, room.
     fn targets(&self) -> [(&'static str, String); 3] {
         let (kind, room) = self.room.split_once("://").unwrap();
         [
@@ -56,7 +56,7 @@ impl Subscriber {
         refused
     }
 
-    /// Hears until everything has come that was accepted, or fails with what has not.
+    /// Receives until everything that was accepted has arrived, or fails with what is missing.
     fn has_everything(&mut self) {
         let began = Instant::now();
         let mut is_over = false;
@@ -77,7 +77,7 @@ impl Subscriber {
         }
     }
 
-    /// Takes in what comes within a fifth of a second. True when the connection has ended.
+    /// Receives for a fifth of a second. True when the connection has ended.
     fn is_over(&mut self) -> bool {
         use std::io::Read;
         self.client.stream().set_read_timeout(Some(Duration::from_millis(200))).unwrap();
@@ -93,7 +93,8 @@ impl Subscriber {
     }
 }
 
-/// Who comes now gets no session: an negotiated client is told why, and one of goim sees the end.
+/// New clients get no session: a negotiated client receives the reason, and a goim v2 client sees
+/// the end.
 fn nobody_is_let_in(server: &Server) {
     for transport in BOTH {
         let who = Who::new();
@@ -232,7 +233,7 @@ fn a_job_that_comes_to_an_emptied_redis_waits_for_the_comets() {
     cluster.stop_job();
     cluster.redis.cli(&["FLUSHALL"]);
     for subscriber in &mut subscribers {
-        // Members and keys that are not found are refused; who is in a room is for the comets to say.
+        // Members and keys that are not found are refused; only comets know who is in a room.
         subscriber.push(&server, "while redis is empty");
         assert!(subscriber.accepted.iter().any(|body| body.contains("room")), "{:?}", subscriber.accepted);
     }

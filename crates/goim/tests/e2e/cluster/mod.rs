@@ -1,4 +1,4 @@
-//! The roles as processes of their own over Redis, Kafka and PostgreSQL, and their failures.
+//! The roles as separate processes over Redis, Kafka and PostgreSQL, and their failures.
 
 mod death;
 mod frozen;

@@ -1,4 +1,4 @@
-//! Two comets in network namespaces of their own; one is cut off without a word to anybody, and the cut is healed.
+//! Two comets in separate network namespaces; one is cut off silently, and the cut is healed.
 //!
 //! `scripts/cluster-partition.sh` makes the namespaces and runs this inside.
 

@@ -1,8 +1,8 @@
-//! The rows of the table of conformance that are about several processes, over a real Redis and a real Kafka: here each process is
-//! a role in this one, with ports of its own.
+//! The rows of the conformance table that need several processes, over a real Redis and a real
+//! Kafka. Each process is a role in this one, with its own ports.
 //!
-//! What the engines hold byte for byte is tested beside their adapters; here it is what clients and the backend see when parts go,
-//! come, or are several.
+//! The bytes in the engines are tested beside their adapters. This file tests what clients and the
+//! backend see when parts stop, start, or are several.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -206,7 +206,8 @@ fn row_114_what_is_pushed_while_no_job_runs_arrives_when_one_starts() {
     client.expect_push(1000, "without");
 }
 
-/// Jobs drop what is for a comet that is not on their list: it must be there from its first word on until its clients come.
+/// Jobs drop messages for a comet that is not on their list: it must be listed from its first
+/// announcement until its clients connect.
 #[test]
 #[ignore = "needs Kafka: scripts/test.sh"]
 fn a_comet_that_comes_is_on_the_list_without_a_gap() {
@@ -225,8 +226,8 @@ fn a_comet_that_comes_is_on_the_list_without_a_gap() {
     drop(coming.join().unwrap().unwrap());
 }
 
-/// Two addresses that nobody has at this moment, and that the system gives to nobody: one that was drawn from those for outgoing
-/// connections may be some connection's by the time it is listened on.
+/// Two addresses that are free now and that the system does not assign: one from the ephemeral
+/// range may become some connection's by the time it is listened on.
 fn free_addresses() -> [String; 2] {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/engines/free-ports.py");
     let output = std::process::Command::new(script).args(["2", "22000", "32000"]).output().unwrap();
@@ -235,8 +236,8 @@ fn free_addresses() -> [String; 2] {
     [(); 2].map(|()| addresses.next().unwrap())
 }
 
-/// A cluster whose list of comets has two addresses, and the comets there. Somebody may take one of the ports before a comet does: then
-/// there are others.
+/// A cluster whose list of comets has two addresses, and the comets at them. Another program may
+/// take one of the ports before a comet does; then others are tried.
 fn listed_cluster() -> (Cluster, [goim::cluster::Running; 2]) {
     for _ in 0..5 {
         let rpc = free_addresses();
@@ -257,8 +258,8 @@ fn listed_cluster() -> (Cluster, [goim::cluster::Running; 2]) {
     panic!("no ports for two comets");
 }
 
-/// Two jobs with one name: the first ends, with what to do about it, whether it is in this process
-/// or one of its own.
+/// Two jobs with one name: the first stops with an error that names the remedy, in this process and
+/// in a separate one.
 #[test]
 #[ignore = "needs Kafka: scripts/test.sh"]
 fn of_two_jobs_with_one_name_the_first_ends_and_says_why() {
@@ -293,8 +294,8 @@ fn of_two_jobs_with_one_name_the_first_ends_and_says_why() {
     RUNTIME.block_on(third.drain());
 }
 
-/// A broker that is frozen may have what was sent to it, or not: every route says so, and no sooner
-/// than the log itself.
+/// A frozen broker may or may not have what was sent to it: every route answers that the outcome is
+/// unknown, and not before the log itself does.
 #[test]
 #[ignore = "needs Kafka: scripts/test.sh"]
 fn what_a_silent_broker_may_have_is_answered_alike_on_every_route() {
@@ -333,7 +334,7 @@ fn what_a_silent_broker_may_have_is_answered_alike_on_every_route() {
         ("/v1/push".to_owned(), format!(r#"{{"messages":[{}]}}"#, many[0]), 504, UNKNOWN_BUT),
         ("/v1/push".to_owned(), format!(r#"{{"messages":[{}]}}"#, many.join(",")), 504, UNKNOWN_BUT),
     ];
-    // Whoever is ended by these is somebody else.
+    // A session that these do not end is another one.
     let other = Who::new().room(&(unique("live") + "://2"));
     let _other = Client::login(&server, Transport::Ws, &other);
     for of in [format!(r#"{{"keys":["{}"]}}"#, other.key), r#"{"room":"nobody://1"}"#.to_owned()] {
@@ -363,7 +364,7 @@ fn what_a_silent_broker_may_have_is_answered_alike_on_every_route() {
     eventually("it arrives", || client.comes_to_get("after"));
 }
 
-/// Two comets that are known by their addresses alone, and a room with somebody on one of them.
+/// Two comets that are known by their addresses alone, and a room with a session on one of them.
 #[test]
 #[ignore = "needs Kafka: scripts/test.sh"]
 fn a_list_of_addresses_is_enough_and_a_room_costs_calls_only_where_somebody_is() {
@@ -393,7 +394,7 @@ fn a_list_of_addresses_is_enough_and_a_room_costs_calls_only_where_somebody_is()
     eventually("calls were saved", || {
         cluster.job_metric("goim_job_room_dispatches_skipped_total").is_some_and(|saved| saved >= 1.0)
     });
-    // Whoever comes to a room is reached by what is pushed from then on, each time.
+    // A session that joins a room receives every push from then on.
     for n in 0..20 {
         let room = unique("live") + "://new";
         let mut newcomer = Client::login(&servers[n % 2], Transport::Tcp, &Who::new().room(&room));
@@ -402,7 +403,7 @@ fn a_list_of_addresses_is_enough_and_a_room_costs_calls_only_where_somebody_is()
     }
     logic.push_keys(1000, &[&who.key], "by key");
     last(&mut other, "by key");
-    // Comets without a way to Redis of their own hear from logic that it has lost what it had.
+    // Comets without their own connection to Redis learn from logic that it has lost its data.
     cluster.redis.kill();
     cluster.redis.start_again();
     eventually("the session is entered again", || cluster.redis.has(&format!("key_{}", who.key)));

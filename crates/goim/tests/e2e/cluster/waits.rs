@@ -1,5 +1,5 @@
-//! Roles whose engines are away when they start, each as a process of its own: they wait, say for
-//! what, and go on when it is there.
+//! Roles whose engines are unavailable when they start, each as a separate process: they wait,
+//! report what they wait for, and start once it is available.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -14,10 +14,11 @@ use crate::harness::postgres::Postgres;
 use crate::harness::server::Addrs;
 use crate::harness::{BOTH, Client, DEADLINE, Server, unique};
 
-/// An address that nobody answers at, until somebody does: what comes is passed on to an engine.
+/// An address where nothing answers until it is opened; then connections are forwarded to an
+/// engine.
 struct Gate {
     addr: SocketAddr,
-    /// Holds the port while nobody answers.
+    /// Holds the port while nothing answers.
     held: Option<socket2::Socket>,
 }
 
@@ -47,7 +48,7 @@ impl Gate {
         });
     }
 
-    /// From now on somebody answers this to whatever is asked, until `engine` is named.
+    /// From now on every request gets this answer, until `engine` is named.
     fn answer(&mut self, text: &'static str, engine: Arc<Mutex<Option<String>>>) {
         let listener = self.listen();
         std::thread::spawn(move || {
@@ -80,7 +81,7 @@ fn pass(mut from: TcpStream, mut to: TcpStream) {
     });
 }
 
-/// A role in a process of its own.
+/// A role in a separate process.
 struct Role {
     child: Child,
     pages: SocketAddr,
@@ -112,7 +113,7 @@ impl Role {
         Self { child, pages }
     }
 
-    /// Status and text of a page; `None` when nobody answers.
+    /// Status and text of a page; `None` when nothing answers.
     fn page(&self, page: &str) -> Option<(u16, String)> {
         let mut stream = TcpStream::connect(self.pages).ok()?;
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
@@ -123,7 +124,7 @@ impl Role {
         Some((status, answer.split_once("\r\n\r\n")?.1.to_owned()))
     }
 
-    /// It is not ready, alive, and says for what it waits.
+    /// It is not ready, but alive, and reports what it waits for.
     fn waits_for(&mut self, reason: &str) {
         let began = Instant::now();
         loop {
@@ -255,7 +256,7 @@ fn a_comet_waits_for_redis_and_is_not_ready_without_a_logic() {
     assert_eq!(process.stop().status.code(), Some(0));
 }
 
-/// Nobody has read the token then: that its client is an extended one, the comet sees by itself.
+/// No logic has read the token then: the comet itself detects that the client is a negotiated one.
 #[test]
 fn who_comes_while_no_logic_answers_is_told_to_come_back() {
     let real = Redis::start();
@@ -331,7 +332,7 @@ fn what_waiting_does_not_mend_ends_a_role_with_its_reason() {
             assert!(said.contains(text) && !said.contains("wrong-one"), "{role} {url}: {said}");
         }
     }
-    // What is wrong with the settings is said though Redis is away.
+    // Wrong settings are reported although Redis is unavailable.
     let nobody = Gate::shut();
     let url = format!("redis://{}", nobody.addr);
     let output = Role::start("comet", &[("redis.url", &url), ("cluster.logic", "")]).end();

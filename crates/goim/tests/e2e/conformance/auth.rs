@@ -1,4 +1,4 @@
-//! Who gets a session, and who does not: rows 1 to 7, 19, 30, 107 and 119 of the table of conformance.
+//! Which clients get a session: rows 1 to 7, 19, 30, 107 and 119 of the conformance table.
 
 use std::time::{Duration, Instant};
 
@@ -96,7 +96,7 @@ fn row_005_a_token_of_the_wrong_form_closes_without_a_byte() {
 #[test]
 fn row_006_null_and_an_empty_object_are_anonymous_sessions() {
     for transport in BOTH {
-        // Both stay: each has got a key of its own.
+        // Both stay: each has got a different key.
         let mut sessions: Vec<Client> = ["null", "{}"]
             .into_iter()
             .map(|token| {
@@ -189,7 +189,7 @@ fn row_107_anonymous_members_and_odd_keys() {
             nobody.expect_nothing();
         }
     }
-    // All have gone: what was known of them goes too.
+    // All have left: what was stored about them is removed too.
     eventually("no connection left", || server.get("/goim/online/total").json()["data"]["conn_count"] == 0);
 }
 

@@ -1,4 +1,5 @@
-//! permessage-deflate (RFC 7692), as browsers offer it: negotiated where it is switched on, both ways, once for each message.
+//! permessage-deflate (RFC 7692), as browsers offer it: negotiated where it is enabled, in both
+//! directions, once for each message.
 
 use crate::harness;
 use crate::harness::client::{SWITCHED, UPGRADE};
@@ -16,7 +17,7 @@ fn server() -> Server {
     Server::start(&Settings::new().set("comet.listen.websocket_deflate", "true"))
 }
 
-/// The upgrade with this header, and what the server says of extensions.
+/// The upgrade with this header, and the server's answer about extensions.
 fn open(server: &Server, extensions: &str) -> (Client, String) {
     let mut client = Client::plain(server.client_addr(Transport::Ws), Transport::Ws);
     let header = format!("Sec-WebSocket-Extensions: {extensions}\r\n\r\n");
@@ -69,7 +70,7 @@ fn offers_are_taken_when_they_can_be_kept() {
         ("permessage-deflate; client_max_window_bits=10; server_no_context_takeover", true),
         ("x-webkit-deflate-frame, permessage-deflate;client_no_context_takeover", true),
         ("permessage-deflate; server_max_window_bits=10, permessage-deflate", true),
-        // A window that is not kept to must not be promised.
+        // A window that is not used must not be promised.
         ("permessage-deflate; server_max_window_bits=10", false),
         ("permessage-deflate; unheard_of", false),
         ("permessage-bzip2", false),

@@ -1,4 +1,5 @@
-//! The dialogues of `testdata/wire/dialogues.json`: what clients send, and what they get, packet by packet.
+//! The dialogues of `testdata/wire/dialogues.json`: what clients send and what they receive, packet
+//! by packet.
 
 use crate::harness::hex::hex;
 use crate::harness::{BOTH, Client, Packet, Server, Settings};

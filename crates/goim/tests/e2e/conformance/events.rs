@@ -1,4 +1,5 @@
-//! What happens to sessions, as the backend hears it: every event, in order for each session, again when it was not taken.
+//! Session events as the backend receives them: every event, in order for each session, and again
+//! when it was not accepted.
 
 use std::collections::{HashMap, HashSet};
 
@@ -103,7 +104,7 @@ fn the_reason_of_an_end_is_told() {
     assert_eq!(server.post("/v1/sessions/end", order.to_string()).status, 200);
     kicked.client.rest();
     check_heard(&backend, &kicked, &[("connect", &[], ""), ("disconnect", &[], "kicked")]);
-    // Whoever has no session has no life to tell of.
+    // A client without a session causes no events.
     let (mut refused, _) = Client::present(&server, Transport::Tcp, "not a token");
     refused.rest();
     let after = login(&server, Transport::Tcp, "");
@@ -128,7 +129,7 @@ fn what_was_not_taken_is_told_again() {
     for session in &sessions {
         check_heard(&backend, session, &[("connect", &[], ""), ("disconnect", &[], "peer_closed")]);
     }
-    // Told again is told under the same name; taken is not told again.
+    // An event that is sent again has the same id; one that was accepted is not sent again.
     let asked = backend.asked_at("/sessions");
     let mut told: HashMap<String, usize> = HashMap::new();
     for event in events_in(&asked) {

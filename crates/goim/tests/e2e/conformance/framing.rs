@@ -1,5 +1,5 @@
-//! How packets are cut out of what arrives: rows 22 to 28 of the table of conformance. What only WebSocket has is in
-//! `websocket.rs`.
+//! How packets are cut out of the byte stream: rows 22 to 28 of the conformance table. What is
+//! particular to WebSocket is in `websocket.rs`.
 
 use crate::harness;
 use crate::harness::{BOTH, Client, Packet, Transport, Who, eventually, hex, shared, unique};
@@ -84,7 +84,7 @@ fn row_028_packets_glued_and_split() {
             }
         };
         for byte in bytes {
-            // Without Nagle's algorithm each goes alone.
+            // Without Nagle's algorithm each byte is sent alone.
             client.send_bytes(&[byte]);
         }
         client.expect(&Packet::new(4, 3, ""));

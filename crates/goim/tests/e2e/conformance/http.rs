@@ -282,7 +282,7 @@ fn row_098_the_fullest_rooms_of_a_type() {
             Client::login(server, BOTH[nth % 2], &Who::new().room(&format!("{kind}://{room}")))
         })
         .collect();
-    // A type of which the first is a beginning must not be taken for it.
+    // A type that begins with this one must not be mistaken for it.
     let longer = Who::new().room(&format!("{kind}2://a"));
     let _other = Client::login(server, Transport::Tcp, &longer);
     let rooms =

@@ -1,5 +1,5 @@
-//! Signed tokens with real keys of every kind: who gets a session, who does not, and what each is told; keys that change while
-//! clients are connected; tokens that end.
+//! Signed tokens with real keys of every kind: which clients get a session, and the code that
+//! others receive; keys that rotate while clients are connected; tokens that expire.
 
 use std::sync::LazyLock;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 const SECRET: &str = "a shared secret of more than 32 bytes";
 
-/// Private keys, made anew for each run.
+/// Private keys, generated for each run.
 struct Keys {
     rsa: EncodingKey,
     rsa_public_pem: String,
@@ -32,7 +32,7 @@ static KEYS: LazyLock<Keys> = LazyLock::new(|| {
         let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
         EncodingKey::from_ec_pem(pair.serialize_pem().as_bytes()).unwrap()
     };
-    // PKCS #8 of RFC 8410: what stands in front of the 32 bytes, and those.
+    // PKCS #8 of RFC 8410: the prefix of the 32 bytes, and the bytes.
     let ed = [
         b"\x30\x2e\x02\x01\x00\x30\x05\x06\x03\x2b\x65\x70\x04\x22\x04\x20".as_slice(),
         &[number() as u8; 32],
@@ -51,7 +51,7 @@ fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }
 
-/// What a good token says; the mid is nobody else's.
+/// The claims of a good token; the mid is unique.
 fn claims() -> Value {
     json!({ "mid": number(), "exp": now() + 3600, "aud": "chat", "iss": "login" })
 }
@@ -84,7 +84,7 @@ fn jwks(keys: &[(&str, &EncodingKey, Algorithm)]) -> String {
         jwk.common.key_id = Some((*kid).to_owned());
         serde_json::to_value(jwk).unwrap()
     };
-    // A key that nobody here knows must not hide the others.
+    // An unknown kind of key must not hide the others.
     let mut list: Vec<Value> = vec![json!({ "kty": "LATTICE", "kid": "future" })];
     // A secret in a public place is none.
     list.push(json!({ "kty": "oct", "kid": "leaked", "alg": "HS256", "k": "bGVha2VkLWxlYWtlZC1sZWFrZWQtbGVha2VkLWxlYWs" }));
@@ -114,7 +114,7 @@ fn backend() -> Backend {
     })
 }
 
-/// The body of the auth packet; `extended` clients say so.
+/// The body of the auth packet; `negotiated` clients send `protover`.
 fn body(token: &str, negotiated: bool, more: &Value) -> String {
     let mut body = json!({ "token": token });
     if negotiated {
@@ -132,8 +132,8 @@ fn code(packet: &Packet) -> u64 {
     body["code"].as_u64().unwrap_or_else(|| panic!("no code: {packet:?}"))
 }
 
-/// What comes of presenting a token: nothing wrong, or the code that an negotiated client is told. A client of goim must get the
-/// same without a word.
+/// The outcome of presenting a token: a session, or the code that a negotiated client receives. A
+/// goim v2 client must get the same outcome without a code.
 #[track_caller]
 fn check(server: &Server, what: &str, token: &str, more: &Value, expected: Option<u64>) {
     for transport in BOTH {
@@ -184,7 +184,7 @@ fn tokens_of_every_kind_are_taken_and_wrong_ones_are_not() {
     let parts: Vec<&str> = signed.split('.').collect();
     let none_alg =
         |alg: &str| format!("{}.{}.", header(&format!(r#"{{"alg":"{alg}","typ":"JWT"}}"#)), parts[1]);
-    // The oldest trick: the public key, which everybody has, as the secret of an HMAC.
+    // The oldest trick: the public key, which is public, as the secret of an HMAC.
     let public = EncodingKey::from_secret(keys.rsa_public_pem.as_bytes());
     let confused = sign(Algorithm::HS256, &public, None, &claims());
     let leaked = EncodingKey::from_base64_secret("bGVha2VkLWxlYWtlZC1sZWFrZWQtbGVha2VkLWxlYWs=").unwrap();
@@ -332,7 +332,7 @@ fn keys_change_while_clients_are_connected() {
         let token = body(&es256(first, "ec1", &claims()), true, &json!({}));
         code(&Client::present(&server, Transport::Tcp, token).1.unwrap()) == 3204
     });
-    // Who is connected stays, and takes a new token when the time has come.
+    // A connected client stays, and presents a new token when it is time.
     old.heartbeat();
     let refresh = |token: &str| Packet::new(30, 9, json!({ "token": token }).to_string());
     let refused = old.ask(&refresh(&es256(first, "ec1", &mine)));
@@ -340,7 +340,7 @@ fn keys_change_while_clients_are_connected() {
     let taken = old.ask(&refresh(&es256(second, "ec2", &mine)));
     assert_eq!((taken.op, taken.seq, code(&taken)), (31, 9, 0));
 
-    // Keys that are there stay good while the place is down, or mad.
+    // Known keys stay valid while the key server is down or answers nonsense.
     backend.set_down(true);
     check(&server, "the place is down", &es256(second, "ec2", &claims()), &json!({}), None);
     check(
@@ -387,7 +387,8 @@ fn without_keys_nobody_is_let_in() {
         code(&Client::present(&server, Transport::Tcp, body(&token, true, &json!({}))).1.unwrap()) == 0
     });
     assert_eq!(server.get("/readyz").status, 200);
-    // However many names are invented, the place is asked a few times only, and nobody is let in.
+    // However many key ids are invented, the key server is asked a few times only, and all are
+    // refused.
     let (before, began) = (backend.asked().len(), std::time::Instant::now());
     for nth in 0..50 {
         let token = sign(Algorithm::ES256, &KEYS.ec[1], Some(&format!("x{nth}")), &claims());
@@ -415,7 +416,8 @@ fn a_session_ends_with_its_token_unless_it_brings_a_new_one() {
         let ask = |client: &mut Client, token: &str| {
             client.ask(&Packet::new(30, 5, json!({ "token": token }).to_string()))
         };
-        // Another member's token, one that has ended, and none: the session goes on with the one that it has.
+        // Another member's token, an expired one, and none: the session continues with its current
+        // token.
         for (token, expected) in
             [(hs256(&claims()), 3205), (hs256(&with("exp", json!(1))), 3201), (String::new(), 3200)]
         {

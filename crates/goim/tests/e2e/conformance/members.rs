@@ -1,4 +1,5 @@
-//! What members may send to others: which operations, where to, how fast; and that receivers are told who has sent it.
+//! What members may send to others: which operations, to which targets, how fast; and that
+//! receivers learn the sender.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -22,7 +23,8 @@ const MEMBER_MESSAGE: i32 = 32;
 const FAILED: u64 = 3512;
 const RATE_LIMITED: u64 = 3113;
 
-/// Every operation below the backend's but 4: goim's, this version's, those that nobody has yet, and numbers without sense.
+/// Every operation below the backend's except 4: goim's, this version's, unassigned ones, and
+/// numbers without meaning.
 fn operations_of_the_protocol() -> impl Iterator<Item = i32> {
     (1..=40).chain([64, 255, 256, 999, -1, -6, i32::MIN]).filter(|operation| *operation != SEND)
 }
@@ -68,7 +70,7 @@ fn send(to: &str, operation: i32, body: impl AsRef<[u8]>) -> Packet {
     Packet::new(SEND, 9, Writer::default().bytes(1, to).number(2, operation).bytes(3, body).done())
 }
 
-/// Sends, and gives the answer; words of the message may come before it.
+/// Sends, and returns the reply; notifications of the message may arrive before it.
 fn ask(client: &mut Client, packet: &Packet) -> Packet {
     client.send(packet);
     loop {
@@ -146,7 +148,7 @@ fn by_itself_a_member_sends_to_its_own_inbox_and_nowhere_else() {
         for operation in [0, 4] {
             assert_eq!(ask(&mut sender, &send(&format!("mid://{mid}"), operation, "note")).op, SEND_REPLY);
         }
-        // Nobody in particular is nobody whom receivers could be told of.
+        // Receivers could not learn who an anonymous sender is.
         let mut anonymous = negotiated(&server, transport, 0, &room);
         for to in [room.as_str(), "mid://0"] {
             assert_eq!(code(&ask(&mut anonymous, &send(to, 4, "x"))), FAILED, "{to}");
@@ -221,7 +223,7 @@ fn receivers_are_told_the_sender() {
         let mut plain = goim(&server, transport, member(), &room);
         let mut told = negotiated(&server, transport, member(), &room);
         let mut follows = syncing(&server, transport, member(), &room);
-        // What the body says of the sender does not count.
+        // A sender in the body is ignored.
         let body = json!({ "sender": 1, "mid": 1 }).to_string();
         sender.send(&send(&room, 1000, &body));
         let mut replies = [sender.packet(), sender.packet()];

@@ -1,7 +1,7 @@
-//! What members get over HTTP keeps the rules of sockets: a stream or a request that waits ends with its token and with an order of the
-//! backend, counts against limits, and never works without waiting.
+//! Members over HTTP follow the rules of sockets: a stream or a long poll ends with its token and
+//! with the backend's order, counts against limits, and never works without waiting.
 //!
-//! Bytes are read by hand: what a stream says is counted, not timed.
+//! The test reads the bytes of a stream itself: it counts events and does not time them.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -22,7 +22,8 @@ use serde_json::{Value, json};
 const SECRET: &str = "a shared secret of more than 32 bytes";
 const API_KEY: &str = "the key of the backend";
 
-/// Where messages are kept: a folder for one process, PostgreSQL for a cluster. It goes with the test.
+/// Where messages are stored: a folder for one process, PostgreSQL for a cluster. Removed with the
+/// test.
 enum Place {
     Folder(PathBuf),
     Postgres(String, #[expect(dead_code, reason = "held")] Arc<Postgres>),
@@ -108,14 +109,14 @@ struct Event {
     data: Value,
 }
 
-/// A stream of events, as it comes.
+/// A stream of events as it arrives.
 struct Stream {
     socket: TcpStream,
-    /// What came and is no event yet.
+    /// What has arrived and is no complete event yet.
     unread: String,
     status: u16,
     head: String,
-    /// All bytes that came.
+    /// All bytes that have arrived.
     bytes: usize,
     has_ended: bool,
 }
@@ -162,7 +163,7 @@ impl Stream {
         }
     }
 
-    /// An event that is there already.
+    /// An event that has arrived already.
     fn take(&mut self) -> Option<Event> {
         loop {
             let end = self.unread.find("\n\n")?;
@@ -191,7 +192,7 @@ impl Stream {
         }
     }
 
-    /// All that comes in a time, at most so many bytes.
+    /// All events that arrive in a time, at most so many bytes.
     fn events_for(&mut self, time: Duration, bytes_max: usize) -> Vec<Event> {
         let until = Instant::now() + time;
         let mut events = Vec::new();
@@ -209,7 +210,7 @@ impl Stream {
         assert_eq!((event.kind.as_str(), &event.data["messages"][0]["body"]), ("messages", &json!(body)));
     }
 
-    /// The stream says why it ends, and ends.
+    /// The stream reports why it ends, and ends.
     #[track_caller]
     fn expect_end(&mut self, code: u16, reconnect: bool) {
         let event = self.next().expect("a word of the end");
@@ -223,7 +224,7 @@ impl Stream {
     }
 }
 
-/// Positions that nobody has: what a query says, and what `Last-Event-ID` says.
+/// Positions that no timeline has: in the query, and in `Last-Event-ID`.
 const NOWHERE: [(&str, &str); 9] = [
     ("epoch=1&seq=1", ""),
     ("", "1:1"),
@@ -409,7 +410,7 @@ fn streams_and_waiting_requests_end_by_order() {
             assert!(answer.text().contains(reason), "{}", answer.text());
             store(addr, &json!({ "mids": [stays] }), "still here");
             unharmed.expect("still here");
-            // Who comes after the order is not concerned, as over sockets.
+            // A client that connects after the order is not concerned, as over sockets.
             assert_eq!(Stream::open(addr, query, &token, "").status, 200);
         }
     }

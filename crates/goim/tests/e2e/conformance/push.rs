@@ -1,5 +1,5 @@
-//! Whom a push reaches, in which form and in which order: rows 32 to 38, 88 to 94 and 106 of the table of conformance.
-//! How goim groups room messages is its timing; content and order bind.
+//! Which sessions a push reaches, in which form and order: rows 32 to 38, 88 to 94 and 106 of the
+//! conformance table. How goim groups room messages is timing; content and order are binding.
 
 use std::time::{Duration, Instant};
 
@@ -114,7 +114,7 @@ fn row_088_a_push_to_a_member_reaches_all_sessions_once() {
         session.expect_push(1000, "again");
     }
     stranger.expect_push(1000, "again");
-    // What comes next shows that "again" came once.
+    // The next message shows that "again" arrived once.
     server.push_mids(1000, &[mid], "end");
     for session in &mut sessions {
         session.expect_push(1000, "end");

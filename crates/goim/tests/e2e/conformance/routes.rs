@@ -1,4 +1,5 @@
-//! Packets of clients on their way to the backend and back: answers, failures, retries, duplicates, and a backend that hangs.
+//! Packets of clients to the backend and its answers: failures, retries, duplicates, and a backend
+//! that hangs.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,7 +9,7 @@ use crate::harness::backend::{Answer, Asked, Backend};
 use crate::harness::{BOTH, Client, Packet, Server, Settings, Transport, eventually, number, unique};
 use serde_json::{Value, json};
 
-/// What one route is told beyond operations and address.
+/// The settings of one route beyond operations and address.
 fn route(operations: &str, url: &str, more: &str) -> String {
     format!("{{ operations = \"{operations}\", to = \"{url}\", {more} }}")
 }
@@ -212,7 +213,7 @@ fn what_is_sent_twice_is_answered_from_the_first_time() {
         "not on this route"
     );
 
-    // The second may come while the first is under way.
+    // The second may arrive while the first is in flight.
     backend.answers(|_| Answer::ok("slow").after(Duration::from_millis(300)));
     let before = backend.asked().len();
     let mut pair = [login(&server, Transport::Tcp, true, mid), login(&server, Transport::Ws, true, mid)];

@@ -1,12 +1,13 @@
-//! Every row of goim's observable behaviour has a test with its number in the name: those about one process here, those about
-//! several, and about Kafka, Redis and discovery, in `cluster::rows` or beside the adapter.
+//! Every row of goim's observable behaviour has a test with its number in the name: rows about one
+//! process here, rows about several, and about Kafka, Redis and discovery, in `cluster::rows` or
+//! beside the adapter.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
 const ROWS: std::ops::RangeInclusive<u32> = 1..=121;
 
-/// The rows that a test's name says it is about: `row_072_a…`, `rows_68_69_and_105_b…`, `rows_073_to_075_c…`.
+/// The rows in a test's name: `row_072_a…`, `rows_68_69_and_105_b…`, `rows_073_to_075_c…`.
 fn rows_of(name: &str) -> BTreeSet<u32> {
     let mut rows = BTreeSet::new();
     let (mut last, mut to) = (None, false);

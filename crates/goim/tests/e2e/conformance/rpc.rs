@@ -73,7 +73,8 @@ fn row_105_packets_that_are_not_wrapped_keep_their_header() {
         let mut client = Client::login(server, transport, &who);
         let message = proto(&direct);
         let op = |field| number(field, i64::from(wanted));
-        // What the session did not ask for does not come, whatever the packet itself says.
+        // An operation that the session did not subscribe to is not received, whatever the packet
+        // contains.
         done(server, PUSH, [bytes(1, &who.key), bytes(2, &message), number(3, 1234)].concat());
         done(server, PUSH, [bytes(1, "nobody"), bytes(1, &who.key), bytes(2, &message), op(3)].concat());
         client.expect(&direct);

@@ -1,5 +1,6 @@
-//! What a session may ask and what it is answered: rows 8 to 16, 20, 21, 29, 31, 81, 100, 104 and 117 of the table of
-//! conformance. Rows 17 and 18, which look at what logic is told, are in `upstream.rs`.
+//! What a session may request and what it is answered: rows 8 to 16, 20, 21, 29, 31, 81, 100, 104
+//! and 117 of the conformance table. Rows 17 and 18, which check what logic receives, are in
+//! `upstream.rs`.
 
 use std::io::{ErrorKind, Write};
 use std::time::{Duration, Instant};
@@ -210,7 +211,7 @@ fn row_031_only_heartbeats_keep_a_session_alive() {
                 std::thread::sleep(Duration::from_millis(600));
                 client.heartbeat();
                 let last = Instant::now();
-                // Backend packets all the time until the end comes.
+                // Backend packets all the time until the end.
                 loop {
                     client.send(&Packet::new(4, 1, ""));
                     match client.rest_within(Duration::from_millis(50)) {
@@ -305,7 +306,8 @@ fn row_104_signs_zeroes_and_duplicates_in_subscriptions() {
     }
 }
 
-/// Sends heartbeats until the connection takes no more for a while, and says how many bytes went.
+/// Sends heartbeats until the connection accepts no more for a while, and returns how many bytes
+/// were sent.
 fn flood(client: &Client, limit: usize) -> usize {
     let heartbeat = match client.transport() {
         Transport::Tcp => Packet::new(2, 1, "").encode(),
@@ -336,7 +338,7 @@ fn row_117_a_client_that_sends_and_never_reads_is_held_up_and_answered_later() {
         let mut client = Client::login(server, transport, &Who::new());
         let unit = if transport == Transport::Tcp { 16 } else { 22 };
         let sent = flood(&client, 64 << 20);
-        // Nobody else notices.
+        // No other session notices.
         let mut other = Client::login(server, transport, &Who::new());
         let asked = Instant::now();
         other.heartbeat();
@@ -344,7 +346,7 @@ fn row_117_a_client_that_sends_and_never_reads_is_held_up_and_answered_later() {
         for _ in 0..sent / unit {
             client.expect(&Packet::new(3, 1, [0; 4]));
         }
-        // The last one may have gone in part only.
+        // The last one may have been sent in part only.
         if !sent.is_multiple_of(unit) {
             let heartbeat = Packet::new(2, 1, "").encode();
             let whole = match transport {

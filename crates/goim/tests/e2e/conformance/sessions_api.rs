@@ -1,4 +1,5 @@
-//! What the backend asks and orders of sessions: who is in a room, and the end of sessions; and sessions that are in many rooms.
+//! The backend's requests about sessions: who is in a room, and ending sessions; and sessions in
+//! many rooms.
 
 use crate::harness;
 use crate::harness::{BOTH, Client, Packet, Server, Settings, Transport, eventually, number, unique};
@@ -28,7 +29,7 @@ fn end(server: &Server, order: &Value) {
     assert_eq!((answer.status, answer.text().as_str()), (200, r#"{"code":0,"message":""}"#), "{order}");
 }
 
-/// The session ends; an negotiated client is told the code.
+/// The session ends; a negotiated client receives the code.
 #[track_caller]
 fn check_ended(session: &mut Session, told: Option<u64>) {
     let farewell = session.client.packet_or_end();
@@ -226,7 +227,7 @@ fn many_sessions_in_many_rooms_leave_in_any_order() {
 
 #[test]
 fn a_member_is_on_as_many_devices_as_it_may_be() {
-    // What of these stays when they come one after the other: key and platform.
+    // Which of these stay when they connect one after the other: key and platform.
     let devices = [("a", "web"), ("b", "ios"), ("c", "web"), ("d", "ios"), ("e", "")];
     for (policy, stay) in [
         ("all", "abcde"),
@@ -245,7 +246,7 @@ fn a_member_is_on_as_many_devices_as_it_may_be() {
                 assert_eq!(reply.expect("a session").op, 8);
                 sessions.push((name, client));
             }
-            // Nobody in particular may be anywhere.
+            // Anonymous sessions may be on any number of devices.
             let mut nobody = [(); 3].map(|()| login_nobody(&server, transport));
             for (name, client) in &mut sessions {
                 if stay.contains(*name) {

@@ -1,5 +1,5 @@
-//! Timelines as clients and publishers see them: stored pushes, words of them, syncing over a connection and over HTTP, sending, cursors,
-//! history. Bodies are read and written by hand.
+//! Timelines as clients and publishers see them: stored pushes, their notifications, syncing over a
+//! connection and over HTTP, sending, cursors, history. The test encodes and decodes bodies itself.
 
 use crate::harness;
 use crate::harness::backend::{Answer, Backend};
@@ -14,7 +14,7 @@ const SYNC_REPLY: i32 = 22;
 const ACK: i32 = 23;
 const ERROR: i32 = 25;
 
-/// A session that syncs, with the auth reply taken. `more` goes into its token.
+/// A session that syncs, after the auth reply. `more` is merged into its token.
 fn syncing(server: &Server, transport: Transport, mid: i64, more: Value) -> Client {
     let mut token = json!({
         "mid": mid, "key": unique("k"), "protover": 3, "accepts": [], "resume": {},
@@ -87,7 +87,7 @@ impl Reply {
     }
 }
 
-/// The next packet is the word of a timeline: its position, and the messages that came along.
+/// The next packet is a notification of a timeline: its position, and the messages in it.
 fn notified(client: &mut Client, timeline: &str) -> (u64, u64, Vec<(u64, String)>) {
     let packet = client.packet();
     assert_eq!((packet.op, packet.seq), (NOTIFY, 0));
@@ -168,7 +168,7 @@ fn a_session_syncs_what_it_lacks_in_pages_and_is_told_of_holes() {
     }
     let at_the_end = sync(&mut client, &timeline, epoch, 10, 0);
     assert_eq!((at_the_end.messages, at_the_end.more, at_the_end.gap), (vec![], false, false));
-    // Another life, ahead of the end: there is a hole, and all that is kept follows.
+    // Another epoch, ahead of the end: there is a gap, and all stored messages follow.
     for (epoch_known, seq) in [(epoch + 1, 3), (epoch, 11)] {
         let reply = sync(&mut client, &timeline, epoch_known, seq, 0);
         assert_eq!((reply.gap, reply.after, reply.epoch), (true, 0, epoch));
@@ -179,7 +179,7 @@ fn a_session_syncs_what_it_lacks_in_pages_and_is_told_of_holes() {
     let empty = sync(&mut client, &room, 0, 0, 0);
     assert_eq!((empty.epoch, empty.latest, empty.gap, empty.messages), (0, 0, false, vec![]));
     assert!(sync(&mut client, &room, 7, 7, 0).gap, "what was known is gone");
-    // Old messages go, and the position of who has been away is a hole then.
+    // Old messages are removed; the position of a client that was offline is a gap then.
     let room = unique("short://r");
     for number in 1..=9 {
         epoch = store(&server, &json!({ "room": room }), &number.to_string())[0].0;
@@ -283,7 +283,7 @@ fn members_send_to_their_rooms_once() {
         let mut other = syncing(&server, transport, member(), json!({ "rooms": [room] }));
         let sent = |client: &mut Client, packet: &Packet| {
             let mut replies = [client.ask(packet), client.packet()];
-            // The word of one's own message may come before its reply.
+            // The notification of a client's own message may arrive before its reply.
             replies.sort_by_key(|packet| packet.op);
             assert_eq!((replies[0].op, replies[0].seq, replies[1].op), (5, 9, NOTIFY));
             let reply = Fields::read(&replies[0].body);
@@ -473,7 +473,7 @@ fn a_publisher_that_tries_again_with_its_key_publishes_once() {
         assert_eq!(publish(&to, "once"), vec![(1, false); count]);
         assert_eq!(publish(&to, "twice"), vec![(1, true); count]);
     }
-    // goim's routes say it in the query.
+    // goim's routes have it in the query.
     let (kind, id) = room.split_once("://").unwrap();
     let target =
         format!("/goim/push/room?operation=1000&type={kind}&room={id}&delivery=stored&idempotency_key=x");
@@ -616,10 +616,10 @@ fn members_who_are_away_are_told_of_once_for_each_message() {
     };
     let epoch = publish("first", "1");
     publish("first", "1");
-    // A room's message is for the backend to tell of.
+    // Who is offline in a room is for the backend to find out.
     store(&server, &json!({ "room": unique("live://r") }), "to a room");
     publish("second", "2");
-    // Of what the backend did not take it is told again.
+    // What the backend did not accept is sent again.
     eventually("the backend was asked", || !backend.asked_at("/away").is_empty());
     backend.answers(|_| Answer::ok(""));
     let told = || -> Vec<Value> {
@@ -640,7 +640,7 @@ fn members_who_are_away_are_told_of_once_for_each_message() {
         });
         assert_eq!(member, &expected);
     }
-    // Who has gone is away from then on, and who has come is not.
+    // A client that has left is offline from then on, and one that has connected is not.
     client.finish();
     let mut back = syncing(&server, Transport::Ws, away, json!({}));
     eventually("the session has gone", || {

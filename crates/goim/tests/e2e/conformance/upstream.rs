@@ -1,8 +1,8 @@
-//! What logic is told of a client's packets, and what a client sees while logic is away: rows 17 and 18 of the table
-//! of conformance.
+//! What logic receives of a client's packets, and what a client sees while logic is unavailable:
+//! rows 17 and 18 of the conformance table.
 //!
-//! In one process logic cannot be stopped alone, so that these tests give a real comet, with real sockets, a logic of
-//! their own: one that remembers, and that can be told to answer as an unreachable one does.
+//! In one process logic cannot be stopped alone. These tests give a real comet, with real sockets,
+//! a logic that records calls and can answer as an unreachable one does.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,7 +16,7 @@ use goim_ports::{
     NodeError, OnlineReport, OnlineTotals, Operation, RoomId, ServerId, SessionKey, SessionRef, Upstream,
 };
 
-/// Accepts everybody as member 123 in `live://1000`, unless it is away.
+/// Accepts every client as member 123 in `live://1000`, unless it is unavailable.
 #[derive(Default)]
 struct Recorder {
     away: AtomicBool,
@@ -169,7 +169,7 @@ fn row_018_sessions_live_on_and_strangers_are_closed_while_logic_is_away() {
         let mut stranger = setup.open(transport);
         stranger.send(&Packet::new(7, 1, "{}"));
         stranger.expect_closed();
-        // Logic comes back: all is as before.
+        // Logic is back: all works as before.
         setup.logic.away.store(false, Ordering::SeqCst);
         setup.login(transport).expect_nothing();
         client.expect_nothing();

@@ -1,5 +1,5 @@
-//! Versions of packets: each session gets the body that it reads, compressed where that is agreed; what comes in compressed is read, and
-//! a bomb is not.
+//! Versions of packets: each session receives the body that it reads, compressed where that is
+//! negotiated; compressed packets are read, and a decompression bomb is not.
 
 use crate::harness::{BOTH, Client, Packet, Server, Settings, Transport, eventually, unique};
 use serde_json::{Value, json};
@@ -41,7 +41,7 @@ fn inflate(version: i16, body: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The next push: the version outside, where it came in a wrapping, and what was in it.
+/// The next push: the version outside, where it arrived in a wrapper, and the packet in it.
 fn pushed(client: &mut Client) -> (Option<i16>, Packet) {
     let packet = client.packet();
     if packet.op != 9 {
@@ -142,7 +142,7 @@ fn large_bodies_are_compressed_for_who_reads_it_and_for_nobody_else() {
     }
 }
 
-/// A packet with a body that is compressed as its version says.
+/// A packet whose body is compressed as its version states.
 fn compressed(version: i16, sequence: i32, body: &[u8]) -> Packet {
     use std::io::Write as _;
     let body = match version {
@@ -182,7 +182,7 @@ fn a_bomb_ends_its_connection_and_costs_little() {
             let told: Value = serde_json::from_slice(&client.packet_or_end().unwrap().body).unwrap();
             assert_eq!(told["code"], json!(3508), "{transport:?} {version}");
 
-            // A client of goim may send any version: nobody looks at it.
+            // A goim v2 client may send any version: it is ignored.
             let (mut plain, _) = Client::present(&server, transport, "{}");
             assert_eq!(plain.ask(&packet), Packet { body: Vec::new(), ..packet.clone() });
             // What is small enough is read.
@@ -203,8 +203,9 @@ fn a_bomb_ends_its_connection_and_costs_little() {
 
 #[test]
 fn clients_and_servers_are_upgraded_in_any_order() {
-    // Which server, which client, the protover that they agree on, and which of the two bodies it gets. The new server has a schema
-    // more than the old one; a new client asks for it.
+    // Which server, which client, the protover that they agree on, and which of the two bodies the
+    // client receives. The new server has one schema more than the old one; a new client asks for
+    // it.
     let old = Server::start(&Settings::new());
     let new = Server::start(&settings());
     let bodies = json!([{ "schema": 1, "body": "old form" }, { "schema": 2, "body": "new form" }]);

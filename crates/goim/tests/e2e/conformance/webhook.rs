@@ -1,4 +1,5 @@
-//! The backend is asked who somebody is: what it is told, what its answers mean, and what happens when it is slow, down or mad.
+//! The backend decides about tokens: what it is sent, what its answers mean, and what happens when
+//! it is slow, down or answers nonsense.
 
 use std::time::{Duration, Instant};
 
@@ -176,7 +177,7 @@ fn a_blank_key_is_drawn_for_each_session_and_a_room_without_a_name_is_refused() 
             assert_eq!(code(&present(&server, transport, "any").1), 3207);
         }
     }
-    // What a client asks for is judged alike, whoever it is believed to be.
+    // A client's request is judged alike, whatever identity was accepted.
     let backend = Backend::start(usual);
     for settings in [settings(&backend), Settings::new()] {
         let server = Server::start(&settings);

@@ -1,4 +1,5 @@
-//! The upgrade and the frames of WebSocket: rows 39 to 50, 82 to 87 and 121 of the table of conformance.
+//! The upgrade and the frames of WebSocket: rows 39 to 50, 82 to 87 and 121 of the conformance
+//! table.
 
 use std::time::Duration;
 
@@ -253,7 +254,7 @@ fn row_084_pings_of_any_legal_length_and_stray_pongs() {
         assert_eq!((pong.first, pong.payload), (0x8a, payload));
         client.expect_nothing();
     }
-    // Go also takes pings that RFC 6455 forbids; the leniency that is on by default takes them too, or closes.
+    // Go also accepts pings that RFC 6455 forbids; the lenient default accepts them too, or closes.
     for (ping, payload) in
         [(masked(0x89, &[b'p'; 200]), vec![b'p'; 200]), (masked(0x09, b"x"), b"x".to_vec())]
     {
@@ -325,7 +326,7 @@ fn row_087_requests_that_go_accepts_are_accepted_or_refused() {
     for (request, switched) in requests {
         let mut client = Client::connect(shared(), Transport::Ws);
         client.send_bytes(request.as_bytes());
-        // Refused or accepted, nothing more comes before the client says something or goes.
+        // Refused or accepted, nothing more arrives before the client sends something or leaves.
         client.finish();
         let rest = client.rest();
         let accepted = rest.starts_with(switched.as_bytes());

@@ -1,4 +1,5 @@
-//! The backend system: a real HTTP server on a port of its own, whose answers a test decides, and which may be slow, mad or down.
+//! The backend: a real HTTP server on its own port, whose answers a test decides, and which may be
+//! slow, down or answer nonsense.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -68,7 +69,7 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// One that answers as `decide` says.
+    /// Starts one that answers as `decide` returns.
     pub fn start(decide: impl Fn(&Asked) -> Answer + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let backend = Self {

@@ -1,6 +1,7 @@
-//! What was captured of goim's own processes: `testdata/goim-v2`, read into steps.
+//! The captures of goim's own processes, `testdata/goim-v2`, parsed into steps.
 //!
-//! The README beside the data says how it is written. Two long texts are cut off in it and are completed here.
+//! The README beside the data documents the format. Two long texts are cut off in it and are
+//! completed here.
 
 use serde_json::Value;
 
@@ -14,7 +15,7 @@ pub struct Connection {
     pub name: String,
     /// The listener.
     pub transport: Transport,
-    /// The upgrade of [`super::client::UPGRADE`] goes before the first step.
+    /// The upgrade of [`super::client::UPGRADE`] precedes the first step.
     pub upgraded: bool,
     /// What happened, in order.
     pub steps: Vec<Step>,
@@ -31,7 +32,7 @@ pub enum Step {
     Closed,
     /// The client closed.
     Close,
-    /// Somebody asked logic meanwhile.
+    /// An HTTP request to logic in between.
     Http(Request),
 }
 
@@ -94,7 +95,8 @@ pub fn connections() -> Vec<Connection> {
 fn connection(entry: &Value) -> Connection {
     let name = text(entry, "name");
     let upgraded = entry["after"] == "upgrade";
-    // Rows about the upgrade itself have a socket to the WebSocket listener and nothing sent before.
+    // Rows about the upgrade itself have a socket to the WebSocket listener and nothing sent
+    // before.
     let to_ws = entry["transport"] == "ws" || matches!(row(&name), 39 | 40 | 41 | 86 | 87);
     let mut sent = entry["send"].as_array().unwrap().iter();
     let mut received = entry["receive"].as_array().unwrap().iter();

@@ -1,4 +1,4 @@
-//! goim in a process of its own: what it costs, and how it ends.
+//! goim in a separate process: its cost, and how it stops.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
@@ -38,7 +38,7 @@ impl Process {
             .set("rpc.logic", &addrs.logic_rpc.to_string());
         let started = Instant::now();
         loop {
-            // Meanwhile a connection that somebody made may have got one of the ports.
+            // Meanwhile another connection may have got one of the ports.
             match Self::launch(&settings, None) {
                 Some(process) => return process,
                 None => assert!(started.elapsed() < DEADLINE, "the ports are taken"),
@@ -149,7 +149,7 @@ impl Drop for Process {
     }
 }
 
-/// Where a server says that it listens: what it prints when it is up.
+/// The listeners' addresses, which a server prints when it is up.
 fn read_addrs(stdout: &mut impl BufRead) -> Option<Addrs> {
     let mut said = String::new();
     while !said.contains("gRPC ") {
@@ -172,7 +172,7 @@ fn read_addrs(stdout: &mut impl BufRead) -> Option<Addrs> {
     })
 }
 
-/// What a server says goes to the test's own output, line by line.
+/// Copies a server's output to the test's own output, line by line.
 fn pass_on(label: &str, lines: impl Read) {
     BufReader::new(lines).lines().map_while(Result::ok).for_each(|line| eprintln!("{label}: {line}"));
 }

@@ -28,12 +28,12 @@ pub const UPGRADE: &str = "GET /sub HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: webs
 pub const SWITCHED: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
-/// The sequence of the request with which a client shows that nothing else came.
+/// The sequence of the request with which a client shows that nothing else arrived.
 const MARK: i32 = 0x4d41_524b;
 /// Of the backend, and no route's: the echo is empty for clients of every kind.
 const MARK_OPERATION: i32 = i32::MAX - 1;
 
-/// What a client says about itself.
+/// A client's identity.
 #[derive(Debug, Clone)]
 pub struct Who {
     /// The member.
@@ -47,7 +47,7 @@ pub struct Who {
 }
 
 impl Who {
-    /// Somebody whom no other test knows, in no room, who accepts operation 1000.
+    /// A member that no other test knows, in no room, who accepts operation 1000.
     pub fn new() -> Self {
         Self { mid: i64::from(number()), key: unique("k"), room: String::new(), accepts: vec![1000] }
     }
@@ -146,7 +146,8 @@ impl Client {
         &self.stream
     }
 
-    /// Presents this as the body of the auth packet, and gives the first packet that comes; `None` when the server closes.
+    /// Presents this as the body of the auth packet, and returns the first packet; `None` when the
+    /// server closes.
     pub fn present(server: &Server, transport: Transport, token: impl AsRef<[u8]>) -> (Self, Option<Packet>) {
         let mut client = Self::open(server, transport);
         client.send(&Packet::new(7, 1, token));
@@ -154,7 +155,8 @@ impl Client {
         (client, came)
     }
 
-    /// The next packet; `None` when the server closes before one has come. A close frame is an end.
+    /// The next packet; `None` when the server closes before one has arrived. A close frame is an
+    /// end.
     pub fn packet_or_end(&mut self) -> Option<Packet> {
         let started = Instant::now();
         let there = |received: &[u8], transport| match transport {
@@ -207,7 +209,7 @@ impl Client {
         }
     }
 
-    /// Says that no more will be sent.
+    /// Half-closes: no more will be sent.
     pub fn finish(&mut self) {
         self.stream.shutdown(std::net::Shutdown::Write).ok();
     }
@@ -234,7 +236,8 @@ impl Client {
         frame
     }
 
-    /// The next packet as the transport shows it: over WebSocket, operation 9 with packets inside is one.
+    /// The next packet as the transport shows it: over WebSocket, operation 9 with packets inside
+    /// is one.
     pub fn packet(&mut self) -> Packet {
         assert!(self.unwrapped.is_empty(), "packets of a batch were not looked at: {:?}", self.unwrapped);
         match self.transport {
@@ -254,7 +257,7 @@ impl Client {
         }
     }
 
-    /// The next pushed packet. Over WebSocket it must have come inside operation 9.
+    /// The next pushed packet. Over WebSocket it must have arrived inside operation 9.
     pub fn pushed(&mut self) -> Packet {
         if self.transport == Transport::Tcp {
             return self.packet();
@@ -272,7 +275,7 @@ impl Client {
         self.unwrapped.pop_front().unwrap()
     }
 
-    /// The next packet, out of operation 9 if it has come in one.
+    /// The next packet, unwrapped if it arrived inside operation 9.
     pub fn pushed_or_word(&mut self) -> Packet {
         let packet = self.packet();
         if packet.op == 9 {
@@ -305,13 +308,13 @@ impl Client {
         u32::from_be_bytes(reply.body.try_into().unwrap())
     }
 
-    /// Nothing has come that was not taken: the reply to a request is the next thing.
+    /// Everything that arrived was read: the reply to a request is the next thing.
     pub fn expect_nothing(&mut self) {
         let mark = Packet::new(MARK_OPERATION, MARK, "");
         assert_eq!(self.ask(&mark), mark, "{:?}", self.transport);
     }
 
-    /// Reads over whatever comes until the echo of this packet. False when the connection ends before.
+    /// Reads everything until the echo of this packet. False when the connection ends before.
     pub fn answers(&mut self, mark: &Packet) -> bool {
         let echo = Packet { body: Vec::new(), ..mark.clone() }.encode();
         let started = Instant::now();
@@ -329,7 +332,8 @@ impl Client {
         }
     }
 
-    /// True when something with these bytes in it comes within a fifth of a second; whatever came is read over then.
+    /// True when something that contains these bytes arrives within a fifth of a second; whatever
+    /// arrived is read then.
     pub fn comes_to_get(&mut self, bytes: impl AsRef<[u8]>) -> bool {
         let (bytes, started) = (bytes.as_ref(), Instant::now());
         loop {
@@ -359,12 +363,12 @@ impl Client {
         assert!(rest.is_empty() || polite, "{:?}: bytes before the end: {}", self.transport, show(&rest));
     }
 
-    /// Everything up to the end of the connection, which must come.
+    /// Everything up to the end of the connection, which must follow.
     pub fn rest(&mut self) -> Vec<u8> {
         self.rest_within(DEADLINE).expect("the server closes the connection")
     }
 
-    /// Everything up to the end of the connection, or `None` when it does not come in time.
+    /// Everything up to the end of the connection, or `None` when it does not end in time.
     pub fn rest_within(&mut self, time: Duration) -> Option<Vec<u8>> {
         let started = Instant::now();
         loop {

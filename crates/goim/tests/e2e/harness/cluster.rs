@@ -1,5 +1,5 @@
-//! A cluster of one comet, one logic and one job in this process, over engines of its own: a Redis server and a topic on the Kafka
-//! broker that `TEST_KAFKA` names.
+//! A cluster of one comet, one logic and one job in this process, over its own engines: a Redis
+//! server, and a topic on the Kafka broker that `TEST_KAFKA` names.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ pub struct Cluster {
     /// Where it listens.
     pub addrs: Addrs,
     settings: Settings,
-    // Dropped in this order: who stops says so to the others.
+    // Dropped in this order: a role that stops notifies the others.
     job: Option<Running>,
     comet: Option<Running>,
     logic: Running,
@@ -24,7 +24,7 @@ pub struct Cluster {
     pub redis: Redis,
 }
 
-/// A Redis server of its own.
+/// A Redis server for this cluster alone.
 pub struct Redis {
     folder: PathBuf,
     /// Where it is.
@@ -42,12 +42,12 @@ impl Redis {
 }
 
 impl Redis {
-    /// Ends it as a crash would: nothing is kept.
+    /// Stops it as a crash would: nothing is stored.
     pub fn kill(&self) {
         script("stop", &self.folder);
     }
 
-    /// Starts it anew, with nothing in it.
+    /// Starts it again, empty.
     pub fn start_again(&self) {
         let output = script("start", &self.folder);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -141,7 +141,7 @@ impl Cluster {
         self.comet = Some(comet);
     }
 
-    /// A comet with settings of its own.
+    /// A comet with separate settings.
     pub fn another_comet(&self, settings: &Settings) -> Running {
         let comet = up(RUNTIME.block_on(start_comet(settings.config())));
         // A job that starts now finds the comet on the list.
@@ -150,7 +150,7 @@ impl Cluster {
         comet
     }
 
-    /// What its roles are told.
+    /// The settings of its roles.
     pub fn settings(&self) -> Settings {
         self.settings.clone()
     }
@@ -170,7 +170,7 @@ impl Cluster {
         RUNTIME.block_on(self.comet.take().expect("a comet runs").drain());
     }
 
-    /// What each role says on `/readyz`: status and text.
+    /// Each role's `/readyz`: status and text.
     pub fn readiness(&self) -> [(&'static str, u16, String); 3] {
         let job = line(self.job.as_ref().expect("a job runs"), "admin");
         let comet = line(self.comet.as_ref().expect("a comet runs"), "admin");
@@ -204,15 +204,15 @@ impl Drop for Cluster {
     }
 }
 
-/// A comet that nobody waits for to be on a list.
+/// A comet that is not awaited on a list.
 ///
 /// # Errors
-/// What keeps it from coming up; among that is that somebody else has one of its ports.
+/// Why it cannot start; for example because another program has one of its ports.
 pub fn try_comet(settings: &Settings) -> Result<Running, goim::cluster::StartError> {
     RUNTIME.block_on(start_comet(settings.config()))
 }
 
-/// Where a comet listens; where logic does is not for it to say.
+/// Where a comet listens; it does not know where logic does.
 pub fn addrs_of(comet: &Running) -> Addrs {
     let nobody = SocketAddr::from(([127, 0, 0, 1], 0));
     Addrs {

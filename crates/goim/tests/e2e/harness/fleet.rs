@@ -1,4 +1,5 @@
-//! A cluster of processes, started by `scripts/cluster.sh`, that tests may kill, freeze, restart and cut off.
+//! A cluster of processes, started by `scripts/cluster.sh`, that tests may kill, freeze, restart
+//! and cut off.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -19,7 +20,8 @@ const SETTINGS: [&str; 8] = [
     "log.level=info",
 ];
 
-/// Two comets, two logics, two jobs, a Redis and a Kafka. They end when this is dropped; their logs stay when a test fails.
+/// Two comets, two logics, two jobs, a Redis and a Kafka. They stop when this is dropped; their
+/// logs stay when a test fails.
 pub struct Fleet {
     folder: PathBuf,
     /// Where clients connect: comet1, comet2.
@@ -34,7 +36,7 @@ pub struct Fleet {
 
 /// All processes that are goim.
 pub const ROLES: [&str; 6] = ["comet1", "comet2", "logic1", "logic2", "job1", "job2"];
-/// What Kafka gives a topic that nobody has made.
+/// The partitions of a topic that Kafka creates on first use.
 const PARTITIONS: u32 = 8;
 
 impl Fleet {
@@ -73,7 +75,7 @@ impl Fleet {
         fleet
     }
 
-    /// How many partitions each job reads; `None` of one that does not say.
+    /// How many partitions each job reads; `None` for a job that does not report it.
     pub fn partitions_read(&self) -> [Option<u32>; 2] {
         self.jobs.map(partitions_of)
     }
@@ -88,7 +90,8 @@ impl Fleet {
         script("set", &self.folder, &[setting]);
     }
 
-    /// The exit status of a role that has ended since it was started last; 128 and the signal of one that a signal ended.
+    /// The exit status of a role that has ended since it was last started; 128 plus the signal if
+    /// one ended it.
     pub fn ended(&self, name: &str) -> Option<i32> {
         let read = |kind: &str| std::fs::read_to_string(self.folder.join(format!("{name}.{kind}"))).ok();
         let (status, pid) = (read("status")?, read("pid")?);

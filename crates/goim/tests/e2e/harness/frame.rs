@@ -1,4 +1,5 @@
-//! WebSocket's framing (RFC 6455, section 5.2), enough of it for a client that also sends what it must not.
+//! WebSocket's framing (RFC 6455, section 5.2), enough of it for a client that also sends what it
+//! must not.
 
 /// The mask of all client frames in these tests; it is RFC 6455's example.
 pub const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
@@ -6,7 +7,7 @@ pub const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
 /// First byte of a complete binary message.
 pub const BINARY: u8 = 0x82;
 
-/// A frame as it came.
+/// A frame as it arrived.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
     /// FIN, the reserved bits and the opcode.
@@ -50,7 +51,7 @@ fn head(first: u8, mask_bit: u8, length: usize) -> Vec<u8> {
     bytes
 }
 
-/// Where the first frame of `bytes` has what, as soon as that can be told: the mask, the payload and its end.
+/// The offsets in the first frame of `bytes`, as soon as they are known: mask, payload and end.
 struct Layout {
     mask: Option<usize>,
     payload: usize,
@@ -76,7 +77,7 @@ fn layout(bytes: &[u8]) -> Option<Layout> {
     Some(Layout { mask, payload, end: payload.checked_add(usize::try_from(length).ok()?)?, shortest })
 }
 
-/// Whether the first frame of `bytes` is there to its end.
+/// Whether the first frame of `bytes` is complete.
 pub fn is_complete(bytes: &[u8]) -> bool {
     layout(bytes).is_some_and(|layout| layout.end <= bytes.len())
 }

@@ -11,7 +11,8 @@ use tonic::{Request, Status};
 use super::Packet;
 use super::server::runtime;
 
-/// Calls a method, for example `/goim.comet.Comet/PushMsg`, with the bytes of a message. Gives the bytes of the answer.
+/// Calls a method, for example `/goim.comet.Comet/PushMsg`, with the bytes of a message. Returns
+/// the bytes of the answer.
 ///
 /// # Errors
 /// The status that the server answers.

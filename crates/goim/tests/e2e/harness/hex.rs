@@ -26,10 +26,11 @@ pub fn show(bytes: &[u8]) -> String {
     text
 }
 
-/// All readings of a text in which `(unit)*count` stands for a repeated unit.
+/// All readings of a text in which `(unit)*count` means a repeated unit.
 ///
-/// The count is decimal and may be followed by hexadecimal digits without a mark between them, so that
-/// `(00)*1082` may be 10 zero bytes and `82`, or 1,082 zero bytes. The caller knows what makes sense.
+/// The count is decimal and may be followed by hexadecimal digits without a mark between them, so
+/// that `(00)*1082` may be 10 zero bytes and `82`, or 1,082 zero bytes. The caller knows what makes
+/// sense.
 pub fn readings(text: &str) -> Vec<Vec<u8>> {
     let Some(open) = text.find('(') else {
         return if text.len().is_multiple_of(2) { vec![hex(text)] } else { Vec::new() };

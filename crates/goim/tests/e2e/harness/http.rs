@@ -10,7 +10,7 @@ use super::DEADLINE;
 pub struct Response {
     /// The status code.
     pub status: u16,
-    /// Names in lower case, in the order in which they came.
+    /// Names in lower case, in the order received.
     pub headers: Vec<(String, String)>,
     /// The body, unchunked.
     pub body: Vec<u8>,
@@ -49,7 +49,7 @@ impl Http {
         Self { stream, received: Vec::new() }
     }
 
-    /// One request with a Host and, unless `headers` say `Transfer-Encoding`, a Content-Length.
+    /// One request with a Host and, unless `headers` contain `Transfer-Encoding`, a Content-Length.
     pub fn request(&mut self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Response {
         self.send(&compose(method, target, headers, body));
         self.response(method == "HEAD")
@@ -60,7 +60,7 @@ impl Http {
         self.stream.write_all(bytes).expect("the server takes a request");
     }
 
-    /// The next answer; an interim one (100) is passed over. `bodiless`: the request was HEAD.
+    /// The next response; an interim one (100) is skipped. `bodiless`: the request was HEAD.
     pub fn response(&mut self, bodiless: bool) -> Response {
         loop {
             let head = self.head();
@@ -127,7 +127,7 @@ impl Http {
         self.received.drain(..length).collect()
     }
 
-    /// Waits for the end of the connection; nothing may come before it.
+    /// Waits for the end of the connection; nothing may arrive before it.
     pub fn expect_closed(&mut self) {
         assert!(self.received.is_empty(), "bytes after the answer");
         assert!(!self.fill(), "bytes instead of the end of the connection");

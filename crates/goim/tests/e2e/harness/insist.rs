@@ -15,7 +15,7 @@ const PUBLISHERS: usize = 4;
 const PAUSE: Duration = Duration::from_millis(60);
 /// Before a push is tried again, by the other logic.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
-/// How long a push is tried after the publishers were told to stop.
+/// How long a push is retried after the publishers were stopped.
 const TRIED_FOR: Duration = Duration::from_secs(60);
 
 /// What publishers have done.

@@ -43,7 +43,7 @@ impl Kafka {
         self.signal("-STOP");
     }
 
-    /// It goes on.
+    /// Resumes it.
     pub fn thaw(&self) {
         self.signal("-CONT");
     }

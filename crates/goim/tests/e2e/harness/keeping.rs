@@ -1,4 +1,4 @@
-//! A system that keeps messages: in a folder of its own, or for a cluster on PostgreSQL.
+//! A system that stores messages: in a temporary folder, or for a cluster on PostgreSQL.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -6,7 +6,8 @@ use std::sync::Arc;
 use super::postgres::Postgres;
 use super::{Server, Settings, unique};
 
-/// Where messages are kept: a folder for one process, PostgreSQL for a cluster. It goes with the test.
+/// Where messages are stored: a folder for one process, PostgreSQL for a cluster. Removed with the
+/// test.
 pub enum Place {
     Folder(PathBuf),
     Postgres(String, #[expect(dead_code, reason = "held")] Arc<Postgres>),
@@ -22,7 +23,7 @@ impl Place {
         Self::Folder(std::env::temp_dir().join(unique(&format!("goim-timelines-{}", std::process::id()))))
     }
 
-    /// What a system is told of it.
+    /// The settings for it.
     pub fn settings(&self) -> Settings {
         match self {
             Self::Folder(folder) => Settings::new().set("timelines.folder", folder.to_str().unwrap()),
@@ -50,7 +51,7 @@ impl Drop for Place {
     }
 }
 
-/// A system that keeps messages; it goes before its place does.
+/// A system that stores messages; it stops before its store is removed.
 pub struct Keeping {
     server: Server,
     _place: Place,

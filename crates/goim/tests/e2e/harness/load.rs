@@ -1,4 +1,5 @@
-//! A steady load of pushes to keys, members and a room, sessions that count what they get, and what the two say together.
+//! A steady load of pushes to keys, members and a room, sessions that count what they receive, and
+//! the verdict on both.
 
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
@@ -17,11 +18,12 @@ const ROOM: &str = "live://load";
 const HEARTBEAT: Duration = Duration::from_secs(30);
 /// How often a session looks whether it is to end.
 const LOOK: Duration = Duration::from_millis(200);
-/// How long an answer is waited for: longer than a logic waits for Kafka, so that no answer is missed that comes.
+/// How long an answer is awaited: longer than a logic waits for Kafka, so that no late answer is
+/// missed.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(20);
 /// Between two rounds of pushes: one to a key, one to a member, one to the room.
 const PAUSE: Duration = Duration::from_millis(10);
-/// How long a push that was accepted may be on its way before it counts as lost.
+/// How long an accepted push may be in flight before it counts as lost.
 const ARRIVES_WITHIN: Duration = Duration::from_secs(10);
 
 /// The key of a session.
@@ -46,7 +48,8 @@ fn room_target() -> String {
     format!("/goim/push/room?operation={OP}&type={}&room={}", escape(kind), escape(room))
 }
 
-/// A push of each kind: what it is called, its request target, and the session that it is for; `None` is all.
+/// A push of each kind: its name, its request target, and the session that it targets; `None` is
+/// all.
 pub fn pushes_to(nth: usize) -> [(&'static str, String, Option<usize>); 3] {
     [("key", key_target(nth), Some(nth)), ("mid", mid_target(nth), Some(nth)), ("room", room_target(), None)]
 }
@@ -76,7 +79,7 @@ pub struct Push {
     pub to: Option<usize>,
     /// When the request was made that was answered with success.
     pub begun_at: Instant,
-    /// When the answer came.
+    /// When the answer arrived.
     pub accepted_at: Instant,
 }
 
@@ -89,7 +92,7 @@ pub struct Published {
     pub refused: usize,
 }
 
-/// Pushes steadily, by both logics in turn, until told to stop.
+/// Pushes steadily, through both logics in turn, until stopped.
 pub struct Publisher {
     stop: Arc<AtomicBool>,
     thread: std::thread::JoinHandle<Published>,
@@ -136,7 +139,7 @@ pub struct Profile {
     pub comets: Vec<SocketAddr>,
     /// The listener of all of them.
     pub transport: Transport,
-    /// It says that it reads packets of version 1, and so is told why it ends.
+    /// It sends `protover` 1, and so receives the reason for its end.
     pub is_extended: bool,
 }
 
@@ -145,13 +148,13 @@ pub struct Profile {
 pub struct Life {
     /// The comet.
     pub comet: SocketAddr,
-    /// The client says that it is extended.
+    /// The client sends `protover`.
     pub is_extended: bool,
-    /// When the auth reply came.
+    /// When the auth reply arrived.
     pub began: Instant,
     /// When the end was seen.
     pub ended: Option<Instant>,
-    /// The server's own word for why it ends it.
+    /// The server's reason for the end.
     pub reason: Option<String>,
     received: HashMap<String, (usize, Instant)>,
 }
@@ -163,7 +166,7 @@ impl Life {
     }
 }
 
-/// A client that comes back whenever it is cut off, and counts what it gets.
+/// A client that reconnects whenever it is cut off, and counts what it receives.
 pub struct Session {
     lives: Mutex<Vec<Life>>,
     connected: AtomicUsize,
@@ -257,7 +260,7 @@ impl Session {
         self.lives.lock().unwrap()
     }
 
-    /// How often it has come in.
+    /// How often it has connected.
     pub fn times_connected(&self) -> usize {
         self.connected.load(Ordering::Relaxed)
     }
@@ -308,7 +311,7 @@ impl Connection {
         }
     }
 
-    /// What has come after [`LOOK`] at most.
+    /// What has arrived after [`LOOK`] at most.
     fn receive(&mut self) -> std::io::Result<Vec<Packet>> {
         if self.last_sent.elapsed() > HEARTBEAT {
             self.send(&Packet::new(2, 2, ""))?;
@@ -324,7 +327,7 @@ impl Connection {
         while let Some(next) = self.next() {
             match next {
                 Ok(next) => packets.extend(next),
-                // What came before the end counts.
+                // What arrived before the end counts.
                 Err(_) if !packets.is_empty() => break,
                 Err(error) => return Err(error),
             }
@@ -394,16 +397,16 @@ fn reaches(logics: [SocketAddr; 2], session: &Session, target: &str, body: &str)
 
 /// What became of what was accepted, at the sessions that were connected throughout.
 pub struct Verdict {
-    /// What never came: body and session.
+    /// What never arrived: body and session.
     pub lost: Vec<String>,
-    /// How many came more than once.
+    /// How many arrived more than once.
     pub doubled: usize,
     /// From the answer to the arrival, sorted.
     pub latencies: Vec<Duration>,
 }
 
 impl Verdict {
-    /// Waits for what is still on its way, then judges; `throughout` are the sessions that count.
+    /// Waits for pushes in flight, then judges; `throughout` are the sessions that count.
     pub fn of(published: &Published, sessions: &[Arc<Session>], throughout: &[usize]) -> Self {
         let receivers = |push: &Push| -> Vec<usize> {
             throughout.iter().copied().filter(|nth| push.to.is_none_or(|to| to == *nth)).collect()

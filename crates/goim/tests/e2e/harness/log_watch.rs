@@ -1,7 +1,7 @@
 //! How far the jobs are: the ends of the push log, and the offsets that they have committed.
 //!
-//! Jobs commit what the comets have taken. What was accepted before a look at the log's ends is
-//! drained when a later look finds commits that are as far.
+//! Jobs commit what the comets have accepted. A push that was accepted before the log's ends were
+//! read is drained when a later read finds commits that have reached those ends.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -47,7 +47,7 @@ impl Look {
     }
 }
 
-/// Looks at a topic from time to time, until it is dropped.
+/// Reads a topic's offsets from time to time, until it is dropped.
 pub struct LogWatch {
     looks: Arc<Mutex<Vec<Look>>>,
     group: Arc<Mutex<String>>,

@@ -1,7 +1,7 @@
-//! A goim to test, and clients that know nothing of it.
+//! A goim to test, and clients that share no code with it.
 //!
-//! The clients are written from the protocol's description on plain sockets: they share no code with the server, so
-//! that a fault in its codecs cannot hide behind the same fault here. Everything waits for a condition with a
+//! The clients are written from the protocol's description on plain sockets: a fault in the
+//! server's codecs cannot hide behind the same fault here. Everything waits for a condition with a
 //! deadline. That nothing arrives is shown by a request whose reply must be the very next thing.
 #![allow(unreachable_pub, reason = "items are shared by all suites")]
 
@@ -35,8 +35,8 @@ pub use hex::hex;
 pub use packet::Packet;
 pub use server::{Server, Settings, shared};
 
-/// How long anything that must happen may take. Long, since test machines are busy; a test that passes never waits
-/// for it.
+/// How long anything that must happen may take. Long, since test machines are busy; a test that
+/// passes never waits for it.
 pub const DEADLINE: Duration = Duration::from_secs(20);
 
 /// `prefix` with a number that no other caller in this process gets.
@@ -50,10 +50,10 @@ pub fn number() -> u32 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// Asks `condition` again and again until it is true.
+/// Evaluates `condition` repeatedly until it is true.
 ///
 /// # Panics
-/// When it is not within [`DEADLINE`]; `what` says what was waited for.
+/// When it is not true within [`DEADLINE`]; `what` names the condition.
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let started = Instant::now();
     while !condition() {

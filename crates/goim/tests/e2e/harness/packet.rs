@@ -19,7 +19,7 @@ impl Packet {
         Self { ver: 1, op, seq, body: body.as_ref().to_vec() }
     }
 
-    /// As it goes over TCP.
+    /// The bytes of the packet over TCP.
     pub fn encode(&self) -> Vec<u8> {
         let length = i32::try_from(16 + self.body.len()).unwrap();
         let mut bytes = length.to_be_bytes().to_vec();
@@ -31,7 +31,7 @@ impl Packet {
         bytes
     }
 
-    /// Whether the first packet of `bytes` is there to its end.
+    /// Whether the first packet of `bytes` is complete.
     pub fn is_complete(bytes: &[u8]) -> bool {
         bytes.len() >= 16 && u32::from_be_bytes(bytes[..4].try_into().unwrap()) as usize <= bytes.len()
     }

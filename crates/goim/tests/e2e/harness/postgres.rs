@@ -14,7 +14,7 @@ pub struct Postgres {
 static SHARED: Mutex<Weak<Postgres>> = Mutex::new(Weak::new());
 
 impl Postgres {
-    /// The one of this binary, started when nobody has it.
+    /// The server of this binary, started when it is first needed.
     pub fn shared() -> Arc<Self> {
         let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(postgres) = shared.upgrade() {

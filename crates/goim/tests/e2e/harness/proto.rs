@@ -1,4 +1,5 @@
-//! Protocol Buffers by hand, as far as the bodies of operations 4, 5 and 20 to 24 need them: numbers, bytes, and messages as bytes.
+//! A minimal Protocol Buffers codec, as far as the bodies of operations 4, 5 and 20 to 24 need it:
+//! numbers, bytes, and messages as bytes.
 
 /// A message that is being written.
 #[derive(Default, Clone)]

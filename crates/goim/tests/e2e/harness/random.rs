@@ -9,7 +9,8 @@ impl Random {
         Self(seed)
     }
 
-    /// The seed of the environment variable, or the default; printed, so that a failure can be run again.
+    /// The seed of the environment variable, or the default; printed, so that a failure can be
+    /// reproduced.
     pub fn seed(variable: &str, default: u64) -> u64 {
         let seed =
             std::env::var(variable).ok().map_or(default, |text| text.parse().expect("a seed is a number"));

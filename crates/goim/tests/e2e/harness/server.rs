@@ -1,7 +1,7 @@
-//! The whole system in this process, on ports of the system's choice.
+//! The whole system in this process, on ports that the system chooses.
 //!
-//! With `TEST_CLUSTER=1` it is a cluster of one comet, one logic and one job over a real Redis and a real Kafka, and the same
-//! tests must pass.
+//! With `TEST_CLUSTER=1` it is a cluster of one comet, one logic and one job over a real Redis and
+//! a real Kafka, and the same tests must pass.
 
 use std::net::SocketAddr;
 use std::sync::{LazyLock, OnceLock};
@@ -20,8 +20,8 @@ use super::http::{Http, Response, escape};
 pub struct Settings(pub Vec<String>);
 
 impl Settings {
-    /// Free ports on the loopback interface, the identity of the captured cluster, and reports so frequent that
-    /// counts are there when a test asks.
+    /// Free ports on the loopback interface, the identity of the captured cluster, and reports so
+    /// frequent that counts are current when a test asks.
     pub fn new() -> Self {
         let fixed = [
             "comet.listen.tcp=127.0.0.1:0",
@@ -149,7 +149,7 @@ impl Server {
         }
     }
 
-    /// A request to the HTTP API on a connection of its own.
+    /// A request to the HTTP API on a new connection.
     pub fn request(&self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Response {
         Http::connect(self.addrs.http).request(method, target, headers, body)
     }

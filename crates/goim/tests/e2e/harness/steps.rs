@@ -12,11 +12,11 @@ use super::{Client, DEADLINE, Server, Transport, hex};
 pub enum Deviation {
     /// The same packets in the same order, in batches of another size.
     Batches,
-    /// At this step other bytes come.
+    /// At this step the bytes are others.
     Instead(usize, &'static str),
-    /// Right after this step these bytes come too.
+    /// Right after this step these bytes follow.
     Also(usize, &'static str),
-    /// The connection is closed where goim went on at this step.
+    /// The connection is closed where goim continued at this step.
     Closes(usize),
     /// Both are right: what goim did, and closing at this step.
     MayClose(usize),
@@ -24,7 +24,7 @@ pub enum Deviation {
     LivesOn(usize),
     /// Before the end there may be a close frame.
     CloseFrame,
-    /// Before the end there may be an answer that says why the upgrade is refused.
+    /// Before the end there may be a response that states why the upgrade is refused.
     Refuses,
     /// The last packet was sent when the session had ended already.
     SentTooLate,
@@ -44,7 +44,7 @@ struct Player<'a> {
     connection: &'a Connection,
     deviation: Option<Deviation>,
     client: Client,
-    /// The connection has been told that it is a session; it answers operation 4.
+    /// The connection is a session; it answers operation 4.
     session: bool,
     next: usize,
 }
@@ -53,7 +53,7 @@ impl Group<'_> {
     /// Plays all to the end.
     ///
     /// # Panics
-    /// When something else comes than what is expected.
+    /// When something unexpected arrives.
     pub fn play(&self, server: &Server) {
         let mut players = Vec::new();
         for (connection, deviation) in &self.connections {
@@ -61,8 +61,9 @@ impl Group<'_> {
             player.advance();
             players.push(player);
         }
-        // A request is a moment that all connections share: it waits for all who saw it. An end that waits for what
-        // another connection does comes when nobody can go on without it.
+        // A request is a moment that all connections share: it waits for all that saw it. An end
+        // that waits for what another connection does is played when no player can continue without
+        // it.
         while players.iter().any(|player| !matches!(player.step(), None | Some(Step::Close))) {
             if let Some(player) = players.iter_mut().find(|player| player.step() == Some(&Step::Closed)) {
                 player.closed();
@@ -132,7 +133,7 @@ impl<'a> Player<'a> {
         panic!("{}, step {}: {why}", self.connection.name, self.next)
     }
 
-    /// Goes on until a request or the end is next.
+    /// Continues until a request or the end is next.
     fn advance(&mut self) {
         while let Some(step) = self.step() {
             if let Some(Deviation::Closes(at)) = self.deviation
@@ -170,7 +171,7 @@ impl<'a> Player<'a> {
         }
     }
 
-    /// Takes what comes at a step. False when the connection ended instead, which may be right.
+    /// Reads the bytes of a step. False when the connection ended instead, which may be right.
     fn receive(&mut self, bytes: &[u8]) -> bool {
         match self.deviation {
             Some(Deviation::Instead(at, ours)) if at == self.next => self.client.expect_bytes(&hex(ours)),
@@ -207,7 +208,7 @@ impl<'a> Player<'a> {
         }
     }
 
-    /// The client's end: nothing may have come that the capture does not have.
+    /// The client's end: nothing may have arrived that the capture does not have.
     fn leave(&mut self) {
         if std::mem::take(&mut self.session) {
             self.client.expect_nothing();

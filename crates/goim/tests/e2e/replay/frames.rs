@@ -1,5 +1,5 @@
-//! The client connections captured of goim's own processes, played against this server: the same bytes come back, save
-//! where the table below says otherwise.
+//! The client connections captured of goim's own processes, played against this server: the same
+//! bytes are received, except where the table below states a deviation.
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -34,13 +34,14 @@ const SKIPPED: &[(&str, &str)] = &[
     ("row 115", OTHER_PROCESSES),
 ];
 
-/// A push of `hello`, operation 1000, as it stands on TCP and on WebSocket.
+/// A push of `hello`, operation 1000, as its bytes are on TCP and on WebSocket.
 const HELLO: &str = "0000001500100001000003e80000000068656c6c6f";
 const HELLO_WS: &str = "8225 00000025001000010000000900000000 0000001500100001000003e80000000068656c6c6f";
 const BY_KEY: &str = "0000001600100001000003e8000000006279206b6579";
 const BY_KEY_WS: &str = "8226 00000026001000010000000900000000 0000001600100001000003e8000000006279206b6579";
 
-/// Connections that are played and answered otherwise than by goim: all of a row, or one; how, and why.
+/// Connections that are played or answered differently from goim: all of a row, or one; how, and
+/// why.
 const DEVIATIONS: &[(&str, Deviation, &str)] = &[
     (
         "row 11 tcp",
@@ -145,8 +146,8 @@ fn captured_connections_are_answered_as_by_goim() {
     assert!(counts.failed.is_empty(), "{} failed:\n{}", counts.failed.len(), counts.failed.join("\n"));
 }
 
-/// Connections of a group that share a key or a room, or saw the same requests, ran at the same time. The others of a
-/// row ran one after the other, and are better played alone.
+/// Connections of a group that share a key or a room, or saw the same requests, ran at the same
+/// time. The others of a row ran one after the other, and are better played alone.
 fn runs_with(first: &Connection, other: &Connection) -> bool {
     first.group() == other.group() && matches!(first.row(), 30 | 88 | 89 | 90 | 94 | 100 | 107)
 }
@@ -167,7 +168,7 @@ fn play(group: &Group<'_>, counts: &Mutex<Counts>) {
     }
 }
 
-/// Both tables speak only of what is there, and of nothing twice.
+/// Both tables name only existing connections, and each once.
 fn check_tables(connections: &[Connection]) {
     let mut seen = BTreeSet::new();
     let entries = SKIPPED.iter().map(|(entry, _)| *entry).chain(DEVIATIONS.iter().map(|(entry, ..)| *entry));
@@ -189,7 +190,8 @@ fn the_capture_is_read_to_the_last_byte() {
     let connections = connections();
     assert_eq!(connections.len(), 233);
     let find = |name: &str| connections.iter().find(|connection| connection.name == name).unwrap();
-    // A packet of 4112 bytes in twenty masked frames of at most 206 bytes, written with repeated units.
+    // A packet of 4112 bytes in twenty masked frames of at most 206 bytes, written with repeated
+    // units.
     let harness::capture::Step::Send(fragments) = &find("row 83 ws #1").steps[2] else {
         panic!("a packet is sent")
     };

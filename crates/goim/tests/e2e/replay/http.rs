@@ -1,5 +1,5 @@
-//! The requests to goim's logic that were captured, made to this server: the same answers come back, save where the
-//! table below says otherwise.
+//! The captured requests to goim's logic, made to this server: the same answers are received,
+//! except where the table below states a deviation.
 
 use crate::harness::capture::{Exchange, exchanges, row};
 use crate::harness::http::Response;
@@ -14,7 +14,7 @@ enum Expect {
     Instance,
     /// This status and this body instead.
     Instead(u16, &'static str),
-    /// Status 400 without a look at the body, where goim panics.
+    /// Status 400 without reading the body, where goim panics.
     Refusal,
     /// The redirection, or the answer of the path without the slash.
     Redirection,
@@ -31,7 +31,8 @@ const SKIPPED: &[(&str, &str, &str)] = &[
     ("row 115", "", "discovery was restarted"),
 ];
 
-/// Requests that are answered otherwise than by goim: the row, how the path begins, what is expected, and why.
+/// Requests that are answered differently from goim: the row, how the path begins, what is
+/// expected, and why.
 const DEVIATIONS: &[(&str, &str, Expect, &str)] = &[
     ("row 60", "/goim/online/top?type=live&limit=-1", Expect::Refusal, "fix: goim panics"),
     ("row 96", "", Expect::Redirection, "answering directly is fine"),
@@ -93,7 +94,7 @@ fn captured_requests_are_answered_as_by_goim() {
             skipped += 1;
             continue;
         }
-        // Row 63 looks at a cluster without comets, after a first look at one with a comet.
+        // Row 63 checks a cluster without comets, after a first check of one with a comet.
         let without_comets = row(&exchange.name) == 63 && !exchange.answer.contains("goim.comet");
         let server = if without_comets { &empty } else { &populated };
         let expect = expectation(exchange);

@@ -1,5 +1,5 @@
-//! What a request costs before it is known who asks: of a body nothing is read that nobody has a right to send, and each route reads as
-//! much as it needs.
+//! The cost of a request before its sender is authenticated: nothing is read of a body that the
+//! sender has no right to send, and each route reads as much as it needs.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -123,7 +123,8 @@ fn bodies_of_nobody_cost_nothing() {
         let is_chunked = nth % 2 == 0;
         let more = if is_chunked { "Transfer-Encoding: chunked\r\n" } else { "Content-Length: 67108864\r\n" };
         stream.write_all(head("POST", ROUTES[nth % ROUTES.len()], more).as_bytes()).unwrap();
-        // Never the last byte: whoever collects a body keeps it. What fits into the buffers between the two may go.
+        // Never the last byte: a server that collects a body would hold it. What fits into the
+        // buffers between the two may be sent.
         stream.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
         let mut sent = 0;
         let part = if is_chunked { &chunk[..] } else { &chunk[7..0x1_0007] };

@@ -1,5 +1,5 @@
-//! Out of descriptors: the server survives more connections than it may have, serves those that it has, and serves
-//! newcomers again when there is room.
+//! Out of descriptors: the server survives more connections than it may have, serves those that it
+//! has, and serves new ones again when descriptors are free.
 
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
@@ -17,7 +17,8 @@ fn more_connections_than_descriptors_are_survived() {
     let mut process = Process::start_with(&Settings::new().handshake_timeout("60s"), DESCRIPTORS);
     let who = BOTH.map(|_| Who::new());
     let mut sessions = [0, 1].map(|nth| Client::login(&process.server, BOTH[nth], &who[nth]));
-    // The kernel completes connections that the server has not accepted; some may be refused as well.
+    // The kernel completes connections that the server has not accepted; some may be refused as
+    // well.
     let crowd: Vec<TcpStream> = (0..CONNECTIONS)
         .filter_map(|nth| TcpStream::connect(process.server.client_addr(BOTH[nth % 2])).ok())
         .collect();
@@ -36,7 +37,7 @@ fn more_connections_than_descriptors_are_survived() {
     let busy = cpu_time(&process) - busy;
     eprintln!("{} descriptors, {busy:?} of processor time in {:?}", process.descriptors(), began.elapsed());
     assert!(busy < Duration::from_secs(1), "the server was busy for {busy:?} of two seconds");
-    // Some that the test runner has left open may come on top.
+    // Some that the test runner has left open may be added.
     assert!(process.descriptors() <= DESCRIPTORS as usize + 8, "{} descriptors", process.descriptors());
     assert!(process.is_running());
 
@@ -78,7 +79,8 @@ fn the_limit_of_connections_keeps_room_for_those_inside() {
 /// Processor time that a process has used.
 fn cpu_time(process: &Process) -> Duration {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.id())).unwrap();
-    // Behind the command's closing bracket: user and system time are the 12th and 13th field, in hundredths.
+    // After the command's closing bracket: user and system time are the 12th and 13th field, in
+    // hundredths.
     let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
     let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
     Duration::from_millis(ticks * 10)

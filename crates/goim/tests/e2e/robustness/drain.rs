@@ -1,4 +1,4 @@
-//! Stopping: gently on SIGTERM, and hard on SIGKILL with clients that come back.
+//! Stopping: gracefully on SIGTERM, and hard on SIGKILL with clients that reconnect.
 
 use std::net::TcpStream;
 use std::time::{Duration, Instant};

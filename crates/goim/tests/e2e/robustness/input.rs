@@ -1,7 +1,9 @@
-//! Bad input: 100,000 mutated packets and handshakes, over TCP and WebSocket, against a server in a process of its own.
-//! It neither ends nor grows nor keeps descriptors, and well-behaved clients notice nothing.
+//! Bad input: 100,000 mutated packets and handshakes, over TCP and WebSocket, against a server in a
+//! separate process. It neither ends nor grows nor leaks descriptors, and well-behaved clients
+//! notice nothing.
 //!
-//! The same seed gives the same inputs. `GOIM_TEST_SEED` and `GOIM_TEST_INPUTS` change the seed and the number.
+//! The same seed gives the same inputs. `GOIM_TEST_SEED` and `GOIM_TEST_INPUTS` change the seed and
+//! the number.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -18,7 +20,7 @@ use crate::harness::{BOTH, Client, DEADLINE, Packet, Settings, Transport, Who, e
 const SENDERS: u64 = 4;
 /// What the server may grow by between a fifth of the inputs and all of them.
 const GROWTH_MAX: usize = 16 << 20;
-/// A heartbeat's answer while all this goes on, on a busy machine.
+/// The longest wait for a heartbeat's reply meanwhile, on a busy machine.
 const REPLY_MAX: Duration = Duration::from_secs(3);
 
 #[test]
@@ -35,7 +37,7 @@ fn mutated_packets_and_handshakes_disturb_nobody() {
         let stopping = StopOnDrop(&stop);
         let clients =
             people.iter().enumerate().map(|(nth, who)| Client::login(&process.server, BOTH[nth % 2], who));
-        // All are in the room before the first looks at its count.
+        // All are in the room before the first reads its count.
         let clients: Vec<Client> = clients.collect();
         let watchers: Vec<_> = clients
             .into_iter()
@@ -79,7 +81,8 @@ impl Drop for StopOnDrop<'_> {
     }
 }
 
-/// A good client: heartbeats all the time, and every push in order. Gives the longest wait for an answer.
+/// A good client: heartbeats all the time, and every push in order. Returns the longest wait for a
+/// reply.
 fn watch(mut client: Client, stop: &AtomicBool, pushed: &AtomicUsize) -> Duration {
     let (mut seq, mut next, mut slowest) = (0, [0, 0], Duration::ZERO);
     loop {
@@ -111,7 +114,7 @@ fn watch(mut client: Client, stop: &AtomicBool, pushed: &AtomicUsize) -> Duratio
     }
 }
 
-/// Numbered pushes to the good clients' keys and to their room until told to stop.
+/// Numbered pushes to the good clients' keys and to their room until stopped.
 fn publish(mut http: Http, people: &[Who], room: &str, stop: &AtomicBool, pushed: &AtomicUsize) {
     let keys: String = people.iter().map(|who| format!("&keys={}", who.key)).collect();
     let (kind, name) = room.split_once("://").unwrap();
@@ -149,8 +152,8 @@ fn attack(process: &Process, seed: u64, inputs: usize) {
     eprintln!("{} inputs in {:?}", sent.into_inner(), started.elapsed());
 }
 
-/// Bad input on one connection, until the server ends it or nothing more can be made of it. Gives how many inputs it
-/// was.
+/// Bad input on one connection, until the server ends it or the stream is out of step. Returns the
+/// number of inputs.
 fn connection(process: &Process, random: &mut Random) -> usize {
     let transport = *random.one(&BOTH);
     if transport == Transport::Ws && random.chance(15) {
@@ -187,14 +190,14 @@ fn connection(process: &Process, random: &mut Random) -> usize {
     50
 }
 
-/// Half-closes and waits for the server's end, which must come.
+/// Half-closes and waits for the server's end, which must follow.
 fn leave(mut client: Client, sent: &[u8]) {
     client.finish();
     assert!(client.rest_within(DEADLINE).is_some(), "still open after {}", harness::hex::show(sent));
 }
 
-/// A mutated packet as bytes to send, and whether the reader stands at the beginning of a packet after it, should it
-/// accept it.
+/// A mutated packet as bytes to send, and whether the reader is at the beginning of a packet after
+/// it, should it accept it.
 fn input(transport: Transport, random: &mut Random) -> (Vec<u8>, bool) {
     let good = [
         Packet::new(2, 1, ""),
@@ -221,7 +224,7 @@ fn input(transport: Transport, random: &mut Random) -> (Vec<u8>, bool) {
     }
 }
 
-/// Whether a TCP reader that goes by the rules finds exactly these bytes to be a packet.
+/// Whether a TCP reader that follows the rules finds exactly these bytes to be a packet.
 fn is_whole(packet: &[u8]) -> bool {
     packet.len() >= 16
         && u32::from_be_bytes(packet[..4].try_into().unwrap()) as usize == packet.len()

@@ -1,5 +1,5 @@
-//! A secret of the configuration is in nothing that the binary says: not when it starts, not when it does not, not in its log, and not in
-//! what it answers while an engine is away.
+//! A secret of the configuration is in nothing that the binary prints: not at its start, not when
+//! the start fails, not in its log, and not in its answers while an engine is unavailable.
 
 use std::io::Read as _;
 use std::net::{SocketAddr, TcpListener};
@@ -27,7 +27,7 @@ fn goim(arguments: &[&str]) -> Command {
     command
 }
 
-/// Runs it to its end; one that comes up is ended after a while.
+/// Runs it to its end; one that starts is stopped after a while.
 fn run(mut command: Command) -> Output {
     let mut child = command.spawn().unwrap();
     let until = Instant::now() + Duration::from_secs(3);
@@ -51,7 +51,7 @@ fn check(what: &str, command: Command) -> String {
     said
 }
 
-/// Nobody listens there, as long as this process has it.
+/// Nothing listens there, as long as this process has it.
 fn nowhere() -> (TcpListener, SocketAddr) {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();

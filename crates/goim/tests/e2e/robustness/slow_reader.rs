@@ -1,4 +1,5 @@
-//! Sessions that never read: they cost bounded memory and delay nobody. Shown by measuring the others.
+//! Sessions that never read: they cost bounded memory and delay no other session. Shown by
+//! measuring the others.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,10 +12,10 @@ use socket2::{Domain, Socket, Type};
 
 /// Sessions that read, half TCP and half WebSocket.
 const READERS: usize = 6;
-/// Pushes to all in one run, and the size of each: together far more than anybody's queue.
+/// Pushes to all in one run, and the size of each: together far more than any queue.
 const PUSHES: usize = 1000;
 const BODY: usize = 30_000;
-/// Pushes that are on their way at a time: so few that no reader's queue is ever full.
+/// Pushes in flight at a time: so few that no reader's queue is ever full.
 const UNDER_WAY: usize = 4;
 /// Pushes to each silent session alone, which share no memory with those to others.
 const OWN_PUSHES: usize = 40;
@@ -141,7 +142,8 @@ fn read(mut client: Client, op: i32, start: Instant, received: &AtomicUsize) -> 
     slowest
 }
 
-/// What a session gets that begins to read when all is over: whole packets in order, and not all of them.
+/// What a session receives that begins to read at the end: whole packets in order, and not all of
+/// them.
 fn check_late_reader(mut client: Client, op: i32) {
     let mark = Packet::new(4, 99, "");
     client.send(&mark);
