@@ -24,8 +24,8 @@ settings! {
 settings! {
     /// Batches of room messages. A message to a quiet room is sent immediately. Messages that
     /// arrive within batch_interval after it, or before the comet has accepted it, are sent
-    /// together when the interval ends, or earlier when a batch is full; each comet has batches of
-    /// its own. Full batches that cannot be sent yet pause the reading of the log: one batch where
+    /// together when the interval ends, or earlier when a batch is full; each comet has separate
+    /// batches. Full batches that cannot be sent yet pause the reading of the log: one batch where
     /// there is a single comet, 32 where other comets would be delayed.
     #[derive(Debug, Clone)]
     pub struct RoomConfig {

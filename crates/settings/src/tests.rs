@@ -195,6 +195,7 @@ fn a_group_has_keys_texts_and_examples() {
     assert_eq!(schema.settings[1].text().trim(), "A level.");
     assert_eq!(schema.settings[3].shown_example(), "7");
     assert!(schema.settings[4].is_secret());
+    assert_eq!(Outer::default().sum, 0);
     let sections: Vec<_> =
         schema.sections.iter().map(|section| (section.key.as_str(), section.text.trim())).collect();
     assert_eq!(
