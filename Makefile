@@ -42,9 +42,9 @@ check: toolchain  ## format, lints and documentation, warnings denied
 counts: toolchain  ## instructions of the hot paths, against testdata/instructions.txt
 	@scripts/instruction-counts.sh
 
-bench: toolchain  ## build the load generator and say how to use it
-	cargo build --release --package goim
-	@./target/release/goim bench --help
+bench: toolchain  ## build the load generator, goim-bench, and print its help
+	cargo build --release --package goim --package goim-bench
+	@./target/release/goim-bench --help
 
 config: toolchain  ## write docs/goim.toml anew from the code
 	cargo run --quiet --package goim -- config > target/goim.toml

@@ -1,4 +1,4 @@
-// The page: what a person sees of a goim client. The protocol is goim.js's matter.
+// The chat page. goim.js implements the protocol.
 "use strict";
 
 const byId = (id) => document.getElementById(id);
@@ -7,17 +7,18 @@ const host = location.hostname || "127.0.0.1";
 const random = (bytes) =>
   [...crypto.getRandomValues(new Uint8Array(bytes))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 
-// Entries that the chat and the wire keep.
+// The maximum number of entries in the chat and in the list of packets.
 const LOG_MAX = 500;
 const WIRE_MAX = 300;
 
-// The stage: how fast comments cross it, its lanes, and how long a comment waits for one before it is left out.
+// The stage: the speed of comments, the lanes, and the longest wait for a lane; after that a
+// comment is skipped.
 const PIXELS_PER_SECOND = 105;
 const LANE_PIXELS = 25;
 const lanesFreeAt = [0, 0, 0, 0];
 const LANE_WAIT_MAX = 3;
 
-/** Operation of a packet that goes up to the backend. */
+/** The operation of packets to the backend. */
 const UPSTREAM = 1100;
 
 const me = {
@@ -28,7 +29,7 @@ const me = {
 const wsUrl = parameters.get("ws") || `ws://${host}:3102/sub`;
 const httpUrl = parameters.get("http") || `http://${host}:3111`;
 
-/** The ways to push. A packet does not say which way it came, so each has an operation of its own here. */
+/** The kinds of pushes. A packet does not contain its kind, so each has a different operation here. */
 const AUDIENCES = {
   room: { operation: 1000, title: "room", path: () => `room?operation=1000&${roomQuery()}` },
   mid: { operation: 1001, title: "member", path: () => `mids?operation=1001&mids=${me.mid}` },
@@ -42,12 +43,13 @@ const client = new Goim.Client({
     mid: me.mid, key: me.key, platform: "web", room_id: parameters.get("room") || "live://1000",
     accepts: Object.values(AUDIENCES).map(({ operation }) => operation),
   },
-  // Far more often than needed, so that the number of people in the room is fresh. And back soon: this is a demo.
+  // More frequent than necessary, so that the online count is current. Short delays, because this
+  // is a demo.
   heartbeatInterval: 10_000,
   backoff: { baseDelay: 500, maxDelay: 10_000 },
 });
 
-/** An element with text in it: nothing that arrives is ever taken for HTML. */
+/** Creates an element with text. Messages are never parsed as HTML. */
 function element(tag, className, ...children) {
   const made = document.createElement(tag);
   if (className) made.className = className;
@@ -55,7 +57,7 @@ function element(tag, className, ...children) {
   return made;
 }
 
-/** Adds to a list that keeps its newest entries in view, unless the reader has scrolled up. */
+/** Appends to a list and scrolls to the end, unless the reader has scrolled up. */
 function append(list, entry, entriesMax) {
   const following = list.scrollHeight - list.scrollTop - list.clientHeight < 40;
   list.append(entry);
@@ -65,29 +67,29 @@ function append(list, entry, entriesMax) {
 
 const note = (text) => append(byId("log"), element("li", "note", text), LOG_MAX);
 
-/** This page pushes JSON with a name in it; `curl -d hello` is just text. */
+/** Parses a message. This page pushes JSON with a name; `curl -d hello` pushes plain text. */
 function readMessage(text) {
   try {
-    const { from, text: said } = JSON.parse(text);
-    if (typeof from === "string" && typeof said === "string") return { from, said };
-  } catch { /* text, then */ }
-  return { from: "curl", said: text };
+    const { from, text: body } = JSON.parse(text);
+    if (typeof from === "string" && typeof body === "string") return { from, body };
+  } catch { /* plain text */ }
+  return { from: "curl", body: text };
 }
 
 function showMessage({ operation, text }) {
-  const { from, said } = readMessage(text);
+  const { from, body } = readMessage(text);
   const audience = Object.values(AUDIENCES).find((candidate) => candidate.operation === operation);
   const face = element("span", "face", [...from][0]?.toUpperCase() ?? "?");
   face.style.setProperty("--hue", [...from].reduce((sum, char) => (sum * 31 + char.codePointAt(0)) % 360, 7));
   const who = element("span", "who", element("b", "", from), new Date().toTimeString().slice(0, 8));
   if (!audience) who.append(element("span", "badge", `operation ${operation}`));
   else if (audience !== AUDIENCES.room) who.append(element("span", `badge ${audience.title}`, audience.title));
-  const entry = element("li", from === me.name ? "mine" : "", face, who, element("span", "text", said));
+  const entry = element("li", from === me.name ? "mine" : "", face, who, element("span", "text", body));
   append(byId("log"), entry, LOG_MAX);
-  fly(said);
+  fly(body);
 }
 
-/** Lets a message cross the stage, as comments do over a live video. */
+/** Animates a message across the stage, like a comment over a live video. */
 function fly(text) {
   const stage = byId("stage");
   const now = performance.now() / 1000;
@@ -97,7 +99,7 @@ function fly(text) {
   const comment = element("span", "", text.slice(0, 80));
   comment.onanimationend = () => comment.remove();
   stage.append(comment);
-  // All are equally fast, so that one whose tail is in never catches up with the one before.
+  // All have the same speed, so a comment never reaches the one before it in the lane.
   lanesFreeAt[lane] = now + wait + (comment.clientWidth + 40) / PIXELS_PER_SECOND;
   comment.style.top = `${8 + LANE_PIXELS * lane}px`;
   comment.style.animationDelay = `${wait}s`;
@@ -116,10 +118,10 @@ function showPacket({ sent, packet }) {
 
 function showOnWire(className, mark, { operation, sequence, body, text }) {
   const { BATCH, HEARTBEAT_REPLY } = Goim.Operation;
-  const said = [BATCH, HEARTBEAT_REPLY].includes(operation) ? "" : text.slice(0, 60);
+  const preview = [BATCH, HEARTBEAT_REPLY].includes(operation) ? "" : text.slice(0, 60);
   const name = NAMES.get(operation) ?? (className === "inner" ? "push" : "backend");
   append(byId("wire"), element("li", className, element("span", "", mark), element("span", "", String(operation)),
-    element("span", "", `${name} `, element("small", "", said)),
+    element("span", "", `${name} `, element("small", "", preview)),
     element("small", "", `${16 + body.length} B`, sequence ? ` #${sequence}` : "")), WIRE_MAX);
 }
 
@@ -133,7 +135,7 @@ function roomQuery() {
   return `type=${encodeURIComponent(type)}&room=${encodeURIComponent(room ?? "")}`;
 }
 
-/** What a person pastes into a terminal. A quote inside single quotes ends them, hence the replacement. */
+/** Returns a command for a terminal. Single quotes in the body are escaped for the shell. */
 const curl = (audience, body) =>
   `curl -d '${body.replaceAll("'", `'\\''`)}' '${httpUrl}/goim/push/${AUDIENCES[audience].path()}'`;
 
@@ -161,14 +163,14 @@ let countdown;
 client.addEventListener("open", ({ detail }) => {
   clearInterval(countdown);
   setStatus("open", "connected");
-  note(detail.attempt ? `back in ${client.room} after ${detail.attempt} tries` : `you are in ${client.room}`);
+  note(detail.attempt ? `back in ${client.room} after ${detail.attempt} attempts` : `you are in ${client.room}`);
 });
 client.addEventListener("close", ({ detail }) => {
   clearInterval(countdown);
-  // A row of failed tries is one loss.
+  // Consecutive failed attempts are one loss.
   if (byId("status").dataset.state === "open") note(`connection lost: ${detail.reason}`);
   const end = performance.now() + detail.retryIn;
-  const show = () => setStatus("closed", `back in ${Math.max(0, (end - performance.now()) / 1000).toFixed(1)} s`);
+  const show = () => setStatus("closed", `reconnecting in ${Math.max(0, (end - performance.now()) / 1000).toFixed(1)} s`);
   countdown = setInterval(show, 100);
   show();
   byId("figures").textContent = "";
@@ -178,29 +180,31 @@ client.addEventListener("heartbeat", ({ detail }) => byId("figures").replaceChil
 client.addEventListener("message", ({ detail }) => showMessage(detail));
 client.addEventListener("packet", ({ detail }) => showPacket(detail));
 
-// Without API keys the server takes pushes from its own machine only, and a browser says where a page is from.
+// Without API keys the server accepts pushes only from its own machine; browsers send the page's
+// origin.
 const mayPush = ["localhost", "127.0.0.1", "[::1]"].includes(location.hostname);
 
 byId("compose").onsubmit = async (event) => {
   event.preventDefault();
-  const said = byId("text").value.trim();
+  const text = byId("text").value.trim();
   const audience = byId("audience").value;
-  if (!said) return;
+  if (!text) return;
   byId("text").value = "";
   try {
     if (audience === "upstream") {
       const since = performance.now();
-      const { text } = await client.send(UPSTREAM, said);
+      const reply = await client.send(UPSTREAM, text);
       const elapsed = (performance.now() - since).toFixed(1);
-      note(`the backend answered ${text ? `“${text}”` : "nothing"} in ${elapsed} ms`);
+      note(`the backend answered ${reply.text ? `“${reply.text}”` : "nothing"} in ${elapsed} ms`);
       return;
     }
-    const body = JSON.stringify({ from: me.name, text: said });
+    const body = JSON.stringify({ from: me.name, text });
     if (!mayPush) {
-      note(`This page may not push itself. In a terminal:\n${curl(audience, body)}`);
+      note(`This page must not push by itself. Use a terminal:\n${curl(audience, body)}`);
       return;
     }
-    // The answer cannot be read, for want of CORS in goim's HTTP API; that the message arrives is the answer.
+    // The response cannot be read, because goim's HTTP API has no CORS headers. The message itself
+    // confirms it.
     await fetch(`${httpUrl}/goim/push/${AUDIENCES[audience].path()}`, { method: "POST", mode: "no-cors", body });
   } catch (error) {
     note(`not sent: ${error.message}`);

@@ -1,47 +1,48 @@
 // A client of goim for browsers, and for Node 22 or later: one file, no dependencies.
 //
-// It speaks goim's packets over one WebSocket: presents the token, sends heartbeats and notices when nobody answers
-// them, takes batches apart, finds the request that a reply belongs to, and comes back with its room and its
-// subscriptions when the connection is lost. What it does not know: TLS (that is the URL's matter), what bodies
-// mean, and what was pushed while it was away.
+// It exchanges goim's packets over one WebSocket: it presents the token, sends heartbeats and
+// detects lost ones, splits batches, matches replies to requests, and reconnects with its room and
+// its subscriptions. It does not interpret bodies, and pushes during a disconnection are lost. TLS
+// is a property of the URL.
 //
-// Works as a plain <script>, which sets the global `Goim`, so that a page may be opened from a file; as a module
-// it is goim.mjs. README.md beside this file shows both.
+// Use it as a plain <script>, which sets the global `Goim` and works in a page opened as a file, or
+// as the module goim.mjs. README.md in this folder shows both.
 
 globalThis.Goim = (() => {
   "use strict";
 
-  /** What a packet is. 1000 and above belong to the application. */
+  /** The operations of the protocol. 1000 and above belong to the application. */
   const Operation = Object.freeze({
     HEARTBEAT: 2, HEARTBEAT_REPLY: 3, SEND: 4, AUTH: 7, AUTH_REPLY: 8, BATCH: 9,
     CHANGE_ROOM: 12, CHANGE_ROOM_REPLY: 13, SUBSCRIBE: 14, SUBSCRIBE_REPLY: 15, UNSUBSCRIBE: 16, UNSUBSCRIBE_REPLY: 17,
   });
-  /** The replies that have an operation of their own. All others carry the operation of their request. */
+  /** Replies with a different operation. All others have the operation of their request. */
   const REPLIES = new Map([[2, 3], [7, 8], [12, 13], [14, 15], [16, 17]]);
 
   const HEADER_BYTES = 16;
-  /** The server closes the connection over a larger body. What it sends itself may be of any size. */
+  /** The largest body of a request: the server closes the connection on a larger one. Bodies from the
+   *  server have no limit. */
   const BODY_BYTES_MAX = 4096;
   const SEQUENCE_MAX = 0x7fffffff;
 
   const encoder = new TextEncoder();
   const decoder = new TextDecoder();
 
-  /** A packet as bytes: 16 of header, big endian, then the body (text or bytes). */
+  /** Encodes a packet: 16 bytes of header, big endian, then the body (text or bytes). */
   function encode(operation, sequence, body = "") {
     const bytes = typeof body === "string" ? encoder.encode(body) : body;
     const packet = new Uint8Array(HEADER_BYTES + bytes.length);
     const header = new DataView(packet.buffer);
     header.setInt32(0, packet.length);
     header.setInt16(4, HEADER_BYTES);
-    header.setInt16(6, 1); // version 1: the body is as it is, not compressed
+    header.setInt16(6, 1); // version 1: the body is not compressed
     header.setInt32(8, operation);
     header.setInt32(12, sequence);
     packet.set(bytes, HEADER_BYTES);
     return packet;
   }
 
-  /** All packets in `bytes` (a Uint8Array), which they must fill. Bodies are views into it, not copies. */
+  /** Decodes all packets in `bytes` (a Uint8Array) and throws if bytes remain. Bodies are views into it. */
   function decode(bytes) {
     const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
     const packets = [];
@@ -62,47 +63,48 @@ globalThis.Goim = (() => {
     return packets;
   }
 
-  /** How long to wait before the given try (0 is the first), in ms. Without the chance in it, clients that lost
-   *  their connection at the same moment would all come back at the same moment. */
+  /** Returns the delay before an attempt, counted from 0, in ms. The jitter keeps clients that were
+   *  disconnected together from reconnecting together. */
   function backoffDelay({ baseDelay, maxDelay, factor, jitter }, attempt) {
     const delay = Math.min(maxDelay, baseDelay * factor ** attempt);
     return delay * (1 + jitter * (2 * Math.random() - 1));
   }
 
   const DEFAULTS = {
-    /** Time between heartbeats. Two that are missing in a row end the session on the server, by its defaults. */
+    /** The time between heartbeats. By default the server ends a session after two missed ones. */
     heartbeatInterval: 240_000,
-    /** How long the server may take to answer a heartbeat or any other request. */
+    /** The time for the reply to a heartbeat or another request. */
     replyTimeout: 15_000,
-    /** From the beginning of a try to the auth reply. */
+    /** The time from the start of an attempt to the auth reply. */
     connectTimeout: 10_000,
-    /** The server's own advice is in GET /goim/nodes/weighted, there in seconds; these are its defaults. */
+    /** The defaults of the server. GET /goim/nodes/weighted returns its actual values, in seconds. */
     backoff: { baseDelay: 3_000, maxDelay: 300_000, factor: 1.8, jitter: 0.3 },
   };
 
-  /** One connection that comes back by itself.
+  /** One connection that is re-established when it is lost.
    *
-   *  Options: `url`, `token` (the object that is presented: mid, key, room_id, platform, accepts), and what DEFAULTS
-   *  has, times in ms. Nothing happens before `connect()`.
+   *  Options: `url`, `token` (an object with mid, key, room_id, platform, accepts), and those in
+   *  DEFAULTS, times in ms. Nothing happens before `connect()`.
    *
-   *  Events, with what they tell in `event.detail`:
-   *  - `open`       authenticated: `{ attempt }`, tries that it took, from 0
+   *  Events, with their data in `event.detail`:
+   *  - `open`       authenticated: `{ attempt }`, the number of failed attempts before
    *  - `message`    a push: `{ operation, version, sequence, body, text }`
-   *  - `heartbeat`  answered: `{ online, roundTrip }`, sessions in the room, and ms
-   *  - `close`      lost, or never reached: `{ reason, retryIn }`, ms until the next try, null after `close()`
-   *  - `packet`     every packet on the wire, for onlookers: `{ sent, packet }`
+   *  - `heartbeat`  a heartbeat reply: `{ online, roundTrip }`, sessions in the room, and ms
+   *  - `close`      lost or not established: `{ reason, retryIn }`, ms until the next attempt, null after
+   *                 `close()`
+   *  - `packet`     every packet on the wire: `{ sent, packet }`
    */
   class Client extends EventTarget {
     #options;
     #room;
     #accepts;
     #socket = null;
-    #presented = false; // the token was sent; the server takes what follows it in order
+    #presented = false; // the token was sent; the server processes later packets in order
     #ready = false;
     #attempt = 0;
     #sequence = 0;
-    #waiting = new Map(); // sequence -> { operation of the reply, resolve, reject, timer }
-    #timer; // the next try, or the end of this one, or the next heartbeat: there is only ever one of them
+    #pending = new Map(); // sequence -> { operation of the reply, resolve, reject, timer }
+    #timer; // the next attempt, the timeout of this one, or the next heartbeat: never two of them
 
     constructor(options) {
       super();
@@ -113,12 +115,13 @@ globalThis.Goim = (() => {
 
     /** True between `open` and `close`. */
     get ready() { return this.#ready; }
-    /** The room that this client is in, or will be in when it is back; empty for none. */
+    /** The room of this client, or of its next connection; empty for none. */
     get room() { return this.#room; }
-    /** The operations that this client wants of pushes to its key, its member and all. A room's come regardless. */
+    /** The operations that this client subscribed to, for pushes to keys, members and all. Pushes to the
+     *  room arrive with every operation. */
     get accepts() { return [...this.#accepts]; }
 
-    /** Connects, and from now on comes back after every loss. */
+    /** Connects, and reconnects whenever the connection is lost. */
     connect() {
       if (this.#socket) return;
       clearTimeout(this.#timer);
@@ -127,16 +130,17 @@ globalThis.Goim = (() => {
       socket.binaryType = "arraybuffer";
       socket.onopen = () => this.#authenticate();
       socket.onmessage = (event) => this.#receive(event.data);
-      socket.onclose = () => this.#lost("closed by the server, or not reached");
-      this.#timer = setTimeout(() => this.#lost("no answer in time"), this.#options.connectTimeout);
+      socket.onclose = () => this.#lost("closed by the server, or not reachable");
+      this.#timer = setTimeout(() => this.#lost("no reply in time"), this.#options.connectTimeout);
     }
 
-    /** Ends the connection and stays away. */
+    /** Closes the connection for good. */
     close() {
       this.#lost("closed by this client", false);
     }
 
-    /** Moves to another room; a session is in one at most. Remembered over a loss; no connection is needed. */
+    /** Moves to another room; a session is in at most one. The room survives a lost connection and may be
+     *  set without one. */
     async join(room) {
       this.#room = room;
       if (this.#presented) await this.#request(Operation.CHANGE_ROOM, room);
@@ -146,7 +150,7 @@ globalThis.Goim = (() => {
       await this.join("");
     }
 
-    /** Asks for more operations; `unsubscribe` for fewer. Remembered over a loss. */
+    /** Subscribes to operations. Subscriptions survive a lost connection. */
     async subscribe(...operations) {
       for (const operation of operations) this.#accepts.add(operation);
       if (this.#presented) await this.#request(Operation.SUBSCRIBE, operations.join(","));
@@ -157,9 +161,9 @@ globalThis.Goim = (() => {
       if (this.#presented) await this.#request(Operation.UNSUBSCRIBE, operations.join(","));
     }
 
-    /** Sends a packet up to the backend: text or bytes, 4096 bytes at most. Resolves to the reply, of which the body
-     *  is what the backend answered. Rejects when the connection is not there, or lost before the reply: the
-     *  packet may then have arrived or not. */
+    /** Sends a packet to the backend: text or bytes, at most 4096 bytes. Resolves to the reply with the
+     *  backend's body. Rejects without a connection, and when it is lost before the reply; the packet
+     *  may then have arrived or not. */
     send(operation, body) {
       return this.#request(operation, body);
     }
@@ -189,10 +193,10 @@ globalThis.Goim = (() => {
         const online = new DataView(body.buffer, body.byteOffset, body.length).getInt32(0);
         this.#emit("heartbeat", { online, roundTrip: performance.now() - since });
       } catch {
-        if (socket === this.#socket) this.#lost("heartbeat not answered");
+        if (socket === this.#socket) this.#lost("no reply to a heartbeat");
         return;
       }
-      // A listener may have closed the connection meanwhile.
+      // A listener may have closed the connection.
       if (socket === this.#socket) this.#timer = setTimeout(() => this.#heartbeat(), this.#options.heartbeatInterval);
     }
 
@@ -204,10 +208,10 @@ globalThis.Goim = (() => {
         const packet = encode(operation, sequence, body);
         if (packet.length > HEADER_BYTES + BODY_BYTES_MAX) return reject(new RangeError("body above 4096 bytes"));
         const timer = setTimeout(() => {
-          this.#waiting.delete(sequence);
+          this.#pending.delete(sequence);
           reject(new Error("no reply in time"));
         }, this.#options.replyTimeout);
-        this.#waiting.set(sequence, { operation: REPLIES.get(operation) ?? operation, resolve, reject, timer });
+        this.#pending.set(sequence, { operation: REPLIES.get(operation) ?? operation, resolve, reject, timer });
         this.#socket.send(packet);
         this.#emit("packet", { sent: true, packet: decode(packet)[0] });
       });
@@ -217,43 +221,43 @@ globalThis.Goim = (() => {
       try {
         for (const packet of decode(new Uint8Array(data))) {
           this.#emit("packet", { sent: false, packet });
-          // Over WebSocket every push comes inside a batch, even when it is alone there.
+          // Over WebSocket every push is in a batch, also a single one.
           if (packet.operation === Operation.BATCH) decode(packet.body).forEach((push) => this.#emit("message", push));
-          else if (!this.#answers(packet)) this.#emit("message", packet);
+          else if (!this.#resolve(packet)) this.#emit("message", packet);
         }
       } catch (error) {
-        // Nothing after a malformed packet can be trusted.
+        // Data after a malformed packet cannot be interpreted.
         this.#lost(error.message);
       }
     }
 
-    /** Hands a reply to the request that waits for it. */
-    #answers(packet) {
-      const request = this.#waiting.get(packet.sequence);
+    /** Resolves the request that a packet replies to. Returns false if there is none. */
+    #resolve(packet) {
+      const request = this.#pending.get(packet.sequence);
       if (request?.operation !== packet.operation) return false;
-      this.#waiting.delete(packet.sequence);
+      this.#pending.delete(packet.sequence);
       clearTimeout(request.timer);
       request.resolve(packet);
       return true;
     }
 
-    #lost(reason, comeBack = true) {
+    #lost(reason, reconnect = true) {
       clearTimeout(this.#timer);
       const socket = this.#socket;
       this.#socket = null;
       this.#presented = this.#ready = false;
       if (socket) {
-        // On a dead network the browser may take long to say that the socket is closed, so it is not waited for.
+        // On a dead network the browser may report the close very late, so the events are dropped.
         socket.onopen = socket.onmessage = socket.onclose = null;
         socket.close();
       }
-      for (const { reject, timer } of this.#waiting.values()) {
+      for (const { reject, timer } of this.#pending.values()) {
         clearTimeout(timer);
         reject(new Error(reason));
       }
-      this.#waiting.clear();
-      const retryIn = comeBack ? backoffDelay(this.#options.backoff, this.#attempt++) : null;
-      if (comeBack) this.#timer = setTimeout(() => this.connect(), retryIn);
+      this.#pending.clear();
+      const retryIn = reconnect ? backoffDelay(this.#options.backoff, this.#attempt++) : null;
+      if (reconnect) this.#timer = setTimeout(() => this.connect(), retryIn);
       this.#emit("close", { reason, retryIn });
     }
 

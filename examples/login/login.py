@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""A small backend system in front of goim: an HTTPS login that hands out tokens, and a page's worth of what comes after it.
+"""A small backend in front of goim: an HTTPS login that issues tokens, and calls to goim.
 
-It owns: users and passwords, tokens (JSON Web Tokens, HS256), and the orders that the backend gives goim (push, end sessions).
-It does not own: connections. Clients take their token to goim themselves.
+It owns users and passwords, tokens (JSON Web Tokens, HS256), and the calls of the backend to goim (push,
+end sessions). It does not own connections: clients present their token to goim themselves.
 
     POST /login    {"user": "alice", "password": ".."}   ->  {"token": "..", "mid": 1, "expires_in": 600}
     POST /refresh  Authorization: Bearer TOKEN            ->  the same, for a session that stays (operation 30)
-    POST /say      Bearer, {"room": "live://1000", "text": "hello"}   pushes to the room, operation 1000
+    POST /push      Bearer, {"room": "live://1000", "text": "hello"}   pushes to the room, operation 1000
     POST /logout   Bearer                                 ends all sessions of the member
 
-Nothing but the standard library. One process, users in a file: an example, not a product.
+Standard library only. One process, users in a file: an example, not a product.
 """
 
 import argparse
@@ -28,10 +28,10 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
-# Larger requests are refused unread.
+# The largest request body; larger ones are refused.
 BODY_BYTES_MAX = 64 * 1024
-# A client that says nothing holds a thread for this long.
-SILENCE_MAX = 10
+# A client that sends nothing occupies a thread for at most this many seconds.
+IDLE_TIMEOUT = 10
 
 EXAMPLES = """\
 examples:
@@ -44,7 +44,7 @@ LOGIN_TOKEN_SECRET is one of goim's logic.identity.jwt.secrets, LOGIN_GOIM_API_K
 
 
 class Refused(Exception):
-    """A request that gets an answer other than 200."""
+    """A request whose status is not 200."""
 
     def __init__(self, status, why):
         super().__init__(why)
@@ -55,8 +55,8 @@ def password_hash(password, salt):
     return hashlib.scrypt(password.encode(), salt=salt, n=2**14, r=8, p=1).hex()
 
 
-# So that a name that nobody has takes as long as a wrong password.
-NOBODY = {"salt": "00" * 16, "password": "00" * 64}
+# Checked for unknown users, so that they take as long as a wrong password.
+UNKNOWN_USER = {"salt": "00" * 16, "password": "00" * 64}
 
 
 class Users:
@@ -81,14 +81,14 @@ class Users:
             "password": password_hash(password, salt),
             "rooms_allowed": rooms,
         }
-        # Whole or not at all, and for the owner's eyes.
+        # Replaced atomically, readable by the owner only.
         new = f"{self.path}.new"
         with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
             json.dump(users, file, indent=1)
         os.replace(new, self.path)
 
     def check(self, name, password):
-        user = self.read().get(name, NOBODY)
+        user = self.read().get(name, UNKNOWN_USER)
         given = password_hash(password, bytes.fromhex(user["salt"]))
         if not hmac.compare_digest(given, user["password"]):
             raise Refused(401, "wrong name or password")
@@ -98,7 +98,7 @@ class Users:
         for user in self.read().values():
             if user["mid"] == mid:
                 return user
-        raise Refused(401, "this member is no more")
+        raise Refused(401, "this member does not exist")
 
 
 def base64url(data):
@@ -106,7 +106,7 @@ def base64url(data):
 
 
 class Tokens:
-    """JSON Web Tokens with HS256, as goim reads them."""
+    """JSON Web Tokens with HS256, as goim verifies them."""
 
     def __init__(self, secret, audience, lifetime):
         self.secret = secret.encode()
@@ -130,11 +130,11 @@ class Tokens:
     def claims(self, token):
         signed, _, signature = token.rpartition(".")
         if not hmac.compare_digest(self.sign(signed).encode(), signature.encode()):
-            raise Refused(401, "no token of ours")
+            raise Refused(401, "invalid token")
         body = signed.partition(".")[2]
         claims = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
         if claims["exp"] < time.time():
-            raise Refused(401, "the token has ended: log in again")
+            raise Refused(401, "the token has expired: log in again")
         return claims
 
 
@@ -148,14 +148,14 @@ class Goim:
     def post(self, target, body):
         request = urllib.request.Request(self.url + target, body, self.headers, method="POST")
         try:
-            with urllib.request.urlopen(request, timeout=5) as answer:
-                said = json.load(answer)
+            with urllib.request.urlopen(request, timeout=5) as response:
+                reply = json.load(response)
         except (urllib.error.URLError, TimeoutError, ValueError) as error:
             raise Refused(502, f"goim at {self.url}: {error}") from error
-        if said["code"] != 0:
-            raise Refused(502, f"goim: {said['message']}")
+        if reply["code"] != 0:
+            raise Refused(502, f"goim: {reply['message']}")
 
-    def say(self, room, text):
+    def push(self, room, text):
         kind, _, name = room.partition("://")
         query = urllib.parse.urlencode({"operation": 1000, "type": kind, "room": name})
         self.post(f"/goim/push/room?{query}", text.encode())
@@ -165,32 +165,32 @@ class Goim:
 
 
 def is_allowed(room, patterns):
-    return any(room == it or it.endswith("*") and room.startswith(it[:-1]) for it in patterns)
+    return any(room == name or name.endswith("*") and room.startswith(name[:-1]) for name in patterns)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    timeout = SILENCE_MAX
+    timeout = IDLE_TIMEOUT
     users = tokens = goim = None
 
     def setup(self):
-        # Here, and not where connections are accepted: one that says nothing delays only itself.
-        self.request.settimeout(SILENCE_MAX)
+        # In the connection's thread, so that a silent client does not delay the accept loop.
+        self.request.settimeout(IDLE_TIMEOUT)
         self.request.do_handshake()
         super().setup()
 
     def do_POST(self):
-        actions = {"/login": self.login, "/refresh": self.refresh, "/say": self.say, "/logout": self.logout}
+        actions = {"/login": self.login, "/refresh": self.refresh, "/push": self.push, "/logout": self.logout}
         try:
             body = self.body()
             action = actions.get(self.path)
             if action is None:
-                raise Refused(404, f"there is {', '.join(actions)}")
+                raise Refused(404, f"unknown path; use {', '.join(actions)}")
             self.answer(200, action(body))
         except Refused as refused:
             self.answer(refused.status, {"error": str(refused)})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            self.answer(400, {"error": f"the request is not understood: {error!r}"})
+            self.answer(400, {"error": f"invalid request: {error!r}"})
 
     def body(self):
         length = int(self.headers.get("Content-Length", 0))
@@ -210,7 +210,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def bearer(self):
         kind, _, token = self.headers.get("Authorization", "").partition(" ")
         if kind != "Bearer":
-            raise Refused(401, "wants Authorization: Bearer, with the token of /login")
+            raise Refused(401, "Authorization: Bearer with the token of /login is required")
         return self.tokens.claims(token)
 
     def login(self, body):
@@ -220,12 +220,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def refresh(self, _):
         return self.tokens.issue(self.users.with_mid(self.bearer()["mid"]))
 
-    def say(self, body):
+    def push(self, body):
         claims = self.bearer()
         given = json.loads(body)
         if not is_allowed(given["room"], claims["rooms_allowed"]):
-            raise Refused(403, "not your room")
-        self.goim.say(given["room"], json.dumps({"from": claims["mid"], "text": given["text"]}))
+            raise Refused(403, "this room is not allowed")
+        self.goim.push(given["room"], json.dumps({"from": claims["mid"], "text": given["text"]}))
         return {}
 
     def logout(self, _):
@@ -238,7 +238,7 @@ class Server(http.server.ThreadingHTTPServer):
 
     def handle_error(self, request, client_address):
         error = sys.exc_info()[1]
-        # Clients that do not speak TLS, or leave, are no news.
+        # Clients without TLS, and closed connections, are not worth a log entry.
         if not isinstance(error, OSError):
             super().handle_error(request, client_address)
 
@@ -246,7 +246,7 @@ class Server(http.server.ThreadingHTTPServer):
 def serve(arguments):
     secret = os.environ.get("LOGIN_TOKEN_SECRET", "")
     if len(secret) < 32:
-        sys.exit("LOGIN_TOKEN_SECRET: wants at least 32 characters, the same as goim's; openssl rand -hex 32 makes some")
+        sys.exit("LOGIN_TOKEN_SECRET: at least 32 characters, the same as goim's; openssl rand -hex 32 generates one")
     Handler.users = Users(arguments.users)
     Handler.tokens = Tokens(secret, arguments.audience, arguments.lifetime)
     Handler.goim = Goim(arguments.goim, os.environ.get("LOGIN_GOIM_API_KEY"))
@@ -265,28 +265,28 @@ def serve(arguments):
 def add(arguments):
     password = getpass.getpass() if sys.stdin.isatty() else sys.stdin.readline().rstrip("\n")
     if not password:
-        sys.exit("a password is wanted")
+        sys.exit("a password is required")
     Users(arguments.users).add(arguments.name, arguments.mid, password, arguments.allow)
 
 
 def main():
     parser = argparse.ArgumentParser(
-        description="A login in front of goim.", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        description="A login service in front of goim.", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--users", default="users.json", help="the file of users (%(default)s)")
+    parser.add_argument("--users", default="users.json", help="file with the users (%(default)s)")
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("serve", help="serve HTTPS")
     command.add_argument("--listen", default="127.0.0.1:8443", help="address and port (%(default)s)")
     command.add_argument("--cert", required=True, help="certificate chain, PEM")
     command.add_argument("--key", required=True, help="its private key, PEM")
     command.add_argument("--goim", default="http://127.0.0.1:3111", help="goim's HTTP API (%(default)s)")
-    command.add_argument("--audience", default="chat", help="whom tokens are for: one of goim's logic.identity.jwt.audience (%(default)s)")
-    command.add_argument("--lifetime", type=int, default=600, help="seconds that a token is good (%(default)s)")
+    command.add_argument("--audience", default="chat", help="audience of tokens: one of goim's logic.identity.jwt.audience (%(default)s)")
+    command.add_argument("--lifetime", type=int, default=600, help="seconds until a token expires (%(default)s)")
     command.set_defaults(run=serve)
-    command = commands.add_parser("add", help="add a user, or give one a new password, read from standard input")
+    command = commands.add_parser("add", help="add a user or set a new password, read from standard input")
     command.add_argument("name")
-    command.add_argument("--mid", type=int, required=True, help="the member's number")
-    command.add_argument("--allow", action="append", default=[], help="rooms: a name, or the beginning of names with * behind")
+    command.add_argument("--mid", type=int, required=True, help="id of the member")
+    command.add_argument("--allow", action="append", default=[], help="allowed rooms: a name, or a prefix followed by *")
     command.set_defaults(run=add)
     arguments = parser.parse_args()
     arguments.run(arguments)

@@ -1,25 +1,25 @@
-//! The same work for each engine, as each would be used: one writer, one durable commit a group.
+//! The engines that are compared, each used as intended: one writer, one durable commit per group.
 
 use std::path::Path;
 
 use fjall::{KeyspaceCreateOptions, PersistMode, Readable as _};
 use redb::ReadableDatabase as _;
 
-/// One message to be kept.
+/// A message to append.
 pub struct Append<'a> {
     pub timeline: u64,
     pub seq: u64,
     pub body: [&'a [u8]; 2],
 }
 
-/// What timelines want of an engine. Panics on errors: it is here to be measured.
+/// The operations that timelines need from an engine. They panic on errors.
 pub trait Engine {
     fn open(folder: &Path) -> Self;
-    /// Durable when it returns.
+    /// Appends a group of messages. They are durable when this returns.
     fn append(&mut self, group: &[Append<'_>]);
-    /// The number of messages read, all bytes of them looked at.
+    /// Reads messages with all of their bytes. Returns their number.
     fn read(&self, timeline: u64, from: u64, limit: usize) -> u64;
-    /// The newest sequence.
+    /// Returns the highest sequence.
     fn head(&self, timeline: u64) -> u64;
     fn remove_below(&mut self, timelines: &[u64], seq: u64);
 }
@@ -35,7 +35,7 @@ fn seq_of(key: &[u8]) -> u64 {
     u64::from_be_bytes(key[9..].try_into().expect("eight bytes"))
 }
 
-fn look_at(value: &[u8]) -> u64 {
+fn touch(value: &[u8]) -> u64 {
     u64::from(value.iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte)) != 255 || !value.is_empty())
 }
 
@@ -61,7 +61,7 @@ impl Engine for Fjall {
 
     fn read(&self, timeline: u64, from: u64, limit: usize) -> u64 {
         let range = self.messages.range(key(timeline, from)..=key(timeline, u64::MAX));
-        range.take(limit).map(|found| look_at(&found.value().expect("reads"))).sum()
+        range.take(limit).map(|found| touch(&found.value().expect("reads"))).sum()
     }
 
     fn head(&self, timeline: u64) -> u64 {
@@ -111,7 +111,7 @@ impl Engine for Redb {
         let read = self.database.begin_read().expect("begins");
         let messages = read.open_table(MESSAGES).expect("opens");
         let range = messages.range(&key(timeline, from)[..]..=&key(timeline, u64::MAX)[..]).expect("reads");
-        range.take(limit).map(|found| look_at(found.expect("reads").1.value())).sum()
+        range.take(limit).map(|found| touch(found.expect("reads").1.value())).sum()
     }
 
     fn head(&self, timeline: u64) -> u64 {
@@ -126,7 +126,9 @@ impl Engine for Redb {
         {
             let mut messages = write.open_table(MESSAGES).expect("opens");
             for timeline in timelines {
-                messages.retain_in(&key(*timeline, 0)[..]..&key(*timeline, below)[..], |_, _| false).expect("removes");
+                messages
+                    .retain_in(&key(*timeline, 0)[..]..&key(*timeline, below)[..], |_, _| false)
+                    .expect("removes");
             }
         }
         write.commit().expect("commits");
@@ -163,18 +165,23 @@ impl Engine for Sqlite {
     fn read(&self, timeline: u64, from: u64, limit: usize) -> u64 {
         let mut select = self
             .connection
-            .prepare_cached("SELECT seq, body FROM messages WHERE timeline = ? AND seq >= ? ORDER BY seq LIMIT ?")
+            .prepare_cached(
+                "SELECT seq, body FROM messages WHERE timeline = ? AND seq >= ? ORDER BY seq LIMIT ?",
+            )
             .expect("prepares");
         let mut rows = select.query((timeline as i64, from as i64, limit as i64)).expect("reads");
         let mut count = 0;
         while let Some(row) = rows.next().expect("reads") {
-            count += look_at(row.get_ref(1).expect("a body").as_blob().expect("a blob"));
+            count += touch(row.get_ref(1).expect("a body").as_blob().expect("a blob"));
         }
         count
     }
 
     fn head(&self, timeline: u64) -> u64 {
-        let mut select = self.connection.prepare_cached("SELECT max(seq) FROM messages WHERE timeline = ?").expect("prepares");
+        let mut select = self
+            .connection
+            .prepare_cached("SELECT max(seq) FROM messages WHERE timeline = ?")
+            .expect("prepares");
         let newest: Option<i64> = select.query_row([timeline as i64], |row| row.get(0)).expect("reads");
         newest.unwrap_or(0) as u64
     }
@@ -182,8 +189,9 @@ impl Engine for Sqlite {
     fn remove_below(&mut self, timelines: &[u64], below: u64) {
         let write = self.connection.transaction().expect("begins");
         {
-            let mut delete =
-                write.prepare_cached("DELETE FROM messages WHERE timeline = ? AND seq < ?").expect("prepares");
+            let mut delete = write
+                .prepare_cached("DELETE FROM messages WHERE timeline = ? AND seq < ?")
+                .expect("prepares");
             for timeline in timelines {
                 delete.execute((*timeline as i64, below as i64)).expect("removes");
             }

@@ -1,5 +1,6 @@
-//! Embedded engines under the work of timelines: appends in durable groups to many timelines, ranges read back, the oldest removed,
-//! a start after a kill. One engine a run, so that memory and files are its own.
+//! Compares embedded engines for timelines: durable groups of appends to many timelines, reading
+//! ranges, removing the oldest messages, and the start after a kill. Each run measures one engine,
+//! so that memory and files belong to that engine alone.
 //!
 //! usage: timeline-engines ENGINE FOLDER [TIMELINES [MESSAGES [GROUP]]]
 
@@ -13,7 +14,7 @@ use engines::{Append, Engine, Fjall, Redb, Sqlite};
 const USAGE: &str = "usage: timeline-engines fjall|redb|sqlite FOLDER [TIMELINES [MESSAGES [GROUP]]]
 Default 100000 timelines, 2000000 messages of 200 bytes, groups of 512.";
 
-/// What is to be done.
+/// The work to measure.
 struct Plan {
     timelines: u64,
     messages: u64,
@@ -57,14 +58,17 @@ fn run<E: Engine>(folder: &Path, plan: &Plan) {
     println!("disk: {:.0} bytes a message", size_of(folder) as f64 / plan.messages as f64);
     read(&engine, plan, &mut random);
     remove(&mut engine, plan);
-    println!("disk after half was removed: {:.0} bytes for one written", size_of(folder) as f64 / plan.messages as f64);
+    println!(
+        "disk after half was removed: {:.0} bytes for one written",
+        size_of(folder) as f64 / plan.messages as f64
+    );
     println!("memory: {} MiB", resident_kib() / 1024);
     std::fs::write(folder.join("filled"), "").expect("a mark can be left");
-    // As a kill would: nothing is closed.
+    // Nothing is closed, as after a kill.
     std::process::abort();
 }
 
-/// Groups one behind the other, each durable before the next begins.
+/// Appends groups, each durable before the next one starts.
 fn append(engine: &mut impl Engine, plan: &Plan, random: &mut Random) {
     let mut next = vec![0_u64; usize::try_from(plan.timelines).expect("fits")];
     let mut took = Vec::new();
@@ -77,7 +81,7 @@ fn append(engine: &mut impl Engine, plan: &Plan, random: &mut Random) {
                 let timeline = random.below(plan.timelines);
                 let seq = &mut next[timeline as usize];
                 *seq += 1;
-                // Half of it is the same each time, as in real messages.
+                // Half of the body is constant, as in real messages.
                 let at = random.below(3_900) as usize;
                 Append { timeline, seq: *seq, body: [&body[at..at + 100], &body[..100]] }
             })
@@ -98,7 +102,7 @@ fn append(engine: &mut impl Engine, plan: &Plan, random: &mut Random) {
     );
 }
 
-/// Up to 100 messages from the beginning of timelines drawn at random.
+/// Reads up to 100 messages from the start of random timelines.
 fn read(engine: &impl Engine, plan: &Plan, random: &mut Random) {
     let begun = Instant::now();
     let (mut messages, mut ranges) = (0_u64, 0_u64);
@@ -117,7 +121,7 @@ fn read(engine: &impl Engine, plan: &Plan, random: &mut Random) {
     println!("newest of a timeline: {:.0}/s", heads as f64 / begun.elapsed().as_secs_f64());
 }
 
-/// The older half of each timeline, a hundred timelines a commit.
+/// Removes the older half of each timeline, with a hundred timelines per commit.
 fn remove(engine: &mut impl Engine, plan: &Plan) {
     let begun = Instant::now();
     let mut longest = Duration::ZERO;
@@ -140,13 +144,21 @@ fn after_a_kill<E: Engine>(folder: &Path, plan: &Plan) {
     let mut took = Vec::new();
     for _ in 0..200 {
         let group: Vec<Append<'_>> = (0..plan.group)
-            .map(|_| Append { timeline: random.below(plan.timelines), seq: 1 << 40 | random.below(1 << 30), body: [&[1; 100], &[2; 100]] })
+            .map(|_| Append {
+                timeline: random.below(plan.timelines),
+                seq: 1 << 40 | random.below(1 << 30),
+                body: [&[1; 100], &[2; 100]],
+            })
             .collect();
         let at = Instant::now();
         engine.append(&group);
         took.push(at.elapsed());
     }
-    println!("groups after it: p50 {:.2} ms, longest {:.1} ms", ms(quantile(&mut took, 0.5)), ms(quantile(&mut took, 1.0)));
+    println!(
+        "groups after it: p50 {:.2} ms, longest {:.1} ms",
+        ms(quantile(&mut took, 0.5)),
+        ms(quantile(&mut took, 1.0))
+    );
 }
 
 fn ms(time: Duration) -> f64 {
@@ -176,7 +188,7 @@ fn resident_kib() -> u64 {
     line.trim().trim_end_matches(" kB").parse().unwrap_or(0)
 }
 
-/// Xorshift: the same run for the same numbers.
+/// Xorshift: the same sequence in each run.
 struct Random(u64);
 
 impl Random {

@@ -1,45 +1,47 @@
-//! `goim bench api`: how many pushes a second the HTTP API takes, one in a request and many, beside an HTTP server of the
-//! same stack that only answers.
+//! `goim-bench api`: pushes per second through the HTTP API, one per request and many, compared
+//! with an HTTP server of the same stack that only answers.
 
-use std::io::{ErrorKind, Read, Write};
+mod driver;
+
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use mio::net::TcpStream;
-use mio::{Events, Interest, Poll, Token};
 
-use crate::answer::Answer;
+use crate::bare_http::BareHttp;
 use crate::clock::now_ns;
 use crate::error::BenchError;
-use crate::load::duration;
-use crate::machine::on_processors;
+use crate::figures::float;
+use crate::figures::{Figure, Pair, Unit};
+use crate::machine::bound_to_cpus;
 use crate::message::Message;
-use crate::outcome::{each, float};
-use crate::pair::{OPERATION, Side, Source, Subject};
-use crate::paper::Paper;
+use crate::options::{ClientOptions, OPERATION, Options, ReferenceMode, duration};
 use crate::progress::Progress;
 use crate::publisher::{base64, batch};
-use crate::server::softirq_us;
+use crate::report::Report;
 use crate::sizes::Sizes;
-use crate::summary::{Figure, Pair, Unit};
+use crate::system::{Server, System};
+use crate::usage::cpu_time;
+use crate::window::Window;
+use driver::Driver;
 
-/// Pushes to connected sessions by key over kept HTTP connections, each with one request outstanding; every push is
-/// accounted for. Blocks take turns: single pushes, an HTTP server that only answers, many pushes in a request.
+/// Pushes by key to connected sessions over persistent HTTP connections, each with one request
+/// outstanding. Every push is accounted for. Windows alternate: single pushes, the HTTP server that
+/// only answers, batches.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Arguments {
     #[command(flatten)]
-    pub(crate) subject: Subject,
-    /// Kept HTTP connections; each pushes to a session of its own
+    pub(crate) options: Options,
+    /// HTTP connections; each pushes to its own session
     #[arg(long, default_value_t = 32, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     clients: u32,
-    /// Messages in one request of the batch form
+    /// Messages in a request of the batch form
     #[arg(long, default_value_t = 100, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     together: u32,
-    /// Leave out the batch forms, which other servers do not have
+    /// Leave out the batch forms, which only goim has
     #[arg(long)]
     no_batch: bool,
-    /// Length of a block
+    /// Length of a window
     #[arg(long, default_value = "3s", value_name = "DURATION", value_parser = duration)]
     seconds: Duration,
     /// Bytes in the body of a message, at least 32
@@ -49,10 +51,10 @@ pub(crate) struct Arguments {
 
 const AFTER_HELP: &str = "\
 Examples:
-  goim bench api --spawn
-  goim bench api --spawn --clients 64 --together 500";
+  goim-bench api --spawn
+  goim-bench api --spawn --clients 64 --together 500";
 
-/// How messages are put into requests.
+/// The form of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Form {
     Single,
@@ -60,199 +62,215 @@ enum Form {
     Ndjson,
 }
 
-/// What one block came to.
-#[derive(Debug, Clone, PartialEq)]
-struct Rate {
-    /// Accepted by the server.
-    messages: u64,
-    /// Of these, those that did not arrive in time.
-    lost: u64,
-    /// From the first request until the last answer, and until the last message has arrived where that is later.
-    took: Duration,
-    server_cpu: Option<Duration>,
-    client_cpu: Duration,
-    held_back: u64,
-}
-
-impl Rate {
-    /// Messages that arrived, a second. Waiting for what never comes does not count as time.
-    fn per_second(&self) -> f64 {
-        float(self.messages.saturating_sub(self.lost)) / self.took.as_secs_f64().max(1e-9)
-    }
-
-    /// Takes in what became of the messages after the last answer: all arrived, after so long, or some did not.
-    fn arrived(&mut self, missing: u64, after: Duration) {
-        self.lost = missing.min(self.messages);
-        if missing == 0 {
-            self.took += after.saturating_sub(REPORT_INTERVAL);
-        }
-    }
-}
-
-/// How often clients tell what has arrived: what is heard of so much later may have been there before.
+/// How often workers report what has arrived. A delivery may be this much older than its report.
 const REPORT_INTERVAL: Duration = Duration::from_millis(250);
 
-/// All blocks.
+/// The result of a window: `messages` are those that the server accepted, `deliveries` those that
+/// arrived.
+type Accepted = Window;
+
+/// Records what happened after the last response: all messages have arrived after so long, or some
+/// are missing. Waiting for missing messages does not count as time.
+fn record_arrival(window: &mut Accepted, missing: u64, after: Duration) {
+    window.deliveries = window.messages.saturating_sub(missing);
+    if missing == 0 {
+        window.seconds += after.saturating_sub(REPORT_INTERVAL).as_secs_f64();
+    }
+}
+
+/// Returns the messages per second that arrived.
+fn per_second(window: &Accepted) -> f64 {
+    float(window.deliveries) / window.seconds.max(1e-9)
+}
+
+/// Measures all windows.
 ///
 /// # Errors
 /// When a push is refused.
-pub(crate) fn run(arguments: &Arguments) -> Result<Paper, BenchError> {
-    let subject = Subject { connections: arguments.clients, ..arguments.subject.clone() };
-    let progress = Progress::new("goim bench api");
-    let (server_cpus, client_cpus) = subject.processors()?;
-    let answer = if subject.no_reference { None } else { Some(Answer::start(&server_cpus)?) };
-    let mut side = Side::of_server(&subject, subject.server()?, 1, Sizes::Fixed(arguments.size), &progress)?;
-    let Source::Server(_, http) = &mut side.source else {
-        return Err(BenchError::Failed("no server".into()));
+pub(crate) fn run(arguments: &Arguments) -> Result<Report, BenchError> {
+    let mut options = arguments.options.clone();
+    options.clients = ClientOptions { connections: arguments.clients, ..options.clients };
+    let progress = Progress::new("goim-bench api");
+    let bare = match options.run.reference {
+        ReferenceMode::Without => None,
+        _ => Some(BareHttp::start(&options.run.server_cpus())?),
     };
-    let has_batches = http.has_batches()?;
-    let forms: &[Form] = if arguments.no_batch || !has_batches {
-        &[Form::Single]
-    } else {
-        &[Form::Single, Form::Json, Form::Ndjson]
-    };
-    let mut numbers = vec![0_u32; arguments.clients as usize];
-    let mut pairs: Vec<Pair> = Vec::new();
-    for pair in 0..subject.repeat {
-        let mut own = Vec::new();
-        let mut single = 0.0;
-        let mut reference = None;
-        for form in forms {
-            let rate =
-                push(arguments, &mut side, *form, &mut numbers, &client_cpus, &server_cpus, &progress)?;
-            own.extend(figures(*form, &rate, single));
-            if *form == Form::Single {
-                single = rate.per_second();
-                reference = match &answer {
-                    Some(answer) => Some(ask(arguments, answer, &client_cpus, &server_cpus, &progress)?),
-                    None => None,
-                };
-            }
-        }
-        progress.done(&format!(
-            "pair {} of {}: {single:.0} single pushes a second",
-            pair + 1,
-            subject.repeat
-        ));
-        pairs.push((own, reference.map(|rate| figures(Form::Single, &rate, 0.0))));
+    let server = Server::start(&options)?;
+    let url = server.endpoints.http.clone();
+    let mut system = System::of_server(&options, server, 1, Sizes::Fixed(arguments.size), &progress)?;
+    let has_batches = system.publisher()?.has_batches()?;
+    let mut runner =
+        Runner { arguments, options: &options, url, numbers: vec![0; arguments.clients as usize], progress };
+    let mut pairs = Vec::new();
+    for pair in 0..options.run.repeat {
+        let (pair_figures, single) = runner.pair(&mut system, bare.as_ref(), has_batches)?;
+        let text =
+            format!("pair {} of {}: {single:.0} single pushes per second", pair + 1, options.run.repeat);
+        runner.progress.done(&text);
+        pairs.push(pair_figures);
     }
     let more = [
         ("HTTP connections", arguments.clients.to_string()),
-        ("messages in a request of the batch form", arguments.together.to_string()),
+        ("messages per batch", arguments.together.to_string()),
         ("size", format!("{} B", arguments.size)),
     ];
-    let mut paper = Paper::new("goim bench api", &subject, &more, pairs)?;
-    // Every client has its own count: what is missing is the sum of what is published and of what has arrived.
-    let published: u64 = numbers.iter().map(|number| u64::from(*number)).sum();
-    let received: u64 = side.fleet.overall().delivered.iter().sum();
+    let mut report = Report::new("goim-bench api", &options, &more, pairs);
+    let (published, received) = (runner.published(), system.received());
     let number = |count: u64| crate::table::number(float(count));
-    paper.accounts.push(format!("server: {} of {} pushes arrived", number(received), number(published)));
+    report.accounts.push(format!("server: {} of {} pushes arrived", number(received), number(published)));
     if !has_batches {
-        paper
-            .accounts
-            .push("the server takes one message in a request, so that only that was measured".into());
+        report.accounts.push("the server takes one message per request: batches were not measured".into());
     }
-    side.published = vec![0];
-    paper.faults = side.faults()?;
     if received < published {
-        paper.faults.insert(0, format!("server: {} pushes lost", published - received));
+        report.faults.push(format!("server: {} pushes lost", published - received));
     }
-    Ok(paper)
+    // Clients have separate numbers, so the losses follow from the sums above.
+    system.published = vec![0];
+    report.faults.extend(system.faults()?);
+    Ok(report)
 }
 
-fn figures(form: Form, rate: &Rate, single: f64) -> Vec<Figure> {
-    let name = match form {
-        Form::Single => "single: pushes",
-        Form::Json => "JSON: messages",
-        Form::Ndjson => "NDJSON: messages",
-    };
-    let mut list = vec![Figure::compared(name, Unit::PerSecond, rate.per_second())];
-    let (times, cpu, client) = match form {
-        Form::Single => ("", "single: server CPU per push", "single: client CPU per push"),
-        Form::Json => {
-            ("JSON: beside single pushes", "JSON: server CPU per message", "JSON: client CPU per message")
+struct Runner<'a> {
+    arguments: &'a Arguments,
+    options: &'a Options,
+    url: String,
+    /// The number of the next message of each connection.
+    numbers: Vec<u32>,
+    progress: Progress,
+}
+
+impl Runner<'_> {
+    /// Measures all forms of requests, and the reference. Also returns the single pushes per
+    /// second.
+    fn pair(
+        &mut self,
+        system: &mut System,
+        bare: Option<&BareHttp>,
+        has_batches: bool,
+    ) -> Result<(Pair, f64), BenchError> {
+        let single = self.push(system, Form::Single)?;
+        let reference = bare.map(|bare| self.push_to_bare(bare)).transpose()?;
+        let mut own = figures(Form::Single, &single, 0.0);
+        if has_batches && !self.arguments.no_batch {
+            for form in [Form::Json, Form::Ndjson] {
+                own.extend(figures(form, &self.push(system, form)?, per_second(&single)));
+            }
         }
+        let reference = reference.map(|window| figures(Form::Single, &window, 0.0));
+        Ok(((own, reference), per_second(&single)))
+    }
+
+    /// Pushes to the server's sessions in one form of request.
+    fn push(&mut self, system: &mut System, form: Form) -> Result<Accepted, BenchError> {
+        let together = if form == Form::Single { 1 } else { self.arguments.together };
+        let (run, size) = (system.run, self.arguments.size);
+        let make = |connection: usize, first: u32| {
+            let due_ns = now_ns();
+            let bodies = (first..first + together)
+                .map(|number| Message { run, stream: 0, number, due_ns }.encode(size))
+                .collect::<Vec<_>>();
+            request(form, &crate::control::key(run, connection as u32), &bodies)
+        };
+        self.progress.phase(if form == Form::Single { "single pushes" } else { "batches" }, 0);
+        let (client_before, received) = (system.fleet.cpu(), system.received());
+        let pid = system.server().and_then(|server| server.pid);
+        let url = self.url.clone();
+        let mut numbers = std::mem::take(&mut self.numbers);
+        let driven = self.drive(&url, pid, together, &mut numbers, make);
+        self.numbers = numbers;
+        let mut window = driven?;
+        // The rate counts what arrives. Messages that earlier windows lost will not arrive any
+        // more.
+        let (expected, began) = (received + window.messages, Instant::now());
+        let deadline = began + self.options.clients.patience;
+        system.fleet.wait_until(deadline, |all| all.received() >= expected)?;
+        record_arrival(&mut window, expected.saturating_sub(system.received()), began.elapsed());
+        window.client_cpu += system.fleet.cpu().saturating_sub(client_before);
+        self.progress.clear();
+        Ok(window)
+    }
+
+    /// Sends the requests of single pushes to the server that only answers.
+    fn push_to_bare(&self, bare: &BareHttp) -> Result<Accepted, BenchError> {
+        let mut numbers = vec![0; self.arguments.clients as usize];
+        let size = self.arguments.size;
+        let make = |connection: usize, number: u32| {
+            let body = Message { run: 0, stream: 0, number, due_ns: now_ns() }.encode(size);
+            request(Form::Single, &crate::control::key(0, connection as u32), &[body])
+        };
+        self.progress.phase("reference", 0);
+        let mut window = self.drive(&bare.url, Some(bare.pid()), 1, &mut numbers, make)?;
+        window.deliveries = window.messages;
+        self.progress.clear();
+        Ok(window)
+    }
+
+    /// Sends requests for the length of a window, on the CPUs of the clients. `numbers` advance by
+    /// what is accepted.
+    fn drive(
+        &self,
+        url: &str,
+        pid: Option<u32>,
+        together: u32,
+        numbers: &mut [u32],
+        make: impl Fn(usize, u32) -> Vec<u8>,
+    ) -> Result<Accepted, BenchError> {
+        let server_cpus = self.options.run.server_cpus();
+        bound_to_cpus(&self.options.run.client_cpus(), || {
+            let mut driver = match Driver::connect(url, numbers, together, make) {
+                Ok(driver) => driver,
+                Err(error) => return Ok(Err(error)),
+            };
+            let (before, own) = (cpu_time(pid, &server_cpus), crate::clock::own_cpu());
+            let began = Instant::now();
+            Ok(driver.run(began + self.arguments.seconds).map(|counts| Window {
+                seconds: began.elapsed().as_secs_f64(),
+                messages: counts.messages,
+                throttled: counts.throttled,
+                server_cpu: cpu_time(pid, &server_cpus)
+                    .zip(before)
+                    .map(|(after, before)| after.saturating_sub(before)),
+                client_cpu: crate::clock::own_cpu().saturating_sub(own),
+                ..Window::default()
+            }))
+        })?
+    }
+
+    fn published(&self) -> u64 {
+        self.numbers.iter().map(|number| u64::from(*number)).sum()
+    }
+}
+
+/// Returns the figures of a window. `single` is the rate of single pushes, for the batch forms.
+fn figures(form: Form, window: &Accepted, single: f64) -> Vec<Figure> {
+    let (rate, ratio, cpu) = match form {
+        Form::Single => {
+            ("single: pushes", None, ["single: server CPU per push", "single: client CPU per push"])
+        }
+        Form::Json => (
+            "JSON: messages",
+            Some("JSON: ratio to single pushes"),
+            ["JSON: server CPU per message", "JSON: client CPU per message"],
+        ),
         Form::Ndjson => (
-            "NDJSON: beside single pushes",
-            "NDJSON: server CPU per message",
-            "NDJSON: client CPU per message",
+            "NDJSON: messages",
+            Some("NDJSON: ratio to single pushes"),
+            ["NDJSON: server CPU per message", "NDJSON: client CPU per message"],
         ),
     };
-    if form != Form::Single {
-        list.push(Figure::alone(times, Unit::Ratio, rate.per_second() / single.max(1e-9)));
-    }
-    if let Some(time) = rate.server_cpu {
-        list.push(Figure::compared(cpu, Unit::Microseconds, each(time, rate.messages)));
-    }
-    list.push(Figure::compared(client, Unit::Microseconds, each(rate.client_cpu, rate.messages)));
-    if rate.lost > 0 {
-        list.push(Figure::alone("accepted and not arrived", Unit::Count, float(rate.lost)));
-    }
-    if rate.held_back > 0 {
-        list.push(Figure::alone("told to wait (429)", Unit::Count, float(rate.held_back)));
+    let mut list = vec![Figure::new(rate, Unit::PerSecond, per_second(window))];
+    list.extend(ratio.map(|name| Figure::absolute(name, Unit::Ratio, per_second(window) / single.max(1e-9))));
+    list.extend(window.cpu_figures(cpu, window.messages));
+    let lost = window.messages.saturating_sub(window.deliveries);
+    for (name, count) in [("accepted and lost", lost), ("responses with status 429", window.throttled)] {
+        if count > 0 {
+            list.push(Figure::absolute(name, Unit::Count, float(count)));
+        }
     }
     list
 }
 
-fn push(
-    arguments: &Arguments,
-    side: &mut Side,
-    form: Form,
-    numbers: &mut [u32],
-    client_cpus: &[usize],
-    server_cpus: &[usize],
-    progress: &Progress,
-) -> Result<Rate, BenchError> {
-    let Source::Server(server, _) = &side.source else { return Err(BenchError::Failed("no server".into())) };
-    let url = server.doors.http.clone();
-    let together = if form == Form::Single { 1 } else { arguments.together };
-    let (run, size) = (side.run, arguments.size);
-    let make = |connection: usize, first: u32| {
-        let due_ns = now_ns();
-        let bodies = (first..first + together)
-            .map(|number| Message { run, stream: 0, number, due_ns }.encode(size))
-            .collect::<Vec<_>>();
-        request(form, &crate::worker::key(run, connection as u32), &bodies)
-    };
-    progress.phase(if form == Form::Single { "single pushes" } else { "batches" }, 0);
-    let pid = side.pid;
-    let before = side.fleet.cpu();
-    let received_before: u64 = side.fleet.overall().delivered.iter().sum();
-    let mut rate = drive(arguments, &url, pid, numbers, together, client_cpus, server_cpus, make)?;
-    // The rate is that of what arrives too. What was lost in blocks before does not come any more.
-    let expected = received_before + rate.messages;
-    let began = Instant::now();
-    side.fleet
-        .hear(began + arguments.subject.patience, |all| all.delivered.iter().sum::<u64>() >= expected)?;
-    let received: u64 = side.fleet.overall().delivered.iter().sum();
-    rate.arrived(expected.saturating_sub(received), began.elapsed());
-    rate.client_cpu += side.fleet.cpu().saturating_sub(before);
-    progress.over();
-    Ok(rate)
-}
-
-/// The same requests to the server that only answers.
-fn ask(
-    arguments: &Arguments,
-    answer: &Answer,
-    client_cpus: &[usize],
-    server_cpus: &[usize],
-    progress: &Progress,
-) -> Result<Rate, BenchError> {
-    let mut numbers = vec![0; arguments.clients as usize];
-    let size = arguments.size;
-    let make = |connection: usize, number: u32| {
-        let body = Message { run: 0, stream: 0, number, due_ns: now_ns() }.encode(size);
-        request(Form::Single, &crate::worker::key(0, connection as u32), &[body])
-    };
-    progress.phase("answers", 0);
-    let pid = Some(answer.pid());
-    let rate = drive(arguments, &answer.url, pid, &mut numbers, 1, client_cpus, server_cpus, make);
-    progress.over();
-    rate
-}
-
-/// A whole request.
+/// Encodes a request.
 fn request(form: Form, key: &str, bodies: &[Vec<u8>]) -> Vec<u8> {
     let (path, kind, body) = match form {
         Form::Single => {
@@ -280,177 +298,12 @@ fn request(form: Form, key: &str, bodies: &[Vec<u8>]) -> Vec<u8> {
     request
 }
 
-/// One kept connection.
-struct Asking {
-    stream: TcpStream,
-    output: Vec<u8>,
-    written: usize,
-    input: Vec<u8>,
-    /// Not before then: it was told to wait.
-    not_before: Option<Instant>,
-}
-
-/// Keeps one request outstanding on each connection until the time is over, and hears all answers.
-#[expect(clippy::too_many_arguments, reason = "two callers, which differ in all of them")]
-fn drive(
-    arguments: &Arguments,
-    url: &str,
-    pid: Option<u32>,
-    numbers: &mut [u32],
-    together: u32,
-    client_cpus: &[usize],
-    server_cpus: &[usize],
-    make: impl Fn(usize, u32) -> Vec<u8>,
-) -> Result<Rate, BenchError> {
-    // Bound to where the clients run; what this thread does is the client's work.
-    on_processors(client_cpus, || {
-        let result = drive_here(arguments, url, pid, numbers, together, server_cpus, &make);
-        Ok(result)
-    })?
-}
-
-fn drive_here(
-    arguments: &Arguments,
-    url: &str,
-    pid: Option<u32>,
-    numbers: &mut [u32],
-    together: u32,
-    server_cpus: &[usize],
-    make: &impl Fn(usize, u32) -> Vec<u8>,
-) -> Result<Rate, BenchError> {
-    let failed = |error: std::io::Error| BenchError::failed("the HTTP API", error);
-    let authority = url.strip_prefix("http://").unwrap_or(url).trim_end_matches('/');
-    let mut poll = Poll::new().map_err(failed)?;
-    let mut connections = Vec::new();
-    for index in 0..arguments.clients as usize {
-        let stream = std::net::TcpStream::connect(authority).map_err(failed)?;
-        stream.set_nodelay(true).map_err(failed)?;
-        stream.set_nonblocking(true).map_err(failed)?;
-        let mut stream = TcpStream::from_std(stream);
-        let interest = Interest::READABLE | Interest::WRITABLE;
-        poll.registry().register(&mut stream, Token(index), interest).map_err(failed)?;
-        connections.push(Asking {
-            stream,
-            output: Vec::new(),
-            written: 0,
-            input: Vec::new(),
-            not_before: None,
-        });
-    }
-    let cpu = || Some(pid.and_then(crate::clock::cpu_of)? + Duration::from_micros(softirq_us(server_cpus)));
-    let (before, own) = (cpu(), crate::clock::own_cpu());
-    let began = Instant::now();
-    let until = began + arguments.seconds;
-    let (mut messages, mut held_back, mut outstanding) = (0_u64, 0_u64, 0_usize);
-    for (index, asking) in connections.iter_mut().enumerate() {
-        asking.ask(make(index, numbers[index])).map_err(failed)?;
-        outstanding += 1;
-    }
-    let mut events = Events::with_capacity(1024);
-    // All may have been told to wait; the block goes on until its time is over.
-    while outstanding > 0 || (Instant::now() < until && connections.iter().any(Asking::waits)) {
-        poll.poll(&mut events, Some(Duration::from_millis(20))).map_err(failed)?;
-        let over = Instant::now() >= until;
-        for event in &events {
-            let Token(index) = event.token();
-            let asking = &mut connections[index];
-            asking.flush().map_err(failed)?;
-            if !event.is_readable() {
-                continue;
-            }
-            let Some(accepted) = asking.hear(together)? else { continue };
-            outstanding -= 1;
-            messages += u64::from(accepted);
-            numbers[index] += accepted;
-            if over {
-                continue;
-            }
-            if accepted < together {
-                held_back += 1;
-                asking.not_before = Some(Instant::now() + Duration::from_millis(50));
-            } else {
-                asking.ask(make(index, numbers[index])).map_err(failed)?;
-                outstanding += 1;
-            }
-        }
-        for (index, asking) in connections.iter_mut().enumerate() {
-            if asking.not_before.is_some_and(|at| Instant::now() >= at) {
-                asking.not_before = None;
-                if !over {
-                    asking.ask(make(index, numbers[index])).map_err(failed)?;
-                    outstanding += 1;
-                }
-            }
-        }
-    }
-    Ok(Rate {
-        lost: 0,
-        took: began.elapsed(),
-        server_cpu: cpu().zip(before).map(|(after, before)| after.saturating_sub(before)),
-        client_cpu: crate::clock::own_cpu().saturating_sub(own),
-        messages,
-        held_back,
-    })
-}
-
-impl Asking {
-    fn waits(&self) -> bool {
-        self.not_before.is_some()
-    }
-
-    fn ask(&mut self, request: Vec<u8>) -> std::io::Result<()> {
-        (self.output, self.written) = (request, 0);
-        self.flush()
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        while self.written < self.output.len() {
-            match self.stream.write(&self.output[self.written..]) {
-                Ok(len) => self.written += len,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
-    /// The answer, once it is there in whole: how many of the messages asked for were accepted.
-    fn hear(&mut self, together: u32) -> Result<Option<u32>, BenchError> {
-        let mut piece = [0; 4096];
-        loop {
-            match self.stream.read(&mut piece) {
-                Ok(0) => return Err(BenchError::Failed("the HTTP API has closed a kept connection".into())),
-                Ok(len) => self.input.extend_from_slice(&piece[..len]),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                Err(error) => return Err(BenchError::failed("the HTTP API", error)),
-            }
-        }
-        let answer = crate::http::read_answer(&self.input).map_err(BenchError::Failed)?;
-        let Some((answer, _)) = answer else { return Ok(None) };
-        self.input.clear();
-        if answer.status == 200 && answer.body.starts_with(br#"{"code":0,"#) {
-            return Ok(Some(together));
-        }
-        let text = String::from_utf8_lossy(&answer.body).into_owned();
-        if answer.status == 429 {
-            let value: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
-            let accepted = value.get("accepted").and_then(serde_json::Value::as_u64).unwrap_or_default();
-            return Ok(Some(u32::try_from(accepted).unwrap_or(together).min(together)));
-        }
-        Err(BenchError::Refused(format!("status {}, {}", answer.status, text.trim())))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn rate(messages: u64) -> Rate {
-        let (server_cpu, client_cpu) = (None, Duration::ZERO);
-        Rate { messages, lost: 0, took: Duration::from_secs(2), server_cpu, client_cpu, held_back: 0 }
-    }
-
-    /// Accepted in 2 s, missing, heard of so many milliseconds later; a second, lost.
+    /// Accepted within 2 s, missing, milliseconds until that is known; expected rate, expected
+    /// number of lost ones.
     const CASES: [(u64, u64, u64, f64, u64); 5] = [
         (1000, 0, 0, 500.0, 0),
         (1000, 0, 200, 500.0, 0),
@@ -460,15 +313,18 @@ mod tests {
     ];
 
     #[test]
-    fn what_is_lost_is_counted_and_not_waited_for_in_the_rate() {
-        for (messages, missing, after, per_second, lost) in CASES {
-            let mut rate = rate(messages);
-            rate.arrived(missing, Duration::from_millis(after));
-            assert!((rate.per_second() - per_second).abs() < 0.01, "{rate:?}: wanted {per_second}");
-            assert_eq!(rate.lost, lost);
-            let shown = figures(Form::Single, &rate, 0.0);
-            let says_so = shown.iter().any(|figure| figure.name == "accepted and not arrived");
-            assert_eq!(says_so, lost > 0, "{messages} of which {missing} are missing");
+    fn lost_messages_are_counted_and_their_wait_is_not_part_of_the_rate() {
+        for (messages, missing, after, rate, lost) in CASES {
+            let mut window = Window { messages, seconds: 2.0, ..Window::default() };
+            record_arrival(&mut window, missing, Duration::from_millis(after));
+            assert!((per_second(&window) - rate).abs() < 0.01, "{window:?}: expected {rate}");
+            let list = figures(Form::Single, &window, 0.0);
+            let shown = list.iter().find(|figure| figure.name == "accepted and lost");
+            assert_eq!(
+                shown.map_or(0.0, |figure| figure.value),
+                float(lost),
+                "{messages}, {missing} missing"
+            );
         }
     }
 }

@@ -1,8 +1,7 @@
-//! The bare send loop that servers are compared with: accepts, answers the token and heartbeats with fixed packets, and
-//! sends messages to all of its sockets with one `send` each. No rooms, no queues, no keys: what the kernel itself takes
-//! for the same traffic, over the same transport.
-//!
-//! It runs as a process of its own, so that it is measured like any server.
+//! The reference: a bare send loop. It accepts, answers tokens and heartbeats with fixed packets,
+//! and sends messages to all of its sockets with one `send` each. It has no rooms, queues or keys,
+//! so it shows the kernel's share of the cost of the same traffic over the same transport. It is a
+//! separate process, so that it is measured like a server.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -17,111 +16,115 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use rustix::event::{PollFd, PollFlags};
 use serde::{Deserialize, Serialize};
 
-use crate::control::Carrier;
+use crate::control::Transport;
 use crate::error::BenchError;
-use crate::machine::on_processors;
+use crate::machine::bound_to_cpus;
 use crate::message::Message;
 
 const LISTENER: Token = Token(usize::MAX);
 const COMMANDS: Token = Token(usize::MAX - 1);
 
-/// Largest packet that clients send here, in bytes. Large tokens do not come here.
+/// The maximum size of a packet from a client, in bytes. Clients of a benchmark send short tokens.
 const INBOUND_MAX: usize = 4096;
 
-/// The request target that is upgraded.
+/// The request target of upgrades.
 const PATH: &str = "/sub";
 
-/// What the loop is told to send. It makes the messages itself, so that it is not measured while it reads them.
+/// An order to send messages. The loop encodes them itself, so that reading them is not part of its
+/// cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Order {
+pub(crate) struct SendOrder {
     pub(crate) run: u32,
     pub(crate) stream: u32,
     /// Number of the first message.
     pub(crate) first: u32,
-    /// Messages that each socket gets by one `send`.
+    /// Messages that each socket gets with one `send`.
     pub(crate) burst: u32,
     /// Bytes in the body of each; by number, see [`crate::sizes::Sizes`].
     pub(crate) sizes: crate::sizes::Sizes,
-    /// When they were due. 0: when they are sent.
+    /// When the messages were due; 0 for the time at which they are sent.
     pub(crate) due_ns: u64,
-    /// Goes on with the next messages until so much time has passed; zero sends once.
+    /// Time to repeat with the next messages; 0 sends once.
     pub(crate) flood_ms: u64,
 }
 
-/// The send loop as a child process. Ends with this.
+/// The send loop as a child process. Dropping it ends the process.
 #[derive(Debug)]
 pub(crate) struct Bare {
     child: Child,
     input: ChildStdin,
     output: BufReader<ChildStdout>,
     pub(crate) addr: SocketAddr,
-    pub(crate) carrier: Carrier,
+    pub(crate) transport: Transport,
 }
 
 impl Bare {
-    /// Starts it; messages will have this operation.
+    /// Starts the process. Messages will have this operation.
     ///
     /// # Errors
     /// When the process cannot be started.
-    pub(crate) fn start(carrier: Carrier, operation: i32, processors: &[usize]) -> Result<Self, BenchError> {
+    pub(crate) fn start(
+        transport: Transport,
+        operation: i32,
+        processors: &[usize],
+    ) -> Result<Self, BenchError> {
         let mut command = crate::fleet::own_command("bare")?;
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = on_processors(processors, || command.spawn())?;
+        let mut child = bound_to_cpus(processors, || command.spawn())?;
         let (Some(mut input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(BenchError::Failed("no pipes to the send loop".into()));
         };
-        writeln!(input, "{}", serde_json::to_string(&(carrier, operation)).map_err(io::Error::from)?)?;
+        writeln!(input, "{}", serde_json::to_string(&(transport, operation)).map_err(io::Error::from)?)?;
         let mut output = BufReader::new(output);
         let mut line = String::new();
         output.read_line(&mut line)?;
         let addr =
             line.trim().parse().map_err(|error| BenchError::failed("no address of the send loop", error))?;
-        Ok(Self { child, input, output, addr, carrier })
+        Ok(Self { child, input, output, addr, transport })
     }
 
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Where clients connect.
+    /// Returns the address for clients.
     pub(crate) fn target(&self) -> crate::control::Target {
-        let (carrier, addr) = (self.carrier, self.addr);
-        crate::control::Target { carrier, addr, host: addr.to_string(), path: PATH.to_owned() }
+        let (transport, addr) = (self.transport, self.addr);
+        crate::control::Target { transport, addr, host: addr.to_string(), path: PATH.to_owned() }
     }
 
-    /// Has messages sent to all sockets and waits until that is done. Gives how many were sent to each.
+    /// Sends messages to all sockets, and waits until that is done. Returns the number of messages
+    /// per socket.
     ///
     /// # Errors
-    /// When a socket did not take one: then the loop is no reference.
-    pub(crate) fn send(&mut self, order: &Order) -> Result<u32, BenchError> {
+    /// When a socket failed: then the loop cannot serve as a reference.
+    pub(crate) fn send(&mut self, order: &SendOrder) -> Result<u32, BenchError> {
         writeln!(self.input, "{}", serde_json::to_string(order).map_err(io::Error::from)?)?;
         self.input.flush()?;
         let mut answer = String::new();
         self.output.read_line(&mut answer)?;
         match serde_json::from_str(&answer) {
             Ok((0_usize, messages)) => Ok(messages),
-            _ => {
-                Err(BenchError::Failed(format!("the send loop: {:?} sockets took no message", answer.trim())))
-            }
+            _ => Err(BenchError::Failed(format!("the send loop failed: {:?}", answer.trim()))),
         }
     }
 }
 
 impl Drop for Bare {
     fn drop(&mut self) {
-        crate::server::end(&mut self.child);
+        crate::spawn::stop(&mut self.child);
     }
 }
 
-/// Runs the send loop on standard input and output until the parent has gone.
+/// Runs the send loop, with orders on standard input, until the parent ends.
 ///
 /// # Errors
-/// When there is no listener or no events to be had.
+/// When a listener or a poll cannot be created.
 pub(crate) fn run() -> Result<(), BenchError> {
-    let failed = |error| BenchError::failed("the send loop has no sockets", error);
+    let failed = |error| BenchError::failed("the send loop cannot listen", error);
     let mut line = String::new();
     io::stdin().lock().read_line(&mut line)?;
-    let (carrier, operation) =
+    let (transport, operation) =
         serde_json::from_str(&line).map_err(|error| BenchError::failed("the send loop", error))?;
     let poll = Poll::new().map_err(failed)?;
     let mut listener = listen().map_err(failed)?;
@@ -132,7 +135,7 @@ pub(crate) fn run() -> Result<(), BenchError> {
     let orders = orders(waker);
     let buffer = vec![0; 64 * 1024];
     let operation = Operation(operation);
-    Loop { poll, listener, peers: Vec::new(), open: Vec::new(), next: 0, carrier, operation, buffer }
+    Loop { poll, listener, peers: Vec::new(), open: Vec::new(), next: 0, transport, operation, buffer }
         .run(&orders)
 }
 
@@ -145,8 +148,8 @@ fn listen() -> io::Result<TcpListener> {
     Ok(TcpListener::from_std(socket.into()))
 }
 
-/// What is to be sent, read on a thread of its own.
-fn orders(waker: Waker) -> Receiver<Order> {
+/// Reads orders on a separate thread.
+fn orders(waker: Waker) -> Receiver<SendOrder> {
     let (sender, orders) = mpsc::channel();
     std::thread::spawn(move || {
         let lines = io::stdin().lock().lines().map_while(Result::ok);
@@ -171,11 +174,11 @@ struct Loop {
     poll: Poll,
     listener: TcpListener,
     peers: Vec<Option<Peer>>,
-    /// Numbers of the peers that have shown a token, in that order.
+    /// Authenticated peers, in the order of authentication.
     open: Vec<usize>,
-    /// The place in `open` that gets the next message for one.
+    /// The index in `open` of the peer that gets the next forwarded message.
     next: usize,
-    carrier: Carrier,
+    transport: Transport,
     operation: Operation,
     buffer: Vec<u8>,
 }
@@ -185,24 +188,24 @@ struct Peer {
     decoder: Decoder,
 }
 
-/// Packets off one connection.
+/// The decoder of one connection.
 enum Decoder {
     Stream(StreamDecoder),
     Upgrading(Vec<u8>),
     WebSocket(websocket::Reader),
 }
 
-/// What came from a peer.
+/// The input of a peer.
 #[derive(Debug, Default)]
-struct Came {
+struct Input {
     ended: bool,
-    token: bool,
-    /// Messages to be passed on to one peer each.
+    is_authenticated: bool,
+    /// Messages to forward to one peer each.
     relayed: Vec<Vec<u8>>,
 }
 
 impl Loop {
-    fn run(mut self, orders: &Receiver<Order>) -> Result<(), BenchError> {
+    fn run(mut self, orders: &Receiver<SendOrder>) -> Result<(), BenchError> {
         let mut events = Events::with_capacity(1024);
         loop {
             match self.poll.poll(&mut events, None) {
@@ -219,7 +222,7 @@ impl Loop {
             loop {
                 match orders.try_recv() {
                     Ok(order) => {
-                        answer(&serde_json::to_string(&self.obey(&order)).map_err(io::Error::from)?)?
+                        answer(&serde_json::to_string(&self.execute(&order)).map_err(io::Error::from)?)?
                     }
                     Err(TryRecvError::Empty) => break,
                     Err(TryRecvError::Disconnected) => return Ok(()),
@@ -229,13 +232,13 @@ impl Loop {
     }
 
     fn accept(&mut self) {
-        // The event of the listener comes once; all that wait are taken. A full process stops here, and the clients
-        // that are missing are reported by those who wanted to connect.
+        // The poll reports the listener once for all waiting connections. Without a free descriptor
+        // this ends, and the clients report the connections that failed.
         while let Ok((mut stream, _)) = self.listener.accept() {
             let token = Token(self.peers.len());
             if self.poll.registry().register(&mut stream, token, Interest::READABLE).is_ok() {
-                let decoder = match self.carrier {
-                    Carrier::WebSocket => Decoder::Upgrading(Vec::new()),
+                let decoder = match self.transport {
+                    Transport::WebSocket => Decoder::Upgrading(Vec::new()),
                     _ => Decoder::Stream(StreamDecoder::new()),
                 };
                 self.peers.push(Some(Peer { stream, decoder }));
@@ -247,27 +250,27 @@ impl Loop {
         let online = u32::try_from(self.open.len()).unwrap_or(u32::MAX);
         let Some(slot) = self.peers.get_mut(number) else { return };
         let Some(peer) = slot else { return };
-        let came = peer.serve(&mut self.buffer, online);
-        let came = came.unwrap_or(Came { ended: true, ..Came::default() });
-        if came.token {
+        let input = peer.serve(&mut self.buffer, online);
+        let input = input.unwrap_or(Input { ended: true, ..Input::default() });
+        if input.is_authenticated {
             self.open.push(number);
         }
-        if came.ended {
+        if input.ended {
             *slot = None;
             self.open.retain(|open| *open != number);
         }
-        for body in came.relayed {
+        for body in input.relayed {
             self.relay(&body);
         }
     }
 
-    /// Sends a message to the next peer, round and round.
+    /// Forwards a message to the next peer in turn.
     fn relay(&mut self, body: &[u8]) {
         let Some(number) = self.open.get(self.next % self.open.len().max(1)).copied() else { return };
         self.next = (self.next + 1) % self.open.len().max(1);
-        let bytes = frame(self.carrier, self.push(body));
+        let bytes = frame(self.transport, self.push(body));
         if let Some(Some(peer)) = self.peers.get_mut(number) {
-            // A message that does not go out is lost, and counted where it is missing.
+            // The receiver counts a message that is not sent as lost.
             let _ = peer.stream.write(&bytes);
         }
     }
@@ -276,35 +279,36 @@ impl Loop {
         Packet { version: Version::GOIM, operation: self.operation, sequence: Sequence::NONE, body }
     }
 
-    /// Does what was ordered; gives how many sockets did not take all of it, and the messages that each got.
-    fn obey(&mut self, order: &Order) -> (usize, u32) {
+    /// Executes an order. Returns the number of sockets that failed, and of messages per socket.
+    fn execute(&mut self, order: &SendOrder) -> (usize, u32) {
         let until = Instant::now() + Duration::from_millis(order.flood_ms);
-        let (mut refused, mut sent) = (0, 0);
+        let (mut failed, mut sent) = (0, 0);
         loop {
             let bytes = self.bytes(order, order.first.wrapping_add(sent));
-            refused += self.send(&bytes);
+            failed += self.send(&bytes);
             sent += order.burst;
             if Instant::now() >= until {
-                return (refused, sent);
+                return (failed, sent);
             }
         }
     }
 
-    /// The packets of one round, one behind the other.
-    fn bytes(&self, order: &Order, first: u32) -> Vec<u8> {
+    /// Encodes the packets of one `send`.
+    fn bytes(&self, order: &SendOrder, first: u32) -> Vec<u8> {
         let due_ns = if order.due_ns == 0 { crate::clock::now_ns() } else { order.due_ns };
         let mut bytes = Vec::new();
         for number in first..first.wrapping_add(order.burst) {
             let message = Message { run: order.run, stream: order.stream, number, due_ns };
             let body = message.encode_with(order.sizes.filler(), order.sizes.of(number));
-            bytes.extend(frame(self.carrier, self.push(&body)));
+            bytes.extend(frame(self.transport, self.push(&body)));
         }
         bytes
     }
 
-    /// Sends to all; gives how many did not take it. A socket that is full is waited for.
+    /// Sends to all peers, and waits for those whose socket is full. Returns the number of sockets
+    /// that failed.
     fn send(&mut self, bytes: &[u8]) -> usize {
-        let mut refused = 0;
+        let mut failed = 0;
         for number in &self.open {
             let Some(Some(peer)) = self.peers.get_mut(*number) else { continue };
             let sent = match peer.stream.write(bytes) {
@@ -313,16 +317,16 @@ impl Loop {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => peer.send_rest(bytes),
                 Err(error) => Err(error),
             };
-            refused += usize::from(sent.is_err());
+            failed += usize::from(sent.is_err());
         }
-        refused
+        failed
     }
 }
 
-/// A packet as it goes out.
-fn frame(carrier: Carrier, packet: Packet<'_>) -> Vec<u8> {
+/// Encodes a packet for a transport.
+fn frame(transport: Transport, packet: Packet<'_>) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(HEADER_LEN.saturating_add(packet.body.len()).saturating_add(4));
-    if carrier == Carrier::WebSocket {
+    if transport == Transport::WebSocket {
         let head = websocket::frame_head(websocket::Opcode::Binary, packet.encoded_len(), None);
         bytes.extend_from_slice(head.as_slice());
     }
@@ -330,7 +334,7 @@ fn frame(carrier: Carrier, packet: Packet<'_>) -> Vec<u8> {
     bytes
 }
 
-/// Frames of clients: as the server reads them, within the size of their packets.
+/// Returns the rules for frames of clients.
 fn rules() -> websocket::Rules {
     websocket::Rules {
         role: websocket::Role::Server,
@@ -341,25 +345,25 @@ fn rules() -> websocket::Rules {
 }
 
 impl Peer {
-    /// Answers what has come.
-    fn serve(&mut self, buffer: &mut [u8], online: u32) -> io::Result<Came> {
-        let mut came = Came::default();
+    /// Reads and answers all packets of a peer.
+    fn serve(&mut self, buffer: &mut [u8], online: u32) -> io::Result<Input> {
+        let mut result = Input::default();
         loop {
             let len = match self.stream.read(buffer) {
-                Ok(0) => return Ok(Came { ended: true, ..came }),
+                Ok(0) => return Ok(Input { ended: true, ..result }),
                 Ok(len) => len,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(came),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(result),
                 Err(error) => return Err(error),
             };
             let full = len == buffer.len();
-            self.take(buffer.get_mut(..len).unwrap_or_default(), online, &mut came)?;
+            self.take(buffer.get_mut(..len).unwrap_or_default(), online, &mut result)?;
             if !full {
-                return Ok(came);
+                return Ok(result);
             }
         }
     }
 
-    fn take(&mut self, input: &mut [u8], online: u32, came: &mut Came) -> io::Result<()> {
+    fn take(&mut self, input: &mut [u8], online: u32, result: &mut Input) -> io::Result<()> {
         let mut at = 0;
         if let Decoder::Upgrading(head) = &mut self.decoder {
             head.extend_from_slice(input);
@@ -390,28 +394,29 @@ impl Peer {
             let count = control::online_count(online);
             let reply = match packet.operation {
                 Operation::AUTH => {
-                    came.token = true;
+                    result.is_authenticated = true;
                     Packet { operation: Operation::AUTH_REPLY, body: &[], ..packet }
                 }
                 Operation::HEARTBEAT => {
                     Packet { operation: Operation::HEARTBEAT_REPLY, body: &count, ..packet }
                 }
                 Operation::SEND => {
-                    came.relayed.push(packet.body.to_vec());
+                    result.relayed.push(packet.body.to_vec());
                     continue;
                 }
                 _ => continue,
             };
-            let carrier = match self.decoder {
-                Decoder::Stream(_) => Carrier::Tcp,
-                _ => Carrier::WebSocket,
+            let transport = match self.decoder {
+                Decoder::Stream(_) => Transport::Tcp,
+                _ => Transport::WebSocket,
             };
-            let bytes = frame(carrier, reply);
+            let bytes = frame(transport, reply);
             self.stream.write_all(&bytes)?;
         }
     }
 
-    /// Sends what the socket did not take at once, waiting for room.
+    /// Sends the rest of a message that a full socket did not take, waiting until it can be
+    /// written.
     fn send_rest(&mut self, mut rest: &[u8]) -> io::Result<()> {
         while !rest.is_empty() {
             rustix::event::poll(&mut [PollFd::new(&self.stream, PollFlags::OUT)], None)?;

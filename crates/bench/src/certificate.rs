@@ -1,4 +1,5 @@
-//! A certificate for a server that is started here, made anew each time, and a client's end that takes any.
+//! A self-signed certificate for a server that is started here, and a client configuration that
+//! accepts any certificate.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,35 +11,36 @@ use rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
 
 use crate::error::BenchError;
 
-/// A certificate and its key in files that go with this.
+/// A certificate and its key in files. Dropping it removes them.
 #[derive(Debug)]
 pub(crate) struct Certificate {
     folder: PathBuf,
 }
 
 impl Certificate {
-    /// Makes one for this machine's own addresses.
+    /// Creates a certificate for the loopback addresses.
     ///
     /// # Errors
     /// When the files cannot be written.
-    pub(crate) fn make() -> Result<Self, BenchError> {
-        let failed = |error: String| BenchError::failed("cannot make a certificate", error);
+    pub(crate) fn create() -> Result<Self, BenchError> {
+        let failed = |error: String| BenchError::failed("cannot create a certificate", error);
         let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
-        let made = rcgen::generate_simple_self_signed(names).map_err(|error| failed(error.to_string()))?;
+        let generated =
+            rcgen::generate_simple_self_signed(names).map_err(|error| failed(error.to_string()))?;
         let folder = std::env::temp_dir().join(format!(
             "goim-bench-{}-{}",
             std::process::id(),
-            crate::load::new_run()
+            crate::message::new_run()
         ));
         let own = Self { folder };
         let io = |error: std::io::Error| failed(error.to_string());
         std::fs::create_dir(&own.folder).map_err(io)?;
-        std::fs::write(own.folder.join("cert.pem"), made.cert.pem()).map_err(io)?;
-        std::fs::write(own.folder.join("key.pem"), made.signing_key.serialize_pem()).map_err(io)?;
+        std::fs::write(own.folder.join("cert.pem"), generated.cert.pem()).map_err(io)?;
+        std::fs::write(own.folder.join("key.pem"), generated.signing_key.serialize_pem()).map_err(io)?;
         Ok(own)
     }
 
-    /// The settings of a server that uses it, with both doors on free ports.
+    /// Returns the settings of a server with this certificate and TLS listeners on free ports.
     pub(crate) fn settings(&self) -> Vec<String> {
         let path = |name: &str| self.folder.join(name).display().to_string();
         vec![
@@ -52,20 +54,21 @@ impl Certificate {
 
 impl Drop for Certificate {
     fn drop(&mut self) {
-        // What stays behind is in the folder for temporary files.
+        // The folder for temporary files is cleaned by the system.
         let _ = std::fs::remove_dir_all(&self.folder);
     }
 }
 
-/// How clients speak TLS: any certificate will do, since nothing is entrusted to the server.
+/// Returns a TLS configuration for clients that accepts any certificate, since clients send no
+/// secrets.
 ///
 /// # Errors
-/// When the library refuses its own defaults.
+/// When the TLS library rejects its defaults.
 pub(crate) fn client_config() -> Result<Arc<ClientConfig>, BenchError> {
     let provider = Arc::new(ring::default_provider());
     let builder =
         ClientConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions();
-    let builder = builder.map_err(|error| BenchError::failed("no TLS", error))?;
+    let builder = builder.map_err(|error| BenchError::failed("cannot configure TLS", error))?;
     let any = Arc::new(AnyCertificate(provider));
     Ok(Arc::new(builder.dangerous().with_custom_certificate_verifier(any).with_no_client_auth()))
 }

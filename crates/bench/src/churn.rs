@@ -1,5 +1,5 @@
-//! `goim bench churn`: everybody vanishes at once and comes back at once with the same key; nothing pushed after the return
-//! may be lost.
+//! `goim-bench churn`: all clients disconnect at once and reconnect with the same key. Nothing that
+//! is pushed after a reconnect may be lost.
 
 use std::time::{Duration, Instant};
 
@@ -8,138 +8,134 @@ use clap::Args;
 use crate::clock::now_ns;
 use crate::control::Command;
 use crate::error::BenchError;
+use crate::figures::{Figure, Unit, float};
 use crate::message::Message;
-use crate::outcome::{Sum, float};
-use crate::pair::{Side, Source, Subject};
-use crate::paper::Paper;
+use crate::options::Options;
 use crate::progress::Progress;
 use crate::publisher::Audience;
+use crate::report::Report;
 use crate::sizes::Sizes;
-use crate::summary::{Figure, Pair, Unit};
+use crate::system::{Server, System};
+use crate::totals::list_reasons;
 
-/// Keys named in one push at most: those that came back since the push before.
-const KEYS_AT_ONCE: usize = 100;
+/// The largest number of keys in one push.
+const KEYS_MAX: usize = 100;
 
-/// How long everybody together may take to come back.
-const RETURN_DEADLINE: Duration = Duration::from_secs(60);
+/// How long all clients together may take to reconnect.
+const RECONNECT_DEADLINE: Duration = Duration::from_secs(60);
 
-/// The streams of messages. Order holds within each, and not between pushes to a key and to a room.
+/// Streams of messages. Order is guaranteed within each, and not between pushes to a key and to a
+/// room.
 const TO_KEYS: usize = 0;
 const TO_ROOM: usize = 1;
 
-/// Has everybody vanish without a word and come back with the same keys, several times. Each is pushed to by its key as
-/// soon as it is back, while others are still on their way; all are by their room when the last is back. Every push must
-/// arrive.
+/// Closes all connections without notice, and reconnects with the same keys, several times. Each
+/// client gets a push by key as soon as it is back, while others still reconnect; when the last is
+/// back, all get a push by room. Every push must arrive.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Arguments {
     #[command(flatten)]
-    pub(crate) subject: Subject,
+    pub(crate) options: Options,
 }
 
 const AFTER_HELP: &str = "\
 Examples:
-  goim bench churn --spawn               five times
-  goim bench churn --spawn --over ws --repeat 20";
+  goim-bench churn --spawn               five times
+  goim-bench churn --spawn --over ws --repeat 20";
 
-/// All rounds.
+/// Runs all rounds.
 ///
 /// # Errors
-/// When not everybody can come back, or a push is refused.
-pub(crate) fn run(arguments: &Arguments) -> Result<Paper, BenchError> {
-    let subject = &arguments.subject;
-    let progress = Progress::new("goim bench churn");
-    let mut side = Side::of_server(subject, subject.server()?, 2, Sizes::Fixed(64), &progress)?;
-    let mut pairs: Vec<Pair> = Vec::new();
-    for round in 0..subject.repeat {
-        side.fleet.tell_all(&Command::Fresh)?;
-        let back = return_of_all(&mut side, &progress)?;
-        push_to_room(&mut side)?;
-        side.drain(&progress)?;
-        progress.done(&format!("round {} of {}: all back after {back:.2} s", round + 1, subject.repeat));
-        pairs.push((figures(&mut side, back)?, None));
+/// When a client cannot reconnect, or when a push is refused.
+pub(crate) fn run(arguments: &Arguments) -> Result<Report, BenchError> {
+    let options = &arguments.options;
+    let repeat = options.run.repeat;
+    let progress = Progress::new("goim-bench churn");
+    let server = Server::start(options)?;
+    let mut system = System::of_server(options, server, 2, Sizes::Fixed(64), &progress)?;
+    let mut rounds = Vec::new();
+    for round in 0..repeat {
+        system.fleet.send_all(&Command::ResetLatency)?;
+        let seconds = reconnect_all(&mut system, &progress)?;
+        push_to_room(&mut system)?;
+        system.drain(&progress)?;
+        progress.done(&format!("round {} of {repeat}: all back after {seconds:.2} s", round + 1));
+        rounds.push((figures(&mut system, seconds)?, None));
     }
-    let more = [("rounds", subject.repeat.to_string())];
-    let mut paper = Paper::new("goim bench churn", subject, &more, pairs)?;
-    let pushes: u64 = side.published.iter().map(|number| u64::from(*number)).sum();
-    let expected = pushes * u64::from(side.clients);
-    paper.accounts.push(side.account());
-    paper.accounts.push(format!("pushes after a return: {}", crate::table::number(float(expected))));
-    paper.faults = side.faults()?;
-    Ok(paper)
+    let more = [("rounds", repeat.to_string())];
+    let mut report = Report::new("goim-bench churn", options, &more, rounds);
+    report.accounts.push(system.account());
+    report.faults = system.faults()?;
+    Ok(report)
 }
 
-/// Has everybody vanish and come back, and pushes to each as soon as it is back. Gives the seconds that all took.
-fn return_of_all(side: &mut Side, progress: &Progress) -> Result<f64, BenchError> {
+/// Reconnects all clients, and pushes to each as soon as it is back. Returns the seconds until the
+/// last was back.
+fn reconnect_all(system: &mut System, progress: &Progress) -> Result<f64, BenchError> {
     let began = Instant::now();
-    let (clients, mut back) = (side.clients, 0_u32);
-    progress.phase("return", u64::from(clients));
-    side.fleet.tell_all(&Command::Return)?;
-    while back < clients {
-        side.fleet.hear(began + RETURN_DEADLINE, |all| all.returned > 0 || all.ended > 0)?;
-        let returned = side.fleet.take_returned();
-        if returned.is_empty() {
-            return Err(missing(side, back));
+    let mut back = 0_u32;
+    progress.phase("reconnect", u64::from(system.clients));
+    system.fleet.send_all(&Command::Reconnect)?;
+    while back < system.clients {
+        let deadline = began + RECONNECT_DEADLINE;
+        system.fleet.wait_until(deadline, |all| all.reconnected > 0 || all.ended > 0)?;
+        let reconnected = system.fleet.take_reconnected();
+        if reconnected.is_empty() {
+            return Err(not_reconnected(system, back));
         }
-        for some in returned.chunks(KEYS_AT_ONCE) {
-            push_to_keys(side, some)?;
+        for some in reconnected.chunks(KEYS_MAX) {
+            push_to_keys(system, some)?;
         }
-        back = back.saturating_add(u32::try_from(returned.len()).unwrap_or(u32::MAX));
+        back = back.saturating_add(u32::try_from(reconnected.len()).unwrap_or(u32::MAX));
         progress.at(u64::from(back));
     }
-    progress.over();
-    if let Some(published) = side.published.get_mut(TO_KEYS) {
+    progress.clear();
+    if let Some(published) = system.published.get_mut(TO_KEYS) {
         *published += 1;
     }
     Ok(began.elapsed().as_secs_f64())
 }
 
-/// Why the run ends when not everybody comes back.
-fn missing(side: &Side, back: u32) -> BenchError {
-    let all = side.fleet.overall();
-    let mut text = format!(
-        "{back} of {} clients are back within {RETURN_DEADLINE:?}, {} have failed",
-        side.clients, all.ended
-    );
-    for (reason, count) in all.reasons.iter().take(5) {
-        text.push_str(&format!("\n  {count} {reason}"));
-    }
-    BenchError::Failed(text)
+fn not_reconnected(system: &System, back: u32) -> BenchError {
+    let all = system.fleet.overall();
+    BenchError::Failed(format!(
+        "{back} of {} clients are back within {RECONNECT_DEADLINE:?}, {} have failed{}",
+        system.clients,
+        all.ended,
+        list_reasons(&all.reasons)
+    ))
 }
 
-fn message(side: &Side, stream: usize) -> Vec<u8> {
-    let number = side.published.get(stream).copied().unwrap_or_default();
+fn message(system: &System, stream: usize) -> Vec<u8> {
+    let number = system.published.get(stream).copied().unwrap_or_default();
     let stream = u32::try_from(stream).unwrap_or_default();
-    Message { run: side.run, stream, number, due_ns: now_ns() }.encode(64)
+    Message { run: system.run, stream, number, due_ns: now_ns() }.encode(64)
 }
 
-fn push_to_keys(side: &mut Side, clients: &[u32]) -> Result<(), BenchError> {
-    let body = message(side, TO_KEYS);
-    let keys: Vec<String> = clients.iter().map(|client| crate::worker::key(side.run, *client)).collect();
-    match &mut side.source {
-        Source::Server(_, http) => http.publish_to_keys(&keys, &body),
-        Source::Bare(_) => Ok(()),
-    }
+fn push_to_keys(system: &mut System, clients: &[u32]) -> Result<(), BenchError> {
+    let body = message(system, TO_KEYS);
+    let keys: Vec<String> = clients.iter().map(|client| crate::control::key(system.run, *client)).collect();
+    system.publisher()?.publish_to_keys(&keys, &body)
 }
 
-fn push_to_room(side: &mut Side) -> Result<(), BenchError> {
-    let body = message(side, TO_ROOM);
-    if let Source::Server(_, http) = &mut side.source {
-        http.publish(Audience::Room, &body)?;
-    }
-    if let Some(published) = side.published.get_mut(TO_ROOM) {
+fn push_to_room(system: &mut System) -> Result<(), BenchError> {
+    let body = message(system, TO_ROOM);
+    system.publisher()?.publish(Audience::Room, &body)?;
+    if let Some(published) = system.published.get_mut(TO_ROOM) {
         *published += 1;
     }
     Ok(())
 }
 
-fn figures(side: &mut Side, back: f64) -> Result<Vec<Figure>, BenchError> {
-    let latency = Sum::of(&side.fleet.reports(&side.published.clone())?).latency().percentiles();
-    let millis = |time: Duration| time.as_secs_f64() * 1e3;
+fn figures(system: &mut System, seconds: f64) -> Result<Vec<Figure>, BenchError> {
+    let latency = system.totals()?.latency().percentiles();
+    let millis = |name, time: Duration| Figure::absolute(name, Unit::Milliseconds, time.as_secs_f64() * 1e3);
+    let per_second = float(u64::from(system.clients)) / seconds.max(1e-9);
     Ok(vec![
-        Figure::alone("vanished and back", Unit::PerSecond, f64::from(side.clients) / back.max(1e-9)),
-        Figure::alone("push after the return p50", Unit::Milliseconds, millis(latency.p50)),
-        Figure::alone("push after the return p99", Unit::Milliseconds, millis(latency.p99)),
-        Figure::alone("push after the return max", Unit::Milliseconds, millis(latency.max)),
+        Figure::absolute("reconnects", Unit::PerSecond, per_second),
+        millis("push after reconnect p50", latency.p50),
+        millis("push after reconnect p99", latency.p99),
+        millis("push after reconnect max", latency.max),
     ])
 }

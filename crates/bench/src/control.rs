@@ -1,4 +1,5 @@
-//! What is said between the parent and its workers: one JSON object a line, commands down, events up.
+//! The protocol between the parent and its workers: one JSON object per line, commands down, events
+//! up.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -7,22 +8,22 @@ use serde::{Deserialize, Serialize};
 
 use crate::latency::Samples;
 
-/// How packets are carried to a target.
+/// How clients connect to a target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-pub(crate) enum Carrier {
+pub(crate) enum Transport {
     /// Packets on a TCP stream.
     Tcp,
     /// One packet per WebSocket message.
     #[value(name = "ws")]
     WebSocket,
-    /// Packets on a TCP stream inside TLS.
+    /// Packets on a TCP stream, over TLS.
     Tls,
-    /// WebSocket inside TLS.
+    /// WebSocket over TLS.
     #[value(name = "wss")]
     WebSocketTls,
 }
 
-impl Carrier {
+impl Transport {
     pub(crate) fn is_tls(self) -> bool {
         matches!(self, Self::Tls | Self::WebSocketTls)
     }
@@ -30,165 +31,187 @@ impl Carrier {
     pub(crate) fn is_websocket(self) -> bool {
         matches!(self, Self::WebSocket | Self::WebSocketTls)
     }
+
+    /// Returns the name for reports.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "TCP",
+            Self::WebSocket => "WebSocket",
+            Self::Tls => "TCP over TLS",
+            Self::WebSocketTls => "WebSocket over TLS",
+        }
+    }
 }
 
-/// Where clients connect.
+/// An address that clients connect to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Target {
-    pub(crate) carrier: Carrier,
+    pub(crate) transport: Transport,
     pub(crate) addr: SocketAddr,
-    /// What is written into the Host line of an upgrade.
+    /// The Host header of an upgrade.
     pub(crate) host: String,
-    /// Request target of an upgrade.
+    /// The request target of an upgrade.
     pub(crate) path: String,
 }
 
-/// The clients of one worker. Client `i` of all goes to target `i` modulo their number.
+/// The clients of one worker. Client `i` of all clients connects to target `i` modulo the number of
+/// targets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Plan {
     /// The run, see [`crate::message::Message`].
     pub(crate) run: u32,
-    /// Streams whose messages will come.
+    /// The number of streams of messages.
     pub(crate) streams: u32,
     pub(crate) targets: Vec<Target>,
-    /// Addresses to connect from; empty leaves that to the system.
+    /// Source addresses; empty lets the kernel choose.
     pub(crate) sources: Vec<IpAddr>,
-    /// Clients on one source address; fewer than there are ports.
+    /// Clients per source address; below the number of ports.
     pub(crate) clients_per_source: u32,
-    /// Ports to connect from: the first, and how many.
+    /// Source ports: the first, and their number.
     pub(crate) ports: (u16, u16),
-    /// The first of this worker's clients.
+    /// The first client of this worker.
     pub(crate) first: u32,
-    /// How many it has.
+    /// The number of clients of this worker.
     pub(crate) count: u32,
-    /// Connections that may be on their way at once.
-    pub(crate) in_flight_max: u32,
-    /// Operation of the messages that will come; clients subscribe to it and the next two.
+    /// The maximum number of connections being opened at the same time.
+    pub(crate) connecting_max: u32,
+    /// The operation of the messages. Clients subscribe to it and to the next two.
     pub(crate) operation: i32,
-    /// The one room that all of them are in.
+    /// The room that all clients join.
     pub(crate) room: String,
-    /// The highest version that they read; `None` for clients of goim.
+    /// The highest version that clients accept; `None` for clients of goim v2.
     pub(crate) protover: Option<i16>,
 }
 
-/// From the parent to a worker.
+/// Returns the key of a client: 36 bytes.
+pub(crate) fn key(run: u32, client: u32) -> String {
+    format!("bench-{run:08x}-client-{client:014}")
+}
+
+/// Returns the member of a client.
+pub(crate) fn member(client: u32) -> u32 {
+    client.saturating_add(1)
+}
+
+/// A command of the parent to a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Command {
-    /// Connects and authenticates; once in the life of a worker.
+    /// Connect and authenticate all clients. Sent once to each worker.
     Connect(Plan),
-    /// Begins to send heartbeats, evenly spread.
-    Beat {
-        /// Time between two of one client, in milliseconds.
+    /// Send heartbeats, evenly spread.
+    Heartbeat {
+        /// Time between two heartbeats of one client, in milliseconds.
         interval_ms: u64,
-        /// All clients, of which this worker has some: they share the interval.
+        /// The clients of all workers, which share the interval.
         clients: u32,
     },
-    /// Sends no further heartbeats.
-    StopBeats,
-    /// From now on a heartbeat's answer must say that as many are online.
+    /// Stop sending heartbeats.
+    StopHeartbeats,
+    /// From now on, count heartbeat replies that contain another number of online sessions.
     ExpectOnline(i32),
-    /// Asks for everything, given how many messages of each stream were published.
+    /// Send a report, given the number of messages published in each stream.
     Report {
-        /// One number for each stream.
+        /// One number per stream.
         published: Vec<u32>,
     },
-    /// Begins new distributions of latency.
-    Fresh,
-    /// Closes all connections without a word and connects again, everybody with the same key.
-    Return,
-    /// Sends heartbeats as fast as they are answered, until told to stop.
-    Dense {
-        /// Heartbeats that go out together; the next as many when all of them are answered.
+    /// Discard the latencies recorded so far.
+    ResetLatency,
+    /// Close all connections without notice and connect again, with the same keys.
+    Reconnect,
+    /// Send heartbeats as fast as they are answered.
+    HeartbeatWindows {
+        /// Heartbeats that are sent together; the next ones follow when all of them are answered.
         window: u32,
     },
-    /// Ends the connections and the worker.
+    /// Close the connections and end.
     Close,
 }
 
-/// From a worker to the parent.
+/// An event of a worker for the parent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Event {
-    /// How far it is. Comes several times a second, and as soon as a wave of messages is over.
+    /// Progress; sent several times per second, and immediately after a wave of messages.
     Progress(Progress),
-    /// The answer to [`Command::Report`].
-    Report(Box<Report>),
-    /// Clients that have just come back after [`Command::Return`], by their number. Comes at once.
-    Returned(Vec<u32>),
+    /// The response to [`Command::Report`].
+    Report(Box<WorkerReport>),
+    /// Clients that have reconnected after [`Command::Reconnect`], by number; sent immediately.
+    Reconnected(Vec<u32>),
 }
 
-/// How far a worker is.
+/// The progress of a worker. Counts start with the worker.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Progress {
-    /// Authenticated and still there.
+    /// Clients that are authenticated and connected.
     pub(crate) open: u32,
-    /// When the last client was authenticated; 0 while there is none.
+    /// When the last client was authenticated; 0 without clients.
     pub(crate) last_opened_ns: u64,
-    /// Gone, or never there.
+    /// Clients whose connection ended or could not be opened.
     pub(crate) ended: u32,
     /// Messages received for the first time, by stream.
     pub(crate) delivered: Vec<u64>,
     /// Heartbeats sent.
-    pub(crate) beats_sent: u64,
+    pub(crate) heartbeats_sent: u64,
     /// Heartbeats answered.
-    pub(crate) beats_answered: u64,
-    /// Bytes received, with everything around the messages, inside TLS without it.
+    pub(crate) heartbeats_answered: u64,
+    /// Bytes received, framing included and TLS excluded.
     pub(crate) received_bytes: u64,
-    /// The worker's own processor time in nanoseconds.
+    /// CPU time of the worker, in nanoseconds.
     pub(crate) cpu_ns: u64,
-    /// Why clients have ended, and how many did for that reason.
+    /// The number of ended clients, by reason.
     pub(crate) reasons: BTreeMap<String, u32>,
 }
 
-/// All that a worker knows.
+/// Everything that a worker has counted.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Report {
-    /// One for each stream.
+pub(crate) struct WorkerReport {
+    /// One report per stream.
     pub(crate) streams: Vec<StreamReport>,
     /// From the first step of connecting to the auth reply.
     pub(crate) connect: Samples,
-    pub(crate) beats: BeatReport,
-    /// What came and was no message of this run.
-    pub(crate) strays: Strays,
+    pub(crate) heartbeats: HeartbeatReport,
+    /// Packets that belong to no message of this run.
+    pub(crate) unexpected: Unexpected,
 }
 
-/// What came of one stream, over all clients of a worker.
+/// The messages of one stream, over all clients of a worker.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct StreamReport {
     /// Messages received for the first time.
     pub(crate) delivered: u64,
-    /// Published and not received: one for each client and message.
+    /// Messages published and not received, counted for each client.
     pub(crate) lost: u64,
-    /// Received again.
-    pub(crate) doubled: u64,
-    /// Received behind one that was published after them.
+    /// Messages received more than once.
+    pub(crate) duplicate: u64,
+    /// Messages received after one that was published later.
     pub(crate) reordered: u64,
-    /// From due to received.
+    /// From the time at which a message was due to its receipt.
     pub(crate) latency: Samples,
-    /// By number: when the last client of this worker had it. 0 for none.
+    /// When the last client of this worker received each message, by number; 0 for none.
     pub(crate) last_ns: Vec<u64>,
 }
 
-/// What came of the heartbeats.
+/// The heartbeats of a worker.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct BeatReport {
+pub(crate) struct HeartbeatReport {
     pub(crate) sent: u64,
     pub(crate) answered: u64,
-    /// Unanswered when the next was due; that one was not sent then.
+    /// Heartbeats not sent, because the previous one was unanswered.
     pub(crate) overdue: u64,
-    /// Answers that said another number online than expected.
+    /// Replies with another number of online sessions than expected.
     pub(crate) wrong_count: u64,
-    /// From due to answered.
+    /// From the time at which a heartbeat was due to its reply.
     pub(crate) latency: Samples,
 }
 
-/// Packets that nobody of this run has published.
+/// Packets that belong to no message of this run.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Strays {
-    /// Bodies that are damaged or no message at all.
+pub(crate) struct Unexpected {
+    /// Bodies that are damaged, or that are not messages of a benchmark.
     pub(crate) damaged: u64,
-    /// Sound messages of another run or stream.
+    /// Valid messages of another run or stream.
     pub(crate) foreign: u64,
-    /// With another operation, version or mark than a push has.
+    /// Packets with another operation, version or sequence than a push, and replies without a
+    /// request.
     pub(crate) mislabelled: u64,
 }
 
@@ -197,9 +220,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_said_fits_on_a_line_and_comes_back() {
+    fn commands_fit_on_a_line_and_are_parsed_back() {
         let target = Target {
-            carrier: Carrier::WebSocket,
+            transport: Transport::WebSocket,
             addr: "[::1]:3102".parse().unwrap(),
             host: "localhost:3102".into(),
             path: "/sub".into(),
@@ -213,19 +236,19 @@ mod tests {
             ports: (32_768, 28_231),
             first: 3,
             count: 4,
-            in_flight_max: 5,
+            connecting_max: 5,
             operation: 1000,
             room: "a\nb".into(),
             protover: Some(3),
         };
         for command in [
             Command::Connect(plan),
-            Command::Beat { interval_ms: 5, clients: 9 },
+            Command::Heartbeat { interval_ms: 5, clients: 9 },
             Command::ExpectOnline(3),
             Command::Report { published: vec![1, 2] },
-            Command::Fresh,
-            Command::Return,
-            Command::Dense { window: 7 },
+            Command::ResetLatency,
+            Command::Reconnect,
+            Command::HeartbeatWindows { window: 7 },
             Command::Close,
         ] {
             let line = serde_json::to_string(&command).unwrap();

@@ -1,67 +1,78 @@
-//! Why a benchmark came to no result. A result that shows losses is no error: it is what was asked for.
+//! Why a benchmark has no result. A result that shows losses is a result, not an error.
 
 use std::fmt;
 use std::io;
 
-/// Why a benchmark came to no result.
+/// Why a benchmark has no result.
 #[derive(Debug, thiserror::Error)]
-pub enum BenchError {
-    /// The arguments cannot be meant like that.
+pub(crate) enum BenchError {
+    /// The arguments are invalid.
     #[error("{0}")]
     Usage(String),
-    /// Nobody answers at an address.
+    /// Connecting to an address failed.
     #[error("cannot reach {what} at {at}: {reason}")]
     Unreachable {
-        /// What was expected there.
+        /// The kind of endpoint.
         what: &'static str,
         /// The address.
         at: String,
-        /// What the system said.
+        /// The error of the system.
         reason: String,
     },
-    /// A process may not have as many open files as it would need.
+    /// The limit of open files of a process is too low.
     #[error(
-        "{who} needs {needed} open files and may have {limit} (ulimit -n): raise the limit (ulimit -n {needed}, \
-         LimitNOFILE), or take fewer with {way_out}"
+        "{process} needs {needed} open files, and its limit is {limit}: raise the limit (ulimit -n {needed}, \
+         LimitNOFILE), or use {alternative}"
     )]
     Descriptors {
-        /// Which process.
-        who: &'static str,
-        /// What it needs.
+        /// The process.
+        process: &'static str,
+        /// The open files that it needs.
         needed: u64,
-        /// What it may have.
+        /// Its limit.
         limit: u64,
         /// The option that lowers the need.
-        way_out: &'static str,
+        alternative: &'static str,
     },
-    /// The HTTP API did not take a push.
+    /// The HTTP API refused a push.
     #[error("the push was refused: {0}")]
     Refused(String),
-    /// The run broke off.
+    /// The run failed.
     #[error("{0}")]
     Failed(String),
 }
 
 impl BenchError {
-    /// How the process should end: 64 for wrong arguments, 69 when nobody answers, else 1.
-    #[must_use]
-    pub const fn exit_status(&self) -> u8 {
+    /// Exit status for invalid arguments: `EX_USAGE`.
+    pub(crate) const EXIT_USAGE: u8 = 64;
+
+    /// Returns the exit status: 64 for invalid arguments, 69 for an unreachable server, else 1.
+    pub(crate) const fn exit_status(&self) -> u8 {
         match self {
-            Self::Usage(_) => 64,
+            Self::Usage(_) => Self::EXIT_USAGE,
             Self::Unreachable { .. } => 69,
             Self::Descriptors { .. } | Self::Refused(_) | Self::Failed(_) => 1,
         }
     }
 
-    /// `what` went wrong because of `error`.
+    /// Creates an error of the form `what: error`.
     pub(crate) fn failed(what: impl fmt::Display, error: impl fmt::Display) -> Self {
         Self::Failed(format!("{what}: {error}"))
     }
+
+    /// Checks that a process may have as many connections as this, and a few files more.
+    pub(crate) fn check_descriptors(process: &'static str, connections: u32, limit: u64) -> Result<(), Self> {
+        let needed = u64::from(connections) + 100;
+        if needed > limit {
+            return Err(Self::Descriptors { process, needed, limit, alternative: "fewer --connections" });
+        }
+        Ok(())
+    }
 }
 
-/// A pipe to a child has broken: the child's own words, on standard error, say why.
+/// A pipe to a child process broke. The child's own message is on standard error.
 impl From<io::Error> for BenchError {
     fn from(error: io::Error) -> Self {
-        Self::failed("a process of this benchmark has gone", error)
+        Self::failed("a process of this benchmark has ended", error)
     }
 }

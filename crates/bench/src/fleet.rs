@@ -1,4 +1,4 @@
-//! The workers, seen from the parent: starting them, telling them, hearing from them.
+//! The worker processes, from the parent's side: starting them, sending commands, receiving events.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -6,52 +6,52 @@ use std::process::{Child, ChildStdin, Command as Process, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-use crate::control::{Command, Event, Plan, Progress, Report};
+use crate::control::{Command, Event, Plan, Progress, WorkerReport};
 use crate::error::BenchError;
-use crate::machine::{on_processors, open_files_max};
+use crate::machine::{bound_to_cpus, open_files_max};
 
-/// Open files of a worker besides its connections, with some to spare.
+/// Open files of a worker besides its connections, with a reserve.
 const OWN_FILES: u64 = 64;
 
 /// How long workers may take for their reports.
 const REPORT_DEADLINE: Duration = Duration::from_secs(30);
 
-/// A command line that runs this same binary in one of its hidden roles.
+/// Returns a command that runs this program with a hidden subcommand.
 ///
 /// # Errors
-/// When the binary cannot be found.
+/// When the path of the program is unknown.
 pub(crate) fn own_command(role: &str) -> Result<Process, BenchError> {
     let program =
         std::env::current_exe().map_err(|error| BenchError::failed("cannot find this program", error))?;
     let mut command = Process::new(program);
-    command.args(["bench", role]);
+    command.arg(role);
     Ok(command)
 }
 
-/// How many workers are needed at least for so many clients.
+/// Returns the minimum number of workers for this many clients.
 ///
 /// # Errors
-/// When a process may have hardly any files at all.
+/// When the limit of open files leaves no room for a client.
 pub(crate) fn workers_needed(clients: u32) -> Result<u32, BenchError> {
     let limit = open_files_max();
     let each = limit.saturating_sub(OWN_FILES).min(u64::from(u32::MAX));
     let each = u32::try_from(each).unwrap_or(u32::MAX);
     if each == 0 {
-        let (who, needed) = ("a worker", OWN_FILES + 1);
-        return Err(BenchError::Descriptors { who, needed, limit, way_out: "--connections" });
+        let (process, needed) = ("a worker", OWN_FILES + 1);
+        return Err(BenchError::Descriptors { process, needed, limit, alternative: "fewer --connections" });
     }
     Ok(clients.div_ceil(each))
 }
 
-/// The workers. They end with this.
+/// The workers. Dropping the fleet ends them.
 pub(crate) struct Fleet {
     workers: Vec<Worker>,
     events: Receiver<(usize, Option<Event>)>,
-    pending: Vec<Report>,
-    /// When how many messages had been received, over all workers and streams.
+    pending: Vec<WorkerReport>,
+    /// Times, and the number of messages received by then, over all workers and streams.
     timeline: Vec<(u64, u64)>,
-    /// Clients that have come back and were not asked for yet.
-    returned: Vec<u32>,
+    /// Clients that have reconnected, see [`Fleet::take_reconnected`].
+    reconnected: Vec<u32>,
 }
 
 struct Worker {
@@ -60,34 +60,42 @@ struct Worker {
     progress: Progress,
 }
 
-/// How far all workers are together.
+/// The progress of all workers, added up.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Overall {
     pub(crate) open: u32,
     pub(crate) ended: u32,
     pub(crate) last_opened_ns: u64,
     pub(crate) delivered: Vec<u64>,
-    pub(crate) beats_sent: u64,
-    pub(crate) beats_answered: u64,
+    pub(crate) heartbeats_sent: u64,
+    pub(crate) heartbeats_answered: u64,
     pub(crate) received_bytes: u64,
     pub(crate) cpu_ns: u64,
-    /// Clients back after a return, see [`Fleet::take_returned`].
-    pub(crate) returned: usize,
+    /// Clients that have reconnected, see [`Fleet::take_reconnected`].
+    pub(crate) reconnected: usize,
     pub(crate) reasons: BTreeMap<String, u32>,
 }
 
+impl Overall {
+    /// Messages received for the first time, over all streams.
+    pub(crate) fn received(&self) -> u64 {
+        self.delivered.iter().sum()
+    }
+}
+
 impl Fleet {
-    /// Starts `count` workers and has them connect the clients of `plan`, evenly divided.
+    /// Starts workers, which connect the clients of `plan`, evenly divided.
     ///
     /// # Errors
-    /// [`BenchError::Descriptors`] when a worker could not hold its share; when a process cannot be started.
+    /// [`BenchError::Descriptors`] when a worker cannot hold its share; when a process does not
+    /// start.
     pub(crate) fn launch(count: u32, plan: &Plan, processors: &[usize]) -> Result<Self, BenchError> {
         let count = count.max(1);
         let share = u64::from(plan.count.div_ceil(count)) + OWN_FILES;
         let limit = open_files_max();
         if share > limit {
-            let (who, needed) = ("a worker", share);
-            return Err(BenchError::Descriptors { who, needed, limit, way_out: "more --workers" });
+            let (process, needed) = ("a worker", share);
+            return Err(BenchError::Descriptors { process, needed, limit, alternative: "more --workers" });
         }
         let (sender, events) = mpsc::channel();
         let mut fleet = Self {
@@ -95,7 +103,7 @@ impl Fleet {
             events,
             pending: Vec::new(),
             timeline: Vec::new(),
-            returned: Vec::new(),
+            reconnected: Vec::new(),
         };
         for index in 0..count {
             let worker = Worker::start(fleet.workers.len(), sender.clone(), processors)?;
@@ -104,20 +112,20 @@ impl Fleet {
             let (first, end) = (bound(index), bound(index + 1));
             let narrow = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
             let share = Plan { first: narrow(first), count: narrow(end - first), ..plan.clone() };
-            fleet.tell(fleet.workers.len() - 1, &Command::Connect(share))?;
+            fleet.send(fleet.workers.len() - 1, &Command::Connect(share))?;
         }
         Ok(fleet)
     }
 
-    /// Tells every worker the same.
+    /// Sends a command to every worker.
     ///
     /// # Errors
-    /// When one has gone.
-    pub(crate) fn tell_all(&mut self, command: &Command) -> Result<(), BenchError> {
-        (0..self.workers.len()).try_for_each(|index| self.tell(index, command))
+    /// When one has ended.
+    pub(crate) fn send_all(&mut self, command: &Command) -> Result<(), BenchError> {
+        (0..self.workers.len()).try_for_each(|index| self.send(index, command))
     }
 
-    fn tell(&mut self, index: usize, command: &Command) -> Result<(), BenchError> {
+    fn send(&mut self, index: usize, command: &Command) -> Result<(), BenchError> {
         let line = serde_json::to_string(command).map_err(std::io::Error::from)?;
         if let Some(input) = self.workers.get_mut(index).and_then(|worker| worker.input.as_mut()) {
             writeln!(input, "{line}")?;
@@ -126,34 +134,35 @@ impl Fleet {
         Ok(())
     }
 
-    /// Hears what workers have to say, until `enough` or the deadline. True when it was enough.
+    /// Receives events until `is_enough` returns true or until the deadline. Returns whether it was
+    /// enough.
     ///
     /// # Errors
-    /// When a worker has ended by itself.
-    pub(crate) fn hear(
+    /// When a worker has ended.
+    pub(crate) fn wait_until(
         &mut self,
         deadline: Instant,
-        mut enough: impl FnMut(&Overall) -> bool,
+        mut is_enough: impl FnMut(&Overall) -> bool,
     ) -> Result<bool, BenchError> {
         loop {
-            // Whatever has been said already is taken before anything is decided.
-            while let Ok(said) = self.events.try_recv() {
-                self.note(said)?;
+            // Takes all events that are queued before it decides.
+            while let Ok(event) = self.events.try_recv() {
+                self.record(event)?;
             }
-            if enough(&self.overall()) {
+            if is_enough(&self.overall()) {
                 return Ok(true);
             }
             match self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(said) => self.note(said)?,
+                Ok(event) => self.record(event)?,
                 Err(RecvTimeoutError::Timeout) => return Ok(false),
-                Err(RecvTimeoutError::Disconnected) => return Err(gone()),
+                Err(RecvTimeoutError::Disconnected) => return Err(worker_ended()),
             }
         }
     }
 
-    fn note(&mut self, (index, event): (usize, Option<Event>)) -> Result<(), BenchError> {
+    fn record(&mut self, (index, event): (usize, Option<Event>)) -> Result<(), BenchError> {
         match event {
-            None => return Err(gone()),
+            None => return Err(worker_ended()),
             Some(Event::Progress(progress)) => {
                 if let Some(worker) = self.workers.get_mut(index) {
                     worker.progress = progress;
@@ -162,20 +171,20 @@ impl Fleet {
                 self.timeline.push((crate::clock::now_ns(), received));
             }
             Some(Event::Report(report)) => self.pending.push(*report),
-            Some(Event::Returned(clients)) => self.returned.extend(clients),
+            Some(Event::Reconnected(clients)) => self.reconnected.extend(clients),
         }
         Ok(())
     }
 
-    /// How far all workers are together.
+    /// Returns the progress of all workers, added up.
     pub(crate) fn overall(&self) -> Overall {
-        let mut all = Overall { returned: self.returned.len(), ..Overall::default() };
+        let mut all = Overall { reconnected: self.reconnected.len(), ..Overall::default() };
         for Worker { progress, .. } in &self.workers {
             all.open += progress.open;
             all.ended += progress.ended;
             all.last_opened_ns = all.last_opened_ns.max(progress.last_opened_ns);
-            all.beats_sent += progress.beats_sent;
-            all.beats_answered += progress.beats_answered;
+            all.heartbeats_sent += progress.heartbeats_sent;
+            all.heartbeats_answered += progress.heartbeats_answered;
             all.received_bytes += progress.received_bytes;
             all.cpu_ns += progress.cpu_ns;
             all.delivered.resize(all.delivered.len().max(progress.delivered.len()), 0);
@@ -189,42 +198,42 @@ impl Fleet {
         all
     }
 
-    /// Processor time of all workers so far.
+    /// Returns the CPU time of all workers.
     pub(crate) fn cpu(&self) -> Duration {
         self.workers.iter().filter_map(|worker| crate::clock::cpu_of(worker.child.id())).sum()
     }
 
-    /// When how many messages had been received, since this was asked for the last time.
+    /// Takes the times, and the numbers of messages received by then, since the last call.
     pub(crate) fn take_timeline(&mut self) -> Vec<(u64, u64)> {
         std::mem::take(&mut self.timeline)
     }
 
-    /// Who has come back since this was asked for the last time.
-    pub(crate) fn take_returned(&mut self) -> Vec<u32> {
-        std::mem::take(&mut self.returned)
+    /// Takes the clients that have reconnected since the last call, by number.
+    pub(crate) fn take_reconnected(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.reconnected)
     }
 
-    /// Everything that the workers know, one report each.
+    /// Requests a report from each worker, given the number of messages published in each stream.
     ///
     /// # Errors
-    /// When one does not answer.
-    pub(crate) fn reports(&mut self, published: &[u32]) -> Result<Vec<Report>, BenchError> {
+    /// When a worker does not answer in time.
+    pub(crate) fn reports(&mut self, published: &[u32]) -> Result<Vec<WorkerReport>, BenchError> {
         self.pending.clear();
-        self.tell_all(&Command::Report { published: published.to_vec() })?;
+        self.send_all(&Command::Report { published: published.to_vec() })?;
         let deadline = Instant::now() + REPORT_DEADLINE;
         while self.pending.len() < self.workers.len() {
             let wait = deadline.saturating_duration_since(Instant::now());
-            let said = self.events.recv_timeout(wait);
-            let said = said.map_err(|_| BenchError::Failed("a worker does not answer".into()))?;
-            self.note(said)?;
+            let event = self.events.recv_timeout(wait);
+            let event = event.map_err(|_| BenchError::Failed("a worker does not answer".into()))?;
+            self.record(event)?;
         }
         Ok(std::mem::take(&mut self.pending))
     }
 
-    /// Ends all connections and the workers, and waits for that.
+    /// Closes all connections, and waits until the workers have ended.
     pub(crate) fn close(mut self) {
-        // One that has gone is closed.
-        let _ = self.tell_all(&Command::Close);
+        // Fails for a worker that has ended, which needs no command.
+        let _ = self.send_all(&Command::Close);
         for worker in &mut self.workers {
             worker.input = None;
             let _ = worker.child.wait();
@@ -240,7 +249,7 @@ impl Worker {
     ) -> Result<Self, BenchError> {
         let mut command = own_command("worker")?;
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = on_processors(processors, || command.spawn())?;
+        let mut child = bound_to_cpus(processors, || command.spawn())?;
         let input = child.stdin.take();
         let Some(output) = child.stdout.take() else {
             return Err(BenchError::Failed("no pipe from a worker".into()));
@@ -252,7 +261,7 @@ impl Worker {
                     return;
                 }
             }
-            // When the parent has closed the fleet, nobody listens any more.
+            // Fails when the fleet is closed.
             let _ = events.send((index, None));
         });
         Ok(Self { child, input, progress: Progress::default() })
@@ -261,12 +270,12 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        // Ends at the end of its input; one that hangs is made to.
+        // A worker ends at the end of its input.
         self.input = None;
-        crate::server::end(&mut self.child);
+        crate::spawn::stop(&mut self.child);
     }
 }
 
-fn gone() -> BenchError {
-    BenchError::Failed("a worker has ended by itself; its words are above".into())
+fn worker_ended() -> BenchError {
+    BenchError::Failed("a worker has ended; its message is above".into())
 }

@@ -1,4 +1,4 @@
-//! The little HTTP that a publisher needs: requests one after the other on one kept connection.
+//! A blocking HTTP client for publishers: one request after the other on one persistent connection.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -6,47 +6,47 @@ use std::time::{Duration, Instant};
 
 use crate::error::BenchError;
 
-/// How long an answer may take.
-const ANSWER_DEADLINE: Duration = Duration::from_secs(40);
+/// How long a response may take.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(40);
 
-/// A connection that was silent for this long is not used again: the server may be about to close it, and a push that
-/// meets that could not be told from one that was taken.
-const SILENCE_MAX: Duration = Duration::from_secs(2);
+/// A connection that was idle for longer is not reused: the server may be closing it, and it would
+/// be unknown whether a push that meets this was accepted.
+const IDLE_MAX: Duration = Duration::from_secs(2);
 
-/// Longest answer that is read, in bytes. The push API's are below 200.
-const ANSWER_BYTES_MAX: usize = 256 * 1024;
+/// The maximum size of a response, in bytes. Those of the push API are below 200.
+const RESPONSE_BYTES_MAX: usize = 256 * 1024;
 
 /// A connection to an HTTP API.
 #[derive(Debug)]
 pub(crate) struct Api {
     authority: String,
-    /// A header that every request has, for example the key; ends with CRLF.
+    /// A header of every request, such as the API key, with its CRLF.
     header: String,
     stream: TcpStream,
     used_at: Instant,
-    /// What has come and was not taken as an answer yet.
+    /// Input after the last response.
     received: Vec<u8>,
 }
 
-/// What the API said.
+/// A response of the API.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Answer {
+pub(crate) struct Response {
     pub(crate) status: u16,
     pub(crate) body: Vec<u8>,
-    /// `Retry-After`, when it says a number of seconds.
-    pub(crate) again_in: Option<Duration>,
+    /// `Retry-After`, where it is a number of seconds.
+    pub(crate) retry_after: Option<Duration>,
 }
 
 impl Api {
     /// Connects to `http://host:port`.
     ///
     /// # Errors
-    /// [`BenchError::Usage`] for another kind of address, [`BenchError::Unreachable`].
+    /// [`BenchError::Usage`] for another form of address, [`BenchError::Unreachable`].
     pub(crate) fn connect(url: &str, api_key: Option<&str>) -> Result<Self, BenchError> {
         let authority = authority(url)?;
         let header = match api_key {
             Some(key) if key.contains(['\r', '\n']) => {
-                return Err(BenchError::Usage("the API key has a line break in it".into()));
+                return Err(BenchError::Usage("the API key contains a line break".into()));
             }
             Some(key) => format!("Authorization: Bearer {key}\r\n"),
             None => String::new(),
@@ -55,41 +55,40 @@ impl Api {
         Ok(Self { authority, header, stream, used_at: Instant::now(), received: Vec::new() })
     }
 
-    /// One request and its answer.
+    /// Sends a POST request. `headers` are additional ones, each with its CRLF.
     ///
     /// # Errors
-    /// [`BenchError::Failed`] when the connection breaks or what comes is no HTTP.
-    ///
-    /// `headers` are further ones, each with its CRLF.
-    pub(crate) fn post(&mut self, path: &str, headers: &str, body: &[u8]) -> Result<Answer, BenchError> {
+    /// [`BenchError::Failed`] when the connection breaks, or when the response is not HTTP.
+    pub(crate) fn post(&mut self, path: &str, headers: &str, body: &[u8]) -> Result<Response, BenchError> {
         let request = self.request(path, headers, body);
         self.send(&request)?;
-        self.answer()
+        self.response()
     }
 
-    /// One request without a body, and its answer.
+    /// Sends a GET request.
     ///
     /// # Errors
-    /// As [`Api::post`].
-    pub(crate) fn get(&mut self, path: &str, headers: &str) -> Result<Answer, BenchError> {
+    /// See [`Api::post`].
+    pub(crate) fn get(&mut self, path: &str, headers: &str) -> Result<Response, BenchError> {
         let Self { authority, header, .. } = &*self;
         let request = format!("GET {path} HTTP/1.1\r\nHost: {authority}\r\n{header}{headers}\r\n");
         self.send(request.as_bytes())?;
-        self.answer()
+        self.response()
     }
 
-    /// Several requests to the same path, written at once; the answers in the same order.
+    /// Sends several POST requests to the same path at once. Returns the responses in the same
+    /// order.
     ///
     /// # Errors
-    /// As [`Api::post`].
+    /// See [`Api::post`].
     pub(crate) fn post_together(
         &mut self,
         path: &str,
         bodies: &[Vec<u8>],
-    ) -> Result<Vec<Answer>, BenchError> {
+    ) -> Result<Vec<Response>, BenchError> {
         let requests: Vec<u8> = bodies.iter().flat_map(|body| self.request(path, "", body)).collect();
         self.send(&requests)?;
-        bodies.iter().map(|_| self.answer()).collect()
+        bodies.iter().map(|_| self.response()).collect()
     }
 
     fn request(&self, path: &str, headers: &str, body: &[u8]) -> Vec<u8> {
@@ -104,25 +103,25 @@ impl Api {
     }
 
     fn send(&mut self, requests: &[u8]) -> Result<(), BenchError> {
-        if self.used_at.elapsed() > SILENCE_MAX {
+        if self.used_at.elapsed() > IDLE_MAX {
             self.stream = open(&self.authority)?;
         }
         self.received.clear();
         self.stream
             .write_all(requests)
-            .map_err(|error| BenchError::failed("no answer from the HTTP API", error))
+            .map_err(|error| BenchError::failed("no response from the HTTP API", error))
     }
 
-    /// The next answer. What is behind it stays for the one after.
-    fn answer(&mut self) -> Result<Answer, BenchError> {
-        let failed = |error| BenchError::failed("no answer from the HTTP API", error);
+    /// Reads the next response. Input after it stays for the next call.
+    fn response(&mut self) -> Result<Response, BenchError> {
+        let failed = |error| BenchError::failed("no response from the HTTP API", error);
         loop {
-            if let Some((answer, len)) =
-                read_answer(&self.received).map_err(|error| failed(io::Error::other(error)))?
+            if let Some((response, len)) =
+                read_response(&self.received).map_err(|error| failed(io::Error::other(error)))?
             {
                 self.received.drain(..len);
                 self.used_at = Instant::now();
-                return Ok(answer);
+                return Ok(response);
             }
             let mut piece = [0; 4096];
             match self.stream.read(&mut piece) {
@@ -142,41 +141,41 @@ fn open(authority: &str) -> Result<TcpStream, BenchError> {
     };
     let stream = TcpStream::connect(authority).map_err(unreachable)?;
     stream.set_nodelay(true).map_err(unreachable)?;
-    stream.set_read_timeout(Some(ANSWER_DEADLINE)).map_err(unreachable)?;
+    stream.set_read_timeout(Some(RESPONSE_TIMEOUT)).map_err(unreachable)?;
     Ok(stream)
 }
 
-/// `host:port` of `http://host:port`.
+/// Returns `host:port` of `http://host:port`.
 fn authority(url: &str) -> Result<String, BenchError> {
     let rest = url.strip_prefix("http://").map(|rest| rest.strip_suffix('/').unwrap_or(rest));
     match rest {
         Some(rest) if !rest.is_empty() && !rest.contains(['/', '?', '#', '@']) => Ok(rest.to_owned()),
-        _ => Err(BenchError::Usage(format!("{url:?} is no HTTP API: wants http://host:port"))),
+        _ => Err(BenchError::Usage(format!("{url:?} is not an HTTP API: expected http://host:port"))),
     }
 }
 
-/// The answer at the front of `bytes` and its length, when it is there in whole.
-pub(crate) fn read_answer(bytes: &[u8]) -> Result<Option<(Answer, usize)>, String> {
+/// Parses the response at the start of `bytes`. Returns it with its length once it is complete.
+pub(crate) fn read_response(bytes: &[u8]) -> Result<Option<(Response, usize)>, String> {
     let mut headers = [httparse::EMPTY_HEADER; 64];
     let mut response = httparse::Response::new(&mut headers);
-    let head = match response.parse(bytes).map_err(|error| format!("what came is no HTTP: {error}"))? {
+    let head = match response.parse(bytes).map_err(|error| format!("the response is not HTTP: {error}"))? {
         httparse::Status::Complete(head) => head,
-        httparse::Status::Partial if bytes.len() > ANSWER_BYTES_MAX => {
-            return Err("a head without end".into());
+        httparse::Status::Partial if bytes.len() > RESPONSE_BYTES_MAX => {
+            return Err("the head of the response is too long".into());
         }
         httparse::Status::Partial => return Ok(None),
     };
     let length = response.headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length"));
     let length =
         length.and_then(|header| std::str::from_utf8(header.value).ok()?.trim().parse::<usize>().ok());
-    let Some(length) = length.filter(|length| *length <= ANSWER_BYTES_MAX) else {
-        return Err("an answer without a sensible Content-Length".into());
+    let Some(length) = length.filter(|length| *length <= RESPONSE_BYTES_MAX) else {
+        return Err("the response has no valid Content-Length".into());
     };
-    let again = response.headers.iter().find(|header| header.name.eq_ignore_ascii_case("retry-after"));
-    let again = again.and_then(|header| std::str::from_utf8(header.value).ok()?.trim().parse().ok());
-    let (status, again_in) = (response.code.unwrap_or_default(), again.map(Duration::from_secs));
+    let after = response.headers.iter().find(|header| header.name.eq_ignore_ascii_case("retry-after"));
+    let after = after.and_then(|header| std::str::from_utf8(header.value).ok()?.trim().parse().ok());
+    let (status, retry_after) = (response.code.unwrap_or_default(), after.map(Duration::from_secs));
     let body = bytes.get(head..head.saturating_add(length));
-    Ok(body.map(|body| (Answer { status, body: body.to_vec(), again_in }, head.saturating_add(length))))
+    Ok(body.map(|body| (Response { status, body: body.to_vec(), retry_after }, head.saturating_add(length))))
 }
 
 #[cfg(test)]
@@ -194,15 +193,15 @@ mod tests {
     }
 
     #[test]
-    fn answers_come_in_any_pieces() {
+    fn responses_arrive_in_any_pieces() {
         let text = b"HTTP/1.1 200 OK\r\ncontent-LENGTH: 5\r\n\r\nhello";
         for cut in 0..text.len() {
-            assert_eq!(read_answer(&text[..cut]), Ok(None), "{cut}");
+            assert_eq!(read_response(&text[..cut]), Ok(None), "{cut}");
         }
-        let answer = Answer { status: 200, body: b"hello".to_vec(), again_in: None };
-        assert_eq!(read_answer(text), Ok(Some((answer, text.len()))));
-        assert!(read_answer(b"HTTP/1.1 200 OK\r\n\r\n").is_err());
-        assert!(read_answer(b"hello\r\n\r\n").is_err());
+        let response = Response { status: 200, body: b"hello".to_vec(), retry_after: None };
+        assert_eq!(read_response(text), Ok(Some((response, text.len()))));
+        assert!(read_response(b"HTTP/1.1 200 OK\r\n\r\n").is_err());
+        assert!(read_response(b"hello\r\n\r\n").is_err());
     }
 
     #[test]
@@ -228,7 +227,7 @@ mod tests {
         for path in ["/one", "/two"] {
             assert_eq!(
                 api.post(path, "", b"body").unwrap(),
-                Answer { status: 400, body: b"no".to_vec(), again_in: None }
+                Response { status: 400, body: b"no".to_vec(), retry_after: None }
             );
         }
         let seen = server.join().unwrap();
@@ -240,8 +239,8 @@ mod tests {
     }
 
     #[test]
-    fn nobody_there() {
-        // A port that the system draws for nobody.
+    fn an_unreachable_api() {
+        // The kernel never assigns this port.
         let addr = "127.0.0.1:1";
         let error = Api::connect(&format!("http://{addr}"), None).unwrap_err();
         assert_eq!(error.exit_status(), 69, "{error}");

@@ -1,21 +1,21 @@
-//! Distributions of times, from one microsecond up, to three significant digits.
+//! Latency distributions, in microseconds, with three significant digits.
 
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-/// Times that were measured.
+/// A latency distribution.
 #[derive(Debug, Clone)]
 pub(crate) struct Latency {
     /// In microseconds.
     histogram: Histogram<u64>,
 }
 
-/// Three digits: an error of at most a thousandth.
+/// Three significant digits: an error of at most 0.1 %.
 const DIGITS: u8 = 3;
 
-/// An hour in microseconds: whatever took longer counts as that long.
+/// The maximum in microseconds: one hour. Longer latencies count as this.
 const LONGEST_US: u64 = 3_600_000_000;
 
 impl Default for Latency {
@@ -27,35 +27,35 @@ impl Default for Latency {
 }
 
 impl Latency {
-    /// Enters the time between two moments of [`crate::clock::now_ns`].
+    /// Records the time between two values of [`crate::clock::now_ns`].
     pub(crate) fn record(&mut self, from_ns: u64, to_ns: u64) {
         self.histogram.saturating_record(to_ns.saturating_sub(from_ns) / 1_000);
     }
 
-    /// Everything entered, as pairs of microseconds and how often: for another process.
+    /// Returns all latencies as pairs of microseconds and count, for another process.
     pub(crate) fn samples(&self) -> Samples {
         let pairs = self.histogram.iter_recorded();
         Samples(pairs.map(|step| (step.value_iterated_to(), step.count_at_value())).collect())
     }
 
-    /// Adds what another process has measured.
+    /// Adds latencies of another process.
     pub(crate) fn add(&mut self, samples: &Samples) {
         for (micros, times) in &samples.0 {
             self.histogram.saturating_record_n(*micros, *times);
         }
     }
 
-    /// Points for a plot: how much of all took at most how many milliseconds.
+    /// Returns points of a plot: quantiles, and their latency in milliseconds.
     pub(crate) fn curve(&self) -> Vec<(f64, f64)> {
         let quantiles = [0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 0.9999, 1.0];
         if self.histogram.is_empty() {
             return Vec::new();
         }
-        let at = |quantile: f64| crate::outcome::float(self.histogram.value_at_quantile(quantile)) / 1e3;
+        let at = |quantile: f64| crate::figures::float(self.histogram.value_at_quantile(quantile)) / 1e3;
         quantiles.into_iter().map(|quantile| (quantile, at(quantile))).collect()
     }
 
-    /// The figures that are reported.
+    /// Returns the quantiles that are reported.
     pub(crate) fn percentiles(&self) -> Percentiles {
         let at = |quantile| Duration::from_micros(self.histogram.value_at_quantile(quantile));
         if self.histogram.is_empty() {
@@ -72,14 +72,14 @@ impl Latency {
     }
 }
 
-/// A distribution on its way between processes.
+/// A distribution, as it is sent between processes: pairs of microseconds and count.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Samples(Vec<(u64, u64)>);
 
-/// What is reported of a distribution.
+/// The quantiles that are reported.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Percentiles {
-    /// How many times were measured.
+    /// The number of latencies.
     pub(crate) samples: u64,
     #[serde(rename = "p50_us", serialize_with = "micros")]
     pub(crate) p50: Duration,
@@ -101,7 +101,7 @@ fn micros<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S:
 mod tests {
     use super::*;
 
-    /// 1 to 1,000 ms, one of each.
+    /// 1 to 1,000 ms, each once.
     fn thousand() -> Latency {
         let mut latency = Latency::default();
         (1..=1_000_u64).for_each(|millis| latency.record(5_000, 5_000 + millis * 1_000_000));
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_lost_between_processes() {
+    fn samples_keep_the_whole_distribution() {
         let mut sum = Latency::default();
         let json = serde_json::to_string(&thousand().samples()).unwrap();
         (0..2).for_each(|_| sum.add(&serde_json::from_str(&json).unwrap()));

@@ -1,8 +1,7 @@
-//! The machine that a benchmark runs on: its facts for the report, its limits, its processors.
+//! The machine: facts for the report, limits, CPUs.
 
 use std::fs;
 use std::io;
-use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -10,7 +9,7 @@ use serde::Serialize;
 
 use crate::error::BenchError;
 
-/// What a reader of the figures must know of the machine. Its name is left out on purpose.
+/// The facts that figures depend on. The name of the machine is left out on purpose.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Facts {
     pub(crate) processors: usize,
@@ -21,7 +20,7 @@ pub(crate) struct Facts {
     pub(crate) congestion_control: String,
 }
 
-/// What this machine is.
+/// Returns the facts of this machine.
 pub(crate) fn facts() -> Facts {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
     let cpuinfo = read("/proc/cpuinfo");
@@ -36,7 +35,7 @@ pub(crate) fn facts() -> Facts {
     }
 }
 
-/// The value of the first line `name : value`.
+/// Returns the value of the first line `name : value`.
 pub(crate) fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     text.lines().find_map(|line| {
         let (key, value) = line.split_once(':')?;
@@ -44,46 +43,21 @@ pub(crate) fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     })
 }
 
-/// The bytes of a value like `123 kB`.
+/// Parses a value such as `123 kB`, in bytes.
 pub(crate) fn kibibytes(value: &str) -> Option<u64> {
     value.strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// Time of all processors together.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Processors {
-    /// Spent on anything.
-    pub(crate) busy: Duration,
-    /// Passed.
-    pub(crate) all: Duration,
-}
-
-/// How much time the processors have spent and had since the machine started; zero where that is not told.
-pub(crate) fn processors() -> Processors {
-    let text = fs::read_to_string("/proc/stat").unwrap_or_default();
-    text.lines().next().and_then(sum_processors).unwrap_or_default()
-}
-
-/// Reads the first line of `/proc/stat`: user, nice, system, idle, iowait, irq, softirq, steal.
-fn sum_processors(line: &str) -> Option<Processors> {
-    let times: Vec<u64> =
-        line.strip_prefix("cpu ")?.split_whitespace().take(8).map_while(|time| time.parse().ok()).collect();
-    let all: u64 = times.iter().sum();
-    let idle = times.get(3)?.checked_add(*times.get(4)?)?;
-    let tick = rustix::param::clock_ticks_per_second().max(1);
-    let time = |ticks: u64| Duration::from_micros(ticks.saturating_mul(1_000_000) / tick);
-    Some(Processors { busy: time(all.checked_sub(idle)?), all: time(all) })
-}
-
-/// Open files that a process started here may have: the hard limit, which our own processes raise themselves to.
+/// Returns the limit of open files of processes started here: the hard limit, to which they raise
+/// their own.
 pub(crate) fn open_files_max() -> u64 {
     getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX)
 }
 
-/// Raises this process's limit of open files as far as it goes.
+/// Raises the limit of open files of this process to the maximum.
 ///
 /// # Errors
-/// What the system said.
+/// The error of the system.
 pub(crate) fn raise_open_files() -> Result<(), BenchError> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current == maximum {
@@ -93,14 +67,7 @@ pub(crate) fn raise_open_files() -> Result<(), BenchError> {
     raised.map_err(|error| BenchError::failed("cannot raise the limit of open files", error))
 }
 
-/// Open files that another process may have.
-pub(crate) fn open_files_of(pid: u32) -> Option<u64> {
-    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).ok()?;
-    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
-    line.split_whitespace().next()?.parse().ok()
-}
-
-/// Ports that the system gives to outgoing connections, for each source address: the first, and how many.
+/// Returns the ports for outgoing connections per source address: the first, and their number.
 pub(crate) fn outgoing_ports() -> (u16, u16) {
     let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
     let mut bounds = range.split_whitespace().map_while(|bound| bound.parse::<u16>().ok());
@@ -110,19 +77,20 @@ pub(crate) fn outgoing_ports() -> (u16, u16) {
     }
 }
 
-/// Processors of this machine.
-pub(crate) fn processors_here() -> usize {
+/// Returns the number of CPUs of this machine.
+pub(crate) fn cpu_count() -> usize {
     fs::read_to_string("/proc/cpuinfo")
         .map_or(1, |text| text.lines().filter(|line| line.starts_with("processor")).count())
 }
 
-/// Bytes in all of the kernel's caches of objects; `None` where that is not told, as to everybody but root.
+/// Returns the bytes in all object caches of the kernel. `None` where they are not readable: only
+/// root can read them.
 pub(crate) fn slab_bytes() -> Option<u64> {
     let text = fs::read_to_string("/proc/slabinfo").ok()?;
     Some(text.lines().filter_map(slab_line).sum())
 }
 
-/// The bytes of one line: pages of all slabs, whether or not their objects are in use.
+/// Returns the bytes of one cache: the pages of all slabs, whether or not their objects are in use.
 fn slab_line(line: &str) -> Option<u64> {
     let (head, rest) = line.split_once(" : tunables ")?;
     let pages_each = head.split_whitespace().nth(5)?.parse::<u64>().ok()?;
@@ -131,27 +99,28 @@ fn slab_line(line: &str) -> Option<u64> {
     Some(slabs * pages_each * rustix::param::page_size() as u64)
 }
 
-/// Has the system wake this thread as soon as a sleep is over, not up to 50 us later.
-pub(crate) fn wake_exactly() {
-    // A system that does not know this wakes us when it likes; the lateness is not counted as anybody's.
+/// Minimizes the timer slack, so that a sleep ends on time instead of up to 50 us later.
+pub(crate) fn set_timer_slack() {
+    // Without it, wake-ups are late, which callers do not count as latency.
     let _ = fs::write("/proc/self/timerslack_ns", "1");
 }
 
-/// Runs `start` with this thread, and therefore what it starts, bound to these processors; empty binds nothing.
+/// Runs `start` with this thread, and the processes it starts, bound to these CPUs; an empty list
+/// binds nothing.
 ///
 /// # Errors
-/// When the system refuses, and those of `start`.
-pub(crate) fn on_processors<T>(
-    processors: &[usize],
+/// When the system refuses; those of `start`.
+pub(crate) fn bound_to_cpus<T>(
+    cpus: &[usize],
     start: impl FnOnce() -> io::Result<T>,
 ) -> Result<T, BenchError> {
-    let refused = |error| BenchError::failed("cannot bind to the processors that were named", error);
-    if processors.is_empty() {
+    let refused = |error| BenchError::failed("cannot bind to the given CPUs", error);
+    if cpus.is_empty() {
         return Ok(start()?);
     }
     let before = sched_getaffinity(None).map_err(refused)?;
     let mut wanted = CpuSet::new();
-    processors.iter().filter(|at| **at < CpuSet::MAX_CPU).for_each(|at| wanted.set(*at));
+    cpus.iter().filter(|at| **at < CpuSet::MAX_CPU).for_each(|at| wanted.set(*at));
     sched_setaffinity(None, &wanted).map_err(refused)?;
     let started = start();
     sched_setaffinity(None, &before).map_err(refused)?;
@@ -180,18 +149,8 @@ mod tests {
     }
 
     #[test]
-    fn time_of_all_processors() {
-        let tick = Duration::from_secs(1) / u32::try_from(rustix::param::clock_ticks_per_second()).unwrap();
-        let line = "cpu  10 2 30 400 50 6 7 8 900 900";
-        assert_eq!(sum_processors(line), Some(Processors { busy: tick * 63, all: tick * 513 }));
-        assert_eq!(sum_processors("cpu0 1 2 3"), None);
-        assert!(processors().all > processors().busy);
-    }
-
-    #[test]
     fn this_machine_has_facts() {
         let facts = facts();
         assert!(facts.processors >= 1 && facts.memory_bytes > 0 && !facts.kernel.is_empty(), "{facts:?}");
-        assert_eq!(open_files_of(std::process::id()).is_some(), std::path::Path::new("/proc/self").exists());
     }
 }

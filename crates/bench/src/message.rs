@@ -1,57 +1,58 @@
-//! A numbered message: what is published, and how a receiver knows that it has exactly that.
+//! Numbered messages with a check sum, so that a receiver recognizes exactly what was published.
 //!
-//! Body of a message, integers big endian:
+//! The body of a message, integers big endian:
 //!
-//! | bytes | what |
+//! | bytes | contents |
 //! |---|---|
-//! | 4 | the run: messages of other runs and of strangers are told apart |
-//! | 4 | the stream inside the run |
+//! | 4 | the run, random: messages of other runs are recognized |
+//! | 4 | the stream within the run |
 //! | 4 | the number: 0, 1, 2, ... in each stream |
-//! | 4 | bytes in the body |
-//! | 8 | when it was due, in nanoseconds of the machine's monotonic clock |
+//! | 4 | the length of the body |
+//! | 8 | when the message was due, in nanoseconds of the monotonic clock |
 //! | 8 | FNV-1a over everything else |
 //! | rest | filler that depends on the number: a pattern, or JSON |
 
-/// Bytes in the smallest message.
+/// The minimum size of a message, in bytes.
 pub(crate) const SIZE_MIN: usize = 32;
 
 const CHECKED: usize = 24;
 
-/// What a message says of itself.
+/// The header of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Message {
     pub(crate) run: u32,
     pub(crate) stream: u32,
     pub(crate) number: u32,
-    /// When it was due. See [`crate::clock::now_ns`].
+    /// When the message was due, see [`crate::clock::now_ns`].
     pub(crate) due_ns: u64,
 }
 
-/// What fills a message.
+/// The filler of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Filler {
-    /// Bytes that follow from each other.
+    /// A pattern of bytes that depends on the number.
     Pattern,
-    /// What a chat room sends: objects with numbers that differ and words of some hundred. How well it is compressed is that of such text.
+    /// JSON like that of a chat room: objects with different numbers and some hundred different
+    /// terms, which compress like such text.
     Json,
 }
 
-/// Why a body is not a message of this benchmark.
+/// Why a body is not a valid message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Damage {
-    /// Shorter or longer than it says.
+    /// The length differs from the one in the header.
     Length,
-    /// The bytes are not those that were sent.
+    /// The check sum differs.
     Content,
 }
 
 impl Message {
-    /// The body of `size` bytes, at least [`SIZE_MIN`].
+    /// Encodes a body of `size` bytes, at least [`SIZE_MIN`].
     pub(crate) fn encode(&self, size: usize) -> Vec<u8> {
         self.encode_with(Filler::Pattern, size)
     }
 
-    /// The same with another filler.
+    /// Encodes a body with a given filler.
     pub(crate) fn encode_with(&self, filler: Filler, size: usize) -> Vec<u8> {
         let size = size.max(SIZE_MIN);
         let mut body = Vec::with_capacity(size);
@@ -70,9 +71,9 @@ impl Message {
         body
     }
 
-    /// A number that differs between messages that are on their way together, unchecked; zero when a body is too short to
-    /// say anything.
-    pub(crate) fn place_of(body: &[u8]) -> u32 {
+    /// Returns a number that differs between messages in flight at the same time, without checking
+    /// the body; 0 for a short body.
+    pub(crate) fn cache_key(body: &[u8]) -> u32 {
         let at = |from: usize| {
             let bytes = body.get(from..from + 4).and_then(|bytes| bytes.first_chunk::<4>());
             bytes.map_or(0, |bytes| u32::from_be_bytes(*bytes))
@@ -80,7 +81,7 @@ impl Message {
         at(8).wrapping_add(at(4).wrapping_mul(509))
     }
 
-    /// Reads a body and checks all of it.
+    /// Decodes a body and checks all of it.
     pub(crate) fn decode(body: &[u8]) -> Result<Self, Damage> {
         let (head, rest) = body.split_at_checked(CHECKED).ok_or(Damage::Length)?;
         let (check, filler) = rest.split_first_chunk::<8>().ok_or(Damage::Length)?;
@@ -106,18 +107,18 @@ fn take_u32(bytes: &[u8]) -> Option<(u32, &[u8])> {
 
 fn pattern(number: u32, at: usize) -> u8 {
     let at = u32::try_from(at).unwrap_or_default();
-    // Taking the low byte is the point: a pattern that differs from message to message.
+    // Only the low byte is used: the pattern differs from message to message.
     number.wrapping_mul(31).wrapping_add(at).to_be_bytes()[3]
 }
 
-/// Objects one behind the other, cut off at the end.
+/// Returns consecutive objects, cut off at the end.
 fn json(number: u32, len: usize) -> Vec<u8> {
-    const WORDS: &[u8] = b"the room is here and who has seen what they say about it now or later when some people come back \
+    const VOCABULARY: &[u8] = b"the room is here and who has seen what they say about it now or later when some people come back \
 from work with news of a game that was won by one team after all so everybody writes at once how good they were tonight \
 nobody knows why but it was great fun to watch please turn up the sound again thanks see you tomorrow same time";
-    let words: Vec<&[u8]> = WORDS.split(|byte| *byte == b' ').collect();
+    let words: Vec<&[u8]> = VOCABULARY.split(|byte| *byte == b' ').collect();
     let mut state = u64::from(number).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let mut draw = |below: usize| {
+    let mut random = |below: usize| {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
@@ -125,21 +126,29 @@ nobody knows why but it was great fun to watch please turn up the sound again th
     };
     let mut out = Vec::with_capacity(len + 256);
     while out.len() < len {
-        let (id, user) = (draw(1_000_000_000), draw(100_000_000));
+        let (id, user) = (random(1_000_000_000), random(100_000_000));
         out.extend_from_slice(
-            format!(r#"{{"id":{id},"user":{{"id":{user},"level":{}}},"text":""#, draw(40)).as_bytes(),
+            format!(r#"{{"id":{id},"user":{{"id":{user},"level":{}}},"text":""#, random(40)).as_bytes(),
         );
-        for nth in 0..3 + draw(12) {
+        for nth in 0..3 + random(12) {
             out.extend_from_slice(if nth == 0 { b"" } else { b" " });
-            out.extend_from_slice(words[draw(words.len())]);
+            out.extend_from_slice(words[random(words.len())]);
         }
         out.extend_from_slice(
-            format!(r#"","at":{},"gift":null}},"#, 1_764_115_200_000_u64 + draw(86_400_000) as u64)
+            format!(r#"","at":{},"gift":null}},"#, 1_764_115_200_000_u64 + random(86_400_000) as u64)
                 .as_bytes(),
         );
     }
     out.truncate(len);
     out
+}
+
+/// Returns a random number for a run, so that messages of an earlier run on the same server are
+/// recognized.
+pub(crate) fn new_run() -> u32 {
+    let now = crate::clock::now_ns();
+    let mixed = (now ^ u64::from(std::process::id()).rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    u32::try_from(mixed >> 32).unwrap_or_default()
 }
 
 const FNV_START: u64 = 0xcbf2_9ce4_8422_2325;
@@ -166,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_or_a_longer_body_is_damaged() {
+    fn a_shorter_or_longer_body_is_damaged() {
         let body = MESSAGE.encode(64);
         for len in 0..body.len() {
             assert_eq!(Message::decode(&body[..len]), Err(Damage::Length), "{len}");

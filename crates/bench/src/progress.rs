@@ -1,5 +1,5 @@
-//! What is shown while a benchmark runs: a bar on a terminal, else a line for each phase. On standard error, so that the
-//! result alone is on standard output.
+//! Progress on standard error: a bar on a terminal, else a line every few seconds. Standard output
+//! has the result only.
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, IsTerminal, Write};
@@ -7,70 +7,63 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Time between two lines of a phase that takes long, where there is no terminal.
+/// Time between two lines of one phase, without a terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Shows how far a run is.
+/// Shows the progress of a benchmark.
 pub(crate) struct Progress {
-    /// The phase under way, and its bar on a terminal.
+    /// The current phase, and its bar on a terminal.
     phase: RefCell<(String, Option<ProgressBar>)>,
-    terminal: bool,
-    /// When the last line was written, where there is no terminal.
+    is_terminal: bool,
+    /// When the last line was written, without a terminal.
     line_at: Cell<Instant>,
-    /// In front of the name of each phase, for example which run it is.
-    prefix: String,
+    /// Precedes the name of each phase.
+    prefix: &'static str,
 }
 
 impl Progress {
-    pub(crate) fn new(prefix: impl Into<String>) -> Self {
-        let terminal = io::stderr().is_terminal();
-        Self {
-            phase: RefCell::default(),
-            terminal,
-            line_at: Cell::new(Instant::now()),
-            prefix: prefix.into(),
-        }
+    pub(crate) fn new(prefix: &'static str) -> Self {
+        let is_terminal = io::stderr().is_terminal();
+        Self { phase: RefCell::default(), is_terminal, line_at: Cell::new(Instant::now()), prefix }
     }
 
-    /// A phase begins; `total` is what it counts up to, 0 when there is no such number.
+    /// Starts a phase that counts up to `total`, or without a known end when that is 0.
     pub(crate) fn phase(&self, name: &str, total: u64) {
-        self.over();
+        self.clear();
         let name = format!("{} {name}", self.prefix);
-        let bar = self.terminal.then(|| bar(&name, total));
+        let bar = self.is_terminal.then(|| bar(&name, total));
         self.line_at.set(Instant::now());
         self.phase.replace((name, bar));
     }
 
-    /// How far the phase is.
+    /// Sets the position of the phase.
     pub(crate) fn at(&self, position: u64) {
         let (name, bar) = &*self.phase.borrow();
         if let Some(bar) = bar {
             bar.set_position(position);
         } else if self.line_at.get().elapsed() >= LINE_INTERVAL {
             self.line_at.set(Instant::now());
-            say(&format!("{name}: {} so far", crate::table::number(crate::outcome::float(position))));
+            let position = crate::table::number(crate::figures::float(position));
+            print(&format!("{name}: {position} so far"));
         }
     }
 
-    /// The phase has ended, with this result.
+    /// Prints a result, and ends the phase.
     pub(crate) fn done(&self, text: &str) {
-        let (name, bar) = self.phase.take();
-        if let Some(bar) = bar {
-            bar.finish_and_clear();
-        }
-        say(&format!("{name}: {text}"));
+        self.clear();
+        print(&format!("{}: {text}", self.prefix));
     }
 
-    /// The phase has ended, and there is nothing to say of it.
-    pub(crate) fn over(&self) {
+    /// Ends the phase without a result.
+    pub(crate) fn clear(&self) {
         if let (_, Some(bar)) = self.phase.take() {
             bar.finish_and_clear();
         }
     }
 }
 
-fn say(line: &str) {
-    // Progress that cannot be shown is no reason to stop.
+fn print(line: &str) {
+    // A closed standard error does not stop the benchmark.
     let _ = writeln!(io::stderr(), "{line}");
 }
 

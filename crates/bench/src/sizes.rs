@@ -1,26 +1,27 @@
-//! How large messages are, and what is in them: all alike, or as people write.
+//! The sizes and the contents of messages: fixed, or as in a chat.
 
 use serde::{Deserialize, Serialize};
 
 use crate::message::{Filler, SIZE_MIN};
 
-/// UTF-8 bytes of 31,465 real short messages of a chat: the share of messages up to a size.
+/// The distribution of 31,465 real chat messages: the share of messages up to a size in UTF-8
+/// bytes.
 const CHAT: [(f64, usize); 7] =
     [(0.0, 3), (0.1, 12), (0.5, 30), (0.9, 84), (0.99, 186), (0.999, 400), (1.0, 621)];
 
-/// Bytes in the body of a message, by its number: the same number has the same size everywhere.
+/// The size of the body of a message, which depends only on its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Sizes {
-    /// All alike.
+    /// The same size for all messages.
     Fixed(usize),
-    /// The distribution of a real chat, each increased by the head of our own messages.
+    /// The distribution of a real chat, plus the header of a message.
     Chat,
-    /// All alike, filled with JSON as a chat room has it.
+    /// The same size for all messages, filled with JSON.
     Json(usize),
 }
 
 impl Sizes {
-    /// The size of one message.
+    /// Returns the size of a message.
     pub(crate) fn of(self, number: u32) -> usize {
         match self {
             Self::Fixed(size) | Self::Json(size) => size,
@@ -28,7 +29,7 @@ impl Sizes {
         }
     }
 
-    /// What messages are filled with.
+    /// Returns the filler of the messages.
     pub(crate) fn filler(self) -> Filler {
         match self {
             Self::Fixed(_) | Self::Chat => Filler::Pattern,
@@ -36,7 +37,7 @@ impl Sizes {
         }
     }
 
-    /// Reads `64`, `json:2048` or `chat`.
+    /// Parses `64`, `json:2048` or `chat`.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         if text == "chat" {
             return Ok(Self::Chat);
@@ -44,8 +45,9 @@ impl Sizes {
         let (kind, number): (fn(usize) -> Self, _) =
             text.strip_prefix("json:").map_or((Self::Fixed, text), |number| (Self::Json, number));
         let size = number.parse().ok().filter(|size| (SIZE_MIN..=900_000).contains(size));
-        size.map(kind)
-            .ok_or_else(|| format!("{text:?} is no size: wants {SIZE_MIN} to 900000, json:2048 or chat"))
+        size.map(kind).ok_or_else(|| {
+            format!("{text:?} is not a size: expected {SIZE_MIN} to 900000, json:2048 or chat")
+        })
     }
 }
 
@@ -59,12 +61,12 @@ impl std::fmt::Display for Sizes {
     }
 }
 
-/// A place between 0 and 1 for a number; those of consecutive numbers are spread evenly.
+/// Maps a number to a value between 0 and 1. Values of consecutive numbers are spread evenly.
 fn share(number: u32) -> f64 {
     f64::from(number.wrapping_mul(0x9e37_79b9)) / 4_294_967_296.0
 }
 
-/// The size below which this share of the messages lies, between the table's rows in proportion.
+/// Returns the size of this quantile, interpolated between the rows of the table.
 fn chat(share: f64) -> usize {
     let above = CHAT.iter().position(|(at, _)| *at > share).unwrap_or(CHAT.len() - 1).max(1);
     let ((from, low), (to, high)) = (CHAT[above - 1], CHAT[above]);
@@ -87,12 +89,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_typed() {
+    fn sizes_are_parsed() {
         assert_eq!(Sizes::parse("64"), Ok(Sizes::Fixed(64)));
         assert_eq!(Sizes::parse("chat"), Ok(Sizes::Chat));
         assert_eq!(Sizes::parse("json:2048"), Ok(Sizes::Json(2048)));
         for wrong in ["", "json", "json:", "json:31", "json:x", "31", "900001", "chats"] {
-            assert!(Sizes::parse(wrong).unwrap_err().contains("wants 32"), "{wrong}");
+            assert!(Sizes::parse(wrong).unwrap_err().contains("expected 32"), "{wrong}");
         }
     }
 }

@@ -1,49 +1,10 @@
-//! The result as text: what was done, the figures, what was lost.
+//! Figures as a text table.
 
 use std::fmt::Write as _;
 
-use crate::load::Asked;
-use crate::machine::Facts;
-use crate::outcome::{Outcome, Stream};
-use crate::summary::{Row, Spread, Unit};
+use crate::figures::{Row, Spread, Unit};
 
-/// The whole report. `what` is the name of what was measured.
-pub(crate) fn report(
-    what: &str,
-    facts: &Facts,
-    asked: &Asked,
-    runs: &[(Outcome, Option<Outcome>)],
-    rows: &[Row],
-) -> String {
-    let mut text = String::new();
-    head(&mut text, what, facts, asked, runs.len());
-    figures(&mut text, rows);
-    text.push('\n');
-    for (index, (outcome, reference)) in runs.iter().enumerate() {
-        account(&mut text, &format!("run {}", index + 1), outcome);
-        // What the reference loses says that the machine or this program is at its end.
-        if let Some(reference) = reference.as_ref().filter(|reference| !reference.faults().is_empty()) {
-            account(&mut text, &format!("run {}, reference", index + 1), reference);
-        }
-    }
-    text
-}
-
-fn head(text: &mut String, what: &str, facts: &Facts, asked: &Asked, runs: usize) {
-    let Asked { connections, workers, heartbeat_ms, messages, rate, broadcasts, size, .. } = asked;
-    let connections = number(f64::from(*connections));
-    let seconds = std::time::Duration::from_millis(u64::try_from(*heartbeat_ms).unwrap_or(u64::MAX));
-    let memory = number(crate::outcome::float(facts.memory_bytes) / 1_073_741_824.0);
-    let _ = writeln!(
-        text,
-        "{what}: {connections} connections from {workers} processes, a heartbeat every {seconds:?}, {messages} messages of \
-         {size} B to the room at {rate}/s, {broadcasts} broadcasts; runs: {runs}\n\
-         machine: {} x {}, {memory} GiB, Linux {}, congestion control {}, {} open files a process\n",
-        facts.processors, facts.processor, facts.kernel, facts.congestion_control, facts.open_files_max
-    );
-}
-
-/// One line for each figure: of the server, of the reference, and their ratio.
+/// Appends a line per figure: of the server, of the reference, and their ratio.
 pub(crate) fn figures(text: &mut String, rows: &[Row]) {
     let compared = rows.iter().any(|row| row.ratio.is_some());
     let _ = write!(text, "{:<36} {:>10} {:<26}", "", "measured", "");
@@ -66,7 +27,7 @@ pub(crate) fn figures(text: &mut String, rows: &[Row]) {
     }
 }
 
-/// The range of several runs; nothing for one.
+/// Formats a range; empty when all values are equal.
 fn range(spread: &Spread) -> String {
     if spread.min.total_cmp(&spread.max).is_eq() {
         return String::new();
@@ -74,34 +35,7 @@ fn range(spread: &Spread) -> String {
     format!(" [{}..{}]", number(spread.min), number(spread.max))
 }
 
-/// What of one run arrived and what did not.
-fn account(text: &mut String, name: &str, run: &Outcome) {
-    let _ = writeln!(
-        text,
-        "{name}: {}, {}; {}",
-        stream("room", &run.room),
-        stream("broadcast", &run.all),
-        beats(run)
-    );
-    let faults = run.faults();
-    if faults.is_empty() {
-        let _ = writeln!(text, "  nothing lost, nothing doubled, everything in order");
-    }
-    for fault in faults {
-        let _ = writeln!(text, "  WRONG: {fault}");
-    }
-}
-
-fn stream(name: &str, stream: &Stream) -> String {
-    let count = |count: u64| number(crate::outcome::float(count));
-    format!("{name} {} of {} deliveries", count(stream.delivered), count(stream.expected))
-}
-
-fn beats(run: &Outcome) -> String {
-    let count = |count: u64| number(crate::outcome::float(count));
-    format!("{} of {} heartbeats answered", count(run.heartbeats.answered), count(run.heartbeats.sent))
-}
-
+/// Returns the symbol of a unit.
 pub(crate) const fn unit(unit: Unit) -> &'static str {
     match unit {
         Unit::PerSecond => "/s",
@@ -115,7 +49,7 @@ pub(crate) const fn unit(unit: Unit) -> &'static str {
     }
 }
 
-/// A number with three significant digits at least, and with commas where it is long.
+/// Formats a number with at least three significant digits, and with thousands separators.
 pub(crate) fn number(value: f64) -> String {
     let digits = if value.abs() >= 100.0 {
         0
@@ -160,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_has_its_ratio_behind_it() {
+    fn a_row_ends_with_its_ratio() {
         let spread = |median, min, max| Spread { median, min, max };
         let row = |reference, ratio| Row {
             name: "server CPU per delivery",
@@ -175,8 +109,8 @@ mod tests {
             let line = text.lines().nth(1).unwrap();
             assert_eq!(line.split_whitespace().collect::<Vec<_>>(), expect, "{text}");
         };
-        let words = ["server", "CPU", "per", "delivery", "6", "us", "[5..7]", "4", "1.50", "[1.40..1.60]"];
-        check(row(Some(spread(4.0, 4.0, 4.0)), Some(spread(1.5, 1.4, 1.6))), &words);
-        check(row(None, None), &words[..7]);
+        let columns = ["server", "CPU", "per", "delivery", "6", "us", "[5..7]", "4", "1.50", "[1.40..1.60]"];
+        check(row(Some(spread(4.0, 4.0, 4.0)), Some(spread(1.5, 1.4, 1.6))), &columns);
+        check(row(None, None), &columns[..7]);
     }
 }

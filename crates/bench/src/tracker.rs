@@ -1,33 +1,35 @@
-//! What one connection has received of one stream: finds lost, doubled and reordered messages exactly.
+//! The messages of one stream that one connection has received. Finds lost, duplicate and reordered
+//! ones exactly.
 
 use std::ops::Range;
 
-/// Numbers are given out 0, 1, 2, ...; this knows which of them have arrived.
+/// Records which of the numbers 0, 1, 2, ... have arrived.
 ///
-/// An undisturbed stream costs 16 bytes. Gaps cost memory while they are open: at most one range for every two
-/// messages published.
+/// A stream without gaps takes 16 bytes. Gaps take memory while they are open: at most one range
+/// for every two messages published.
 #[derive(Debug, Default)]
 pub(crate) struct Tracker {
-    /// One above the highest number that has arrived.
+    /// The highest number that has arrived, plus 1.
     next: u32,
-    /// What is missing below `next`, in order, none empty, none touching. `None` is none.
-    #[expect(clippy::box_collection, reason = "keeps the undisturbed tracker at 16 bytes")]
+    /// Missing numbers below `next`, as sorted, separate, non-empty ranges. `None` when nothing is
+    /// missing.
+    #[expect(clippy::box_collection, reason = "keeps a tracker without gaps at 16 bytes")]
     gaps: Option<Box<Vec<Range<u32>>>>,
 }
 
-/// What the arrival of a number was.
+/// The kind of an arrival.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Arrival {
-    /// The highest so far. Some below it may be missing.
+    /// The highest number so far. Lower ones may be missing.
     New,
-    /// Was missing: something that was sent after it came before it.
+    /// A missing number: a later one has arrived before it.
     Late,
-    /// Has arrived before.
-    Double,
+    /// A number that has arrived before.
+    Duplicate,
 }
 
 impl Tracker {
-    /// Enters a number.
+    /// Records a number.
     pub(crate) fn arrive(&mut self, number: u32) -> Arrival {
         if number >= self.next {
             if number > self.next {
@@ -36,8 +38,8 @@ impl Tracker {
             self.next = number.saturating_add(1);
             return Arrival::New;
         }
-        let Some(gaps) = &mut self.gaps else { return Arrival::Double };
-        let Some(at) = gaps.iter().position(|gap| gap.contains(&number)) else { return Arrival::Double };
+        let Some(gaps) = &mut self.gaps else { return Arrival::Duplicate };
+        let Some(at) = gaps.iter().position(|gap| gap.contains(&number)) else { return Arrival::Duplicate };
         let gap = gaps.remove(at);
         let parts = [gap.start..number, number.saturating_add(1)..gap.end];
         gaps.splice(at..at, parts.into_iter().filter(|part| !part.is_empty()));
@@ -47,7 +49,7 @@ impl Tracker {
         Arrival::Late
     }
 
-    /// How many of the first `published` numbers have not arrived.
+    /// Returns how many of the first `published` numbers have not arrived.
     pub(crate) fn missing(&self, published: u32) -> u64 {
         let behind = u64::from(published.saturating_sub(self.next));
         let gaps = self.gaps.as_ref().map_or(0, |gaps| {
@@ -60,7 +62,7 @@ impl Tracker {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use Arrival::{Double, Late, New};
+    use Arrival::{Duplicate, Late, New};
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
@@ -73,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_happen_to_a_stream() {
+    fn arrivals_are_classified() {
         check(&[], 0, 0);
         check(&[], 3, 3);
         check(&[(0, New), (1, New), (2, New)], 3, 0);
@@ -81,30 +83,30 @@ mod tests {
         check(&[(0, New), (2, New)], 3, 1);
         check(&[(2, New)], 3, 2);
         check(&[(0, New), (1, New)], 5, 3);
-        // Doubled: at once, later, a late one.
-        check(&[(0, New), (0, Double), (1, New), (0, Double)], 2, 0);
-        check(&[(1, New), (0, Late), (0, Double)], 2, 0);
+        // Duplicate: immediately, later, a late one.
+        check(&[(0, New), (0, Duplicate), (1, New), (0, Duplicate)], 2, 0);
+        check(&[(1, New), (0, Late), (0, Duplicate)], 2, 0);
         // Reordered.
         check(&[(1, New), (0, Late), (2, New)], 3, 0);
         check(&[(4, New), (2, Late), (1, Late), (3, Late), (0, Late)], 5, 0);
         // Reordered and lost.
-        check(&[(5, New), (3, Late), (3, Double)], 7, 5);
+        check(&[(5, New), (3, Late), (3, Duplicate)], 7, 5);
     }
 
     #[test]
-    fn an_undisturbed_stream_is_small() {
+    fn a_tracker_without_gaps_is_small() {
         assert_eq!(size_of::<Tracker>(), 16);
     }
 
     proptest! {
-        /// The same as a set of everything that has arrived.
+        /// Compares with a set of all numbers that have arrived.
         #[test]
-        fn as_a_set(numbers in prop::collection::vec(0_u32..40, 0..80)) {
+        fn agrees_with_a_set(numbers in prop::collection::vec(0_u32..40, 0..80)) {
             let mut tracker = Tracker::default();
             let mut seen = BTreeSet::new();
             for number in numbers {
                 let highest = seen.last().is_none_or(|last| number > *last);
-                let expect = if !seen.insert(number) { Double } else if highest { New } else { Late };
+                let expect = if !seen.insert(number) { Duplicate } else if highest { New } else { Late };
                 prop_assert_eq!(tracker.arrive(number), expect);
             }
             let missing = (0..40).filter(|number| !seen.contains(number)).count();

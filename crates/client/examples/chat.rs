@@ -1,10 +1,10 @@
-//! A chat in the terminal: prints what the room says, sends what is typed.
+//! A chat in the terminal: prints what the room receives and sends what is typed.
 //!
 //! ```text
 //! cargo run -p goim-client --example chat -- tcp://127.0.0.1:3101 123 live://1000
 //! ```
 //!
-//! Lines that begin with a slash are commands: `/room live://2000`, `/leave`, `/online`, `/quit`.
+//! Lines that start with a slash are commands: `/room live://2000`, `/leave`, `/online`, `/quit`.
 
 use std::error::Error;
 use std::io::Write as _;
@@ -12,7 +12,7 @@ use std::io::Write as _;
 use goim_client::{Client, ClientConfig, Endpoint, Event, Identity, Operation};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 
-/// What this chat calls its messages.
+/// The operation of chat messages.
 const MESSAGE: Operation = Operation(1000);
 
 #[tokio::main(flavor = "current_thread")]
@@ -31,27 +31,27 @@ async fn main() -> Result<(), Box<dyn Error>> {
                 ("/quit", _) => break,
                 ("/leave", _) => client.leave_room().await?,
                 ("/room", room) => client.change_room(room).await?,
-                ("/online", _) => say(&format!("{} online", client.heartbeat().await?))?,
+                ("/online", _) => print(&format!("{} online", client.heartbeat().await?))?,
                 _ => match client.send(MESSAGE, line).await {
                     Ok(_) => {}
-                    Err(error) => say(&format!("not sent: {error}"))?,
+                    Err(error) => print(&format!("not sent: {error}"))?,
                 },
             }
         }
         client.close().await;
         Ok::<(), Box<dyn Error>>(())
     };
-    // Events are taken while requests wait for their replies.
+    // Receive events while requests wait for their replies.
     let listening = async {
-        while let Some(event) = events.next().await {
+        while let Some(event) = events.recv().await {
             match event {
-                Event::Push(push) => say(&String::from_utf8_lossy(&push.body))?,
-                Event::Connected { endpoint, .. } => say(&format!("connected to {endpoint}"))?,
+                Event::Push(push) => print(&String::from_utf8_lossy(&push.body))?,
+                Event::Connected { endpoint, .. } => print(&format!("connected to {endpoint}"))?,
                 Event::Disconnected { reason, retry_in: Some(delay) } => {
-                    say(&format!("disconnected: {reason}; again in {delay:.1?}"))?;
+                    print(&format!("disconnected: {reason}; next attempt in {delay:.1?}"))?;
                 }
-                Event::Disconnected { reason, retry_in: None } => say(&format!("disconnected: {reason}"))?,
-                Event::ConnectFailed { error, .. } => say(&format!("not connected: {error}"))?,
+                Event::Disconnected { reason, retry_in: None } => print(&format!("disconnected: {reason}"))?,
+                Event::ConnectFailed { error, .. } => print(&format!("not connected: {error}"))?,
                 _ => {}
             }
         }
@@ -63,6 +63,6 @@ async fn main() -> Result<(), Box<dyn Error>> {
     }
 }
 
-fn say(line: &str) -> std::io::Result<()> {
+fn print(line: &str) -> std::io::Result<()> {
     writeln!(std::io::stdout(), "{line}")
 }

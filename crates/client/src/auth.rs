@@ -1,4 +1,4 @@
-//! Who the client says it is: the body of the auth packet, and where a fresh one comes from.
+//! Authentication: the body of the auth packet, and the provider of new tokens.
 
 use std::error::Error;
 use std::fmt;
@@ -10,14 +10,14 @@ use bytes::Bytes;
 use goim_wire::{Operation, Version};
 use serde_json::{Map, Value};
 
-use crate::timelines::InToken;
+use crate::timelines::ResumeFields;
 
-/// Bytes that must not appear in logs. `Debug` shows their number only.
+/// A credential. `Debug` shows only its length, so that it appears in no log.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token(Bytes);
 
 impl Token {
-    /// Keeps `bytes` out of logs.
+    /// Wraps the bytes of a credential.
     pub fn new(bytes: impl Into<Bytes>) -> Self {
         Self(bytes.into())
     }
@@ -39,38 +39,41 @@ impl<T: Into<Bytes>> From<T> for Token {
     }
 }
 
-/// goim's token: a JSON object that says who connects and what is wanted.
+/// goim's token: a JSON object with the member, the rooms and the subscriptions of a session.
 ///
 /// ```
 /// use goim_client::Identity;
 ///
-/// let identity = Identity::new(123).key("phone-1").room("live://1000").platform("android").accepts([1000, 1001]);
+/// let identity = Identity::new(123).key("phone-1").room("live://1000").accepts([1000, 1001]);
 /// # let _ = identity;
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Identity {
-    /// The member; zero or less is anonymous.
+    /// The member's id; zero or less is anonymous.
     pub mid: i64,
-    /// Name of this session, by which pushes find it. A second session of the same name replaces the first. Default:
-    /// the server draws one.
+    /// The key of this session, for pushes to keys. A second session with the same key replaces the
+    /// first. Default: the server generates one.
     pub key: Option<String>,
     /// The first room, as `type://room`. Default: none.
     pub room_id: Option<String>,
-    /// Where the client runs. Default: not said.
+    /// The platform of the client, free text. Default: none.
     pub platform: Option<String>,
-    /// Operations that are wanted from pushes to keys, members and all. Default: none.
+    /// The operations to subscribe to, for pushes to keys, to members and to all. Default: none.
     pub accepts: Vec<Operation>,
-    /// The highest packet version that the application reads. Default 1. Its presence makes the server tell why it
-    /// ends a session; `None` makes this a client that knows nothing beyond goim.
+    /// The highest packet version that the application reads. Default 1. `None` makes the server
+    /// treat this client as a goim v2 client: no error replies, no disconnect notices, no
+    /// timelines.
     pub protover: Option<Version>,
-    /// Further rooms to be in from the start. Default: none. Only a server that knows more than goim does so.
+    /// Further rooms to be in from the start. Default: none. Ignored by a goim v2 server.
     pub rooms: Vec<String>,
-    /// A credential, when the server checks one; text, for it stands in JSON. Default: none.
+    /// A credential, if the server checks one. It must be text, because it is sent in JSON.
+    /// Default: none.
     pub token: Option<Token>,
 }
 
 impl Identity {
-    /// The member `mid`, everything else default.
+    /// Returns the identity of member `mid`, with defaults for everything else.
     #[must_use]
     pub fn new(mid: i64) -> Self {
         Self {
@@ -85,7 +88,7 @@ impl Identity {
         }
     }
 
-    /// Names the session.
+    /// Sets the key of the session.
     #[must_use]
     pub fn key(mut self, key: impl Into<String>) -> Self {
         self.key = Some(key.into());
@@ -99,22 +102,22 @@ impl Identity {
         self
     }
 
-    /// Says where the client runs.
+    /// Sets the platform.
     #[must_use]
     pub fn platform(mut self, platform: impl Into<String>) -> Self {
         self.platform = Some(platform.into());
         self
     }
 
-    /// Sets the operations that are wanted.
+    /// Sets the operations to subscribe to.
     #[must_use]
     pub fn accepts(mut self, operations: impl IntoIterator<Item = i32>) -> Self {
         self.accepts = operations.into_iter().map(Operation).collect();
         self
     }
 
-    /// Says the highest packet version that the application reads; see [`crate::ClientConfig::versions`]. With 2 or 3 the server
-    /// compresses large messages.
+    /// Sets the highest packet version that the application reads; see
+    /// [`crate::ClientConfig::versions`]. With 2 or 3 the server compresses large messages.
     #[must_use]
     pub fn protover(mut self, version: Version) -> Self {
         self.protover = Some(version);
@@ -128,15 +131,15 @@ impl Identity {
         self
     }
 
-    /// Adds a credential.
+    /// Sets the credential.
     #[must_use]
     pub fn token(mut self, token: impl Into<Token>) -> Self {
         self.token = Some(token.into());
         self
     }
 
-    /// The JSON text, members in goim's order.
-    pub(crate) fn to_json(&self, timelines: Option<&InToken>) -> Vec<u8> {
+    /// Returns the JSON text, with the fields in goim v2's order.
+    pub(crate) fn to_json(&self, resume: Option<&ResumeFields>) -> Vec<u8> {
         let mut members = Map::new();
         members.insert("mid".to_owned(), self.mid.into());
         for (name, text) in [("key", &self.key), ("room_id", &self.room_id), ("platform", &self.platform)] {
@@ -153,7 +156,7 @@ impl Identity {
             let rooms: Vec<Value> = self.rooms.iter().map(|room| room.as_str().into()).collect();
             members.insert("rooms".to_owned(), rooms.into());
         }
-        if let Some(InToken { positions, notify_only, .. }) = timelines {
+        if let Some(ResumeFields { positions, notify_only, .. }) = resume {
             members.insert("resume".to_owned(), positions.clone());
             if *notify_only {
                 members.insert("bare".to_owned(), true.into());
@@ -166,13 +169,14 @@ impl Identity {
     }
 }
 
-/// Body of the auth packet.
+/// The body of the auth packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AuthBody {
-    /// goim's JSON object. Room and subscriptions of the application are written into it at every connection, so
-    /// that nothing is missed in between.
+    /// goim's JSON object. The present room, rooms, subscriptions and positions are written into it
+    /// at every connection, so that nothing is missed after the auth reply.
     Identity(Identity),
-    /// Any bytes, sent as they are. Room and subscriptions that the application has changed are restored behind it.
+    /// Any bytes, sent unchanged. Rooms and subscriptions that the application has changed are
+    /// restored by requests after the auth reply.
     Raw(Token),
 }
 
@@ -188,26 +192,28 @@ impl From<Token> for AuthBody {
     }
 }
 
-/// Why a [`TokenProvider`] is asked.
+/// Why a [`TokenProvider`] is called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum TokenReason {
-    /// This is the first connection.
+    /// For the first connection.
     First,
-    /// The server does not take the last one any more, or closed while it was being checked.
+    /// The server no longer accepts the last token, or it closed while checking it.
     Refresh,
 }
 
-/// What a provider fails with.
+/// The error of a [`TokenProvider`]. It reaches the application unchanged.
 pub type ProviderError = Box<dyn Error + Send + Sync>;
 
 type ProviderFuture = Pin<Box<dyn Future<Output = Result<AuthBody, ProviderError>> + Send>>;
 
-/// Asks the application for a body of the auth packet, for example at its own HTTPS service.
+/// A function of the application that returns the body of the auth packet, for example from its
+/// login service.
 ///
 /// ```
 /// use goim_client::{Auth, Identity, TokenProvider};
 ///
-/// let provider = TokenProvider::new(|_why| async {
+/// let provider = TokenProvider::new(|_reason| async {
 ///     let credential = "fetched over HTTPS";
 ///     Ok(Identity::new(1).token(credential).into())
 /// });
@@ -218,18 +224,21 @@ type ProviderFuture = Pin<Box<dyn Future<Output = Result<AuthBody, ProviderError
 pub struct TokenProvider(Arc<dyn Fn(TokenReason) -> ProviderFuture + Send + Sync>);
 
 impl TokenProvider {
-    /// Asks `provide` before the first connection and whenever a new token is needed. The future may be dropped
-    /// before it is ready, when the client is closed.
+    /// Calls `provide` before the first connection and whenever a new token is needed. If it fails,
+    /// the client tries again after a backoff.
+    ///
+    /// # Cancel safety
+    /// The future is dropped when the client is closed.
     pub fn new<F, R>(provide: F) -> Self
     where
         F: Fn(TokenReason) -> R + Send + Sync + 'static,
         R: Future<Output = Result<AuthBody, ProviderError>> + Send + 'static,
     {
-        Self(Arc::new(move |why| Box::pin(provide(why))))
+        Self(Arc::new(move |reason| Box::pin(provide(reason))))
     }
 
-    pub(crate) async fn provide(&self, why: TokenReason) -> Result<AuthBody, ProviderError> {
-        (self.0)(why).await
+    pub(crate) async fn provide(&self, reason: TokenReason) -> Result<AuthBody, ProviderError> {
+        (self.0)(reason).await
     }
 }
 
@@ -242,9 +251,9 @@ impl fmt::Debug for TokenProvider {
 /// How the client authenticates.
 #[derive(Debug, Clone)]
 pub enum Auth {
-    /// The same at every connection. When the server asks for a new token there is none, and the client stops.
+    /// The same body at every connection. If the server asks for a new token, the client stops.
     Fixed(AuthBody),
-    /// Asked for when needed.
+    /// A body from the provider, cached until the server asks for a new token.
     Provider(TokenProvider),
 }
 
@@ -271,7 +280,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_token_is_goims_json() {
+    fn tokens_are_goims_json() {
         let check = |identity: &Identity, expect: &str| {
             assert_eq!(String::from_utf8(identity.to_json(None)).unwrap(), expect);
         };

@@ -1,31 +1,32 @@
-//! The handle that an application holds.
+//! The handle that an application holds: requests, and their errors.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use goim_compression::{Levels, compress_always};
-use goim_session::follow::Follower;
 use goim_wire::{Encoding, Operation, Version, VersionTable, control};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::desk::{Command, Desk, Failure, Shared, Wish};
-use crate::dial::Dialer;
+use crate::command::{Command, CommandQueue, Request, RequestFailure, Shared};
+use crate::desired_state::DesiredState;
+use crate::dialer::Dialer;
+use crate::positions::SharedPositionStore;
 use crate::supervisor::Supervisor;
-use crate::wanted::Wanted;
+use crate::timelines::Timelines;
 use crate::{
     ClientConfig, ConfigError, ConnectError, Events, HeartbeatError, RoomError, SendError, Stats,
-    SubscribeError, SyncConfig, Token,
+    SubscribeError, TimelineError, Token,
 };
 
-/// Commands that wait for the task. Few: a command waits only while the session has no room for it.
+/// The length of the command queue. Small: a command waits only while the connection is busy.
 const COMMANDS_MAX: usize = 16;
 
-/// One client: a connection that is made again when it ends.
+/// One client: a connection that is re-established when it ends.
 ///
-/// A handle is cheap to clone; all clones are the same client. The client ends when it is closed, when the server does
-/// not want it any more, or when all handles and [`Events`] are dropped. With the handles dropped and `Events` kept it
-/// goes on receiving.
+/// A handle is cheap to clone; all clones are the same client. The client ends when it is closed,
+/// when the server rejects it for good, or when all handles and [`Events`] are dropped. If only the
+/// handles are dropped, it keeps receiving.
 #[derive(Debug, Clone)]
 pub struct Client {
     commands: mpsc::Sender<Command>,
@@ -33,35 +34,17 @@ pub struct Client {
     request_timeout: Duration,
     body_bytes_max: usize,
     versions: Arc<VersionTable>,
+    /// `None` when sync is not configured.
+    positions: Option<SharedPositionStore>,
 }
 
-/// Why a wish came to nothing.
-enum Unfulfilled {
-    Closed,
-    TimedOut,
-    Failed(Failure),
-}
-
-fn send_error(why: Unfulfilled) -> SendError {
-    match why {
-        Unfulfilled::Closed => SendError::Closed,
-        Unfulfilled::TimedOut => SendError::TimedOut,
-        Unfulfilled::Failed(Failure::Disconnected { may_have_arrived }) => {
-            SendError::Disconnected { may_have_arrived }
-        }
-        Unfulfilled::Failed(Failure::Refused(error)) => SendError::Refused(error),
-        Unfulfilled::Failed(Failure::TooLong { len, limit }) => SendError::BodyTooLong { len, limit },
-        // Only subscriptions and rooms fail so.
-        Unfulfilled::Failed(Failure::TooManyChanges) => SendError::Closed,
-    }
-}
-
-/// What a server says of rooms.
+/// The reply to [`Client::join_rooms`] and [`Client::leave_rooms`].
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct RoomsReply {
-    /// Joined, or joined before; or left.
+    /// Rooms that were joined, now or before; or left.
     pub done: Vec<String>,
-    /// Not allowed.
+    /// Rooms that the session may not join.
     pub refused: Vec<String>,
 }
 
@@ -77,31 +60,37 @@ impl RoomsReply {
 }
 
 impl Client {
-    /// Rooms, at most, that the application may join or leave besides the one.
-    pub const ROOM_CHANGES_MAX: usize = Wanted::ROOMS_MAX;
+    /// The maximum number of rooms, besides the first one, whose membership may differ from the
+    /// token.
+    pub const ROOM_CHANGES_MAX: usize = DesiredState::ROOMS_MAX;
 
-    /// Operations, at most, whose subscription the application may change against what its token says.
-    pub const SUBSCRIPTION_CHANGES_MAX: usize = Wanted::OPERATIONS_MAX;
+    /// The maximum number of operations whose subscription may differ from the token.
+    pub const SUBSCRIPTION_CHANGES_MAX: usize = DesiredState::OPERATIONS_MAX;
 
-    /// Connects, trying each endpoint once, and authenticates. From then on the client connects again by itself
-    /// whenever the connection ends.
+    /// Connects, trying each endpoint once, and authenticates. After that the client reconnects by
+    /// itself whenever the connection ends.
     ///
     /// # Errors
-    /// See [`ConnectError`]: that of the last endpoint tried.
+    /// See [`ConnectError`]. With several endpoints, the error of the last one.
     ///
     /// # Cancel safety
-    /// A dropped future leaves nothing behind; a connection that was half made is closed.
+    /// Dropping the future closes a half-made connection and leaves nothing behind.
     pub async fn connect(config: ClientConfig) -> Result<(Self, Events), ConnectError> {
         let config = Arc::new(config);
         let mut dialer = Dialer::new(Arc::clone(&config))?;
-        let follower = config.sync.as_ref().map(SyncConfig::follower);
-        let connection = dialer.round(&Wanted::default(), follower.as_ref(), None).await?;
-        let (client, events, supervisor) = Self::prepare(&config, dialer, follower);
+        let mut timelines = config.sync.as_ref().map(Timelines::new);
+        if let Some(timelines) = &mut timelines {
+            timelines.load().await?;
+        }
+        let resume = timelines.as_ref().map(Timelines::resume);
+        let connection = dialer.round(&DesiredState::default(), resume, None).await?;
+        let (client, events, supervisor) = Self::prepare(&config, dialer, timelines);
         tokio::spawn(supervisor.run(Some(connection)));
         Ok((client, events))
     }
 
-    /// Like [`Client::connect`], but does not wait: attempts go on until one succeeds, and [`Events`] tells of them.
+    /// Like [`Client::connect`], but returns immediately. The client tries until it is connected
+    /// and reports each failure as [`Event::ConnectFailed`](crate::Event::ConnectFailed).
     ///
     /// # Errors
     /// See [`ConfigError`].
@@ -111,8 +100,8 @@ impl Client {
     pub fn start(config: ClientConfig) -> Result<(Self, Events), ConfigError> {
         let config = Arc::new(config);
         let dialer = Dialer::new(Arc::clone(&config))?;
-        let follower = config.sync.as_ref().map(SyncConfig::follower);
-        let (client, events, supervisor) = Self::prepare(&config, dialer, follower);
+        let timelines = config.sync.as_ref().map(Timelines::new);
+        let (client, events, supervisor) = Self::prepare(&config, dialer, timelines);
         tokio::spawn(supervisor.run(None));
         Ok((client, events))
     }
@@ -120,49 +109,52 @@ impl Client {
     fn prepare(
         config: &ClientConfig,
         dialer: Dialer,
-        follower: Option<Follower>,
+        timelines: Option<Timelines>,
     ) -> (Self, Events, Supervisor) {
         let shared = Arc::new(Shared::default());
         let (commands, command_queue) = mpsc::channel(COMMANDS_MAX);
         let (event_queue, events) = mpsc::channel(config.events_max.get());
-        let supervisor =
-            Supervisor::new(dialer, Desk::new(Arc::clone(&shared), command_queue, event_queue, follower));
-        let positions = config.sync.as_ref().map(|sync| Arc::clone(&sync.positions));
+        let queue = CommandQueue::new(Arc::clone(&shared), command_queue, event_queue, timelines);
+        let supervisor = Supervisor::new(dialer, queue);
+        let positions = config.sync.as_ref().map(|sync| sync.store.clone());
         let client = Self {
             commands,
             shared,
             request_timeout: config.request_timeout,
             body_bytes_max: config.outbound_body_bytes_max,
             versions: Arc::new(config.versions.clone()),
+            positions: positions.clone(),
         };
         (client, Events::new(events, positions), supervisor)
     }
 
-    /// Sends `body` with `operation` (4, or 1000 and above) to the backend and gives the body of its reply; empty
-    /// from a server on which no backend answers.
+    /// Sends `body` with `operation` (4, or 1000 and above) to the application's backend and
+    /// returns the body of the reply. The reply is empty if no backend handles the operation.
     ///
-    /// Requests of one handle that are made one after the other arrive in that order. When as many wait as allowed
-    /// ([`ClientConfig::requests_max`]), this waits for its turn.
+    /// Requests of one handle that are made one after the other arrive in that order. When the
+    /// maximum number of requests is in flight ([`ClientConfig::requests_max`]), this waits.
     ///
     /// # Errors
-    /// See [`SendError`], which also says whether the server may have taken the message. Nothing is sent a second
-    /// time by itself.
+    /// See [`SendError`], which also states whether the server may have received the message. The
+    /// client never sends a message twice by itself.
     ///
     /// # Cancel safety
-    /// Dropped before the first poll nothing is sent. Later it may have been sent, or may still be; the reply is
-    /// then thrown away.
+    /// If the future is dropped before its first poll, nothing is sent. If it is dropped later, the
+    /// message may or may not be sent, and the reply is discarded.
     pub async fn send(&self, operation: Operation, body: impl Into<Bytes>) -> Result<Bytes, SendError> {
         self.send_as(Version::GOIM, operation, body).await
     }
 
-    /// As [`Client::send`], with a body in another version of the backend's schema. `body` is as the backend reads it: where the
-    /// version is a compressed one ([`ClientConfig::versions`]) it is compressed here, and the limit of its length is for what is sent.
+    /// Like [`Client::send`], with a body in another version of the application's schema.
+    ///
+    /// `body` is uncompressed. If the version is a compressed one ([`ClientConfig::versions`]), it
+    /// is compressed here, and the length limit applies to the compressed body.
     ///
     /// # Errors
     /// See [`SendError`].
     ///
     /// # Cancel safety
-    /// As [`Client::send`].
+    /// See [`Client::send`].
     pub async fn send_as(
         &self,
         version: Version,
@@ -176,224 +168,251 @@ impl Client {
             Encoding::Identity => body.into(),
             encoding => compress_always(encoding, &body.into(), Levels::default()).into(),
         };
-        let (len, limit) = (body.len(), self.body_bytes_max);
-        if len > limit {
-            return Err(SendError::BodyTooLong { len, limit });
-        }
-        self.ask(Wish::Request { version, operation, body }).await.map_err(send_error)
+        self.packet(version, operation, body).await.map_err(request_error)
     }
 
-    /// A request of the protocol's own.
-    pub(crate) async fn request(&self, operation: Operation, body: Bytes) -> Result<Bytes, SendError> {
-        let (len, limit) = (body.len(), self.body_bytes_max);
-        if len > limit {
-            return Err(SendError::BodyTooLong { len, limit });
-        }
-        self.ask(Wish::Request { version: Version::GOIM, operation, body }).await.map_err(send_error)
+    /// Sends a packet of the application or of the protocol.
+    pub(crate) async fn packet(
+        &self,
+        version: Version,
+        operation: Operation,
+        body: Bytes,
+    ) -> Result<Bytes, RequestFailure> {
+        self.check_len(body.len())?;
+        self.call(Request::Packet { version, operation, body }).await
     }
 
-    /// Moves to a room, given as `type://room`; the client is in one room at a time. After a reconnect it goes there
-    /// again.
+    /// Moves to a room, named `type://room`. The client returns to it after a reconnect.
     ///
-    /// `Ok`: the server has confirmed it, or there is no connection at the moment and the next one begins with it.
+    /// `Ok` means that the server confirmed it, or that there is no connection and the next one
+    /// starts in the room.
     ///
     /// # Errors
     /// See [`RoomError`].
     ///
     /// # Cancel safety
-    /// Dropped before the first poll nothing changes. Later the client may or may not want the room.
+    /// If the future is dropped before its first poll, nothing changes. If it is dropped later, the
+    /// room may or may not change.
     pub async fn change_room(&self, room: impl Into<String>) -> Result<(), RoomError> {
-        let room = room.into();
-        let (len, limit) = (room.len(), self.body_bytes_max);
-        if len > limit {
-            return Err(RoomError::NameTooLong { len, limit });
-        }
-        self.room(Some(room).filter(|room| !room.is_empty())).await
+        self.request_room(Some(room.into()).filter(|room| !room.is_empty())).await
     }
 
-    /// Leaves the room. After a reconnect the client is in none, whatever the token says.
+    /// Leaves the room. After a reconnect the client is in no room, even if the token names one.
     ///
-    /// `Ok`: as for [`Client::change_room`].
+    /// `Ok` means the same as for [`Client::change_room`].
     ///
     /// # Errors
     /// See [`RoomError`].
     ///
     /// # Cancel safety
-    /// As [`Client::change_room`].
+    /// See [`Client::change_room`].
     pub async fn leave_room(&self) -> Result<(), RoomError> {
-        self.room(None).await
+        self.request_room(None).await
     }
 
-    async fn room(&self, room: Option<String>) -> Result<(), RoomError> {
-        match self.ask(Wish::Room(room)).await {
-            // Without a connection the wish is kept.
-            Ok(_) | Err(Unfulfilled::Failed(Failure::Disconnected { .. } | Failure::TooManyChanges)) => {
-                Ok(())
-            }
-            Err(Unfulfilled::Closed) => Err(RoomError::Closed),
-            Err(Unfulfilled::TimedOut) => Err(RoomError::TimedOut),
-            Err(Unfulfilled::Failed(Failure::Refused(error))) => Err(RoomError::Refused(error)),
-            Err(Unfulfilled::Failed(Failure::TooLong { len, limit })) => {
-                Err(RoomError::NameTooLong { len, limit })
-            }
-        }
+    async fn request_room(&self, room: Option<String>) -> Result<(), RoomError> {
+        self.check_len(room.as_ref().map_or(0, String::len)).map_err(room_error)?;
+        self.call(Request::ChangeRoom(room)).await.map(drop).map_err(room_error)
     }
 
-    /// Joins rooms besides the one, given as `type://room`, now and after every reconnect. Gives the server's answer: what was joined
-    /// and what was refused. A server that knows nothing beyond goim answers nothing and does nothing.
+    /// Joins rooms besides the first one, named `type://room`, now and after every reconnect.
+    /// Returns which were joined and which were refused. A goim v2 server ignores the request; the
+    /// reply is then empty.
     ///
-    /// `Ok`: the server has answered, or there is no connection at the moment and the next one begins with it.
+    /// `Ok` means that the server replied, or that there is no connection and the next one joins
+    /// the rooms.
     ///
     /// # Errors
     /// See [`RoomError`].
     ///
     /// # Cancel safety
-    /// As [`Client::change_room`].
+    /// See [`Client::change_room`].
     pub async fn join_rooms(
         &self,
         rooms: impl IntoIterator<Item = impl Into<String>>,
     ) -> Result<RoomsReply, RoomError> {
-        self.rooms(rooms.into_iter().map(Into::into).collect(), true).await
+        self.request_rooms(rooms.into_iter().map(Into::into).collect(), true).await
     }
 
-    /// Leaves rooms of those that were joined so, now and after every reconnect.
+    /// Leaves rooms that were joined with [`Client::join_rooms`] or by the token, now and after
+    /// every reconnect.
     ///
     /// # Errors
     /// See [`RoomError`].
     ///
     /// # Cancel safety
-    /// As [`Client::change_room`].
+    /// See [`Client::change_room`].
     pub async fn leave_rooms(
         &self,
         rooms: impl IntoIterator<Item = impl Into<String>>,
     ) -> Result<RoomsReply, RoomError> {
-        self.rooms(rooms.into_iter().map(Into::into).collect(), false).await
+        self.request_rooms(rooms.into_iter().map(Into::into).collect(), false).await
     }
 
-    async fn rooms(&self, rooms: Vec<String>, wanted: bool) -> Result<RoomsReply, RoomError> {
+    async fn request_rooms(&self, rooms: Vec<String>, wanted: bool) -> Result<RoomsReply, RoomError> {
+        // The length of the JSON list: quotes and a comma for each name, and the brackets.
         let len = rooms.iter().map(|room| room.len().saturating_add(3)).sum::<usize>().saturating_add(2);
-        let limit = self.body_bytes_max;
-        if len > limit {
-            return Err(RoomError::NameTooLong { len, limit });
-        }
-        match self.ask(Wish::Rooms { rooms, wanted }).await {
-            Ok(body) => Ok(RoomsReply::parse(&body)),
-            Err(Unfulfilled::Failed(Failure::Disconnected { .. })) => Ok(RoomsReply::default()),
-            Err(Unfulfilled::Closed) => Err(RoomError::Closed),
-            Err(Unfulfilled::TimedOut) => Err(RoomError::TimedOut),
-            Err(Unfulfilled::Failed(Failure::Refused(error))) => Err(RoomError::Refused(error)),
-            Err(Unfulfilled::Failed(Failure::TooLong { len, limit })) => {
-                Err(RoomError::NameTooLong { len, limit })
-            }
-            Err(Unfulfilled::Failed(Failure::TooManyChanges)) => {
-                Err(RoomError::TooMany { limit: Self::ROOM_CHANGES_MAX })
-            }
-        }
+        self.check_len(len).map_err(room_error)?;
+        let reply = self.call(Request::ChangeRooms { rooms, wanted }).await.map_err(room_error)?;
+        Ok(RoomsReply::parse(&reply))
     }
 
-    /// Presents a new token to the server, so that the session goes on when the one that it has ends. What a later connection
-    /// presents is for [`ClientConfig::auth`] to know.
+    /// Presents a new token to the server, so that the session outlives its present one. Later
+    /// connections use [`ClientConfig::auth`], not this token.
     ///
     /// # Errors
-    /// See [`SendError`]; refused with the code that the token would have had at the beginning.
+    /// See [`SendError`]. A refused token has the same code as at the start of a connection.
     ///
     /// # Cancel safety
-    /// As [`Client::send`].
+    /// See [`Client::send`].
     pub async fn refresh_token(&self, token: impl Into<Token>) -> Result<(), SendError> {
         let token = token.into();
         let text = String::from_utf8_lossy(token.expose());
         let body: Bytes = serde_json::json!({ "token": text }).to_string().into();
-        let (version, operation) = (Version::GOIM, Operation::REFRESH_TOKEN);
-        let result = self.ask(Wish::Request { version, operation, body }).await;
-        result.map(drop).map_err(send_error)
+        let result = self.packet(Version::GOIM, Operation::REFRESH_TOKEN, body).await;
+        result.map(drop).map_err(request_error)
     }
 
-    /// Asks for pushes of these operations, now and after every reconnect.
+    /// Subscribes to operations, now and after every reconnect: pushes to keys, to members and to
+    /// all reach a session only with operations that it subscribed to.
     ///
-    /// `Ok`: the server has confirmed it, or there is no connection at the moment and the next one begins with it.
+    /// `Ok` means that the server confirmed it, or that there is no connection and the next one
+    /// subscribes.
     ///
     /// # Errors
     /// See [`SubscribeError`].
     ///
     /// # Cancel safety
-    /// Dropped before the first poll nothing changes. Later the client may or may not want the operations.
+    /// If the future is dropped before its first poll, nothing changes. If it is dropped later, the
+    /// subscriptions may or may not change.
     pub async fn subscribe(&self, operations: &[Operation]) -> Result<(), SubscribeError> {
-        self.operations(operations, true).await
+        self.request_operations(operations, true).await
     }
 
-    /// Asks for no more pushes of these operations, now and after every reconnect.
+    /// Unsubscribes from operations, now and after every reconnect.
     ///
     /// # Errors
     /// See [`SubscribeError`].
     ///
     /// # Cancel safety
-    /// As [`Client::subscribe`].
+    /// See [`Client::subscribe`].
     pub async fn unsubscribe(&self, operations: &[Operation]) -> Result<(), SubscribeError> {
-        self.operations(operations, false).await
+        self.request_operations(operations, false).await
     }
 
-    async fn operations(&self, operations: &[Operation], wanted: bool) -> Result<(), SubscribeError> {
-        let too_many = SubscribeError::TooMany { limit: Self::SUBSCRIPTION_CHANGES_MAX };
+    async fn request_operations(&self, operations: &[Operation], wanted: bool) -> Result<(), SubscribeError> {
         if operations.is_empty() {
             return Ok(());
         }
         if operations.len() > Self::SUBSCRIPTION_CHANGES_MAX {
-            return Err(too_many);
+            return Err(subscribe_error(RequestFailure::TooMany));
         }
-        match self.ask(Wish::Operations { operations: operations.to_vec(), wanted }).await {
-            Ok(_) | Err(Unfulfilled::Failed(Failure::Disconnected { .. })) => Ok(()),
-            Err(Unfulfilled::Closed) => Err(SubscribeError::Closed),
-            Err(Unfulfilled::TimedOut) => Err(SubscribeError::TimedOut),
-            Err(Unfulfilled::Failed(Failure::Refused(error))) => Err(SubscribeError::Refused(error)),
-            Err(Unfulfilled::Failed(Failure::TooManyChanges | Failure::TooLong { .. })) => Err(too_many),
-        }
+        let request = Request::ChangeOperations { operations: operations.to_vec(), wanted };
+        self.call(request).await.map(drop).map_err(subscribe_error)
     }
 
-    /// Sends a heartbeat now, besides those that the client sends by itself, and gives the number of sessions online
-    /// in the room; zero in no room.
+    /// Sends a heartbeat now, besides the periodic ones, and returns the number of sessions online
+    /// in the room; zero without a room.
     ///
     /// # Errors
     /// See [`HeartbeatError`].
     ///
     /// # Cancel safety
-    /// Nothing is lost with a dropped future but the count.
+    /// Dropping the future loses only the count.
     pub async fn heartbeat(&self) -> Result<u32, HeartbeatError> {
-        let (version, operation, body) = (Version::GOIM, Operation::HEARTBEAT, Bytes::new());
-        match self.ask(Wish::Request { version, operation, body }).await {
-            Ok(body) => control::parse_online_count(&body)
-                .and_then(|count| u32::try_from(count).ok())
-                .ok_or(HeartbeatError::BadReply),
-            Err(Unfulfilled::Closed) => Err(HeartbeatError::Closed),
-            Err(Unfulfilled::TimedOut) => Err(HeartbeatError::TimedOut),
-            Err(Unfulfilled::Failed(Failure::Disconnected { .. })) => Err(HeartbeatError::Disconnected),
-            Err(Unfulfilled::Failed(_)) => Err(HeartbeatError::BadReply),
-        }
+        let reply = self.packet(Version::GOIM, Operation::HEARTBEAT, Bytes::new()).await;
+        let body = reply.map_err(|failure| match failure {
+            RequestFailure::Closed => HeartbeatError::Closed,
+            RequestFailure::TimedOut => HeartbeatError::TimedOut,
+            RequestFailure::Disconnected { .. } => HeartbeatError::Disconnected,
+            _ => HeartbeatError::BadReply,
+        })?;
+        let count = control::parse_online_count(&body).and_then(|count| u32::try_from(count).ok());
+        count.ok_or(HeartbeatError::BadReply)
     }
 
-    /// Ends the client and waits until the connection is closed, a second at most. Events that still wait can be
-    /// taken; behind them [`Events::next`] gives `None`. No error: a client that has ended is closed already.
+    /// Closes the client and waits until the connection is closed, at most a second. Queued events
+    /// can still be received; after them [`Events::recv`] returns `None`. Does nothing if the
+    /// client has ended.
     ///
     /// # Cancel safety
-    /// The client ends though the future is dropped, once it was polled.
+    /// Once polled, the client closes even if the future is dropped.
     pub async fn close(&self) {
-        self.shared.stop.send_replace(true);
+        self.shared.stop.cancel();
         self.commands.closed().await;
     }
 
-    /// Counters since the client was made.
+    /// Returns the counters since the client was created.
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.shared.counters.snapshot()
     }
 
-    async fn ask(&self, wish: Wish) -> Result<Bytes, Unfulfilled> {
-        let (answer, answered) = oneshot::channel();
-        let asked = async {
-            let command = Command { wish, answer };
-            self.commands.send(command).await.map_err(|_| Unfulfilled::Closed)?;
-            answered.await.map_err(|_| Unfulfilled::Closed)
+    pub(crate) fn positions(&self) -> Option<&SharedPositionStore> {
+        self.positions.as_ref()
+    }
+
+    fn check_len(&self, len: usize) -> Result<(), RequestFailure> {
+        let limit = self.body_bytes_max;
+        if len > limit { Err(RequestFailure::TooLong { len, limit }) } else { Ok(()) }
+    }
+
+    /// Passes a request to the task and waits for the reply, both within the request timeout.
+    pub(crate) async fn call(&self, request: Request) -> Result<Bytes, RequestFailure> {
+        let (reply, received) = oneshot::channel();
+        let call = async {
+            let command = Command { request, reply };
+            self.commands.send(command).await.map_err(|_| RequestFailure::Closed)?;
+            received.await.map_err(|_| RequestFailure::Closed)?
         };
-        let answer = tokio::time::timeout(self.request_timeout, asked).await;
-        answer.map_err(|_| Unfulfilled::TimedOut)??.map_err(Unfulfilled::Failed)
+        let result = tokio::time::timeout(self.request_timeout, call).await;
+        result.map_err(|_| RequestFailure::TimedOut)?
+    }
+}
+
+pub(crate) fn request_error(failure: RequestFailure) -> SendError {
+    match failure {
+        RequestFailure::TimedOut => SendError::TimedOut,
+        RequestFailure::Disconnected { may_have_arrived } => SendError::Disconnected { may_have_arrived },
+        RequestFailure::Refused(error) => SendError::Refused(error),
+        RequestFailure::TooLong { len, limit } => SendError::BodyTooLong { len, limit },
+        // The last two never happen to a packet.
+        RequestFailure::Closed | RequestFailure::TooMany | RequestFailure::SyncDisabled => SendError::Closed,
+    }
+}
+
+fn room_error(failure: RequestFailure) -> RoomError {
+    match failure {
+        RequestFailure::TimedOut => RoomError::TimedOut,
+        RequestFailure::Refused(error) => RoomError::Refused(error),
+        RequestFailure::TooLong { len, limit } => RoomError::NameTooLong { len, limit },
+        RequestFailure::TooMany => RoomError::TooMany { limit: Client::ROOM_CHANGES_MAX },
+        // The last two never happen to a change of state: it is recorded for the next connection.
+        RequestFailure::Closed | RequestFailure::Disconnected { .. } | RequestFailure::SyncDisabled => {
+            RoomError::Closed
+        }
+    }
+}
+
+fn subscribe_error(failure: RequestFailure) -> SubscribeError {
+    match failure {
+        RequestFailure::TimedOut => SubscribeError::TimedOut,
+        RequestFailure::Refused(error) => SubscribeError::Refused(error),
+        RequestFailure::TooMany | RequestFailure::TooLong { .. } => {
+            SubscribeError::TooMany { limit: Client::SUBSCRIPTION_CHANGES_MAX }
+        }
+        RequestFailure::Closed | RequestFailure::Disconnected { .. } | RequestFailure::SyncDisabled => {
+            SubscribeError::Closed
+        }
+    }
+}
+
+pub(crate) fn timeline_error(failure: RequestFailure) -> TimelineError {
+    match failure {
+        RequestFailure::TimedOut => TimelineError::TimedOut,
+        RequestFailure::TooMany => TimelineError::TooMany { limit: Client::TIMELINES_MAX },
+        RequestFailure::SyncDisabled => TimelineError::SyncDisabled,
+        // The others never happen: subscriptions are not sent to the server.
+        _ => TimelineError::Closed,
     }
 }

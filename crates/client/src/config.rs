@@ -1,4 +1,4 @@
-//! What an application decides about its connection, with the reasons for the defaults.
+//! The configuration of a client, with the reasons for the defaults.
 
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -7,15 +7,15 @@ use std::time::Duration;
 use goim_session::ClientRules;
 use goim_wire::VersionTable;
 
-use crate::{Auth, Backoff, Endpoint, NodeSource, SyncConfig};
+use crate::{Auth, Backoff, Client, Endpoint, NodeSource, SyncConfig};
 
 /// Where to connect.
 #[derive(Debug, Clone)]
 pub enum Target {
-    /// These, tried in order. When none answers, the backoff decides when the first is tried again.
+    /// These endpoints, tried in order. If none responds, the client waits and starts again.
     Endpoints(Vec<Endpoint>),
-    /// What the node list says, asked anew before each round of attempts. When logic does not answer, the last list
-    /// is used.
+    /// The nodes of the node list, which is requested before each attempt. While logic does not
+    /// respond, the last list is used.
     Nodes(NodeSource),
 }
 
@@ -37,22 +37,23 @@ impl From<NodeSource> for Target {
     }
 }
 
-/// Which certificates vouch for a server. There is no way to accept any: a test signs its own and gives it here.
+/// The certificates that are trusted. There is no option to accept any certificate: a test signs
+/// its own and passes it here.
 #[derive(Debug, Clone, Default)]
 pub enum TlsRoots {
-    /// Those of the operating system, read once when the client is made.
+    /// The certificates of the operating system, read once when the client is created.
     #[default]
     System,
-    /// Only these: one or more certificates in PEM.
+    /// Only these: one or more certificates in PEM format.
     Pem(Vec<u8>),
 }
 
-/// Header lines of HTTP. Their values may be credentials: `Debug` shows the names only.
+/// HTTP headers. Values may be credentials, so `Debug` shows only the names.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Headers(Vec<(String, String)>);
 
 impl Headers {
-    /// Adds a line.
+    /// Adds a header.
     #[must_use]
     pub fn with(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.0.push((name.into(), value.into()));
@@ -70,7 +71,7 @@ impl fmt::Debug for Headers {
     }
 }
 
-/// Everything that a client can be told. Begin with [`ClientConfig::new`].
+/// The configuration of a client. Start with [`ClientConfig::new`].
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ClientConfig {
@@ -78,40 +79,46 @@ pub struct ClientConfig {
     pub target: Target,
     /// How to authenticate.
     pub auth: Auth,
-    /// Time between two heartbeats. `None` (default): what the node list says, else 4 min, goim's default. A server
-    /// that tells its own limit (extended auth reply) gets heartbeats at half of it, if that is more often.
+    /// The time between heartbeats. `None` (default): the node list's value, else 4 min, goim's
+    /// default. If the auth reply contains the server's limit, the interval is at most half of it.
     pub heartbeat_interval: Option<Duration>,
-    /// A heartbeat is unanswered, and nothing else comes in, for this long: the connection is given up. Default 15 s.
+    /// The time after an unanswered heartbeat without any input after which the connection is
+    /// considered lost. Default 15 s.
     pub heartbeat_timeout: Duration,
-    /// For one endpoint: from the name's resolution to the auth reply. Default 10 s.
+    /// The time for one endpoint, from name resolution to the auth reply. Default 10 s.
     pub connect_timeout: Duration,
-    /// From the call of a request to its reply. Default 10 s.
+    /// The time from a call to its reply. Default 10 s.
     pub request_timeout: Duration,
-    /// Delays between attempts. `None` (default): what the node list says, else [`Backoff::default`].
+    /// The delays between attempts. `None` (default): the node list's values, else
+    /// [`Backoff::default`]. A delay that the server asks for when it disconnects replaces them.
     pub backoff: Option<Backoff>,
-    /// Certificates that are trusted by `tls` and `wss` endpoints. Default: the system's.
+    /// The certificates that are trusted for `tls` and `wss` endpoints and for an `https` node
+    /// list. Default: the system's.
     pub tls_roots: TlsRoots,
-    /// Header lines for the upgrade request of `ws` and `wss` endpoints, for example a cookie. Default none.
+    /// Headers of the upgrade request to `ws` and `wss` endpoints, for example a cookie. Default
+    /// none.
     pub websocket_headers: Headers,
-    /// What versions of packets mean; the server has the same table, at `/v1/protocol`. Default the rows that everybody has. Bodies
-    /// that are compressed come to the application inflated, with the version that the row says of them.
+    /// The schemas and encodings of packet versions. The server publishes its table at
+    /// `/v1/protocol`. Default: the rows that every server has. Compressed bodies are decompressed
+    /// for the application, which sees the uncompressed version of the same schema.
     pub versions: VersionTable,
-    /// Largest inbound body in bytes. Default 64 MiB, see [`ClientRules::BODY_BYTES_MAX`].
+    /// The largest inbound body in bytes. Default 64 MiB, see [`ClientRules::BODY_BYTES_MAX`].
     pub inbound_body_bytes_max: usize,
-    /// Largest outbound body in bytes, the token included. Default 4096: goim's server ends a connection over more.
+    /// The largest outbound body in bytes, including the token. Default 4096: the server closes a
+    /// connection that sends more.
     pub outbound_body_bytes_max: usize,
-    /// Requests that may wait for replies at once; further calls wait for their turn. Default 64.
+    /// The maximum number of requests in flight. Further calls wait. Default 64.
     pub requests_max: NonZeroUsize,
-    /// Events that may wait for the application. Default 256. With the queue full nothing is read from the socket:
-    /// the server then holds back, and by its own policy drops pushes or ends the session. Worst-case memory is this
-    /// times the largest push.
+    /// The length of the event queue. Default 256. While it is full, the socket is not read, and
+    /// the server queues pushes, drops them or closes the session, according to its own policy.
+    /// Worst-case memory is this times the largest push.
     pub events_max: NonZeroUsize,
-    /// The timelines that are followed. Default none: then messages in timelines come as plain pushes.
+    /// The timelines to sync. Default none: stored messages are then plain pushes.
     pub sync: Option<SyncConfig>,
 }
 
 impl ClientConfig {
-    /// A configuration with defaults for everything else.
+    /// Returns a configuration with defaults for everything else.
     pub fn new(target: impl Into<Target>, auth: impl Into<Auth>) -> Self {
         let rules = ClientRules::default();
         Self {
@@ -137,6 +144,11 @@ impl ClientConfig {
         if matches!(&self.target, Target::Endpoints(endpoints) if endpoints.is_empty()) {
             return Err(ConfigError::NoEndpoints);
         }
+        if let Some(sync) = &self.sync
+            && sync.timelines.len() > Client::TIMELINES_MAX
+        {
+            return Err(ConfigError::TooManyTimelines { limit: Client::TIMELINES_MAX });
+        }
         let times = [
             ("heartbeat_interval", self.heartbeat_interval.unwrap_or(Duration::MAX)),
             ("heartbeat_timeout", self.heartbeat_timeout),
@@ -153,11 +165,11 @@ impl ClientConfig {
     pub(crate) fn uses_tls(&self) -> bool {
         match &self.target {
             Target::Endpoints(endpoints) => endpoints.iter().any(|endpoint| endpoint.scheme().is_tls()),
-            Target::Nodes(source) => source.scheme.is_tls(),
+            Target::Nodes(source) => source.scheme.is_tls() || source.uses_https(),
         }
     }
 
-    /// The rules of a session, with this time between heartbeats.
+    /// Returns the rules of a session with this heartbeat interval.
     pub(crate) fn rules(&self, heartbeat_interval: Duration) -> ClientRules {
         let mut rules = ClientRules::new(self.inbound_body_bytes_max);
         rules.handshake_timeout = self.connect_timeout;
@@ -169,15 +181,22 @@ impl ClientConfig {
     }
 }
 
-/// What is wrong with a configuration.
+/// An invalid configuration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ConfigError {
-    /// There is nothing to connect to.
-    #[error("no endpoint is given")]
+    /// The list of endpoints is empty.
+    #[error("no endpoint")]
     NoEndpoints,
-    /// This must be longer than nothing.
+    /// This duration must not be zero.
     #[error("{0} must not be zero")]
     Zero(&'static str),
+    /// [`crate::SyncConfig::timelines`] is too long.
+    #[error("more than {limit} timelines")]
+    TooManyTimelines {
+        /// See [`Client::TIMELINES_MAX`].
+        limit: usize,
+    },
     /// The trusted certificates cannot be used.
     #[error("trusted certificates: {0}")]
     BadRoots(String),

@@ -1,4 +1,6 @@
-//! A connected socket with the session on it: bytes and time between the two, no decisions.
+//! A connected socket with its protocol session: moves bytes and time between the two.
+//!
+//! It takes no decisions; those are [`crate::connection_task`]'s.
 
 use std::io;
 use std::time::Duration;
@@ -10,11 +12,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::time::Instant;
 
 use crate::Endpoint;
-use crate::dial::Socket;
+use crate::desired_state::DesiredState;
+use crate::dialer::Socket;
 use crate::event::{AuthReply, DisconnectReason};
-use crate::wanted::Wanted;
 
-/// Bytes that are read at once.
+/// The maximum number of bytes per read.
 const READ_BYTES: usize = 16 * 1024;
 
 /// An authenticated connection.
@@ -22,13 +24,14 @@ pub(crate) struct Connection {
     pub(crate) link: Link,
     pub(crate) endpoint: Endpoint,
     pub(crate) reply: AuthReply,
-    /// What the token has said of the application's wishes.
-    pub(crate) applied: Wanted,
-    /// The token has said where the client is in its timelines: the server answers that without being asked.
-    pub(crate) resumes: bool,
+    /// The part of the desired state that was in the token.
+    pub(crate) applied: DesiredState,
+    /// The revision of the timelines whose positions were in the token; the server syncs those
+    /// without being asked. `None` when the token contained none.
+    pub(crate) resume_revision: Option<u64>,
 }
 
-/// The session's time: milliseconds since the connection was made.
+/// The session's clock: milliseconds since the connection was started.
 #[derive(Clone, Copy)]
 pub(crate) struct Clock(Instant);
 
@@ -41,35 +44,35 @@ impl Clock {
         Moment::default().after(self.0.elapsed())
     }
 
-    /// When `moment` is. What never comes is a year away.
+    /// Converts a time of the session. [`Moment::NEVER`] becomes a year from now.
     pub(crate) fn instant(self, moment: Moment) -> Instant {
         let year = Duration::from_secs(365 * 24 * 60 * 60);
         self.0 + Moment::default().until(moment).min(year)
     }
 }
 
-/// Socket, session and what was read and not yet looked at.
+/// Socket, session, and input that is read but not processed.
 pub(crate) struct Link {
     pub(crate) session: ClientSession,
     pub(crate) clock: Clock,
     pub(crate) versions: VersionTable,
-    /// What a compressed body may grow to.
+    /// The maximum size of a body after decompression.
     body_bytes_max: usize,
     reader: ReadHalf<Box<dyn Socket>>,
     writer: WriteHalf<Box<dyn Socket>>,
     input: Vec<u8>,
-    /// How much of `input` was read, and how much of that is dealt with.
+    /// How many bytes of `input` were read, and how many of those are processed.
     filled: usize,
     at: usize,
-    /// Bytes written in all.
+    /// The total number of bytes written.
     written: u64,
-    /// TLS may hold back what it was given until it is flushed.
+    /// TLS may buffer written bytes until it is flushed.
     needs_flush: bool,
 }
 
-/// What became of [`Link::exchange`].
+/// The result of [`Link::exchange`].
 pub(crate) enum Exchange {
-    /// So many bytes were read; none: the server has closed.
+    /// The number of bytes read; zero when the server has closed.
     Read(io::Result<usize>),
     /// Something was written.
     Wrote(io::Result<()>),
@@ -101,45 +104,46 @@ impl Link {
         }
     }
 
-    /// A body that is written as this version says.
+    /// Decompresses a body of this version.
     pub(crate) fn inflate(&self, version: Version, body: &[u8]) -> Result<Vec<u8>, DisconnectReason> {
-        let unknown = || {
-            DisconnectReason::Protocol(format!("a body of version {}, which nobody has explained", version.0))
-        };
+        let unknown = || DisconnectReason::Protocol(format!("a body of the unknown version {}", version.0));
         let row = self.versions.row(version).ok_or_else(unknown)?;
         goim_compression::inflate(row.encoding, body, self.body_bytes_max)
             .map_err(|error| DisconnectReason::Protocol(format!("a body of version {}: {error}", version.0)))
     }
 
-    /// The next thing that the session makes of the input.
+    /// Returns the next step of the session for the input.
     pub(crate) fn step(&mut self) -> Result<ClientStep<'_>, Ended> {
         let now = self.clock.now();
         let input = self.input.get_mut(..self.filled).unwrap_or_default();
         self.session.step(now, input, &mut self.at)
     }
 
-    /// Place in the stream of everything written, where the next request begins.
+    /// Returns the offset in everything written at which the next request starts.
     pub(crate) fn output_end(&self) -> u64 {
         self.written.saturating_add(self.session.output().len() as u64)
     }
 
-    /// True when a byte behind this place was written.
-    pub(crate) fn has_written_beyond(&self, place: u64) -> bool {
-        self.written > place
+    /// Returns whether a byte at or after this offset was written.
+    pub(crate) fn has_written_beyond(&self, offset: u64) -> bool {
+        self.written > offset
     }
 
-    /// Reads once; to be called when the input is used up.
+    /// Reads once. Call it when the input is used up.
     ///
-    /// Cancel safe.
+    /// # Cancel safety
+    /// No byte is lost.
     pub(crate) async fn read(&mut self) -> io::Result<usize> {
         let len = self.reader.read(&mut self.input).await?;
         (self.filled, self.at) = (len, 0);
         Ok(len)
     }
 
-    /// Reads or writes once, whichever can be done first. Waits forever when neither is wanted.
+    /// Reads or writes once, whichever is possible first. Never completes when neither is
+    /// requested.
     ///
-    /// Cancel safe.
+    /// # Cancel safety
+    /// No byte is lost or written twice.
     pub(crate) async fn exchange(&mut self, reading: bool, writing: bool) -> Exchange {
         let output = self.session.output();
         let writing = writing && (!output.is_empty() || self.needs_flush);
@@ -162,7 +166,7 @@ impl Link {
         self.written = self.written.saturating_add(len as u64);
     }
 
-    /// Writes all that waits. Not cancel safe in that some of it may be written.
+    /// Writes all output of the session. After a cancellation, some of it may be written.
     pub(crate) async fn write_all(&mut self) -> io::Result<()> {
         while !self.session.output().is_empty() || self.needs_flush {
             let len = write_or_flush(&mut self.writer, self.session.output()).await?;
@@ -171,19 +175,19 @@ impl Link {
         Ok(())
     }
 
-    /// Says goodbye, as far as the peer lets it within `patience`.
-    pub(crate) async fn close(&mut self, patience: Duration) {
+    /// Closes the connection gracefully, or abandons it after `timeout`.
+    pub(crate) async fn close(&mut self, timeout: Duration) {
         self.session.close();
-        let goodbye = async {
+        let close = async {
             self.write_all().await?;
             self.writer.shutdown().await
         };
         // The connection ends either way.
-        let _ = tokio::time::timeout(patience, goodbye).await;
+        let _ = tokio::time::timeout(timeout, close).await;
     }
 }
 
-/// Writes once, or flushes when there is nothing to write; gives the bytes written.
+/// Writes once, or flushes when there is nothing to write. Returns the number of bytes written.
 async fn write_or_flush(writer: &mut WriteHalf<Box<dyn Socket>>, output: &[u8]) -> io::Result<usize> {
     if output.is_empty() {
         writer.flush().await?;

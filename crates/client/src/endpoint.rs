@@ -1,9 +1,9 @@
-//! Where a server is reached, and by which transport.
+//! Addresses of servers: transport, host, port and path.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// How packets travel.
+/// The transport of packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Scheme {
     /// `tcp`: packets on a TCP stream. Default port 3101.
@@ -19,7 +19,7 @@ pub enum Scheme {
 impl Scheme {
     const ALL: [Self; 4] = [Self::Tcp, Self::Tls, Self::Ws, Self::Wss];
 
-    /// The word in front of `://`.
+    /// Returns the text before `://`.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -30,7 +30,7 @@ impl Scheme {
         }
     }
 
-    /// goim's port for this transport.
+    /// Returns goim's port for this transport.
     #[must_use]
     pub const fn default_port(self) -> u16 {
         match self {
@@ -40,13 +40,13 @@ impl Scheme {
         }
     }
 
-    /// True when the connection is encrypted.
+    /// Returns whether the connection is encrypted.
     #[must_use]
     pub const fn is_tls(self) -> bool {
         matches!(self, Self::Tls | Self::Wss)
     }
 
-    /// True when packets are WebSocket messages.
+    /// Returns whether packets are WebSocket messages.
     #[must_use]
     pub const fn is_websocket(self) -> bool {
         matches!(self, Self::Ws | Self::Wss)
@@ -69,15 +69,15 @@ pub struct Endpoint {
     /// Without the brackets of an IPv6 address.
     host: String,
     port: u16,
-    /// Empty for byte streams.
+    /// Empty for `tcp` and `tls`.
     path: String,
 }
 
 impl Endpoint {
-    /// Path of the WebSocket unless another is given.
+    /// The default path of the WebSocket.
     pub const DEFAULT_PATH: &'static str = "/sub";
 
-    /// An endpoint on `host`, a name or an address, with the default path.
+    /// Creates an endpoint on `host`, a name or an address, with the default path.
     ///
     /// # Errors
     /// [`EndpointError::BadHost`].
@@ -91,31 +91,31 @@ impl Endpoint {
         Ok(Self { scheme, host: host.to_owned(), port, path: path.to_owned() })
     }
 
-    /// How packets travel.
+    /// Returns the transport.
     #[must_use]
     pub fn scheme(&self) -> Scheme {
         self.scheme
     }
 
-    /// Name or address, an IPv6 address without brackets.
+    /// Returns the name or address; an IPv6 address is without brackets.
     #[must_use]
     pub fn host(&self) -> &str {
         &self.host
     }
 
-    /// The TCP port.
+    /// Returns the TCP port.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Path of the WebSocket; empty for byte streams.
+    /// Returns the path of the WebSocket; empty for `tcp` and `tls`.
     #[must_use]
     pub fn path(&self) -> &str {
         &self.path
     }
 
-    /// `host:port`, an IPv6 address in brackets.
+    /// Returns `host:port`, with an IPv6 address in brackets.
     #[must_use]
     pub fn authority(&self) -> String {
         if self.host.contains(':') {
@@ -125,7 +125,7 @@ impl Endpoint {
         }
     }
 
-    /// This endpoint on another node: `node` is a host, or a host and a port.
+    /// Returns this endpoint on another node: a host, or a host and a port.
     pub(crate) fn on_node(&self, node: &str) -> Option<Self> {
         let (host, port) = split_port(node).ok()?;
         let mut moved = Self::new(self.scheme, host, port.unwrap_or(self.port)).ok()?;
@@ -138,9 +138,9 @@ impl FromStr for Endpoint {
     type Err = EndpointError;
 
     fn from_str(text: &str) -> Result<Self, EndpointError> {
-        let (word, rest) = text.split_once("://").ok_or(EndpointError::NoScheme)?;
-        let scheme = Scheme::ALL.into_iter().find(|scheme| scheme.as_str() == word);
-        let scheme = scheme.ok_or_else(|| EndpointError::UnknownScheme(word.to_owned()))?;
+        let (name, rest) = text.split_once("://").ok_or(EndpointError::NoScheme)?;
+        let scheme = Scheme::ALL.into_iter().find(|scheme| scheme.as_str() == name);
+        let scheme = scheme.ok_or_else(|| EndpointError::UnknownScheme(name.to_owned()))?;
         let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         let (host, port) = split_port(authority)?;
         let mut endpoint = Self::new(scheme, host, port.unwrap_or(scheme.default_port()))?;
@@ -160,7 +160,7 @@ fn split_port(authority: &str) -> Result<(&str, Option<u16>), EndpointError> {
     let Some(colon) = colon else { return Ok((authority, None)) };
     let (host, port) = (&authority[..colon], &authority[colon + 1..]);
     if bracket == 0 && host.contains(':') {
-        // An IPv6 address must stand in brackets, else its last part would be taken for a port.
+        // Without brackets, the last group of an IPv6 address would be parsed as a port.
         return Err(EndpointError::BadHost(authority.to_owned()));
     }
     match port.parse::<u16>() {
@@ -175,25 +175,26 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// Why a text is no endpoint.
+/// Why a text is not an endpoint.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum EndpointError {
-    /// No `://` in it.
+    /// There is no `://`.
     #[error("an endpoint begins with tcp://, tls://, ws:// or wss://")]
     NoScheme,
-    /// Another word in front of `://`.
-    #[error("unknown transport {0:?}: tcp, tls, ws and wss are known")]
+    /// An unknown transport.
+    #[error("unknown transport {0:?}: use tcp, tls, ws or wss")]
     UnknownScheme(String),
-    /// The host is empty, or has characters that no host has; IPv6 addresses stand in brackets.
+    /// The host is empty or contains invalid characters. IPv6 addresses need brackets.
     #[error("bad host {0:?}")]
     BadHost(String),
     /// Not a number from 1 to 65535.
     #[error("bad port {0:?}: a number from 1 to 65535 is expected")]
     BadPort(String),
-    /// Blanks or control characters in the path.
+    /// The path contains spaces or control characters.
     #[error("bad path {0:?}")]
     BadPath(String),
-    /// Only WebSocket has a path.
+    /// `tcp` and `tls` endpoints have no path.
     #[error("tcp and tls endpoints have no path")]
     PathOnStream,
 }
@@ -203,11 +204,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn endpoints_are_read_with_goims_ports_as_defaults() {
+    fn endpoints_are_parsed_with_goims_default_ports() {
         let check = |text: &str, expect: &str| {
             let endpoint: Endpoint = text.parse().unwrap_or_else(|error| panic!("{text}: {error}"));
             assert_eq!(endpoint.to_string(), expect);
-            assert_eq!(expect.parse::<Endpoint>().unwrap(), endpoint, "{expect} reads back");
+            assert_eq!(expect.parse::<Endpoint>().unwrap(), endpoint, "{expect}");
         };
         check("tcp://127.0.0.1", "tcp://127.0.0.1:3101");
         check("tcp://h:1/", "tcp://h:1");
@@ -220,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_endpoint_is_refused_with_the_reason() {
+    fn invalid_endpoints_are_refused_with_the_reason() {
         let check = |text: &str, expect| assert_eq!(text.parse::<Endpoint>(), Err(expect), "{text}");
         check("127.0.0.1:3101", EndpointError::NoScheme);
         check("http://h", EndpointError::UnknownScheme("http".to_owned()));
@@ -235,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_move_keeps_transport_and_path() {
+    fn another_node_keeps_transport_and_path() {
         let endpoint: Endpoint = "ws://old:80/x".parse().unwrap();
         assert_eq!(endpoint.on_node("new").unwrap().to_string(), "ws://new:80/x");
         assert_eq!(endpoint.on_node("[::1]:81").unwrap().to_string(), "ws://[::1]:81/x");

@@ -1,4 +1,4 @@
-//! Why operations fail: one enum for each.
+//! The errors: one enum for each kind of operation.
 
 use std::io;
 use std::time::Duration;
@@ -7,79 +7,89 @@ use goim_session::client::Ended;
 use serde_json::Value;
 
 use crate::auth::ProviderError;
+use crate::positions::PositionStoreError;
 use crate::{Advice, ConfigError, Endpoint, NodesError};
 
-/// Why there is no connection.
+/// Why the client is not connected.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ConnectError {
     /// The configuration cannot be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// There is no node list, and none from before.
+    /// The node list is not available, and there is no earlier one.
     #[error(transparent)]
     Nodes(#[from] NodesError),
-    /// The token provider has failed.
+    /// The token provider failed.
     #[error("no token: {0}")]
     Token(#[source] ProviderError),
-    /// The server would end the connection over it.
+    /// The position of a timeline could not be loaded.
+    #[error("position of {timeline} not loaded: {source}")]
+    Positions {
+        /// The timeline.
+        timeline: String,
+        /// The error of the position store.
+        source: PositionStoreError,
+    },
+    /// The token exceeds the limit. The server would close the connection.
     #[error("token of {len} bytes exceeds the limit of {limit}")]
     TokenTooLong {
-        /// Bytes in the body of the auth packet.
+        /// The length of the auth packet's body in bytes.
         len: usize,
         /// See [`crate::ClientConfig::outbound_body_bytes_max`].
         limit: usize,
     },
-    /// No connection could be made, or it broke before the auth reply.
+    /// The connection could not be made, or it failed before the auth reply.
     #[error("{endpoint}: {source}")]
     Io {
-        /// Where.
+        /// The server's address.
         endpoint: Endpoint,
-        /// What the system says; for TLS, what is wrong with the certificate.
+        /// The error of the system; for TLS also of the certificate check.
         source: io::Error,
     },
     /// There was no auth reply in time.
     #[error("{endpoint}: no reply to the token in time")]
     TimedOut {
-        /// Where.
+        /// The server's address.
         endpoint: Endpoint,
     },
-    /// The server has closed instead of replying to the token. goim does so when it does not accept the token, and
-    /// when it cannot check it.
+    /// The server closed instead of replying to the token. goim v2 does that when it refuses the
+    /// token, and when it cannot check it.
     #[error("{endpoint}: closed instead of a reply to the token")]
     ClosedDuringAuth {
-        /// Where.
+        /// The server's address.
         endpoint: Endpoint,
     },
-    /// What the server has sent is not the protocol.
+    /// The server sent invalid data.
     #[error("{endpoint}: {reason}")]
     Protocol {
-        /// Where.
+        /// The server's address.
         endpoint: Endpoint,
-        /// What is wrong with it.
+        /// What is invalid.
         reason: String,
     },
-    /// The server does not want this client.
+    /// The server refused the client.
     #[error("{endpoint}: refused with code {code}: {reason}")]
     Refused {
-        /// Where.
+        /// The server's address.
         endpoint: Endpoint,
-        /// The reason's number.
+        /// The code of the reason.
         code: i64,
-        /// The server's words.
+        /// The server's message.
         reason: String,
-        /// What the server advises.
+        /// What the client should do.
         advice: Advice,
     },
 }
 
 impl ConnectError {
-    /// What is to be done about it.
+    /// Returns what the client does next.
     #[must_use]
     pub fn advice(&self) -> Advice {
         match self {
             Self::Config(_) | Self::TokenTooLong { .. } => Advice::Never,
-            Self::Nodes(_) | Self::Token(_) | Self::Io { .. } | Self::TimedOut { .. } => Advice::Later,
-            Self::ClosedDuringAuth { .. } | Self::Protocol { .. } => Advice::Later,
+            Self::Nodes(_) | Self::Token(_) | Self::Positions { .. } | Self::Io { .. } => Advice::Later,
+            Self::TimedOut { .. } | Self::ClosedDuringAuth { .. } | Self::Protocol { .. } => Advice::Later,
             Self::Refused { advice, .. } => *advice,
         }
     }
@@ -94,15 +104,16 @@ impl ConnectError {
     }
 }
 
-/// What the server says about a request that has failed (operation 25).
+/// The server's error for a request (operation 25).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 #[error("code {code}: {message}")]
 pub struct ServerError {
-    /// The reason's number; -1 when the server gave none.
+    /// The code of the reason; -1 if there is none.
     pub code: i64,
-    /// The server's words.
+    /// The error message.
     pub message: String,
-    /// Not before this much time should the request be made again.
+    /// The time to wait before trying again.
     pub retry_after: Option<Duration>,
 }
 
@@ -117,16 +128,17 @@ impl ServerError {
     }
 }
 
-/// Why there is no reply to what was sent.
+/// Why a request has no reply.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum SendError {
-    /// The operation belongs to the protocol: only 4, and 1000 and above, may be sent.
-    #[error("operation {0} cannot be sent: 4, and 1000 and above, can")]
+    /// The operation is reserved for the protocol. Applications send 4, or 1000 and above.
+    #[error("operation {0} is reserved: use 4, or 1000 and above")]
     Reserved(i32),
-    /// The server would end the connection over it. Nothing was sent.
+    /// The body exceeds the limit. Nothing was sent; the server would close the connection.
     #[error("body of {len} bytes exceeds the limit of {limit}")]
     BodyTooLong {
-        /// Bytes in the body.
+        /// The length of the body in bytes.
         len: usize,
         /// See [`crate::ClientConfig::outbound_body_bytes_max`].
         limit: usize,
@@ -134,77 +146,104 @@ pub enum SendError {
     /// There is no connection, or it ended before the reply.
     #[error("disconnected before the reply; the server {}", may_have(*.may_have_arrived))]
     Disconnected {
-        /// False: not a byte of it was written. True: the server may have taken it.
+        /// False: no byte of the request was written. True: the server may have received it.
         may_have_arrived: bool,
     },
-    /// No reply in time. The server may have taken it.
+    /// No reply in time. The server may have received the request.
     #[error("no reply in time")]
     TimedOut,
-    /// The server has answered with an error.
+    /// The server replied with an error.
     #[error("refused with {0}")]
     Refused(ServerError),
-    /// The reply makes no sense: the server knows nothing of timelines.
-    #[error("bad reply: the server knows nothing of timelines")]
+    /// The reply is invalid: the server does not support timelines.
+    #[error("invalid reply: the server does not support timelines")]
     BadReply,
-    /// The client was closed, or has stopped for good.
+    /// The client was closed, or it has stopped for good.
     #[error("the client is closed")]
     Closed,
 }
 
 fn may_have(arrived: bool) -> &'static str {
-    if arrived { "may have taken it" } else { "has not seen it" }
+    if arrived { "may have received the request" } else { "has not received the request" }
 }
 
-/// Why the room was not changed.
+/// Why rooms were not changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum RoomError {
-    /// The server would end the connection over the name.
+    /// The names exceed the limit of a packet. Nothing was sent.
     #[error("room name of {len} bytes exceeds the limit of {limit}")]
     NameTooLong {
-        /// Bytes in the name.
+        /// The length of the names in bytes.
         len: usize,
         /// See [`crate::ClientConfig::outbound_body_bytes_max`].
         limit: usize,
     },
-    /// The server did not confirm in time. The client goes on wanting the room.
+    /// The server did not confirm in time. The change stays part of every later connection.
     #[error("not confirmed in time")]
     TimedOut,
-    /// The server does not want it; the client stays where it was.
+    /// The server refused; the rooms are unchanged.
     #[error("refused with {0}")]
     Refused(ServerError),
-    /// More rooms than a client may have changed.
-    #[error("more than {limit} rooms were changed")]
+    /// More rooms would differ from the token than allowed.
+    #[error("more than {limit} rooms would differ from the token")]
     TooMany {
         /// See [`crate::Client::ROOM_CHANGES_MAX`].
         limit: usize,
     },
-    /// The client was closed, or has stopped for good.
+    /// The client was closed, or it has stopped for good.
     #[error("the client is closed")]
     Closed,
 }
 
 /// Why subscriptions were not changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum SubscribeError {
-    /// More than [`crate::Client::SUBSCRIPTION_CHANGES_MAX`] operations would differ from what the token says.
-    #[error("subscriptions to more than {limit} operations cannot be changed")]
+    /// More operations would differ from the token than allowed.
+    #[error("more than {limit} operations would differ from the token")]
     TooMany {
         /// See [`crate::Client::SUBSCRIPTION_CHANGES_MAX`].
         limit: usize,
     },
-    /// The server did not confirm in time. The client goes on wanting it.
+    /// The server did not confirm in time. The change stays part of every later connection.
     #[error("not confirmed in time")]
     TimedOut,
-    /// The server does not want it; the subscriptions are as before.
+    /// The server refused; the subscriptions are unchanged.
     #[error("refused with {0}")]
     Refused(ServerError),
-    /// The client was closed, or has stopped for good.
+    /// The client was closed, or it has stopped for good.
+    #[error("the client is closed")]
+    Closed,
+}
+
+/// Why the subscription of a timeline was not changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TimelineError {
+    /// The client was configured without [`crate::ClientConfig::sync`].
+    #[error("sync is not configured")]
+    SyncDisabled,
+    /// The position of the timeline could not be loaded.
+    #[error("position not loaded: {0}")]
+    Store(#[source] PositionStoreError),
+    /// More timelines than allowed.
+    #[error("more than {limit} timelines")]
+    TooMany {
+        /// See [`crate::Client::TIMELINES_MAX`].
+        limit: usize,
+    },
+    /// The client did not process the request in time. The timeline may be subscribed or not.
+    #[error("not processed in time")]
+    TimedOut,
+    /// The client was closed, or it has stopped for good.
     #[error("the client is closed")]
     Closed,
 }
 
 /// Why there is no online count.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum HeartbeatError {
     /// There is no connection, or it ended before the reply.
     #[error("disconnected")]
@@ -212,10 +251,10 @@ pub enum HeartbeatError {
     /// No reply in time.
     #[error("no reply in time")]
     TimedOut,
-    /// The reply holds no count, or is an error.
-    #[error("bad reply to a heartbeat")]
+    /// The reply contains no count, or it is an error.
+    #[error("invalid reply to a heartbeat")]
     BadReply,
-    /// The client was closed, or has stopped for good.
+    /// The client was closed, or it has stopped for good.
     #[error("the client is closed")]
     Closed,
 }

@@ -1,133 +1,124 @@
-//! One HTTP GET, for the node list: no redirects, no TLS, no connection kept.
+//! One HTTP GET, for the node list: no redirects, no proxy, one connection per request.
 
 use std::io;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Empty, LengthLimitError, Limited};
+use hyper::client::conn::http1;
+use hyper::header::{CONNECTION, HOST};
+use hyper::{Request, StatusCode, Uri};
+use hyper_util::rt::TokioIo;
+use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
-/// Why a GET has failed.
+use crate::dialer::Socket;
+
+/// Why a GET request failed.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum HttpError {
-    /// Not `http://host:port/...`.
-    #[error("bad URL {0:?}: http://host:port is expected")]
+    /// Not `http://host:port/...` or `https://host:port/...`.
+    #[error("bad URL {0:?}: http://host:port or https://host:port is expected")]
     BadUrl(String),
-    /// The connection could not be made, or broke.
+    /// The connection could not be made, or it failed. For HTTPS also a certificate that is not
+    /// trusted.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// The answer is not HTTP/1, or ends too early.
-    #[error("bad HTTP answer: {0}")]
-    BadAnswer(&'static str),
-    /// The answer is larger than it may be.
-    #[error("the answer exceeds {limit} bytes")]
+    /// The response is not valid HTTP/1, or it is incomplete.
+    #[error("bad HTTP response: {0}")]
+    BadResponse(String),
+    /// The body of the response exceeds the limit.
+    #[error("the response exceeds {limit} bytes")]
     TooLong {
-        /// Bytes, head and body.
+        /// The limit in bytes.
         limit: usize,
     },
-    /// Another status than 200.
+    /// A status other than 200.
     #[error("status {0}")]
     Status(u16),
 }
 
-/// Fetches `url` and gives the body; head and body may have `limit` bytes.
-pub(crate) async fn get(url: &str, limit: usize) -> Result<Vec<u8>, HttpError> {
+/// Requests `url` and returns the body, at most `limit` bytes. `tls` is needed for `https`.
+pub(crate) async fn get(url: &str, tls: Option<&TlsConnector>, limit: usize) -> Result<Vec<u8>, HttpError> {
     let bad_url = || HttpError::BadUrl(url.to_owned());
-    if !url.chars().all(|c| c.is_ascii_graphic()) {
-        return Err(bad_url());
-    }
-    let rest = url.strip_prefix("http://").ok_or_else(bad_url)?;
-    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-    let has_port = authority.rfind(':') > authority.rfind(']');
-    let address = if has_port { authority.to_owned() } else { format!("{authority}:80") };
-    let mut stream = TcpStream::connect(&address).await?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await?;
-    let mut answer = Vec::new();
-    loop {
-        let ended = stream.read_buf(&mut answer).await? == 0;
-        if answer.len() > limit {
-            return Err(HttpError::TooLong { limit });
-        }
-        if let Some(body) = whole_body(&answer, ended)? {
-            return Ok(body);
-        }
-        if ended {
-            return Err(HttpError::BadAnswer("it ends too early"));
-        }
-    }
-}
-
-/// The body, when the answer is there in whole. `ended`: nothing more will come.
-fn whole_body(answer: &[u8], ended: bool) -> Result<Option<Vec<u8>>, HttpError> {
-    let mut headers = [httparse::EMPTY_HEADER; 64];
-    let mut response = httparse::Response::new(&mut headers);
-    let status = response.parse(answer).map_err(|_| HttpError::BadAnswer("not HTTP/1"))?;
-    let httparse::Status::Complete(head_len) = status else { return Ok(None) };
-    let code = response.code.unwrap_or_default();
-    if code != 200 {
-        return Err(HttpError::Status(code));
-    }
-    let body = answer.get(head_len..).unwrap_or_default();
-    let header = |name: &str| {
-        let found = response.headers.iter().find(|header| header.name.eq_ignore_ascii_case(name));
-        found.and_then(|header| str::from_utf8(header.value).ok())
+    let uri: Uri = url.parse().map_err(|_| bad_url())?;
+    let authority = uri.authority().ok_or_else(bad_url)?;
+    let (default_port, is_tls) = match uri.scheme_str() {
+        Some("http") => (80, false),
+        Some("https") => (443, true),
+        _ => return Err(bad_url()),
     };
-    if header("Transfer-Encoding").is_some_and(|value| value.eq_ignore_ascii_case("chunked")) {
-        return join_chunks(body);
-    }
-    match header("Content-Length") {
-        Some(text) => {
-            let len: usize = text.trim().parse().map_err(|_| HttpError::BadAnswer("bad Content-Length"))?;
-            Ok(body.get(..len).map(<[u8]>::to_vec))
+    let host = authority.host().trim_matches(['[', ']']);
+    let stream = TcpStream::connect((host, authority.port_u16().unwrap_or(default_port))).await?;
+    let socket: Box<dyn Socket> = match (is_tls, tls) {
+        (false, _) => Box::new(stream),
+        (true, Some(connector)) => {
+            let name = ServerName::try_from(host.to_owned()).map_err(|_| bad_url())?;
+            Box::new(connector.connect(name, stream).await?)
         }
-        None => Ok(ended.then(|| body.to_vec())),
-    }
-}
-
-fn join_chunks(mut rest: &[u8]) -> Result<Option<Vec<u8>>, HttpError> {
-    let mut body = Vec::new();
-    loop {
-        let size = httparse::parse_chunk_size(rest).map_err(|_| HttpError::BadAnswer("bad chunk"))?;
-        let httparse::Status::Complete((head_len, size)) = size else { return Ok(None) };
-        if size == 0 {
-            return Ok(Some(body));
+        (true, None) => return Err(io::Error::other("TLS is not configured").into()),
+    };
+    let bad_response = |error: hyper::Error| HttpError::BadResponse(error.to_string());
+    let (mut sender, connection) =
+        http1::handshake::<_, Empty<Bytes>>(TokioIo::new(socket)).await.map_err(bad_response)?;
+    let request = Request::get(uri.path_and_query().map_or("/", |target| target.as_str()))
+        .header(HOST, authority.as_str())
+        .header(CONNECTION, "close")
+        .body(Empty::new())
+        .map_err(|_| bad_url())?;
+    let exchange = async {
+        let response = sender.send_request(request).await.map_err(bad_response)?;
+        if response.status() != StatusCode::OK {
+            return Err(HttpError::Status(response.status().as_u16()));
         }
-        let size = usize::try_from(size).map_err(|_| HttpError::BadAnswer("bad chunk"))?;
-        let end = head_len.checked_add(size).ok_or(HttpError::BadAnswer("bad chunk"))?;
-        let (Some(chunk), Some(behind)) = (rest.get(head_len..end), end.checked_add(2)) else {
-            return Ok(None);
-        };
-        let Some(next) = rest.get(behind..) else { return Ok(None) };
-        body.extend_from_slice(chunk);
-        rest = next;
+        let body = Limited::new(response.into_body(), limit).collect().await;
+        let body = body.map_err(|error| match error.downcast::<hyper::Error>() {
+            Ok(error) => bad_response(*error),
+            Err(error) if error.is::<LengthLimitError>() => HttpError::TooLong { limit },
+            Err(error) => HttpError::BadResponse(error.to_string()),
+        })?;
+        Ok(body.to_bytes().into())
+    };
+    // The exchange makes progress only while the connection is polled. When the connection ends
+    // first, everything that it received is queued for the exchange.
+    tokio::pin!(exchange);
+    tokio::select! {
+        biased;
+        result = &mut exchange => result,
+        _ = connection => exchange.await,
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
 
     use super::*;
 
-    /// Answers one GET with `answer` and closes.
-    async fn fetch(answer: &'static str) -> Result<Vec<u8>, HttpError> {
+    /// Sends `response` to one GET request and closes.
+    async fn fetch(response: &str) -> Result<Vec<u8>, HttpError> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/x?y=z", listener.local_addr().unwrap());
+        let response = response.to_owned();
         let server = tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut request = Vec::new();
             while !request.ends_with(b"\r\n\r\n") {
                 assert_ne!(stream.read_buf(&mut request).await.unwrap(), 0);
             }
-            stream.write_all(answer.as_bytes()).await.unwrap();
+            stream.write_all(response.as_bytes()).await.unwrap();
             String::from_utf8(request).unwrap()
         });
-        let result = get(&url, 200).await;
-        assert!(server.await.unwrap().starts_with("GET /x?y=z HTTP/1.1\r\nHost: 127.0.0.1:"));
+        let result = get(&url, None, 200).await;
+        let request = server.await.unwrap().to_lowercase();
+        assert!(request.starts_with("get /x?y=z http/1.1\r\nhost: 127.0.0.1:"), "{request}");
         result
     }
 
     #[tokio::test]
-    async fn bodies_are_read_however_their_length_is_told() {
+    async fn bodies_of_every_framing_are_read() {
         let by_length = fetch("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok, more").await;
         assert_eq!(by_length.unwrap(), b"ok");
         let by_end = fetch("HTTP/1.0 200 OK\r\n\r\nok").await;
@@ -138,15 +129,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_no_answer_is_an_error() {
+    async fn failures_are_told_apart() {
         let short = fetch("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nok").await;
-        assert!(matches!(short, Err(HttpError::BadAnswer(_))), "{short:?}");
-        let long = Box::leak(format!("HTTP/1.1 200 OK\r\n\r\n{}", "x".repeat(200)).into_boxed_str());
-        assert!(matches!(fetch(long).await, Err(HttpError::TooLong { limit: 200 })));
+        assert!(matches!(short, Err(HttpError::BadResponse(_))), "{short:?}");
+        let garbage = fetch("SSH-2.0-x\r\n\r\n").await;
+        assert!(matches!(garbage, Err(HttpError::BadResponse(_))), "{garbage:?}");
+        let long = format!("HTTP/1.1 200 OK\r\n\r\n{}", "x".repeat(201));
+        assert!(matches!(fetch(&long).await, Err(HttpError::TooLong { limit: 200 })));
         let missing = fetch("HTTP/1.1 404 Not Found\r\n\r\n").await;
         assert!(matches!(missing, Err(HttpError::Status(404))), "{missing:?}");
-        for url in ["https://h/", "h", "http://h/a b", ""] {
-            assert!(matches!(get(url, 1).await, Err(HttpError::BadUrl(_))), "{url}");
+        for url in ["ftp://h/", "h", "http://h/a b", "", "/x"] {
+            assert!(matches!(get(url, None, 1).await, Err(HttpError::BadUrl(_))), "{url}");
         }
     }
 }

@@ -1,85 +1,111 @@
-//! The node list that logic hands out: where comets are, how often to send heartbeats, how to come back.
+//! The node list of logic: addresses of comets, heartbeat interval, backoff.
 
 use std::time::Duration;
 
 use serde::Deserialize;
+use tokio_rustls::TlsConnector;
 
+use crate::backoff::Jitter;
 use crate::http::{self, HttpError};
-use crate::{Backoff, Endpoint, EndpointError, Scheme};
+use crate::{Backoff, ConfigError, Endpoint, EndpointError, Scheme, TlsRoots, tls};
 
-/// The answer of `/goim/nodes/weighted`: nodes in the order in which they should be tried.
+/// The reply of `/goim/nodes/weighted`: nodes in the order in which to try them.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct NodeList {
-    /// Name that stands for all nodes; may be empty.
+    /// The domain of all nodes; may be empty.
     pub domain: String,
-    /// Port for plain TCP.
+    /// The port for TCP.
     pub tcp_port: Option<u16>,
-    /// Port for WebSocket.
+    /// The port for WebSocket.
     pub ws_port: Option<u16>,
-    /// Port for WebSocket inside TLS.
+    /// The port for WebSocket inside TLS.
     pub wss_port: Option<u16>,
     /// How often a client should send a heartbeat.
     pub heartbeat: Option<Duration>,
-    /// Heartbeats that may be missing before the server ends a session.
+    /// The server ends a session after this many heartbeat intervals without a heartbeat.
     pub heartbeat_max: Option<u32>,
     /// Host names or addresses, best first.
     pub nodes: Vec<String>,
-    /// How to come back after a connection has ended.
+    /// The delays between connection attempts. `None` if the list contains none.
     pub backoff: Option<Backoff>,
 }
 
-/// Which node list, and where.
+/// Where to get the node list, and which transport to use.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct NodeSource {
-    /// Logic's HTTP address, for example `http://127.0.0.1:3111`. Only plain HTTP; fetch the list yourself and use
-    /// [`NodeList::from_json`] where that is not enough.
+    /// The HTTP address of logic, for example `https://goim.example.org` or
+    /// `http://127.0.0.1:3111`. HTTPS trusts the certificates in
+    /// [`crate::ClientConfig::tls_roots`].
     pub url: String,
-    /// Said to logic; `web` gives host names under logic's domain, everything else addresses. Default: not said.
+    /// The platform sent to logic. With `web` the list contains host names under logic's domain,
+    /// with every other value addresses. Default: none.
     pub platform: Option<String>,
-    /// Transport to connect by. The list has ports for [`Scheme::Tcp`], [`Scheme::Ws`] and [`Scheme::Wss`].
+    /// The transport. The list has ports for [`Scheme::Tcp`], [`Scheme::Ws`] and [`Scheme::Wss`].
     pub scheme: Scheme,
 }
 
 impl NodeSource {
-    /// The list of the logic at `url`, for connections by `scheme`.
+    /// Uses the list of the logic at `url`, for connections with `scheme`.
     pub fn new(url: impl Into<String>, scheme: Scheme) -> Self {
         Self { url: url.into(), platform: None, scheme }
+    }
+
+    /// Sets the platform.
+    #[must_use]
+    pub fn platform(mut self, platform: impl Into<String>) -> Self {
+        self.platform = Some(platform.into());
+        self
+    }
+
+    /// Requests the list. `roots` are the trusted certificates for an `https` URL.
+    ///
+    /// # Errors
+    /// See [`NodesError`]. The whole request takes at most `timeout`.
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes the connection.
+    pub async fn fetch(&self, roots: &TlsRoots, timeout: Duration) -> Result<NodeList, NodesError> {
+        let tls = if self.uses_https() { Some(tls::connector(roots)?) } else { None };
+        self.fetch_with(tls.as_ref(), timeout).await
+    }
+
+    pub(crate) fn uses_https(&self) -> bool {
+        self.url.get(..8).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https://"))
+    }
+
+    pub(crate) async fn fetch_with(
+        &self,
+        tls: Option<&TlsConnector>,
+        timeout: Duration,
+    ) -> Result<NodeList, NodesError> {
+        let platform = self.platform.as_deref().unwrap_or_default();
+        if !platform.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.')) {
+            return Err(NodesError::BadPlatform(platform.to_owned()));
+        }
+        let url = format!("{}/goim/nodes/weighted?platform={platform}", self.url.trim_end_matches('/'));
+        let get = http::get(&url, tls, NodeList::RESPONSE_BYTES_MAX);
+        let body = tokio::time::timeout(timeout, get).await.map_err(|_| NodesError::TimedOut)??;
+        NodeList::from_json(&body)
     }
 }
 
 impl NodeList {
-    /// Bytes of the answer that are read at most; a list has five nodes.
-    const ANSWER_BYTES_MAX: usize = 256 * 1024;
+    /// The maximum size of the response; a list has five nodes.
+    const RESPONSE_BYTES_MAX: usize = 256 * 1024;
 
-    /// Asks the logic at `url` (for example `http://127.0.0.1:3111`) for its list.
+    /// Parses the reply of `/goim/nodes/weighted`.
     ///
     /// # Errors
-    /// See [`NodesError`]; all of it, the connection included, must be done within `timeout`.
-    ///
-    /// # Cancel safety
-    /// Nothing happens after the future is dropped.
-    pub async fn fetch(url: &str, platform: Option<&str>, timeout: Duration) -> Result<Self, NodesError> {
-        let platform = platform.unwrap_or_default();
-        if !platform.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.')) {
-            return Err(NodesError::BadPlatform(platform.to_owned()));
+    /// [`NodesError::BadReply`], [`NodesError::Refused`].
+    pub fn from_json(reply: &[u8]) -> Result<Self, NodesError> {
+        let reply: Reply =
+            serde_json::from_slice(reply).map_err(|error| NodesError::BadReply(error.to_string()))?;
+        if reply.code != 0 {
+            return Err(NodesError::Refused { code: reply.code, message: reply.message });
         }
-        let url = format!("{}/goim/nodes/weighted?platform={platform}", url.trim_end_matches('/'));
-        let get = http::get(&url, Self::ANSWER_BYTES_MAX);
-        let body = tokio::time::timeout(timeout, get).await.map_err(|_| NodesError::TimedOut)??;
-        Self::from_json(&body)
-    }
-
-    /// Reads the answer of `/goim/nodes/weighted`.
-    ///
-    /// # Errors
-    /// [`NodesError::BadAnswer`], [`NodesError::Refused`].
-    pub fn from_json(answer: &[u8]) -> Result<Self, NodesError> {
-        let answer: Answer =
-            serde_json::from_slice(answer).map_err(|error| NodesError::BadAnswer(error.to_string()))?;
-        if answer.code != 0 {
-            return Err(NodesError::Refused { code: answer.code, message: answer.message });
-        }
-        let data = answer.data.unwrap_or_default();
+        let data = reply.data.unwrap_or_default();
         let seconds = |seconds: u32| Some(Duration::from_secs(seconds.into())).filter(|time| !time.is_zero());
         Ok(Self {
             domain: data.domain,
@@ -93,11 +119,11 @@ impl NodeList {
         })
     }
 
-    /// The nodes as endpoints, in order.
+    /// Returns the nodes as endpoints, in order.
     ///
     /// # Errors
-    /// [`NodesError::NoPort`] when the list has no port for the transport, [`NodesError::NoNodes`] when it is empty,
-    /// [`NodesError::BadNode`] when a name in it is no host.
+    /// [`NodesError::NoPort`] when the list has no port for the transport, [`NodesError::NoNodes`]
+    /// when it is empty, [`NodesError::BadNode`] when a node is not a valid host.
     pub fn endpoints(&self, scheme: Scheme) -> Result<Vec<Endpoint>, NodesError> {
         let port = match scheme {
             Scheme::Tcp => self.tcp_port,
@@ -116,31 +142,35 @@ impl NodeList {
 }
 
 fn port(number: u32) -> Result<Option<u16>, NodesError> {
-    let port = u16::try_from(number).map_err(|_| NodesError::BadAnswer(format!("{number} is no port")))?;
+    let port = u16::try_from(number).map_err(|_| NodesError::BadReply(format!("{number} is not a port")))?;
     Ok(Some(port).filter(|port| *port > 0))
 }
 
 /// Why there is no node list.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum NodesError {
-    /// The platform has characters that cannot stand in a query.
+    /// The trusted certificates cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The platform contains characters that are not allowed in a query.
     #[error("bad platform {0:?}: letters, digits, '-', '_' and '.' are expected")]
     BadPlatform(String),
-    /// Logic could not be asked.
+    /// The request failed.
     #[error("node list not available: {0}")]
     Http(#[from] HttpError),
-    /// No whole answer came in time.
-    #[error("node list not available: no answer in time")]
+    /// There was no complete response in time.
+    #[error("node list not available: no response in time")]
     TimedOut,
-    /// Not goim's JSON.
-    #[error("node list not understood: {0}")]
-    BadAnswer(String),
-    /// Logic has answered with an error.
+    /// The response is not goim's JSON.
+    #[error("invalid node list: {0}")]
+    BadReply(String),
+    /// Logic replied with an error.
     #[error("node list refused with code {code}: {message}")]
     Refused {
         /// goim's error code.
         code: i64,
-        /// Logic's words.
+        /// The error message.
         message: String,
     },
     /// The list has no port for this transport.
@@ -149,13 +179,13 @@ pub enum NodesError {
     /// The list is empty.
     #[error("the node list is empty")]
     NoNodes,
-    /// A name in the list is no host.
+    /// A node in the list is not a valid host.
     #[error("the node list has a bad node: {0}")]
     BadNode(#[from] EndpointError),
 }
 
 #[derive(Deserialize)]
-struct Answer {
+struct Reply {
     #[serde(default)]
     code: i64,
     #[serde(default)]
@@ -163,7 +193,7 @@ struct Answer {
     data: Option<Data>,
 }
 
-/// Members are left out when zero or empty.
+/// Logic omits fields that are zero or empty.
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct Data {
@@ -177,7 +207,7 @@ struct Data {
     backoff: Option<BackoffData>,
 }
 
-/// Delays in seconds. goim has whole ones; fractions are taken as well.
+/// Delays in seconds. goim v2 sends whole seconds; fractions are accepted as well.
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct BackoffData {
@@ -188,9 +218,9 @@ struct BackoffData {
 }
 
 impl From<BackoffData> for Backoff {
-    /// What is missing or makes no sense is replaced by the default.
+    /// Missing and invalid values are replaced by goim v2's defaults.
     fn from(data: BackoffData) -> Self {
-        let default = Self::default();
+        let default = Self::GOIM;
         let delay = |seconds: f64, default| {
             Duration::try_from_secs_f64(seconds).ok().filter(|delay| !delay.is_zero()).unwrap_or(default)
         };
@@ -198,7 +228,7 @@ impl From<BackoffData> for Backoff {
             base_delay: delay(data.base_delay, default.base_delay),
             max_delay: delay(data.max_delay, default.max_delay),
             factor: if data.factor >= 1.0 { data.factor } else { default.factor },
-            jitter: data.jitter.clamp(0.0, 1.0),
+            jitter: Jitter::Proportional(data.jitter.clamp(0.0, 1.0)),
         }
     }
 }
@@ -207,15 +237,15 @@ impl From<BackoffData> for Backoff {
 mod tests {
     use super::*;
 
-    const ANSWER: &str = r#"{"code":0,"message":"","data":{"domain":"conn.goim.io","tcp_port":3101,"ws_port":3102,
+    const REPLY: &str = r#"{"code":0,"message":"","data":{"domain":"conn.goim.io","tcp_port":3101,"ws_port":3102,
         "wss_port":3103,"heartbeat":240,"nodes":["a.goim.io","","b.goim.io"],
         "backoff":{"max_delay":300,"base_delay":3,"factor":1.8,"jitter":0.3},"heartbeat_max":2}}"#;
 
     #[test]
-    fn goims_answer_is_understood() {
-        let list = NodeList::from_json(ANSWER.as_bytes()).unwrap();
+    fn goims_reply_is_parsed() {
+        let list = NodeList::from_json(REPLY.as_bytes()).unwrap();
         assert_eq!(list.heartbeat, Some(Duration::from_secs(240)));
-        assert_eq!(list.backoff, Some(Backoff::default()));
+        assert_eq!(list.backoff, Some(Backoff::GOIM));
         let endpoints = list.endpoints(Scheme::Ws).unwrap();
         let texts: Vec<String> = endpoints.iter().map(ToString::to_string).collect();
         assert_eq!(texts, ["ws://a.goim.io:3102/sub", "ws://b.goim.io:3102/sub"]);
@@ -223,20 +253,20 @@ mod tests {
     }
 
     #[test]
-    fn omitted_members_and_wild_numbers_fall_back() {
+    fn omitted_and_invalid_values_are_replaced() {
         let list =
             NodeList::from_json(br#"{"code":0,"data":{"nodes":[],"backoff":{"jitter":1.3}}}"#).unwrap();
         assert_eq!(list.heartbeat, None);
-        assert_eq!(list.backoff, Some(Backoff { jitter: 1.0, ..Backoff::default() }));
+        assert_eq!(list.backoff, Some(Backoff { jitter: Jitter::Proportional(1.0), ..Backoff::GOIM }));
         let list = NodeList { tcp_port: Some(1), ..list };
         assert!(matches!(list.endpoints(Scheme::Tcp), Err(NodesError::NoNodes)));
     }
 
     #[test]
-    fn what_is_no_list_is_an_error() {
-        let bad = |answer: &str| NodeList::from_json(answer.as_bytes()).unwrap_err();
-        assert!(matches!(bad("<html>"), NodesError::BadAnswer(_)));
-        assert!(matches!(bad(r#"{"code":0,"data":{"tcp_port":70000}}"#), NodesError::BadAnswer(_)));
+    fn invalid_replies_are_errors() {
+        let bad = |reply: &str| NodeList::from_json(reply.as_bytes()).unwrap_err();
+        assert!(matches!(bad("<html>"), NodesError::BadReply(_)));
+        assert!(matches!(bad(r#"{"code":0,"data":{"tcp_port":70000}}"#), NodesError::BadReply(_)));
         assert!(matches!(bad(r#"{"code":-500,"message":"no"}"#), NodesError::Refused { code: -500, .. }));
     }
 }

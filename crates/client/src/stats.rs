@@ -1,28 +1,31 @@
-//! What a client counts.
+//! The counters of a client.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Counters of one client since it was made.
+/// The counters of one client since it was created.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Connections that were authenticated.
+    /// Authenticated connections.
     pub connected: u64,
-    /// Rounds of attempts in which no endpoint could be connected to.
+    /// Attempts in which every endpoint failed.
     pub connects_failed: u64,
     /// Pushes received.
     pub pushes: u64,
-    /// Times that reading was stopped because the application had not taken its events.
+    /// How often reading stopped because the event queue was full.
     pub pauses: u64,
-    /// Events thrown away because the application has dropped [`crate::Events`].
+    /// Events discarded because the application dropped [`crate::Events`].
     pub events_discarded: u64,
-    /// Replies that nobody waited for any more.
+    /// Replies whose caller no longer waited.
     pub replies_late: u64,
-    /// Requests that ended with the connection.
+    /// Requests without a reply when their connection ended.
     pub requests_cut: u64,
+    /// Requests that waited because the maximum number was in flight, or the output buffer was
+    /// full.
+    pub requests_delayed: u64,
 }
 
-/// The same, while they grow.
+/// The same counters as atomics.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     pub(crate) connected: Counter,
@@ -32,6 +35,7 @@ pub(crate) struct Counters {
     pub(crate) events_discarded: Counter,
     pub(crate) replies_late: Counter,
     pub(crate) requests_cut: Counter,
+    pub(crate) requests_delayed: Counter,
 }
 
 #[derive(Debug, Default)]
@@ -57,6 +61,7 @@ impl Counters {
             events_discarded: self.events_discarded.get(),
             replies_late: self.replies_late.get(),
             requests_cut: self.requests_cut.get(),
+            requests_delayed: self.requests_delayed.get(),
         }
     }
 }

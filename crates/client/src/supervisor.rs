@@ -1,37 +1,41 @@
-//! The task behind a client: connects, serves the connection, and decides when to connect again.
+//! The task behind a client: connects, serves the connection, and decides when to reconnect.
 
 use std::time::Duration;
 
 use goim_session::Return;
 use tokio::time::Instant;
 
-use crate::backoff::Chance;
+use crate::backoff::Random;
+use crate::command::CommandQueue;
 use crate::connection::Connection;
-use crate::desk::Desk;
-use crate::dial::Dialer;
-use crate::drive::drive;
+use crate::connection_task;
+use crate::dialer::Dialer;
 use crate::event::DisconnectReason;
-use crate::{Endpoint, Event};
+use crate::timelines::Timelines;
+use crate::{ConnectError, Endpoint, Event};
+
+/// A connection that ends sooner does not reset the backoff.
+const STABLE_AFTER: Duration = Duration::from_secs(5);
 
 pub(crate) struct Supervisor {
     dialer: Dialer,
-    desk: Desk,
-    chance: Chance,
-    /// Attempts since a connection has last held.
+    queue: CommandQueue,
+    random: Random,
+    /// Attempts since the last stable connection.
     attempt: u32,
-    /// The delay before the last attempt.
+    /// The wait before the last attempt, before jitter.
     last_delay: Duration,
-    /// Where the server has said to go.
-    prefer: Option<Endpoint>,
+    /// The node that the server named in its disconnect notice.
+    preferred: Option<Endpoint>,
 }
 
 impl Supervisor {
-    pub(crate) fn new(dialer: Dialer, desk: Desk) -> Self {
-        let (chance, last_delay) = (Chance::default(), Duration::ZERO);
-        Self { dialer, desk, chance, attempt: 0, last_delay, prefer: None }
+    pub(crate) fn new(dialer: Dialer, queue: CommandQueue) -> Self {
+        let (random, last_delay) = (Random::default(), Duration::ZERO);
+        Self { dialer, queue, random, attempt: 0, last_delay, preferred: None }
     }
 
-    /// Runs until the application wants nothing more, or the server does not want the client.
+    /// Runs until the client is closed, or the server rejects it for good.
     pub(crate) async fn run(mut self, mut ready: Option<Connection>) {
         loop {
             let connection = match ready.take() {
@@ -40,82 +44,98 @@ impl Supervisor {
             };
             let Some(mut connection) = connection else { return };
             tracing::debug!(endpoint = %connection.endpoint, "connected");
-            self.desk.shared.counters.connected.add_one();
+            self.queue.shared.counters.connected.add_one();
             let since = Instant::now();
-            let Some(reason) = drive(&mut connection, &mut self.desk).await else { return };
+            let Some(reason) = connection_task::run(&mut connection, &mut self.queue).await else { return };
             tracing::debug!(endpoint = %connection.endpoint, %reason, "disconnected");
-            self.note_end(&connection.endpoint, since.elapsed(), &reason);
+            self.connection_ended(&connection.endpoint, since.elapsed(), &reason);
             drop(connection);
-            let hint = match &reason {
+            let server_delay = match &reason {
                 DisconnectReason::Notice(notice) => notice.delay,
                 _ => None,
             };
-            let retry_in = self.retry_in(reason.advice(), hint);
+            let retry_in = self.retry_in(reason.advice(), server_delay);
             let event = Event::Disconnected { reason, retry_in };
-            if !self.desk.tell(event).await || !self.rest(retry_in).await {
+            if !self.queue.send_event(event).await || !self.wait(retry_in).await {
                 return;
             }
         }
     }
 
-    /// Tries until there is a connection. `None`: never.
+    /// Tries until there is a connection. Returns `None` when the client is to stop.
     async fn connect(&mut self) -> Option<Connection> {
         loop {
-            let wanted = self.desk.wanted.clone();
-            // Nothing changes in it while there is no connection.
-            let follower = self.desk.follower.take();
-            let round = self.dialer.round(&wanted, follower.as_ref(), self.prefer.take());
-            let tried = self.desk.meanwhile(round).await;
-            self.desk.follower = follower;
-            let error = match tried? {
+            let error = match self.attempt().await? {
                 Ok(connection) => return Some(connection),
                 Err(error) => error,
             };
-            self.desk.shared.counters.connects_failed.add_one();
-            if matches!(error, crate::ConnectError::ClosedDuringAuth { .. }) {
-                // Perhaps the token was not good; goim does not say.
+            self.queue.shared.counters.connects_failed.add_one();
+            if matches!(error, ConnectError::ClosedDuringAuth { .. }) {
+                // The token may have been refused; a goim v2 server does not report that.
                 self.dialer.renew_token();
             }
             let retry_in = self.retry_in(error.advice(), None);
             let event = Event::ConnectFailed { error, retry_in };
-            if !self.desk.tell(event).await || !self.rest(retry_in).await {
+            if !self.queue.send_event(event).await || !self.wait(retry_in).await {
                 return None;
             }
         }
     }
 
-    /// Waits before the next attempt. False: there is none.
-    async fn rest(&mut self, retry_in: Option<Duration>) -> bool {
-        let Some(delay) = retry_in else { return false };
-        self.desk.meanwhile(tokio::time::sleep(delay)).await.is_some()
+    /// Loads positions that are missing, then tries every endpoint once.
+    async fn attempt(&mut self) -> Option<Result<Connection, ConnectError>> {
+        while let Some((timeline, load)) = self.queue.timelines.as_ref().and_then(Timelines::next_load) {
+            let position = match self.queue.while_disconnected(load).await? {
+                Ok(position) => position,
+                Err(error) => return Some(Err(error)),
+            };
+            if let Some(timelines) = &mut self.queue.timelines {
+                timelines.loaded(&timeline, position);
+            }
+        }
+        let desired = self.queue.desired.clone();
+        let resume = self.queue.timelines.as_ref().map(Timelines::resume);
+        let round = self.dialer.round(&desired, resume, self.preferred.take());
+        self.queue.while_disconnected(round).await
     }
 
-    /// Starts the backoff anew after a connection that has held: longer than the wait for it, and than the shortest
-    /// wait. One that is made and lost again at once must not be made again at once, over and over.
-    fn note_end(&mut self, endpoint: &Endpoint, held: Duration, reason: &DisconnectReason) {
-        if held >= self.last_delay.max(self.dialer.backoff().base_delay) {
+    /// Waits before the next attempt. Returns false when there is none.
+    async fn wait(&mut self, retry_in: Option<Duration>) -> bool {
+        let Some(delay) = retry_in else { return false };
+        self.queue.while_disconnected(tokio::time::sleep(delay)).await.is_some()
+    }
+
+    /// Resets the backoff after a stable connection: one that lasted longer than the wait for it
+    /// and than [`STABLE_AFTER`]. Without that, a server that accepts and closes would be
+    /// reconnected to in a tight loop.
+    fn connection_ended(&mut self, endpoint: &Endpoint, lasted: Duration, reason: &DisconnectReason) {
+        let stable_after = STABLE_AFTER.min(self.dialer.backoff().max_delay);
+        if lasted >= self.last_delay.max(stable_after) {
             self.attempt = 0;
         }
         if let DisconnectReason::Notice(notice) = reason {
-            self.prefer = notice.node.as_deref().and_then(|node| endpoint.on_node(node));
+            self.preferred = notice.node.as_deref().and_then(|node| endpoint.on_node(node));
         }
     }
 
-    /// When to try again, by what the server advises and at the earliest; `None`: never.
-    fn retry_in(&mut self, advice: Return, earliest: Option<Duration>) -> Option<Duration> {
+    /// Returns how long to wait before the next attempt; `None` for never. A delay that the server
+    /// asked for replaces the backoff: the server spreads the reconnects itself.
+    fn retry_in(&mut self, advice: Return, server_delay: Option<Duration>) -> Option<Duration> {
         let backoff = self.dialer.backoff();
-        let random = self.chance.fraction();
-        let delay = match advice {
+        let random = self.random.fraction();
+        let later = |attempt| (backoff.ceiling(attempt), backoff.delay(attempt, random));
+        let (ceiling, delay) = match advice {
             Return::Never => return None,
             Return::WithNewToken if !self.dialer.renew_token() => return None,
             Return::AtOnce | Return::WithNewToken => match self.attempt.checked_sub(1) {
-                None => backoff.at_once(random),
-                Some(attempt) => backoff.delay(attempt, random),
+                None => (Duration::ZERO, backoff.immediate(random)),
+                Some(attempt) => later(attempt),
             },
-            Return::Later => backoff.delay(self.attempt, random),
+            Return::Later => later(self.attempt),
         };
         self.attempt = self.attempt.saturating_add(1);
-        self.last_delay = delay.max(earliest.unwrap_or_default());
-        Some(self.last_delay)
+        let server_delay = server_delay.filter(|delay| !delay.is_zero());
+        self.last_delay = server_delay.unwrap_or(ceiling);
+        Some(server_delay.unwrap_or(delay))
     }
 }

@@ -1,4 +1,4 @@
-//! TLS for connections: which certificates are trusted, and the connector.
+//! The TLS connector and the certificates it trusts.
 
 use std::sync::Arc;
 
@@ -27,7 +27,8 @@ pub(crate) fn connector(roots: &TlsRoots) -> Result<TlsConnector, ConfigError> {
     Ok(TlsConnector::from(Arc::new(config)))
 }
 
-/// The system's certificates. Single ones that cannot be used are left out, as every TLS library does.
+/// Returns the system's certificates. Those that cannot be parsed are skipped, as in other TLS
+/// libraries.
 fn system() -> RootCertStore {
     let mut store = RootCertStore::empty();
     let found = rustls_native_certs::load_native_certs();

@@ -4,7 +4,7 @@
 //! `cargo bench -p goim-comet --features harness --bench scale -- [--sessions N] [--repeat N] [--only WORD] [--json FILE]`
 //!
 //! Times are those of the thread's processor clock. Requests are made anew for each push, as a publisher's are: nothing of
-//! a receiver is in a cache because the benchmark has just touched it. Not here: what is measured over sockets (`goim bench`).
+//! a receiver is in a cache because the benchmark has just touched it. Not here: what is measured over sockets (`goim-bench`).
 
 #![allow(clippy::print_stdout, reason = "a command that prints a table")]
 

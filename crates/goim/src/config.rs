@@ -118,9 +118,9 @@ settings! {
         /// The maximum size of a timeline's bodies. The newest message stays, whatever its size.
         #[setting(bytes)]
         pub bytes_max: u64 = 64 << 20,
-        /// Other limits for some kinds of timelines, such as ["live: 1000 messages, 1h, 8MiB", "mid:
-        /// 720h"]. The kind is the part of the name before ://; inboxes are of the kind mid. In
-        /// text, rules are separated by ;.
+        /// Other limits for some kinds of timelines, such as ["live: 1000 messages, 1h, 8MiB",
+        /// "mid: 720h"]. The kind is the part of the name before ://; inboxes are of the kind mid.
+        /// In text, rules are separated by ;.
         pub retention_overrides: Vec<RetentionOverride> = Vec::new(),
         /// The minimum time for which a client id or an idempotency key identifies its message; the
         /// maximum is twice that.

@@ -1,4 +1,4 @@
-//! Sessions that sync, as many as one process may hold, on one poll: they authenticate, take what comes and count.
+//! Sessions that sync, all on one poll: they authenticate, and count what they receive.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::SocketAddr;
@@ -15,16 +15,17 @@ use crate::error::BenchError;
 pub(super) struct Session {
     token: Vec<u8>,
     input: Vec<u8>,
-    /// It has its auth reply.
+    /// Authenticated.
     pub(super) is_open: bool,
-    /// Messages that came as answers.
+    /// Messages in sync replies.
     pub(super) messages: u64,
-    /// Pushes and words that came.
+    /// Pushes and notifications.
     received: u64,
 }
 
 impl Session {
-    /// Follows a timeline from its beginning, or none; is in a room, or none.
+    /// Creates a session that syncs a timeline from its start and joins a room. Either may be
+    /// empty.
     pub(super) fn new(mid: u64, timeline: &str, room: &str) -> Self {
         let mut positions = serde_json::Map::new();
         if !timeline.is_empty() {
@@ -44,8 +45,8 @@ impl Session {
         Self { token, input: Vec::new(), is_open: false, messages: 0, received: 0 }
     }
 
-    /// Takes the packets that are whole; gives what is to be sent.
-    fn take(&mut self) -> Vec<u8> {
+    /// Processes all complete packets. Returns the output.
+    fn process(&mut self) -> Vec<u8> {
         let (mut at, mut output) = (0, Vec::new());
         while let Some(length) = self.input.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()) {
             let length = usize::try_from(i32::from_be_bytes(length)).unwrap_or(usize::MAX);
@@ -59,7 +60,7 @@ impl Session {
                         SyncReply::read(bytes::Bytes::copy_from_slice(packet.body)).unwrap_or_default();
                     self.messages += reply.messages.len() as u64;
                     if reply.more {
-                        output.extend(more(&reply));
+                        output.extend(next_request(&reply));
                     }
                 }
                 _ => self.received += 1,
@@ -70,8 +71,8 @@ impl Session {
     }
 }
 
-/// The next question.
-fn more(reply: &SyncReply) -> Vec<u8> {
+/// Encodes the request for the next messages.
+fn next_request(reply: &SyncReply) -> Vec<u8> {
     let seq = reply.messages.last().map_or(reply.after, |message| message.seq);
     let position = Some(goim_wire::sync::Position { epoch: reply.epoch, seq });
     let request = goim_wire::sync::SyncRequest { timeline: reply.timeline.clone(), position, limit: 0 };
@@ -80,7 +81,7 @@ fn more(reply: &SyncReply) -> Vec<u8> {
         .to_vec()
 }
 
-/// All of them.
+/// All sessions.
 pub(super) struct Sessions {
     poll: Poll,
     events: Events,
@@ -90,7 +91,7 @@ pub(super) struct Sessions {
 }
 
 impl Sessions {
-    /// Connects all of them and has them authenticate.
+    /// Connects and authenticates all sessions.
     ///
     /// # Errors
     /// When one cannot connect.
@@ -110,11 +111,11 @@ impl Sessions {
         Ok(Self { poll, events, all, scratch, received: 0 })
     }
 
-    /// Takes what has come, waiting a little when there is nothing.
+    /// Processes all input, waiting up to 10 ms for it.
     ///
     /// # Errors
     /// When a connection breaks.
-    pub(super) fn turn(&mut self) -> Result<(), BenchError> {
+    pub(super) fn poll(&mut self) -> Result<(), BenchError> {
         let failed = |error| BenchError::failed("a session's connection broke", error);
         match self.poll.poll(&mut self.events, Some(Duration::from_millis(10))) {
             Err(error) if error.kind() == ErrorKind::Interrupted => return Ok(()),
@@ -131,21 +132,22 @@ impl Sessions {
                 }
             }
             let before = session.received;
-            let output = session.take();
+            let output = session.process();
             self.received += session.received - before;
             if !output.is_empty() {
-                // Few bytes to a socket on which nothing waits.
+                // A request is short, and nothing else is queued on the socket.
                 stream.write_all(&output).map_err(failed)?;
             }
         }
         Ok(())
     }
 
+    /// Returns true when this is true of all sessions.
     pub(super) fn all(&self, is_so: impl Fn(&Session) -> bool) -> bool {
         self.all.iter().all(|(_, session)| is_so(session))
     }
 
-    /// Pushes and words that have come to all of them.
+    /// Returns the pushes and notifications of all sessions.
     pub(super) fn received(&self) -> u64 {
         self.received
     }

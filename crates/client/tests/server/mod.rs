@@ -1,9 +1,10 @@
-//! A server for the tests: the server's end of the state machine over tokio, with a certificate of its own.
+//! A server for tests: the server side of the session over tokio, with a self-signed certificate.
 //!
-//! It says that 7 are online, answers operation 1000 with its body and operation 1001 not at all, and does with each
-//! connection what the test orders.
+//! It reports 7 sessions online, echoes operation 1000, does not reply to operation 1001, syncs
+//! every timeline up to [`Server::store`], and follows the orders of the test for each connection.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use goim_client::{Endpoint, Operation, PacketBuf, Scheme, Version};
@@ -12,41 +13,44 @@ use goim_session::{
     CloseReason, EncodedPush, Established, FramingRules, Moment, OutboxPool, QueueLimit, ServerRules,
     ServerSession, SlowConsumerPolicy, Step, Transport,
 };
+use goim_wire::sync::{self, Body as _};
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 
-/// Long enough for a busy machine; only a failing test waits so long.
+/// The timeout of every wait: long enough for a busy machine, and reached only by a failing test.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) const ONLINE: u32 = 7;
 
-/// What a test wants of a connection.
+/// An order of the test to a connection.
 pub(crate) enum Order {
     Push(PacketBuf),
     Close(CloseReason, String),
-    /// The socket is closed without a word.
+    /// Close the socket without a notice.
     Cut,
-    /// Nothing is read, answered or closed any more, until it thaws.
+    /// Stop reading, replying and closing until `Thaw`.
     Freeze,
     Thaw,
 }
 
-/// What a client has done.
+/// What a client did.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Seen {
     Heartbeat,
     Room(String),
     /// Operation, sequence and body of a backend packet.
     Upstream(i32, i32, Vec<u8>),
-    Gone,
+    /// The timeline and the sequence number of the position.
+    Sync(String, u64),
+    Closed,
 }
 
-/// One connection, from the test's side.
+/// The test's handle of one connection.
 pub(crate) struct Peer {
-    /// Body of the auth packet.
+    /// The body of the auth packet.
     pub(crate) token: Vec<u8>,
     orders: mpsc::UnboundedSender<Order>,
     seen: mpsc::UnboundedReceiver<Seen>,
@@ -75,14 +79,16 @@ impl Peer {
 
     pub(crate) async fn seen(&mut self) -> Seen {
         let seen = tokio::time::timeout(PATIENCE, self.seen.recv()).await;
-        seen.expect("nothing seen in time").unwrap_or(Seen::Gone)
+        seen.expect("nothing seen in time").unwrap_or(Seen::Closed)
     }
 }
 
 pub(crate) struct Server {
     pub(crate) endpoint: Endpoint,
-    /// The certificate that vouches for this server.
+    /// The certificate of this server, PEM.
     pub(crate) roots: Vec<u8>,
+    /// The newest sequence number of every timeline, of epoch 1.
+    pub(crate) stored: Arc<AtomicU64>,
     peers: mpsc::UnboundedReceiver<Peer>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -98,9 +104,9 @@ impl Server {
         Self::start_on(scheme, 0).await
     }
 
-    /// On a port that was free a moment ago.
+    /// Starts a server on a port that was free a moment ago.
     pub(crate) async fn start_on(scheme: Scheme, port: u16) -> Self {
-        // Somebody's connection may have got it; the client's own, when it asks itself.
+        // An outgoing connection may have taken the port, for example the client's own.
         let until = Instant::now() + PATIENCE;
         let listener = loop {
             match TcpListener::bind(("127.0.0.1", port)).await {
@@ -112,36 +118,38 @@ impl Server {
         let port = listener.local_addr().unwrap().port();
         let (acceptor, roots) = certificate();
         let (announce, peers) = mpsc::unbounded_channel();
+        let stored = Arc::new(AtomicU64::new(0));
+        let newest = Arc::clone(&stored);
         let task = tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
-                let (acceptor, announce) = (acceptor.clone(), announce.clone());
+                let (acceptor, announce, stored) = (acceptor.clone(), announce.clone(), Arc::clone(&newest));
                 tokio::spawn(async move {
                     if !scheme.is_tls() {
-                        serve(Box::new(stream), scheme, announce).await;
+                        serve(Box::new(stream), scheme, announce, stored).await;
                     } else if let Ok(stream) = acceptor.accept(stream).await {
-                        serve(Box::new(stream), scheme, announce).await;
+                        serve(Box::new(stream), scheme, announce, stored).await;
                     }
                 });
             }
         });
         let endpoint = Endpoint::new(scheme, "127.0.0.1", port).unwrap();
-        Self { endpoint, roots, peers, task }
+        Self { endpoint, roots, stored, peers, task }
     }
 
-    /// The next connection that has presented its token.
+    /// Returns the next connection that has presented its token.
     pub(crate) async fn peer(&mut self) -> Peer {
         let peer = tokio::time::timeout(PATIENCE, self.peers.recv()).await;
         peer.expect("no connection in time").unwrap()
     }
 
-    /// True when a connection has come that no [`Server::peer`] has taken.
+    /// Returns whether there is a connection that [`Server::peer`] has not returned yet.
     pub(crate) fn has_peer(&mut self) -> bool {
         !self.peers.is_empty()
     }
 }
 
-fn certificate() -> (TlsAcceptor, Vec<u8>) {
+pub(crate) fn certificate() -> (TlsAcceptor, Vec<u8>) {
     let signed = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(signed.signing_key.serialize_der()));
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -167,12 +175,18 @@ struct Connection {
     writer: WriteHalf<Box<dyn Socket>>,
     announce: Option<mpsc::UnboundedSender<Peer>>,
     orders: mpsc::UnboundedReceiver<Order>,
-    /// Taken when the peer is announced.
+    /// `None` once the peer is announced.
     order_sender: Option<mpsc::UnboundedSender<Order>>,
     seen: Option<mpsc::UnboundedSender<Seen>>,
+    stored: Arc<AtomicU64>,
 }
 
-async fn serve(socket: Box<dyn Socket>, scheme: Scheme, announce: mpsc::UnboundedSender<Peer>) {
+async fn serve(
+    socket: Box<dyn Socket>,
+    scheme: Scheme,
+    announce: mpsc::UnboundedSender<Peer>,
+    stored: Arc<AtomicU64>,
+) {
     let transport = if scheme.is_websocket() { Transport::WebSocket } else { Transport::Stream };
     let rules = ServerRules {
         framing: FramingRules {
@@ -199,9 +213,10 @@ async fn serve(socket: Box<dyn Socket>, scheme: Scheme, announce: mpsc::Unbounde
         orders,
         order_sender: Some(order_sender),
         seen: None,
+        stored,
     };
     connection.run().await;
-    connection.tell(Seen::Gone);
+    connection.report(Seen::Closed);
 }
 
 impl Connection {
@@ -238,7 +253,7 @@ impl Connection {
         }
     }
 
-    fn tell(&self, seen: Seen) {
+    fn report(&self, seen: Seen) {
         if let Some(sender) = &self.seen {
             let _ = sender.send(seen);
         }
@@ -269,22 +284,27 @@ impl Connection {
                 }
                 Step::Heartbeat { version, sequence } => {
                     self.session.reply_heartbeat(&mut self.pool, version, sequence, ONLINE);
-                    self.tell(Seen::Heartbeat);
+                    self.report(Seen::Heartbeat);
                 }
                 Step::ChangeRoom { room } => {
                     let room = String::from_utf8(room.to_vec()).unwrap();
-                    self.tell(Seen::Room(room));
+                    self.report(Seen::Room(room));
                 }
                 Step::Rooms { .. } | Step::Refresh { .. } => {
                     self.session.reply_control(&mut self.pool, br#"{"code":0}"#);
                 }
-                // This server takes no permessage-deflate.
+                // This server does not negotiate permessage-deflate.
                 Step::Inflate { .. } => {}
+                Step::Upstream { packet } if packet.operation == Operation::SYNC => {
+                    let request = sync::SyncRequest::read(packet.body.to_vec().into()).unwrap();
+                    let reply = self.sync(request);
+                    self.session.reply_control(&mut self.pool, &reply);
+                }
                 Step::Upstream { packet } => {
                     let (operation, body) = (packet.operation.0, packet.body.to_vec());
                     answer = (operation != 1001).then(|| body.clone());
                     let sequence = packet.sequence.0;
-                    self.tell(Seen::Upstream(operation, sequence, body));
+                    self.report(Seen::Upstream(operation, sequence, body));
                 }
             }
             if let Some(body) = answer {
@@ -293,7 +313,24 @@ impl Connection {
         }
     }
 
-    /// Accepts every token but `bad`. A client that says `protover` is an extended one.
+    /// Returns all messages after the position.
+    fn sync(&mut self, sync::SyncRequest { timeline, position, .. }: sync::SyncRequest) -> Vec<u8> {
+        let after = position.unwrap_or_default().seq;
+        self.report(Seen::Sync(timeline.clone(), after));
+        let latest = self.stored.load(Ordering::SeqCst);
+        let message = |seq: u64| sync::Message {
+            seq,
+            operation: 1000,
+            version: 1,
+            body: seq.to_string().into(),
+            ..sync::Message::default()
+        };
+        let messages = (after + 1..=latest).map(message).collect();
+        let (more, gap) = (false, false);
+        sync::SyncReply { timeline, epoch: 1, messages, latest, more, gap, after }.write()
+    }
+
+    /// Accepts every token but `bad`. A token with `protover` is that of a negotiated client.
     fn authenticate(&mut self, token: Vec<u8>, now: Moment) -> Result<(), CloseReason> {
         let json: serde_json::Value = serde_json::from_slice(&token).unwrap_or_default();
         let refused = token == b"bad";

@@ -59,8 +59,12 @@ enum Command {
     Push(push::Arguments),
     /// Print a signed token, for testing
     Token(token::Arguments),
-    /// Measure a server with goim's protocol
-    Bench(goim_bench::cli::BenchCommand),
+    /// Moved to a separate program
+    #[command(hide = true, disable_help_flag = true)]
+    Bench {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+        arguments: Vec<OsString>,
+    },
     /// Print the version
     Version,
 }
@@ -92,10 +96,11 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Connect(arguments) => connect::run(&arguments),
         Command::Push(arguments) => push::run(&arguments),
         Command::Token(arguments) => token::run(&arguments),
-        Command::Bench(bench) => match bench.run() {
-            Ok(status) => return status,
-            Err(error) => Err(Failure { code: error.exit_status(), text: error.to_string() }),
-        },
+        Command::Bench { arguments } => {
+            let subcommand = arguments.first().map(|name| name.to_string_lossy()).unwrap_or_default();
+            let text = format!("the load generator is a separate program: goim-bench {subcommand}");
+            Err(Failure::usage(text.trim_end()))
+        }
         Command::Version => print(&format!("goim {}\n", env!("CARGO_PKG_VERSION"))),
     };
     match result {

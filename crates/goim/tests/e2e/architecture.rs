@@ -27,7 +27,6 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
         "goim",
         &[
             "goim-adapters",
-            "goim-bench",
             "goim-client",
             "goim-comet",
             "goim-job",
@@ -187,7 +186,7 @@ fn protocol_code_does_not_link_the_standard_library() {
 }
 
 #[test]
-fn protocol_code_says_no_std() {
+fn protocol_code_declares_no_std() {
     for name in PURE {
         let folder = format!("crates/{}/src", name.trim_start_matches("goim-"));
         for (path, text) in sources().into_iter().filter(|(path, _)| path.starts_with(&folder)) {
@@ -216,7 +215,7 @@ const KNOWS_TRANSPORTS: [(&str, &str); 7] = [
 ];
 
 #[test]
-fn one_module_tells_transports_apart() {
+fn one_module_distinguishes_transports() {
     let names = ["Transport::Stream", "Transport::WebSocket", "goim_websocket", "rustls"];
     let mut seen = BTreeSet::new();
     for (path, text) in sources() {
@@ -237,7 +236,7 @@ fn one_module_tells_transports_apart() {
 }
 
 #[test]
-fn files_say_what_they_own() {
+fn files_begin_with_what_they_own() {
     for (path, text) in sources() {
         let first = text.lines().next().unwrap_or_default();
         assert!(first.starts_with("//! "), "{} does not open with //!", path.display());

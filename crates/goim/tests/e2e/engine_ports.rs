@@ -79,7 +79,7 @@ fn comes_up_elsewhere(name: &str, kind: &[&str], before: usize, port: u16) {
 }
 
 #[test]
-fn a_port_is_free_when_its_neighbour_is_and_nobody_has_it_at_any_address() {
+fn a_port_is_free_when_its_neighbour_is_and_it_is_free_at_every_address() {
     let port = a_port();
     let ask = |more: &[&str]| {
         let folder = Folder::new(&[port.to_string()]);
@@ -100,7 +100,7 @@ fn a_port_is_free_when_its_neighbour_is_and_nobody_has_it_at_any_address() {
 }
 
 #[test]
-fn ports_are_different_and_their_lack_is_said() {
+fn ports_are_different_and_their_lack_is_an_error() {
     let mut ports = free_ports(&["50", "11000", "22000", "--also", "10000"]);
     ports.sort_unstable();
     ports.dedup();
@@ -113,7 +113,7 @@ fn ports_are_different_and_their_lack_is_said() {
 
 #[test]
 #[ignore = "needs engines: scripts/test.sh"]
-fn redis_comes_up_beside_others_in_every_mode() {
+fn redis_starts_beside_others_in_every_mode() {
     for (kind, before) in [("single", 0), ("cluster", 5), ("sentinel", 1), ("sentinel", 4)] {
         let port = a_port();
         let _other = taken(port);
@@ -123,7 +123,7 @@ fn redis_comes_up_beside_others_in_every_mode() {
 
 #[test]
 #[ignore = "needs engines: scripts/test.sh"]
-fn a_cluster_of_redis_comes_up_when_the_port_of_a_bus_is_taken() {
+fn a_redis_cluster_starts_when_the_port_of_a_bus_is_taken() {
     let port = a_port();
     let _other = taken(port + BUS);
     // After the look.
@@ -137,7 +137,7 @@ fn a_cluster_of_redis_comes_up_when_the_port_of_a_bus_is_taken() {
 
 #[test]
 #[ignore = "needs engines: scripts/test.sh"]
-fn kafka_comes_up_when_the_port_of_its_clients_or_of_its_controller_is_taken() {
+fn kafka_starts_when_the_port_of_its_clients_or_of_its_controller_is_taken() {
     for before in [0, 1] {
         let port = a_port();
         let _other = taken(port);
@@ -147,7 +147,7 @@ fn kafka_comes_up_when_the_port_of_its_clients_or_of_its_controller_is_taken() {
 
 #[test]
 #[ignore = "needs engines: scripts/test.sh"]
-fn postgres_comes_up_beside_others() {
+fn postgres_starts_beside_others() {
     let port = a_port();
     let _other = taken(port);
     comes_up_elsewhere("engines/postgres.sh", &[], 0, port);
@@ -176,7 +176,7 @@ fn an_engine_that_is_started_again_gets_its_port_back() {
 /// All processes of a cluster start when another program has a port that one of them would take.
 #[test]
 #[ignore = "needs engines: scripts/test.sh"]
-fn a_cluster_comes_up_beside_others() {
+fn a_cluster_starts_beside_others() {
     let port = a_port();
     let _other = taken(port);
     // Redis has the first, Kafka the next two.

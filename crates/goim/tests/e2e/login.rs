@@ -135,10 +135,10 @@ fn from_the_login_to_the_push() {
         let welcome = welcome.unwrap();
         assert_eq!(welcome.op, 8, "{welcome:?}");
         let said = json!({ "room": room, "text": "hello" });
-        assert_eq!(login.post("/say", None, &said).0, 401);
-        assert_eq!(login.post("/say", Some("x.y.z"), &said).0, 401);
-        assert_eq!(login.post("/say", Some(&token), &json!({ "room": "secret://1", "text": "x" })).0, 403);
-        assert_eq!(login.post("/say", Some(&token), &said), (200, json!({})));
+        assert_eq!(login.post("/push", None, &said).0, 401);
+        assert_eq!(login.post("/push", Some("x.y.z"), &said).0, 401);
+        assert_eq!(login.post("/push", Some(&token), &json!({ "room": "secret://1", "text": "x" })).0, 403);
+        assert_eq!(login.post("/push", Some(&token), &said), (200, json!({})));
         let pushed = client.pushed();
         let heard: Value = serde_json::from_slice(&pushed.body).unwrap();
         assert_eq!((pushed.op, heard), (1000, json!({ "from": 4711, "text": "hello" })));

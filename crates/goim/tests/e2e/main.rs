@@ -8,6 +8,7 @@ mod architecture;
 mod chaos;
 mod cli;
 mod client_by_hand;
+mod client_timelines;
 mod cluster;
 mod conformance;
 mod engine_ports;

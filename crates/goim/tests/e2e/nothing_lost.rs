@@ -18,7 +18,9 @@ use crate::harness::child::Process;
 use crate::harness::fleet::Fleet;
 use crate::harness::postgres::Postgres;
 use crate::harness::{Settings, random, unique};
-use goim_client::{Backoff, Client, ClientConfig, Event, Identity, Position, PositionStore, SyncConfig};
+use goim_client::{
+    Backoff, Client, ClientConfig, Event, Identity, Position, PositionStore, PositionStoreError, SyncConfig,
+};
 use serde_json::{Value, json};
 
 const MEMBERS: i64 = 12;
@@ -44,12 +46,14 @@ struct Received {
 struct Kept(Arc<Mutex<Received>>);
 
 impl PositionStore for Kept {
-    fn load(&self, timeline: &str) -> Position {
-        self.0.lock().unwrap().positions.get(timeline).copied().unwrap_or_default()
+    async fn load(&self, timeline: &str) -> Result<Option<Position>, PositionStoreError> {
+        Ok(self.0.lock().unwrap().positions.get(timeline).copied())
     }
 
     /// It is stored with the messages.
-    fn save(&self, _: &str, _: Position) {}
+    async fn save(&self, _: &str, _: Position) -> Result<(), PositionStoreError> {
+        Ok(())
+    }
 }
 
 fn timelines_of(mid: i64) -> [String; 2] {
@@ -74,7 +78,7 @@ async fn application(
         endpoints.rotate_left(first);
         let identity = Identity::new(mid).rooms([room.clone()]);
         let mut config = ClientConfig::new(endpoints, identity);
-        config.sync = Some(SyncConfig::new([inbox, room], Arc::new(Kept(Arc::clone(&received)))));
+        config.sync = Some(SyncConfig::new([inbox, room], Kept(Arc::clone(&received))));
         config.backoff = Some(Backoff {
             base_delay: Duration::from_millis(20),
             max_delay: Duration::from_millis(300),
@@ -84,7 +88,7 @@ async fn application(
         // Restarted after some events; never, when all is over and the last are awaited.
         let mut left = 20 + random.below(200);
         while left > 0 {
-            let next = tokio::time::timeout(Duration::from_millis(100), events.next()).await;
+            let next = tokio::time::timeout(Duration::from_millis(100), events.recv()).await;
             let Ok(event) = next else {
                 if stop.load(Ordering::Relaxed) {
                     break;

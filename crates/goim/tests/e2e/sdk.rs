@@ -33,7 +33,7 @@ fn config(server: &Server, scheme: Scheme, identity: Identity) -> ClientConfig {
 }
 
 async fn event(events: &mut Events) -> Event {
-    let next = tokio::time::timeout(harness::DEADLINE, events.next()).await;
+    let next = tokio::time::timeout(harness::DEADLINE, events.recv()).await;
     next.expect("an event in time").expect("the client goes on")
 }
 
@@ -55,7 +55,7 @@ fn token(mid: u32, expires_in: i64, more: &serde_json::Value) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_client_reads_what_it_says_it_reads() {
+async fn the_client_reads_the_versions_that_it_declares() {
     let server = tokio::task::spawn_blocking(|| Server::start(&Settings::new().set("versions.rows", ROWS)))
         .await
         .unwrap();
@@ -80,7 +80,7 @@ async fn the_client_reads_what_it_says_it_reads() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rooms_are_joined_left_and_kept() {
+async fn rooms_are_joined_left_and_restored() {
     let server =
         tokio::task::spawn_blocking(|| Server::start(&Settings::new().set("comet.limits.rooms_max", "4")))
             .await

@@ -408,7 +408,7 @@ async fn run(seed: u64) -> Seen {
 }
 
 #[test]
-fn whatever_the_network_does_everything_comes_once_and_in_order_or_a_hole_is_told() {
+fn every_message_arrives_once_and_in_order_or_a_gap_is_reported() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let only = std::env::var("SEED").ok().map(|seed| seed.parse::<u64>().expect("SEED is a number"));
     let seeds = std::env::var("SEEDS").map_or(2_000, |seeds| seeds.parse().expect("SEEDS is a number"));

@@ -133,7 +133,7 @@ async fn talk(config: ClientConfig, arguments: &Arguments) -> Result<(), Failure
 /// Prints events until there were enough or the client has stopped permanently.
 async fn show_events(mut events: Events, arguments: &Arguments) -> Result<(), Failure> {
     let mut left = arguments.count;
-    while let Some(event) = events.next().await {
+    while let Some(event) = events.recv().await {
         match event {
             Event::Push(push) => {
                 let body = show::body(&push.body, arguments.hex);

@@ -94,7 +94,7 @@ fn a_pipe_ends_the_client_when_it_has_its_reply() {
 }
 
 #[test]
-fn nobody_there_is_69() {
+fn no_server_is_exit_code_69() {
     // A port that the system never assigns.
     let server = "http://127.0.0.1:1";
     check_refused(

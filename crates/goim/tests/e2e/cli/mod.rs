@@ -1,7 +1,6 @@
 //! The binary as a user runs it: arguments, exit status, output, start and stop.
 
 mod arguments;
-mod bench;
 mod binary;
 mod connect;
 mod serve;

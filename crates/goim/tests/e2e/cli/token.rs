@@ -43,7 +43,7 @@ fn a_printed_token_gets_a_session() {
 }
 
 #[test]
-fn wrong_arguments_say_what_would_be_right() {
+fn wrong_arguments_are_refused_with_the_remedy() {
     check_refused(&["token", "--mid", "1"], 64, &["--private-key FILE"]);
     check_refused(&["token", "--mid", "1", "--secret", "short"], 64, &["at least 32 bytes"]);
     check_refused(

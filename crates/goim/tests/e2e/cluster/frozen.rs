@@ -115,7 +115,7 @@ fn is_undisturbed(client: &mut Client) -> bool {
 
 #[test]
 #[ignore = "needs Kafka: scripts/test.sh"]
-fn sessions_of_a_frozen_comet_look_or_come_back() {
+fn sessions_of_a_frozen_comet_resync_or_reconnect() {
     let world = World::start();
     let logic = world.logic();
     let room = unique("live://r");
@@ -161,7 +161,7 @@ fn sessions_of_a_frozen_comet_look_or_come_back() {
         }
     }
     for (mid, client) in &mut syncing {
-        let looks = client.pushed_or_word();
+        let looks = client.pushed_or_notification();
         assert_eq!((looks.op, looks.body.as_slice()), (NOTIFY, &b""[..]), "{looks:?}");
         let request = Writer::default().bytes(1, format!("mid://{mid}")).done();
         let mut reply = client.ask(&Packet::new(21, 5, request));
@@ -201,7 +201,7 @@ fn sessions_of_a_frozen_comet_look_or_come_back() {
 }
 
 /// Sessions on both comets, and a check that none of them is disturbed.
-fn nobody_is_ended(world: &World) -> impl FnMut(&str) {
+fn no_session_is_ended(world: &World) -> impl FnMut(&str) {
     let room = unique("live://r");
     let servers = [Server::at(world.cluster.addrs), Server::at(world.frozen.server.addrs)];
     let mut sessions: Vec<(bool, Client)> =
@@ -215,9 +215,9 @@ fn nobody_is_ended(world: &World) -> impl FnMut(&str) {
 
 #[test]
 #[ignore = "needs Kafka: scripts/test.sh"]
-fn redis_that_was_away_or_comes_back_empty_ends_nobody() {
+fn redis_that_was_unavailable_or_restarts_empty_ends_no_session() {
     let world = World::start();
-    let mut check = nobody_is_ended(&world);
+    let mut check = no_session_is_ended(&world);
     check("nothing");
     world.cluster.redis.kill();
     std::thread::sleep(LEASE * 2);
@@ -232,9 +232,9 @@ fn redis_that_was_away_or_comes_back_empty_ends_nobody() {
 
 #[test]
 #[ignore = "needs Kafka: scripts/test.sh"]
-fn redis_that_refuses_writes_ends_nobody() {
+fn redis_that_refuses_writes_ends_no_session() {
     let world = World::start();
-    let mut check = nobody_is_ended(&world);
+    let mut check = no_session_is_ended(&world);
     let config = |name: &str, value: &str| {
         let url = &world.cluster.redis.url;
         let output =

@@ -95,7 +95,7 @@ impl Subscriber {
 
 /// New clients get no session: a negotiated client receives the reason, and a goim v2 client sees
 /// the end.
-fn nobody_is_let_in(server: &Server) {
+fn all_are_refused(server: &Server) {
     for transport in BOTH {
         let who = Who::new();
         let token = json!({"mid": who.mid, "key": who.key, "protover": 1, "accepts": [1000]}).to_string();
@@ -160,7 +160,7 @@ fn while_redis_refuses_writes_nothing_that_was_accepted_is_lost() {
             round += 1;
             std::thread::sleep(Duration::from_millis(30));
         }
-        nobody_is_let_in(&server);
+        all_are_refused(&server);
         for target in ["keys?operation=1000&keys=nobody", "mids?operation=1000&mids=987654321"] {
             let answer = server.post(&format!("/goim/push/{target}"), "x").text();
             assert!(!answer.starts_with(r#"{"code":0,"#), "{code}, {target}: {answer}");
@@ -189,7 +189,7 @@ fn while_redis_refuses_writes_nothing_that_was_accepted_is_lost() {
 
 #[test]
 #[ignore = "needs Kafka: scripts/test.sh"]
-fn a_redis_that_was_away_for_longer_than_a_lease_and_has_kept_what_it_had_loses_nobody() {
+fn a_redis_that_returns_with_its_data_after_a_lease_loses_no_session() {
     let cluster = Cluster::start(&settings().set("redis.command_timeout", "300ms"));
     let server = Server::at(cluster.addrs);
     let mut subscribers = BOTH.map(|transport| Subscriber::come(&server, transport));
@@ -200,7 +200,7 @@ fn a_redis_that_was_away_for_longer_than_a_lease_and_has_kept_what_it_had_loses_
             let says = |(_, status, text): &(_, u16, String)| *status == 503 && text.contains("redis");
             cluster.readiness().iter().all(says)
         });
-        nobody_is_let_in(&server);
+        all_are_refused(&server);
         while began.elapsed() < LEASE * 2 {
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -226,7 +226,7 @@ fn a_redis_that_was_away_for_longer_than_a_lease_and_has_kept_what_it_had_loses_
 /// A job that reads before the comets are on the list again drops what is for them.
 #[test]
 #[ignore = "needs Kafka: scripts/test.sh"]
-fn a_job_that_comes_to_an_emptied_redis_waits_for_the_comets() {
+fn a_job_that_finds_an_emptied_redis_waits_for_the_comets() {
     let mut cluster = Cluster::start(&Settings::new().set("comet.report_interval", "2s"));
     let server = Server::at(cluster.addrs);
     let mut subscribers = BOTH.map(|transport| Subscriber::come(&server, transport));

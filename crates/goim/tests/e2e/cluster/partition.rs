@@ -22,7 +22,7 @@ fn partition(verb: &str, name: &str) {
 
 #[test]
 #[ignore = "needs network namespaces; run by scripts/cluster-partition.sh"]
-fn a_comet_that_is_cut_off_delays_nobody_and_comes_back() {
+fn a_comet_that_is_cut_off_delays_no_others_and_returns() {
     assert!(std::env::var_os("PARTITION_ID").is_some(), "run scripts/cluster-partition.sh");
     let fleet = Fleet::start();
     let sessions = Session::start_all(SESSIONS, fleet.comets);

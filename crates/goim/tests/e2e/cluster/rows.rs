@@ -50,7 +50,7 @@ fn records(cluster: &Cluster, count: usize) -> Vec<OwnedMessage> {
 
 #[test]
 #[ignore = "needs Kafka: scripts/test.sh"]
-fn row_072_a_broadcast_that_reaches_a_job_without_comets_harms_nobody() {
+fn row_072_a_broadcast_that_reaches_a_job_without_comets_does_no_harm() {
     let mut cluster = Cluster::without_job(&Settings::new());
     cluster.start_job();
     let server = Server::at(cluster.addrs);
@@ -210,7 +210,7 @@ fn row_114_what_is_pushed_while_no_job_runs_arrives_when_one_starts() {
 /// announcement until its clients connect.
 #[test]
 #[ignore = "needs Kafka: scripts/test.sh"]
-fn a_comet_that_comes_is_on_the_list_without_a_gap() {
+fn a_comet_that_starts_is_on_the_list_without_an_interruption() {
     let cluster = Cluster::without_job(&Settings::new());
     let key = "goim:node:h1";
     let settings = cluster.settings().set("cluster.lease", "1500ms").set("cluster.refresh_interval", "1s");
@@ -262,7 +262,7 @@ fn listed_cluster() -> (Cluster, [goim::cluster::Running; 2]) {
 /// in a separate one.
 #[test]
 #[ignore = "needs Kafka: scripts/test.sh"]
-fn of_two_jobs_with_one_name_the_first_ends_and_says_why() {
+fn of_two_jobs_with_one_name_the_first_stops_with_an_error() {
     let cluster = Cluster::without_job(
         &Settings::new().set("kafka.session_timeout", "3s").set("comet.node.server", "job1"),
     );
@@ -367,7 +367,7 @@ fn what_a_silent_broker_may_have_is_answered_alike_on_every_route() {
 /// Two comets that are known by their addresses alone, and a room with a session on one of them.
 #[test]
 #[ignore = "needs Kafka: scripts/test.sh"]
-fn a_list_of_addresses_is_enough_and_a_room_costs_calls_only_where_somebody_is() {
+fn a_list_of_addresses_is_enough_and_a_room_costs_calls_only_where_it_has_sessions() {
     let (mut cluster, comets) = listed_cluster();
     let servers = comets.each_ref().map(|comet| Server::at(addrs_of(comet)));
     cluster.start_job();

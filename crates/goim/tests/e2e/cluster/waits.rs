@@ -202,7 +202,7 @@ fn address(redis: &Redis) -> String {
 
 #[test]
 #[ignore = "needs Kafka: scripts/test.sh"]
-fn a_role_waits_for_redis_and_then_for_kafka_and_is_ready_when_they_are_there() {
+fn a_role_waits_for_redis_and_then_for_kafka_and_is_ready_when_they_are_available() {
     let broker = broker();
     let real = Redis::start();
     // The logic makes it.
@@ -258,7 +258,7 @@ fn a_comet_waits_for_redis_and_is_not_ready_without_a_logic() {
 
 /// No logic has read the token then: the comet itself detects that the client is a negotiated one.
 #[test]
-fn who_comes_while_no_logic_answers_is_told_to_come_back() {
+fn a_client_that_connects_while_no_logic_answers_is_asked_to_retry() {
     let real = Redis::start();
     let (away, mut hanging) = (Gate::shut(), Gate::shut());
     let _listener = hanging.listen();
@@ -290,7 +290,7 @@ fn who_comes_while_no_logic_answers_is_told_to_come_back() {
 }
 
 #[test]
-fn a_role_that_waits_stops_when_it_is_told_to() {
+fn a_role_that_waits_stops_on_a_signal() {
     let nobody = Gate::shut();
     let url = format!("redis://{}", nobody.addr);
     for role in ["logic", "comet", "job"] {

@@ -62,7 +62,7 @@ fn login(server: &Server, room: &str) -> Client {
 }
 
 #[test]
-fn offers_are_taken_when_they_can_be_kept() {
+fn offers_are_accepted_when_they_can_be_honoured() {
     let server = server();
     for (offer, taken) in [
         (OFFER, true),

@@ -65,7 +65,7 @@ fn check_heard(backend: &Backend, session: &Session, expected: &[(&str, &[&str],
 }
 
 #[test]
-fn the_life_of_a_session_is_told() {
+fn the_events_of_a_session_are_sent() {
     let backend = Backend::start(|_| Answer::ok(""));
     let server = Server::start(&settings(&backend));
     for transport in BOTH {
@@ -96,7 +96,7 @@ fn the_life_of_a_session_is_told() {
 }
 
 #[test]
-fn the_reason_of_an_end_is_told() {
+fn the_reason_of_an_end_is_sent() {
     let backend = Backend::start(|_| Answer::ok(""));
     let server = Server::start(&settings(&backend));
     let mut kicked = login(&server, Transport::Tcp, "");
@@ -113,7 +113,7 @@ fn the_reason_of_an_end_is_told() {
 }
 
 #[test]
-fn what_was_not_taken_is_told_again() {
+fn events_that_were_not_accepted_are_sent_again() {
     let backend = Backend::start(|_| Answer::status(503, ""));
     let server = Server::start(&settings(&backend));
     let mut sessions: Vec<Session> = (0..20).map(|nth| login(&server, BOTH[nth % 2], "")).collect();

@@ -241,7 +241,7 @@ fn tokens_of_every_kind_are_taken_and_wrong_ones_are_not() {
 }
 
 #[test]
-fn what_a_client_says_of_itself_must_agree_with_its_token() {
+fn the_auth_packet_must_agree_with_its_token() {
     let backend = backend();
     let server = Server::start(&settings(&backend));
     let mid = number();
@@ -356,7 +356,7 @@ fn keys_change_while_clients_are_connected() {
 }
 
 #[test]
-fn without_keys_nobody_is_let_in() {
+fn without_keys_all_are_refused() {
     let backend = backend();
     backend.set_down(true);
     let server = Server::start(&settings(&backend).set("logic.identity.jwt.jwks_retry_pause", "200ms"));

@@ -215,7 +215,7 @@ fn the_backend_decides_where_no_rule_does_and_is_not_asked_about_the_protocol() 
 }
 
 #[test]
-fn receivers_are_told_the_sender() {
+fn receivers_learn_the_sender() {
     let server = Keeping::start_with(to_rooms);
     for transport in BOTH {
         let (mid, room) = (member(), unique("live://r"));
@@ -284,7 +284,7 @@ fn receivers_are_told_the_sender() {
 }
 
 async fn next(events: &mut Events) -> Event {
-    let next = tokio::time::timeout(harness::DEADLINE, events.next()).await;
+    let next = tokio::time::timeout(harness::DEADLINE, events.recv()).await;
     next.expect("an event in time").expect("the client goes on")
 }
 
@@ -294,7 +294,7 @@ fn the_rust_client_gives_the_sender() {
     for syncs in [false, true] {
         let (mid, room) = (member(), unique("live://r"));
         let endpoint: Endpoint = format!("tcp://{}", server.addrs.tcp).parse().unwrap();
-        let identity = Identity { room_id: Some(room.clone()), ..Identity::new(member()) };
+        let identity = Identity::new(member()).room(&room);
         let mut config = ClientConfig::new(endpoint, identity);
         if syncs {
             let positions = std::sync::Arc::new(MemoryPositions::default());

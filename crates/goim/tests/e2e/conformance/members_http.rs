@@ -238,7 +238,7 @@ const NOWHERE: [(&str, &str); 9] = [
 ];
 
 #[test]
-fn a_stream_from_a_position_that_nobody_has_is_told_once_and_waits() {
+fn a_stream_from_an_unknown_position_reports_the_gap_once_and_waits() {
     let place = Place::new();
     let server = Server::start(&signed(place.settings()));
     let addr = server.addrs.http;
@@ -265,7 +265,7 @@ fn a_stream_from_a_position_that_nobody_has_is_told_once_and_waits() {
 }
 
 #[test]
-fn a_question_from_a_position_that_nobody_has_has_one_answer() {
+fn a_read_from_an_unknown_position_has_one_answer() {
     let place = Place::new();
     let server = Server::start(&place.settings());
     for transport in BOTH {
@@ -298,7 +298,7 @@ fn a_question_from_a_position_that_nobody_has_has_one_answer() {
 }
 
 #[test]
-fn who_would_wait_beyond_the_limit_is_told_when_to_come_back() {
+fn long_polls_beyond_the_limit_are_refused_with_retry_after() {
     let place = Place::new();
     let server = Server::start(&signed(place.settings()).set("logic.timelines.long_polls_max", "1"));
     let addr = server.addrs.http;
@@ -517,7 +517,7 @@ fn an_idle_timeout_does_not_cut_a_stream() {
 }
 
 #[test]
-fn streams_end_when_the_server_goes_away() {
+fn streams_end_when_the_server_stops() {
     let place = Place::folder();
     let mut process = Process::start(&signed(place.settings()));
     let addr = process.server.addrs.http;

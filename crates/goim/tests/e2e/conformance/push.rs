@@ -122,7 +122,7 @@ fn row_088_a_push_to_a_member_reaches_all_sessions_once() {
 }
 
 #[test]
-fn row_089_a_room_push_reaches_the_room_and_nobody_else() {
+fn row_089_a_room_push_reaches_the_room_only() {
     let server = shared();
     let kind = unique("live");
     let rooms = [format!("{kind}://1"), format!("{kind}://10")];

@@ -75,7 +75,7 @@ fn the_backend_answers() {
 }
 
 #[test]
-fn what_fails_is_told_to_extended_clients_and_is_an_empty_echo_for_goims() {
+fn a_failure_is_a_code_for_negotiated_clients_and_an_empty_echo_for_goim_v2_clients() {
     let backend = Backend::start(echo);
     let routes = [route("2000", &backend.url("/"), "timeout = \"200ms\"")];
     let server = Server::start(&settings(&routes));

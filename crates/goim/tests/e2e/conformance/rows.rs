@@ -51,7 +51,7 @@ fn every_row_has_a_test() {
 }
 
 #[test]
-fn names_say_which_rows() {
+fn row_numbers_are_read_from_test_names() {
     for (name, expected) in [
         ("_072_a_broadcast", vec![72]),
         ("s_68_69_and_105_what", vec![68, 69, 105]),

@@ -140,7 +140,7 @@ fn ask_rooms(client: &mut Client, op: i32, rooms: &Value) -> Value {
 }
 
 #[test]
-fn an_extended_session_is_in_many_rooms() {
+fn a_negotiated_session_is_in_many_rooms() {
     let server = Server::start(&Settings::new().set("comet.limits.rooms_max", "5"));
     for transport in BOTH {
         let rooms: Vec<String> = (0..7).map(|_| unique("live://r")).collect();
@@ -247,7 +247,7 @@ fn a_member_is_on_as_many_devices_as_it_may_be() {
                 sessions.push((name, client));
             }
             // Anonymous sessions may be on any number of devices.
-            let mut nobody = [(); 3].map(|()| login_nobody(&server, transport));
+            let mut nobody = [(); 3].map(|()| login_anonymous(&server, transport));
             for (name, client) in &mut sessions {
                 if stay.contains(*name) {
                     client.heartbeat();
@@ -267,7 +267,7 @@ fn a_member_is_on_as_many_devices_as_it_may_be() {
     }
 }
 
-fn login_nobody(server: &Server, transport: Transport) -> Client {
+fn login_anonymous(server: &Server, transport: Transport) -> Client {
     let (client, reply) = Client::present(server, transport, r#"{"protover":1}"#);
     assert_eq!(reply.expect("a session").op, 8);
     client

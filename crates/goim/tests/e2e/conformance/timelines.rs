@@ -109,7 +109,7 @@ fn member() -> i64 {
 }
 
 #[test]
-fn a_stored_message_is_a_push_to_clients_of_goim_and_a_word_to_those_who_sync() {
+fn a_stored_message_is_a_push_to_goim_v2_clients_and_a_notification_to_clients_that_sync() {
     let server = Keeping::start();
     for transport in BOTH {
         let (mid, room) = (member(), unique("live://r"));
@@ -142,7 +142,7 @@ fn a_stored_message_is_a_push_to_clients_of_goim_and_a_word_to_those_who_sync() 
 }
 
 #[test]
-fn a_session_syncs_what_it_lacks_in_pages_and_is_told_of_holes() {
+fn a_session_syncs_what_it_lacks_in_pages_and_is_notified_of_gaps() {
     let place = Place::new();
     let settings = place
         .settings()
@@ -223,7 +223,7 @@ fn positions_in_the_token_make_coming_back_one_round_trip() {
 }
 
 #[test]
-fn nobody_reads_what_is_of_others() {
+fn no_member_reads_what_belongs_to_others() {
     let server = Keeping::start();
     let (mid, other) = (member(), member());
     store(&server, &json!({ "mids": [other] }), "secret");
@@ -253,7 +253,7 @@ fn nobody_reads_what_is_of_others() {
 }
 
 #[test]
-fn whoever_syncs_is_told_when_words_were_lost() {
+fn clients_that_sync_learn_that_notifications_were_lost() {
     let server = Keeping::start();
     for transport in BOTH {
         let mut client = syncing(&server, transport, member(), json!({}));
@@ -345,7 +345,7 @@ fn cursors_give_unread_counts_and_where_a_new_device_begins() {
 }
 
 #[test]
-fn history_goes_backwards_and_a_deleted_message_leaves_its_place() {
+fn history_is_read_backwards_and_a_deleted_message_leaves_its_position() {
     let server = Keeping::start();
     let room = unique("live://r");
     for number in 1..=7 {
@@ -411,7 +411,7 @@ fn a_request_over_http_waits_for_messages() {
 }
 
 #[test]
-fn a_stream_of_events_goes_on_where_it_was() {
+fn a_stream_of_events_resumes_where_it_was() {
     use std::io::{BufRead as _, BufReader, Write as _};
     let server = Keeping::start();
     let mid = member();
@@ -490,7 +490,7 @@ fn a_publisher_that_tries_again_with_its_key_publishes_once() {
 }
 
 #[test]
-fn what_cannot_be_stored_is_refused_in_words() {
+fn what_cannot_be_stored_is_refused_with_a_reason() {
     let server = Keeping::start();
     let stored = |to: Value| json!({ "to": to, "operation": 1000, "body": "x", "delivery": "stored" });
     let transient = json!({ "to": { "room": "live://1" }, "operation": 1000, "body": "x" });
@@ -562,7 +562,7 @@ fn messages_survive_a_restart() {
 }
 
 #[test]
-fn words_that_wait_for_a_full_socket_become_one() {
+fn notifications_that_wait_for_a_full_socket_are_merged() {
     let server = Keeping::start();
     let (mid, room) = (member(), unique("live://r"));
     let timeline = format!("mid://{mid}");
@@ -597,7 +597,7 @@ fn words_that_wait_for_a_full_socket_become_one() {
 }
 
 #[test]
-fn members_who_are_away_are_told_of_once_for_each_message() {
+fn offline_members_are_reported_once_for_each_message() {
     let backend = Backend::start(|_| Answer::status(503, ""));
     let place = Place::new();
     let settings = place.settings();

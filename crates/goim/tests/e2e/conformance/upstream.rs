@@ -129,7 +129,7 @@ impl Setup {
 }
 
 #[test]
-fn row_017_a_message_goes_to_logic_and_is_echoed_without_its_body() {
+fn row_017_a_message_is_sent_to_logic_and_echoed_without_its_body() {
     let setup = Setup::start();
     for transport in BOTH {
         let mut client = setup.login(transport);
@@ -156,7 +156,7 @@ fn row_017_a_message_goes_to_logic_and_is_echoed_without_its_body() {
 }
 
 #[test]
-fn row_018_sessions_live_on_and_strangers_are_closed_while_logic_is_away() {
+fn row_018_sessions_live_on_and_strangers_are_closed_while_logic_is_unavailable() {
     let setup = Setup::start();
     for transport in BOTH {
         setup.logic.away.store(false, Ordering::SeqCst);
@@ -177,7 +177,7 @@ fn row_018_sessions_live_on_and_strangers_are_closed_while_logic_is_away() {
 }
 
 #[test]
-fn each_end_of_a_session_is_told_to_logic_once() {
+fn each_end_of_a_session_is_reported_to_logic_once() {
     let setup = Setup::start();
     for transport in BOTH {
         let sessions = [0; 3].map(|_| setup.login(transport));

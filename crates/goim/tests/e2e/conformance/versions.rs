@@ -109,7 +109,7 @@ fn a_message_in_three_schemas_reaches_each_session_in_its_own() {
 }
 
 #[test]
-fn large_bodies_are_compressed_for_who_reads_it_and_for_nobody_else() {
+fn large_bodies_are_compressed_only_for_sessions_that_read_it() {
     let server = Server::start(&settings());
     let large = r#"{"text":"the same again"}"#.repeat(80);
     for transport in BOTH {

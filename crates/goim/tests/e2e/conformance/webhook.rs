@@ -39,7 +39,7 @@ fn present(server: &Server, transport: Transport, token: &str) -> (Client, Packe
 }
 
 #[test]
-fn the_backend_is_told_what_is_known_and_decides() {
+fn the_backend_receives_what_is_known_and_decides() {
     let backend = Backend::start(usual);
     let server = Server::start(&settings(&backend));
     let mid = i64::from(number());
@@ -85,7 +85,7 @@ fn its_answer_is_the_session() {
 }
 
 #[test]
-fn what_is_no_decision_lets_nobody_in() {
+fn an_answer_without_a_decision_refuses_all() {
     let backend = Backend::start(usual);
     let server = Server::start(&settings(&backend));
     let slow = Duration::from_secs(5);
@@ -123,7 +123,7 @@ fn what_is_no_decision_lets_nobody_in() {
 }
 
 #[test]
-fn a_backend_that_is_down_costs_nobody_time() {
+fn a_backend_that_is_down_delays_no_other_route() {
     let backend = Backend::start(usual);
     let server = Server::start(&settings(&backend));
     let (mut inside, reply) = present(&server, Transport::Tcp, "mid:5");
@@ -145,7 +145,7 @@ fn a_backend_that_is_down_costs_nobody_time() {
 }
 
 #[test]
-fn a_blank_key_is_drawn_for_each_session_and_a_room_without_a_name_is_refused() {
+fn a_blank_key_is_generated_for_each_session_and_a_room_without_a_name_is_refused() {
     for blank in ["", " "] {
         let backend = Backend::start(move |asked| {
             let mid = asked.json()["token"].as_str().unwrap().parse::<i64>().unwrap();

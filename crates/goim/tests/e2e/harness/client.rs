@@ -276,7 +276,7 @@ impl Client {
     }
 
     /// The next packet, unwrapped if it arrived inside operation 9.
-    pub fn pushed_or_word(&mut self) -> Packet {
+    pub fn pushed_or_notification(&mut self) -> Packet {
         let packet = self.packet();
         if packet.op == 9 {
             self.unwrapped = Packet::decode_all(&packet.body).into();

@@ -170,7 +170,7 @@ fn check(good: bool, answer: &Response) -> Result<(), String> {
 }
 
 #[test]
-fn the_tables_speak_of_what_is_there() {
+fn the_tables_name_existing_exchanges() {
     let exchanges = exchanges();
     assert_eq!(exchanges.len(), 127);
     for (name, path) in

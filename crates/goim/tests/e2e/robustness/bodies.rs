@@ -111,7 +111,7 @@ fn who_asks_is_found_out_before_the_body() {
 }
 
 #[test]
-fn bodies_of_nobody_cost_nothing() {
+fn bodies_of_unknown_senders_cost_nothing() {
     const CONNECTIONS: usize = 60;
     let serving = Serving::start();
     let before = serving.process.memory();
@@ -154,7 +154,7 @@ fn bodies_of_nobody_cost_nothing() {
 }
 
 #[test]
-fn slow_acknowledgements_of_nobody_are_not_collected() {
+fn slow_acknowledgements_of_unknown_senders_are_not_collected() {
     const CONNECTIONS: usize = 60;
     let serving = Serving::start();
     let before = serving.process.memory();

@@ -69,7 +69,7 @@ fn sessions_that_stay_are_closed_at_the_deadline() {
 }
 
 #[test]
-fn what_was_accepted_before_sigterm_reaches_the_sessions_that_are_still_there() {
+fn pushes_accepted_before_sigterm_reach_the_sessions_that_are_still_connected() {
     const PUSHES: usize = 50;
     let settings =
         Settings::new().set("comet.drain.sessions_per_second", "2").set("comet.drain.timeout", "2s");
@@ -95,7 +95,7 @@ fn what_was_accepted_before_sigterm_reaches_the_sessions_that_are_still_there() 
 }
 
 #[test]
-fn an_extended_client_is_told_to_go() {
+fn a_negotiated_client_receives_the_reason_of_a_drain() {
     let settings = Settings::new().set("comet.drain.reconnect_delay_max", "2s");
     let mut process = Process::start(&settings);
     let mut clients = BOTH.map(|transport| {
@@ -117,7 +117,7 @@ fn an_extended_client_is_told_to_go() {
 }
 
 #[test]
-fn after_a_kill_and_a_restart_clients_come_back() {
+fn after_a_kill_and_a_restart_clients_reconnect() {
     let process = Process::start(&Settings::new());
     let addrs = process.server.addrs;
     let room = unique("again") + "://1";

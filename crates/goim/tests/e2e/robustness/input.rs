@@ -24,7 +24,7 @@ const GROWTH_MAX: usize = 16 << 20;
 const REPLY_MAX: Duration = Duration::from_secs(3);
 
 #[test]
-fn mutated_packets_and_handshakes_disturb_nobody() {
+fn mutated_packets_and_handshakes_disturb_no_other_session() {
     let seed = Random::seed("GOIM_TEST_SEED", 20_220_603);
     let inputs = usize::try_from(Random::seed("GOIM_TEST_INPUTS", 100_000)).unwrap();
     let mut process = Process::start(&Settings::new().handshake_timeout("5s"));

@@ -136,7 +136,7 @@ fn a_setting_with_a_secret_is_not_shown_whatever_is_wrong_with_it() {
 }
 
 #[test]
-fn no_word_about_a_wrong_configuration_has_a_secret_in_it() {
+fn no_error_about_a_wrong_configuration_contains_a_secret() {
     let sets = [
         format!(
             "logic.upstream.routes=[{{ operations = \"1000\", to = \"http://x\", secret = \"{SECRET}\", x = 1 }}]"
@@ -284,7 +284,7 @@ impl Way {
 }
 
 #[test]
-fn while_the_store_is_away_nobody_is_told_where_it_is() {
+fn while_the_store_is_unavailable_no_answer_contains_its_address() {
     let postgres = Postgres::shared();
     let url = postgres.database();
     let (before, after) = url.split_once("@").unwrap_or_else(|| url.split_once("://").unwrap());

@@ -23,7 +23,7 @@ const OWN_PUSHES: usize = 40;
 const QUEUE: usize = 256 * 1024;
 
 #[test]
-fn sessions_that_never_read_cost_little_and_delay_nobody() {
+fn sessions_that_never_read_cost_little_and_delay_no_others() {
     let settings = Settings::new().set("comet.send.queue_bytes_max", "256 KiB");
     let alone = run(&Process::start(&settings), 0);
     eprintln!("without silent sessions: {alone:?}");
