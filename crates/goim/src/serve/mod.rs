@@ -76,7 +76,8 @@ pub struct Running {
 /// An empty `comet.node.server` becomes the host name.
 ///
 /// # Errors
-/// [`StartError`]: the configuration cannot be used, or an address cannot be listened on. Nothing is left running.
+/// [`StartError`]: the configuration cannot be used, or an address cannot be listened on. Nothing is
+/// left running.
 ///
 /// # Cancel safety
 /// Dropping the future before it completes stops what was started.

@@ -68,7 +68,7 @@ pub(crate) fn shown(
     let goim_settings::Fault { key, message } = fault;
     let value = find(&key).and_then(|setting| {
         let value = setting.get(config)?;
-        let value = if setting.is_sensitive() { redacted(value) } else { without_credentials(value) };
+        let value = if setting.is_secret() { redacted(value) } else { without_credentials(value) };
         Some(to_toml(value).to_string())
     });
     Fault::Value { origin: origin(&key), key, value, message }
