@@ -358,7 +358,7 @@ settings! {
     }
 }
 
-fn check_path(path: &String) -> Result<(), &'static str> {
+fn check_path(path: &str) -> Result<(), &'static str> {
     let is_path = path.starts_with('/') && !path.contains(char::is_whitespace);
     if is_path { Ok(()) } else { Err("must be a path such as /sub") }
 }

@@ -232,8 +232,8 @@ fn node_addresses(key: &str, addresses: &[String], faults: &mut Faults) {
 }
 
 /// The check of `versions.rows`.
-pub(crate) fn rows(rows: &Vec<VersionRow>) -> Result<(), String> {
-    VersionTable::new(rows.clone()).map(drop).map_err(|error| error.to_string())
+pub(crate) fn rows(rows: &[VersionRow]) -> Result<(), String> {
+    VersionTable::new(rows.to_vec()).map(drop).map_err(|error| error.to_string())
 }
 
 /// The check of a destination of events.
@@ -245,7 +245,7 @@ pub(crate) fn destination(url: &Option<ServiceUrl>) -> Result<(), &'static str> 
 }
 
 /// The check of `log.level`.
-pub(crate) fn log_level(level: &String) -> Result<(), String> {
+pub(crate) fn log_level(level: &str) -> Result<(), String> {
     let parsed = tracing_subscriber::EnvFilter::try_new(level);
     parsed
         .map(drop)

@@ -514,7 +514,7 @@ fn check_backoff(backoff: &Backoff, faults: &mut Faults) {
     faults.add_if(is_short, "max_delay", "must not be less than logic.backoff.base_delay");
 }
 
-fn check_routes(routes: &Vec<RouteConfig>) -> Result<(), String> {
+fn check_routes(routes: &[RouteConfig]) -> Result<(), String> {
     for (nth, route) in routes.iter().enumerate() {
         let (first, last) = (*route.operations.start(), *route.operations.end());
         let mut earlier = routes.iter().take(nth).map(|other| &other.operations);
@@ -562,15 +562,15 @@ fn check_jwks_url(url: &Option<ServiceUrl>) -> Result<(), &'static str> {
     if is_good { Ok(()) } else { Err(URL_EXPECTED) }
 }
 
-fn check_claim(name: &String) -> Result<(), &'static str> {
+fn check_claim(name: &str) -> Result<(), &'static str> {
     if name.is_empty() { Err("must be the name of a claim") } else { Ok(()) }
 }
 
-fn check_api_keys(keys: &Vec<ApiKey>) -> Result<(), String> {
+fn check_api_keys(keys: &[ApiKey]) -> Result<(), String> {
     check_lengths(keys, API_KEY_BYTES_MIN)
 }
 
-fn check_jwt_secrets(secrets: &Vec<Secret>) -> Result<(), String> {
+fn check_jwt_secrets(secrets: &[Secret]) -> Result<(), String> {
     check_lengths(secrets, JWT_SECRET_BYTES_MIN)
 }
 
