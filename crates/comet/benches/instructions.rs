@@ -1,6 +1,6 @@
-//! Hot paths of a shard, each to be run so many times: `instructions PATH TIMES`; without arguments, their names.
-//! Owns what is run; `scripts/instruction-counts.sh` counts and compares. The shard is the real one with everything in it, turned
-//! by hand, over sockets that take every write (`goim_comet::harness`).
+//! The hot paths of a shard, to be run a number of times: `instructions PATH TIMES`. Without
+//! arguments, prints their names. Owns what is run; `scripts/instruction-counts.sh` counts and
+//! compares. The shard is the real one, over sockets that take every write (`goim_comet::harness`).
 
 #![expect(
     clippy::unwrap_used,
@@ -20,7 +20,8 @@ use goim_ports::{
     OnlineReport, OnlineTotals, Operation, PacketBuf, RoomPush, SessionRef, Upstream,
 };
 
-/// One session, or so many in one room: `-100` in a path's name says that a count is for as many deliveries.
+/// Sessions in the room. `-100` in the name of a path means that a count is for this many
+/// deliveries.
 const MANY: usize = 100;
 const ROOM: &str = "live://1000";
 const OPERATION: Operation = Operation(1000);
@@ -43,10 +44,10 @@ fn main() {
     path(times.parse().expect("how many times, as a number"));
 }
 
-/// Takes everybody. A token is the session's key.
-struct Everybody;
+/// Accepts every token as a session key.
+struct AcceptAll;
 
-impl LogicPort for Everybody {
+impl LogicPort for AcceptAll {
     fn connect(&self, request: ConnectRequest) -> Call<Result<Accepted, ConnectError>> {
         Call::Ready(Ok(Accepted {
             mid: Mid(1),
@@ -82,7 +83,7 @@ impl LogicPort for Everybody {
 fn shard() -> (Harness, Vec<Opened>) {
     let mut config = Config::default();
     config.limits.connections_per_address_max = None;
-    let mut harness = Harness::new(config, Arc::new(Everybody)).unwrap();
+    let mut harness = Harness::new(config, Arc::new(AcceptAll)).unwrap();
     let from = SocketAddr::from((Ipv4Addr::LOCALHOST, 40_000));
     let opened =
         (0..MANY).map(|nth| harness.open(from, format!("key-{nth:032}").as_bytes()).unwrap()).collect();
@@ -94,7 +95,7 @@ fn packet() -> PacketBuf {
     PacketBuf::push(OPERATION, Bytes::from_static(&[b'm'; 64]))
 }
 
-/// What was written is what was asked for, or a count would be of something else.
+/// Checks the number of writes, or a count would be of something else.
 fn check(before: u64, writes: u64) {
     assert_eq!(Harness::written().writes - before, writes, "writes");
 }
@@ -117,7 +118,7 @@ fn push_key(times: u32) {
     check(before, times.into());
 }
 
-/// So many messages at once, then all of them are flushed.
+/// Sends a number of messages at once, then flushes all of them.
 fn room<const TOGETHER: u32>(times: u32) {
     let (mut harness, _) = shard();
     let before = Harness::written().writes;

@@ -1,10 +1,13 @@
-//! What sessions cost a shard when there are a million of them: each operation on a shard of 1,000 sessions and on one of
-//! many, by turns in the same seconds, through `goim_comet::harness`.
+//! Measures what sessions cost a shard when there are a million of them: each operation on a shard
+//! of 1,000 sessions and on one of many, alternating within the same seconds, through
+//! `goim_comet::harness`.
 //!
-//! `cargo bench -p goim-comet --features harness --bench scale -- [--sessions N] [--repeat N] [--only WORD] [--json FILE]`
+//! `cargo bench -p goim-comet --features harness --bench scale -- [--sessions N] [--repeat N]
+//! [--only NAME] [--json FILE]`
 //!
-//! Times are those of the thread's processor clock. Requests are made anew for each push, as a publisher's are: nothing of
-//! a receiver is in a cache because the benchmark has just touched it. Not here: what is measured over sockets (`goim-bench`).
+//! Times are of the thread's processor clock. Requests are created for each push, as a publisher
+//! does: no part of a receiver is cached because the benchmark has just used it. Not here:
+//! measurements over sockets (`goim-bench`).
 
 #![allow(clippy::print_stdout, reason = "a command that prints a table")]
 
@@ -19,42 +22,47 @@ use std::time::Duration;
 use measure::{Paired, Report, cpu_ns, resident_bytes};
 use world::{Rooms, World};
 
-/// The small shard.
+/// Sessions of the small shard.
 const FEW: usize = 1000;
 /// Operations between two turns of the loop, where there are several.
 const TOGETHER: usize = 64;
 /// Operations of one sample.
 const OPERATIONS: usize = 64 * 1024;
-/// Receivers of the messages of one sample of a fan-out, in all.
+/// Receivers of the messages of one fan-out sample, in total.
 const RECEIVERS: usize = 2_000_000;
 /// Time between two heartbeats of a session.
 const HEARTBEAT: Duration = Duration::from_secs(30);
 /// Steps in which that time passes.
 const STEP: Duration = Duration::from_millis(100);
-/// Rounds of heartbeats: enough for every session to be made known to the directory again, which is due within ten minutes.
+/// Rounds of heartbeats: enough for every session's record to be renewed once, which is due within
+/// ten minutes.
 const ROUNDS: usize = 21;
 
 struct Arguments {
     sessions: usize,
     repeat: usize,
-    /// Only operations on rooms of one whose name has this in it.
+    /// Only operations of the first group whose name contains this.
     only: Option<String>,
     json: Option<String>,
 }
 
 fn arguments() -> Result<Arguments, Box<dyn Error>> {
     let mut found = Arguments { sessions: 1_000_000, repeat: 5, only: None, json: None };
-    let mut words = std::env::args().skip(1);
-    while let Some(word) = words.next() {
-        let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
-        match word.as_str() {
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        let mut value = || arguments.next().ok_or_else(|| format!("{argument} needs a value"));
+        match argument.as_str() {
             "--sessions" => found.sessions = value()?.parse()?,
             "--repeat" => found.repeat = value()?.parse()?,
             "--only" => found.only = Some(value()?),
             "--json" => found.json = Some(value()?),
-            // Cargo's own.
+            // Passed by cargo.
             "--bench" => {}
-            _ => return Err(format!("{word}: only --sessions, --repeat, --only and --json are known").into()),
+            _ => {
+                return Err(
+                    format!("{argument}: only --sessions, --repeat, --only and --json are known").into()
+                );
+            }
         }
     }
     if found.sessions < FEW || found.repeat == 0 {
@@ -78,7 +86,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Each session in a room of its own: memory, pushes to one, heartbeats.
+/// Each session in a separate room: memory, pushes to one session, heartbeats.
 fn rooms_of_one(
     sessions: usize,
     repeat: usize,

@@ -1,4 +1,4 @@
-//! How many connections there are, in all and from each address.
+//! Limits of connections, in total and per address.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -38,7 +38,10 @@ impl AddressBook {
         self.stripes[index].lock()
     }
 
-    /// Counts a connection in, or says which limit forbids it.
+    /// Counts a new connection.
+    ///
+    /// # Errors
+    /// The limit that does not allow it.
     pub(crate) fn enter(&self, address: IpAddr) -> Result<(), CloseReason> {
         if self.connections.fetch_add(1, Ordering::Relaxed) >= self.connections_max {
             self.connections.fetch_sub(1, Ordering::Relaxed);
@@ -57,7 +60,7 @@ impl AddressBook {
         Ok(())
     }
 
-    /// Counts a connection out.
+    /// Counts a closed connection.
     pub(crate) fn leave(&self, address: IpAddr) {
         self.connections.fetch_sub(1, Ordering::Relaxed);
         let mut counts = self.stripe(&address);
@@ -72,12 +75,12 @@ impl AddressBook {
         }
     }
 
-    /// Connections held.
+    /// Returns how many connections are open.
     pub(crate) fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)
     }
 
-    /// Distinct addresses among them.
+    /// Returns how many distinct addresses they have.
     pub(crate) fn addresses(&self) -> usize {
         self.addresses.load(Ordering::Relaxed)
     }

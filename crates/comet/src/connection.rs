@@ -1,6 +1,8 @@
-//! One connection as its shard holds it: socket, session, memberships. No behaviour beyond its own fields.
+//! One connection as its shard stores it: socket, session, memberships. No behaviour beyond its own
+//! fields.
 //!
-//! There may be a million of these, nearly all of them idle: what few connections have at a time is in [`Rare`].
+//! There may be a million of these, nearly all idle. What only few have at a time is in [`Rare`],
+//! which is boxed.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -13,32 +15,33 @@ use crate::timers::Tick;
 use crate::token_bucket::{Rate, TokenBucket};
 use crate::transport::Socket;
 
-/// Names a connection of one shard. The generation tells it from those that had the slot before.
+/// Names a connection of one shard. The generation distinguishes it from others that used the slot
+/// before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct ConnectionId {
     pub(crate) slot: u32,
     pub(crate) generation: u32,
 }
 
-/// A connection. The fields lie in this order: what a push needs is together, in two or three lines of memory of the four
-/// that a connection touches.
+/// A connection. The order of the fields is that of memory: what a push needs is together, in two
+/// or three cache lines of the four that a connection uses.
 #[repr(C)]
 pub(crate) struct Connection {
-    /// In the form of IPv6, without the byte that tells the families apart.
+    /// As an IPv6 address: one byte less than an `IpAddr`.
     remote: Ipv6Addr,
-    /// Who it is, once that is known.
+    /// Who is authenticated; `None` before and after the session.
     pub(crate) identity: Option<Identity>,
-    /// When the directory is to be told again that the session lives.
+    /// When the session's record is to be renewed next.
     pub(crate) renew_after: Moment,
     /// The tick of its entry on the timer wheel.
     pub(crate) armed: Option<Tick>,
     pub(crate) membership: Option<Membership>,
     pub(crate) generation: u32,
-    /// When the token ends, in seconds since the comet's start; the largest number is never.
+    /// When the token expires, in seconds since the comet's start; `u32::MAX` is never.
     expires_s: u32,
-    /// Which listener it came through.
+    /// Index of the listener that accepted it.
     pub(crate) listener: u8,
-    /// Which form of a message the session gets.
+    /// Which variant of a message the session gets.
     pub(crate) class: ClassId,
     /// The kernel may hold input.
     pub(crate) readable: bool,
@@ -46,15 +49,15 @@ pub(crate) struct Connection {
     pub(crate) half_closed: bool,
     /// The kernel takes output.
     pub(crate) writable: bool,
-    /// In the ring of those that have something to send.
+    /// It is in the flush queue.
     pub(crate) in_flush_queue: bool,
-    /// In the list of those to be flushed at the end of the turn.
+    /// It is in the list of connections to flush at the end of the turn.
     pub(crate) urgent: bool,
-    /// In the list of those whose input goes on in the next turn.
+    /// It is in the list of connections whose input continues in the next turn.
     pub(crate) resumed: bool,
     rare: Option<Box<Rare>>,
     pub(crate) socket: Socket,
-    /// Has what a push needs in front.
+    /// Begins with the fields that a push needs.
     pub(crate) session: ServerSession,
 }
 
@@ -67,43 +70,44 @@ struct Rare {
     rate_limit: Option<TokenBucket>,
     /// Rooms besides the one of `membership`.
     further_rooms: Vec<Membership>,
-    /// The rooms that the session may be in; `None` is any.
+    /// The rooms that the session may be in; `None` is any room.
     scope: Option<RoomScope>,
-    /// Much waits for the session: when its socket last took something of it, or when it became much.
+    /// While the session lags: when its socket last took bytes, or when it began to lag.
     drained_at: Option<Moment>,
     /// For a session that syncs.
-    syncing: Option<SyncOptions>,
+    syncing: Option<SyncState>,
 }
 
-/// What a session that syncs is still to be given.
+/// What a session that syncs is still to be sent.
 #[derive(Default)]
-struct SyncOptions {
-    /// Positions that it came with, the next one last.
+struct SyncState {
+    /// Positions to resume at, the next one last.
     positions: Vec<ResumePosition>,
-    /// What comes behind one of them is being found out.
+    /// Logic was asked for what follows one of them.
     asking: bool,
-    /// Words that wait for the socket: the newest position of each timeline.
-    words: Vec<(TimelineId, Position)>,
+    /// Notifications that wait for the socket: the newest position of each timeline.
+    notifications: Vec<(TimelineId, Position)>,
 }
 
-/// Who a session is.
+/// The member and key of a session.
 #[derive(Clone)]
 pub(crate) struct Identity {
     pub(crate) key: SessionKey,
     pub(crate) mid: Mid,
 }
 
-/// The end of a connection under way: the session is over; the socket is kept until the peer has seen the end.
+/// A connection that is being closed: the session has ended, the socket stays open until the peer
+/// has seen the end.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Closing {
-    /// Then the socket is closed whatever is left.
+    /// When the socket is closed in any case.
     pub(crate) until: Moment,
-    /// Our side of the stream has been ended.
+    /// Our side of the stream has ended.
     pub(crate) ended: bool,
 }
 
 impl Connection {
-    /// A connection that was just accepted; it may be written to.
+    /// Creates a connection that was just accepted; it may be written to.
     pub(crate) fn new(
         socket: Socket,
         session: ServerSession,
@@ -137,35 +141,35 @@ impl Connection {
         }
     }
 
-    /// Reads from each line of memory that a push and its flush need, and gives a number that means nothing: so that all
-    /// of these are fetched at once.
+    /// Reads from each cache line that a push and its flush need, so that all are loaded at once.
+    /// The result has no meaning; it keeps the reads from being optimised out.
     pub(crate) fn prefetch(&self) -> u32 {
         let session = &self.session;
         let flags = [self.socket.holds_output(), session.outbox().is_empty(), session.is_open()];
         flags.iter().fold(self.generation, |seen, flag| seen << 1 ^ u32::from(*flag))
     }
 
-    /// The same for what comes in.
+    /// The same for input.
     pub(crate) fn prefetch_for_input(&self) -> u32 {
         self.prefetch() ^ self.renew_after.0 as u32 ^ self.session.deadline().0 as u32
     }
 
-    /// The client's address.
+    /// Returns the client's address.
     pub(crate) fn remote(&self) -> IpAddr {
         self.remote.to_canonical()
     }
 
-    /// When the session's token ends.
+    /// Returns when the session's token expires.
     pub(crate) fn expires(&self) -> Moment {
         if self.expires_s == u32::MAX { Moment::NEVER } else { Moment(u64::from(self.expires_s) * 1000) }
     }
 
-    /// The token ends then: a part of a second counts as a whole one. [`Moment::NEVER`] is never.
+    /// Sets when the token expires, rounded up to whole seconds. [`Moment::NEVER`] is never.
     pub(crate) fn set_expires(&mut self, at: Moment) {
         self.expires_s = u32::try_from(at.0.div_ceil(1000)).unwrap_or(u32::MAX);
     }
 
-    /// When the connection must be looked at, whatever happens until then.
+    /// Returns when the connection must be checked in any case.
     pub(crate) fn deadline(&self) -> Moment {
         let session = self.session.deadline().min(self.expires());
         let Some(rare) = &self.rare else { return session };
@@ -175,7 +179,7 @@ impl Connection {
         }
     }
 
-    /// The end of the connection, when it is under way.
+    /// Returns how the connection is being closed, if it is.
     pub(crate) fn closing(&self) -> Option<Closing> {
         self.rare.as_ref().and_then(|rare| rare.closing)
     }
@@ -188,25 +192,26 @@ impl Connection {
         self.rare.get_or_insert_default().closing = Some(closing);
     }
 
-    /// Input that was read and not taken yet, while an answer of others is outstanding.
+    /// True when input was read that the session does not take yet, since an answer for it is
+    /// outstanding.
     pub(crate) fn has_unread(&self) -> bool {
         self.rare.as_ref().is_some_and(|rare| rare.unread.is_some())
     }
 
     pub(crate) fn take_unread(&mut self) -> Option<Box<[u8]>> {
         let unread = self.rare.as_mut()?.unread.take();
-        self.tidy();
+        self.shrink();
         unread
     }
 
-    /// Keeps input for later; nothing when it is empty.
-    pub(crate) fn keep_unread(&mut self, input: &[u8]) {
+    /// Stores input for later; nothing when it is empty.
+    pub(crate) fn store_unread(&mut self, input: &[u8]) {
         if !input.is_empty() {
             self.rare.get_or_insert_default().unread = Some(input.into());
         }
     }
 
-    /// The rate of packets is used up until then.
+    /// Returns until when input waits because of the rate limit, if it does.
     pub(crate) fn throttled_until(&self) -> Option<Moment> {
         self.rare.as_ref().and_then(|rare| rare.throttled_until)
     }
@@ -219,21 +224,22 @@ impl Connection {
         if let Some(rare) = &mut self.rare {
             rare.throttled_until = None;
         }
-        self.tidy();
+        self.shrink();
     }
 
-    /// The bucket of packets that the client may still send; full for one that has sent nothing yet.
+    /// Returns the bucket of packets that the client may send; full for a client that has sent none
+    /// yet.
     pub(crate) fn rate_limit(&mut self, now: Moment, rate: &Rate) -> &mut TokenBucket {
         let limit = &mut self.rare.get_or_insert_default().rate_limit;
         limit.get_or_insert_with(|| TokenBucket::full(now, rate))
     }
 
-    /// The rooms besides the one of `membership`.
+    /// Returns the rooms besides the one of `membership`.
     pub(crate) fn further_rooms(&self) -> &[Membership] {
         self.rare.as_ref().map_or(&[], |rare| &rare.further_rooms)
     }
 
-    /// Every room that the session is in.
+    /// Returns every room that the session is in.
     pub(crate) fn memberships(&self) -> impl Iterator<Item = Membership> {
         self.membership.into_iter().chain(self.further_rooms().iter().copied())
     }
@@ -242,32 +248,32 @@ impl Connection {
         self.rare.get_or_insert_default().further_rooms.push(membership);
     }
 
-    /// Takes a further room off the list; whoever calls leaves it.
+    /// Removes a further room from the list; the caller leaves it.
     pub(crate) fn take_room(&mut self, which: impl Fn(Membership) -> bool) -> Option<Membership> {
         let rooms = &mut self.rare.as_mut()?.further_rooms;
-        let place = rooms.iter().position(|membership| which(*membership))?;
-        let taken = rooms.swap_remove(place);
+        let index = rooms.iter().position(|membership| which(*membership))?;
+        let taken = rooms.swap_remove(index);
         if rooms.is_empty() {
             *rooms = Vec::new();
         }
-        self.tidy();
+        self.shrink();
         Some(taken)
     }
 
-    /// The session has another place in a room that it is in.
-    pub(crate) fn moved(&mut self, place: Membership) {
-        if self.membership.is_some_and(|membership| membership.same_room(place)) {
-            self.membership = Some(place);
+    /// Updates the membership in a room in which the session has another position now.
+    pub(crate) fn set_position(&mut self, moved: Membership) {
+        if self.membership.is_some_and(|membership| membership.same_room(moved)) {
+            self.membership = Some(moved);
             return;
         }
         let further = self.rare.as_mut().map(|rare| &mut rare.further_rooms);
-        let found = further.into_iter().flatten().find(|membership| membership.same_room(place));
+        let found = further.into_iter().flatten().find(|membership| membership.same_room(moved));
         if let Some(found) = found {
-            *found = place;
+            *found = moved;
         }
     }
 
-    /// The rooms that the session may be in; `None` is any.
+    /// Returns the rooms that the session may be in; `None` is any room.
     pub(crate) fn scope(&self) -> Option<&RoomScope> {
         self.rare.as_ref().and_then(|rare| rare.scope.as_ref())
     }
@@ -278,25 +284,27 @@ impl Connection {
             (None, scope) => self.rare.get_or_insert_default().scope = scope,
             (Some(rare), scope) => rare.scope = scope,
         }
-        self.tidy();
+        self.shrink();
     }
 
-    /// Much has begun to wait for the session, or its socket has taken something of it; `None` when there is no longer much.
+    /// Notes that the session began to lag, or that its socket took bytes while it lagged; `None`
+    /// when it no longer lags.
     pub(crate) fn set_drained_at(&mut self, now: Option<Moment>) {
         match (&mut self.rare, now) {
             (Some(rare), now) => rare.drained_at = now,
             (None, Some(_)) => self.rare.get_or_insert_default().drained_at = now,
             (None, None) => return,
         }
-        self.tidy();
+        self.shrink();
     }
 
-    /// When the socket last took something while much waited, or when that began.
+    /// Returns when the socket of a lagging session last took bytes, or when the session began to
+    /// lag.
     pub(crate) fn drained_at(&self) -> Option<Moment> {
         self.rare.as_ref().and_then(|rare| rare.drained_at)
     }
 
-    /// Positions that the client came with.
+    /// Sets the positions that the client resumes at.
     pub(crate) fn set_positions(&mut self, mut positions: Vec<ResumePosition>) {
         if positions.is_empty() {
             return;
@@ -305,7 +313,7 @@ impl Connection {
         self.rare.get_or_insert_default().syncing.get_or_insert_default().positions = positions;
     }
 
-    /// The next of them, unless one is being dealt with.
+    /// Takes the next of them, unless one is being worked on.
     pub(crate) fn next_position(&mut self) -> Option<ResumePosition> {
         let syncing = self.rare.as_mut()?.syncing.as_mut().filter(|syncing| !syncing.asking)?;
         let next = syncing.positions.pop()?;
@@ -313,50 +321,53 @@ impl Connection {
         Some(next)
     }
 
-    pub(crate) fn position_is_done(&mut self) {
+    pub(crate) fn finish_position(&mut self) {
         if let Some(syncing) = self.rare.as_mut().and_then(|rare| rare.syncing.as_mut()) {
             syncing.asking = false;
         }
-        self.tidy();
+        self.shrink();
     }
 
-    /// True while a session is to be given something of timelines.
+    /// True while something of timelines is to be sent to the session.
     pub(crate) fn is_syncing(&self) -> bool {
         self.rare.as_ref().is_some_and(|rare| rare.syncing.is_some())
     }
 
-    /// True while words wait for the socket.
-    pub(crate) fn holds_words(&self) -> bool {
+    /// True while notifications wait for the socket.
+    pub(crate) fn holds_notifications(&self) -> bool {
         self.rare
             .as_ref()
             .and_then(|rare| rare.syncing.as_ref())
-            .is_some_and(|syncing| !syncing.words.is_empty())
+            .is_some_and(|syncing| !syncing.notifications.is_empty())
     }
 
-    /// Keeps the word of a timeline for later, in place of an older one; of more timelines than `max` it is dropped.
-    pub(crate) fn hold_word(&mut self, timeline: &TimelineId, position: Position, max: usize) {
-        let words = &mut self.rare.get_or_insert_default().syncing.get_or_insert_default().words;
-        let has_room = words.len() < max;
-        match words.iter_mut().find(|(known, _)| known == timeline) {
+    /// Stores a timeline's notification for later, in place of an older one. With `max` timelines
+    /// it is dropped.
+    pub(crate) fn hold_notification(&mut self, timeline: &TimelineId, position: Position, max: usize) {
+        let notifications =
+            &mut self.rare.get_or_insert_default().syncing.get_or_insert_default().notifications;
+        let has_room = notifications.len() < max;
+        match notifications.iter_mut().find(|(known, _)| known == timeline) {
             Some((_, newest)) if newest.epoch == position.epoch && newest.seq >= position.seq => {}
             Some((_, newest)) => *newest = position,
-            None if has_room => words.push((timeline.clone(), position)),
+            None if has_room => notifications.push((timeline.clone(), position)),
             None => {}
         }
     }
 
-    pub(crate) fn take_words(&mut self) -> Vec<(TimelineId, Position)> {
+    pub(crate) fn take_notifications(&mut self) -> Vec<(TimelineId, Position)> {
         let syncing = self.rare.as_mut().and_then(|rare| rare.syncing.as_mut());
-        let words = syncing.map(|syncing| std::mem::take(&mut syncing.words)).unwrap_or_default();
-        self.tidy();
-        words
+        let notifications =
+            syncing.map(|syncing| std::mem::take(&mut syncing.notifications)).unwrap_or_default();
+        self.shrink();
+        notifications
     }
 
-    /// Gives the box back when nothing is in it.
-    fn tidy(&mut self) {
+    /// Frees the box when nothing is in it.
+    fn shrink(&mut self) {
         let Some(rare) = &mut self.rare else { return };
-        let is_idle = |syncing: &mut SyncOptions| {
-            syncing.positions.is_empty() && !syncing.asking && syncing.words.is_empty()
+        let is_idle = |syncing: &mut SyncState| {
+            syncing.positions.is_empty() && !syncing.asking && syncing.notifications.is_empty()
         };
         let _ = rare.syncing.take_if(is_idle);
         let Rare { unread, throttled_until, closing, rate_limit, further_rooms, scope, drained_at, syncing } =

@@ -1,15 +1,16 @@
-//! The connections of one shard, by slot. Owns their memory, which slots are free and the generations; not what a
-//! connection does.
+//! The connections of one shard, by slot. Owns their memory, which slots are free and the
+//! generations; not what a connection does.
 //!
-//! Connections are stored in pages: growing copies nothing, and a page without connections is freed. The lowest free slot
-//! is used first, so that what remains after a mass departure becomes dense again.
+//! Connections are stored in pages: growing copies nothing, and a page without connections is
+//! freed. The lowest free slot is used first, so that what remains after a mass departure becomes
+//! dense again.
 
 use std::ops::{Index, IndexMut};
 
 use crate::connection::{Connection, ConnectionId};
 
-/// Slots in a page: large enough that the page's own cost is negligible, small enough that a few remaining connections
-/// keep few pages.
+/// Slots in a page: large enough that the page's own cost is negligible, small enough that a few
+/// remaining connections keep few pages.
 const PAGE_SLOTS: usize = 256;
 const BITMAP_LEN: usize = PAGE_SLOTS / 64;
 
@@ -40,7 +41,8 @@ pub(crate) struct Connections {
     pages: Vec<Option<Page>>,
     /// No page below this one has a free slot.
     free_from: usize,
-    /// An empty page: a single connection that is opened and closed repeatedly must not allocate a page each time.
+    /// An empty page: a single connection that is opened and closed repeatedly must not allocate a
+    /// page each time.
     spare: Option<Page>,
     len: usize,
     /// The generation given out last; wraps.

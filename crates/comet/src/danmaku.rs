@@ -1,8 +1,9 @@
-//! The dialect of live danmaku: goim's header, with other words in it.
+//! The danmaku protocol of bilibili: goim's header with other operations and versions.
 //!
-//! Its clients authenticate with an object of their own, which becomes goim's before logic sees it; their auth reply is `{"code":0}`; every
-//! message has operation 5 and, as it is, version 0. A client that reads versions 2 or 3 gets many messages in one packet of that
-//! version, compressed as a whole. Facts of the dialect are from clients that are published.
+//! Its clients authenticate with a JSON object that is converted to a goim token before logic gets
+//! it. The auth reply is `{"code":0}`. Every message has operation 5 and, uncompressed, version 0.
+//! A client that reads version 2 or 3 gets several messages in one packet of that version,
+//! compressed as a whole. The facts are taken from published clients.
 
 use bytes::Bytes;
 use goim_ports::{Encoding, Operation, Sequence, Version};
@@ -20,7 +21,7 @@ const MESSAGE: Operation = Operation(5);
 /// The version of a message as it is.
 const PLAIN: Version = Version(0);
 
-/// What a client says of itself.
+/// The content of an auth packet.
 pub(crate) struct Auth {
     /// The token as goim's clients write it.
     pub(crate) token: Bytes,
@@ -56,7 +57,8 @@ fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
     }
 }
 
-/// Reads the body of an auth packet; the room is of the type `rooms`. `None` when it is no such object.
+/// Reads the body of an auth packet; the room has the type `rooms`. `None` when it is no such
+/// object.
 pub(crate) fn read_auth(body: &[u8], rooms: &str) -> Option<Auth> {
     // Of a list the derived reader would take the elements as members.
     let object: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(body).ok()?;
@@ -75,7 +77,7 @@ pub(crate) fn read_auth(body: &[u8], rooms: &str) -> Option<Auth> {
     Some(Auth { token: token.to_string().into(), encoding })
 }
 
-/// A run of packets in the words of the dialect.
+/// Returns a run of packets with the operation and version of danmaku messages.
 pub(crate) fn run(packets: &[u8]) -> Bytes {
     let mut out = Vec::with_capacity(packets.len());
     for packet in batch::packets(packets).filter_map(Result::ok) {

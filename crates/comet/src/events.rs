@@ -1,7 +1,8 @@
 //! Lifecycle events of sessions, sent to logic in batches until logic has taken them.
 //!
-//! Shards note events and never wait; one task sends them. While logic does not take them they are queued up to a bound;
-//! beyond it new ones are dropped and counted. Events that were not sent are lost with the process.
+//! Shards note events and never wait; one task sends them. While logic does not take them they are
+//! queued up to a bound; beyond it new ones are dropped and counted. Events that were not sent are
+//! lost with the process.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,17 +1,19 @@
-//! One shard without sockets, driven by hand: for benchmarks of more sessions than a machine has descriptors for, and for
-//! tests of them. Behind the feature `harness`, which no server has.
+//! One shard without sockets, driven step by step: for benchmarks of more sessions than a machine
+//! has descriptors for, and for tests of these. Behind the feature `harness`, which no server
+//! enables.
 //!
-//! *Real*: the shard with everything in it (connections, sessions, rooms, timers, the ring of flushes, outboxes), the way
-//! that a packet takes through it (accept's admission, framing, the session, what it asks for), the port of job, the
-//! inbox with its bounds, the index of keys, the census of rooms, the counts of addresses, the counters. The layout in
-//! memory is that of the server: a connection's stand-in for a socket takes no more room than a socket.
+//! *Real*: the shard with connections, sessions, rooms, timers, flush queue and outboxes; the path
+//! of a packet (admission, framing, session, and what it asks for); the port of job; the inbox with
+//! its bounds; the key index, the room registry, the address counts, the counters. The memory
+//! layout is that of the server: the replacement of a socket is no larger than a socket.
 //!
-//! *Replaced*: the kernel. A write is taken whole and only counted; a read gives what was laid ready for it; nobody polls,
-//! so readiness costs nothing; accept hands over a connection that its caller has imagined. Time stands still until
-//! [`Harness::advance`] moves it.
+//! *Replaced*: the kernel. A write is taken whole and only counted. A read returns the input that
+//! was set. There is no poll, so readiness costs nothing. Accept is a call with an address. Time
+//! advances only by [`Harness::advance`].
 //!
-//! *Left out*: other shards (there is one), TLS, WebSocket, the thread, and logic: the caller brings a
-//! [`LogicPort`], which must answer at once, since nobody runs pending calls here.
+//! *Missing*: other shards (there is one), TLS, WebSocket, the thread, and logic. The caller
+//! provides a [`LogicPort`], which must answer immediately, since pending calls are never polled
+//! here.
 
 use std::io;
 use std::marker::PhantomData;
@@ -41,7 +43,8 @@ pub use crate::transport::sink::Written;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Opened(ConnectionId);
 
-/// The shard. Stays on the thread that made it: what stands in for the kernel belongs to that thread.
+/// The shard. Stays on the thread that created it, since the replacement of the kernel is per
+/// thread.
 pub struct Harness {
     shard: Shard,
     port: Port,
@@ -49,16 +52,16 @@ pub struct Harness {
     stats: Arc<ShardStats>,
     nothing: Events,
     input: Vec<u8>,
-    /// Pending calls would run here, if there were any.
+    /// For pending calls; there must be none.
     _runtime: tokio::runtime::Runtime,
     _stays: PhantomData<*const ()>,
 }
 
 impl Harness {
-    /// An empty shard at moment zero. Of `config`, listeners and TLS are not looked at.
+    /// Creates an empty shard at time zero. Listeners and TLS of `config` are ignored.
     ///
     /// # Errors
-    /// When the system gives no poll (the inbox wants one to ring, though nobody waits in it) or no runtime.
+    /// When the system provides no poll (the inbox needs one to wake) or no runtime.
     pub fn new(config: Config, logic: Arc<dyn LogicPort>) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().build()?;
         let bounds = InboxBounds::of(&config.send);
@@ -82,8 +85,8 @@ impl Harness {
         })
     }
 
-    /// Accepts a connection from `from` whose auth packet, with this token, has come already. `None` when a limit
-    /// or logic refused it.
+    /// Accepts a connection from `from` that has sent its auth packet with this token. `None` when
+    /// a limit or logic refused it.
     pub fn open(&mut self, from: SocketAddr, token: &[u8]) -> Option<Opened> {
         self.lay_ready(Operation::AUTH, token);
         let opened = self.shard.simulate_accept(from);
@@ -91,22 +94,23 @@ impl Harness {
         opened.map(Opened)
     }
 
-    /// The peer ends the connection. False when it is gone already.
+    /// The peer ends the connection. False when it does not exist any more.
     pub fn end(&mut self, connection: Opened) -> bool {
         self.shard.simulate_end(connection.0)
     }
 
-    /// A heartbeat packet comes on each of these connections. Gives how many of them are there.
+    /// Receives a heartbeat packet on each of these connections. Returns how many of them exist.
     pub fn heartbeat(&mut self, connections: &[Opened]) -> usize {
         self.receive(connections, Operation::HEARTBEAT, &[])
     }
 
-    /// The same with a packet that asks to move to another room; an empty name leaves.
+    /// Receives a packet that moves to another room; an empty name leaves the room.
     pub fn change_room(&mut self, connections: &[Opened], room: &str) -> usize {
         self.receive(connections, Operation::CHANGE_ROOM, room.as_bytes())
     }
 
-    /// A packet comes on each of these connections, as one poll would tell it. Gives how many of them are there.
+    /// Receives a packet on each of these connections, as events of one poll. Returns how many of
+    /// them exist.
     pub fn receive(&mut self, connections: &[Opened], operation: Operation, body: &[u8]) -> usize {
         let mut there = 0;
         for block in connections.chunks(BLOCK) {
@@ -126,7 +130,7 @@ impl Harness {
         sink::set_input(&self.input);
     }
 
-    /// Hands a push by key to the port. False when the inbox is full: turn, and try again.
+    /// Passes a push by key to the port. False when the inbox is full: run a turn and try again.
     pub fn push(&self, push: KeyPush) -> bool {
         is_taken(&self.port.push(push))
     }
@@ -136,59 +140,61 @@ impl Harness {
         is_taken(&self.port.push_room(push))
     }
 
-    /// The same for everybody.
+    /// The same for all sessions.
     pub fn broadcast(&self, broadcast: Broadcast) -> bool {
         is_taken(&self.port.broadcast(broadcast))
     }
 
-    /// Moves the shard's clock. Deadlines are looked at in the next turn.
+    /// Advances the shard's clock. Deadlines are checked in the next turn.
     pub fn advance(&mut self, by: Duration) {
         self.shard.advance(by);
     }
 
-    /// One turn of the loop. True when the shard would go on without waiting.
+    /// Runs one turn of the loop. True when the shard would run another without waiting.
     pub fn turn(&mut self) -> bool {
         self.shard.simulate_turn(&self.nothing)
     }
 
-    /// Turns until nothing is left to do at this moment.
+    /// Runs turns until nothing is left to do at this time.
     pub fn settle(&mut self) {
         while self.turn() {}
     }
 
-    /// Authenticated sessions.
+    /// Returns how many sessions are authenticated.
     #[must_use]
     pub fn sessions(&self) -> u64 {
         self.stats.sessions.get()
     }
 
-    /// Rooms with members.
+    /// Returns how many rooms have members.
     #[must_use]
     pub fn rooms(&self) -> usize {
         self.shared.rooms.len()
     }
 
-    /// Bytes that a room of one takes by the sizes of its parts, with a name of `name_len` bytes: tables at the load of
-    /// seven eighths, the allocator's own costs left out.
+    /// Returns the memory of a room with one member and a name of `name_len` bytes, by the sizes of
+    /// its parts. Tables are taken at a load of seven eighths; the allocator's overhead is left
+    /// out.
     #[must_use]
     pub const fn room_bytes(name_len: usize) -> usize {
         crate::rooms::room_bytes(name_len)
     }
 
-    /// Bytes of a connection in its shard's table.
+    /// Returns the size of a connection in its shard's table, in bytes.
     #[must_use]
     pub const fn connection_bytes() -> usize {
         size_of::<Option<Connection>>()
     }
 
-    /// What was written so far.
+    /// Returns what was written so far.
     #[must_use]
     pub fn written() -> Written {
         sink::written()
     }
 }
 
-/// A port answers at once or has to wait for room; the shard cannot be gone. A call that is dropped leaves nothing.
+/// True when the port took the push. A call that would wait for room is dropped, which queues
+/// nothing.
 const fn is_taken(call: &Call<Result<(), CometError>>) -> bool {
     matches!(call, Call::Ready(Ok(())))
 }

@@ -1,11 +1,13 @@
-//! The way into a shard for everybody else.
+//! The inbox of a shard: commands and notices for its thread.
 //!
-//! Two queues. *Commands* come from outside (job, by way of the port) and are bounded twice, by their number and by the
-//! sends that they lead to: a message to a room of ten thousand is as much work as ten thousand messages to one. What a
-//! command takes of the second bound it holds until it is flushed, not only until the shard has taken it, so that the
-//! bound is one of time. A full queue makes the caller wait. *Notices* are answers to calls that the shard itself has started, and words between shards; there is at most
-//! one outstanding call per connection and at most one word per connection replaced, which bounds them without a limit
-//! of their own, and a shard must be able to leave one without waiting.
+//! *Commands* are pushes. Their queue is bounded twice: by their number and by the sends that they
+//! cause, since a message to a room of ten thousand is as much work as ten thousand messages to
+//! one. A command holds its part of the second bound until it is flushed, so that this bound limits
+//! latency. A full queue makes the caller wait.
+//!
+//! *Notices* are answers to calls of the shard, and notes from other shards. A shard must be able
+//! to leave one without waiting, so their queue has no limit; it is bounded by one outstanding call
+//! and one supersession per connection.
 
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -23,94 +25,94 @@ use crate::config::SendConfig;
 use crate::connection::ConnectionId;
 use crate::message::Outgoing;
 
-/// Something to send, from outside.
+/// A push, from outside.
 #[derive(Debug)]
 pub(crate) enum Command {
-    /// To these connections, if they subscribed.
+    /// To those of these connections that have subscribed.
     Push { targets: Targets, operation: Operation, push: Outgoing, accepted_at: Option<AcceptedAt> },
-    /// To all in the room.
+    /// To all members of the room.
     Room {
         room: RoomId,
-        /// Of the room's name, by the census.
+        /// Hash of the room's name, by the registry.
         hash: u64,
         operation: Operation,
         push: Outgoing,
         accepted_at: Option<AcceptedAt>,
     },
-    /// To all that subscribed.
+    /// To all sessions that have subscribed.
     Broadcast { operation: Operation, push: Outgoing, pace: Option<Pace>, accepted_at: Option<AcceptedAt> },
 }
 
 impl Command {
-    /// What is sent.
+    /// Returns what is sent.
     pub(crate) fn push(&self) -> &Outgoing {
         let (Self::Push { push, .. } | Self::Room { push, .. } | Self::Broadcast { push, .. }) = self;
         push
     }
 }
 
-/// Connections that a push is for; mostly one.
+/// Connections that a push is for; usually one.
 pub(crate) type Located = SmallVec<[ConnectionId; 2]>;
 
 /// The receivers of a push to keys.
 #[derive(Debug)]
 pub(crate) enum Targets {
-    /// Looked up already.
+    /// Connections that were looked up already.
     Connections(Located),
-    /// Those with these keys: the shard looks them up, many at a time.
+    /// The connections with these keys. The shard looks them up, many at once.
     Keys(Vec<SessionKey>),
 }
 
-/// A broadcast that is not to go out in one burst.
+/// The speed of a broadcast.
 #[derive(Debug)]
 pub(crate) struct Pace {
     /// Sessions per second on this shard.
     pub(crate) speed: NonZeroU32,
-    /// Held while the broadcast is under way; bounds how many there are.
+    /// Held while the broadcast runs; bounds how many run.
     pub(crate) _permit: Arc<OwnedSemaphorePermit>,
 }
 
-/// An answer, or a word of another shard.
+/// An answer to a call, or a note from another shard.
 #[derive(Debug)]
 pub(crate) enum Notice {
-    /// Logic has decided about a token.
+    /// Logic has accepted or refused a token.
     Connected { connection: ConnectionId, disconnects: u64, result: Result<Accepted, ConnectError> },
     /// The backend has answered.
     Replied { connection: ConnectionId, result: Result<Bytes, LogicError> },
-    /// What comes behind a position that a session came with.
+    /// Logic has found what follows a position at which a session resumes.
     Resumed { connection: ConnectionId, result: Result<Bytes, LogicError> },
-    /// Logic has decided about a new token.
+    /// Logic has accepted or refused a new token.
     Refreshed { connection: ConnectionId, result: Result<Refreshed, ConnectError> },
-    /// Another connection has the key now.
+    /// Another connection has the session key now.
     Superseded(ConnectionId),
-    /// Somebody asks who is in a room here.
+    /// The members of a room on this shard are wanted.
     Members { room: RoomId, limit: usize, answer: tokio::sync::oneshot::Sender<RoomMembers> },
-    /// Logic may have forgotten this session: tell it again.
+    /// Logic may have lost the record of this session: register it again.
     Register(ConnectionId),
-    /// Logic may have forgotten everybody: tell it again, at a pace.
+    /// Logic may have lost the records of all sessions: register them again, at a pace.
     RegisterAll,
-    /// Messages for this comet were dropped, the last of them so long ago: see to the sessions that were there. With `enter`, the directory
-    /// has lost them too.
+    /// Messages for this comet were dropped, the last of them `ago`: recover the sessions that were
+    /// open then. With `register`, logic has lost their records too.
     Recover { ago: Duration, register: bool },
-    /// The session is in the directory again: what it syncs may have grown meanwhile.
+    /// The session is registered again: it is to sync.
     Sync(ConnectionId),
-    /// Stop accepting; close everything at this pace and by this time; then end.
+    /// Stop accepting; close all connections at this pace and by this time; then end.
     Drain { sessions_per_second: NonZeroU32, deadline: Duration, delay_max: Duration },
 }
 
-/// Bytes that take as long to copy as a send takes.
-const BYTES_LIKE_A_SEND: usize = 4096;
+/// Copying this many bytes takes as long as one send.
+const BYTES_PER_SEND: usize = 4096;
 
-/// The work that a command leads to, as far as is known when it is left.
+/// The work that a command causes, as far as its sender knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Cost {
-    /// Sessions that it goes to.
+    /// Sessions that receive it.
     pub(crate) receivers: usize,
     /// Bytes for each of them.
     pub(crate) bytes_each: usize,
 }
 
-/// What a command takes of the sends that may wait; given back when dropped.
+/// The sends that a command holds of the bound; released when dropped.
 #[derive(Debug)]
 pub(crate) struct Sends {
     permits: OwnedSemaphorePermit,
@@ -119,8 +121,8 @@ pub(crate) struct Sends {
 }
 
 impl Sends {
-    /// Says that for so many of so many receivers it leads to no send of its own, since something is about to be sent to
-    /// them anyway. What is taken for bytes stays taken.
+    /// Releases the part of `joined` of `receivers`: something is about to be sent to these anyway,
+    /// so they cost no further send. What is held for bytes stays held.
     pub(crate) fn joined(&mut self, joined: usize, receivers: usize) {
         let saved = self.of_receivers * joined.min(receivers) / receivers.max(1);
         drop(self.permits.split(saved.min(self.permits.num_permits().saturating_sub(1))));
@@ -130,21 +132,21 @@ impl Sends {
 
 #[cfg(test)]
 impl Sends {
-    /// Takes nothing of any bound.
+    /// Holds no part of any bound.
     pub(crate) fn for_test() -> Self {
         let permits = Arc::new(Semaphore::new(1)).try_acquire_owned().expect("one is free");
         Self { permits, of_receivers: 1 }
     }
 }
 
-/// A command on its way, or staged.
+/// A command in the queue, or being handled.
 #[derive(Debug)]
 pub(crate) struct Queued {
     pub(crate) command: Command,
     pub(crate) sends: Sends,
 }
 
-/// A shard, seen from outside.
+/// The sending end of an inbox.
 #[derive(Clone)]
 pub(crate) struct ShardHandle {
     commands: mpsc::Sender<Queued>,
@@ -154,37 +156,38 @@ pub(crate) struct ShardHandle {
     alarm: Arc<Alarm>,
 }
 
-/// Wakes a shard out of its poll, at the price of a system call only when it sleeps.
+/// Wakes a shard out of its poll, with a system call only when it sleeps.
 struct Alarm {
     waker: mio::Waker,
     asleep: AtomicBool,
 }
 
-/// The shard's end.
+/// The receiving end of an inbox, owned by the shard.
 pub(crate) struct Inbox {
     commands: mpsc::Receiver<Queued>,
     notices: std_mpsc::Receiver<Notice>,
     alarm: Arc<Alarm>,
     depth: Arc<AtomicUsize>,
     sends: Arc<Semaphore>,
-    /// A notice that was found when the shard was about to sleep.
+    /// A notice that was received when the shard was about to sleep.
     found: Option<Notice>,
 }
 
-/// Why a command was not left.
+/// Why a command was not queued.
 #[derive(Debug)]
 pub(crate) enum Refused {
-    /// The inbox is full; the command is handed back.
+    /// The queue is full; here is the command again.
     Full(Command),
-    /// The shard is gone.
+    /// The shard has ended.
     Gone,
 }
 
-/// How much may wait for a shard.
+/// The bounds of a shard's queue of commands.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct InboxBounds {
     pub(crate) commands_max: usize,
-    /// Sends that commands may lead to, waiting and staged. One command may take all of them, and then stands alone.
+    /// Sends that commands may cause, queued and in flight. A single command may take all of them;
+    /// then no other is accepted.
     pub(crate) sends_max: u32,
 }
 
@@ -195,7 +198,7 @@ impl InboxBounds {
     }
 }
 
-/// Makes the two ends. `depth` is kept at the number of commands that wait.
+/// Creates the two ends. `depth` is updated to the number of queued commands.
 pub(crate) fn inbox(waker: mio::Waker, bounds: InboxBounds, depth: Arc<AtomicUsize>) -> (ShardHandle, Inbox) {
     let (commands_in, commands) = mpsc::channel(bounds.commands_max.max(1));
     let sends_max = bounds.sends_max.max(1);
@@ -209,14 +212,14 @@ pub(crate) fn inbox(waker: mio::Waker, bounds: InboxBounds, depth: Arc<AtomicUsi
 }
 
 impl ShardHandle {
-    /// Leaves a command if there is room, and wakes the shard.
+    /// Queues a command if there is room, and wakes the shard.
     pub(crate) fn try_command(&self, command: Command, cost: Cost) -> Result<(), Refused> {
-        self.leave(command, cost).inspect(|()| self.ring())
+        self.queue(command, cost).inspect(|()| self.ring())
     }
 
-    /// Leaves a command if there is room; [`ShardHandle::ring`] must follow. For those who leave many: a shard that wakes
-    /// at the first takes the processor from who is about to leave the others.
-    pub(crate) fn leave(&self, command: Command, cost: Cost) -> Result<(), Refused> {
+    /// Queues a command if there is room; [`ShardHandle::ring`] must follow. For callers with many
+    /// commands: waking the shard on the first would preempt the caller before the rest are queued.
+    pub(crate) fn queue(&self, command: Command, cost: Cost) -> Result<(), Refused> {
         let (permits, of_receivers) = self.permits(cost);
         let Ok(permits) = self.sends.clone().try_acquire_many_owned(permits) else {
             return Err(Refused::Full(command));
@@ -233,25 +236,26 @@ impl ShardHandle {
         self.alarm.ring();
     }
 
-    /// What a command takes, and how much of it is for receivers: at most a third, so that the next of a large room can be
-    /// staged before it is out. All of it for one command is the most.
+    /// Returns the sends that a command takes, and how many of them are for receivers. Receivers
+    /// take at most a third, so that the next push to a large room can be queued before this one is
+    /// flushed. No command takes more than there are.
     fn permits(&self, cost: Cost) -> (u32, usize) {
         let max = self.sends_max as usize;
         let of_receivers = cost.receivers.clamp(1, max.div_ceil(3));
-        let of_bytes = cost.receivers.saturating_mul(cost.bytes_each) / BYTES_LIKE_A_SEND;
+        let of_bytes = cost.receivers.saturating_mul(cost.bytes_each) / BYTES_PER_SEND;
         let permits = of_receivers.saturating_add(of_bytes).min(max);
         (u32::try_from(permits).unwrap_or(self.sends_max), of_receivers)
     }
 
-    /// Sends that wait, in commands and staged.
+    /// Returns the sends that are held, by queued commands and by those in flight.
     pub(crate) fn sends_waiting(&self) -> u64 {
         (self.sends_max as usize).saturating_sub(self.sends.available_permits()) as u64
     }
 
-    /// Leaves a command, waiting for room. False when the shard is gone.
+    /// Queues a command, waiting for room. False when the shard has ended.
     ///
     /// # Cancel safety
-    /// Dropped while waiting, nothing was left.
+    /// Dropped while waiting, nothing is queued.
     pub(crate) async fn command(&self, command: Command, cost: Cost) -> bool {
         let (permits, of_receivers) = self.permits(cost);
         let permits = self.sends.clone().acquire_many_owned(permits).await;
@@ -264,7 +268,7 @@ impl ShardHandle {
 
     /// Leaves a notice.
     pub(crate) fn notice(&self, notice: Notice) {
-        // A shard that is gone has no connection that could miss it.
+        // A shard that has ended has no connection that could miss it.
         let _ = self.notices.send(notice);
         self.alarm.ring();
     }
@@ -273,14 +277,15 @@ impl ShardHandle {
 impl Alarm {
     fn ring(&self) {
         if self.asleep.swap(false, Ordering::SeqCst) {
-            // Fails only when the poll is gone, and with it the shard.
+            // Fails only when the poll is closed, and with it the shard.
             let _ = self.waker.wake();
         }
     }
 }
 
 impl Inbox {
-    /// Says that the shard is about to poll. False when something has come in meanwhile: then it must not sleep.
+    /// Notes that the shard is about to poll. False when something was received meanwhile: then it
+    /// must not sleep.
     pub(crate) fn fall_asleep(&mut self, pending: bool) -> bool {
         self.alarm.asleep.store(true, Ordering::SeqCst);
         if self.found.is_none() {
@@ -289,22 +294,22 @@ impl Inbox {
         !pending && self.found.is_none() && self.commands.is_empty()
     }
 
-    /// Says that the shard is awake: nobody needs to ring.
+    /// Notes that the shard is awake and need not be woken.
     pub(crate) fn wake_up(&self) {
         self.alarm.asleep.store(false, Ordering::SeqCst);
     }
 
-    /// The next command, if there is one.
+    /// Takes the next command, if there is one.
     pub(crate) fn command(&mut self) -> Option<Queued> {
         self.commands.try_recv().ok()
     }
 
-    /// Says for the metrics how many commands wait.
+    /// Publishes for the metrics how many commands are queued.
     pub(crate) fn publish_depth(&self) {
         self.depth.store(self.commands.len(), Ordering::Relaxed);
     }
 
-    /// The next notice, if there is one.
+    /// Takes the next notice, if there is one.
     pub(crate) fn notice(&mut self) -> Option<Notice> {
         self.found.take().or_else(|| self.notices.try_recv().ok())
     }
@@ -312,7 +317,7 @@ impl Inbox {
 
 impl Drop for Inbox {
     fn drop(&mut self) {
-        // Who waits for room would wait for ever otherwise.
+        // Senders that wait for room would wait forever otherwise.
         self.sends.close();
     }
 }
@@ -340,7 +345,8 @@ mod tests {
         Command::Broadcast { operation, push, pace: None, accepted_at: None }
     }
 
-    /// Receivers, bytes for each; what is taken then; what is taken when so many of the receivers are sent to anyway.
+    /// Receivers, bytes for each; what is taken then; how many receivers are sent to anyway, and
+    /// what remains taken.
     const COSTS: [(usize, usize, u64, usize, u64); 8] = [
         (0, 0, 1, 0, 1),
         (1, 64, 1, 1, 1),
@@ -353,10 +359,10 @@ mod tests {
     ];
 
     #[test]
-    fn a_command_takes_what_it_leads_to_and_gives_back_what_it_does_not() {
+    fn a_command_takes_the_sends_that_it_causes_and_releases_the_others() {
         for (receivers, bytes_each, taken, joined, left) in COSTS {
             let (shard, mut inbox) = new();
-            shard.leave(command(), Cost { receivers, bytes_each }).unwrap();
+            shard.queue(command(), Cost { receivers, bytes_each }).unwrap();
             assert_eq!(shard.sends_waiting(), taken, "{receivers} receivers, {bytes_each} bytes each");
             let mut queued = inbox.command().unwrap();
             queued.sends.joined(joined, receivers);
@@ -367,15 +373,15 @@ mod tests {
     }
 
     #[test]
-    fn a_room_of_many_is_left_again_while_the_last_is_on_its_way() {
+    fn a_large_room_can_be_sent_to_again_while_the_last_push_is_in_flight() {
         let cost = Cost { receivers: 10_000, bytes_each: 400 };
         let (shard, mut inbox) = new();
         let mut staged = Vec::new();
         loop {
-            match shard.leave(command(), cost) {
+            match shard.queue(command(), cost) {
                 Ok(()) => {}
                 Err(Refused::Full(_)) => break,
-                Err(Refused::Gone) => panic!("the shard is there"),
+                Err(Refused::Gone) => panic!("the shard exists"),
             }
             let mut queued = inbox.command().unwrap();
             let joined = if staged.is_empty() { 0 } else { cost.receivers };

@@ -1,12 +1,14 @@
-//! Which connection of this comet has which key: the one table that all shards write.
+//! The index of session keys: which connection of this comet has which key. All shards write it.
 //!
-//! A key can come back on any shard while its old connection still stands on another, and a push by key must find the
-//! newest one, so this cannot be a table per shard. It is locked in stripes, for the time of one look-up.
+//! A key can reconnect on any shard while its old connection is still open on another, and a push
+//! must reach the newest one, so this cannot be a table per shard. It is locked in stripes, for one
+//! look-up at a time.
 //!
-//! It also closes a gap that goim has: when a key comes back just as its old connection ends, the old one's farewell
-//! to logic can remove the record that the new one has just made. So a key that is being taken leave of stays in the
-//! table as *closing* until logic has answered; a newcomer that meets such an entry, or that sees that any farewell
-//! was finished while its own greeting was under way, tells logic once more that it is there.
+//! The index also closes a race of goim v2: when a key reconnects just as its old connection ends,
+//! the old one's disconnect can remove the record that logic has just made for the new one. So a
+//! key stays in the table as *closing* until logic has answered its disconnect. A newcomer that
+//! finds such an entry, or that sees that some disconnect finished while logic was accepting it,
+//! registers itself once more.
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::hint::black_box;
@@ -23,7 +25,7 @@ use crate::prefetch::BLOCK;
 
 /// Locks. Keys are spread over them by their hash.
 const STRIPES: usize = 64;
-/// Tables below this many places keep them.
+/// Tables below this capacity are not shrunk.
 const SHRINK_ABOVE: usize = 256;
 
 /// A connection of this comet.
@@ -37,13 +39,14 @@ pub(crate) struct Location {
 struct Entry {
     key: SessionKey,
     location: Location,
-    /// The connection has ended; logic is being told.
+    /// The connection has ended; logic has not answered its disconnect yet.
     closing: bool,
-    /// A farewell to an earlier connection with this key is under way: confirm this one when it is through.
+    /// An earlier connection with this key is being disconnected: register this one again once that
+    /// is finished.
     register_again: bool,
 }
 
-/// What a newcomer met.
+/// What a newcomer found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Entered {
     /// The connection that had the key until now and must be closed.
@@ -52,7 +55,7 @@ pub(crate) struct Entered {
     pub(crate) register_again: bool,
 }
 
-/// The table.
+/// The index.
 pub(crate) struct KeyIndex {
     stripes: Vec<Mutex<HashTable<Entry>>>,
     hasher: RandomState,
@@ -72,30 +75,32 @@ impl KeyIndex {
         self.hasher.hash_one(key)
     }
 
-    /// Takes the stripe from other bits of the hash than the table takes its place from.
+    /// Locks the stripe of a hash. Its bits are others than those that the table uses.
     fn stripe(&self, hash: u64) -> MutexGuard<'_, HashTable<Entry>> {
         self.stripes[stripe_of(hash)].lock()
     }
 
-    /// How many disconnects are finished. To be read before logic is asked to accept a newcomer.
+    /// Returns how many disconnects have finished. Must be read before logic is asked to accept a
+    /// newcomer.
     pub(crate) fn disconnects(&self) -> u64 {
         self.disconnects.load(Ordering::SeqCst)
     }
 
-    /// Enters a connection that logic has accepted. `disconnects` is what [`KeyIndex::disconnects`] said before.
+    /// Enters a connection that logic has accepted. `disconnects` is what [`KeyIndex::disconnects`]
+    /// returned before.
     pub(crate) fn enter(&self, key: &SessionKey, location: Location, disconnects: u64) -> Entered {
         let hash = self.hash(key);
         let mut keys = self.stripe(hash);
         let fresh = |register_again| Entry { key: key.clone(), location, closing: false, register_again };
         let before = match keys.entry(hash, |entry| entry.key == *key, |entry| self.hash(&entry.key)) {
-            TableEntry::Vacant(place) => {
-                place.insert(fresh(false));
+            TableEntry::Vacant(vacant) => {
+                vacant.insert(fresh(false));
                 None
             }
-            TableEntry::Occupied(mut place) => {
-                let entry = place.get_mut();
-                let met_farewell = entry.closing || entry.register_again;
-                Some(std::mem::replace(entry, fresh(met_farewell)))
+            TableEntry::Occupied(mut occupied) => {
+                let entry = occupied.get_mut();
+                let is_disconnecting = entry.closing || entry.register_again;
+                Some(std::mem::replace(entry, fresh(is_disconnecting)))
             }
         };
         drop(keys);
@@ -105,8 +110,9 @@ impl KeyIndex {
         }
     }
 
-    /// The connection has ended. True when the key was still its own: then logic must be told, and
-    /// [`KeyIndex::finish_disconnect`] called when it has answered.
+    /// Marks the entry of a connection that has ended. True when the key was still its own: then
+    /// the caller disconnects it from logic, and calls [`KeyIndex::finish_disconnect`] once logic
+    /// has answered.
     pub(crate) fn begin_disconnect(&self, key: &SessionKey, location: Location) -> bool {
         let hash = self.hash(key);
         match self.stripe(hash).find_mut(hash, |entry| entry.key == *key) {
@@ -118,52 +124,54 @@ impl KeyIndex {
         }
     }
 
-    /// Logic has answered the farewell. Gives a connection that has taken the key over meanwhile and must be confirmed.
+    /// Removes the entry, since logic has answered the disconnect. Returns the connection that has
+    /// taken over the key meanwhile, if it must be registered again.
     pub(crate) fn finish_disconnect(&self, key: &SessionKey, location: Location) -> Option<Location> {
         let hash = self.hash(key);
         let mut keys = self.stripe(hash);
-        // Counted inside the lock: who enters the key later sees either the entry or the count.
+        // Counted while locked: a newcomer with this key sees either the entry or the count.
         self.disconnects.fetch_add(1, Ordering::SeqCst);
-        let mut place = keys.find_entry(hash, |entry| entry.key == *key).ok()?;
-        if place.get().location != location {
-            let entry = place.get_mut();
+        let mut found = keys.find_entry(hash, |entry| entry.key == *key).ok()?;
+        if found.get().location != location {
+            let entry = found.get_mut();
             return std::mem::take(&mut entry.register_again).then_some(entry.location);
         }
-        place.remove();
+        found.remove();
         if keys.is_empty() {
-            // A small table somewhere in a large free stretch would keep its page from the system.
+            // A small table within a large free range would keep its page from the system.
             *keys = HashTable::new();
         } else if keys.capacity() > SHRINK_ABOVE && keys.len() < keys.capacity() / 4 {
-            let kept = keys.len() * 2;
-            keys.shrink_to(kept, |entry| self.hash(&entry.key));
+            let capacity = keys.len() * 2;
+            keys.shrink_to(capacity, |entry| self.hash(&entry.key));
         }
         None
     }
 
-    /// The same for many keys, each in its place. `probably` is told of the connections that are likely to be found, once
-    /// their places are known and before the texts of the keys are compared: to fetch them from memory meanwhile.
+    /// Finds many keys; `found` gets the results in order. `likely` is called with the connections
+    /// that will probably be found, before the texts of the keys are compared, so that they can be
+    /// prefetched meanwhile.
     ///
-    /// One step of all keys is done before the next step of the first, so that each step waits for memory once and not
-    /// once for each key. No lock is taken between, since that too would wait.
+    /// Each step is done for all keys before the next step, so that each step waits for memory once
+    /// and not once per key. No lock is taken in between, since that would wait too.
     pub(crate) fn find_all(
         &self,
         keys: &[&SessionKey],
-        mut probably: impl FnMut(&[Location]),
+        mut likely: impl FnMut(&[Location]),
         found: &mut Vec<Option<Location>>,
     ) {
         if let [key] = keys {
-            found.push(self.find_one(key, probably));
+            found.push(self.find_one(key, likely));
             return;
         }
         for keys in keys.chunks(BLOCK) {
             let hashes: SmallVec<[u64; BLOCK]> = keys.iter().map(|key| self.hash(key)).collect();
             let locked = self.lock_all(&hashes);
             let table = |hash: u64| locked[stripe_of(hash)].as_deref();
-            let likely: SmallVec<[&Entry; BLOCK]> =
+            let entries: SmallVec<[&Entry; BLOCK]> =
                 hashes.iter().filter_map(|hash| table(*hash)?.find(*hash, |_| true)).collect();
-            let locations: SmallVec<[Location; BLOCK]> = likely.iter().map(|entry| entry.location).collect();
-            black_box(likely.iter().fold(0, |seen, entry| seen ^ ends(&entry.key)));
-            probably(&locations);
+            let locations: SmallVec<[Location; BLOCK]> = entries.iter().map(|entry| entry.location).collect();
+            black_box(entries.iter().fold(0, |seen, entry| seen ^ prefetch_text(&entry.key)));
+            likely(&locations);
             found.extend(keys.iter().zip(&hashes).map(|(key, hash)| {
                 let entry = table(*hash)?.find(*hash, |entry| entry.key == **key)?;
                 (!entry.closing).then_some(entry.location)
@@ -171,17 +179,17 @@ impl KeyIndex {
         }
     }
 
-    fn find_one(&self, key: &SessionKey, probably: impl FnOnce(&[Location])) -> Option<Location> {
+    fn find_one(&self, key: &SessionKey, likely: impl FnOnce(&[Location])) -> Option<Location> {
         let hash = self.hash(key);
         let keys = self.stripe(hash);
-        let likely = keys.find(hash, |_| true)?;
-        black_box(ends(&likely.key));
-        probably(&[likely.location]);
+        let candidate = keys.find(hash, |_| true)?;
+        black_box(prefetch_text(&candidate.key));
+        likely(&[candidate.location]);
         let entry = keys.find(hash, |entry| entry.key == *key)?;
         (!entry.closing).then_some(entry.location)
     }
 
-    /// Locks the stripes of these hashes, lowest first.
+    /// Locks the stripes of these hashes, in ascending order.
     fn lock_all(&self, hashes: &[u64]) -> [Option<MutexGuard<'_, HashTable<Entry>>>; STRIPES] {
         let wanted = hashes.iter().fold(0_u64, |wanted, hash| wanted | 1 << stripe_of(*hash));
         std::array::from_fn(|index| {
@@ -190,7 +198,7 @@ impl KeyIndex {
         })
     }
 
-    /// Where the key's connection is.
+    /// Returns where the key's connection is.
     pub(crate) fn find(&self, key: &SessionKey) -> Option<Location> {
         let hash = self.hash(key);
         let keys = self.stripe(hash);
@@ -198,8 +206,8 @@ impl KeyIndex {
     }
 }
 
-/// Reads the key's text from memory, which may lie in two lines of it. The number means nothing.
-fn ends(key: &SessionKey) -> u8 {
+/// Prefetches the text of a key, which may be in two cache lines. The result has no meaning.
+fn prefetch_text(key: &SessionKey) -> u8 {
     let text = key.as_str().as_bytes();
     text.first().copied().unwrap_or(0) ^ text.last().copied().unwrap_or(0)
 }
@@ -217,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_newcomer_takes_over_and_the_old_one_says_no_farewell() {
+    fn a_newcomer_takes_over_and_the_old_one_is_not_disconnected() {
         let index = KeyIndex::new();
         let key = SessionKey::from("k");
         assert_eq!(index.enter(&key, at(1), 0), Entered { superseded: None, register_again: false });
@@ -227,16 +235,16 @@ mod tests {
     }
 
     #[test]
-    fn a_newcomer_is_confirmed_when_a_farewell_overlaps() {
+    fn a_newcomer_registers_again_when_a_disconnect_overlaps() {
         let index = KeyIndex::new();
         let key = SessionKey::from("k");
         index.enter(&key, at(1), index.disconnects());
-        // The farewell is under way when the newcomer enters.
+        // The disconnect is not answered when the newcomer enters.
         assert!(index.begin_disconnect(&key, at(1)));
         assert_eq!(index.find(&key), None);
         assert_eq!(index.enter(&key, at(2), index.disconnects()).superseded, None);
         assert_eq!(index.finish_disconnect(&key, at(1)), Some(at(2)));
-        // The farewell is through before the newcomer enters, but after logic had accepted it.
+        // The disconnect is finished before the newcomer enters, but after logic had accepted it.
         let before = index.disconnects();
         assert!(index.begin_disconnect(&key, at(2)));
         assert_eq!(index.finish_disconnect(&key, at(2)), None);
@@ -254,12 +262,13 @@ mod tests {
             assert!(index.begin_disconnect(key, at(slot as u32)));
         }
         let asked: Vec<&SessionKey> = keys.iter().chain(&keys[..3]).collect();
-        let (mut foretold, mut found) = (Vec::new(), Vec::new());
-        index.find_all(&asked, |locations| foretold.extend_from_slice(locations), &mut found);
+        let (mut likely, mut found) = (Vec::new(), Vec::new());
+        index.find_all(&asked, |locations| likely.extend_from_slice(locations), &mut found);
         assert_eq!(found, asked.iter().map(|key| index.find(key)).collect::<Vec<_>>());
         assert_eq!(found.iter().flatten().count(), 2502);
-        // Nothing is missing in what was foretold but by chance: another entry may look like the one that is meant.
-        let missing = found.iter().flatten().filter(|location| !foretold.contains(location)).count();
-        assert!(missing < 500, "{missing} of {}", foretold.len());
+        // Only by chance is something missing in what was likely: another entry may have a similar
+        // hash.
+        let missing = found.iter().flatten().filter(|location| !likely.contains(location)).count();
+        assert!(missing < 500, "{missing} of {}", likely.len());
     }
 }

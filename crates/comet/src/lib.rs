@@ -1,18 +1,18 @@
-//! The gateway: sockets, sessions, rooms, fan-out. No business, no storage.
+//! The gateway: sockets, sessions, rooms, fan-out. No application logic, no storage.
 //!
-//! A comet is a number of shards, one thread each ([`Config::shards`]). A connection lives and dies on the shard that
-//! accepted it. What shards share is small and listed here: the index of keys, the census of rooms, the counts of
-//! addresses, the certificate. Everybody else reaches a shard by its inbox.
+//! A comet has a number of shards, one thread each ([`Config::shards`]). A connection stays on the
+//! shard that accepted it. Shards share little: the key index, the room registry, the counts of
+//! addresses, the certificate. All else reaches a shard through its inbox.
 //!
 //! ```text
-//! job --CometPort--> port --commands--> shard: poll, listeners, connections, rooms, timers --> sockets
+//! job --CometPort--> port --commands--> shard (poll, listeners, rooms, timers) --> sockets
 //!                                        |  ^
 //!                                        v  | answers
 //!                                     LogicPort
 //! ```
 //!
-//! Bytes become packets in `goim-session`. Of a body this crate reads nothing, except that a batch (operation 9) goes by
-//! the operation of its first packet.
+//! Bytes become packets in `goim-session`. This crate does not read bodies, except that a batch
+//! (operation 9) counts as the operation of its first packet.
 
 mod address_book;
 mod config;
@@ -31,6 +31,7 @@ mod metrics;
 mod port;
 mod prefetch;
 mod report;
+mod room_registry;
 mod rooms;
 mod shard;
 mod shared;
@@ -62,25 +63,26 @@ use shard::Shard;
 use shared::Shared;
 use stats::ShardStats;
 
-/// How long a drain waits for logic's answers to the last farewells.
-const FAREWELLS_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a drain waits for logic's answers to the last disconnects.
+const DISCONNECTS_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What a comet needs of others.
+/// What a comet needs from others.
 pub struct Dependencies {
-    /// Who decides about tokens and takes backend packets.
+    /// Accepts or refuses tokens, and takes the packets for the backend.
     pub logic: Arc<dyn LogicPort>,
-    /// Where the comet announces itself.
+    /// The directory in which the comet announces itself.
     pub nodes: Arc<dyn NodeDirectory>,
-    /// Where pending calls and periodic work run.
+    /// Runs pending calls and periodic work.
     pub runtime: tokio::runtime::Handle,
 }
 
-/// Why a certificate was not taken over. The one before stays in use.
+/// Why a certificate was not loaded. The one before stays in use.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct ReloadError(String);
 
-/// A running comet. Dropped without [`Comet::drain`], its shards close everything at once and end.
+/// A running comet. When it is dropped without [`Comet::drain`], its shards close all connections
+/// immediately and end.
 pub struct Comet {
     addrs: ListenAddrs,
     shared: Arc<Shared>,
@@ -97,7 +99,7 @@ impl Comet {
     /// Opens the listeners and starts the shards.
     ///
     /// # Errors
-    /// [`StartError`]; nothing is left running then.
+    /// [`StartError`]; then nothing is left running.
     pub fn start(config: Config, needs: Dependencies) -> Result<Self, StartError> {
         let count = config.shards.map_or_else(cores, std::num::NonZeroUsize::get);
         let load = |(cert_file, key_file)| tls::CertificateStore::load(cert_file, key_file).map(Arc::new);
@@ -134,25 +136,25 @@ impl Comet {
         })
     }
 
-    /// Where it listens.
+    /// Returns the addresses that it listens on.
     #[must_use]
     pub fn addrs(&self) -> &ListenAddrs {
         &self.addrs
     }
 
-    /// The comet's name.
+    /// Returns the name of the comet.
     #[must_use]
     pub fn server(&self) -> &ServerId {
         &self.shared.server
     }
 
-    /// The way for job.
+    /// Returns the port that job calls.
     #[must_use]
     pub fn port(&self) -> Arc<dyn CometPort> {
         self.port.clone()
     }
 
-    /// Adds this comet's metrics to `registry`. They are read when the registry is.
+    /// Adds the metrics of this comet to `registry`. They are read on each scrape.
     pub fn register_metrics(&self, registry: &mut prometheus_client::registry::Registry) {
         registry.register_collector(Box::new(metrics::CometCollector {
             shared: self.shared.clone(),
@@ -161,7 +163,8 @@ impl Comet {
         }));
     }
 
-    /// Looks at the certificate's files now, rather than at the next interval. True when a new pair is in use.
+    /// Reloads the certificate immediately, not at the next interval. True when a new pair is in
+    /// use.
     ///
     /// # Errors
     /// [`ReloadError`] when the new pair cannot be used.
@@ -170,22 +173,24 @@ impl Comet {
         store.reload_if_changed().map_err(|error| ReloadError(error.to_string()))
     }
 
-    /// Tells logic of all sessions again, for when what it kept of them may be lost: some thousands a second.
+    /// Registers all sessions with logic again, some thousands per second, for when it may have
+    /// lost their records.
     pub fn confirm_sessions(&self) {
-        confirm(self.shards.clone())();
+        report::register_again(&self.shards);
     }
 
-    /// Connections held at this moment, authenticated or not.
+    /// Returns how many connections are open, authenticated or not.
     #[must_use]
     pub fn connections(&self) -> usize {
         self.shared.addresses.connections()
     }
 
-    /// Leaves the node directory, stops accepting, tells sessions to go at the configured pace, and returns when the
-    /// comet is empty or the deadline has passed. Sessions' records are gone then. Later calls return at once.
+    /// Leaves the node directory, stops accepting, closes sessions at the configured pace, and
+    /// returns when no connection is left or the deadline has passed. The sessions' records are
+    /// removed then. Later calls return immediately.
     ///
     /// # Cancel safety
-    /// Dropped while waiting, the drain goes on without anybody to see its end.
+    /// When dropped while waiting, the drain continues; its end is not reported.
     pub async fn drain(&self) {
         if self.draining.swap(true, Ordering::SeqCst) {
             return;
@@ -200,9 +205,9 @@ impl Comet {
         let joined = tokio::task::spawn_blocking(move || {
             threads.into_iter().for_each(|thread| drop(thread.join()));
         });
-        // The threads log their own panics; there is nothing to add.
+        // The threads log their own panics.
         let _ = joined.await;
-        let until = Instant::now() + FAREWELLS_DEADLINE;
+        let until = Instant::now() + DISCONNECTS_TIMEOUT;
         while self.shared.pending_disconnects.load(Ordering::SeqCst) > 0 && Instant::now() < until {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -229,12 +234,7 @@ impl Drop for Comet {
 
 type Started = (Arc<[ShardHandle]>, Vec<Arc<ShardStats>>, Vec<std::thread::JoinHandle<()>>);
 
-/// Has every shard enter its sessions in the directory again.
-fn confirm(shards: Arc<[ShardHandle]>) -> impl Fn() {
-    move || report::enter_again(&shards)
-}
-
-/// Makes all inboxes first: every shard knows every other.
+/// Creates all inboxes first: every shard has the handles of all.
 fn start_shards(
     shared: &Arc<Shared>,
     listeners: Vec<Vec<(mio::net::TcpListener, listener::ListenerKind)>>,
@@ -258,7 +258,7 @@ fn start_shards(
         shards.push(shard.map_err(StartError::Shard)?);
     }
     let mut threads = Vec::new();
-    // A thread that cannot be made takes back those that were.
+    // When a thread cannot be created, those that were end again.
     let undo = |error| {
         let (sessions_per_second, deadline) = (std::num::NonZeroU32::MAX, Duration::ZERO);
         for handle in &*handles {
@@ -274,15 +274,16 @@ fn start_shards(
     Ok((handles, all_stats, threads))
 }
 
-/// Runs a shard to its end, on one thread after the other.
+/// Runs a shard to its end, on one thread after another.
 fn keep_running(index: usize, shard: Shard) {
     let mut next = Some(shard);
     while let Some(shard) = next.take() {
         let builder = std::thread::Builder::new().name(format!("comet-{index}"));
         let ended = builder.spawn(move || shard.run()).map(std::thread::JoinHandle::join);
-        // A server that has lost a shard would look alive and answer nobody: better to fall and be started again.
+        // A server without this shard would look alive and not answer its clients. It is better to
+        // abort and be restarted.
         let Ok(Ok(given_back)) = ended else {
-            tracing::error!(shard = index, "a shard has failed; the process ends");
+            tracing::error!(shard = index, "a shard has failed; aborting the process");
             std::process::abort();
         };
         next = given_back;
@@ -294,9 +295,11 @@ async fn watch_certificate(shared: Arc<Shared>) {
     loop {
         tokio::time::sleep(shared.config.tls.reload_interval).await;
         match store.reload_if_changed() {
-            Ok(true) => tracing::info!("the certificate has changed; new connections get the new one"),
+            Ok(true) => tracing::info!("the certificate has changed; new connections use the new one"),
             Ok(false) => {}
-            Err(error) => tracing::error!(%error, "the new certificate cannot be used; the old one stays"),
+            Err(error) => {
+                tracing::error!(%error, "the new certificate cannot be used; the old one stays in use")
+            }
         }
     }
 }

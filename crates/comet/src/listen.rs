@@ -1,4 +1,5 @@
-//! Opens the listeners: one socket per address and shard; the kernel spreads connections over them (SO_REUSEPORT).
+//! Opens the listeners: one socket per address and shard; the kernel spreads connections over them
+//! (SO_REUSEPORT).
 
 use std::net::SocketAddr;
 
@@ -56,7 +57,8 @@ impl Listening {
         addr: SocketAddr,
     ) -> Result<SocketAddr, StartError> {
         let failed = |error| StartError::Listen { addr, error };
-        // With SO_REUSEPORT a second server could share the port unnoticed. A first bind without it detects that.
+        // With SO_REUSEPORT a second server could share the port unnoticed. A first bind without it
+        // detects that.
         let probe = bind(config, addr, false).map_err(failed)?;
         let bound = probe.local_addr().map_err(failed)?.as_socket().unwrap_or(addr);
         drop(probe);

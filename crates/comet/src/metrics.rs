@@ -1,4 +1,4 @@
-//! A comet's numbers for Prometheus: read from the shards' counters when somebody asks.
+//! The metrics of a comet for Prometheus, read from the shards' counters on each scrape.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +14,7 @@ use crate::message::Compressed;
 use crate::shared::Shared;
 use crate::stats::{BOUNDS_US, DROPS, Histogram, RANGES, ShardStats, SharedCounter};
 
-/// Reads all shards of a comet.
+/// Collects the metrics of all shards.
 pub(crate) struct CometCollector {
     pub(crate) shared: Arc<Shared>,
     pub(crate) shards: Vec<Arc<ShardStats>>,
@@ -42,11 +42,16 @@ impl Collector for CometCollector {
         let told = events.delivered();
         counters(out, "events_delivered", "Events of sessions that logic has taken", &one(told))?;
         let dropped = events.dropped();
-        counters(out, "events_dropped", "Events of sessions that found no room to wait", &one(dropped))?;
+        counters(
+            out,
+            "events_dropped",
+            "Events of sessions dropped since the queue was full",
+            &one(dropped),
+        )?;
         gauges(
             out,
             "events_queued",
-            "Events of sessions that are not told yet",
+            "Events of sessions that are queued for logic",
             &one(events.queued() as u64),
         )?;
         self.times(out)
@@ -58,7 +63,7 @@ impl CometCollector {
         self.shards.iter().map(|shard| read(shard)).sum()
     }
 
-    /// One row for each name, with the sum of what `read` gives for its index.
+    /// Returns one row for each name, with the sum of what `read` returns for its index.
     fn rows<'a>(
         &self,
         label: &'a str,
@@ -140,20 +145,21 @@ impl CometCollector {
         dropped.push((vec![("reason", "unknown_key".to_owned())], self.shared.unknown_keys.get()));
         counters(out, "pushes_dropped", "Pushes not sent to a session, by reason", &dropped)?;
         let joined = self.sum(|shard| shard.notifications_coalesced.get());
-        let help = "Words of stored messages that waited for a full socket, one for each timeline";
+        let help = "Notifications of stored messages merged per timeline while a socket was full";
         counters(out, "notifications_coalesced", help, &one(joined))?;
         let looks = self.sum(|shard| shard.resyncs.get());
-        let help = "Sessions that sync and were told to look, since messages for this comet were dropped";
+        let help = "Sessions asked to sync since messages for this comet were dropped";
         counters(out, "resyncs", help, &one(looks))?;
         let causes = &self.shared.recoveries;
         let of = |cause: &str, count: &SharedCounter| (vec![("cause", cause.to_owned())], count.get());
         let rows = [of("swept", &causes.swept), of("given_up", &causes.given_up)];
-        let help = "Times that this comet has heard that it was taken for dead, by who did: logic has swept its sessions, a job has dropped messages";
+        let help =
+            "Times that this comet was taken for dead: logic swept its sessions, or a job dropped messages";
         counters(out, "recoveries", help, &rows)?;
         let blocked = self.sum(|shard| shard.blocked.get());
         gauges(out, "sessions_blocked", "Sessions whose socket is full", &one(blocked))?;
         let paced = self.by_shard(|shard| shard.paced_broadcasts.get());
-        gauges(out, "paced_broadcasts", "Broadcasts with a speed under way", &paced)?;
+        gauges(out, "paced_broadcasts", "Broadcasts with a speed that run", &paced)?;
         let depth = self.by_shard(|shard| shard.inbox_depth.load(Ordering::Relaxed) as u64);
         gauges(out, "inbox_commands", "Commands that wait for a shard", &depth)?;
         let sends = self.handles.iter().enumerate();

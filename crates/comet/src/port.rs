@@ -1,4 +1,4 @@
-//! The way for job: turns pushes into commands for the shards that hold the receivers.
+//! The port for job: turns pushes into commands for the shards that have the receivers.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -15,57 +15,58 @@ use crate::inbox::{Command, Cost, Located, Notice, Pace, Refused, ShardHandle, T
 use crate::key_index::Location;
 use crate::message::{Outgoing, Versions, carried};
 use crate::report;
-use crate::rooms::{Holders, SMALL_ROOM_MAX};
+use crate::room_registry::{Holders, SMALL_ROOM_MAX};
 use crate::shared::Shared;
 use crate::token_bucket::per_shard;
 
-/// Bytes of a push to keys that count as one send, so that what waits for sessions that are behind is bounded in bytes too.
+/// Bytes of a push to keys that count as one send. So what waits for lagging sessions is bounded in
+/// bytes too.
 const BYTES_OF_A_SEND: usize = 1024;
 
-/// A comet's port.
+/// The port of a comet.
 pub(crate) struct Port {
     pub(crate) shared: Arc<Shared>,
     pub(crate) shards: Arc<[ShardHandle]>,
-    /// One permit for each broadcast with a speed that may be under way.
+    /// One permit for each broadcast with a speed that may run.
     pub(crate) pacing: Arc<Semaphore>,
 }
 
-/// What a paced broadcast sends at a time is bounded by its speed.
+/// The cost of a paced broadcast: what it sends at a time is bounded by its speed.
 const PACED: Cost = Cost { receivers: 1, bytes_each: 0 };
 
-type Handover = Call<Result<(), CometError>>;
+type Dispatch = Call<Result<(), CometError>>;
 
 impl CometPort for Port {
-    fn push(&self, push: KeyPush) -> Handover {
+    fn push(&self, push: KeyPush) -> Dispatch {
         if self.shards.len() == 1 {
-            return self.hand_over(unresolved(push, &self.shared.versions));
+            return self.dispatch(unresolved(push, &self.shared.versions));
         }
-        let places = self.places(&push.keys);
-        self.hand_over(commands(&push, &places, &self.shared.versions))
+        let locations = self.locate(&push.keys);
+        self.dispatch(commands(&push, &locations, &self.shared.versions))
     }
 
     fn push_now(&self, pushes: Vec<KeyPush>) -> Vec<KeyPush> {
         let mut pushes = pushes.into_iter();
-        let refused = pushes.find_map(|push| self.leave(push).err());
+        let refused = pushes.find_map(|push| self.queue(push).err());
         self.shards.iter().for_each(ShardHandle::ring);
         refused.into_iter().chain(pushes).collect()
     }
 
-    fn broadcast(&self, broadcast: Broadcast) -> Handover {
+    fn broadcast(&self, broadcast: Broadcast) -> Dispatch {
         let Some(speed) = broadcast.speed else {
             let bytes_each = broadcast.packet.body.len();
             let encoded = Outgoing::new(broadcast.packet, broadcast.extension, &self.shared.versions);
             let (operation, accepted_at) = (broadcast.operation, broadcast.accepted_at);
             let receivers = self.shared.addresses.connections() / self.shards.len().max(1);
             let cost = Cost { receivers, bytes_each };
-            return self.hand_over((0..self.shards.len()).map(|shard| {
+            return self.dispatch((0..self.shards.len()).map(|shard| {
                 let push = encoded.for_another_thread();
                 (shard, cost, Command::Broadcast { operation, push, pace: None, accepted_at })
             }));
         };
         match self.pacing.clone().try_acquire_owned() {
             Ok(permit) => self.pace(broadcast, speed, permit),
-            // All places are taken: the caller waits for one.
+            // As many run as may: the caller waits for one to end.
             Err(_) => {
                 let port = Self {
                     shared: self.shared.clone(),
@@ -80,11 +81,11 @@ impl CometPort for Port {
         }
     }
 
-    fn push_room(&self, push: RoomPush) -> Handover {
+    fn push_room(&self, push: RoomPush) -> Dispatch {
         let hash = self.shared.rooms.hash(push.room.as_str());
         let registry = &self.shared.rooms;
-        // With one shard there is nothing to find out but how large the room is: it looks rooms up itself, many at a time.
-        // A small room, or one that is not there, takes the sends of the largest small one.
+        // A single shard needs to know only how large the room is; it looks rooms up itself, many
+        // at once. A small room, or one that is not here, takes the sends of the largest small one.
         let small = Holders { shards: 1, here: SMALL_ROOM_MAX };
         let alone = self.shards.len() == 1 && !registry.may_be_large(hash);
         let Holders { shards, here } = if alone { small } else { registry.holders(hash, &push.room) };
@@ -97,7 +98,7 @@ impl CometPort for Port {
         let cost = Cost { receivers, bytes_each: push.packet.body.len() };
         let encoded = Outgoing::new(push.packet, push.extension, &self.shared.versions);
         let holders = (0..self.shards.len()).filter(|shard| shards & (1 << (shard % 64)) != 0);
-        self.hand_over(holders.map(|shard| {
+        self.dispatch(holders.map(|shard| {
             let (room, accepted_at) = (push.room.clone(), push.accepted_at);
             let push = encoded.for_another_thread();
             (shard, cost, Command::Room { room, hash, operation, push, accepted_at })
@@ -125,7 +126,7 @@ impl CometPort for Port {
         })
     }
 
-    fn messages_missed(&self, ago: Duration) -> Handover {
+    fn messages_missed(&self, ago: Duration) -> Dispatch {
         tracing::warn!(?ago, "a job has dropped messages for this comet; sessions have missed some");
         self.shared.recoveries.given_up.add(1);
         self.shards.iter().for_each(|shard| shard.notice(Notice::Recover { ago, register: false }));
@@ -141,21 +142,21 @@ impl CometPort for Port {
     }
 }
 
-/// Where the receivers of a push are, in their order; `None` for a key that this comet does not hold.
-type Places = SmallVec<[Option<Location>; 1]>;
+/// Locations of the receivers of a push, in order; `None` for a key that this comet does not have.
+type Locations = SmallVec<[Option<Location>; 1]>;
 
-/// One command for each shard that holds receivers, with the shard and the sends that it leads to.
+/// Returns one command for each shard that has receivers, with the shard and the cost.
 fn commands(
     push: &KeyPush,
-    places: &Places,
+    locations: &Locations,
     versions: &Arc<Versions>,
 ) -> SmallVec<[(usize, Cost, Command); 1]> {
     let mut by_shard: SmallVec<[(usize, Located); 1]> = SmallVec::new();
-    for place in places.iter().flatten() {
-        let shard = usize::from(place.shard);
+    for location in locations.iter().flatten() {
+        let shard = usize::from(location.shard);
         match by_shard.iter_mut().find(|(of, _)| *of == shard) {
-            Some((_, targets)) => targets.push(place.connection),
-            None => by_shard.push((shard, Located::from_elem(place.connection, 1))),
+            Some((_, targets)) => targets.push(location.connection),
+            None => by_shard.push((shard, Located::from_elem(location.connection, 1))),
         }
     }
     if by_shard.is_empty() {
@@ -171,8 +172,8 @@ fn commands(
     by_shard.into_iter().map(command).collect()
 }
 
-/// The command for the only shard. Keys are looked up there, many at a time: one by one each look-up would wait for
-/// memory several times over.
+/// Returns the command for the only shard. The shard looks up keys itself, many at once: one by
+/// one, each look-up would wait for memory several times.
 fn unresolved(push: KeyPush, versions: &Arc<Versions>) -> Option<(usize, Cost, Command)> {
     let KeyPush { keys, operation, packet, accepted_at, extension } = push;
     if keys.is_empty() {
@@ -182,48 +183,50 @@ fn unresolved(push: KeyPush, versions: &Arc<Versions>) -> Option<(usize, Cost, C
     Some((0, cost, Command::Push { targets: Targets::Keys(keys), operation, push, accepted_at }))
 }
 
-/// A packet to so many keys counts as one receiver for each KiB, and its bytes not apart.
+/// Returns the cost of a packet to keys. Each KiB counts as one receiver, so its bytes do not count
+/// separately.
 fn cost_of(receivers: usize, packet: &PacketBuf) -> Cost {
     let kib = packet.body.len().div_ceil(BYTES_OF_A_SEND).max(1);
     Cost { receivers: receivers.saturating_mul(kib), bytes_each: 0 }
 }
 
 impl Port {
-    fn places(&self, keys: &[SessionKey]) -> Places {
-        let places: Places = keys.iter().map(|key| self.shared.keys.find(key)).collect();
-        let unknown = places.iter().filter(|place| place.is_none()).count();
+    fn locate(&self, keys: &[SessionKey]) -> Locations {
+        let locations: Locations = keys.iter().map(|key| self.shared.keys.find(key)).collect();
+        let unknown = locations.iter().filter(|location| location.is_none()).count();
         if unknown > 0 {
             self.shared.unknown_keys.add(unknown);
         }
-        places
+        locations
     }
 
-    /// Leaves a push with the shards of its receivers without waking them, or gives it back with those receivers whose
-    /// shards have no room.
-    fn leave(&self, mut push: KeyPush) -> Result<(), KeyPush> {
+    /// Queues a push with the shards of its receivers without waking them. When some have no room,
+    /// returns the push with only their receivers.
+    fn queue(&self, mut push: KeyPush) -> Result<(), KeyPush> {
         if self.shards.len() == 1 {
-            return self.leave_unresolved(push);
+            return self.queue_unresolved(push);
         }
-        let places = self.places(&push.keys);
+        let locations = self.locate(&push.keys);
         let mut full: SmallVec<[usize; 1]> = SmallVec::new();
-        for (shard, cost, command) in commands(&push, &places, &self.shared.versions) {
-            if self.shards[shard].leave(command, cost).is_err() {
+        for (shard, cost, command) in commands(&push, &locations, &self.shared.versions) {
+            if self.shards[shard].queue(command, cost).is_err() {
                 full.push(shard);
             }
         }
         if full.is_empty() {
             return Ok(());
         }
-        let is_full = |place: Option<Location>| place.is_some_and(|at| full.contains(&usize::from(at.shard)));
-        let mut places = places.into_iter();
-        push.keys.retain(|_| is_full(places.next().flatten()));
+        let is_full =
+            |location: Option<Location>| location.is_some_and(|at| full.contains(&usize::from(at.shard)));
+        let mut locations = locations.into_iter();
+        push.keys.retain(|_| is_full(locations.next().flatten()));
         Err(push)
     }
 
-    /// The same where there is one shard only.
-    fn leave_unresolved(&self, push: KeyPush) -> Result<(), KeyPush> {
+    /// The same for a comet with one shard.
+    fn queue_unresolved(&self, push: KeyPush) -> Result<(), KeyPush> {
         let Some((shard, cost, command)) = unresolved(push, &self.shared.versions) else { return Ok(()) };
-        match self.shards[shard].leave(command, cost) {
+        match self.shards[shard].queue(command, cost) {
             Err(Refused::Full(Command::Push {
                 targets: Targets::Keys(keys),
                 operation,
@@ -233,32 +236,33 @@ impl Port {
                 let (packet, extension) = push.into_parts();
                 Err(KeyPush { keys, operation, packet, accepted_at, extension })
             }
-            // A shard that is gone has no sessions.
+            // A shard that has ended has no sessions.
             Ok(()) | Err(_) => Ok(()),
         }
     }
 
-    /// Starts a broadcast on each shard, at a speed in proportion to nothing but their number: the kernel spreads
-    /// connections evenly.
+    /// Starts a broadcast on each shard. All get the same part of the speed, since the kernel
+    /// spreads connections evenly.
     fn pace(
         &self,
         broadcast: Broadcast,
         speed: NonZeroU32,
         permit: tokio::sync::OwnedSemaphorePermit,
-    ) -> Handover {
+    ) -> Dispatch {
         let encoded = Outgoing::new(broadcast.packet, broadcast.extension, &self.shared.versions);
         let speed = per_shard(speed, self.shards.len());
         let permit = Arc::new(permit);
         let (operation, accepted_at) = (broadcast.operation, broadcast.accepted_at);
-        self.hand_over((0..self.shards.len()).map(|shard| {
+        self.dispatch((0..self.shards.len()).map(|shard| {
             let pace = Some(Pace { speed, _permit: permit.clone() });
             let push = encoded.for_another_thread();
             (shard, PACED, Command::Broadcast { operation, push, pace, accepted_at })
         }))
     }
 
-    /// Leaves the commands with their shards. As soon as one is full, the rest is left by a call that waits.
-    fn hand_over(&self, commands: impl IntoIterator<Item = (usize, Cost, Command)>) -> Handover {
+    /// Queues the commands with their shards. As soon as one is full, a pending call queues the
+    /// rest.
+    fn dispatch(&self, commands: impl IntoIterator<Item = (usize, Cost, Command)>) -> Dispatch {
         let mut waiting = Vec::new();
         for (shard, cost, command) in commands {
             if !waiting.is_empty() {
@@ -286,5 +290,5 @@ impl Port {
 }
 
 fn gone() -> CometError {
-    CometError::Unavailable("it has stopped".to_owned())
+    CometError::Unavailable("the comet has stopped".to_owned())
 }

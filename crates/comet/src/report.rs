@@ -1,4 +1,4 @@
-//! What a comet tells others from time to time: that it is there, its load, its rooms.
+//! Periodic reports of a comet: its node announcement with its load, and its rooms.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -8,58 +8,61 @@ use goim_ports::{CometNode, Generation, NodeDirectory, OnlineReport, RoomCounts}
 use crate::inbox::{Notice, ShardHandle};
 use crate::shared::Shared;
 
-/// Says until dropped that the comet is there. Apart from the rooms: a lease must not end because a logic is slow.
+/// Announces the node until dropped. Separate from the rooms: a lease must not expire because logic
+/// is slow.
 pub(crate) async fn announce(shared: Arc<Shared>, nodes: Arc<dyn NodeDirectory>) {
-    let mut word = Word::new("announce itself");
+    let mut task = RepeatedTask::new("announce itself");
     loop {
-        word.ends(nodes.announce(describe(&shared)).await);
+        task.log(nodes.announce(describe(&shared)).await);
         tokio::time::sleep(shared.config.report_interval.max(INTERVAL_MIN)).await;
     }
 }
 
-/// Has every shard enter its sessions in the directory again.
-pub(crate) fn enter_again(shards: &[ShardHandle]) {
+/// Has every shard register its sessions with logic again.
+pub(crate) fn register_again(shards: &[ShardHandle]) {
     shards.iter().for_each(|shard| shard.notice(Notice::RegisterAll));
 }
 
-/// What is known of the directory's memory of this comet.
+/// What was learned of the session directory's state.
 #[derive(Default)]
-struct Memory {
+struct DirectoryState {
     generation: Option<Generation>,
-    /// The newest sweep that was heard of. Logics of different versions may answer in turn, and not all tell.
+    /// The newest sweep known. Logic servers of different versions may answer in turn, and not all
+    /// report it.
     swept_at: Option<u64>,
 }
 
-/// What an answer says of it.
+/// What an answer means for the sessions of this comet.
 #[derive(Debug, PartialEq, Eq)]
-enum News {
-    Same,
-    /// Sessions may be missing: Redis has lost what it had, or was away for too long. Jobs kept the comet, so that nothing was missed.
-    Lost,
-    /// The comet was taken for dead and its sessions removed: pushes to them found nobody.
+enum RecordsLost {
+    None,
+    /// Records may be missing: Redis has lost its data, or was unavailable for too long. Jobs did
+    /// not give up this comet, so no message was missed.
+    Some,
+    /// This comet was taken for dead and its sessions removed: pushes to them failed.
     Swept,
 }
 
-impl Memory {
-    fn learn(&mut self, generation: &Generation) -> News {
+impl DirectoryState {
+    fn update(&mut self, generation: &Generation) -> RecordsLost {
         let before = self.generation.replace(generation.clone());
         let known = self.swept_at;
         self.swept_at = known.max(generation.swept_at());
         match before {
-            // What was before this comet's time is not its own.
-            None => News::Same,
-            Some(_) if self.swept_at > known => News::Swept,
-            Some(before) if before.mark() != generation.mark() => News::Lost,
-            Some(_) => News::Same,
+            // Sweeps before this comet started do not concern it.
+            None => RecordsLost::None,
+            Some(_) if self.swept_at > known => RecordsLost::Swept,
+            Some(before) if before.mark() != generation.mark() => RecordsLost::Some,
+            Some(_) => RecordsLost::None,
         }
     }
 }
 
 /// Reports the rooms until dropped.
 pub(crate) async fn run(shared: Arc<Shared>, shards: Arc<[ShardHandle]>) {
-    let confirm = || enter_again(&shards);
-    let mut memory = Memory::default();
-    let mut word = Word::new("report its rooms");
+    let register_sessions = || register_again(&shards);
+    let mut state = DirectoryState::default();
+    let mut task = RepeatedTask::new("report its rooms");
     let mut taken = Instant::now();
     loop {
         let began = Instant::now();
@@ -69,76 +72,79 @@ pub(crate) async fn run(shared: Arc<Shared>, shards: Arc<[ShardHandle]>) {
         let totals = shared.logic.renew_online(report).await;
         let began = Instant::now();
         if let Ok(totals) = &totals {
-            shared.rooms.learn(&totals.rooms, &rooms);
-            let news = totals.generation.as_ref().map_or(News::Same, |generation| memory.learn(generation));
-            if news != News::Same {
-                tracing::warn!("the directory may have lost sessions of this comet; it enters them again");
-                confirm();
+            shared.rooms.update_totals(&totals.rooms, &rooms);
+            let lost =
+                totals.generation.as_ref().map_or(RecordsLost::None, |generation| state.update(generation));
+            if lost != RecordsLost::None {
+                tracing::warn!("the directory may have lost sessions of this comet; registering them again");
+                register_sessions();
             }
-            if news == News::Swept {
+            if lost == RecordsLost::Swept {
                 tracing::warn!(
                     "this comet was taken for dead and its sessions were removed; they have missed messages"
                 );
                 shared.recoveries.swept.add(1);
-                let ago = since_sweep(memory.swept_at.unwrap_or_default(), SystemTime::now());
+                let ago = since_sweep(state.swept_at.unwrap_or_default(), SystemTime::now());
                 shards.iter().for_each(|shard| shard.notice(Notice::Recover { ago, register: true }));
             }
             if taken.elapsed() >= RECORDS_LIVE {
-                tracing::warn!("no report was taken for long; the comet enters its sessions again");
-                confirm();
+                tracing::warn!("no report was accepted for a long time; registering all sessions again");
+                register_sessions();
             }
             taken = Instant::now();
         }
         worked += began.elapsed();
-        word.ends(totals);
-        // A map of very many rooms takes its time; reporting must not become the comet's main work.
+        task.log(totals);
+        // A map of very many rooms takes its time; reporting must not become the main work of the
+        // comet.
         let pause = shared.config.report_interval.max(worked * 100);
         tokio::time::sleep(pause.max(INTERVAL_MIN)).await;
     }
 }
 
-/// What the clock of the logic that has swept may be ahead of this one's. Sessions that came within
-/// it after the sweep are taken for swept: they are ended for nothing, and miss nothing.
+/// How far the clock of the logic server that swept may be ahead of this one. Sessions opened
+/// within this time after the sweep are treated as swept: they are closed without need, and miss
+/// nothing.
 const CLOCK_SKEW: Duration = Duration::from_secs(1);
 
-/// Time since a sweep (nanoseconds since 1970), and no more than that: sessions that have come since
-/// were not swept.
+/// Returns the time since a sweep (nanoseconds since 1970), or less: sessions opened since were not
+/// swept.
 fn since_sweep(swept_at: u64, now: SystemTime) -> Duration {
     let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
     now.saturating_sub(Duration::from_nanos(swept_at)).saturating_sub(CLOCK_SKEW)
 }
 
-/// After so long without a report that was taken, records of sessions may have expired that nobody
-/// could renew.
+/// After this long without an accepted report, records of sessions may have expired without being
+/// renewed.
 const RECORDS_LIVE: Duration = Duration::from_secs(10 * 60);
 
 /// The shortest pause, whatever is configured.
 const INTERVAL_MIN: Duration = Duration::from_millis(10);
 
-/// Says once that something fails and once that it works again; it is tried again at the next turn.
-struct Word {
+/// Logs once that something fails and once that it works again. It is retried in the next round.
+struct RepeatedTask {
     what: &'static str,
-    well: bool,
+    succeeds: bool,
 }
 
-impl Word {
+impl RepeatedTask {
     fn new(what: &'static str) -> Self {
-        Self { what, well: true }
+        Self { what, succeeds: true }
     }
 
-    fn ends<T, E: std::fmt::Display>(&mut self, result: Result<T, E>) {
+    fn log<T, E: std::fmt::Display>(&mut self, result: Result<T, E>) {
         match &result {
-            Err(error) if self.well => {
-                tracing::warn!(%error, "the comet could not {}; it goes on trying", self.what);
+            Err(error) if self.succeeds => {
+                tracing::warn!(%error, "the comet could not {}; retrying", self.what);
             }
-            Ok(_) if !self.well => tracing::info!("the comet can {} again", self.what),
+            Ok(_) if !self.succeeds => tracing::info!("the comet can {} again", self.what),
             _ => {}
         }
-        self.well = result.is_ok();
+        self.succeeds = result.is_ok();
     }
 }
 
-/// This comet as others see it.
+/// Describes this comet for the node list.
 pub(crate) fn describe(shared: &Shared) -> CometNode {
     CometNode {
         connections: shared.addresses.connections() as u64,
@@ -168,22 +174,22 @@ mod tests {
 
     #[test]
     fn a_sweep_is_told_from_a_memory_that_was_lost() {
-        let cases: &[(&str, News)] = &[
-            ("1/5", News::Same),
-            ("1/5", News::Same),
-            ("2/9", News::Swept),
-            // A logic that does not tell, and one that does.
-            ("2", News::Same),
-            ("2/9", News::Same),
-            // Redis is empty, or has what it had long ago.
-            ("3", News::Lost),
-            ("4/5", News::Lost),
-            ("4", News::Same),
-            ("5/10", News::Swept),
+        let cases: &[(&str, RecordsLost)] = &[
+            ("1/5", RecordsLost::None),
+            ("1/5", RecordsLost::None),
+            ("2/9", RecordsLost::Swept),
+            // A logic server that does not report sweeps, and one that does.
+            ("2", RecordsLost::None),
+            ("2/9", RecordsLost::None),
+            // Redis is empty, or was restored from an old copy.
+            ("3", RecordsLost::Some),
+            ("4/5", RecordsLost::Some),
+            ("4", RecordsLost::None),
+            ("5/10", RecordsLost::Swept),
         ];
-        let mut memory = Memory::default();
+        let mut state = DirectoryState::default();
         for (text, expected) in cases {
-            assert_eq!(memory.learn(&Generation((*text).to_owned())), *expected, "{text}");
+            assert_eq!(state.update(&Generation((*text).to_owned())), *expected, "{text}");
         }
     }
 }

@@ -1,10 +1,12 @@
 //! One shard: a thread with its own poll, listeners, connections, rooms and timers.
 //!
-//! A turn of the loop takes what is ready (sockets, inbox, timers), queues bytes on the sessions concerned, then flushes
-//! each of them once. Nothing here waits for a peer, for another shard or for logic.
+//! A turn of the loop takes what is ready (sockets, inbox, timers), queues bytes on the sessions
+//! concerned, then flushes each of them once. Nothing here waits for a peer, for another shard or
+//! for logic.
 //!
-//! This file owns the loop. The state is in types of their own (`egress`, `ingress`, `listeners`, `scan`, `idle`,
-//! `peers`), which know nothing of the shard; the other files implement what the loop calls.
+//! This file owns the loop. The state is in separate types (`egress`, `ingress`, `listeners`,
+//! `scan`, `idle`, `peers`), which know nothing of the shard; the other files implement what the
+//! loop calls.
 
 mod accept;
 mod accept_history;
@@ -125,7 +127,8 @@ impl Shard {
         })
     }
 
-    /// Runs until a drain is complete; returns the shard when it is to go on with a new thread ([`IdleTracker`]).
+    /// Runs until a drain is complete; returns the shard when it is to go on with a new thread
+    /// ([`IdleTracker`]).
     pub(crate) fn run(mut self) -> Option<Self> {
         let mut events = Events::with_capacity(EVENTS_MAX);
         self.update_clock();

@@ -1,4 +1,5 @@
-//! What all shards of a comet share. Every part synchronises itself and is locked for one look-up at most.
+//! What all shards of a comet share. Every part synchronises itself and is locked for one look-up
+//! at most.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -12,12 +13,12 @@ use crate::config::Config;
 use crate::events::Events;
 use crate::key_index::KeyIndex;
 use crate::message::Versions;
-use crate::rooms::RoomRegistry;
+use crate::room_registry::RoomRegistry;
 use crate::stats::SharedCounter;
 use crate::tls::CertificateStore;
 
-/// Replies that may wait for one client before no more of its packets are read, in bytes. Not a setting: large enough
-/// for any reasonable pipelining, small enough not to matter.
+/// Replies that may wait for one client before no more of its packets are read, in bytes. Not a
+/// setting: large enough for any reasonable pipelining, small enough not to matter.
 const REPLY_BYTES_MAX: usize = 16 * 1024;
 /// The read buffer of goim v2: a lenient reader accepts trailing bytes up to it.
 const LENIENT_MESSAGE_BYTES_MIN: usize = 8 * 1024;

@@ -1,5 +1,5 @@
-//! What a shard counts. Written by the shard alone, read by whoever asks for metrics: relaxed loads and stores, so that
-//! counting costs an add.
+//! The counters of a shard. Only the shard writes them, metrics read them: relaxed loads and
+//! stores, so that counting costs one addition.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -10,10 +10,10 @@ use goim_session::CloseReason;
 
 use crate::listener::ListenerKind;
 
-/// Ranges of operations that are counted apart.
+/// Ranges of operations that are counted separately.
 pub(crate) const RANGES: [&str; 4] = ["control", "message", "backend", "other"];
 
-/// The range that an operation falls into.
+/// Returns the range of an operation.
 pub(crate) fn range_of(operation: Operation) -> usize {
     match operation.0 {
         4 | 5 | 32 => 1,
@@ -23,18 +23,18 @@ pub(crate) fn range_of(operation: Operation) -> usize {
     }
 }
 
-/// Why a push did not go to a session that it was for.
+/// Why a push was not sent to a session that it was for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Drop {
     /// Its queue was full, and the new push was dropped.
     Newest,
     /// Its queue was full, and an older push was dropped.
     Oldest,
-    /// Its queue was full, and it was closed.
+    /// Its queue was full, and the session was closed.
     Closed,
-    /// It had gone.
+    /// The session had ended.
     Gone,
-    /// It reads none of the schemas in which the message is there.
+    /// The session reads none of the schemas that the message has.
     Unreadable,
 }
 
@@ -63,14 +63,14 @@ impl Histogram {
         raise(&self.sum_us, us);
     }
 
-    /// Counts per bucket, the last one without bound, and the sum in microseconds.
+    /// Returns the counts by bucket, the last one unbounded, and the sum in microseconds.
     pub(crate) fn read(&self) -> (Vec<u64>, u64) {
         let counts = self.buckets.iter().map(|count| count.load(Ordering::Relaxed)).collect();
         (counts, self.sum_us.load(Ordering::Relaxed))
     }
 }
 
-/// A counter that any thread may raise.
+/// A counter that any thread may increase.
 #[derive(Debug, Default)]
 pub(crate) struct SharedCounter(AtomicU64);
 
@@ -84,8 +84,8 @@ impl SharedCounter {
     }
 }
 
-/// A counter that one thread raises, its shard's: a load and a store, where an atomic addition would cost a locked
-/// instruction for every packet.
+/// A counter that only its shard increases: a load and a store, where an atomic addition would cost
+/// a locked instruction per packet.
 #[derive(Debug, Default)]
 pub(crate) struct Counter(AtomicU64);
 
@@ -100,7 +100,7 @@ impl Counter {
     }
 }
 
-/// A number that one thread, its shard's, moves up and down.
+/// A number that only its shard changes.
 #[derive(Debug, Default)]
 pub(crate) struct Gauge(AtomicU64);
 
@@ -126,10 +126,10 @@ fn raise(number: &AtomicU64, amount: u64) {
     number.store(number.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
 }
 
-/// Everything that one shard counts.
+/// All counters of one shard.
 #[derive(Debug, Default)]
 pub(crate) struct ShardStats {
-    /// Connections held, by [`ListenerKind::ALL`].
+    /// Open connections, by [`ListenerKind::ALL`].
     pub(crate) connections: [Gauge; ListenerKind::ALL.len()],
     /// Authenticated ones among them.
     pub(crate) sessions: Gauge,
@@ -145,29 +145,29 @@ pub(crate) struct ShardStats {
     pub(crate) packets_out: [Counter; RANGES.len()],
     /// Bytes of packets out, with framing, by [`RANGES`].
     pub(crate) bytes_out: [Counter; RANGES.len()],
-    /// System calls that wrote.
+    /// System calls that wrote to sockets.
     pub(crate) writes: Counter,
-    /// Pushes that did not go out, by [`DROPS`].
+    /// Pushes that were not sent, by [`DROPS`].
     pub(crate) drops: [Counter; DROPS.len()],
-    /// Ends of connections, by [`CloseReason::ALL`].
+    /// Closed connections, by [`CloseReason::ALL`].
     pub(crate) closes: [Counter; CloseReason::ALL.len()],
-    /// Answers of the backend that were errors.
+    /// Packets that the backend answered with an error.
     pub(crate) upstream_errors: Counter,
     /// Rooms that a token did not allow.
     pub(crate) rooms_refused: Counter,
-    /// Words of messages in timelines that became one with others while a socket was full.
+    /// Notifications of stored messages that were merged while a socket was full.
     pub(crate) notifications_coalesced: Counter,
-    /// Sessions that sync and were told to look, since messages were dropped.
+    /// Sessions asked to sync since messages were dropped.
     pub(crate) resyncs: Counter,
-    /// Commands that wait.
+    /// Queued commands.
     pub(crate) inbox_depth: Arc<AtomicUsize>,
     /// Sessions whose socket is full.
     pub(crate) blocked: Gauge,
-    /// Broadcasts with a speed under way.
+    /// Broadcasts with a speed that run.
     pub(crate) paced_broadcasts: Gauge,
     /// From acceptance by logic to the socket, per message and shard.
     pub(crate) push_latency: Histogram,
-    /// Work in one turn of the loop.
+    /// Duration of one turn of the loop.
     pub(crate) turn: Histogram,
 }
 

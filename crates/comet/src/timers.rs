@@ -1,14 +1,15 @@
 //! The deadlines of one shard: a hashed timer wheel, re-armed lazily.
 //!
-//! Each connection has one entry, in the slot of the tick at which it must be checked. A heartbeat moves the
-//! connection's deadline and leaves the entry where it is; when the slot fires, the connection is checked and entered
-//! in the slot of its current deadline. So a heartbeat costs nothing here, and a connection costs eight bytes.
+//! Each connection has one entry, in the slot of the tick at which it must be checked. A heartbeat
+//! moves the connection's deadline and leaves the entry where it is; when the slot fires, the
+//! connection is checked and entered in the slot of its current deadline. So a heartbeat costs
+//! nothing here, and a connection costs eight bytes.
 
 use std::time::Duration;
 
 use goim_session::Moment;
 
-/// Width of a tick in milliseconds. Deadlines are kept to this precision, never early.
+/// Width of a tick in milliseconds. Deadlines have this precision; none fires early.
 const TICK_MS: u64 = 100;
 /// Slots on the wheel: 410 s. A deadline further ahead takes more than one round.
 const SLOTS: usize = 4096;
@@ -51,8 +52,8 @@ impl<T: Copy> TimerWheel<T> {
         Self { slots, last_fired: Tick(0), len: 0, spare: Vec::new() }
     }
 
-    /// Enters `entry` to fire once `moment` has passed. The caller remembers the tick: an entry that fires at another
-    /// one is stale.
+    /// Enters `entry` to fire once `moment` has passed. The caller remembers the tick: an entry
+    /// that fires at another one is stale.
     pub(crate) fn arm(&mut self, entry: T, moment: Moment) -> Tick {
         let tick = Tick::at(moment).max(Tick(self.last_fired.0.saturating_add(1)));
         self.put_back(entry, tick);
@@ -70,8 +71,9 @@ impl<T: Copy> TimerWheel<T> {
         (self.len > 0).then(|| now.until(Moment((u64::from(self.last_fired.0) + 1) * TICK_MS)))
     }
 
-    /// Advances to `now` and removes every entry of the ticks passed, each with its tick. An entry of a later round of
-    /// the wheel must be given back ([`TimerWheel::put_back`]), and the list too ([`TimerWheel::recycle`]).
+    /// Advances to `now` and removes every entry of the ticks passed, each with its tick. An entry
+    /// of a later round of the wheel must be given back ([`TimerWheel::put_back`]), and the list
+    /// too ([`TimerWheel::recycle`]).
     pub(crate) fn fire(&mut self, now: Moment) -> Vec<(T, Tick)> {
         let mut fired = std::mem::take(&mut self.spare);
         let present = Tick(u32::try_from(now.0 / TICK_MS).unwrap_or(u32::MAX));
@@ -79,7 +81,8 @@ impl<T: Copy> TimerWheel<T> {
         let first = self.last_fired.0.max(present.0.saturating_sub(SLOTS as u32 - 1));
         for number in first..present.0 {
             let tick = Tick(number + 1);
-            // The slot's memory is freed with its entries: the slot is next used minutes later, perhaps never as full.
+            // The slot's memory is freed with its entries: the slot is next used minutes later,
+            // perhaps never as full.
             let slot = std::mem::take(&mut self.slots[tick.slot()]);
             self.len -= slot.len();
             fired.extend(slot.into_iter().map(|entry| (entry, tick)));
@@ -101,8 +104,8 @@ impl<T: Copy> TimerWheel<T> {
         self.len
     }
 
-    /// Drops the stale entries. They would go as their slots fire, which may take minutes; after a mass departure that
-    /// is too long to hold their memory.
+    /// Drops the stale entries. They would go as their slots fire, which may take minutes; after a
+    /// mass departure that is too long to hold their memory.
     pub(crate) fn retain(&mut self, is_current: impl Fn(T) -> bool) {
         for slot in &mut self.slots {
             if slot.is_empty() {

@@ -1,8 +1,8 @@
 //! A token bucket: an average rate with a bounded burst.
 //!
-//! Owns the arithmetic for every limit and pace of this crate. The rate is passed to each call, so a bucket is 16 bytes
-//! and a connection can have one. Integers only: at millisecond precision a rate per second is an exact number of
-//! thousandths of a token per millisecond.
+//! Owns the arithmetic for every limit and pace of this crate. The rate is passed to each call, so
+//! a bucket is 16 bytes and a connection can have one. Integers only: at millisecond precision a
+//! rate per second is an exact number of thousandths of a token per millisecond.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -20,7 +20,8 @@ pub(crate) struct Rate {
 }
 
 impl Rate {
-    /// `per_second` tokens; at most what accrues in `burst` is spent at once, and never less than one token.
+    /// `per_second` tokens; at most what accrues in `burst` is spent at once, and never less than
+    /// one token.
     pub(crate) fn with_burst_time(per_second: NonZeroU32, burst: Duration) -> Self {
         let burst_ms = u64::try_from(burst.as_millis()).unwrap_or(u64::MAX);
         let accrued = burst_ms.saturating_mul(u64::from(per_second.get()));
@@ -95,7 +96,8 @@ impl TokenBucket {
         has_token
     }
 
-    /// Time until there is a token, rounded up to whole milliseconds and at least one; zero when there is one.
+    /// Time until there is a token, rounded up to whole milliseconds and at least one; zero when
+    /// there is one.
     pub(crate) fn until_token(&self, rate: &Rate) -> Duration {
         if self.has_token() {
             return Duration::ZERO;

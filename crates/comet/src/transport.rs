@@ -1,7 +1,7 @@
-//! Sockets: the only place in comet that tells a plain connection from one inside TLS.
+//! Sockets: the only place in comet that distinguishes plain connections from TLS.
 //!
-//! Both give plain bytes and take plain bytes; whether packets lie in them bare or in WebSocket frames is the session's
-//! backend. Nothing here blocks.
+//! Both return plain bytes and take plain bytes; whether packets are in WebSocket frames is up to
+//! the session. Nothing here blocks.
 
 #[cfg(feature = "harness")]
 pub(crate) mod sink;
@@ -15,17 +15,17 @@ use rustls::ServerConfig;
 
 use crate::tls::TlsSession;
 
-/// Bytes read at once, and gathered into one write at most.
+/// Bytes read at once, and the most that one write gathers.
 pub(crate) const SCRATCH_LEN: usize = 64 * 1024;
-/// Pieces in one gathered write. More wait for the next.
+/// Pieces in one gathered write. Further ones wait for the next write.
 const PIECES_MAX: usize = 64;
-/// Up to here pieces are copied together; beyond, the kernel gathers them. A copy of this size costs less than the
-/// bookkeeping of many pieces.
+/// Pieces are copied together up to this size; beyond it, the kernel gathers them. A copy of this
+/// size costs less than the bookkeeping of many pieces.
 const COPY_MAX: usize = 16 * 1024;
 /// Plain bytes encrypted at once: one TLS record.
 const RECORD_LEN: usize = 16 * 1024;
 
-/// A shard's buffers for input, shared by all its connections.
+/// The input buffers of a shard, shared by all its connections.
 #[derive(Default)]
 pub(crate) struct Scratch {
     input: Vec<u8>,
@@ -38,10 +38,11 @@ impl Scratch {
     }
 }
 
-/// Where a socket's bytes come from and go to.
+/// The byte stream under a socket.
 pub(crate) enum Stream {
     Tcp(TcpStream),
-    /// The harness's stand-in: takes every write, gives the input that lies ready.
+    /// The harness's replacement for a socket: takes every write, and returns the input that was
+    /// set.
     #[cfg(feature = "harness")]
     Sink,
 }
@@ -73,7 +74,7 @@ impl Stream {
 
     fn end(&self) {
         match self {
-            // A peer that has gone already does not need to be told.
+            // Fails when the peer has closed already, which ends the stream too.
             Self::Tcp(stream) => drop(stream.shutdown(std::net::Shutdown::Write)),
             #[cfg(feature = "harness")]
             Self::Sink => {}
@@ -89,30 +90,30 @@ pub(crate) struct Socket {
 
 struct Tls {
     session: TlsSession,
-    /// Encrypted bytes that the kernel has not taken.
+    /// Encrypted bytes that the kernel has not taken yet.
     cipher: Vec<u8>,
-    /// The peer has said that nothing more will come, though its TCP stream may stay open.
+    /// The peer has closed its side of the TLS session; its TCP stream may stay open.
     ended: bool,
 }
 
-/// What a read has brought.
+/// The result of a read.
 pub(crate) enum Received<'a> {
-    /// Bytes for the session. `more`: the kernel may hold more.
+    /// Bytes for the session. With `more`, the kernel may have more.
     Input { bytes: &'a mut [u8], more: bool },
-    /// Nothing for the session, but go on (a part of a TLS record, a handshake message).
+    /// Nothing for the session: a part of a TLS record, or a handshake message.
     Nothing { more: bool },
     /// The peer has ended its stream.
     End,
     /// The connection broke.
     Lost,
-    /// What came was not TLS. An alert may wait to be sent.
+    /// The input was not TLS. An alert may wait to be sent.
     BadTls(String),
 }
 
-/// What a write has done.
+/// The result of a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Sent {
-    /// Bytes of the outbox that are out of it.
+    /// Bytes of the outbox that were sent, or encrypted to be sent.
     pub(crate) taken: usize,
     /// The kernel takes no more for now.
     pub(crate) full: bool,
@@ -130,7 +131,7 @@ impl Socket {
         Ok(Self { stream, tls })
     }
 
-    /// What a poll can watch, if anything.
+    /// Returns what a poll can watch, if there is something.
     pub(crate) fn source(&mut self) -> Option<&mut TcpStream> {
         match &mut self.stream {
             Stream::Tcp(stream) => Some(stream),
@@ -144,7 +145,8 @@ impl Socket {
         self.tls.as_ref().is_some_and(|tls| !tls.cipher.is_empty())
     }
 
-    /// Reads once. `to_the_end`: a short read must not be taken for an empty socket, since the peer has closed.
+    /// Reads once. With `to_the_end`, a short read does not mean that the socket is empty: the peer
+    /// has closed.
     pub(crate) fn read<'a>(&mut self, scratch: &'a mut Scratch, to_the_end: bool) -> Received<'a> {
         if self.tls.as_ref().is_some_and(|tls| tls.ended) {
             return Received::End;
@@ -169,7 +171,7 @@ impl Socket {
             Err(error) => Received::BadTls(error.to_string()),
             Ok(progress) => {
                 tls.ended = progress.peer_closed;
-                // The end itself is told by the next read, after what came before it.
+                // The next read reports the end, after what precedes it.
                 let more = more || tls.ended;
                 match scratch.plain.is_empty() {
                     true => Received::Nothing { more },
@@ -187,11 +189,11 @@ impl Socket {
         }
     }
 
-    /// Ends our side of the stream: the peer sees the end after what was written.
+    /// Ends our side of the stream: the peer sees the end after all that was written.
     pub(crate) fn end(&mut self) {
         if let Some(tls) = self.tls.as_mut() {
             tls.session.close(&mut tls.cipher);
-            // Best effort: a peer that does not read does not need to be told.
+            // Best effort: a peer that does not read cannot be notified.
             let _ = self.stream.write(&tls.cipher);
             tls.cipher = Vec::new();
         }
@@ -232,8 +234,8 @@ fn write_plain(stream: &mut Stream, outbox: &Outbox, gather: &mut Vec<u8>) -> io
     sent(result, offered)
 }
 
-/// Encrypts the next record and writes it. Only a record that the kernel did not take whole is kept, so that a
-/// connection holds one record at most beside its outbox.
+/// Encrypts the next record and writes it. Only a record that the kernel took in part is stored, so
+/// a connection holds at most one record besides its outbox.
 fn write_tls(stream: &mut Stream, tls: &mut Tls, outbox: &Outbox, gather: &mut Vec<u8>) -> io::Result<Sent> {
     let mut taken = 0;
     if tls.cipher.is_empty() && !outbox.is_empty() {

@@ -1,5 +1,5 @@
-//! The harness does what a server does: what goes in by packets and by the port comes out as writes, at the right
-//! sessions and not at others.
+//! The harness does what a server does: packets and calls of the port become writes, to the right
+//! sessions and to no others.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,9 +14,9 @@ use goim_ports::{
 };
 
 /// Accepts every token but `no` as a key.
-struct Anybody;
+struct AcceptAll;
 
-impl LogicPort for Anybody {
+impl LogicPort for AcceptAll {
     fn connect(&self, request: ConnectRequest) -> Call<Result<Accepted, ConnectError>> {
         let key = String::from_utf8_lossy(&request.token).into_owned();
         if key == "no" {
@@ -56,7 +56,7 @@ impl LogicPort for Anybody {
 }
 
 fn start() -> Harness {
-    Harness::new(Config::default(), Arc::new(Anybody)).expect("a harness can be made")
+    Harness::new(Config::default(), Arc::new(AcceptAll)).expect("a harness can be made")
 }
 
 fn open(harness: &mut Harness, key: &str) -> Opened {
@@ -64,7 +64,7 @@ fn open(harness: &mut Harness, key: &str) -> Opened {
     harness.open(from, key.as_bytes()).expect("logic accepts")
 }
 
-/// What is written while `act` and all that follows from it goes on.
+/// Returns the writes and bytes that `act` and all that follows from it cause.
 fn written_by(harness: &mut Harness, act: impl FnOnce(&mut Harness)) -> (u64, u64) {
     let before = Harness::written();
     act(harness);
@@ -107,7 +107,7 @@ fn packets_in_are_answered_and_pushes_reach_whom_they_are_for() {
         ("a key", &["a"][..], 1000, 1),
         ("two keys", &["a", "c"], 1000, 2),
         ("an unknown key", &["d"], 1000, 0),
-        ("an operation that nobody takes", &["a"], 1001, 0),
+        ("an operation without subscribers", &["a"], 1001, 0),
     ] {
         let written = written_by(&mut harness, |harness| assert!(harness.push(push(keys, operation))));
         assert_eq!(written, (receivers, receivers * pushed), "{what}");
@@ -127,7 +127,7 @@ fn who_is_refused_or_gone_is_not_there() {
     let a = open(&mut harness, "a");
     let refused = harness.open(SocketAddr::from(([127, 0, 0, 1], 1)), b"no");
     harness.settle();
-    // The socket of one that is refused lingers; no session is there.
+    // The socket of a refused client lingers; there is no session.
     assert_eq!((refused.is_some(), harness.sessions()), (true, 1));
     assert!(harness.end(a));
     assert!(!harness.end(a) && harness.heartbeat(&[a]) == 0 && harness.change_room(&[a], "r") == 0);
@@ -144,7 +144,7 @@ fn the_clock_ends_sessions_without_a_heartbeat_and_no_others() {
         harness.settle();
     }
     assert_eq!(harness.sessions(), 1);
-    // A heartbeat that comes too late is read and not answered.
+    // A heartbeat after the deadline is read and not answered.
     assert_eq!(
         written_by(&mut harness, |harness| {
             harness.heartbeat(&[quiet]);
@@ -200,13 +200,13 @@ fn among_thousands_every_push_arrives_once_and_nothing_reaches_who_has_left() {
         });
         assert_eq!(written.0, receivers, "{what}");
     }
-    // More in one turn than is looked up at once, one by one and together, between pushes to rooms.
+    // More in one turn than is looked up at once, single and together, between pushes to rooms.
     let written = written_by(&mut harness, |harness| {
         assert!(keys[..100].iter().all(|key| harness.push(push(&[key], 1000))));
         assert!(harness.push_room(room("own 4992")));
         let many: Vec<&str> = keys[1900..2100].iter().map(String::as_str).collect();
         assert!(harness.push(push(&many, 1000)));
-        assert!(harness.push(push(&["nobody", &keys[4999], "nobody else"], 1000)));
+        assert!(harness.push(push(&["unknown", &keys[4999], "unknown too"], 1000)));
     });
     assert_eq!(written.0, 100 + 1 + 100 + 1);
 }

@@ -1,4 +1,4 @@
-//! Clock, memory, medians, and the table. Knows nothing of what is measured.
+//! Clock, memory, medians, and the table of results.
 
 use std::fmt::Write as _;
 use std::io;
@@ -11,7 +11,7 @@ pub(crate) fn cpu_ns() -> u64 {
     (time.tv_sec as u64) * 1_000_000_000 + time.tv_nsec as u64
 }
 
-/// Memory of the process that is in RAM.
+/// Resident memory of the process.
 pub(crate) fn resident_bytes() -> io::Result<usize> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
@@ -19,7 +19,7 @@ pub(crate) fn resident_bytes() -> io::Result<usize> {
     kib.map(|kib| kib * 1024).ok_or_else(|| io::Error::other("/proc/self/status has no VmRSS"))
 }
 
-/// Median, least and most.
+/// Median, minimum and maximum.
 #[derive(Debug, Clone, Copy)]
 struct Spread {
     median: f64,
@@ -40,7 +40,7 @@ impl Spread {
     }
 }
 
-/// The same operation on a small and on a large shard, by turns.
+/// The same operation on a small and on a large shard, alternating.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Paired {
     small: Spread,
@@ -69,7 +69,7 @@ impl Paired {
     }
 }
 
-/// Everything that was found, in order.
+/// All results, in order.
 pub(crate) struct Report {
     sessions: usize,
     few: usize,

@@ -1,4 +1,5 @@
-//! A shard with its sessions, and a logic that knows them: what is done to it, each with the processor time that it took.
+//! A shard with its sessions, and a logic that knows them. Each operation returns the processor
+//! time that it took.
 
 use std::error::Error;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -18,13 +19,14 @@ use goim_ports::{
 
 use crate::measure::cpu_ns;
 
-/// The operation of all pushes. Every session takes it, and two others.
+/// The operation of all pushes. Every session has subscribed to it, and to two others.
 const OPERATION: Operation = Operation(1000);
-/// Sessions end without a heartbeat in this time: twice what clients take, so that timers come up as often as they may.
+/// Sessions are closed without a heartbeat in this time: twice the interval of clients, so that
+/// timers fire as often as possible.
 const HEARTBEAT_MAX: Duration = Duration::from_secs(60);
 /// Length of a message's body.
 const BODY_LEN: usize = 64;
-/// The room of all.
+/// The room that all sessions are in.
 const ONE: &str = "live://1000000";
 
 /// Which room a session is in.
@@ -35,7 +37,7 @@ pub(crate) enum Rooms {
     One,
 }
 
-/// Logic with the directory that a server in one process has. A token is `key member room`.
+/// Logic with the session directory of a server in one process. A token is `key member room`.
 struct Directory(MemorySessions);
 
 impl LogicPort for Directory {
@@ -76,19 +78,20 @@ impl LogicPort for Directory {
     }
 }
 
-/// A shard and its sessions. Session `n` has member `n + 1`, and room `n` when it has one of its own.
+/// A shard and its sessions. Session `n` has member `n + 1`, and room `n` when each has a separate
+/// room.
 pub(crate) struct World {
     harness: Harness,
     logic: Arc<Directory>,
     opened: Vec<Opened>,
     sessions: usize,
-    /// The order in which heartbeats come: far from that in memory, and the same in each round.
+    /// The order of heartbeats: far from that in memory, and the same in each round.
     order: Vec<u32>,
     body: Bytes,
     seed: u64,
 }
 
-/// 36 bytes, like the UUIDs that logic draws.
+/// 36 bytes, like the UUIDs that logic generates.
 fn key(session: usize) -> SessionKey {
     let mixed = (session as u64).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     format!("{mixed:016x}-4c1e-8b7a-{session:09}").into()
@@ -99,7 +102,7 @@ fn own_room(session: usize) -> String {
 }
 
 impl World {
-    /// A shard whose directory knows all sessions; none is open.
+    /// Creates a shard whose directory knows all sessions; none is open.
     pub(crate) fn with_directory(sessions: usize) -> Result<Self, Box<dyn Error>> {
         let mut config = Config::default();
         config.limits.connections_max = usize::MAX;
@@ -133,7 +136,8 @@ impl World {
         Ok(world)
     }
 
-    /// Opens all sessions, each from an address of its own. One that is refused shows in [`World::check`].
+    /// Opens all sessions, each from another address. [`World::check`] finds those that were
+    /// refused.
     pub(crate) fn open_all(&mut self, rooms: Rooms) {
         for session in 0..self.sessions {
             let [_, a, b, c] = (session as u32).to_be_bytes();
@@ -159,7 +163,7 @@ impl World {
         self.quiet();
     }
 
-    /// Lets so much time pass that the shard gives back what traffic took.
+    /// Advances time so far that the shard frees idle memory.
     fn quiet(&mut self) {
         for _ in 0..2 {
             self.harness.settle();
@@ -180,7 +184,7 @@ impl World {
         Harness::room_bytes(own_room(0).len())
     }
 
-    /// Nobody was refused, and nobody has gone.
+    /// Checks that no session was refused or closed.
     pub(crate) fn check(&self) -> Result<(), Box<dyn Error>> {
         match self.harness.sessions() {
             all if all == self.sessions as u64 => Ok(()),
@@ -203,7 +207,8 @@ impl World {
         (0..count).map(|_| self.random(self.sessions)).collect()
     }
 
-    /// Does `operations` operations on random sessions, `together` of them between two turns. `prepare` is not counted.
+    /// Does `operations` operations on random sessions, `together` of them between two turns.
+    /// `prepare` is not measured.
     fn timed<T>(
         &mut self,
         operations: usize,
@@ -239,7 +244,7 @@ impl World {
         KeyPush { keys, operation: OPERATION, packet: self.packet(), accepted_at: None, extension: None }
     }
 
-    /// As logic does it: from the member to its sessions, from there to the comet.
+    /// Pushes as logic does: from the member to its sessions, from there to the comet.
     pub(crate) fn push_members(&mut self, operations: usize, together: usize) -> u64 {
         let prepare = |_: &Self, session| Mid(session as i64 + 1);
         self.timed(operations, together, prepare, |world, mid| {
@@ -274,7 +279,7 @@ impl World {
         spent
     }
 
-    /// A heartbeat of every session, spread over `steps` steps of time.
+    /// Sends a heartbeat of every session, spread over `steps` steps of time.
     pub(crate) fn heartbeat_round(&mut self, steps: usize, step: Duration, together: usize) {
         let order = std::mem::take(&mut self.order);
         for part in order.chunks(order.len().div_ceil(steps)) {
@@ -288,7 +293,8 @@ impl World {
         self.order = order;
     }
 
-    /// Sessions leave the room of all, and come back: the times of both. With `few` these are always the same.
+    /// Sessions leave the common room, and join it again: the times of both. With `few` they are
+    /// always the same sessions.
     pub(crate) fn leave_and_join(&mut self, operations: usize, together: usize, few: bool) -> (u64, u64) {
         let mut spent = (0, 0);
         for _ in 0..operations / together {
@@ -310,7 +316,7 @@ impl World {
         self.harness.settle();
     }
 
-    /// Messages to the room of all, one after the other: nanoseconds per receiver.
+    /// Sends messages to the common room, one after another: nanoseconds per receiver.
     pub(crate) fn push_one_room(&mut self, messages: usize) -> f64 {
         self.fan_out(messages, |world| world.harness.push_room(world.room_push(ONE)))
     }

@@ -1,4 +1,4 @@
-//! Letting connections in. Whatever accept returns, the loop goes on.
+//! Accepting connections. No error of accept ends the loop.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -45,8 +45,8 @@ impl Shard {
             }
             Accept::Paused { error, log } => {
                 self.stats.accept_errors.add(1);
-                if log {
-                    tracing::warn!(shard, %error, "cannot accept connections; retrying");
+                if let Some(suppressed) = log {
+                    tracing::warn!(shard, %error, suppressed, "cannot accept connections; retrying");
                 }
                 false
             }
@@ -87,8 +87,8 @@ impl Shard {
         self.stats.connections[ShardStats::kind_index(kind)].up();
         self.idle.note_connections(self.connections.len());
         self.arm(slot);
-        // A client that waited to be accepted has usually sent its token already. Read now, before the socket is
-        // registered in the poll, it costs no event.
+        // A client that waited to be accepted has usually sent its token already. Read now, before
+        // the socket is registered in the poll, it costs no event.
         self.connections[slot].readable = true;
         self.take_input(slot);
         if self.connections.find(ConnectionId { slot, generation }).is_some() {
@@ -107,7 +107,8 @@ impl Shard {
         }
     }
 
-    /// Closes the listeners. Connections that wait in them are accepted first: they would be reset otherwise.
+    /// Closes the listeners. Connections that wait in them are accepted first: they would be reset
+    /// otherwise.
     pub(super) fn stop_listening(&mut self) {
         self.accept_all();
         self.listeners.close();

@@ -1,4 +1,5 @@
-//! When the connections of a shard were accepted, within a quarter of a second and for the last minutes.
+//! When the connections of a shard were accepted, within a quarter of a second and for the last
+//! minutes.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -7,7 +8,7 @@ use goim_session::Moment;
 
 /// Precision with which the time of an accept is known.
 const PRECISION: Duration = Duration::from_millis(250);
-/// Entries kept: at least the last four minutes in which connections were accepted. 16 KiB.
+/// Entries stored: at least the last four minutes in which connections were accepted. 16 KiB.
 const ENTRIES_MAX: usize = 1024;
 
 /// For some moments, the newest connection that was accepted before.
@@ -26,14 +27,16 @@ impl AcceptHistory {
         self.0.push_back((now, newest));
     }
 
-    /// Returns the newest connection that was accepted at `at` or shortly after. `newest` is the newest of all.
+    /// Returns the newest connection that was accepted at `at` or shortly after. `newest` is the
+    /// newest of all.
     pub(super) fn newest_at(&self, at: Moment, newest: u32) -> u32 {
         let later = self.0.partition_point(|(moment, _)| *moment <= at);
         self.0.get(later).map_or(newest, |(_, before)| *before)
     }
 }
 
-/// True for a connection that is not newer than `newest`. Generations wrap; their difference has the sign.
+/// True for a connection that is not newer than `newest`. Generations wrap; their difference has
+/// the sign.
 pub(super) fn is_up_to(generation: u32, newest: u32) -> bool {
     (generation.wrapping_sub(newest) as i32) <= 0
 }

@@ -1,4 +1,5 @@
-//! Closing one connection: the session ends immediately, the socket lingers until the peer has seen the end.
+//! Closing one connection: the session ends immediately, the socket lingers until the peer has seen
+//! the end.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,8 +15,9 @@ use crate::inbox::Notice;
 use crate::key_index::{KeyIndex, Location};
 use crate::stats::ShardStats;
 
-/// How long a closed connection may take to see its end. Meanwhile the kernel sends what it still has; closing the
-/// socket immediately would discard that if the client has sent something that was not read.
+/// How long a closed connection may take to see its end. Meanwhile the kernel sends what it still
+/// has; closing the socket immediately would discard that if the client has sent something that was
+/// not read.
 pub(super) const LINGER: Duration = Duration::from_secs(1);
 
 impl Shard {
@@ -63,7 +65,7 @@ impl Shard {
         }
     }
 
-    /// Tells logic that a session has ended.
+    /// Disconnects a session that has ended from logic.
     pub(super) fn disconnect(&self, identity: Identity, location: Location) {
         let Identity { key, mid } = identity;
         let session = SessionRef { mid, key: key.clone(), server: self.shared.server.clone() };
@@ -83,7 +85,8 @@ impl Shard {
         }
     }
 
-    /// Ends our side of the stream. The socket stays open until the peer has ended its side, within [`LINGER`].
+    /// Ends our side of the stream. The socket stays open until the peer has ended its side, within
+    /// [`LINGER`].
     pub(super) fn end_stream(&mut self, slot: u32) {
         let Some(connection) = self.connections.get_mut(slot) else { return };
         let Some(closing) = connection.closing() else { return };
@@ -114,8 +117,8 @@ impl Shard {
     }
 }
 
-/// Notes that logic has answered a disconnect. A session that took over the key meanwhile registers itself again: the
-/// disconnect may have removed its record.
+/// Notes that logic has answered a disconnect. A session that took over the key meanwhile registers
+/// itself again: the disconnect may have removed its record.
 fn finish_disconnect(keys: &KeyIndex, peers: &Peers, key: &SessionKey, location: Location) {
     if let Some(successor) = keys.finish_disconnect(key, location) {
         peers.notify(successor, Notice::Register);

@@ -28,7 +28,8 @@ impl Shard {
         self.scans.drain.is_some() && self.connections.is_empty()
     }
 
-    /// Closes the next connections, as many as the pace allows; after the deadline all that are left.
+    /// Closes the next connections, as many as the pace allows; after the deadline all that are
+    /// left.
     pub(super) fn continue_drain(&mut self) {
         let Some(mut drain) = self.scans.drain.take() else { return };
         drain.scan.refill(self.now);

@@ -1,8 +1,10 @@
-//! What a shard sends: which sessions wait for a flush, which pushes are in flight, how many bytes wait.
+//! What a shard sends: which sessions wait for a flush, which pushes are in flight, how many bytes
+//! wait.
 //!
-//! Owns the order of flushes and the accounting of waiting bytes. Does not own sockets and outboxes: these belong to the
-//! connections, which are passed in. Invariant: `waiting_bytes` is the sum over all connections of their waiting bytes
-//! of pushes, each counted up to [`WAITING_BYTES_COUNTED`].
+//! Owns the order of flushes and the accounting of waiting bytes. Does not own sockets and
+//! outboxes: these belong to the connections, which are passed in. Invariant: `waiting_bytes` is
+//! the sum over all connections of their waiting bytes of pushes, each counted up to
+//! [`WAITING_BYTES_COUNTED`].
 
 mod flush_queue;
 mod in_flight;
@@ -22,20 +24,23 @@ use crate::stats::ShardStats;
 use flush_queue::FlushQueue;
 use in_flight::{InFlightPush, InFlightPushes};
 
-/// Outbox queues kept for sessions that will need one.
+/// Outbox queues pooled for sessions that will need one.
 const POOLED_QUEUES: usize = 1024;
-/// Bytes that may wait for each session on average, and at least in all, before publishers must wait.
+/// Bytes that may wait for each session on average, and at least in all, before publishers must
+/// wait.
 const WAITING_BYTES_EACH: usize = 2 * 1024;
 const WAITING_BYTES_MIN: usize = 4 * 1024 * 1024;
-/// The most that one session counts for in `waiting_bytes`: however much waits for a few slow readers, they alone never
-/// make publishers wait.
+/// The most that one session counts for in `waiting_bytes`: however much waits for a few slow
+/// readers, they alone never make publishers wait.
 const WAITING_BYTES_COUNTED: usize = 8 * 1024;
-/// A session lags once more bytes of pushes than this wait for it, or a quarter of its queue's bound if that is less.
+/// A session lags once more bytes of pushes than this wait for it, or a quarter of its queue's
+/// bound if that is less.
 const LAGGING_BYTES: usize = 64 * 1024;
-/// How long full sockets may delay the completion of a push. After that the policies of the sessions' own queues apply,
-/// so that peers that died together block publishers for no longer. It is also how long a lagging session still counts
-/// as one that reads after its socket last took something: a client's machine may stop for some hundred milliseconds,
-/// and a client that does not read must not make anyone wait.
+/// How long full sockets may delay the completion of a push. After that the policies of the
+/// sessions' own queues apply, so that peers that died together block publishers for no longer. It
+/// is also how long a lagging session still counts as one that reads after its socket last took
+/// something: a client's machine may stop for some hundred milliseconds, and a client that does not
+/// read must not make anyone wait.
 const FULL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The limit of pushes that are few by their nature.
@@ -59,7 +64,8 @@ pub(super) struct Egress {
     gather: Vec<u8>,
     /// Buffer for the receivers of the push being queued.
     receivers: Vec<u32>,
-    /// Sessions to flush at the end of the turn: those with replies, and receivers of pushes to few.
+    /// Sessions to flush at the end of the turn: those with replies, and receivers of pushes to
+    /// few.
     urgent: Vec<u32>,
     queue: FlushQueue,
     in_flight: InFlightPushes,
@@ -105,7 +111,8 @@ impl Egress {
         }
     }
 
-    /// Takes the sessions to flush at the end of this turn. What a flush marks as urgent waits for the next turn.
+    /// Takes the sessions to flush at the end of this turn. What a flush marks as urgent waits for
+    /// the next turn.
     pub(super) fn take_urgent(&mut self) -> Vec<u32> {
         std::mem::take(&mut self.urgent)
     }
@@ -202,14 +209,14 @@ impl Egress {
         connection.session.outbox().push_bytes() > self.lagging_bytes
     }
 
-    /// True when much waits for many sessions. Then the network or the machine of all of them is slow, not some readers,
-    /// and publishers must wait for it.
+    /// True when much waits for many sessions. Then the network or the machine of all of them is
+    /// slow, not some readers, and publishers must wait for it.
     fn sockets_are_full(&self, connections: usize) -> bool {
         self.waiting_bytes > WAITING_BYTES_MIN.max(connections * WAITING_BYTES_EACH)
     }
 
-    /// Notes that a push was queued on its receivers. It is in flight until they are flushed; `sends` is held until then.
-    /// `lagging` is the last receiver when all that took the push lag.
+    /// Notes that a push was queued on its receivers. It is in flight until they are flushed;
+    /// `sends` is held until then. `lagging` is the last receiver when all that took the push lag.
     pub(super) fn begin(
         &mut self,
         stage: Stage,
@@ -225,7 +232,8 @@ impl Egress {
         }
     }
 
-    /// Ends the pushes that are no longer in flight: their latency is counted, and others may take their place.
+    /// Ends the pushes that are no longer in flight: their latency is counted, and others may take
+    /// their place.
     pub(super) fn complete(&mut self, now: Moment, connections: &Connections, stats: &ShardStats) {
         let is_lagging = |id: ConnectionId| {
             let Some(slot) = connections.find(id) else { return false };

@@ -1,6 +1,7 @@
 //! Sending what others publish: to keys, to a room, to all sessions.
 //!
-//! Owns which sessions a push is for and which of its variants each gets. When it is written is up to `egress`.
+//! Owns which sessions a push is for and which of its variants each gets. When it is written is up
+//! to `egress`.
 
 use goim_ports::{Operation, RoomId, StoredAt};
 use goim_session::{Admission, CloseReason, QueueLimit};
@@ -14,8 +15,8 @@ use crate::message::Outgoing;
 use crate::prefetch::BLOCK;
 use crate::stats::Drop;
 
-/// A push to at most this many receivers is flushed in the turn that queues it. Receivers of a push to more wait in the
-/// flush queue, where several pushes can share a write.
+/// A push to at most this many receivers is flushed in the turn that queues it. Receivers of a push
+/// to more wait in the flush queue, where several pushes can share a write.
 const URGENT_MAX: usize = 32;
 
 /// What was queued on the receivers of one command.
@@ -26,7 +27,7 @@ struct Deliveries {
     /// How many of the receivers lag, and the last of them.
     lagging: usize,
     last_lagging: Option<ConnectionId>,
-    /// Packets for sessions that were in the flush queue already: they cost no write of their own.
+    /// Packets for sessions that were in the flush queue already: they cost no further write.
     joined: usize,
 }
 
@@ -103,8 +104,8 @@ impl Shard {
         (stage, deliveries)
     }
 
-    /// True when a push to keys is for this session. A session that syncs is notified of stored messages whatever it has
-    /// subscribed to.
+    /// True when a push to keys is for this session. A session that syncs is notified of stored
+    /// messages whatever it has subscribed to.
     fn is_for(&self, connection: &Connection, operation: Operation, push: &Outgoing) -> bool {
         connection.session.accepts(operation)
             || push.stored().is_some() && self.shared.versions.syncs(connection.class)
@@ -130,7 +131,8 @@ impl Shard {
         self.send_to_many(receivers, operation, push)
     }
 
-    /// True when the session gets broadcasts of the operation. A session that syncs need not subscribe to notifications.
+    /// True when the session gets broadcasts of the operation. A session that syncs need not
+    /// subscribe to notifications.
     pub(super) fn is_subscribed(&self, connection: &Connection, operation: Operation) -> bool {
         connection.session.accepts(operation)
             || operation == Operation::NOTIFY && self.shared.versions.syncs(connection.class)
@@ -178,8 +180,8 @@ impl Shard {
         }
     }
 
-    /// Queues a push on one session and has it flushed. Returns its length in bytes; `None` when the session did not take
-    /// it.
+    /// Queues a push on one session and has it flushed. Returns its length in bytes; `None` when
+    /// the session did not take it.
     pub(super) fn deliver(
         &mut self,
         slot: u32,
@@ -196,7 +198,8 @@ impl Shard {
             return None;
         }
         let connection = self.connections.get_mut(slot)?;
-        // A push has no field for its sender. A v2 client cannot be told; one that syncs learns it from the notification.
+        // A push has no field for its sender. A v2 client never learns it; one that syncs learns it
+        // from the notification.
         let tells_sender = |stored: &&StoredAt| {
             !stored.sender.is_anonymous()
                 && connection.session.is_extended()
@@ -213,8 +216,8 @@ impl Shard {
         let bytes = push.len(connection.session.transport());
         let outbox = connection.session.outbox();
         if !outbox.is_empty() && connection.writable && !outbox.has_room(bytes, limit.bytes_max) {
-            // The queue is full of what was not flushed yet, not because the client is slow. The limit is for slow
-            // clients only: flush first.
+            // The queue is full of what was not flushed yet, not because the client is slow. The
+            // limit is for slow clients only: flush first.
             self.flush(slot);
         }
         // A flush can close and even remove the connection.

@@ -5,8 +5,8 @@ use goim_session::CloseReason;
 use super::Shard;
 use crate::prefetch::BLOCK;
 
-/// Sessions of the flush queue that are flushed in one turn: about two milliseconds of work, after which sockets and
-/// inbox are served again.
+/// Sessions of the flush queue that are flushed in one turn: about two milliseconds of work, after
+/// which sockets and inbox are served again.
 const FLUSHES_PER_TURN: usize = 256;
 
 impl Shard {
@@ -16,7 +16,8 @@ impl Shard {
     }
 
     pub(super) fn flush_urgent(&mut self) {
-        // A flush can make room for replies, so that more input is read and the session staged again: in the next turn.
+        // A flush can make room for replies, so that more input is read and the session staged
+        // again: in the next turn.
         let mut urgent = self.egress.take_urgent();
         for slot in urgent.drain(..) {
             if let Some(connection) = self.connections.get_mut(slot) {
@@ -71,7 +72,8 @@ impl Shard {
         }
     }
 
-    /// Everything is written: a closing connection ends; an open one may have room for replies, and so for input.
+    /// Everything is written: a closing connection ends; an open one may have room for replies, and
+    /// so for input.
     fn flushed(&mut self, slot: u32) {
         let connection = &self.connections[slot];
         if connection.is_closing() {

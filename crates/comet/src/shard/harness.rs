@@ -1,6 +1,7 @@
 //! A shard without listeners and poll, whose clock the harness advances.
 //!
-//! Only what a kernel would do is replaced here; everything that a shard does is the code of the other files.
+//! Only what a kernel would do is replaced here; everything that a shard does is the code of the
+//! other files.
 
 use std::io;
 use std::net::SocketAddr;
@@ -37,7 +38,8 @@ impl Shard {
         Ok(shard)
     }
 
-    /// Opens a connection whose first input is ready, as accept does. `None` when it was closed again.
+    /// Opens a connection whose first input is ready, as accept does. `None` when it was closed
+    /// again.
     pub(crate) fn simulate_accept(&mut self, from: SocketAddr) -> Option<ConnectionId> {
         let slot = self.connections.vacant();
         self.admit(0, Stream::Sink, from);
@@ -46,7 +48,8 @@ impl Shard {
         Some(id)
     }
 
-    /// Does what a readable event of the poll does. False when the connection does not exist any more.
+    /// Does what a readable event of the poll does. False when the connection does not exist any
+    /// more.
     pub(crate) fn simulate_readable(&mut self, id: ConnectionId) -> bool {
         let Some(slot) = self.connections.find(id) else { return false };
         self.connections[slot].readable = true;
@@ -59,7 +62,8 @@ impl Shard {
         self.prefetch_input(ids.map(|id| id.slot));
     }
 
-    /// Does what reading the end of the peer's stream does. False when the connection does not exist any more.
+    /// Does what reading the end of the peer's stream does. False when the connection does not
+    /// exist any more.
     pub(crate) fn simulate_end(&mut self, id: ConnectionId) -> bool {
         let Some(slot) = self.connections.find(id) else { return false };
         self.connections[slot].half_closed = true;
@@ -72,7 +76,8 @@ impl Shard {
         self.now = self.now.after(by);
     }
 
-    /// Runs one turn of the loop without events of sockets. True when another should follow immediately.
+    /// Runs one turn of the loop without events of sockets. True when another should follow
+    /// immediately.
     pub(crate) fn simulate_turn(&mut self, no_events: &Events) -> bool {
         self.inbox.wake_up();
         self.turn(no_events);

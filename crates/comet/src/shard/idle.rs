@@ -1,8 +1,8 @@
 //! When a shard gives memory back to the system.
 //!
-//! Owns the decision, not the memory. An idle session must not cost more because messages have passed; and the cache of
-//! freed memory that a thread has, some hundred pieces all over the heap that keep their pages from the system, ends with
-//! the thread.
+//! Owns the decision, not the memory. An idle session must not cost more because messages have
+//! passed; and the cache of freed memory that a thread has, some hundred pieces all over the heap
+//! that keep their pages from the system, ends with the thread.
 
 use std::time::Duration;
 
@@ -16,7 +16,8 @@ const DEPARTURE_MIN: usize = 1000;
 /// Watches traffic and the number of connections.
 #[derive(Debug, Default)]
 pub(super) struct IdleTracker {
-    /// The last time at which something was queued or a connection ended; `None` once memory was freed since.
+    /// The last time at which something was queued or a connection ended; `None` once memory was
+    /// freed since.
     last_traffic: Option<Moment>,
     /// The most connections that the current thread has had.
     connections_peak: usize,
@@ -39,8 +40,8 @@ impl IdleTracker {
         self.last_traffic.map(|last| now.until(last.after(IDLE)))
     }
 
-    /// True once for each pause in traffic: then the caller frees memory. `count` connections are left; when most have
-    /// gone, the thread is to be replaced too.
+    /// True once for each pause in traffic: then the caller frees memory. `count` connections are
+    /// left; when most were closed, the thread is to be replaced too.
     pub(super) fn take_idle(&mut self, now: Moment, count: usize) -> bool {
         let is_idle = self.last_traffic.take_if(|last| now >= last.after(IDLE)).is_some();
         if is_idle && self.connections_peak > DEPARTURE_MIN && count < self.connections_peak / 4 {

@@ -1,4 +1,5 @@
-//! What a shard receives: the read buffers, and the connections whose input goes on in the next turn.
+//! What a shard receives: the read buffers, and the connections whose input continues in the next
+//! turn.
 
 use crate::connection::Connection;
 use crate::transport::Scratch;
@@ -28,7 +29,7 @@ impl Ingress {
         self.scratch = scratch;
     }
 
-    /// Has the connection's input go on in the next turn.
+    /// Has the connection's input continue in the next turn.
     pub(super) fn resume(&mut self, slot: u32, connection: &mut Connection) {
         if !connection.resumed {
             connection.resumed = true;
@@ -36,12 +37,12 @@ impl Ingress {
         }
     }
 
-    /// Takes the connections whose input goes on now.
+    /// Takes the connections whose input continues now.
     pub(super) fn take_resumed(&mut self) -> Vec<u32> {
         std::mem::take(&mut self.resumed)
     }
 
-    /// True when some input goes on in the next turn.
+    /// True when some input continues in the next turn.
     pub(super) fn has_resumed(&self) -> bool {
         !self.resumed.is_empty()
     }

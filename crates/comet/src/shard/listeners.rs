@@ -1,13 +1,14 @@
 //! The listeners of a shard, and how fast connections are accepted from them.
 //!
-//! Owns the sockets that are listened on, their tokens in the poll, and what their connections have in common. What
-//! happens to an accepted connection is in `accept`.
+//! Owns the sockets that are listened on, their tokens in the poll, and what their connections have
+//! in common. What happens to an accepted connection is in `accept`.
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use goim_ports::RateLimitedLog;
 use goim_session::{Moment, ServerRules};
 use mio::net::{TcpListener, TcpStream};
 use mio::{Interest, Poll, Token};
@@ -18,12 +19,11 @@ use crate::token_bucket::{Rate, TokenBucket};
 
 /// The poll's token for the inbox. Listeners count down from here; connections count up from zero.
 pub(crate) const WAKE: Token = Token(usize::MAX);
-/// Pause after an error that is likely to last (no descriptors, no memory), unless a connection is closed before.
+/// Pause after an error that is likely to last (no descriptors, no memory), unless a connection is
+/// closed before.
 const PAUSE: Duration = Duration::from_millis(100);
 /// How much of a second's accepts may happen at once.
 const BURST: Duration = Duration::from_millis(100);
-/// How often a lasting error is logged; the counter has each.
-const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 struct Listener {
     socket: TcpListener,
@@ -41,21 +41,21 @@ pub(super) enum Accept {
     /// Accepting pauses, since the error is likely to last.
     Paused {
         error: io::Error,
-        /// The error is to be logged; others of its kind were a short time ago.
-        log: bool,
+        /// The error is to be logged, with the number of those that were not; the counter has each.
+        log: Option<u64>,
     },
 }
 
 /// The listeners of a shard.
 pub(super) struct Listeners {
     sockets: Vec<Listener>,
-    /// Kind of each listener; kept when the sockets are closed, since connections remain.
+    /// Kind of each listener; remains when the sockets are closed, since connections remain.
     kinds: Vec<ListenerKind>,
     /// Rules of all sessions.
     rules: Arc<ServerRules>,
     limit: Option<(Rate, TokenBucket)>,
     paused_until: Option<Moment>,
-    silent_until: Moment,
+    log: RateLimitedLog,
 }
 
 impl Listeners {
@@ -78,8 +78,8 @@ impl Listeners {
         let limit = limits
             .accepts_per_second_max
             .map(|per_second| (Rate::with_burst_time(per_second, BURST), TokenBucket::empty(Moment(0))));
-        let (paused_until, silent_until) = (None, Moment(0));
-        Ok(Self { sockets, kinds, rules: Arc::new(rules), limit, paused_until, silent_until })
+        let (paused_until, log) = Default::default();
+        Ok(Self { sockets, kinds, rules: Arc::new(rules), limit, paused_until, log })
     }
 
     /// Listeners without sockets, whose connections the caller makes.
@@ -149,11 +149,7 @@ impl Listeners {
             }
             Err(error) if is_lasting(&error) => {
                 self.paused_until = Some(now.after(PAUSE));
-                let log = now >= self.silent_until;
-                if log {
-                    self.silent_until = now.after(LOG_INTERVAL);
-                }
-                Accept::Paused { error, log }
+                Accept::Paused { error, log: self.log.try_log(Instant::now()) }
             }
             Err(error) => Accept::Lost(error),
         }
@@ -230,7 +226,7 @@ mod tests {
         listeners.begin(Moment(2000));
         assert!(matches!(listeners.accept(0, Moment(2000)), Accept::Connection(..)));
         listeners.begin(Moment(3000));
-        assert!(matches!(listeners.accept(0, Moment(3000)), Accept::Nothing), "nobody waits any more");
+        assert!(matches!(listeners.accept(0, Moment(3000)), Accept::Nothing), "no client waits any more");
         assert!(!listeners.can_accept(Moment(4000)));
         listeners.close();
         assert!(listeners.len() == 0 && !listeners.has(token) && listeners.kind(0) == ListenerKind::Tcp);

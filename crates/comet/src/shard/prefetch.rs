@@ -1,6 +1,7 @@
 //! Prefetching of connections, keys and rooms before a shard handles them: see `crate::prefetch`.
 //!
-//! Nothing here has an effect other than on the caches, but for [`Shard::prefetch_commands`], which keeps what it finds.
+//! Nothing here has an effect other than on the caches, except [`Shard::prefetch_commands`], which
+//! stores what it finds.
 
 use std::hint::black_box;
 
@@ -15,8 +16,8 @@ use crate::inbox::{Command, Located, Queued, Targets};
 use crate::key_index::Location;
 use crate::prefetch::{BLOCK, is_sequential};
 
-/// Shards of up to this many connections fit into the caches, at about 200 bytes each and what they refer to. There a
-/// prefetch would cost some nanoseconds per connection and gain nothing.
+/// Shards of up to this many connections fit into the caches, at about 200 bytes each and what they
+/// refer to. There a prefetch would cost some nanoseconds per connection and gain nothing.
 const CACHED_MAX: usize = 2048;
 
 impl Shard {
@@ -61,7 +62,8 @@ impl Shard {
         token != WAKE && !self.listeners.has(token)
     }
 
-    /// Looks up the keys of all pushes and keeps the connections found; prefetches these, and members of rooms.
+    /// Looks up the keys of all pushes and stores the connections found; prefetches these, and
+    /// members of rooms.
     pub(super) fn prefetch_commands(&mut self, commands: &mut [Queued]) {
         if self.is_cached() {
             return;
@@ -94,7 +96,7 @@ impl Shard {
         }
     }
 
-    /// Keeps those that were found on this shard, and counts the others.
+    /// Returns those that were found on this shard, and counts the others.
     fn here(&self, found: impl Iterator<Item = Option<Location>>) -> Located {
         let here = found.filter_map(|location| {
             let here = location.filter(|location| usize::from(location.shard) == self.peers.own_index());
@@ -107,9 +109,9 @@ impl Shard {
     }
 
     fn find_all(&self, keys: &[&SessionKey], found: &mut Vec<Option<Location>>) {
-        let probably =
+        let prefetch =
             |locations: &[Location]| self.prefetch_all(locations.iter().map(|at| at.connection.slot));
-        self.shared.keys.find_all(keys, probably, found);
+        self.shared.keys.find_all(keys, prefetch, found);
     }
 
     fn prefetch_rooms(&mut self, commands: &[Queued]) {

@@ -9,17 +9,17 @@ use super::Shard;
 use super::scan::Scan;
 use crate::token_bucket::{Rate, TokenBucket};
 
-/// A session's record is renewed after this time, and up to twice as long: records of goim v2 expire after 30 minutes, so
-/// one renewal may be lost.
+/// A session's record is renewed after this time, and up to twice as long: records of goim v2
+/// expire after 30 minutes, so one renewal may be lost.
 const RENEWAL_INTERVAL_MIN: Duration = Duration::from_secs(5 * 60);
-/// Sessions registered again per second after logic may have lost all of them: ten thousand take two seconds, and a
-/// million do not overload it.
+/// Sessions registered again per second after logic may have lost all of them: ten thousand take
+/// two seconds, and a million do not overload it.
 const REREGISTERED_PER_SECOND: NonZeroU32 = NonZeroU32::new(5000).expect("not zero");
 const BURST: Duration = Duration::from_millis(100);
 
 impl Shard {
-    /// Registers a session with logic, or renews its record. The answer is not awaited: the next renewal corrects a
-    /// failure.
+    /// Registers a session with logic, or renews its record. The answer is not awaited: the next
+    /// renewal corrects a failure.
     pub(super) fn register_session(&self, slot: u32) {
         let Some(session) = self.session_ref(slot) else { return };
         if let Call::Pending(answer) = self.shared.logic.heartbeat(session) {

@@ -1,9 +1,9 @@
 //! Sessions that have missed messages because this comet was taken for dead and was not.
 //!
-//! A comet that was frozen or cut off for long enough is given up: logic sweeps its sessions from the directory, so that
-//! pushes to their keys find nobody, and jobs drop messages for it. Its clients notice nothing. Once the comet learns of
-//! it, sessions that sync are told to sync, and the others are closed: nothing else tells a client that does not count
-//! messages that some are missing.
+//! A comet that was frozen or cut off for long enough is given up: logic sweeps its sessions from
+//! the directory, so that pushes to their keys fail, and jobs drop messages for it. Its clients
+//! notice nothing. Once the comet learns of it, sessions that sync are asked to sync, and the
+//! others are closed: a client that does not count messages cannot notice that some are missing.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -25,7 +25,8 @@ const BURST: Duration = Duration::from_millis(100);
 const VISITS_PER_TURN: u32 = 4096;
 
 impl Shard {
-    /// Begins to handle the sessions that were open `ago`. With `register` they are registered with logic first.
+    /// Begins to handle the sessions that were open `ago`. With `register` they are registered with
+    /// logic first.
     pub(super) fn begin_recovery(&mut self, ago: Duration, register: bool) {
         if self.scans.drain.is_some() {
             return;
@@ -83,8 +84,8 @@ impl Shard {
         self.scans.recovery = Some(recovery);
     }
 
-    /// Has a session sync. If it must be registered first, it syncs after that: else it would not be notified of what is
-    /// stored next.
+    /// Has a session sync. If it must be registered first, it syncs after that: else it would not
+    /// be notified of what is stored next.
     fn recover_session(&mut self, slot: u32, register: bool) {
         let Some(session) = self.session_ref(slot).filter(|_| register) else {
             return self.request_sync(slot);
@@ -102,7 +103,8 @@ impl Shard {
         });
     }
 
-    /// Tells a session that syncs that notifications may have been lost, by operation 20 without a body.
+    /// Asks a session to sync, since notifications may have been lost, by operation 20 without a
+    /// body.
     pub(super) fn request_sync(&mut self, slot: u32) {
         let Some(connection) = self.connections.get_mut(slot) else { return };
         if !connection.session.is_open() {

@@ -1,6 +1,7 @@
-//! What a session asks of the shard besides the backend: rooms, and a new token.
+//! Rooms and new tokens: what a session asks of the shard itself.
 //!
-//! A client of goim is in one room and moves from it to another. An negotiated client may be in more; they are a list behind that one.
+//! A v2 client is in one room and moves from it to another. A negotiated client may be in more;
+//! these are a list beside that room.
 
 use std::time::Duration;
 
@@ -12,12 +13,12 @@ use super::Shard;
 use super::answers::{expires, reason_of};
 use crate::inbox::Notice;
 
-/// What a client is told to wait before it makes a request again that nobody could answer.
+/// How long a client waits before it repeats a request that failed temporarily.
 const RETRY_AFTER_MS: u64 = 1000;
 
 impl Shard {
-    /// Moves a session from its one room to another in one step; to the one that it is in, nothing happens, nor to one that it may
-    /// not be in. The reply has gone out already, as in goim.
+    /// Moves a session from its one room to another in one step. Nothing happens when it is in that
+    /// room already or is not allowed in it. As in goim v2, the reply is queued already.
     pub(super) fn change_room(&mut self, slot: u32, room: &str) {
         let connection = &self.connections[slot];
         self.stats.packets_out(
@@ -43,7 +44,7 @@ impl Shard {
         let further =
             place.and_then(|place| self.connections[slot].take_room(|further| further.is_in(place)));
         if further.is_some() {
-            // It is there already, by way of the list.
+            // It is in the room already, by the list.
             self.connections[slot].membership = further;
             return;
         }
@@ -76,12 +77,12 @@ impl Shard {
     }
 
     fn leave(&mut self, membership: crate::rooms::Membership) {
-        if let Some((moved, place)) = self.rooms.leave(membership) {
-            self.connections[moved].moved(place);
+        if let Some((slot, moved)) = self.rooms.leave(membership) {
+            self.connections[slot].set_position(moved);
         }
     }
 
-    /// Notes that a session has joined or left rooms.
+    /// Notes the event that a session has joined or left rooms.
     fn note(&self, slot: u32, kind: EventKind, rooms: Vec<RoomId>) {
         let identity = self.connections.get(slot).and_then(|connection| connection.identity.as_ref());
         if let (false, Some(identity)) = (rooms.is_empty(), identity) {
@@ -89,7 +90,8 @@ impl Shard {
         }
     }
 
-    /// Operations 26 and 28: joins or leaves the rooms of a list. What is not allowed is named in the reply, and the rest is done.
+    /// Operations 26 and 28: joins or leaves the rooms of a list. The reply names the rooms that
+    /// are not allowed; the others are joined.
     pub(super) fn change_rooms(&mut self, slot: u32, join: bool, list: &[u8]) {
         let Ok(names) = serde_json::from_slice::<Vec<String>>(list) else {
             self.fail_request(
@@ -131,7 +133,7 @@ impl Shard {
                 new.push(RoomId::from(name.as_str()));
                 joined.push(name);
             } else {
-                // Those before stay joined: the client knows them by asking again.
+                // Those before stay joined; the client learns which by asking again.
                 is_full = true;
                 break;
             }
@@ -160,7 +162,7 @@ impl Shard {
         Some(serde_json::json!({ "code": 0, "left": left }))
     }
 
-    /// Some sessions of a room on this shard, and how many there are.
+    /// Returns some sessions of a room on this shard, and how many there are.
     pub(super) fn members_of(&self, room: &RoomId, limit: usize) -> RoomMembers {
         let hash = self.shared.rooms.hash(room.as_str());
         let slots = self.rooms.members(hash, room);
@@ -174,7 +176,8 @@ impl Shard {
         }
     }
 
-    /// Operation 30: asks logic about a new token. The session takes no further packet until the answer is there.
+    /// Operation 30: asks logic about a new token. The session takes no further packet until logic
+    /// has answered.
     pub(super) fn refresh(&mut self, slot: u32, token: Bytes) {
         let Some(session) = self.session_ref(slot) else { return };
         let id = self.connections.id(slot);
@@ -185,7 +188,8 @@ impl Shard {
         }
     }
 
-    /// A token that is not accepted changes nothing: the session ends with the one that it has.
+    /// Applies a new token. One that is not accepted changes nothing: the session ends with the
+    /// token that it has.
     pub(super) fn refreshed(&mut self, slot: u32, result: Result<Refreshed, ConnectError>) {
         if self.connections[slot].is_closing() {
             return;
@@ -226,7 +230,8 @@ impl Shard {
         let names = left.filter_map(|membership| self.rooms.name(*membership).cloned()).collect();
         self.note(slot, EventKind::Leave, names);
         for membership in gone {
-            // Others may have been moved by those before, but this session is no longer on their lists.
+            // Leaving the ones before may have moved other sessions, but this one is no longer in
+            // any of their lists.
             self.leave(membership);
         }
         if own {
@@ -243,12 +248,13 @@ impl Shard {
         self.stage(slot);
     }
 
-    /// Tells an negotiated client that its request has failed. False, and nothing is done, for a client of goim.
+    /// Reports to a negotiated client that its request has failed. For a v2 client nothing is done,
+    /// and false returned.
     pub(super) fn fail_request(&mut self, slot: u32, code: u16, label: &str, detail: &str) -> bool {
         self.fail_request_until(slot, code, label, detail, None)
     }
 
-    /// The same, for one that may be made again after a time that is known.
+    /// The same for a request that may be repeated after a known time.
     pub(super) fn fail_request_until(
         &mut self,
         slot: u32,
@@ -258,7 +264,7 @@ impl Shard {
         retry_after: Option<Duration>,
     ) -> bool {
         let later = goim_session::Return::for_code(code) == goim_session::Return::Later;
-        // Rounded up: who comes a moment too early is refused again.
+        // Rounded up: a client that is a moment too early is refused again.
         let wait = |after: Duration| u64::try_from(after.as_micros().div_ceil(1000)).unwrap_or(u64::MAX);
         let retry_after_ms = retry_after.map_or(RETRY_AFTER_MS, wait);
         let mut body_len = 0;

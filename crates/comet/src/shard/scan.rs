@@ -1,7 +1,7 @@
 //! Work that visits all connections of a shard at a bounded pace, a part in each turn.
 //!
-//! Owns how far each has come and how fast it goes. What is done to a connection is in the files that have the names of
-//! the work: `paced`, `presence`, `recovery`, `drain`.
+//! Owns the progress and the pace of each. What is done to a connection is in the files
+//! that have the names of the work: `paced`, `presence`, `recovery`, `drain`.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::inbox::Pace;
 use crate::message::Outgoing;
 use crate::token_bucket::{Rate, TokenBucket};
 
-/// How often a scan goes on.
+/// How often a scan continues.
 pub(super) const SCAN_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A visit of all slots, lowest first; what it does to each is paid for with a token.
@@ -86,7 +86,7 @@ impl Scans {
     }
 }
 
-/// A broadcast that goes out at a speed. Sessions that are opened meanwhile do not get it.
+/// A broadcast that is sent at a speed. Sessions that are opened meanwhile do not get it.
 pub(super) struct PacedBroadcast {
     pub(super) operation: Operation,
     pub(super) push: Outgoing,
@@ -116,7 +116,7 @@ pub(super) struct Drain {
     pub(super) scan: Scan,
     /// When all connections that are left are closed.
     pub(super) deadline: Moment,
-    /// Clients are told to reconnect after a random delay up to this.
+    /// Clients are to reconnect after a random delay up to this.
     pub(super) delay_max: Duration,
 }
 

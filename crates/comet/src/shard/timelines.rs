@@ -100,7 +100,7 @@ impl Shard {
             let id = ConnectionId { slot, generation: connection.generation };
             let Some(ResumePosition { timeline, position }) = connection.next_position() else { return };
             if !self.may_read(slot, &timeline) {
-                self.connections[slot].position_is_done();
+                self.connections[slot].finish_position();
                 continue;
             }
             let Some(upstream) = self.upstream_of(slot, sync_packet(&timeline, position), false) else {
@@ -116,7 +116,7 @@ impl Shard {
     /// What comes behind a position: given like a reply to the request that the client need not make. A client that gets none asks.
     pub(super) fn resumed_position(&mut self, slot: u32, result: Result<Bytes, LogicError>) {
         let connection = &mut self.connections[slot];
-        connection.position_is_done();
+        connection.finish_position();
         match result {
             Ok(body) if body.is_empty() || !connection.session.is_open() => {}
             Ok(body) => {
@@ -133,10 +133,10 @@ impl Shard {
     /// True when the word of a message is held back, since the session's socket is full.
     pub(super) fn hold_notification(&mut self, slot: u32, stored: &StoredAt) -> bool {
         let Some(connection) = self.connections.get_mut(slot) else { return false };
-        if connection.writable && !connection.holds_words() || !connection.session.is_open() {
+        if connection.writable && !connection.holds_notifications() || !connection.session.is_open() {
             return false;
         }
-        connection.hold_word(&stored.timeline, stored.position, HELD_MAX);
+        connection.hold_notification(&stored.timeline, stored.position, HELD_MAX);
         self.stats.notifications_coalesced.add(1);
         true
     }
@@ -144,7 +144,7 @@ impl Shard {
     /// Everything is out: what was held back goes now, one word for each timeline.
     pub(super) fn send_held_notifications(&mut self, slot: u32) {
         let Some(connection) = self.connections.get_mut(slot) else { return };
-        let held = connection.take_words();
+        let held = connection.take_notifications();
         for (timeline, position) in held {
             let word = EncodedPush::whole(notify_packet(&timeline, position, Vec::new()));
             let Some(connection) = self.connections.get_mut(slot) else { return };

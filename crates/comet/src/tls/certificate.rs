@@ -1,7 +1,8 @@
-//! The certificate in use, and its exchange while the process runs.
+//! The certificate in use, and its replacement while the process runs.
 //!
-//! Owns the two files of the configuration and the rustls configuration made of them. Does not decide when to look
-//! again: the caller has the clock. A pair that cannot be used never replaces one that can.
+//! Owns the two files of the configuration and the rustls configuration made from them. Does not
+//! decide when to check the files: the caller has the clock. A pair that cannot be used never
+//! replaces one that can.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -18,23 +19,23 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::validity::Validity;
 
-/// Why a certificate and its key cannot be used. Names the file, and what would help.
+/// Why a certificate and its key cannot be used. Names the file, and what helps.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CertificateError {
     /// The file cannot be opened or read.
     #[error("cannot read {}: {error}; check the path and that this user may read it", .file.display())]
     Read {
-        /// Which file.
+        /// The file.
         file: PathBuf,
-        /// What the system said.
+        /// The system's error.
         error: io::Error,
     },
     /// The file is not text with PEM sections, or one of them is broken.
     #[error("{} is not valid PEM: {error}; copy it again, with its BEGIN and END lines", .file.display())]
     Pem {
-        /// Which file.
+        /// The file.
         file: PathBuf,
-        /// What the reader said.
+        /// The reader's error.
         error: pem::Error,
     },
     /// No section `CERTIFICATE` in the certificate file.
@@ -43,23 +44,23 @@ pub(crate) enum CertificateError {
     /// No key in the key file.
     #[error("no private key in {}: it must hold one in PEM (PKCS#8, PKCS#1 or SEC1)", .0.display())]
     NoKey(PathBuf),
-    /// The key is encrypted, and nobody is there to type its password.
+    /// The key is encrypted; a server cannot ask for its password.
     #[error("the private key in {} is encrypted: decrypt it with `openssl pkey -in FILE -out FILE`", .0.display())]
     EncryptedKey(PathBuf),
-    /// The key is of a kind, or a size, that cannot be used.
+    /// The type or size of the key is not supported.
     #[error("the private key in {} cannot be used: {error}; use ECDSA P-256 or P-384, Ed25519, or RSA of 2048 to 4096 bits", .file.display())]
     BadKey {
-        /// Which file.
+        /// The file.
         file: PathBuf,
-        /// What rustls said.
+        /// The error of rustls.
         error: rustls::Error,
     },
     /// The first certificate cannot be read.
     #[error("the first certificate in {} cannot be used: {error}", .file.display())]
     BadCertificate {
-        /// Which file.
+        /// The file.
         file: PathBuf,
-        /// What rustls said.
+        /// The error of rustls.
         error: rustls::Error,
     },
     /// Certificate and key do not belong together.
@@ -70,7 +71,7 @@ pub(crate) enum CertificateError {
         /// The file of the key.
         key_file: PathBuf,
     },
-    /// rustls refused the protocol versions, or the system had no randomness.
+    /// rustls refused the protocol versions, or the system provided no randomness.
     #[error("cannot set up TLS: {0}")]
     Setup(rustls::Error),
 }
@@ -88,8 +89,8 @@ struct Loaded {
 }
 
 impl CertificateStore {
-    /// Reads both files. A certificate that is not valid today is used all the same, with a warning in the log: the
-    /// clock may be wrong, and clients say better what they accept.
+    /// Reads both files. A certificate that is not valid today is used nevertheless, with a warning
+    /// in the log: the clock may be wrong, and clients decide what they accept.
     ///
     /// # Errors
     /// [`CertificateError`].
@@ -102,19 +103,20 @@ impl CertificateStore {
         })
     }
 
-    /// What a new session is made with. Sessions that run keep theirs.
+    /// Returns the configuration of new sessions. Running sessions keep theirs.
     pub(crate) fn server_config(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.current.read().config)
     }
 
-    /// Looks at both files and takes them if either has changed: other contents in place, another file by the same
-    /// name, or a symbolic link that leads elsewhere. True if new sessions get something new.
+    /// Reads the files if either has changed: new content in place, another file with the same
+    /// name, or a symbolic link with another target. True if new sessions get a new certificate.
     ///
     /// Reads the disk: not for a shard's thread.
     ///
     /// # Errors
-    /// [`CertificateError`]; the old pair stays in use. Until the files are good, each call reads them again and says
-    /// the same: a pair that is exchanged one file after the other mends itself, and one that is bad is not forgotten.
+    /// [`CertificateError`]; the old pair stays in use. Until the files can be used, each call
+    /// reads them again and returns the error again: a pair that is replaced one file after the
+    /// other works once both are new, and a bad one is reported again.
     pub(crate) fn reload_if_changed(&self) -> Result<bool, CertificateError> {
         let stamps = Stamps::of(&self.cert_file, &self.key_file)?;
         if self.current.read().stamps == stamps {
@@ -128,7 +130,7 @@ impl CertificateStore {
 
 impl Loaded {
     fn read(cert_file: &Path, key_file: &Path) -> Result<Self, CertificateError> {
-        // First the stamps: what changes while the files are read then counts as changed the next time.
+        // The stamps first: a change while the files are read then counts as a change next time.
         let stamps = Stamps::of(cert_file, key_file)?;
         let chain = read_chain(cert_file)?;
         warn_unless_valid(cert_file, &chain, SystemTime::now());
@@ -137,8 +139,8 @@ impl Loaded {
     }
 }
 
-/// What tells a file from another, or from itself before a change. Links are followed, so that the exchange of a link
-/// above the file, as Kubernetes does it, is seen as well.
+/// What identifies a file and its content. Symbolic links are followed, so that replacing a link
+/// above the file, as Kubernetes does, is noticed as well.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Stamps([FileStamp; 2]);
 
@@ -207,14 +209,15 @@ fn warn_unless_valid(file: &Path, chain: &[CertificateDer<'_>], now: SystemTime)
     }
 }
 
-/// TLS 1.3 and 1.2 with this pair, and as little memory as possible:
+/// TLS 1.3 and 1.2 with this pair, using as little memory as possible:
 ///
-/// - Sessions are resumed by tickets that the client keeps, so that a wave of reconnects costs no signatures, and
-///   nothing is stored here. Their keys are drawn anew with each certificate: a session begun under one certificate
-///   is not resumed under the next.
-/// - One ticket for each TLS 1.3 session instead of rustls's two: a client holds one connection at a time, and the
-///   ticket costs one record of about 200 bytes on the wire, nothing once it is sent.
-/// - No cache of sessions, no ALPN, no client certificates, no early data.
+/// - Sessions are resumed by tickets that the client stores, so that a wave of reconnects costs no
+///   signatures, and nothing is stored here. The ticket keys are generated for each certificate: a
+///   session of one certificate is not resumed with the next.
+/// - One ticket for each TLS 1.3 session instead of the two of rustls: a client has one connection
+///   at a time, and the ticket costs one record of about 200 bytes on the wire, nothing once it is
+///   sent.
+/// - No session cache, no ALPN, no client certificates, no early data.
 fn server_config(
     cert_file: &Path,
     key_file: &Path,

@@ -1,8 +1,9 @@
 //! One TLS session: ciphertext in, plaintext and answers out.
 //!
-//! The state machine is rustls's unbuffered one. It decrypts in the caller's buffer, so that thousands of idle sessions
-//! share the buffer of their shard; rustls's usual connection keeps at least 4 KiB each. The price is that a record
-//! which came in part must be handed over again from its first byte: [`TlsSession`] keeps those bytes, and only those.
+//! Uses the unbuffered state machine of rustls. It decrypts in the caller's buffer, so that
+//! thousands of idle sessions share the buffer of their shard; rustls's usual connection has at
+//! least 4 KiB each. The price: a record that was received in part must be passed again from its
+//! first byte. [`TlsSession`] stores these bytes, and no others.
 
 use std::sync::Arc;
 
@@ -10,21 +11,23 @@ use rustls::ServerConfig;
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus, WriteTraffic};
 
-/// Bytes that may wait for their rest: one record of the largest kind that TLS allows, header included.
+/// Bytes that may wait for the rest of a record: one record of the largest kind that TLS allows,
+/// header included.
 ///
-/// This is also the largest ClientHello, wherever its sender cuts it. Real ones are below 3 KB.
+/// This is also the largest ClientHello, however it is fragmented. Real ones are below 3 KB.
 pub(crate) const WAITING_BYTES_MAX: usize = 5 + (16 * 1024) + 2048;
 
-/// Plaintext bytes in one record. rustls cuts there; here it only serves to guess the size of the output.
+/// Plaintext bytes in one record. rustls fragments there; here it only estimates the size of the
+/// output.
 const RECORD_PLAIN_BYTES_MAX: usize = 16 * 1024;
 
-/// What a record adds to its plaintext, at most: header 5, explicit nonce 8, tag 16, type of the content 1.
+/// What a record adds to its plaintext at most: header 5, explicit nonce 8, tag 16, content type 1.
 const RECORD_EXTRA_BYTES: usize = 30;
 
-/// First byte of every TLS connection: a record that carries handshake messages.
+/// First byte of every TLS connection: the type of a handshake record.
 const HANDSHAKE_RECORD: u8 = 22;
 
-/// What a browser or curl shows when it speaks plain HTTP to a TLS port.
+/// What a browser or curl shows when it sends plain HTTP to a TLS port.
 const ANSWER_TO_HTTP: &[u8] = b"HTTP/1.1 400 Bad Request\r\n\
     Content-Type: text/plain\r\n\
     Content-Length: 46\r\n\
@@ -32,26 +35,26 @@ const ANSWER_TO_HTTP: &[u8] = b"HTTP/1.1 400 Bad Request\r\n\
     \r\n\
     this port speaks TLS: use https:// or wss://.\n";
 
-/// Why a TLS session is over. The peer is to blame for all but [`TlsError::Ended`] and
-/// [`TlsError::NotEstablished`].
+/// Why a TLS session has ended. All but [`TlsError::Ended`] and [`TlsError::NotEstablished`] are
+/// the peer's fault.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TlsError {
     /// The first byte cannot begin a TLS connection.
     #[error("not TLS: {0}")]
     NotTls(Mistaken),
-    /// What rustls says: a broken rule, a failed check, an alert that came.
+    /// Error of rustls: a violated rule, a failed check, or an alert of the peer.
     #[error("TLS: {0}")]
     Protocol(#[from] rustls::Error),
-    /// A handshake message goes on for more records than this side is ready to keep.
+    /// A handshake message has more records than this side stores.
     #[error("TLS handshake message of more than {WAITING_BYTES_MAX} bytes")]
     HandshakeTooLarge,
     /// The keys have encrypted as many records as they may, and TLS 1.2 cannot renew them.
     #[error("TLS 1.2 keys are used up")]
     KeysUsedUp,
-    /// There is no key yet to write with.
+    /// The handshake is not complete: nothing can be encrypted yet.
     #[error("TLS handshake is not over")]
     NotEstablished,
-    /// The session was closed, or failed before.
+    /// The session was closed, or has failed before.
     #[error("TLS session has ended")]
     Ended,
     /// rustls did what its documentation excludes.
@@ -62,11 +65,11 @@ pub(crate) enum TlsError {
 /// What a peer that does not speak TLS seems to speak.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mistaken {
-    /// A letter came first, as in `GET`.
+    /// The first byte is a letter, as in `GET`.
     Http,
-    /// A zero came first, as in the length of every packet.
+    /// The first byte is zero, as in the length of every packet.
     Packet,
-    /// Something else; its first byte.
+    /// Anything else, with the first byte.
     Other(u8),
 }
 
@@ -90,42 +93,43 @@ impl std::fmt::Display for Mistaken {
     }
 }
 
-/// Where a session stands after a read.
+/// The state of a session after a read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TlsProgress {
-    /// Application data may be written. Stays true once it is.
+    /// Application data may be written. Never becomes false again.
     pub(crate) handshake_done: bool,
-    /// The peer has said that nothing more comes. Stays true once it is. A connection that ends without this was
-    /// cut off.
+    /// The peer has sent `close_notify`. Never becomes false again. A connection that ends without
+    /// it was truncated.
     pub(crate) peer_closed: bool,
 }
 
-/// One TLS session of a client. As large as a pointer.
+/// The TLS session of one client. As large as a pointer.
 pub(crate) struct TlsSession(Box<Inner>);
 
 struct Inner {
     rustls: UnbufferedServerConnection,
-    /// Begin of a record, or of a handshake message, whose rest has not come. Without allocation else.
+    /// Start of a record or of a handshake message that is not complete. Not allocated otherwise.
     waiting: Vec<u8>,
     phase: Phase,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// Not one byte came.
+    /// Nothing was received yet.
     Fresh,
     /// Handshake or traffic.
     Running,
-    /// The peer sends nothing more; this side still may.
+    /// The peer has closed its side; this side may still send.
     PeerClosed,
-    /// This side has said that nothing more comes. What the peer still sends is ignored.
+    /// This side has sent `close_notify`. What the peer still sends is ignored.
     Closed,
     /// An error was reported.
     Failed,
 }
 
 impl TlsSession {
-    /// A session that waits for its client's first byte. It keeps `config`, and with it the certificate, to its end.
+    /// Creates a session that waits for its client's first byte. It keeps `config`, and so the
+    /// certificate, until it ends.
     ///
     /// # Errors
     /// [`TlsError::Protocol`] if `config` is impossible.
@@ -134,13 +138,13 @@ impl TlsSession {
         Ok(Self(Box::new(Inner { rustls, waiting: Vec::new(), phase: Phase::Fresh })))
     }
 
-    /// Takes what came from the socket. Appends plaintext to `plain`, and to `out` what is to be sent.
+    /// Decrypts what was received. Appends plaintext to `plain`, and to `out` what is to be sent.
     ///
-    /// All of `cipher` is used up, its contents are garbage afterwards. What follows the peer's close is ignored.
+    /// Uses up all of `cipher` and overwrites it. What follows the peer's close is ignored.
     ///
     /// # Errors
-    /// The session is over. `out` may hold an alert that tells the peer why: send it, then close. Plaintext that
-    /// came before the error is in `plain`.
+    /// The session has ended. `out` may contain an alert with the reason for the peer: send it,
+    /// then close. Plaintext that was received before the error is in `plain`.
     pub(crate) fn read(
         &mut self,
         cipher: &mut [u8],
@@ -163,7 +167,8 @@ impl TlsSession {
     /// Encrypts all of `plain` and appends the records to `out`. Nothing is appended for no bytes.
     ///
     /// # Errors
-    /// [`TlsError::NotEstablished`] before the end of the handshake; the session goes on. All others end it.
+    /// [`TlsError::NotEstablished`] before the end of the handshake; the session continues. All
+    /// others end it.
     pub(crate) fn write(&mut self, plain: &[u8], out: &mut Vec<u8>) -> Result<(), TlsError> {
         let inner = &mut *self.0;
         match inner.phase {
@@ -187,7 +192,7 @@ impl TlsSession {
         })
     }
 
-    /// Says that nothing more comes: appends `close_notify` to `out`. Nothing is appended before the end of the
+    /// Closes this side: appends `close_notify` to `out`. Nothing is appended before the end of the
     /// handshake, after an error, or the second time. What is read afterwards is ignored.
     pub(crate) fn close(&mut self, out: &mut Vec<u8>) {
         let inner = &mut *self.0;
@@ -195,7 +200,7 @@ impl TlsSession {
             return;
         }
         if !inner.rustls.is_handshaking() {
-            // An error here leaves nothing to be sent, and the connection ends in any case.
+            // After an error nothing is sent, and the connection ends in any case.
             let _ = inner.with_write_traffic(out, |traffic, out| {
                 append(out, 64, |room| traffic.queue_close_notify(room).map_err(Refusal::from))
             });
@@ -204,7 +209,7 @@ impl TlsSession {
         inner.waiting = Vec::new();
     }
 
-    /// Is the handshake over?
+    /// True when the handshake is complete.
     pub(crate) fn is_established(&self) -> bool {
         !self.0.rustls.is_handshaking()
     }
@@ -224,7 +229,8 @@ impl Inner {
         error
     }
 
-    /// rustls would look at five bytes and speak of an invalid content type. One is enough, and says more.
+    // rustls would wait for five bytes and report an invalid content type. One byte is enough, and
+    // the error is clearer.
     fn check_first_byte(&mut self, cipher: &[u8], out: &mut Vec<u8>) -> Result<(), TlsError> {
         let Some(&first) = cipher.first() else { return Ok(()) };
         self.phase = Phase::Running;
@@ -238,7 +244,7 @@ impl Inner {
         Err(self.fail(TlsError::NotTls(mistaken)))
     }
 
-    /// Lets rustls work on what waits and on what came, and keeps what it could not use yet.
+    /// Passes stored and new bytes to rustls, and stores what it could not use yet.
     fn take(&mut self, cipher: &mut [u8], plain: &mut Vec<u8>, out: &mut Vec<u8>) -> Result<(), TlsError> {
         let peer_closed = if self.waiting.is_empty() {
             let pass = process(&mut self.rustls, cipher, plain, out)?;
@@ -248,7 +254,7 @@ impl Inner {
             }
             pass.peer_closed
         } else {
-            // At most one read of the shard more than the bound, and only until the end of this call.
+            // At most one read of the shard more than the bound, and only until this call returns.
             self.waiting.reserve_exact(cipher.len());
             self.waiting.extend_from_slice(cipher);
             let pass = process(&mut self.rustls, &mut self.waiting, plain, out)?;
@@ -263,7 +269,8 @@ impl Inner {
         if self.waiting.len() > WAITING_BYTES_MAX { Err(TlsError::HandshakeTooLarge) } else { Ok(()) }
     }
 
-    /// Brings rustls to the state in which it encrypts; whatever it wants to send before that goes out first.
+    /// Brings rustls to the state in which it encrypts. What it has to send before is appended
+    /// first.
     fn with_write_traffic(
         &mut self,
         out: &mut Vec<u8>,
@@ -273,7 +280,8 @@ impl Inner {
         ) -> Result<(), TlsError>,
     ) -> Result<(), TlsError> {
         loop {
-            // What waits has been seen by rustls and is incomplete, so nothing of it can be used up here.
+            // rustls has seen the stored bytes before and found them incomplete, so it uses up none
+            // of them here.
             let UnbufferedStatus { state, .. } = self.rustls.process_tls_records(&mut self.waiting);
             match state? {
                 ConnectionState::WriteTraffic(mut traffic) => return use_it(&mut traffic, out),
@@ -281,7 +289,7 @@ impl Inner {
                     append(out, 0, |room| data.encode(room).map_err(Refusal::from))?;
                 }
                 ConnectionState::TransmitTlsData(data) => data.done(),
-                // Reported once; then rustls lets this side write on.
+                // Reported once; then rustls lets this side write.
                 ConnectionState::PeerClosed => {}
                 ConnectionState::Closed => return Err(TlsError::Ended),
                 ConnectionState::BlockedHandshake => return Err(TlsError::NotEstablished),
@@ -291,9 +299,9 @@ impl Inner {
     }
 }
 
-/// What came of one pass over a buffer.
+/// The result of one pass over a buffer.
 struct Pass {
-    /// Bytes at the front that are not needed again.
+    /// Bytes at the front that are not needed any more.
     used: usize,
     peer_closed: bool,
 }
@@ -313,8 +321,8 @@ fn process(
 ) -> Result<Pass, TlsError> {
     let mut used = 0;
     loop {
-        // rustls counts positions from the front of the slice, so that bytes which it does not discard must be
-        // there again, in place and as it left them.
+        // rustls counts positions from the start of the slice: bytes that it does not discard must
+        // be passed again in the same place, as it left them.
         let UnbufferedStatus { discard, state } = rustls.process_tls_records(&mut buffer[used..]);
         let mut discard = discard;
         let step = match state {
@@ -334,7 +342,7 @@ fn process(
     }
 }
 
-/// Does what one state asks for. Adds to `discard` what the state has used up.
+/// Does what one state requires. Adds to `discard` what the state has used up.
 fn advance(
     state: ConnectionState<'_, '_, rustls::server::ServerConnectionData>,
     discard: &mut usize,
@@ -364,10 +372,10 @@ fn advance(
     }
 }
 
-/// After an error: appends the alert that rustls has ready.
+/// Appends the alert that rustls has ready after an error.
 ///
-/// rustls gives what is queued before it looks at `buffer`. It must not look: it would meet the same error again, and
-/// try to send a second alert.
+/// rustls returns what is queued before it reads `buffer`. It must not read: it would find the same
+/// error again, and try to send a second alert.
 fn send_queued(rustls: &mut UnbufferedServerConnection, buffer: &mut [u8], out: &mut Vec<u8>) {
     while rustls.wants_write() {
         let Ok(ConnectionState::EncodeTlsData(mut data)) = rustls.process_tls_records(buffer).state else {
@@ -379,7 +387,7 @@ fn send_queued(rustls: &mut UnbufferedServerConnection, buffer: &mut [u8], out: 
     }
 }
 
-/// Why rustls wrote nothing into the room that it was given.
+/// Why rustls wrote nothing into the space that it was given.
 enum Refusal {
     Needs(usize),
     Never(TlsError),
@@ -403,8 +411,8 @@ impl From<EncryptError> for Refusal {
     }
 }
 
-/// Appends to `out` what `encode` writes. `guess` bytes of room are tried first, then as many as it asks for: a guess of
-/// 0 asks first, which is cheap and exact.
+/// Appends to `out` what `encode` writes. First `guess` bytes of space are tried, then as many as
+/// it asks for. With a guess of 0 it is asked first, which is cheap and exact.
 fn append(
     out: &mut Vec<u8>,
     guess: usize,

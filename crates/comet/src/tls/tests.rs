@@ -93,7 +93,7 @@ fn each_side_closes_on_its_own() {
         assert_eq!(pair.settle(), TlsProgress { handshake_done: true, peer_closed: false });
         pair.client_writes(b"last words");
         pair.client.send_close_notify();
-        // What comes after the end is nobody's.
+        // What follows the end is ignored.
         pair.collect_from_client();
         pair.to_server.extend_from_slice(b"\x17\x03\x03\x00\x05hello and more");
         pair.to_server.resize(pair.to_server.len() + 40_000, 7);
@@ -115,13 +115,14 @@ fn each_side_closes_on_its_own() {
 #[test]
 fn a_client_may_say_all_at_once_and_leave() {
     let authority = Authority::new();
-    // 0: in one read. Else in two, the first of which ends in the middle of a record.
+    // 0: in one read. Else in two reads; the first ends within a record.
     for cut in [0, 3, 90, 150] {
         let mut pair = Pair::new(&authority, VERSIONS[0], Chunks::All, Rng(10));
         pair.collect_from_client();
         pair.deliver_to_server().unwrap();
         pair.deliver_to_client().unwrap();
-        // The end of the handshake, to which a ticket is the answer; data; the end of the session; junk.
+        // The end of the handshake, which is answered by a ticket; data; the end of the session;
+        // junk.
         pair.client_writes(&[1; 100]);
         pair.client.send_close_notify();
         pair.collect_from_client();
@@ -278,7 +279,7 @@ fn a_record_that_announces_too_much_is_refused_at_its_header() {
     }
 }
 
-/// Flips, cuts, doubles: nothing panics, and an error comes once and stays.
+/// Flips, truncates, duplicates: nothing panics, and an error is reported once and stays.
 #[test]
 fn no_mutation_of_a_conversation_panics() {
     let authority = Authority::new();
@@ -289,7 +290,7 @@ fn no_mutation_of_a_conversation_panics() {
     for round in 0..600 {
         let version = VERSIONS[round % 2];
         let mut pair = Pair::new(&authority, version, Chunks::UpTo(1 + rng.below(600)), Rng(rng.next()));
-        // Flight to spoil: the ClientHello, what follows it, or traffic.
+        // The flight to corrupt: the ClientHello, what follows it, or traffic.
         for _ in 0..rng.below(3) {
             pair.collect_from_client();
             if pair.deliver_to_server().is_err() || pair.deliver_to_client().is_err() {

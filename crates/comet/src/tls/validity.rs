@@ -1,5 +1,5 @@
-//! When a certificate is valid. Reads just these two dates out of the DER and judges nothing else: whether a
-//! certificate is good is for the clients to say, an operator only wants to be warned in time.
+//! When a certificate is valid. Reads only these two dates from the DER and judges nothing else:
+//! clients decide whether a certificate is good; an operator only needs a warning in time.
 
 use std::time::{Duration, SystemTime};
 
@@ -17,8 +17,8 @@ pub(super) struct Validity {
 }
 
 impl Validity {
-    /// The dates in an X.509 certificate (RFC 5280, section 4.1). `None` if they are not where they should be, or
-    /// before 1970.
+    /// Reads the dates of an X.509 certificate (RFC 5280, section 4.1). `None` if they are not
+    /// where they should be, or before 1970.
     pub(super) fn of(certificate: &[u8]) -> Option<Self> {
         let (certificate, _) = element(SEQUENCE, certificate)?;
         let (mut fields, _) = element(SEQUENCE, certificate)?;
@@ -36,7 +36,7 @@ impl Validity {
     }
 }
 
-/// Splits `input` behind its first element, if that has this tag: its contents, and what follows.
+/// Splits `input` after its first element, if that has this tag: its content, and the rest.
 fn element(tag: u8, input: &[u8]) -> Option<(&[u8], &[u8])> {
     let (&found, input) = input.split_first()?;
     if found != tag {
@@ -45,7 +45,7 @@ fn element(tag: u8, input: &[u8]) -> Option<(&[u8], &[u8])> {
     let (&short, mut input) = input.split_first()?;
     let mut bytes = usize::from(short);
     if short >= 0x80 {
-        // The long form: so many bytes of length. Three are enough for 16 MiB.
+        // The long form: the number of bytes of the length. Three are enough for 16 MiB.
         let digits = usize::from(short & 0x7f);
         if !(1..=3).contains(&digits) {
             return None;
@@ -57,7 +57,7 @@ fn element(tag: u8, input: &[u8]) -> Option<(&[u8], &[u8])> {
     input.split_at_checked(bytes)
 }
 
-/// `YYMMDDhhmmssZ`, where 50 to 99 is the last century, or `YYYYMMDDhhmmssZ`.
+/// Reads `YYMMDDhhmmssZ`, where 50 to 99 is the last century, or `YYYYMMDDhhmmssZ`.
 fn time(input: &[u8]) -> Option<(SystemTime, &[u8])> {
     let (year, digits, rest) = if let Some((text, rest)) = element(UTC_TIME, input) {
         let (year, digits) = text.split_at_checked(2)?;
@@ -84,7 +84,7 @@ fn number(digits: &[u8]) -> Option<u64> {
     })
 }
 
-/// Days from 1970-01-01 to a date of the Gregorian calendar.
+/// Returns the days from 1970-01-01 to a date of the Gregorian calendar.
 fn days_since_1970(year: u64, month: u64, day: u64) -> Option<u64> {
     const DAYS_BEFORE_MONTH: [u64; 12] = [0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334];
     let leap_years_before = |year: u64| year / 4 - year / 100 + year / 400;

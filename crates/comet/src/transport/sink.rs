@@ -1,5 +1,5 @@
-//! The harness's stand-in for the kernel's side of a socket. Each thread has one, so that a connection needs no
-//! reference to it.
+//! The harness's stand-in for the kernel's side of a socket. Each thread has one, so that a
+//! connection needs no reference to it.
 
 use std::cell::{Cell, RefCell};
 use std::io;

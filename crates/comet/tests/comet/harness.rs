@@ -1,5 +1,5 @@
-//! A comet by itself: logic and the node list are replaced by recorders, so that what comet asks of them can be seen and
-//! delayed. Clients are blocking sockets that read with a deadline.
+//! A comet alone: logic and the node list are recorders, so that tests can see and delay what comet
+//! asks of them. Clients are blocking sockets that read with a deadline.
 
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
@@ -16,23 +16,23 @@ use goim_ports::{
     SessionRef, Upstream, Version,
 };
 
-/// How long a test waits for what must come.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a test waits for an expected event.
+pub const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Logic that accepts `key[@room][!][~]`: `!` makes an negotiated client, `~` one that syncs, `no` is refused. Keeps the directory that a real
-/// one would keep, so that lost records show.
+/// Logic that accepts `key[@room][!][~]`: `!` is a negotiated client, `~` one that syncs, `no` is
+/// refused. Has a session directory like the real one, so that lost records are noticed.
 #[derive(Default)]
 pub struct Recorder {
-    /// Answers come later, from another thread.
+    /// Answers are sent later, from another thread.
     pub slow: AtomicBool,
     pub directory: Mutex<HashMap<String, i64>>,
     pub touched: Mutex<Vec<String>>,
     pub reports: Mutex<Vec<RoomCounts>>,
     pub nodes: Mutex<Vec<CometNode>>,
     pub withdrawn: AtomicBool,
-    /// What the cluster is said to have.
+    /// The room counts that the cluster reports.
     pub totals: Mutex<RoomCounts>,
-    /// What the directory's memory of this comet is known by.
+    /// The generation of the session directory.
     pub generation: Mutex<Option<Generation>>,
 }
 
@@ -146,7 +146,7 @@ impl Server {
         Client::connect(self.comet.addrs()[ListenerKind::Tcp][0])
     }
 
-    /// A client that has authenticated with this token.
+    /// Returns a client that has authenticated with this token.
     pub fn session(&self, token: &str) -> Client {
         let mut client = self.client();
         client.authenticate(token);
@@ -161,7 +161,7 @@ impl Server {
         text
     }
 
-    /// The value of the metric whose line begins with `name`.
+    /// Returns the value of the metric whose line begins with `name`.
     pub fn metric(&self, name: &str) -> u64 {
         let text = self.metrics();
         let line = text.lines().find(|line| line.starts_with(name));
@@ -209,7 +209,7 @@ impl Server {
     }
 }
 
-/// A client: a socket and the bytes that it has not looked at.
+/// A client: a socket and the bytes that it has not consumed.
 pub struct Client {
     pub socket: TcpStream,
     held: Vec<u8>,
@@ -240,12 +240,13 @@ impl Client {
         self.socket.write_all(&packet(operation, sequence, body)).expect("the comet reads");
     }
 
-    /// The next packet; panics when none comes in time.
+    /// Returns the next packet; panics when none is received in time.
     pub fn read(&mut self) -> Got {
-        self.try_read(PATIENCE).expect("a packet within the test's patience")
+        self.try_read(TIMEOUT).expect("a packet within the test's patience")
     }
 
-    /// The next packet, or `None` when the connection ends or nothing comes within `wait`.
+    /// Returns the next packet, or `None` when the connection ends or nothing is received within
+    /// `wait`.
     pub fn try_read(&mut self, wait: Duration) -> Option<Got> {
         let until = Instant::now() + wait;
         loop {
@@ -278,9 +279,9 @@ impl Client {
         Some(got)
     }
 
-    /// True when the server ends the connection in time; packets before are dropped.
+    /// True when the server ends the connection in time; packets before that are dropped.
     pub fn ends(&mut self) -> bool {
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + TIMEOUT;
         let mut buffer = [0; 65536];
         while Instant::now() < until {
             match self.socket.read(&mut buffer) {
@@ -294,7 +295,7 @@ impl Client {
     }
 }
 
-/// A packet's bytes, written from the document and not with the code under test.
+/// Encodes a packet from the specification, not with the code under test.
 pub fn packet(operation: i32, sequence: i32, body: &[u8]) -> Vec<u8> {
     let len = i32::try_from(body.len() + 16).expect("a length");
     [&len.to_be_bytes()[..], &[0, 16, 0, 1], &operation.to_be_bytes(), &sequence.to_be_bytes(), body].concat()
@@ -302,9 +303,9 @@ pub fn packet(operation: i32, sequence: i32, body: &[u8]) -> Vec<u8> {
 
 /// Waits until `condition` holds.
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + TIMEOUT;
     while !condition() {
-        assert!(Instant::now() < until, "{what} did not come true within {PATIENCE:?}");
+        assert!(Instant::now() < until, "{what} was not true within {TIMEOUT:?}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -9,7 +9,7 @@ use crate::harness::{Client, eventually, start};
 use goim_comet::{ListenerKind, SlowConsumerPolicy};
 
 #[test]
-fn connections_in_all_and_per_address() {
+fn connections_in_total_and_per_address() {
     let server = start(|config| {
         config.limits.connections_max = 3;
         config.limits.connections_per_address_max = NonZeroU32::new(2);
@@ -27,9 +27,9 @@ fn connections_in_all_and_per_address() {
     let _other = from([127, 0, 0, 2]);
     eventually("three connections are held", || server.comet.connections() == 3);
     let one_too_many = from([127, 0, 0, 3]);
-    one_too_many.set_read_timeout(Some(crate::harness::PATIENCE)).unwrap();
+    one_too_many.set_read_timeout(Some(crate::harness::TIMEOUT)).unwrap();
     assert!(matches!(std::io::Read::read(&mut &one_too_many, &mut [0]), Ok(0) | Err(_)));
-    // Those inside are not disturbed.
+    // Open connections are not disturbed.
     first.send(2, 1, b"");
     assert_eq!(first.read().operation, 3);
     assert_eq!(server.metric("goim_comet_connections_closed_total{reason=\"too_many_from_address\"}"), 1);
@@ -37,7 +37,7 @@ fn connections_in_all_and_per_address() {
 }
 
 #[test]
-fn a_handshake_that_does_not_come_is_ended() {
+fn a_connection_without_a_handshake_is_closed() {
     let server = start(|config| config.limits.handshake_timeout = Duration::from_millis(300));
     let mut tcp = server.client();
     let mut websocket = Client::connect(server.comet.addrs()[ListenerKind::Websocket][0]);
@@ -52,7 +52,7 @@ fn a_handshake_that_does_not_come_is_ended() {
 fn an_endless_request_head_is_refused() {
     let server = start(|_| {});
     let mut client = Client::connect(server.comet.addrs()[ListenerKind::Websocket][0]);
-    // The server may end the connection before all is written.
+    // The server may end the connection before everything is written.
     let _ = client.socket.write_all(format!("GET /sub HTTP/1.1\r\nX: {}", "y".repeat(20_000)).as_bytes());
     assert!(client.ends());
     eventually("it is counted", || {
@@ -100,8 +100,8 @@ fn slow_consumers_by_policy() {
         while let Some(got) = client.try_read(Duration::from_millis(500)) {
             seen.push(u32::from_be_bytes(got.body[..4].try_into().unwrap()));
         }
-        assert!(seen.is_sorted(), "{policy:?}: what is kept stays in order: {seen:?}");
-        assert_eq!(seen.len() as u64 + dropped(), u64::from(sent), "{policy:?}: kept and dropped are all");
+        assert!(seen.is_sorted(), "{policy:?}: what is queued stays in order: {seen:?}");
+        assert_eq!(seen.len() as u64 + dropped(), u64::from(sent), "{policy:?}: queued and dropped are all");
         let has_last = seen.last() == Some(&(sent - 1));
         assert_eq!(has_last, policy == SlowConsumerPolicy::DropOldest, "{policy:?}: {seen:?} of {sent}");
     }
@@ -127,8 +127,9 @@ fn slow_consumers_can_be_closed() {
 }
 
 #[test]
-fn a_quick_reader_loses_nothing_though_a_turn_brings_more_than_its_queue_holds() {
-    // A burst is more than the queue, and less than queue and socket together: it must go out while it comes in.
+fn a_fast_reader_loses_nothing_when_a_turn_exceeds_its_queue() {
+    // A burst is larger than the queue, and smaller than queue and socket together: it must be
+    // flushed while it is received.
     const BURST: u8 = 12;
     let server = start(|config| config.send.queue_bytes_max = 64 * 1024);
     let mut client = server.session("quick");
@@ -158,7 +159,7 @@ fn a_paced_broadcast_is_spread_over_time_and_reaches_all_once() {
 }
 
 #[test]
-fn a_strict_listener_says_what_was_wrong_with_a_frame() {
+fn a_strict_listener_reports_what_was_wrong_with_a_frame() {
     let server = start(|config| config.listen.websocket_lenient = false);
     let mut client = Client::connect(server.comet.addrs()[ListenerKind::Websocket][0]);
     client
@@ -169,13 +170,13 @@ fn a_strict_listener_says_what_was_wrong_with_a_frame() {
         )
         .unwrap();
     let mut all = Vec::new();
-    client.socket.set_read_timeout(Some(crate::harness::PATIENCE)).unwrap();
+    client.socket.set_read_timeout(Some(crate::harness::TIMEOUT)).unwrap();
     std::io::Read::read_to_end(&mut client.socket, &mut all).unwrap();
     assert!(all.ends_with(&[0x88, 0x02, 0x03, 0xea]), "close code 1002 expected: {all:x?}");
 }
 
 #[test]
-fn a_room_message_goes_to_the_room_whatever_the_subscription() {
+fn a_room_message_is_sent_to_the_room_whatever_the_subscription() {
     let server = start(|_| {});
     let mut inside: Vec<_> = (0..4).map(|index| server.session(&format!("in{index}@r"))).collect();
     let mut outside = server.session("out@r2");
@@ -187,18 +188,18 @@ fn a_room_message_goes_to_the_room_whatever_the_subscription() {
         assert_eq!(bodies, (0..100).collect::<Vec<u8>>());
     }
     outside.send(2, 1, b"");
-    assert_eq!(outside.read().operation, 3, "nothing else came");
+    assert_eq!(outside.read().operation, 3, "nothing else was received");
 }
 
 #[test]
-fn histograms_end_without_bound_as_prometheus_wants() {
+fn histograms_have_an_unbounded_bucket() {
     let server = start(|_| {});
     let text = server.metrics();
     assert!(text.contains("goim_comet_push_latency_seconds_bucket{le=\"+Inf\",shard=\"0\"}"), "{text}");
 }
 
 #[test]
-fn a_batch_for_a_room_goes_by_the_operation_that_it_carries() {
+fn a_batch_for_a_room_counts_as_the_operation_that_it_carries() {
     let server = start(|config| {
         config.send.queue_bytes_max = 64 * 1024;
         config.send.slow_consumer = vec![(1001..=1001, SlowConsumerPolicy::Close)];
@@ -216,13 +217,13 @@ fn a_batch_for_a_room_goes_by_the_operation_that_it_carries() {
 }
 
 #[test]
-fn who_publishes_faster_than_few_sessions_read_has_to_wait_and_nothing_is_lost() {
+fn a_publisher_waits_for_few_slow_readers_and_nothing_is_lost() {
     const SESSIONS: usize = 4;
     const PUSHES: u32 = 400;
     let server = start(|config| {
         config.shards = Some(NonZeroUsize::MIN);
         config.send.queue_bytes_max = 256 * 1024;
-        // What may be late, for one of them or all, is half of a queue.
+        // What may be in flight, for one of them or all, is half of a queue.
         config.send.queued_sends_max = NonZeroU32::new(128).unwrap();
     });
     let keys: Vec<String> = (0..SESSIONS).map(|number| format!("k{number}")).collect();
@@ -234,7 +235,7 @@ fn who_publishes_faster_than_few_sessions_read_has_to_wait_and_nothing_is_lost()
             scope.spawn(move || {
                 let waits = || server.metric("goim_comet_sends_pending") >= 120;
                 for number in 0..PUSHES {
-                    // At a third of the publisher's pace, as long as that is not made to wait.
+                    // At a third of the publisher's pace, unless the publisher must wait.
                     let due = (number * 3).min(PUSHES);
                     eventually("it is time", || published.load(Ordering::Acquire) >= due || waits());
                     assert_eq!(client.read().body[..4], number.to_be_bytes());

@@ -1,4 +1,4 @@
-//! A running comet, seen by its clients and by those that it depends on.
+//! Tests of a running comet, through its clients and the ports that it calls.
 #![allow(clippy::unwrap_used, unreachable_pub, missing_docs, reason = "test code")]
 
 mod harness;

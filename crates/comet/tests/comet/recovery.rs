@@ -1,4 +1,5 @@
-//! Sessions that have missed messages, since their comet was taken for dead: who is ended, who is told to look, and who is left alone.
+//! Sessions that have missed messages since their comet was taken for dead: which are closed, which
+//! are asked to sync, and which are left alone.
 
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -10,7 +11,7 @@ use crate::harness::{Client, Server, eventually, start};
 const DISCONNECT: i32 = 6;
 const NOTIFY: i32 = 20;
 
-/// A job says that it has dropped messages, the last one so long ago.
+/// Reports as a job that messages were dropped, the last of them `ago`.
 fn missed(server: &Server, ago: Duration) {
     let call = server.comet.port().messages_missed(ago);
     server.runtime.block_on(async { call.await }).expect("the comet takes it");
@@ -20,14 +21,14 @@ fn ended_by_missed(server: &Server) -> u64 {
     server.metric("goim_comet_connections_closed_total{reason=\"messages_missed\"}")
 }
 
-/// The next thing that a session gets is the answer to a heartbeat.
+/// Checks that the next packet of a session is the answer to a heartbeat.
 fn is_left_alone(client: &mut Client) {
     client.send(2, 77, b"");
     let got = client.read();
     assert_eq!((got.operation, got.sequence), (3, 77), "{got:?}");
 }
 
-/// A generation after a sweep so long ago.
+/// Returns a generation after a sweep `ago`.
 fn swept(mark: &str, ago: Duration) -> String {
     let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() - ago;
     format!("{mark}/{}", at.as_nanos())
@@ -38,12 +39,12 @@ fn code(body: &[u8]) -> serde_json::Value {
 }
 
 #[test]
-fn those_that_sync_look_and_others_come_back() {
+fn sessions_that_sync_are_asked_to_and_others_reconnect() {
     let server = start(|_| {});
     let (mut goim, mut negotiated, mut syncs) =
         (server.session("a"), server.session("b@live://1!"), server.session("c~"));
     missed(&server, Duration::ZERO);
-    assert_eq!(goim.try_read(crate::harness::PATIENCE), None, "it sees the end and nothing else");
+    assert_eq!(goim.try_read(crate::harness::TIMEOUT), None, "only the end of the stream");
     let told = negotiated.read();
     assert_eq!(told.operation, DISCONNECT);
     let expected = serde_json::json!({
@@ -60,14 +61,14 @@ fn those_that_sync_look_and_others_come_back() {
 }
 
 #[test]
-fn sessions_that_came_later_have_missed_nothing() {
+fn sessions_opened_later_have_missed_nothing() {
     let server = start(|_| {});
     let begun = Instant::now();
-    // Long before anybody came.
+    // Long before any session was opened.
     std::thread::sleep(Duration::from_millis(300));
     let mut clients = [server.session("a"), server.session("b!"), server.session("c~")];
     missed(&server, begun.elapsed());
-    // What is behind it in the inboxes of the shards has been dealt with.
+    // Commands queued after the notice have been handled by now.
     server.broadcast(b"mark", None);
     for client in &mut clients {
         let got = client.read();
@@ -78,7 +79,7 @@ fn sessions_that_came_later_have_missed_nothing() {
 }
 
 #[test]
-fn an_operator_may_leave_sessions_alone_but_not_those_that_look() {
+fn an_operator_may_exempt_sessions_that_do_not_sync() {
     let server = start(|config| config.recovery.end_sessions = false);
     let (mut goim, mut syncs) = (server.session("a"), server.session("c~"));
     missed(&server, Duration::ZERO);
@@ -88,7 +89,7 @@ fn an_operator_may_leave_sessions_alone_but_not_those_that_look() {
 }
 
 #[test]
-fn they_end_at_a_pace() {
+fn sessions_are_closed_at_a_pace() {
     let server = start(|config| {
         config.recovery.sessions_per_second = NonZeroU32::new(40).unwrap();
         config.shards = std::num::NonZeroUsize::new(1);
@@ -96,7 +97,7 @@ fn they_end_at_a_pace() {
     let mut clients: Vec<Client> = (0..40).map(|nth| server.session(&format!("k{nth}"))).collect();
     let asked = Instant::now();
     missed(&server, Duration::ZERO);
-    // Asked again meanwhile: nobody is ended twice, and nobody is left out.
+    // Asked again meanwhile: no session is closed twice, and none is left out.
     missed(&server, Duration::ZERO);
     eventually("half are ended", || ended_by_missed(&server) >= 20);
     let half = asked.elapsed();
@@ -107,7 +108,7 @@ fn they_end_at_a_pace() {
 }
 
 #[test]
-fn a_sweep_ends_sessions_and_a_lost_memory_does_not() {
+fn a_sweep_closes_sessions_and_lost_data_does_not() {
     let server = start(|config| config.report_interval = Duration::from_millis(10));
     let generation =
         |text: &str| *server.world.generation.lock().unwrap() = Some(Generation(text.to_owned()));
@@ -119,7 +120,8 @@ fn a_sweep_ends_sessions_and_a_lost_memory_does_not() {
     let (mut goim, mut syncs) = (server.session("a"), server.session("c~"));
     generation("1/1000");
     reported();
-    // Redis has come back empty, was away for so long that its marks ran out, or has what it had long ago.
+    // Redis is empty, was unavailable for so long that its marks expired, or was restored from an
+    // old copy.
     for text in ["2", "3", "4/500", "5/1000"] {
         generation(text);
         reported();
@@ -128,12 +130,12 @@ fn a_sweep_ends_sessions_and_a_lost_memory_does_not() {
     is_left_alone(&mut goim);
     is_left_alone(&mut syncs);
     assert_eq!(ended_by_missed(&server), 0);
-    // Who has come since was not swept.
+    // Sessions opened since were not swept.
     generation(&swept("6", Duration::from_secs(60)));
     reported();
     is_left_alone(&mut goim);
     is_left_alone(&mut syncs);
-    // The sweep removes the record, and the session is in the directory again before it looks.
+    // The sweep removes the record, and the session is registered again before it syncs.
     server.world.touched.lock().unwrap().clear();
     generation(&swept("7", Duration::ZERO));
     assert_eq!(syncs.read().operation, NOTIFY);
@@ -148,7 +150,7 @@ fn a_sweep_ends_sessions_and_a_lost_memory_does_not() {
 }
 
 #[test]
-fn words_at_a_pace_reach_whoever_syncs() {
+fn paced_notifications_reach_sessions_that_sync() {
     let server = start(|_| {});
     let (mut goim, mut syncs) = (server.session("a"), server.session("c~"));
     // As a job sends it that is older than this comet.

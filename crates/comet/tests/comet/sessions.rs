@@ -1,4 +1,5 @@
-//! Sessions on a running comet: keys that come back, rooms, answers of logic that are late, what is told at the end.
+//! Sessions on a running comet: keys that reconnect, rooms, late answers of logic, what is reported
+//! at the end.
 
 use goim_comet::ListenerKind;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ fn late_answers_of_logic_keep_replies_in_order() {
     let server = start(|_| {});
     server.world.slow.store(true, Ordering::SeqCst);
     let mut client = server.client();
-    // All in one go: the token, a packet for the backend, a failing one, a heartbeat.
+    // All at once: the token, a packet for the backend, a failing one, a heartbeat.
     let all = [
         crate::harness::packet(7, 1, b"k"),
         crate::harness::packet(1000, 2, b"x"),
@@ -29,13 +30,13 @@ fn late_answers_of_logic_keep_replies_in_order() {
 }
 
 #[test]
-fn who_does_not_wait_for_logic_leaves_no_record() {
+fn a_client_that_does_not_wait_for_logic_leaves_no_record() {
     let server = start(|_| {});
     server.world.slow.store(true, Ordering::SeqCst);
     for key in ["a", "b", "c"] {
         server.client().send(7, 1, key.as_bytes());
     }
-    eventually("the records are gone", || {
+    eventually("the records are removed", || {
         server.comet.connections() == 0 && server.world.directory.lock().unwrap().is_empty()
     });
 }
@@ -45,7 +46,7 @@ fn a_refused_token_ends_the_connection_without_a_packet() {
     let server = start(|_| {});
     let mut client = server.client();
     client.send(7, 1, b"no");
-    assert_eq!(client.try_read(crate::harness::PATIENCE), None);
+    assert_eq!(client.try_read(crate::harness::TIMEOUT), None);
     assert_eq!(server.metric("goim_comet_connections_closed_total{reason=\"auth_refused\"}"), 1);
 }
 
@@ -63,12 +64,12 @@ fn the_newest_connection_of_a_key_wins_on_any_shard() {
         assert_eq!(newest.read().body, b"for the newest");
         assert!(server.world.directory.lock().unwrap().contains_key("same"));
         drop(newest);
-        eventually("the record is gone", || server.world.directory.lock().unwrap().is_empty());
+        eventually("the record is removed", || server.world.directory.lock().unwrap().is_empty());
     }
 }
 
 #[test]
-fn a_key_that_returns_while_it_leaves_keeps_its_record() {
+fn a_key_that_reconnects_while_it_disconnects_keeps_its_record() {
     for slow in [false, true] {
         let server = start(|_| {});
         server.world.slow.store(slow, Ordering::SeqCst);
@@ -80,7 +81,7 @@ fn a_key_that_returns_while_it_leaves_keeps_its_record() {
             client.authenticate("k");
             ending.join().unwrap();
             eventually("only the new connection is left", || server.comet.connections() == 1);
-            eventually("the record is there", || server.world.directory.lock().unwrap().contains_key("k"));
+            eventually("the record exists", || server.world.directory.lock().unwrap().contains_key("k"));
             server.push(&["k"], 1000, b"still here");
             assert_eq!(client.read().body, b"still here", "slow {slow}, round {round}");
         }
@@ -99,7 +100,7 @@ fn counts_are_of_the_room_over_all_shards_and_the_cluster() {
     eventually("the comet reports", || {
         server.world.reports.lock().unwrap().last().is_some_and(|report| report.get(&room) == Some(&6))
     });
-    // Forty more elsewhere.
+    // Forty more on other comets.
     *server.world.totals.lock().unwrap() = Arc::new([(room, 46)].into());
     eventually("the cluster is counted", || {
         clients[0].send(2, 9, b"");
@@ -112,7 +113,7 @@ fn counts_are_of_the_room_over_all_shards_and_the_cluster() {
 }
 
 #[test]
-fn an_extended_client_is_told_who_it_is_and_why_it_ends() {
+fn a_negotiated_client_learns_its_identity_and_why_it_is_closed() {
     let server = start(|_| {});
     let mut client = server.client();
     client.send(7, 1, b"k@live://1!");
@@ -131,7 +132,7 @@ fn an_extended_client_is_told_who_it_is_and_why_it_ends() {
 }
 
 #[test]
-fn a_drain_tells_everybody_at_a_pace_and_leaves_no_record() {
+fn a_drain_closes_all_sessions_at_a_pace_and_leaves_no_record() {
     let server = start(|config| {
         config.drain.sessions_per_second = std::num::NonZeroU32::new(40).unwrap();
         config.drain.reconnect_delay_max = Duration::from_millis(700);
@@ -139,7 +140,7 @@ fn a_drain_tells_everybody_at_a_pace_and_leaves_no_record() {
     let mut clients: Vec<_> = (0..20).map(|index| server.session(&format!("k{index}!"))).collect();
     let began = std::time::Instant::now();
     server.runtime.block_on(server.comet.drain());
-    assert!(began.elapsed() >= Duration::from_millis(250), "the pace was not kept: {:?}", began.elapsed());
+    assert!(began.elapsed() >= Duration::from_millis(250), "too fast: {:?}", began.elapsed());
     for client in &mut clients {
         let farewell = client.read();
         let body: serde_json::Value = serde_json::from_slice(&farewell.body).unwrap();
@@ -152,7 +153,7 @@ fn a_drain_tells_everybody_at_a_pace_and_leaves_no_record() {
 }
 
 #[test]
-fn sessions_are_entered_again_when_the_directory_has_another_generation() {
+fn sessions_are_registered_again_when_the_directory_has_another_generation() {
     let server = start(|config| config.report_interval = Duration::from_millis(10));
     let _client = server.session("k");
     let generation =
@@ -166,7 +167,7 @@ fn sessions_are_entered_again_when_the_directory_has_another_generation() {
     reported_again();
     generation("first");
     reported_again();
-    assert_eq!(entered(), 0, "the first says nothing, and none neither");
+    assert_eq!(entered(), 0, "neither the first generation nor a missing one means a loss");
     generation("second");
     eventually("the session is entered again", || entered() == 1);
     reported_again();

@@ -1,4 +1,5 @@
-//! TLS on a running comet: both transports, a client that talks no TLS, a certificate that changes under way.
+//! TLS on a running comet: both transports, a client that does not use TLS, a certificate that is
+//! replaced while running.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -10,7 +11,7 @@ use crate::harness::{Server, packet, start};
 use goim_comet::{ListenerKind, TlsConfig};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
-/// A folder of its own with a certificate for `localhost` and its key.
+/// A temporary folder with a certificate for `localhost` and its key.
 struct Files {
     folder: PathBuf,
 }
@@ -26,7 +27,7 @@ impl Files {
         self.folder.join(name)
     }
 
-    /// Writes a new pair and gives what clients must trust to accept it.
+    /// Writes a new pair and returns what clients must trust to accept it.
     fn write(&self) -> RootCertStore {
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         write(&self.path("key.pem"), &made.signing_key.serialize_pem());
@@ -67,7 +68,7 @@ fn connect(addr: std::net::SocketAddr, roots: &RootCertStore) -> Stream {
         .with_no_client_auth();
     let connection = ClientConnection::new(Arc::new(config), "localhost".try_into().unwrap()).unwrap();
     let socket = TcpStream::connect(addr).unwrap();
-    socket.set_read_timeout(Some(crate::harness::PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(crate::harness::TIMEOUT)).unwrap();
     StreamOwned::new(connection, socket)
 }
 
@@ -104,7 +105,7 @@ fn packets_over_tls_and_frames_over_tls() {
     assert_eq!(server.metric("goim_comet_connections{transport=\"tls\"}"), 1);
     assert_eq!(server.metric("goim_comet_connections{transport=\"wss\"}"), 1);
 
-    // A client that says goodbye in TLS and leaves its TCP stream open is let go.
+    // A client that sends `close_notify` and leaves its TCP stream open is closed.
     tcp.conn.send_close_notify();
     tcp.flush().unwrap();
     crate::harness::eventually("the session has ended", || {
@@ -113,12 +114,12 @@ fn packets_over_tls_and_frames_over_tls() {
 }
 
 #[test]
-fn who_does_not_talk_tls_is_told_and_counted() {
+fn a_client_that_does_not_use_tls_is_answered_and_counted() {
     let files = Files::new("plain");
     files.write();
     let server = server(&files);
     let mut plain = TcpStream::connect(server.comet.addrs()[ListenerKind::WebsocketTls][0]).unwrap();
-    plain.set_read_timeout(Some(crate::harness::PATIENCE)).unwrap();
+    plain.set_read_timeout(Some(crate::harness::TIMEOUT)).unwrap();
     plain.write_all(b"GET /sub HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
     let mut answer = String::new();
     plain.read_to_string(&mut answer).unwrap();
@@ -136,7 +137,7 @@ fn a_new_certificate_is_for_new_connections_and_a_bad_one_changes_nothing() {
     old.write_all(&packet(7, 1, b"old")).unwrap();
     read(&mut old, 16);
 
-    // Files on some systems keep time to the hundredth of a second.
+    // Some file systems have timestamps of a hundredth of a second.
     std::thread::sleep(Duration::from_millis(20));
     let new_roots = files.write();
     assert!(server.comet.reload_certificate().unwrap());

@@ -1,8 +1,8 @@
 //! The order in which sessions are flushed that received a push to many.
 //!
-//! Owns the positions in the queue, not whether a session is in it: its connection has that flag, which keeps a session
-//! from being queued twice. A session that receives more pushes keeps its position. So under load many pushes share one
-//! write, and none waits longer than one round.
+//! Owns the positions in the queue, not whether a session is in it: its connection has that flag,
+//! which keeps a session from being queued twice. A session that receives more pushes keeps its
+//! position. So under load many pushes share one write, and none waits longer than one round.
 
 use std::collections::VecDeque;
 

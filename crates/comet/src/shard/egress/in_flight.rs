@@ -1,7 +1,7 @@
 //! Pushes that are queued on their receivers and not yet flushed.
 //!
-//! Owns when each completes. While a push is in flight it holds its part of the inbox's bound, which is how a publisher
-//! is slowed down to the pace of the sockets.
+//! Owns when each completes. While a push is in flight it holds its part of the inbox's bound,
+//! which is how a publisher is slowed down to the pace of the sockets.
 
 use std::collections::VecDeque;
 
@@ -49,9 +49,9 @@ impl InFlightPushes {
         self.queued.is_empty() && self.lagging.is_empty()
     }
 
-    /// Completes the urgent pushes, which were flushed this turn, and calls `completed` for each. Those that `is_lagging`
-    /// holds for stay in flight: a publisher that sends faster than its receivers read must wait, or their queues would
-    /// overflow.
+    /// Completes the urgent pushes, which were flushed this turn, and calls `completed` for each.
+    /// Those that `is_lagging` holds for stay in flight: a publisher that sends faster than its
+    /// receivers read must wait, or their queues would overflow.
     pub(super) fn complete_urgent(
         &mut self,
         is_lagging: impl Fn(&InFlightPush) -> bool,
@@ -69,8 +69,8 @@ impl InFlightPushes {
         }
     }
 
-    /// Completes the queued pushes whose receivers have all left the flush queue, of which `passed` sessions have left,
-    /// and calls `completed` for each. Stops at one that is held up.
+    /// Completes the queued pushes whose receivers have all left the flush queue, and calls
+    /// `completed` for each. Stops at one that is held up.
     pub(super) fn complete_queued(
         &mut self,
         passed: u64,

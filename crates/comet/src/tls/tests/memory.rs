@@ -2,8 +2,8 @@
 
 use super::pair::{Authority, Chunks, Pair, Rng, VERSIONS};
 
-/// What an idle session may hold: 4.5 KiB. Measured with rustls 0.23.46: 3,305 bytes in 8 blocks with TLS 1.3, 3,201 with
-/// TLS 1.2; its usual connection holds 4 KiB more.
+/// What an idle session may hold: 4.5 KiB. Measured with rustls 0.23.46: 3,305 bytes in 8 blocks
+/// with TLS 1.3, 3,201 with TLS 1.2; its usual connection holds 4 KiB more.
 const IDLE_BYTES_MAX: i64 = 4608;
 
 /// Room for the test's own buffers, so that only the session allocates while it is measured.

@@ -69,7 +69,7 @@ pub(super) enum Chunks {
     UpTo(usize),
 }
 
-/// A folder that goes away with its owner.
+/// A folder that is removed with its owner.
 pub(super) struct Folder(PathBuf);
 
 impl Folder {
@@ -163,7 +163,8 @@ pub(super) struct Pair {
     pub(super) client_got: Vec<u8>,
     pub(super) client_saw_close: bool,
     pub(super) rng: Rng,
-    /// Heap that the server's calls have allocated and not freed, while `to_client` and `server_got` need not grow.
+    /// Heap that the server's calls have allocated and not freed, while `to_client` and
+    /// `server_got` need not grow.
     pub(super) held: AllocationInfo,
     chunks: Chunks,
     progress: TlsProgress,
@@ -270,7 +271,7 @@ impl Pair {
                 return Ok(self.progress);
             }
             self.deliver_to_server()?;
-            // What the client minds it tells the server, which is the side under test.
+            // The client sends its errors to the server, which is the side under test.
             let _ = self.deliver_to_client();
         }
     }

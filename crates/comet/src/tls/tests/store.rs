@@ -104,7 +104,8 @@ fn a_session_of_the_old_certificate_is_not_resumed() {
 
 #[test]
 fn a_link_that_leads_elsewhere_is_a_change() {
-    // As Kubernetes mounts a secret: the files are links through `..data`, which is exchanged by a rename.
+    // As Kubernetes mounts a secret: the files are links through `..data`, which is exchanged by a
+    // rename.
     let (old, new) = (Identity::new(), Identity::new());
     let files = Files::new();
     for (folder, identity) in [("..1", &old), ("..2", &new)] {
