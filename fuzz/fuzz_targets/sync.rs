@@ -1,7 +1,8 @@
-//! Any bytes as bodies of timelines, and as what a server tells a client that follows one: see `invariants/follow.rs`.
+//! Arbitrary bytes as the bodies of the timeline operations, and as packets to a client that syncs: see
+//! `invariants/timeline_sync.rs`.
 #![no_main]
 
-#[path = "../invariants/follow.rs"]
-mod follow;
+#[path = "../invariants/timeline_sync.rs"]
+mod timeline_sync;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| follow::check(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| timeline_sync::check(data));

@@ -28,12 +28,12 @@ fn value_len(record: &PushRecord) -> usize {
             int(TYPE_BROADCAST) + speed.map_or(0, |speed| int(i32::try_from(speed.get()).unwrap_or(i32::MAX)))
         }
     };
-    target + int(record.operation.0) + text(record.body.len()) + extension_len(record)
+    target + int(record.operation.0) + text(record.payload.primary_bytes().len()) + extension_len(record)
 }
 
 /// What goes with it, and some bytes for what is around.
 fn extension_len(record: &PushRecord) -> usize {
-    record.extension.as_ref().map_or(0, |extension| 16 + extension.bytes_len())
+    if record.payload.is_plain() { 0 } else { 16 + record.payload.extension_len() }
 }
 
 /// A text or bytes field: absent when empty.
@@ -56,7 +56,7 @@ mod tests {
     use std::num::NonZeroU32;
 
     use bytes::Bytes;
-    use goim_ports::{AcceptedAt, Operation};
+    use goim_ports::{AcceptedAt, Operation, Payload};
 
     use super::*;
 
@@ -65,9 +65,8 @@ mod tests {
         let record = PushRecord {
             target,
             operation: Operation(operation),
-            body: Bytes::from_static(body),
+            payload: Payload::plain(Bytes::from_static(body)),
             accepted_at: AcceptedAt(0),
-            extension: None,
         };
         assert_eq!(value_len(&record), value, "{record:?}");
         assert_eq!(kafka_len(&record), 26 + record.partition_key().len() + value, "{record:?}");

@@ -9,8 +9,7 @@ use goim_ports::{Epoch, NewMessage};
 
 /// Bytes of a message's bodies, as limits count them.
 pub(crate) fn bytes_of(message: &NewMessage) -> u64 {
-    let others = message.extension.as_ref().map_or(0, |negotiated| negotiated.bytes_len());
-    message.body.len().saturating_add(others) as u64
+    message.bodies.bytes_len() as u64
 }
 
 /// Another one for each timeline; never zero.

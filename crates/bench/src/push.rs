@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
-use goim_session::{ClientRules, ClientSession, ClientStep, Moment, Opening};
+use goim_session::{ClientRules, ClientSession, ClientStep, Millis, Opening};
 use goim_wire::{Operation, Packet, Sequence, Version};
 
 use crate::bare::Bare;
@@ -176,7 +176,7 @@ impl Relay {
         if target.transport.is_websocket() {
             let opening = Opening::WebSocket { host: &target.host, path: &target.path, headers: &[] };
             let rules = Arc::new(ClientRules::default());
-            let mut session = ClientSession::new(rules, opening, Vec::new(), Box::new(|| MASK), Moment(0));
+            let mut session = ClientSession::new(rules, opening, Vec::new(), Box::new(|| MASK), Millis(0));
             stream.write_all(session.output()).map_err(failed)?;
             let len = session.output().len();
             session.written(len);
@@ -185,7 +185,7 @@ impl Relay {
             // Once upgraded, the session would send its token. This connection never authenticates,
             // so that no message is forwarded to it.
             while !matches!(
-                session.step(Moment(0), &mut answer[..len], &mut at),
+                session.step(Millis(0), &mut answer[..len], &mut at),
                 Ok(ClientStep::Idle) | Err(_)
             ) {}
         }

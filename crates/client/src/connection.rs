@@ -6,7 +6,7 @@ use std::io;
 use std::time::Duration;
 
 use goim_session::client::Ended;
-use goim_session::{ClientSession, ClientStep, Moment};
+use goim_session::{ClientSession, ClientStep, Millis};
 use goim_wire::{Version, VersionTable};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::time::Instant;
@@ -40,14 +40,14 @@ impl Clock {
         Self(Instant::now())
     }
 
-    pub(crate) fn now(self) -> Moment {
-        Moment::default().after(self.0.elapsed())
+    pub(crate) fn now(self) -> Millis {
+        Millis::default().after(self.0.elapsed())
     }
 
-    /// Converts a time of the session. [`Moment::NEVER`] becomes a year from now.
-    pub(crate) fn instant(self, moment: Moment) -> Instant {
+    /// Converts a time of the session. [`Millis::NEVER`] becomes a year from now.
+    pub(crate) fn instant(self, moment: Millis) -> Instant {
         let year = Duration::from_secs(365 * 24 * 60 * 60);
-        self.0 + Moment::default().until(moment).min(year)
+        self.0 + Millis::default().until(moment).min(year)
     }
 }
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use goim_session::client::RequestError;
-use goim_session::follow::{AskId, Follow, Follower};
-use goim_session::{ClientStep, Moment};
+use goim_session::timeline_sync::{Action, SyncId, TimelineSync};
+use goim_session::{ClientStep, Millis};
 use goim_wire::sync::{self, Body as _};
 use goim_wire::{Encoding, Operation, PacketBuf, Sequence, Version, control};
 use tokio::sync::mpsc::OwnedPermit;
@@ -43,7 +43,7 @@ struct ConnectionTask<'a> {
     queue: &'a mut CommandQueue,
     requests: HashMap<Sequence, InFlight>,
     /// Sync requests in flight.
-    sync_requests: HashMap<Sequence, AskId>,
+    sync_requests: HashMap<Sequence, SyncId>,
     /// An event that the full queue did not take; nothing is read until it does.
     blocked_event: Option<Event>,
     /// A command that the session did not accept yet; no other is taken until it does.
@@ -132,7 +132,7 @@ impl ConnectionTask<'_> {
         }
     }
 
-    fn sync(&mut self) -> Option<&mut Follower> {
+    fn sync(&mut self) -> Option<&mut TimelineSync> {
         self.queue.timelines.as_mut().map(Timelines::sync)
     }
 
@@ -140,7 +140,7 @@ impl ConnectionTask<'_> {
         if let Some((_, since)) = &self.write_error {
             return *since + NOTICE_TIMEOUT;
         }
-        let sync = self.sync().filter(|_| reading).map_or(Moment::NEVER, |sync| sync.deadline());
+        let sync = self.sync().filter(|_| reading).map_or(Millis::NEVER, |sync| sync.deadline());
         self.link.clock.instant(self.link.session.deadline().min(sync))
     }
 
@@ -253,7 +253,7 @@ impl ConnectionTask<'_> {
     }
 
     /// Handles the reply to a sync request, or to a position in the token (`id` is `None`).
-    fn synced(&mut self, id: Option<AskId>, body: Bytes) {
+    fn synced(&mut self, id: Option<SyncId>, body: Bytes) {
         let now = self.link.clock.now();
         let Some(sync) = self.sync() else { return };
         match (sync::SyncReply::read(body), id) {
@@ -265,7 +265,7 @@ impl ConnectionTask<'_> {
         self.run_sync();
     }
 
-    fn sync_failed(&mut self, id: AskId) {
+    fn sync_failed(&mut self, id: SyncId) {
         let now = self.link.clock.now();
         if let Some(sync) = self.sync() {
             sync.failed(now, id);
@@ -278,7 +278,7 @@ impl ConnectionTask<'_> {
         while self.blocked_event.is_none() {
             let Some(action) = self.sync().and_then(|sync| sync.poll(now)) else { return };
             match action {
-                Follow::Ask { id, request } => {
+                Action::SendSync { id, request } => {
                     match self.link.session.request(Version::GOIM, Operation::SYNC, &request.write()) {
                         Ok(sequence) => drop(self.sync_requests.insert(sequence, id)),
                         Err(error) => {
@@ -287,11 +287,11 @@ impl ConnectionTask<'_> {
                         }
                     }
                 }
-                Follow::Give { timeline, messages, position } => {
+                Action::Deliver { timeline, messages, position } => {
                     let messages = messages.into_iter().map(TimelineMessage::from).collect();
                     self.send_event(Event::Messages { timeline, messages, position: position.into() });
                 }
-                Follow::Gap { timeline, position } => {
+                Action::Gap { timeline, position } => {
                     self.send_event(Event::Gap { timeline, position: position.into() });
                 }
             }

@@ -15,8 +15,8 @@ use crate::desired_state::DesiredState;
 use crate::event::{AuthReply, Notice};
 use crate::timelines::ResumeFields;
 use crate::{
-    Advice, Auth, AuthBody, ClientConfig, ConfigError, ConnectError, Endpoint, NodeList, Target, TokenReason,
-    tls,
+    Auth, AuthBody, ClientConfig, ConfigError, ConnectError, Endpoint, NodeList, ReconnectPolicy, Target,
+    TokenReason, tls,
 };
 
 /// A connected socket, with or without TLS.
@@ -83,7 +83,7 @@ impl Dialer {
                 Err(_) => ConnectError::TimedOut { endpoint: endpoint.clone() },
             };
             tracing::debug!(%endpoint, error = %last, "not connected");
-            if matches!(last.advice(), Advice::Never | Advice::WithNewToken) {
+            if matches!(last.reconnect(), ReconnectPolicy::Never | ReconnectPolicy::NewToken) {
                 break;
             }
         }
@@ -177,8 +177,12 @@ async fn authenticate(link: &mut Link, endpoint: &Endpoint) -> Result<AuthReply,
         true => ConnectError::ClosedDuringAuth { endpoint: endpoint.clone() },
         false => ConnectError::Io { endpoint: endpoint.clone(), source },
     };
-    let refused =
-        |code, reason, advice| ConnectError::Refused { endpoint: endpoint.clone(), code, reason, advice };
+    let refused = |code, reason, reconnect| ConnectError::Refused {
+        endpoint: endpoint.clone(),
+        code,
+        reason,
+        reconnect,
+    };
     loop {
         link.write_all().await.map_err(to_error)?;
         match link.step() {
@@ -186,12 +190,13 @@ async fn authenticate(link: &mut Link, endpoint: &Endpoint) -> Result<AuthReply,
             Ok(ClientStep::Authenticated { reply }) => {
                 let (reply, code) = AuthReply::parse(reply);
                 let Some(code) = code else { return Ok(reply) };
-                let advice = u16::try_from(code).map_or(Advice::Later, Advice::for_code);
-                return Err(refused(code, "the token was not accepted".to_owned(), advice));
+                let reconnect =
+                    u16::try_from(code).map_or(ReconnectPolicy::Backoff, ReconnectPolicy::for_code);
+                return Err(refused(code, "the token was not accepted".to_owned(), reconnect));
             }
             Ok(ClientStep::Disconnect { body, .. }) => {
                 let notice = Notice::from_json(body);
-                return Err(refused(notice.code.map_or(-1, i64::from), notice.reason, notice.advice));
+                return Err(refused(notice.code.map_or(-1, i64::from), notice.reason, notice.reconnect));
             }
             Ok(ClientStep::Idle) => {
                 if link.read().await.map_err(to_error)? == 0 {

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::auth::ProviderError;
 use crate::positions::PositionStoreError;
-use crate::{Advice, ConfigError, Endpoint, NodesError};
+use crate::{ConfigError, Endpoint, NodesError, ReconnectPolicy};
 
 /// Why the client is not connected.
 #[derive(Debug, thiserror::Error)]
@@ -78,19 +78,23 @@ pub enum ConnectError {
         /// The server's message.
         reason: String,
         /// What the client should do.
-        advice: Advice,
+        reconnect: ReconnectPolicy,
     },
 }
 
 impl ConnectError {
     /// Returns what the client does next.
     #[must_use]
-    pub fn advice(&self) -> Advice {
+    pub fn reconnect(&self) -> ReconnectPolicy {
         match self {
-            Self::Config(_) | Self::TokenTooLong { .. } => Advice::Never,
-            Self::Nodes(_) | Self::Token(_) | Self::Positions { .. } | Self::Io { .. } => Advice::Later,
-            Self::TimedOut { .. } | Self::ClosedDuringAuth { .. } | Self::Protocol { .. } => Advice::Later,
-            Self::Refused { advice, .. } => *advice,
+            Self::Config(_) | Self::TokenTooLong { .. } => ReconnectPolicy::Never,
+            Self::Nodes(_) | Self::Token(_) | Self::Positions { .. } | Self::Io { .. } => {
+                ReconnectPolicy::Backoff
+            }
+            Self::TimedOut { .. } | Self::ClosedDuringAuth { .. } | Self::Protocol { .. } => {
+                ReconnectPolicy::Backoff
+            }
+            Self::Refused { reconnect, .. } => *reconnect,
         }
     }
 

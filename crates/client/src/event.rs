@@ -15,7 +15,7 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 
 use crate::positions::{Position, PositionStoreError, SharedPositionStore};
-use crate::{Advice, ConnectError, Endpoint, TimelineMessage};
+use crate::{ConnectError, Endpoint, ReconnectPolicy, TimelineMessage};
 
 /// One event of a client.
 #[derive(Debug)]
@@ -136,7 +136,7 @@ pub struct Notice {
     /// The name of the reason.
     pub reason: String,
     /// What the client should do.
-    pub advice: Advice,
+    pub reconnect: ReconnectPolicy,
     /// The time to wait before reconnecting. If it is not zero, it replaces the backoff.
     pub delay: Option<Duration>,
     /// The node to connect to: a host, or a host and a port.
@@ -150,7 +150,7 @@ impl Notice {
         Self {
             code,
             reason: value["reason"].as_str().unwrap_or_default().to_owned(),
-            advice: code.map_or(Advice::Later, Advice::for_code),
+            reconnect: code.map_or(ReconnectPolicy::Backoff, ReconnectPolicy::for_code),
             delay: value["delay_ms"].as_u64().map(Duration::from_millis),
             node: value["node"].as_str().filter(|node| !node.is_empty()).map(str::to_owned),
         }
@@ -176,12 +176,12 @@ pub enum DisconnectReason {
 impl DisconnectReason {
     /// Returns what the client does next.
     #[must_use]
-    pub fn advice(&self) -> Advice {
+    pub fn reconnect(&self) -> ReconnectPolicy {
         match self {
-            Self::Notice(notice) => notice.advice,
+            Self::Notice(notice) => notice.reconnect,
             // A crashed server disconnects many clients: they must not reconnect at the same
             // moment.
-            Self::Closed | Self::HeartbeatLost | Self::Protocol(_) | Self::Io(_) => Advice::Later,
+            Self::Closed | Self::HeartbeatLost | Self::Protocol(_) | Self::Io(_) => ReconnectPolicy::Backoff,
         }
     }
 }
@@ -342,13 +342,13 @@ mod tests {
         let expect = Notice {
             code: Some(3002),
             reason: "draining".to_owned(),
-            advice: Advice::AtOnce,
+            reconnect: ReconnectPolicy::Now,
             delay: Some(Duration::from_millis(1500)),
             node: Some("n2".to_owned()),
         };
         assert_eq!(full, expect);
         let empty = Notice::from_json(b"");
-        assert_eq!((empty.code, empty.advice, empty.node), (None, Advice::Later, None));
+        assert_eq!((empty.code, empty.reconnect, empty.node), (None, ReconnectPolicy::Backoff, None));
     }
 
     #[test]

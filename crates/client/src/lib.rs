@@ -33,10 +33,10 @@ pub use error::{
     ConnectError, HeartbeatError, RoomError, SendError, ServerError, SubscribeError, TimelineError,
 };
 pub use event::{AuthReply, DisconnectReason, Event, Events, Notice};
-pub use goim_session::Return as Advice;
+pub use goim_session::ReconnectPolicy;
 pub use goim_wire::{Encoding, Operation, PacketBuf, Schema, Sequence, Version, VersionRow, VersionTable};
 pub use http::HttpError;
 pub use nodes::{NodeList, NodeSource, NodesError};
 pub use positions::{FilePositions, MemoryPositions, Position, PositionStore, PositionStoreError};
 pub use stats::Stats;
-pub use timelines::{Acknowledged, FollowRules, Sent, SyncConfig, TimelineMessage};
+pub use timelines::{Acknowledged, Sent, SyncConfig, SyncRules, TimelineMessage};

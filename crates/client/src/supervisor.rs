@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use goim_session::Return;
+use goim_session::ReconnectPolicy;
 use tokio::time::Instant;
 
 use crate::backoff::Random;
@@ -54,7 +54,7 @@ impl Supervisor {
                 DisconnectReason::Notice(notice) => notice.delay,
                 _ => None,
             };
-            let retry_in = self.retry_in(reason.advice(), server_delay);
+            let retry_in = self.retry_in(reason.reconnect(), server_delay);
             let event = Event::Disconnected { reason, retry_in };
             if !self.queue.send_event(event).await || !self.wait(retry_in).await {
                 return;
@@ -74,7 +74,7 @@ impl Supervisor {
                 // The token may have been refused; a goim v2 server does not report that.
                 self.dialer.renew_token();
             }
-            let retry_in = self.retry_in(error.advice(), None);
+            let retry_in = self.retry_in(error.reconnect(), None);
             let event = Event::ConnectFailed { error, retry_in };
             if !self.queue.send_event(event).await || !self.wait(retry_in).await {
                 return None;
@@ -120,18 +120,18 @@ impl Supervisor {
 
     /// Returns how long to wait before the next attempt; `None` for never. A delay that the server
     /// asked for replaces the backoff: the server spreads the reconnects itself.
-    fn retry_in(&mut self, advice: Return, server_delay: Option<Duration>) -> Option<Duration> {
+    fn retry_in(&mut self, reconnect: ReconnectPolicy, server_delay: Option<Duration>) -> Option<Duration> {
         let backoff = self.dialer.backoff();
         let random = self.random.fraction();
         let later = |attempt| (backoff.ceiling(attempt), backoff.delay(attempt, random));
-        let (ceiling, delay) = match advice {
-            Return::Never => return None,
-            Return::WithNewToken if !self.dialer.renew_token() => return None,
-            Return::AtOnce | Return::WithNewToken => match self.attempt.checked_sub(1) {
+        let (ceiling, delay) = match reconnect {
+            ReconnectPolicy::Never => return None,
+            ReconnectPolicy::NewToken if !self.dialer.renew_token() => return None,
+            ReconnectPolicy::Now | ReconnectPolicy::NewToken => match self.attempt.checked_sub(1) {
                 None => (Duration::ZERO, backoff.immediate(random)),
                 Some(attempt) => later(attempt),
             },
-            Return::Later => later(self.attempt),
+            ReconnectPolicy::Backoff => later(self.attempt),
         };
         self.attempt = self.attempt.saturating_add(1);
         let server_delay = server_delay.filter(|delay| !delay.is_zero());

@@ -1,14 +1,14 @@
 //! Timelines as an application sees them: what it syncs, its positions, and the messages.
 //!
-//! The sync loop itself is [`goim_session::follow`]'s: one request at a time per timeline, messages
+//! The sync loop itself is [`goim_session::timeline_sync`]'s: one request at a time per timeline, messages
 //! in order and once.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-pub use goim_session::follow::FollowRules;
-use goim_session::follow::Follower;
+pub use goim_session::timeline_sync::SyncRules;
+use goim_session::timeline_sync::TimelineSync;
 use goim_wire::{Operation, Version, sync};
 use serde_json::{Map, Value};
 
@@ -24,8 +24,8 @@ pub struct SyncConfig {
     /// Timelines that are synced from the start: `mid://<mid>` for the member's inbox, or rooms. At
     /// most [`Client::TIMELINES_MAX`]. More can be added later with [`Client::subscribe_timeline`].
     pub timelines: Vec<String>,
-    /// Timeouts and limits of the sync loop. Default [`FollowRules::default`].
-    pub rules: FollowRules,
+    /// Timeouts and limits of the sync loop. Default [`SyncRules::default`].
+    pub rules: SyncRules,
     /// True (default): the server sends small messages along with their notification, which saves a
     /// round trip.
     pub inline: bool,
@@ -42,7 +42,7 @@ impl SyncConfig {
     ) -> Self {
         let timelines = timelines.into_iter().map(Into::into).collect();
         let store = SharedPositionStore::new(positions);
-        Self { timelines, rules: FollowRules::default(), inline: true, store }
+        Self { timelines, rules: SyncRules::default(), inline: true, store }
     }
 }
 
@@ -102,7 +102,7 @@ pub struct Acknowledged {
 
 /// The sync loop with the bookkeeping of subscriptions. It outlives connections.
 pub(crate) struct Timelines {
-    sync: Follower,
+    sync: TimelineSync,
     store: SharedPositionStore,
     /// Timelines of the configuration whose position is not loaded yet.
     unloaded: Vec<String>,
@@ -117,7 +117,7 @@ pub(crate) struct Timelines {
 impl Timelines {
     pub(crate) fn new(config: &SyncConfig) -> Self {
         Self {
-            sync: Follower::new(config.rules),
+            sync: TimelineSync::new(config.rules),
             store: config.store.clone(),
             unloaded: config.timelines.clone(),
             left: BTreeMap::new(),
@@ -126,7 +126,7 @@ impl Timelines {
         }
     }
 
-    pub(crate) fn sync(&mut self) -> &mut Follower {
+    pub(crate) fn sync(&mut self) -> &mut TimelineSync {
         &mut self.sync
     }
 
@@ -148,7 +148,7 @@ impl Timelines {
     pub(crate) fn loaded(&mut self, timeline: &str, position: Option<Position>) {
         if let Some(index) = self.unloaded.iter().position(|name| name == timeline) {
             self.unloaded.remove(index);
-            self.sync.follow(timeline, position.unwrap_or_default().into());
+            self.sync.subscribe(timeline, position.unwrap_or_default().into());
         }
     }
 
@@ -172,7 +172,7 @@ impl Timelines {
             return Err(RequestFailure::TooMany);
         }
         let position = self.left.remove(timeline).unwrap_or(position);
-        self.sync.follow(timeline, position.into());
+        self.sync.subscribe(timeline, position.into());
         self.revision = self.revision.wrapping_add(1);
         Ok(())
     }
@@ -183,7 +183,7 @@ impl Timelines {
         let position =
             self.sync.positions().find(|(name, _)| *name == timeline).map(|(_, position)| position);
         let Some(position) = position else { return };
-        self.sync.leave(timeline);
+        self.sync.unsubscribe(timeline);
         self.revision = self.revision.wrapping_add(1);
         if self.left.len() >= Client::TIMELINES_MAX {
             self.left.pop_first();
@@ -274,7 +274,7 @@ impl Client {
     /// Messages follow as [`Event::Messages`](crate::Event::Messages). The server notifies a
     /// session about its member's inbox and about the rooms it is in, so [join](Client::join_rooms)
     /// the room of a timeline as well. Without it, new messages are found only by the periodic sync
-    /// ([`FollowRules`]). A timeline that is subscribed already stays as it is.
+    /// ([`SyncRules`]). A timeline that is subscribed already stays as it is.
     ///
     /// # Errors
     /// See [`TimelineError`].

@@ -7,9 +7,9 @@ mod server;
 use std::time::Duration;
 
 use goim_client::{
-    Advice, AuthBody, Backoff, Client, ClientConfig, ConnectError, DisconnectReason, Event, Events,
-    FollowRules, HeartbeatError, HttpError, Identity, Jitter, MemoryPositions, NodeSource, NodesError,
-    Operation, Position, PositionStore, PositionStoreError, RoomError, Scheme, SendError, SyncConfig, Target,
+    AuthBody, Backoff, Client, ClientConfig, ConnectError, DisconnectReason, Event, Events, HeartbeatError,
+    HttpError, Identity, Jitter, MemoryPositions, NodeSource, NodesError, Operation, Position, PositionStore,
+    PositionStoreError, ReconnectPolicy, RoomError, Scheme, SendError, SyncConfig, SyncRules, Target,
     TimelineError, TlsRoots, Token, TokenProvider, TokenReason,
 };
 use goim_session::CloseReason;
@@ -259,7 +259,7 @@ async fn a_superseded_client_stops() {
         peer.close(CloseReason::Superseded, "");
         match event(&mut events).await {
             Event::Disconnected { reason: DisconnectReason::Notice(notice), retry_in: None } => {
-                assert_eq!((notice.code, notice.advice), (Some(3500), Advice::Never));
+                assert_eq!((notice.code, notice.reconnect), (Some(3500), ReconnectPolicy::Never));
             }
             other => panic!("{other:?}"),
         }
@@ -752,7 +752,7 @@ async fn errors_of_the_position_store_reach_the_application() {
 
     let mut config = syncing(&server, ["mid://7"], BrokenStore(2.into()));
     config.sync.as_mut().unwrap().rules =
-        FollowRules { answer_timeout: Duration::from_millis(50), ..FollowRules::default() };
+        SyncRules { reply_timeout: Duration::from_millis(50), ..SyncRules::default() };
     let (client, mut events) = Client::start(config).unwrap();
     for _ in 0..2 {
         match event(&mut events).await {

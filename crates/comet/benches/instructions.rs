@@ -17,7 +17,7 @@ use goim_comet::Config;
 use goim_comet::harness::{Harness, Opened};
 use goim_ports::{
     Accepted, Broadcast, Call, ConnectError, ConnectRequest, KeyPush, LogicError, LogicPort, Mid,
-    OnlineReport, OnlineTotals, Operation, PacketBuf, RoomPush, SessionRef, Upstream,
+    OnlineReport, OnlineTotals, Operation, PacketBuf, Payload, RoomPush, SessionRef, Upstream,
 };
 
 /// Sessions in the room. `-100` in the name of a path means that a count is for this many
@@ -109,9 +109,8 @@ fn push_key(times: u32) {
         assert!(harness.push(KeyPush {
             keys,
             operation: OPERATION,
-            packet: packet(),
-            accepted_at: None,
-            extension: None
+            payload: Payload::plain(packet()),
+            accepted_at: None
         }));
         harness.settle();
     }
@@ -126,9 +125,9 @@ fn room<const TOGETHER: u32>(times: u32) {
         for _ in 0..TOGETHER {
             assert!(harness.push_room(RoomPush {
                 room: ROOM.into(),
-                packet: packet(),
-                accepted_at: None,
-                extension: None
+                operation: OPERATION,
+                payload: Payload::plain(packet()),
+                accepted_at: None
             }));
         }
         harness.settle();
@@ -142,10 +141,9 @@ fn broadcast(times: u32) {
     for _ in 0..times {
         let message = Broadcast {
             operation: OPERATION,
-            packet: packet(),
+            payload: Payload::plain(packet()),
             accepted_at: None,
             speed: None,
-            extension: None,
         };
         assert!(harness.broadcast(message));
         harness.settle();

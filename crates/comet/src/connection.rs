@@ -7,9 +7,9 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use goim_ports::{Mid, Position, ResumePosition, RoomScope, SessionKey, TimelineId};
-use goim_session::{Moment, ServerSession};
+use goim_session::{Millis, ServerSession};
 
-use crate::message::ClassId;
+use crate::message::ProfileId;
 use crate::rooms::Membership;
 use crate::timers::Tick;
 use crate::token_bucket::{Rate, TokenBucket};
@@ -32,7 +32,7 @@ pub(crate) struct Connection {
     /// Who is authenticated; `None` before and after the session.
     pub(crate) identity: Option<Identity>,
     /// When the session's record is to be renewed next.
-    pub(crate) renew_after: Moment,
+    pub(crate) renew_after: Millis,
     /// The tick of its entry on the timer wheel.
     pub(crate) armed: Option<Tick>,
     pub(crate) membership: Option<Membership>,
@@ -42,7 +42,7 @@ pub(crate) struct Connection {
     /// Index of the listener that accepted it.
     pub(crate) listener: u8,
     /// Which variant of a message the session gets.
-    pub(crate) class: ClassId,
+    pub(crate) profile: ProfileId,
     /// The kernel may hold input.
     pub(crate) readable: bool,
     /// The peer has ended its stream, or it broke: reads must go to the end.
@@ -65,7 +65,7 @@ pub(crate) struct Connection {
 #[derive(Default)]
 struct Rare {
     unread: Option<Box<[u8]>>,
-    throttled_until: Option<Moment>,
+    throttled_until: Option<Millis>,
     closing: Option<Closing>,
     rate_limit: Option<TokenBucket>,
     /// Rooms besides the one of `membership`.
@@ -73,7 +73,7 @@ struct Rare {
     /// The rooms that the session may be in; `None` is any room.
     scope: Option<RoomScope>,
     /// While the session lags: when its socket last took bytes, or when it began to lag.
-    drained_at: Option<Moment>,
+    drained_at: Option<Millis>,
     /// For a session that syncs.
     syncing: Option<SyncState>,
 }
@@ -101,7 +101,7 @@ pub(crate) struct Identity {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Closing {
     /// When the socket is closed in any case.
-    pub(crate) until: Moment,
+    pub(crate) until: Millis,
     /// Our side of the stream has ended.
     pub(crate) ended: bool,
 }
@@ -127,11 +127,11 @@ impl Connection {
             identity: None,
             membership: None,
             expires_s: u32::MAX,
-            renew_after: Moment::NEVER,
+            renew_after: Millis::NEVER,
             rare: None,
             remote,
             listener,
-            class: ClassId::GOIM,
+            profile: ProfileId::V2,
             readable: false,
             half_closed: false,
             writable: true,
@@ -160,22 +160,22 @@ impl Connection {
     }
 
     /// Returns when the session's token expires.
-    pub(crate) fn expires(&self) -> Moment {
-        if self.expires_s == u32::MAX { Moment::NEVER } else { Moment(u64::from(self.expires_s) * 1000) }
+    pub(crate) fn expires(&self) -> Millis {
+        if self.expires_s == u32::MAX { Millis::NEVER } else { Millis(u64::from(self.expires_s) * 1000) }
     }
 
-    /// Sets when the token expires, rounded up to whole seconds. [`Moment::NEVER`] is never.
-    pub(crate) fn set_expires(&mut self, at: Moment) {
+    /// Sets when the token expires, rounded up to whole seconds. [`Millis::NEVER`] is never.
+    pub(crate) fn set_expires(&mut self, at: Millis) {
         self.expires_s = u32::try_from(at.0.div_ceil(1000)).unwrap_or(u32::MAX);
     }
 
     /// Returns when the connection must be checked in any case.
-    pub(crate) fn deadline(&self) -> Moment {
+    pub(crate) fn deadline(&self) -> Millis {
         let session = self.session.deadline().min(self.expires());
         let Some(rare) = &self.rare else { return session };
         match rare.closing {
             Some(closing) => closing.until,
-            None => session.min(rare.throttled_until.unwrap_or(Moment::NEVER)),
+            None => session.min(rare.throttled_until.unwrap_or(Millis::NEVER)),
         }
     }
 
@@ -212,11 +212,11 @@ impl Connection {
     }
 
     /// Returns until when input waits because of the rate limit, if it does.
-    pub(crate) fn throttled_until(&self) -> Option<Moment> {
+    pub(crate) fn throttled_until(&self) -> Option<Millis> {
         self.rare.as_ref().and_then(|rare| rare.throttled_until)
     }
 
-    pub(crate) fn throttle(&mut self, until: Moment) {
+    pub(crate) fn throttle(&mut self, until: Millis) {
         self.rare.get_or_insert_default().throttled_until = Some(until);
     }
 
@@ -229,7 +229,7 @@ impl Connection {
 
     /// Returns the bucket of packets that the client may send; full for a client that has sent none
     /// yet.
-    pub(crate) fn rate_limit(&mut self, now: Moment, rate: &Rate) -> &mut TokenBucket {
+    pub(crate) fn rate_limit(&mut self, now: Millis, rate: &Rate) -> &mut TokenBucket {
         let limit = &mut self.rare.get_or_insert_default().rate_limit;
         limit.get_or_insert_with(|| TokenBucket::full(now, rate))
     }
@@ -289,7 +289,7 @@ impl Connection {
 
     /// Notes that the session began to lag, or that its socket took bytes while it lagged; `None`
     /// when it no longer lags.
-    pub(crate) fn set_drained_at(&mut self, now: Option<Moment>) {
+    pub(crate) fn set_drained_at(&mut self, now: Option<Millis>) {
         match (&mut self.rare, now) {
             (Some(rare), now) => rare.drained_at = now,
             (None, Some(_)) => self.rare.get_or_insert_default().drained_at = now,
@@ -300,7 +300,7 @@ impl Connection {
 
     /// Returns when the socket of a lagging session last took bytes, or when the session began to
     /// lag.
-    pub(crate) fn drained_at(&self) -> Option<Moment> {
+    pub(crate) fn drained_at(&self) -> Option<Millis> {
         self.rare.as_ref().and_then(|rare| rare.drained_at)
     }
 
@@ -379,6 +379,35 @@ impl Connection {
             self.rare = None;
         }
     }
+}
+
+/// Opens a session over a socket that takes every write.
+#[cfg(test)]
+pub(crate) fn open_for_test(generation: u32) -> Connection {
+    use goim_ports::{Operation, Sequence, Version};
+    use goim_session::{Established, OutboxPool, Transport};
+
+    use crate::transport::Stream;
+
+    let rules = crate::shared::session_rules(&crate::config::Config::default());
+    let mut pool = OutboxPool::new(0);
+    let mut session = ServerSession::new(Transport::Stream, &rules, Millis(0));
+    let mut auth = Vec::new();
+    let (version, operation, sequence) = (Version::GOIM, Operation::AUTH, Sequence(1));
+    goim_wire::Packet { version, operation, sequence, body: b"token" }.encode(&mut auth);
+    let step = session.step(&rules, &mut pool, Millis(0), &mut auth, &mut 0);
+    assert!(matches!(step, Ok(goim_session::Step::Authenticate { .. })));
+    let established = Established {
+        accepts: &[],
+        heartbeat: std::time::Duration::from_secs(60),
+        protover: None,
+        reply: &[],
+    };
+    session.authenticated(&mut pool, Millis(0), &established);
+    let reply = session.outbox().len();
+    session.written(&mut pool, reply);
+    let socket = Socket::new(Stream::Sink, None).unwrap();
+    Connection::new(socket, session, generation, 0, IpAddr::from([127, 0, 0, 1]))
 }
 
 #[cfg(test)]

@@ -177,3 +177,46 @@ impl IndexMut<u32> for Connections {
         self.get_mut(slot).expect("the slot is in use")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::connection::open_for_test;
+
+    fn insert(connections: &mut Connections) -> ConnectionId {
+        let generation = connections.next_generation();
+        let slot = connections.insert(open_for_test(generation));
+        connections.id(slot)
+    }
+
+    #[test]
+    fn a_reused_slot_has_another_id() {
+        let mut connections = Connections::default();
+        let ids: Vec<_> = (0..3).map(|_| insert(&mut connections)).collect();
+        assert_eq!(ids.iter().map(|id| id.slot).collect::<Vec<_>>(), [0, 1, 2]);
+        assert!(connections.remove(1).is_some() && connections.remove(1).is_none());
+        assert_eq!((connections.find(ids[1]), connections.vacant()), (None, 1));
+        let new = insert(&mut connections);
+        assert_eq!((new.slot, new.generation), (1, connections.newest()));
+        assert_eq!((connections.find(ids[1]), connections.find(new)), (None, Some(1)));
+        assert_eq!((connections.len(), connections.find(ids[2])), (3, Some(2)));
+    }
+
+    #[test]
+    fn the_lowest_free_slot_is_used_and_empty_pages_are_freed() {
+        let mut connections = Connections::default();
+        for _ in 0..3 * PAGE_SLOTS {
+            insert(&mut connections);
+        }
+        let end = |connections: &Connections| connections.end() as usize / PAGE_SLOTS;
+        assert_eq!(end(&connections), 3);
+        for slot in PAGE_SLOTS as u32..3 * PAGE_SLOTS as u32 {
+            connections.remove(slot);
+        }
+        assert_eq!((end(&connections), connections.len()), (1, PAGE_SLOTS));
+        connections.remove(7);
+        assert_eq!(insert(&mut connections).slot, 7);
+        assert_eq!(insert(&mut connections).slot as usize, PAGE_SLOTS);
+        assert_eq!(connections.iter().count(), PAGE_SLOTS + 1);
+    }
+}

@@ -336,12 +336,13 @@ mod tests {
 
     fn command() -> Command {
         let packet = goim_ports::PacketBuf::push(Operation(1000), Bytes::from_static(b"x"));
-        let versions = Arc::new(crate::message::Versions::new(
+        let profiles = Arc::new(crate::message::ReaderProfiles::new(
             goim_ports::VersionTable::default(),
             crate::config::CompressionConfig::default(),
             0,
         ));
-        let (push, operation) = (Outgoing::new(packet, None, &versions), Operation(1000));
+        let (push, operation) =
+            (Outgoing::new(goim_ports::Payload::plain(packet), Operation(1000), &profiles), Operation(1000));
         Command::Broadcast { operation, push, pace: None, accepted_at: None }
     }
 

@@ -10,7 +10,7 @@ use prometheus_client::metrics::MetricType;
 
 use crate::inbox::ShardHandle;
 use crate::listener::ListenerKind;
-use crate::message::Compressed;
+use crate::message::CompressionStats;
 use crate::shared::Shared;
 use crate::stats::{BOUNDS_US, DROPS, Histogram, RANGES, ShardStats, SharedCounter};
 
@@ -120,9 +120,9 @@ impl CometCollector {
     }
 
     fn compression(&self, out: &mut DescriptorEncoder<'_>) -> Encoded {
-        let rows = |read: fn(&Compressed) -> &AtomicU64| -> Vec<(Label<'_>, u64)> {
+        let rows = |read: fn(&CompressionStats) -> &AtomicU64| -> Vec<(Label<'_>, u64)> {
             let label = |encoding: &str| vec![("encoding", encoding.to_owned())];
-            let compressed = self.shared.versions.compressed();
+            let compressed = self.shared.profiles.compressor().stats();
             compressed.map(|(encoding, of)| (label(encoding), read(of).load(Ordering::Relaxed))).collect()
         };
         counters(
@@ -135,9 +135,9 @@ impl CometCollector {
             out,
             "compression_input_bytes",
             "Bytes of bodies before they were compressed",
-            &rows(|of| &of.bytes_before),
+            &rows(|of| &of.input_bytes),
         )?;
-        counters(out, "compression_output_bytes", "Bytes that they had then", &rows(|of| &of.bytes_after))
+        counters(out, "compression_output_bytes", "Bytes that they had then", &rows(|of| &of.output_bytes))
     }
 
     fn queues(&self, out: &mut DescriptorEncoder<'_>) -> Encoded {

@@ -5,15 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use goim_ports::{
-    Broadcast, Call, CometError, CometNode, CometPort, KeyPush, PacketBuf, RoomId, RoomMembers, RoomPush,
-    RoomsDelta, RoomsRevision, SessionKey,
+    Broadcast, Call, CometError, CometNode, CometPort, KeyPush, PacketBuf, Payload, RoomId, RoomMembers,
+    RoomPush, RoomsDelta, RoomsRevision, SessionKey,
 };
 use smallvec::SmallVec;
 use tokio::sync::Semaphore;
 
 use crate::inbox::{Command, Cost, Located, Notice, Pace, Refused, ShardHandle, Targets};
 use crate::key_index::Location;
-use crate::message::{Outgoing, Versions, carried};
+use crate::message::{Outgoing, ReaderProfiles};
 use crate::report;
 use crate::room_registry::{Holders, SMALL_ROOM_MAX};
 use crate::shared::Shared;
@@ -39,10 +39,10 @@ type Dispatch = Call<Result<(), CometError>>;
 impl CometPort for Port {
     fn push(&self, push: KeyPush) -> Dispatch {
         if self.shards.len() == 1 {
-            return self.dispatch(unresolved(push, &self.shared.versions));
+            return self.dispatch(unresolved(push, &self.shared.profiles));
         }
         let locations = self.locate(&push.keys);
-        self.dispatch(commands(&push, &locations, &self.shared.versions))
+        self.dispatch(commands(&push, &locations, &self.shared.profiles))
     }
 
     fn push_now(&self, pushes: Vec<KeyPush>) -> Vec<KeyPush> {
@@ -54,13 +54,13 @@ impl CometPort for Port {
 
     fn broadcast(&self, broadcast: Broadcast) -> Dispatch {
         let Some(speed) = broadcast.speed else {
-            let bytes_each = broadcast.packet.body.len();
-            let encoded = Outgoing::new(broadcast.packet, broadcast.extension, &self.shared.versions);
-            let (operation, accepted_at) = (broadcast.operation, broadcast.accepted_at);
+            let Broadcast { operation, payload, accepted_at, .. } = broadcast;
+            let bytes_each = payload.packet_body_len();
+            let encoded = Outgoing::new(payload, operation, &self.shared.profiles);
             let receivers = self.shared.addresses.connections() / self.shards.len().max(1);
             let cost = Cost { receivers, bytes_each };
             return self.dispatch((0..self.shards.len()).map(|shard| {
-                let push = encoded.for_another_thread();
+                let push = encoded.for_another_shard();
                 (shard, cost, Command::Broadcast { operation, push, pace: None, accepted_at })
             }));
         };
@@ -94,13 +94,13 @@ impl CometPort for Port {
         }
         // The kernel spreads connections evenly.
         let receivers = here as usize / (shards.count_ones() as usize).min(self.shards.len()).max(1);
-        let operation = carried(&push.packet);
-        let cost = Cost { receivers, bytes_each: push.packet.body.len() };
-        let encoded = Outgoing::new(push.packet, push.extension, &self.shared.versions);
+        let operation = push.operation;
+        let cost = Cost { receivers, bytes_each: push.payload.packet_body_len() };
+        let encoded = Outgoing::new(push.payload, operation, &self.shared.profiles);
         let holders = (0..self.shards.len()).filter(|shard| shards & (1 << (shard % 64)) != 0);
         self.dispatch(holders.map(|shard| {
             let (room, accepted_at) = (push.room.clone(), push.accepted_at);
-            let push = encoded.for_another_thread();
+            let push = encoded.for_another_shard();
             (shard, cost, Command::Room { room, hash, operation, push, accepted_at })
         }))
     }
@@ -149,7 +149,7 @@ type Locations = SmallVec<[Option<Location>; 1]>;
 fn commands(
     push: &KeyPush,
     locations: &Locations,
-    versions: &Arc<Versions>,
+    profiles: &Arc<ReaderProfiles>,
 ) -> SmallVec<[(usize, Cost, Command); 1]> {
     let mut by_shard: SmallVec<[(usize, Located); 1]> = SmallVec::new();
     for location in locations.iter().flatten() {
@@ -162,11 +162,11 @@ fn commands(
     if by_shard.is_empty() {
         return SmallVec::new();
     }
-    let encoded = Outgoing::new(push.packet.clone(), push.extension.clone(), versions);
     let (operation, accepted_at) = (push.operation, push.accepted_at);
+    let encoded = Outgoing::new(push.payload.clone(), operation, profiles);
     let command = |(shard, targets): (usize, Located)| {
-        let cost = cost_of(targets.len(), &push.packet);
-        let (targets, push) = (Targets::Connections(targets), encoded.for_another_thread());
+        let cost = cost_of(targets.len(), &push.payload);
+        let (targets, push) = (Targets::Connections(targets), encoded.for_another_shard());
         (shard, cost, Command::Push { targets, operation, push, accepted_at })
     };
     by_shard.into_iter().map(command).collect()
@@ -174,19 +174,19 @@ fn commands(
 
 /// Returns the command for the only shard. The shard looks up keys itself, many at once: one by
 /// one, each look-up would wait for memory several times.
-fn unresolved(push: KeyPush, versions: &Arc<Versions>) -> Option<(usize, Cost, Command)> {
-    let KeyPush { keys, operation, packet, accepted_at, extension } = push;
+fn unresolved(push: KeyPush, profiles: &Arc<ReaderProfiles>) -> Option<(usize, Cost, Command)> {
+    let KeyPush { keys, operation, payload, accepted_at } = push;
     if keys.is_empty() {
         return None;
     }
-    let (cost, push) = (cost_of(keys.len(), &packet), Outgoing::new(packet, extension, versions));
+    let (cost, push) = (cost_of(keys.len(), &payload), Outgoing::new(payload, operation, profiles));
     Some((0, cost, Command::Push { targets: Targets::Keys(keys), operation, push, accepted_at }))
 }
 
 /// Returns the cost of a packet to keys. Each KiB counts as one receiver, so its bytes do not count
 /// separately.
-fn cost_of(receivers: usize, packet: &PacketBuf) -> Cost {
-    let kib = packet.body.len().div_ceil(BYTES_OF_A_SEND).max(1);
+fn cost_of(receivers: usize, payload: &Payload<PacketBuf>) -> Cost {
+    let kib = payload.packet_body_len().div_ceil(BYTES_OF_A_SEND).max(1);
     Cost { receivers: receivers.saturating_mul(kib), bytes_each: 0 }
 }
 
@@ -208,7 +208,7 @@ impl Port {
         }
         let locations = self.locate(&push.keys);
         let mut full: SmallVec<[usize; 1]> = SmallVec::new();
-        for (shard, cost, command) in commands(&push, &locations, &self.shared.versions) {
+        for (shard, cost, command) in commands(&push, &locations, &self.shared.profiles) {
             if self.shards[shard].queue(command, cost).is_err() {
                 full.push(shard);
             }
@@ -225,17 +225,14 @@ impl Port {
 
     /// The same for a comet with one shard.
     fn queue_unresolved(&self, push: KeyPush) -> Result<(), KeyPush> {
-        let Some((shard, cost, command)) = unresolved(push, &self.shared.versions) else { return Ok(()) };
+        let Some((shard, cost, command)) = unresolved(push, &self.shared.profiles) else { return Ok(()) };
         match self.shards[shard].queue(command, cost) {
             Err(Refused::Full(Command::Push {
                 targets: Targets::Keys(keys),
                 operation,
                 push,
                 accepted_at,
-            })) => {
-                let (packet, extension) = push.into_parts();
-                Err(KeyPush { keys, operation, packet, accepted_at, extension })
-            }
+            })) => Err(KeyPush { keys, operation, payload: push.into_payload(), accepted_at }),
             // A shard that has ended has no sessions.
             Ok(()) | Err(_) => Ok(()),
         }
@@ -249,13 +246,13 @@ impl Port {
         speed: NonZeroU32,
         permit: tokio::sync::OwnedSemaphorePermit,
     ) -> Dispatch {
-        let encoded = Outgoing::new(broadcast.packet, broadcast.extension, &self.shared.versions);
+        let Broadcast { operation, payload, accepted_at, .. } = broadcast;
+        let encoded = Outgoing::new(payload, operation, &self.shared.profiles);
         let speed = per_shard(speed, self.shards.len());
         let permit = Arc::new(permit);
-        let (operation, accepted_at) = (broadcast.operation, broadcast.accepted_at);
         self.dispatch((0..self.shards.len()).map(|shard| {
             let pace = Some(Pace { speed, _permit: permit.clone() });
-            let push = encoded.for_another_thread();
+            let push = encoded.for_another_shard();
             (shard, PACED, Command::Broadcast { operation, push, pace, accepted_at })
         }))
     }

@@ -10,7 +10,7 @@
 
 mod accept;
 mod accept_history;
-mod answers;
+mod auth;
 mod close;
 mod drain;
 mod egress;
@@ -22,21 +22,24 @@ mod idle;
 mod ingress;
 mod input;
 mod listeners;
+mod memberships;
+mod notices;
 mod paced;
 mod peers;
 mod prefetch;
 mod presence;
 mod random;
 mod recovery;
-mod requests;
+mod replies;
 mod scan;
 mod timelines;
+mod upstream;
 
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use goim_session::{CloseReason, Moment, ServerRules};
+use goim_session::{CloseReason, Millis, ServerRules};
 use mio::{Events, Poll, Token};
 use smallvec::SmallVec;
 
@@ -93,7 +96,7 @@ pub(crate) struct Shard {
     idle: IdleTracker,
     random: Random,
     /// The time of this turn, since the start of the comet.
-    now: Moment,
+    now: Millis,
 }
 
 impl Shard {
@@ -123,7 +126,7 @@ impl Shard {
             scans: Scans::default(),
             idle: IdleTracker::default(),
             random: Random::new(index),
-            now: Moment(0),
+            now: Millis(0),
         })
     }
 
@@ -207,7 +210,7 @@ impl Shard {
 
     fn update_clock(&mut self) {
         let elapsed = self.shared.started.elapsed();
-        self.now = Moment(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX));
+        self.now = Millis(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX));
     }
 
     /// How long the poll may sleep.
@@ -272,7 +275,7 @@ impl Shard {
     fn arm(&mut self, slot: u32) {
         let Some(connection) = self.connections.get_mut(slot) else { return };
         let deadline = connection.deadline();
-        if deadline == Moment::NEVER || connection.armed.is_some_and(|armed| armed <= Tick::at(deadline)) {
+        if deadline == Millis::NEVER || connection.armed.is_some_and(|armed| armed <= Tick::at(deadline)) {
             return;
         }
         let id = ConnectionId { slot, generation: connection.generation };

@@ -12,7 +12,7 @@ use crate::address_book::AddressBook;
 use crate::config::Config;
 use crate::events::Events;
 use crate::key_index::KeyIndex;
-use crate::message::Versions;
+use crate::message::ReaderProfiles;
 use crate::room_registry::RoomRegistry;
 use crate::stats::SharedCounter;
 use crate::tls::CertificateStore;
@@ -30,7 +30,7 @@ pub(crate) struct Shared {
     pub(crate) logic: Arc<dyn LogicPort>,
     pub(crate) runtime: tokio::runtime::Handle,
     pub(crate) events: Arc<Events>,
-    pub(crate) versions: Arc<Versions>,
+    pub(crate) profiles: Arc<ReaderProfiles>,
     pub(crate) keys: KeyIndex,
     /// Keys pushed to that this comet does not have.
     pub(crate) unknown_keys: SharedCounter,
@@ -64,7 +64,7 @@ impl Shared {
         let limits = &config.limits;
         Self {
             events: Arc::new(Events::new(config.events.clone(), server.clone())),
-            versions: Arc::new(Versions::new(
+            profiles: Arc::new(ReaderProfiles::new(
                 config.versions.clone(),
                 config.compression.clone(),
                 config.sync.inline_bytes_max,

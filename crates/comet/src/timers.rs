@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use goim_session::Moment;
+use goim_session::Millis;
 
 /// Width of a tick in milliseconds. Deadlines have this precision; none fires early.
 const TICK_MS: u64 = 100;
@@ -22,7 +22,7 @@ pub(crate) struct Tick(u32);
 
 impl Tick {
     /// The first tick at which `moment` has passed.
-    pub(crate) fn at(moment: Moment) -> Self {
+    pub(crate) fn at(moment: Millis) -> Self {
         Self(u32::try_from(moment.0.div_ceil(TICK_MS)).unwrap_or(u32::MAX))
     }
 
@@ -54,7 +54,7 @@ impl<T: Copy> TimerWheel<T> {
 
     /// Enters `entry` to fire once `moment` has passed. The caller remembers the tick: an entry
     /// that fires at another one is stale.
-    pub(crate) fn arm(&mut self, entry: T, moment: Moment) -> Tick {
+    pub(crate) fn arm(&mut self, entry: T, moment: Millis) -> Tick {
         let tick = Tick::at(moment).max(Tick(self.last_fired.0.saturating_add(1)));
         self.put_back(entry, tick);
         tick
@@ -67,14 +67,14 @@ impl<T: Copy> TimerWheel<T> {
     }
 
     /// Time until the next tick is due, or `None` when nothing is armed.
-    pub(crate) fn wait(&self, now: Moment) -> Option<Duration> {
-        (self.len > 0).then(|| now.until(Moment((u64::from(self.last_fired.0) + 1) * TICK_MS)))
+    pub(crate) fn wait(&self, now: Millis) -> Option<Duration> {
+        (self.len > 0).then(|| now.until(Millis((u64::from(self.last_fired.0) + 1) * TICK_MS)))
     }
 
     /// Advances to `now` and removes every entry of the ticks passed, each with its tick. An entry
     /// of a later round of the wheel must be given back ([`TimerWheel::put_back`]), and the list
     /// too ([`TimerWheel::recycle`]).
-    pub(crate) fn fire(&mut self, now: Moment) -> Vec<(T, Tick)> {
+    pub(crate) fn fire(&mut self, now: Millis) -> Vec<(T, Tick)> {
         let mut fired = std::mem::take(&mut self.spare);
         let present = Tick(u32::try_from(now.0 / TICK_MS).unwrap_or(u32::MAX));
         // After a long pause one round of the wheel covers all slots.
@@ -131,7 +131,7 @@ mod tests {
     fn run(wheel: &mut TimerWheel<u32>, until_ms: u64, step_ms: u64) -> Vec<(u64, u32)> {
         let mut seen = Vec::new();
         for now in (0..=until_ms).step_by(usize::try_from(step_ms).unwrap()) {
-            let fired = wheel.fire(Moment(now));
+            let fired = wheel.fire(Millis(now));
             seen.extend(fired.iter().map(|(entry, _)| (now, *entry)));
             wheel.recycle(fired);
         }
@@ -142,13 +142,13 @@ mod tests {
     fn entries_fire_once_never_early_and_within_a_tick() {
         for (deadline, step) in [(1, 10), (99, 10), (100, 10), (101, 10), (5_000, 10), (5_000, 700)] {
             let mut wheel = TimerWheel::new();
-            wheel.arm(7, Moment(deadline));
+            wheel.arm(7, Millis(deadline));
             let seen = run(&mut wheel, 20_000, step);
             assert_eq!(seen.len(), 1, "{deadline}");
             let (at, entry) = seen[0];
             assert_eq!(entry, 7);
             assert!(at >= deadline && at <= deadline + TICK_MS + step, "{deadline} fired at {at}");
-            assert_eq!(wheel.wait(Moment(20_000)), None);
+            assert_eq!(wheel.wait(Millis(20_000)), None);
         }
     }
 
@@ -156,30 +156,30 @@ mod tests {
     fn a_long_pause_loses_nothing() {
         let mut wheel = TimerWheel::new();
         for entry in 0..100_u32 {
-            wheel.arm(entry, Moment(u64::from(entry) * 3_000));
+            wheel.arm(entry, Millis(u64::from(entry) * 3_000));
         }
-        assert_eq!(wheel.fire(Moment(10_000_000)).len(), 100);
+        assert_eq!(wheel.fire(Millis(10_000_000)).len(), 100);
     }
 
     #[test]
     fn an_entry_more_than_a_round_ahead_fires_early_and_can_be_put_back() {
         let mut wheel = TimerWheel::new();
-        let armed = wheel.arm(1, Moment(500_000));
-        let fired = wheel.fire(Moment(100_000));
+        let armed = wheel.arm(1, Millis(500_000));
+        let fired = wheel.fire(Millis(100_000));
         let [(entry, tick)] = fired[..] else { panic!("one entry expected: {fired:?}") };
         assert!(Tick::same_slot(armed, tick) && armed > tick);
         wheel.put_back(entry, armed);
-        assert_eq!(wheel.fire(Moment(500_000)), [(1, armed)]);
+        assert_eq!(wheel.fire(Millis(500_000)), [(1, armed)]);
     }
 
     #[test]
     fn stale_entries_can_be_dropped() {
         let mut wheel = TimerWheel::new();
         for entry in 0..100_u32 {
-            wheel.arm(entry, Moment(u64::from(entry) * 3_000));
+            wheel.arm(entry, Millis(u64::from(entry) * 3_000));
         }
         wheel.retain(|entry| entry % 10 == 0);
         assert_eq!(wheel.len(), 10);
-        assert_eq!(wheel.fire(Moment(10_000_000)).len(), 10);
+        assert_eq!(wheel.fire(Millis(10_000_000)).len(), 10);
     }
 }

@@ -7,7 +7,7 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use goim_session::Moment;
+use goim_session::Millis;
 
 /// One token, in the unit of [`TokenBucket::millitokens`].
 const TOKEN: u64 = 1000;
@@ -50,27 +50,27 @@ pub(crate) fn per_shard(per_second: NonZeroU32, shards: usize) -> NonZeroU32 {
 pub(crate) struct TokenBucket {
     /// Thousandths of a token.
     millitokens: u64,
-    refilled: Moment,
+    refilled: Millis,
 }
 
 impl TokenBucket {
     /// A bucket without tokens.
-    pub(crate) fn empty(now: Moment) -> Self {
+    pub(crate) fn empty(now: Millis) -> Self {
         Self { millitokens: 0, refilled: now }
     }
 
     /// A bucket with one token: the first unit does not wait.
-    pub(crate) fn with_one(now: Moment) -> Self {
+    pub(crate) fn with_one(now: Millis) -> Self {
         Self { millitokens: TOKEN, refilled: now }
     }
 
     /// A bucket that holds its whole burst.
-    pub(crate) fn full(now: Moment, rate: &Rate) -> Self {
+    pub(crate) fn full(now: Millis, rate: &Rate) -> Self {
         Self { millitokens: rate.burst_millitokens, refilled: now }
     }
 
     /// Adds what has accrued since the last refill, up to the burst.
-    pub(crate) fn refill(&mut self, now: Moment, rate: &Rate) {
+    pub(crate) fn refill(&mut self, now: Millis, rate: &Rate) {
         let passed_ms = now.0.saturating_sub(self.refilled.0);
         self.refilled = now;
         let accrued = passed_ms.saturating_mul(u64::from(rate.per_second));
@@ -130,9 +130,9 @@ mod tests {
             (Rate::with_burst(per_second(10), per_second(20)), 60_000, 20),
             (Rate::unbounded(per_second(7)), 100_000, 700),
         ] {
-            let mut bucket = TokenBucket::empty(Moment(5));
+            let mut bucket = TokenBucket::empty(Millis(5));
             assert!(!bucket.try_spend());
-            bucket.refill(Moment(5 + passed_ms), &rate);
+            bucket.refill(Millis(5 + passed_ms), &rate);
             assert_eq!(spend_all(&mut bucket), expected, "{rate:?} after {passed_ms} ms");
         }
     }
@@ -140,10 +140,10 @@ mod tests {
     #[test]
     fn parts_of_a_token_are_not_lost() {
         let rate = Rate::with_burst(per_second(3), per_second(5));
-        let mut bucket = TokenBucket::empty(Moment(0));
+        let mut bucket = TokenBucket::empty(Millis(0));
         let mut spent = 0;
         for ms in 1..=10_000 {
-            bucket.refill(Moment(ms), &rate);
+            bucket.refill(Millis(ms), &rate);
             spent += spend_all(&mut bucket);
         }
         assert_eq!(spent, 30);
@@ -153,13 +153,13 @@ mod tests {
     fn the_wait_ends_with_a_token() {
         for number in [1, 3, 999, 1000, 1001, u32::MAX] {
             let rate = Rate::with_burst(per_second(number), per_second(1));
-            let mut bucket = TokenBucket::full(Moment(0), &rate);
+            let mut bucket = TokenBucket::full(Millis(0), &rate);
             assert_eq!(bucket.until_token(&rate), Duration::ZERO);
             bucket.spend();
             let wait = bucket.until_token(&rate);
-            bucket.refill(Moment(0).after(wait - Duration::from_millis(1)), &rate);
+            bucket.refill(Millis(0).after(wait - Duration::from_millis(1)), &rate);
             assert!(!bucket.has_token(), "{number} per second, {wait:?}");
-            bucket.refill(Moment(0).after(wait), &rate);
+            bucket.refill(Millis(0).after(wait), &rate);
             assert!(bucket.has_token(), "{number} per second, {wait:?}");
         }
     }
@@ -167,13 +167,13 @@ mod tests {
     #[test]
     fn a_clock_that_stands_still_or_goes_back_adds_nothing() {
         let rate = Rate::unbounded(per_second(1000));
-        let mut bucket = TokenBucket::with_one(Moment(100));
-        bucket.refill(Moment(100), &rate);
-        bucket.refill(Moment(50), &rate);
+        let mut bucket = TokenBucket::with_one(Millis(100));
+        bucket.refill(Millis(100), &rate);
+        bucket.refill(Millis(50), &rate);
         assert_eq!(spend_all(&mut bucket), 1);
         // No token: spending leaves none, and does not go into debt.
         bucket.spend();
-        bucket.refill(Moment(51), &rate);
+        bucket.refill(Millis(51), &rate);
         assert!(bucket.has_token());
     }
 

@@ -3,7 +3,8 @@
 //! Both return plain bytes and take plain bytes; whether packets are in WebSocket frames is up to
 //! the session. Nothing here blocks.
 
-#[cfg(feature = "harness")]
+#[cfg(any(test, feature = "harness"))]
+#[cfg_attr(not(feature = "harness"), expect(dead_code, reason = "only the harness sets input"))]
 pub(crate) mod sink;
 
 use std::io::{self, IoSlice, Read as _, Write as _};
@@ -43,7 +44,7 @@ pub(crate) enum Stream {
     Tcp(TcpStream),
     /// The harness's replacement for a socket: takes every write, and returns the input that was
     /// set.
-    #[cfg(feature = "harness")]
+    #[cfg(any(test, feature = "harness"))]
     Sink,
 }
 
@@ -51,7 +52,7 @@ impl Stream {
     fn read(&mut self, input: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => stream.read(input),
-            #[cfg(feature = "harness")]
+            #[cfg(any(test, feature = "harness"))]
             Self::Sink => sink::read(input),
         }
     }
@@ -59,7 +60,7 @@ impl Stream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => stream.write(bytes),
-            #[cfg(feature = "harness")]
+            #[cfg(any(test, feature = "harness"))]
             Self::Sink => sink::write(bytes),
         }
     }
@@ -67,7 +68,7 @@ impl Stream {
     fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => stream.write_vectored(slices),
-            #[cfg(feature = "harness")]
+            #[cfg(any(test, feature = "harness"))]
             Self::Sink => slices.iter().map(|slice| sink::write(slice)).sum(),
         }
     }
@@ -76,7 +77,7 @@ impl Stream {
         match self {
             // Fails when the peer has closed already, which ends the stream too.
             Self::Tcp(stream) => drop(stream.shutdown(std::net::Shutdown::Write)),
-            #[cfg(feature = "harness")]
+            #[cfg(any(test, feature = "harness"))]
             Self::Sink => {}
         }
     }
@@ -135,7 +136,7 @@ impl Socket {
     pub(crate) fn source(&mut self) -> Option<&mut TcpStream> {
         match &mut self.stream {
             Stream::Tcp(stream) => Some(stream),
-            #[cfg(feature = "harness")]
+            #[cfg(any(test, feature = "harness"))]
             Stream::Sink => None,
         }
     }

@@ -10,7 +10,7 @@ use goim_comet::Config;
 use goim_comet::harness::{Harness, Opened, Written};
 use goim_ports::{
     Accepted, Broadcast, Call, ConnectError, ConnectRequest, KeyPush, LogicError, LogicPort, Mid,
-    OnlineReport, OnlineTotals, Operation, PacketBuf, RoomPush, SessionRef, Upstream,
+    OnlineReport, OnlineTotals, Operation, PacketBuf, Payload, RoomPush, SessionRef, Upstream,
 };
 
 /// Accepts every token but `no` as a key.
@@ -82,9 +82,8 @@ fn push(keys: &[&str], operation: i32) -> KeyPush {
     KeyPush {
         keys,
         operation: Operation(operation),
-        packet: packet(operation),
+        payload: Payload::plain(packet(operation)),
         accepted_at: None,
-        extension: None,
     }
 }
 
@@ -112,12 +111,16 @@ fn packets_in_are_answered_and_pushes_reach_whom_they_are_for() {
         let written = written_by(&mut harness, |harness| assert!(harness.push(push(keys, operation))));
         assert_eq!(written, (receivers, receivers * pushed), "{what}");
     }
-    let room =
-        |room: &str| RoomPush { room: room.into(), packet: packet(1000), accepted_at: None, extension: None };
+    let room = |room: &str| RoomPush {
+        room: room.into(),
+        operation: Operation(1000),
+        payload: Payload::plain(packet(1000)),
+        accepted_at: None,
+    };
     assert_eq!(written_by(&mut harness, |harness| assert!(harness.push_room(room("r")))), (2, 2 * pushed));
     assert_eq!(written_by(&mut harness, |harness| assert!(harness.push_room(room("s")))), (0, 0));
     let (operation, packet) = (Operation(1000), packet(1000));
-    let all = Broadcast { operation, packet, accepted_at: None, speed: None, extension: None };
+    let all = Broadcast { operation, payload: Payload::plain(packet), accepted_at: None, speed: None };
     assert_eq!(written_by(&mut harness, |harness| assert!(harness.broadcast(all))), (3, 3 * pushed));
 }
 
@@ -164,7 +167,12 @@ fn among_thousands_every_packet_is_answered_once_and_nothing_goes_to_who_has_lef
     assert_eq!(written_by(&mut harness, |harness| assert_eq!(harness.heartbeat(&opened), 5000)).0, 5000);
     harness.change_room(&opened, "r");
     harness.settle();
-    let room = || RoomPush { room: "r".into(), packet: packet(1000), accepted_at: None, extension: None };
+    let room = || RoomPush {
+        room: "r".into(),
+        operation: Operation(1000),
+        payload: Payload::plain(packet(1000)),
+        accepted_at: None,
+    };
     assert_eq!(written_by(&mut harness, |harness| assert!(harness.push_room(room()))).0, 5000);
     let heard = written_by(&mut harness, |harness| {
         assert!(leaving.iter().all(|one| harness.end(*one)));
@@ -187,8 +195,12 @@ fn among_thousands_every_push_arrives_once_and_nothing_reaches_who_has_left() {
     for leaving in &opened[2000..3000] {
         assert!(harness.end(*leaving));
     }
-    let room =
-        |room: &str| RoomPush { room: room.into(), packet: packet(1000), accepted_at: None, extension: None };
+    let room = |room: &str| RoomPush {
+        room: room.into(),
+        operation: Operation(1000),
+        payload: Payload::plain(packet(1000)),
+        accepted_at: None,
+    };
     for (what, rooms, receivers) in [
         ("a large room", &["many"][..], 2000),
         ("rooms of one", &["own 4990", "own 4999", "own 4991"], 3),

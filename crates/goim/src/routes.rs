@@ -8,7 +8,7 @@ use goim_logic::{Logic, WebhookConfig};
 use goim_ports::{EventSink, OfflineSink, ServiceUrl, UpstreamPort};
 
 #[cfg(feature = "cluster")]
-use goim_logic::{away_json, event_json};
+use goim_logic::{event_json, offline_json};
 
 use crate::Config;
 
@@ -34,14 +34,14 @@ pub(crate) fn install(logic: &Arc<Logic>, config: &Config) -> Result<(), RouteEr
     let Some(to) = &config.events.url else { return Ok(()) };
     let error = |reason: String| RouteError { setting: "events.url", to: to.clone(), reason };
     match to.reveal().strip_prefix("kafka://") {
-        Some(topic) => logic.events_to(events_on_kafka(config, topic).map_err(error)?),
+        Some(topic) => logic.set_event_sink(events_on_kafka(config, topic).map_err(error)?),
         None => {
             let hook = WebhookConfig {
                 url: to.clone(),
                 secret: config.events.secret.clone(),
                 ..WebhookConfig::default()
             };
-            logic.events_to(logic.event_hook(hook));
+            logic.set_event_sink(logic.event_webhook(hook));
         }
     }
     tracing::info!(%to, "destination of session events");
@@ -53,11 +53,11 @@ fn offline(logic: &Arc<Logic>, config: &Config) -> Result<(), RouteError> {
     let Some(to) = &config.timelines.offline_url else { return Ok(()) };
     let error = |reason: String| RouteError { setting: "timelines.offline_url", to: to.clone(), reason };
     match to.reveal().strip_prefix("kafka://") {
-        Some(topic) => logic.offline_url(offline_on_kafka(config, topic).map_err(error)?),
+        Some(topic) => logic.set_offline_sink(offline_on_kafka(config, topic).map_err(error)?),
         None => {
             let secret = config.timelines.offline_secret.clone();
             let hook = WebhookConfig { url: to.clone(), secret, ..WebhookConfig::default() };
-            logic.offline_url(logic.away_hook(hook));
+            logic.set_offline_sink(logic.offline_webhook(hook));
         }
     }
     tracing::info!(%to, "destination of notifications for offline members");
@@ -67,7 +67,8 @@ fn offline(logic: &Arc<Logic>, config: &Config) -> Result<(), RouteError> {
 #[cfg(feature = "cluster")]
 fn offline_on_kafka(config: &Config, topic: &str) -> Result<Arc<dyn OfflineSink>, String> {
     let kafka = crate::cluster::kafka(config);
-    let offline = goim_adapters::kafka::KafkaAway::new(&kafka, topic, |member| away_json(member).to_string());
+    let offline =
+        goim_adapters::kafka::KafkaAway::new(&kafka, topic, |member| offline_json(member).to_string());
     Ok(Arc::new(offline.map_err(|error| error.to_string())?))
 }
 
@@ -95,7 +96,7 @@ fn destination(
     secret: Option<goim_logic::Secret>,
 ) -> Result<Arc<dyn UpstreamPort>, String> {
     if to.starts_with("http://") || to.starts_with("https://") {
-        return Ok(logic.backend_at(to, secret));
+        return Ok(logic.webhook_backend(to, secret));
     }
     if to.starts_with("grpc://") {
         let backend = GrpcBackend::new(to, ClientConfig::default()).map_err(|error| error.to_string())?;

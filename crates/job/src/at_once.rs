@@ -40,14 +40,13 @@ impl AtOnce {
         };
         let Way::AtOnce(pushes, tickets) = way else { return Some(entry) };
         tickets.push(in_flight.enter(entry.position, &entry.record));
-        let PushRecord { target, operation, body, accepted_at, extension } = entry.record;
+        let PushRecord { target, operation, payload, accepted_at } = entry.record;
         let PushTarget::Keys { keys, .. } = target else { return None };
         pushes.push(KeyPush {
             keys,
             operation,
-            packet: raw(operation, body),
+            payload: payload.map(|body| raw(operation, body)),
             accepted_at: Some(accepted_at),
-            extension,
         });
         None
     }

@@ -185,8 +185,7 @@ fn size_of_record(record: &PushRecord) -> usize {
         PushTarget::Keys { keys, .. } => keys.iter().map(|key| key.as_str().len() + 32).sum(),
         PushTarget::Room(_) | PushTarget::All { .. } => 0,
     };
-    let extension = record.extension.as_ref().map_or(0, |extension| extension.bytes_len());
-    RECORD_OVERHEAD + keys + record.body.len() + extension
+    RECORD_OVERHEAD + keys + record.payload.bytes_len()
 }
 
 /// A number that several threads raise and lower, with its meaning at the place where it is kept.
@@ -210,7 +209,7 @@ impl Level {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use goim_ports::{AcceptedAt, Operation};
+    use goim_ports::{AcceptedAt, Operation, Payload};
 
     use super::*;
 
@@ -219,9 +218,8 @@ mod tests {
         PushRecord {
             target,
             operation: Operation(1),
-            body: Bytes::new(),
+            payload: Payload::plain(Bytes::new()),
             accepted_at: AcceptedAt(0),
-            extension: None,
         }
     }
 

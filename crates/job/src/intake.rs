@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use goim_ports::{
-    Broadcast, CometPool, KeyPush, LogEntry, Operation, PacketBuf, PushLogReader, PushTarget, ReadError,
-    RoomId, ServerId,
+    Broadcast, CometPool, KeyPush, LogEntry, Operation, PacketBuf, PushLogReader, PushRecord, PushTarget,
+    ReadError, RoomId, ServerId,
 };
 use goim_wire::batch::BatchBuilder;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -263,23 +263,21 @@ impl Intake {
         let LogEntry { position, record } = entry;
         let ticket = self.in_flight.enter(position, &record);
         let share = Share::new(&self.in_flight, ticket);
-        let (operation, body, accepted_at) = (record.operation, record.body, record.accepted_at);
-        let extension = record.extension;
-        match record.target {
+        let PushRecord { target, operation, payload, accepted_at } = record;
+        match target {
             PushTarget::Room(room) => {
-                let message = Message { operation, body, accepted_at, extension, share };
+                let message = Message { operation, payload, accepted_at, share };
                 let batches = self.gather(&room, &message);
                 batches.into_iter().flat_map(|batch| self.spread_batch(batch)).collect()
             }
             PushTarget::Keys { server, keys } => {
-                let packet = raw(operation, body);
-                let push = KeyPush { keys, operation, packet, accepted_at: Some(accepted_at), extension };
+                let payload = payload.map(|body| raw(operation, body));
+                let push = KeyPush { keys, operation, payload, accepted_at: Some(accepted_at) };
                 self.spread_keys(&server, push, &share)
             }
             PushTarget::All { speed } => {
-                let packet = raw(operation, body);
-                let to_all =
-                    Broadcast { operation, packet, accepted_at: Some(accepted_at), speed, extension };
+                let payload = payload.map(|body| raw(operation, body));
+                let to_all = Broadcast { operation, payload, accepted_at: Some(accepted_at), speed };
                 self.spread_broadcast(&to_all, &share)
             }
         }

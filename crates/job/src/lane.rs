@@ -72,7 +72,7 @@ fn in_groups(waiting: impl Iterator<Item = Work>) -> Vec<Vec<Work>> {
 
 /// What a push takes in a call, near enough for a bound.
 fn bytes_of(push: &KeyPush) -> usize {
-    push.keys.iter().map(|key| key.as_str().len() + 8).sum::<usize>() + push.packet.body.len() + 64
+    push.keys.iter().map(|key| key.as_str().len() + 8).sum::<usize>() + push.payload.packet_body_len() + 64
 }
 
 /// A call that waits in a lane.
@@ -169,12 +169,12 @@ impl Comet {
             }
             match self.call(&*comet, request).await {
                 Ok(()) => return Outcome::Delivered,
-                Err(CometError::UNKNOWN_CALL) if matches!(request, Request::Many(_)) => {
+                Err(CometError::Unsupported) if matches!(request, Request::Many(_)) => {
                     *self.singles_until() = Some(Instant::now() + SINGLES_FOR);
                     return Outcome::Refused;
                 }
-                Err(CometError::Invalid(reason)) => {
-                    tracing::debug!(server = %self.server, reason, "comet refused a push");
+                Err(error @ (CometError::Unsupported | CometError::Invalid(_))) => {
+                    tracing::debug!(server = %self.server, %error, "comet refused a push");
                     return Outcome::Refused;
                 }
                 Err(error @ CometError::Busy { .. }) => {

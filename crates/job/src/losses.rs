@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use goim_ports::{Call, CometError, CometPool, CometPort, Operation, PacketBuf, ServerId};
+use goim_ports::{Call, CometError, CometPool, CometPort, Operation, PacketBuf, Payload, ServerId};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::config::CometConfig;
@@ -134,7 +134,7 @@ pub(crate) async fn tell(
     for _ in 0..=config.retries_max {
         let Some(comet) = pool.get(server) else { return false };
         let answer = match within(config, comet.messages_missed(last.elapsed())).await {
-            Err(CometError::UNKNOWN_CALL) => within(config, look(&*comet)).await,
+            Err(CometError::Unsupported) => within(config, look(&*comet)).await,
             answer => answer,
         };
         match answer {
@@ -146,7 +146,7 @@ pub(crate) async fn tell(
                 sleep(config.retry_backoff).await;
             }
             // It will say the same again.
-            Err(CometError::Invalid(_)) => return true,
+            Err(CometError::Unsupported | CometError::Invalid(_)) => return true,
         }
     }
     false
@@ -166,9 +166,8 @@ async fn within(config: &CometConfig, call: Call<Result<(), CometError>>) -> Res
 fn look(comet: &dyn CometPort) -> Call<Result<(), CometError>> {
     comet.broadcast(goim_ports::Broadcast {
         operation: Operation::NOTIFY,
-        packet: PacketBuf::push(Operation::NOTIFY, Bytes::new()),
+        payload: Payload::plain(PacketBuf::push(Operation::NOTIFY, Bytes::new())),
         accepted_at: None,
-        extension: None,
         speed: Some(LOOKS_PER_SECOND),
     })
 }

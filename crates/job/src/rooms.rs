@@ -5,8 +5,7 @@ mod of_comet;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use goim_ports::{AcceptedAt, Extension, Operation, RoomId, RoomPush, ServerId};
+use goim_ports::{AcceptedAt, Operation, Payload, RoomId, RoomPush, ServerId};
 use tokio::time::Instant;
 
 use crate::config::RoomConfig;
@@ -30,10 +29,9 @@ pub(crate) struct Rooms {
 #[derive(Debug, Clone)]
 pub(crate) struct Message {
     pub(crate) operation: Operation,
-    pub(crate) body: Bytes,
+    /// One that is not plain is a batch by itself.
+    pub(crate) payload: Payload,
     pub(crate) accepted_at: AcceptedAt,
-    /// A message with one is a batch of its own: what goes with it is for it alone.
-    pub(crate) extension: Extension,
     pub(crate) share: Share,
 }
 

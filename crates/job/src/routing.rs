@@ -136,7 +136,11 @@ impl Routing {
                 self.metrics.room_calls_saved.inc_by(saved);
             }
             Err(error) => {
-                let pause = if matches!(error, CometError::Invalid(_)) { UNABLE_FOR } else { SILENT_FOR };
+                let pause = if matches!(error, CometError::Unsupported | CometError::Invalid(_)) {
+                    UNABLE_FOR
+                } else {
+                    SILENT_FOR
+                };
                 tracing::debug!(server = %answer.server, %error, "a comet cannot tell its rooms and gets all messages");
                 let parked = std::mem::take(&mut view.parked);
                 out.extend(parked.into_iter().map(|(_, assignment)| assignment));

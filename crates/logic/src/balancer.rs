@@ -1,52 +1,55 @@
-//! goim's load balancer: comets by weight and by how many connections they hold.
+//! goim v2's load balancer: orders comets by weight and number of connections.
 //!
-//! A comet should hold a share of all connections that fits its share of all weights. The further it is below, the
-//! further in front it comes. Between two reports the balancer counts the clients that it sends to a comet itself, so
-//! that a rush does not go to one comet. The arithmetic is goim's, to the rounding; its division by zero for comets
-//! without weight is not.
+//! A comet should hold a share of all connections equal to its share of all weights. The further
+//! below that share it is, the earlier it is in the list. Between two reports of a comet the
+//! balancer adds the clients that it sends there, so that a burst does not go to one comet. The
+//! arithmetic is goim v2's, including its rounding, but not its division by zero for comets without
+//! weight.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use goim_ports::{CometNode, ServerId};
+use parking_lot::Mutex;
 
-/// Largest weight of a comet that holds less than its share.
+/// The maximum weight of a comet that holds less than its share.
 const WEIGHT_MAX: i64 = 1 << 20;
-/// Smallest weight of a comet that holds more than its share.
+/// The minimum weight of a comet that holds more than its share.
 const WEIGHT_MIN: i64 = 1;
 
-/// The comets with what the balancer remembers of them.
+/// The comets and the clients sent to them since their last report.
 #[derive(Default)]
-pub(crate) struct Balancer(Mutex<State>);
+pub(crate) struct Balancer(Mutex<BalancerState>);
 
 #[derive(Default)]
-struct State {
-    /// The list that `nodes` was made of. Held, so that another list cannot have its address.
+struct BalancerState {
+    /// The list that `nodes` was built from. Held, so that its address cannot be reused by another
+    /// list.
     seen: Option<Arc<Vec<CometNode>>>,
-    nodes: Vec<Node>,
+    nodes: Vec<WeightedComet>,
     total_weight: i64,
     total_connections: i64,
 }
 
 #[derive(Clone)]
-struct Node {
+struct WeightedComet {
     comet: Arc<CometNode>,
-    /// As reported, and one more for each client sent there since.
+    /// The reported number, plus one for each client sent there since.
     connections: i64,
-    /// Computed anew for each client.
+    /// The weight for the current client.
     current: i64,
 }
 
 impl Balancer {
-    /// The comets that take clients, the best for a client of `region` first. The first one counts as chosen.
+    /// Returns the comets that accept clients, the best for a client of `region` first, and counts
+    /// the client on the first.
     pub(crate) fn choose(
         &self,
         comets: &Arc<Vec<CometNode>>,
         region: &str,
         gain: f64,
     ) -> Vec<Arc<CometNode>> {
-        // A panic in here would leave nothing half done that the next refresh does not mend.
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.0.lock();
         if !state.seen.as_ref().is_some_and(|seen| Arc::ptr_eq(seen, comets)) {
             state.refresh(comets);
             state.seen = Some(Arc::clone(comets));
@@ -63,24 +66,24 @@ impl Balancer {
     }
 }
 
-impl State {
-    /// Takes a new list over. A comet whose record has not changed keeps the clients counted here. A list that is
-    /// empty or less than half as long as the last one is more likely a fault of the directory than the truth: it is
-    /// ignored, as in goim.
+impl BalancerState {
+    /// Replaces the list. A comet whose record is unchanged keeps its counted clients. A list that
+    /// is empty or less than half as long as the last one is more likely a failure of the directory
+    /// than the truth, so it is ignored, as in goim v2.
     fn refresh(&mut self, comets: &[CometNode]) {
         let online: Vec<&CometNode> = comets.iter().filter(|comet| !comet.offline).collect();
         if online.is_empty() || online.len() * 2 < self.nodes.len() {
             return;
         }
-        let mut known: HashMap<ServerId, Node> =
+        let mut known: HashMap<ServerId, WeightedComet> =
             self.nodes.drain(..).map(|node| (node.comet.server.clone(), node)).collect();
         for comet in online {
             let kept = known
                 .remove(&comet.server)
                 .filter(|node| node.comet.latest_timestamp == comet.latest_timestamp);
-            self.nodes.push(kept.unwrap_or_else(|| Node::new(comet)));
+            self.nodes.push(kept.unwrap_or_else(|| WeightedComet::new(comet)));
         }
-        self.total_weight = self.nodes.iter().map(Node::weight).sum();
+        self.total_weight = self.nodes.iter().map(WeightedComet::weight).sum();
         self.total_connections = self.nodes.iter().map(|node| node.connections).sum();
     }
 
@@ -94,9 +97,9 @@ impl State {
     }
 }
 
-impl Node {
+impl WeightedComet {
     fn new(comet: &CometNode) -> Self {
-        // goim reads the count as an i32.
+        // goim v2 reads the count as an i32.
         let connections = i64::try_from(comet.connections).unwrap_or(i64::MAX).min(i64::from(i32::MAX));
         Self { comet: Arc::new(comet.clone()), connections, current: 0 }
     }
@@ -105,7 +108,8 @@ impl Node {
         i64::from(self.comet.weight)
     }
 
-    /// The weight of this comet for one client. Without any weight in the cluster each comet is due an equal share.
+    /// The weight of this comet for one client. When no comet has a weight, each is due an equal
+    /// share.
     fn weigh(&self, total_weight: i64, total_connections: i64, gain: f64, equal_share: f64) -> i64 {
         if total_connections == 0 {
             return 0;
@@ -120,7 +124,7 @@ impl Node {
     }
 }
 
-/// To the nearest whole number; exactly between two, to the lower one.
+/// Rounds to the nearest integer, and a half down.
 fn round_half_down(number: f64) -> f64 {
     let floor = number.floor();
     if floor - number >= -0.5 { floor } else { number.ceil() }
@@ -148,7 +152,7 @@ mod tests {
 
     fn chosen(balancer: &Balancer, comets: &Arc<Vec<CometNode>>, region: &str) -> Vec<(String, i64)> {
         balancer.choose(comets, region, 1.6);
-        let state = balancer.0.lock().unwrap();
+        let state = balancer.0.lock();
         state.nodes.iter().map(|node| (node.comet.server.to_string(), node.current)).collect()
     }
 
@@ -207,14 +211,14 @@ mod tests {
     }
 
     #[test]
-    fn an_unchanged_record_keeps_its_clients_a_new_one_starts_afresh() {
+    fn an_unchanged_record_keeps_its_clients_and_a_new_one_does_not() {
         let first = vec![comet("a", "x", 10, 5), comet("b", "x", 10, 100)];
         let balancer = Balancer::default();
         for _ in 0..3 {
             balancer.choose(&Arc::new(first.clone()), "", 1.6);
         }
         let connections = |name: &str| {
-            let state = balancer.0.lock().unwrap();
+            let state = balancer.0.lock();
             state.nodes.iter().find(|node| node.comet.server.as_str() == name).map(|node| node.connections)
         };
         assert_eq!(connections("a"), Some(8));

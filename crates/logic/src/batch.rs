@@ -1,61 +1,60 @@
-//! Many messages in one request.
+//! Pushes many messages in one request.
 //!
-//! All of them are looked at before the first goes to the push log: a batch with a message that can never be pushed
-//! is refused as a whole. After that the log decides how many it takes; those are always the ones in front.
+//! All messages are checked before the first is appended: a batch with a message that can never be
+//! pushed is refused as a whole. After that the push log may accept a part of the batch, always
+//! from the front.
 
 use std::num::NonZeroU32;
-use std::time::Instant;
 
-use bytes::Bytes;
 use goim_ports::{
-    AcceptedAt, AppendError, Appended, Extension, IdempotencyKey, Mid, Operation, PushRecord, PushTarget,
-    RoomId, ServerId, SessionKey,
+    AcceptedAt, Appended, Bodies, IdempotencyKey, Mid, Operation, Payload, PushRecord, PushTarget, RoomId,
+    ServerId, SessionKey,
 };
 
-use crate::deadline::within;
+use crate::grouping::{group_keys, targets};
+use crate::logic::Logic;
 use crate::metrics::PushKind;
-use crate::push::{append_late, group_keys, targets};
-use crate::{Logic, PushError, record};
+use crate::push_writer::PushError;
 
 /// One message of a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BatchMessage {
-    /// Whom it is for.
+    /// The receivers.
     pub to: Receivers,
-    /// What the packet is; for keys, members and everybody also what a session must have subscribed to.
+    /// The packet's operation. Sessions named by key or member, and those of a push to all, must
+    /// have subscribed to it.
     pub operation: Operation,
-    /// The body of the packet, in the first schema.
-    pub body: Bytes,
-    /// What goes with it: bodies in other schemas.
-    pub extension: Extension,
-    /// Whether it is kept. [`Logic::push_batch`] does not look at it.
+    /// The bodies.
+    pub bodies: Bodies,
+    /// Whether the message is stored. [`Logic::push_batch`] ignores it.
     pub delivery: Delivery,
 }
 
-/// Whether a message is kept.
+/// Whether a message is stored.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Delivery {
-    /// Pushed to who is there, as in goim.
+    /// Pushed to the sessions that are connected, as in goim v2.
     #[default]
     Transient,
-    /// Kept in its timelines first.
+    /// Appended to its timelines before it is pushed.
     Stored {
-        /// By what a second try is known.
+        /// Identifies repeated requests for the same message.
         idempotency_key: Option<IdempotencyKey>,
     },
 }
 
-/// Whom a message of a batch is for.
+/// The receivers of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Receivers {
-    /// Sessions. A key that is named twice gets it twice, one that has no session nothing.
+    /// Sessions. A key that is given twice gets the message twice; a key without a session is
+    /// ignored.
     Keys(Vec<SessionKey>),
-    /// All sessions of members, once each, however often a member is named.
+    /// All sessions of members, once each, however often a member is given.
     Mids(Vec<Mid>),
-    /// A room, whether or not anybody is in it.
+    /// A room. It may be empty.
     Room(RoomId),
-    /// Everybody who subscribed to the operation, to this many sessions a second over all comets together; `None` is as
-    /// fast as it goes.
+    /// All sessions that subscribed to the operation, at this many sessions a second over all
+    /// comets together; `None` is unlimited.
     All(Option<NonZeroU32>),
 }
 
@@ -70,34 +69,34 @@ impl Receivers {
     }
 }
 
-/// Why a batch, or what is left of it, was not accepted.
+/// Why a batch, or the rest of it, was not accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{error}")]
 pub struct BatchError {
-    /// How many messages, from the front, are in the push log.
+    /// The number of messages, from the front, that are in the push log.
     pub accepted: usize,
-    /// The message that was not, counted from 0.
+    /// The index of the first message that was not accepted.
     pub index: usize,
-    /// Why it was not.
+    /// Why it was not accepted.
     pub error: PushError,
 }
 
-/// Records with the message that each belongs to.
+/// Records with the index of the message that each belongs to.
 #[derive(Default)]
-struct Records {
+struct BatchRecords {
     records: Vec<PushRecord>,
     of: Vec<usize>,
 }
 
 impl Logic {
-    /// Pushes messages in their order and says how many there were.
+    /// Pushes messages in order and returns their number.
     ///
     /// # Errors
     /// [`BatchError`]. Nothing is accepted when a message names no key, is too large, or its
-    /// receivers cannot be found out. When the push log is full or gone, what is in front is
-    /// accepted. A message whose receivers are on several comets counts as accepted when all of its
-    /// records are; those that reached the log before one that did not are sent, and sent again
-    /// when the caller repeats the message: the error is [`AppendError::Unknown`] then.
+    /// receivers cannot be looked up. When the push log is full or unavailable, the messages in
+    /// front are accepted. A message whose receivers are on several comets is accepted when all of
+    /// its records are. If only some are, they are delivered, and delivered again when the caller
+    /// repeats the message; the error is [`goim_ports::AppendError::Unknown`] then.
     ///
     /// # Cancel safety
     /// Dropping the future may leave a part of the messages accepted, always from the front.
@@ -107,29 +106,24 @@ impl Logic {
         let accepted = pushed.as_ref().map_or_else(|error| error.accepted, |count| *count);
         let error = pushed.as_ref().err().map(|error| &error.error);
         for (index, kind) in kinds.into_iter().enumerate() {
-            self.count_result(kind, error.filter(|_| index >= accepted));
+            self.push_writer.count(kind, error.filter(|_| index >= accepted));
         }
         pushed
     }
 
     async fn try_push_batch(&self, messages: Vec<BatchMessage>) -> Result<usize, BatchError> {
         let count = messages.len();
-        let Records { records, of } = self.records_of(messages).await?;
-        let limit = self.config.push.record_bytes_max;
-        let sizes = records.iter().map(record::size).zip(&of);
-        if let Some((size, index)) = sizes.into_iter().find(|(size, _)| *size > limit) {
-            let error = PushError::Append(AppendError::TooLarge { size, limit });
-            return Err(BatchError { accepted: 0, index: *index, error });
+        let BatchRecords { records, of } = self.records_of(messages).await?;
+        for (record, index) in records.iter().zip(&of) {
+            let too_large =
+                |error| BatchError { accepted: 0, index: *index, error: PushError::Append(error) };
+            self.push_writer.check_size(record).map_err(too_large)?;
         }
-        let started = Instant::now();
-        let appended = self.push_log.append_all(records).map(Ok);
-        let appended = within(self.config.push.append_timeout, appended, append_late).await;
-        self.metrics.append_seconds.observe(started.elapsed().as_secs_f64());
-        match appended.unwrap_or_else(|late| Appended { accepted: 0, error: Some(late) }) {
+        match self.push_writer.append_all(records).await {
             Appended { error: None, .. } => Ok(count),
             Appended { accepted, error: Some(error) } => {
                 let index = of.get(accepted).copied().unwrap_or(count);
-                // Some records of this message are in the log, those for other comets.
+                // Some records of this message, those for other comets, are in the log.
                 let is_in_part = accepted.checked_sub(1).and_then(|last| of.get(last)) == Some(&index);
                 let error = PushError::Append(error).after(is_in_part);
                 Err(BatchError { accepted: index, index, error })
@@ -137,29 +131,24 @@ impl Logic {
         }
     }
 
-    async fn records_of(&self, messages: Vec<BatchMessage>) -> Result<Records, BatchError> {
+    async fn records_of(&self, messages: Vec<BatchMessage>) -> Result<BatchRecords, BatchError> {
         let servers = self.servers_of_batch(&messages).await?;
         let mut servers = &servers[..];
         let accepted_at = AcceptedAt::now();
-        let mut records = Records::default();
-        for (index, BatchMessage { to, operation, body, extension, .. }) in messages.into_iter().enumerate() {
-            let mut add = |target, body| {
-                records.records.push(PushRecord {
-                    target,
-                    operation,
-                    body,
-                    accepted_at,
-                    extension: extension.clone(),
-                });
+        let mut records = BatchRecords::default();
+        for (index, BatchMessage { to, operation, bodies, .. }) in messages.into_iter().enumerate() {
+            let mut add = |target, bodies| {
+                let payload = Payload::Message(bodies);
+                records.records.push(PushRecord { target, operation, payload, accepted_at });
                 records.of.push(index);
             };
             let groups = match to {
                 Receivers::Room(room) => {
-                    add(PushTarget::Room(room), body);
+                    add(PushTarget::Room(room), bodies);
                     continue;
                 }
                 Receivers::All(speed) => {
-                    add(PushTarget::All { speed }, body);
+                    add(PushTarget::All { speed }, bodies);
                     continue;
                 }
                 Receivers::Keys(keys) => {
@@ -172,12 +161,12 @@ impl Logic {
                     self.sessions_by_server(mids).await.map_err(failed)?
                 }
             };
-            targets(groups, body).for_each(|(target, body)| add(target, body));
+            targets(groups, bodies).for_each(|(target, bodies)| add(target, bodies));
         }
         Ok(records)
     }
 
-    /// The comets of all keys in all messages, with one question to the directory.
+    /// Looks up the comets of all keys of all messages with one call to the directory.
     async fn servers_of_batch(&self, messages: &[BatchMessage]) -> Result<Vec<Option<ServerId>>, BatchError> {
         let mut all_keys = Vec::new();
         let mut first = None;

@@ -13,8 +13,8 @@ use std::time::Duration;
 use goim_ports::{Operation, Secret, ServiceUrl, VersionTable};
 use goim_settings::{Faults, SettingType, Value, settings, text_setting};
 
-use crate::route::RouteConfig;
-use crate::timelines::SendRule;
+use crate::route::config::RouteConfig;
+use crate::timelines::send_rule::SendRule;
 
 const fn nonzero(number: u32) -> NonZeroU32 {
     NonZeroU32::MIN.saturating_add(number - 1)

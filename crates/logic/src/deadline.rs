@@ -1,12 +1,12 @@
-//! Deadlines on calls to the directories and the push log.
+//! Timeouts for calls of ports.
 
 use std::time::Duration;
 
-use goim_ports::Call;
+use goim_ports::{Call, DirectoryError};
 
-/// `call`, which fails with `late` when it takes longer than `deadline`. A ready answer is passed on as it is: no
-/// timer, no boxing, no runtime needed.
-pub(crate) fn within<T, E>(
+/// Limits `call` to `deadline`, after which it fails with `late`. A ready call is returned as it
+/// is: without timer, allocation or runtime.
+pub(crate) fn with_timeout<T, E>(
     deadline: Duration,
     call: Call<Result<T, E>>,
     late: impl FnOnce() -> E + Send + 'static,
@@ -23,8 +23,8 @@ where
     }
 }
 
-/// A second call that depends on the answer of a first one. Ready when both are.
-pub(crate) fn then<T, U>(call: Call<T>, next: impl FnOnce(T) -> Call<U> + Send + 'static) -> Call<U>
+/// Chains a call that depends on the result of another. The result is ready when both are.
+pub(crate) fn and_then<T, U>(call: Call<T>, next: impl FnOnce(T) -> Call<U> + Send + 'static) -> Call<U>
 where
     T: Send + Unpin + 'static,
     U: Send + Unpin + 'static,
@@ -35,20 +35,25 @@ where
     }
 }
 
+/// The error of a directory that timed out.
+pub(crate) fn directory_late() -> DirectoryError {
+    DirectoryError::Unavailable("the directory did not answer in time".to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_ready_answer_stays_ready_outside_a_runtime() {
-        let call = within(Duration::ZERO, Call::Ready(Ok::<_, ()>(1)), || ());
-        let call = then(call, |one| Call::Ready(one.map(|one| one + 1)));
+        let call = with_timeout(Duration::ZERO, Call::Ready(Ok::<_, ()>(1)), || ());
+        let call = and_then(call, |one| Call::Ready(one.map(|one| one + 1)));
         assert!(matches!(call, Call::Ready(Ok(2))));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_late_answer_is_given_up() {
+    async fn a_late_answer_times_out() {
         let never: Call<Result<(), &str>> = Call::pending(std::future::pending());
-        assert_eq!(within(Duration::from_secs(3), never, || "late").await, Err("late"));
+        assert_eq!(with_timeout(Duration::from_secs(3), never, || "late").await, Err("late"));
     }
 }

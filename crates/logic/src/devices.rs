@@ -1,52 +1,70 @@
-//! How many devices a member may be on at once. Whoever comes last stays; what is too many ends, and its client is told to stay away.
+//! Limits the devices on which a member is connected. The newest sessions stay; the others are
+//! disconnected and their clients must not reconnect.
 //!
-//! The directory of devices knows when each came and on what platform, the directory of sessions which of them are there. When one of
-//! them does not answer, nobody is ended: a policy is no reason to lock members out.
+//! The device directory knows when each session was opened and on which platform, the session
+//! directory which of them are still open. When one of them does not answer no session is ended:
+//! the limit must not lock members out.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use goim_ports::{
-    AcceptedAt, Device, DeviceDirectory, DirectoryError, EndCode, Mid, PushLog, PushTarget, ServerId,
-    SessionDirectory, SessionKey,
+    AcceptedAt, Call, CloseReason, Device, DeviceDirectory, DirectoryError, Mid, PushLog, PushTarget,
+    ServerId, SessionDirectory, SessionKey,
 };
 
 use crate::config::DevicePolicy;
-use crate::deadline::within;
-use crate::members::order_to_end;
-use crate::port::directory_late;
-use crate::push::append_late;
+use crate::deadline::{directory_late, with_timeout};
+use crate::push_writer::append_late;
+use crate::session_ends::disconnect_record;
 
-/// "Too many devices", in the table of reasons.
-const TOO_MANY: EndCode = EndCode(3506);
-
-/// Sees to it that a member is on as many devices as it may be.
+/// Enforces the device policy.
 #[derive(Clone)]
 pub(crate) struct Devices {
-    pub(crate) policy: DevicePolicy,
-    pub(crate) directory: Arc<dyn DeviceDirectory>,
-    pub(crate) sessions: Arc<dyn SessionDirectory>,
-    pub(crate) push_log: Arc<dyn PushLog>,
-    pub(crate) deadline: Duration,
+    policy: DevicePolicy,
+    directory: Arc<dyn DeviceDirectory>,
+    sessions: Arc<dyn SessionDirectory>,
+    push_log: Arc<dyn PushLog>,
+    timeout: Duration,
 }
 
 impl Devices {
-    /// A session has come; those that are too many now are ended.
-    pub(crate) async fn came(&self, mid: Mid, key: SessionKey, platform: String) {
-        if let Err(error) = self.try_came(mid, key, platform).await {
-            tracing::warn!(mid = mid.0, %error, "the devices of a member cannot be looked at; none is ended");
+    pub(crate) fn new(
+        policy: DevicePolicy,
+        directory: Arc<dyn DeviceDirectory>,
+        sessions: Arc<dyn SessionDirectory>,
+        push_log: Arc<dyn PushLog>,
+        timeout: Duration,
+    ) -> Self {
+        Self { policy, directory, sessions, push_log, timeout }
+    }
+
+    /// True when members may have any number of devices: the directory is not used then.
+    pub(crate) fn are_unlimited(&self) -> bool {
+        self.policy == DevicePolicy::All
+    }
+
+    /// Removes the device of a closed session.
+    pub(crate) fn forget(&self, mid: Mid, key: SessionKey) -> Call<Result<(), DirectoryError>> {
+        self.directory.forget(mid, vec![key])
+    }
+
+    /// Ends the sessions that exceed the policy now that this one is open.
+    pub(crate) async fn session_opened(&self, mid: Mid, key: SessionKey, platform: String) {
+        if let Err(error) = self.try_session_opened(mid, key, platform).await {
+            tracing::warn!(mid = mid.0, %error, "the devices of a member cannot be looked up; no session is ended");
         }
     }
 
-    async fn try_came(&self, mid: Mid, key: SessionKey, platform: String) -> Result<(), String> {
+    async fn try_session_opened(&self, mid: Mid, key: SessionKey, platform: String) -> Result<(), String> {
         let text = |error: DirectoryError| error.to_string();
         let device = Device { platform, since: AcceptedAt::now() };
         let entered = self.directory.enter(mid, key.clone(), device);
-        let entered = within(self.deadline, entered, directory_late).await.map_err(text)?;
+        let entered = with_timeout(self.timeout, entered, directory_late).await.map_err(text)?;
         if entered.len() <= 1 {
             return Ok(());
         }
-        let there = within(self.deadline, self.sessions.sessions_of(vec![mid]), directory_late)
+        let there = with_timeout(self.timeout, self.sessions.sessions_of(vec![mid]), directory_late)
             .await
             .map_err(text)?;
         let server_of = |key: &SessionKey| {
@@ -54,31 +72,34 @@ impl Devices {
         };
         let (live, gone): (Vec<_>, Vec<_>) =
             entered.into_iter().partition(|(key, _)| server_of(key).is_some());
-        let ended = too_many(self.policy, &key, live);
+        let ended = excess_sessions(self.policy, &key, live);
         for key in &ended {
             if let Some(server) = server_of(key) {
                 self.end(server, key.clone()).await?;
             }
         }
         let forgotten = gone.into_iter().map(|(key, _)| key).chain(ended).collect();
-        within(self.deadline, self.directory.forget(mid, forgotten), directory_late).await.map_err(text)
+        with_timeout(self.timeout, self.directory.forget(mid, forgotten), directory_late).await.map_err(text)
     }
 
     async fn end(&self, server: ServerId, key: SessionKey) -> Result<(), String> {
-        let record = order_to_end(PushTarget::Keys { server, keys: vec![key] }, TOO_MANY);
-        within(self.deadline, self.push_log.append(record), append_late)
+        let record =
+            disconnect_record(PushTarget::Keys { server, keys: vec![key] }, CloseReason::TooManyDevices);
+        with_timeout(self.timeout, self.push_log.append(record), append_late)
             .await
             .map_err(|error| error.to_string())
     }
 }
 
-/// The sessions that a member may not have beside the newcomer, or beside those that have come after it.
-fn too_many(
+/// Returns the sessions that exceed the policy because of the newcomer. Sessions newer than the
+/// newcomer are not among them.
+fn excess_sessions(
     policy: DevicePolicy,
     newcomer: &SessionKey,
     mut live: Vec<(SessionKey, Device)>,
 ) -> Vec<SessionKey> {
-    // The latest first; of two that came together, by name, so that every logic decides the same.
+    // Newest first. Sessions of the same time are ordered by key, so that every logic decides the
+    // same.
     live.sort_by(|(a_key, a), (b_key, b)| (b.since, b_key).cmp(&(a.since, a_key)));
     let Some(own) = live.iter().position(|(key, _)| key == newcomer) else { return Vec::new() };
     let platform = live[own].1.platform.clone();
@@ -100,7 +121,7 @@ mod tests {
     use std::num::NonZeroU32;
 
     #[test]
-    fn the_last_to_come_stay() {
+    fn the_newest_sessions_stay() {
         let live = || {
             [("a", "web", 1), ("b", "ios", 2), ("c", "web", 3), ("d", "web", 4)].map(
                 |(key, platform, since)| {
@@ -112,14 +133,14 @@ mod tests {
             )
         };
         let ended = |policy, newcomer: &str| {
-            let mut ended = too_many(policy, &newcomer.into(), live().into());
+            let mut ended = excess_sessions(policy, &newcomer.into(), live().into());
             ended.sort();
             ended.iter().map(|key| key.as_str().to_owned()).collect::<Vec<_>>().concat()
         };
         let at_most = |most| DevicePolicy::AtMost(NonZeroU32::new(most).unwrap());
         assert_eq!(ended(DevicePolicy::All, "d"), "");
         assert_eq!(ended(DevicePolicy::Newest, "d"), "abc");
-        // Somebody else has come meanwhile: what is newer is for him to see to.
+        // A newer session was opened meanwhile. Its own check handles the sessions newer than "b".
         assert_eq!(ended(DevicePolicy::Newest, "b"), "a");
         assert_eq!(ended(DevicePolicy::OnePerPlatform, "d"), "ac");
         assert_eq!(ended(DevicePolicy::OnePerPlatform, "b"), "");

@@ -1,4 +1,4 @@
-//! What happens to sessions, on its way to who wants to know: a URL, or what composition puts in.
+//! Delivers session events to a webhook or to another sink that composition sets.
 
 use std::sync::Arc;
 
@@ -6,23 +6,23 @@ use bytes::Bytes;
 use goim_ports::{Call, EventSink, LifecycleEvent, LogicError};
 use serde_json::{Value, json};
 
-use crate::Logic;
+use crate::logic::Logic;
 use crate::webhook::{Webhook, WebhookConfig, WebhookError};
 
-/// An answer says nothing that matters.
+/// The maximum size of an answer, which is ignored.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
 impl Logic {
-    /// From now on events go there. The first that is put in stays.
-    pub fn events_to(&self, sink: Arc<dyn EventSink>) {
-        // A second one is a mistake of composition that changes nothing.
+    /// Sets the sink of events. Later calls are ignored.
+    pub fn set_event_sink(&self, sink: Arc<dyn EventSink>) {
+        // A second sink is a mistake of composition that changes nothing.
         let _ = self.event_sink.set(sink);
     }
 
-    /// Who hears events by POST.
+    /// Returns a sink that delivers events by POST.
     #[must_use]
-    pub fn event_hook(&self, config: WebhookConfig) -> Arc<dyn EventSink> {
-        Arc::new(EventHook(Arc::new(Webhook::new(
+    pub fn event_webhook(&self, config: WebhookConfig) -> Arc<dyn EventSink> {
+        Arc::new(EventWebhook(Arc::new(Webhook::new(
             "events",
             config,
             Arc::clone(&self.http),
@@ -31,7 +31,7 @@ impl Logic {
     }
 }
 
-/// An event as JSON.
+/// Returns an event as JSON.
 #[must_use]
 pub fn event_json(event: &LifecycleEvent) -> Value {
     let rooms: Vec<&str> = event.rooms.iter().map(goim_ports::RoomId::as_str).collect();
@@ -47,9 +47,9 @@ pub fn event_json(event: &LifecycleEvent) -> Value {
     })
 }
 
-struct EventHook(Arc<Webhook>);
+struct EventWebhook(Arc<Webhook>);
 
-impl EventSink for EventHook {
+impl EventSink for EventWebhook {
     fn deliver(&self, events: Vec<LifecycleEvent>) -> Call<Result<(), LogicError>> {
         let hook = Arc::clone(&self.0);
         Call::pending(async move {
@@ -57,16 +57,16 @@ impl EventSink for EventHook {
             let body = Bytes::from(json!({ "events": list }).to_string());
             match hook.post("application/json", Vec::new(), body).await {
                 Ok(answer) if (200..300).contains(&answer.status) => Ok(()),
-                // A no is no answer here: what has happened has happened.
+                // A refusal is treated as a failure: the events did happen, so they are retried.
                 Ok(answer) => {
-                    Err(LogicError::Unavailable(format!("the events' hook answers {}", answer.status)))
+                    Err(LogicError::Unavailable(format!("the event webhook answers {}", answer.status)))
                 }
                 Err(
                     error @ (WebhookError::Busy
                     | WebhookError::Open
                     | WebhookError::Http(_)
                     | WebhookError::Status(_)),
-                ) => Err(LogicError::Unavailable(format!("the events' hook: {error}"))),
+                ) => Err(LogicError::Unavailable(format!("the event webhook: {error}"))),
             }
         })
     }

@@ -1,7 +1,8 @@
-//! Where the backend hangs itself in: who answers the packets that clients send upstream.
+//! Handlers of the packets that clients send upstream.
 //!
-//! comet brings every packet that is not its own; the reply that it sends carries the same operation and sequence
-//! and, as body, what a handler answered. Nobody handles anything by default: the body is then empty, as in goim.
+//! comet forwards every packet that it does not handle itself. Its reply has the packet's operation
+//! and sequence, and the handler's result as its body. Without a handler the body is empty, as in
+//! goim v2.
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
@@ -11,36 +12,38 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use goim_ports::{Call, LogicError, Operation, Schema, Upstream};
 
-/// Answers packets of some operations.
+/// Handles packets of some operations.
 pub trait Handler: Send + Sync {
-    /// The body of the reply. Called on comet's own threads in the embedded server: an answer that takes time must be
-    /// a pending call.
+    /// Returns the body of the reply. The embedded server calls this on comet's own threads, so
+    /// work that takes time must be a pending call.
     fn handle(&self, upstream: Upstream) -> Call<Result<Bytes, LogicError>>;
 }
 
-/// Which handler answers which operation. May be changed while packets come in; a packet sees one state or the other.
+/// The handlers by operation. The table may change while packets arrive; each packet sees one
+/// version of it.
 #[derive(Default)]
-pub struct Handlers(ArcSwap<Table>);
+pub struct Handlers(ArcSwap<HandlerTable>);
 
 #[derive(Default, Clone)]
-struct Table {
+struct HandlerTable {
     single: HashMap<i32, Arc<dyn Handler>>,
-    /// For one schema; these come first.
+    /// For one schema. These take precedence.
     of_schema: HashMap<(i32, Schema), Arc<dyn Handler>>,
     /// Ascending, without overlaps.
     ranges: Vec<(RangeInclusive<i32>, Arc<dyn Handler>)>,
 }
 
-/// Two handlers want the same operations.
+/// Two handlers for the same operations.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("operations {} to {} have a handler already", .0.start(), .0.end())]
 pub struct Overlap(RangeInclusive<i32>);
 
 impl Handlers {
-    /// Gives the packets of one operation to `handler`, even when the operation is in a range of another one.
+    /// Registers the handler of one operation. It takes precedence over a range that contains the
+    /// operation.
     ///
     /// # Errors
-    /// [`Overlap`] when the operation itself has a handler.
+    /// [`Overlap`] when the operation already has a handler.
     pub fn register(&self, operation: Operation, handler: Arc<dyn Handler>) -> Result<(), Overlap> {
         self.change(|table| {
             if table.single.contains_key(&operation.0) {
@@ -51,11 +54,11 @@ impl Handlers {
         })
     }
 
-    /// Gives the packets of one operation whose body is in one schema to `handler`: the others go where they went before. This is how
-    /// a new version of a client's messages is taken beside the old one.
+    /// Registers the handler of one operation for bodies in one schema. Bodies in other schemas
+    /// keep their handler. Use it to support a new version of a message beside the old one.
     ///
     /// # Errors
-    /// [`Overlap`] when operation and schema have a handler of their own.
+    /// [`Overlap`] when this operation and schema already have a handler.
     pub fn register_schema(
         &self,
         operation: Operation,
@@ -71,10 +74,10 @@ impl Handlers {
         })
     }
 
-    /// Gives the packets of a range of operations to `handler`.
+    /// Registers the handler of a range of operations.
     ///
     /// # Errors
-    /// [`Overlap`] when the range touches another one.
+    /// [`Overlap`] when the range overlaps another one.
     pub fn register_range(
         &self,
         operations: RangeInclusive<i32>,
@@ -93,7 +96,7 @@ impl Handlers {
         })
     }
 
-    /// Who answers packets of this operation with a body in this schema.
+    /// Returns the handler of packets with this operation and a body in this schema.
     pub(crate) fn find(&self, operation: Operation, schema: Schema) -> Option<Arc<dyn Handler>> {
         let table = self.0.load();
         if !table.of_schema.is_empty()
@@ -109,10 +112,10 @@ impl Handlers {
         range.contains(&operation.0).then(|| Arc::clone(handler))
     }
 
-    fn change(&self, mut edit: impl FnMut(&mut Table) -> Result<(), Overlap>) -> Result<(), Overlap> {
+    fn change(&self, mut edit: impl FnMut(&mut HandlerTable) -> Result<(), Overlap>) -> Result<(), Overlap> {
         let mut result = Ok(());
         self.0.rcu(|table| {
-            let mut table = Table::clone(table);
+            let mut table = HandlerTable::clone(table);
             result = edit(&mut table);
             table
         });
@@ -153,7 +156,6 @@ mod tests {
             packet,
             schema: goim_ports::Schema::FIRST,
             negotiated: false,
-            is_member: false,
         };
         match handlers.find(Operation(operation), Schema::FIRST)?.handle(upstream) {
             Call::Ready(answer) => answer.ok(),
@@ -185,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_schema_may_have_a_handler_of_its_own() {
+    fn a_schema_may_have_its_own_handler() {
         let handlers = Handlers::default();
         handlers.register_range(1000..=1999, named("old")).unwrap();
         handlers.register_schema(Operation(1001), Schema(2), named("new")).unwrap();

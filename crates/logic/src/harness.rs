@@ -1,4 +1,4 @@
-//! Identity without the rest of logic, for whoever tries to get in by any bytes.
+//! Authentication without the rest of logic, for fuzzing.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -11,28 +11,28 @@ use crate::config::{IdentityConfig, IdentityMethod, JwtConfig};
 use crate::identity::Identity;
 use goim_ports::Secret;
 
-/// Decides about tokens.
+/// Authenticates clients.
 pub struct Gate(Identity);
 
-struct Nobody;
+struct NoHttpClient;
 
-impl HttpClient for Nobody {
+impl HttpClient for NoHttpClient {
     fn send(&self, _: HttpRequest) -> Call<Result<HttpResponse, HttpError>> {
         Call::Ready(Err(HttpError::Unreachable(String::new())))
     }
 }
 
 impl Gate {
-    /// Believes everybody.
+    /// Accepts every client that sends a valid auth packet.
     ///
     /// # Panics
-    /// Never: there is no key to read.
+    /// Never: no key is read.
     #[must_use]
     pub fn open() -> Self {
         Self::new(&IdentityConfig::default())
     }
 
-    /// Believes those who have a key that nobody has.
+    /// Accepts tokens signed with a random key, so none.
     ///
     /// # Panics
     /// When there are no random numbers.
@@ -46,12 +46,12 @@ impl Gate {
     }
 
     fn new(config: &IdentityConfig) -> Self {
-        let http: Arc<dyn HttpClient> = Arc::new(Nobody);
+        let http: Arc<dyn HttpClient> = Arc::new(NoHttpClient);
         let identity = Identity::new(config, Duration::from_secs(480), Version(3), &http);
         Self(identity.unwrap_or_else(|error| panic!("{error}")))
     }
 
-    /// True when this body of an auth packet gets a session, on the spot.
+    /// Returns true when this body of an auth packet is accepted immediately.
     #[must_use]
     pub fn lets_in(&self, body: &[u8]) -> bool {
         let request = ConnectRequest {

@@ -1,14 +1,16 @@
-//! Who somebody is who presents a token.
+//! Authenticates clients by the token in their auth packet.
 //!
-//! The body of the auth packet is goim's JSON object ([`token`]). Whether the client is believed depends on the method: `open`, as
-//! goim, believes it; `jwt` believes what somebody has signed whose key is known; `webhook` asks the backend. The last two
-//! find out a [`Grant`], and what the client says of itself must agree with it.
+//! The body of the auth packet is goim v2's JSON object ([`token`]). With the method `open`, as in
+//! goim v2, its members are accepted as they are. `jwt` verifies a signed token, `webhook` asks the
+//! backend; both produce a [`Grant`], and what the client claims must agree with it.
 
+mod authenticator;
 mod grant;
 mod json;
 mod jwks;
 mod jwt;
 mod key;
+mod session;
 mod token;
 mod webhook;
 
@@ -16,66 +18,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use goim_ports::{
-    Accepted, Call, ConnectError, ConnectRequest, HttpClient, Mid, NoSession, RefreshRequest, Refreshed,
-    RoomId, SessionKey, SyncOptions, Version,
+    Accepted, Call, ConnectError, ConnectRequest, HttpClient, Mid, RefreshRequest, Refreshed, RoomId,
+    SessionKey, SyncOptions, Version,
 };
 
 use crate::config::{IdentityConfig, IdentityMethod};
-use grant::Grant;
+use authenticator::{Authenticator, Credentials};
+use session::{SessionTerms, check_names, random_key};
 use token::Token;
 
 pub use key::KeyError;
 
-/// What somebody presents, with the facts that may matter to who decides.
-#[derive(Clone)]
-struct Presented {
-    token: Token,
-    remote: std::net::IpAddr,
-    cookie: String,
-    user_agent: String,
-    server: String,
-}
-
-/// Somebody who decides about credentials.
-trait Check: Send + Sync {
-    /// What the credential grants, or why it grants nothing.
-    fn check(&self, presented: Presented) -> Call<Result<Grant, ConnectError>>;
-
-    /// Why it can judge nobody yet, if it cannot. By default it can.
-    fn trouble(&self) -> Option<&'static str> {
-        None
-    }
-
-    /// Gets what it needs before it can judge anybody; true when it has it.
-    fn prepare(&self) -> Call<bool> {
-        Call::Ready(true)
-    }
-}
-
-/// Decides whether somebody gets a session, and whose.
+/// Authenticates clients and assigns session keys.
 pub(crate) struct Identity {
-    /// `None` believes the client.
-    check: Option<Box<dyn Check>>,
-    /// With a check: clients may name their sessions as they like.
+    /// `None` accepts what the client claims.
+    authenticator: Option<Box<dyn Authenticator>>,
+    /// With an authenticator: clients may choose their session keys.
     allow_client_keys: bool,
-    terms: Terms,
-}
-
-/// What all sessions have in common.
-#[derive(Debug, Clone, Copy)]
-struct Terms {
-    /// A session ends after this much time without a heartbeat.
-    heartbeat: Duration,
-    /// The highest packet version that this server sends.
-    protover_max: Version,
-}
-
-impl Terms {
-    /// The packet version for a client that reads versions up to `offered`. 0 and 1 mean the same, so that 1 is the least.
-    fn agree(self, offered: i64) -> Version {
-        let agreed = offered.clamp(Version::GOIM.0.into(), self.protover_max.0.max(Version::GOIM.0).into());
-        Version(i16::try_from(agreed).unwrap_or(Version::GOIM.0))
-    }
+    terms: SessionTerms,
 }
 
 impl Identity {
@@ -87,29 +47,31 @@ impl Identity {
         protover_max: Version,
         http: &Arc<dyn HttpClient>,
     ) -> Result<Self, KeyError> {
-        let check: Option<Box<dyn Check>> = match config.method {
+        let authenticator: Option<Box<dyn Authenticator>> = match config.method {
             IdentityMethod::Open => None,
-            IdentityMethod::Jwt => Some(Box::new(jwt::Jwt::new(config.jwt.clone(), http)?)),
-            IdentityMethod::Webhook => Some(Box::new(webhook::Webhook::new(config.webhook.clone(), http))),
+            IdentityMethod::Jwt => Some(Box::new(jwt::JwtAuthenticator::new(config.jwt.clone(), http)?)),
+            IdentityMethod::Webhook => {
+                Some(Box::new(webhook::WebhookAuthenticator::new(config.webhook.clone(), http)))
+            }
         };
         Ok(Self {
-            check,
+            authenticator,
             allow_client_keys: config.allow_client_keys,
-            terms: Terms { heartbeat, protover_max },
+            terms: SessionTerms { heartbeat, protover_max },
         })
     }
 
-    /// Why no token can be judged yet, if none can.
-    pub(crate) fn trouble(&self) -> Option<&'static str> {
-        self.check.as_ref()?.trouble()
+    /// Returns why no token can be checked yet, or `None` when it can.
+    pub(crate) fn not_ready(&self) -> Option<&'static str> {
+        self.authenticator.as_ref()?.not_ready()
     }
 
-    /// Gets what is needed before a token can be judged; true when it is there.
+    /// Fetches what checks need. Returns true when it is complete.
     pub(crate) fn prepare(&self) -> Call<bool> {
-        self.check.as_ref().map_or(Call::Ready(true), |check| check.prepare())
+        self.authenticator.as_ref().map_or(Call::Ready(true), |authenticator| authenticator.prepare())
     }
 
-    /// The session that the token stands for and the platform that the client names, or why there is none.
+    /// Returns the session for the token and the platform that the client names.
     pub(crate) fn identify(
         &self,
         request: &ConnectRequest,
@@ -120,11 +82,11 @@ impl Identity {
         };
         let negotiated = token.protover.is_some();
         let platform = token.platform.clone();
-        let Some(check) = &self.check else {
+        let Some(authenticator) = &self.authenticator else {
             let accepted = self.accept(token).map(|accepted| (accepted, platform));
             return Call::Ready(accepted.map_err(|error| ConnectError { negotiated, ..error }));
         };
-        let presented = Presented {
+        let credentials = Credentials {
             token: token.clone(),
             remote: request.remote,
             cookie: request.cookie.clone(),
@@ -132,7 +94,7 @@ impl Identity {
             server: request.server.to_string(),
         };
         let (allow_client_keys, terms) = (self.allow_client_keys, self.terms);
-        check.check(presented).map(move |grant| {
+        authenticator.authenticate(credentials).map(move |grant| {
             let accepted = grant.and_then(|grant| grant.accept(token, allow_client_keys, terms));
             accepted
                 .map(|accepted| (accepted, platform))
@@ -140,22 +102,23 @@ impl Identity {
         })
     }
 
-    /// What a new token changes of a session.
+    /// Returns what a new token changes of a session.
     pub(crate) fn refresh(&self, request: RefreshRequest) -> Call<Result<Refreshed, ConnectError>> {
         let RefreshRequest { session, token, remote } = request;
         let token = match read(&token) {
             Ok(token) => token,
             Err(error) => return Call::Ready(Err(error)),
         };
-        let Some(check) = &self.check else {
+        let Some(authenticator) = &self.authenticator else {
             return Call::Ready(Ok(Refreshed { scope: None, expires_at: None }));
         };
         let (cookie, user_agent) = (String::new(), String::new());
-        let presented = Presented { token, remote, cookie, user_agent, server: session.server.to_string() };
-        check.check(presented).map(move |grant| grant?.refresh(session.mid, &session.key))
+        let credentials =
+            Credentials { token, remote, cookie, user_agent, server: session.server.to_string() };
+        authenticator.authenticate(credentials).map(move |grant| grant?.refresh(session.mid, &session.key))
     }
 
-    /// goim's way: the client is who it says.
+    /// Accepts what the client claims, as goim v2 does.
     fn accept(&self, token: Token) -> Result<Accepted, ConnectError> {
         let key = if token.key.is_empty() { random_key()? } else { SessionKey::from(token.key) };
         let negotiated = token.protover.is_some();
@@ -171,7 +134,7 @@ impl Identity {
             expires_at: None,
             accepts: token.accepts,
             heartbeat: self.terms.heartbeat,
-            protover: token.protover.map(|offered| self.terms.agree(offered)),
+            protover: token.protover.map(|offered| self.terms.negotiate(offered)),
             syncing: token
                 .positions
                 .filter(|_| negotiated)
@@ -180,44 +143,19 @@ impl Identity {
     }
 }
 
-/// No list of rooms has one without a name; goim's `room_id` is another matter: empty, it says that there is none.
-fn check_names<'a>(rooms: impl IntoIterator<Item = &'a String>) -> Result<(), ConnectError> {
-    if rooms.into_iter().any(String::is_empty) {
-        return Err(ConnectError::because(NoSession::Room, "a room in a list has no name"));
-    }
-    Ok(())
-}
-
-/// The reason names the place and never quotes the token.
+/// Parses a token. Errors name the position and never quote the token.
 fn read(token: &[u8]) -> Result<Token, ConnectError> {
     Token::parse(token).map_err(|error| ConnectError::refused(error.to_string()))
-}
-
-/// A random UUID (version 4) in lower case, as goim draws it for clients that bring no key.
-fn random_key() -> Result<SessionKey, ConnectError> {
-    use std::fmt::Write as _;
-    let mut bytes = [0_u8; 16];
-    getrandom::fill(&mut bytes)
-        .map_err(|error| ConnectError::unavailable(format!("no random numbers: {error}")))?;
-    bytes[6] = (bytes[6] & 0x0f) | 0x40;
-    bytes[8] = (bytes[8] & 0x3f) | 0x80;
-    let mut text = String::with_capacity(36);
-    for (index, byte) in bytes.iter().enumerate() {
-        let dash = if matches!(index, 4 | 6 | 8 | 10) { "-" } else { "" };
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{dash}{byte:02x}");
-    }
-    Ok(SessionKey::from(text))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use goim_ports::Operation;
+    use goim_ports::{AuthFailure, Operation};
 
     fn accept(token: &str) -> Result<Accepted, ConnectError> {
-        let terms = Terms { heartbeat: Duration::from_secs(480), protover_max: Version(3) };
-        let open = Identity { check: None, allow_client_keys: false, terms };
+        let terms = SessionTerms { heartbeat: Duration::from_secs(480), protover_max: Version(3) };
+        let open = Identity { authenticator: None, allow_client_keys: false, terms };
         open.accept(read(token.as_bytes())?)
     }
 
@@ -233,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn row_6_nobody_in_particular_gets_a_random_key() {
+    fn row_6_an_anonymous_client_gets_a_random_key() {
         for token in ["null", "{}", r#"{"key":null}"#, r#"{"key":""}"#] {
             let accepted = accept(token).unwrap();
             assert_eq!((accepted.mid, accepted.room, accepted.accepts), (Mid(0), None, vec![]), "{token}");
@@ -247,25 +185,25 @@ mod tests {
     }
 
     #[test]
-    fn protover_makes_an_extended_client() {
+    fn protover_makes_a_negotiated_client() {
         for (offered, agreed) in [("0", 1), ("1", 1), ("2", 2), ("3", 3), ("4", 3), ("70000", 3), ("-3", 1)] {
             let accepted = accept(&format!(r#"{{"protover":{offered}}}"#)).unwrap();
             assert_eq!(accepted.protover, Some(Version(agreed)), "{offered}");
         }
         assert_eq!(accept(r#"{"protover":null}"#).unwrap().protover, None);
-        assert_eq!(accept(r#"{"protover":"2"}"#).unwrap_err().reason, NoSession::Refused);
+        assert_eq!(accept(r#"{"protover":"2"}"#).unwrap_err().reason, AuthFailure::AuthRefused);
     }
 
     #[test]
-    fn rooms_are_for_extended_clients() {
+    fn rooms_are_for_negotiated_clients() {
         let rooms = |token: &str| accept(token).unwrap().rooms;
         assert_eq!(
             rooms(r#"{"protover":1,"rooms":["a://1","b://2"]}"#),
             ["a://1", "b://2"].map(RoomId::from)
         );
         let error = accept(r#"{"protover":1,"rooms":["a://1",""]}"#).unwrap_err();
-        assert_eq!(error.reason, NoSession::Room, "a room without a name");
-        // What goim skips is skipped.
+        assert_eq!(error.reason, AuthFailure::RoomNotAllowed, "a room without a name");
+        // goim v2 ignores the member, whatever its value.
         assert_eq!(rooms(r#"{"rooms":[""]}"#), []);
         assert_eq!(rooms(r#"{"rooms":["a://1"]}"#), []);
         assert_eq!(rooms(r#"{"rooms":7,"token":{"a":[]},"positions":"x"}"#), []);
@@ -274,7 +212,7 @@ mod tests {
     #[test]
     fn a_refusal_does_not_quote_the_token() {
         let error = accept(r#"{"key":"secret","mid":"secret"}"#).unwrap_err();
-        assert_eq!(error.reason, NoSession::Refused);
+        assert_eq!(error.reason, AuthFailure::AuthRefused);
         assert!(!error.to_string().contains("secret"), "{error}");
     }
 }

@@ -1,28 +1,22 @@
-//! The decisions: who may connect, where a session is, what is pushed to whom, which comet a client should go to.
+//! Decides who may connect, where sessions are, who receives a push and which comet a client should
+//! use.
 //!
-//! logic keeps nothing itself. Sessions, room counts, nodes and the push log are behind the ports that it is given
-//! ([`Dependencies`]), so that any number of logics may run over the same ones, in one process with comet or far
-//! from it. It has two faces:
-//!
-//! - [`goim_ports::LogicPort`], which comet calls. An answer is `Call::Ready` whenever the directories' answers are:
-//!   a comet's shard, a plain thread, then never waits for a runtime.
-//! - the HTTP API ([`http`]), which the backend and the clients call: goim's routes, byte for byte where goim's
-//!   users could notice.
-//!
-//! Map of the modules: `identity` reads tokens, `port` answers comet, `handler` is where the backend hangs in its
-//! own packets and `route` sends them to a backend elsewhere, `push` turns requests into records of the push log, `batch` those with many messages, `online` counts, `timelines` keeps messages and gives them back, `balancer` and `nodes` choose
-//! comets for clients, `metrics` counts what happens, [`http`] is the only one that knows HTTP and JSON.
+//! logic stores nothing itself. Sessions, room counts, nodes and the push log are behind ports
+//! ([`Dependencies`]), so that any number of logics share them. comet calls
+//! [`goim_ports::LogicPort`], which answers with `Call::Ready` whenever the directories do, so that
+//! a comet shard, a plain thread, never waits for a runtime. The backend and the clients call the
+//! HTTP API ([`http`]), the only module that knows HTTP and JSON.
 //!
 //! Invariant: tokens, cookies and API keys are never in a log, a metric or an error.
 
 mod balancer;
 mod batch;
-mod circuit;
-mod complaint;
+mod circuit_breaker;
 mod config;
 mod deadline;
 mod devices;
 mod events;
+mod grouping;
 mod handler;
 #[cfg(feature = "harness")]
 pub mod harness;
@@ -35,8 +29,12 @@ mod nodes;
 mod online;
 mod port;
 mod push;
+mod push_writer;
+mod queries;
 mod record;
 mod route;
+mod session_ends;
+mod stored;
 mod timelines;
 mod webhook;
 
@@ -53,6 +51,7 @@ pub use logic::{Dependencies, Logic, PushProtection};
 pub use members::MemberAt;
 pub use nodes::NodesReply;
 pub use online::{OnlineTotal, RoomOnline};
-pub use push::PushError;
-pub use route::RouteConfig;
-pub use timelines::{NoWait, Placed, SendRule, StoredPush, StoredTo, TimelinesError, away_json};
+pub use push_writer::PushError;
+pub use route::config::RouteConfig;
+pub use timelines::push::{AppendedMessage, StoredPush, StoredTo};
+pub use timelines::{LongPollError, SendRule, TimelineRequestError, offline_json};

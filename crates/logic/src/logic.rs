@@ -1,44 +1,44 @@
-//! The role itself: what it is made of and what it holds between requests.
+//! The role itself: its parts and what it holds between requests.
 
 use std::fmt;
-use std::hash::{BuildHasher as _, RandomState};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use goim_ports::{
-    CometPool, DeviceDirectory, EventSink, HttpClient, NodeDirectory, PushLog, RoomCounts, RoomDirectory,
+    CometPool, DeviceDirectory, EventSink, HttpClient, NodeDirectory, PushLog, RoomDirectory,
     SessionDirectory, TimelineStore,
 };
 use prometheus_client::registry::Registry;
 
-use crate::balancer::Balancer;
-use crate::complaint::Complaint;
 use crate::config::{Config, IdentityMethod, NodeInfoConfig};
 use crate::devices::Devices;
 use crate::handler::Handlers;
 use crate::identity::{Identity, KeyError};
 use crate::metrics::Metrics;
+use crate::nodes::NodeSelector;
+use crate::online::OnlineCounts;
+use crate::push_writer::PushWriter;
+use crate::session_ends::SessionEnds;
 use crate::timelines::{self, Timelines};
 
-/// What logic needs of the world.
+/// The ports that logic needs.
 #[derive(Clone)]
 pub struct Dependencies {
     /// Which comet holds which session.
     pub sessions: Arc<dyn SessionDirectory>,
     /// How many sessions each room has.
     pub rooms: Arc<dyn RoomDirectory>,
-    /// On which devices members are.
+    /// The devices of members.
     pub devices: Arc<dyn DeviceDirectory>,
-    /// Which comets there are.
+    /// The list of comets.
     pub nodes: Arc<dyn NodeDirectory>,
-    /// Where accepted pushes go.
+    /// Where accepted pushes are appended.
     pub push_log: Arc<dyn PushLog>,
-    /// The comets themselves, for what only they know.
+    /// The comets, for what only they know.
     pub comets: Arc<dyn CometPool>,
-    /// The way to the backend, and to whoever signs tokens.
+    /// The HTTP client for webhooks and key sets.
     pub http: Arc<dyn HttpClient>,
-    /// Where messages are kept, if they are.
+    /// The timeline store, if messages can be stored.
     pub timelines: Option<Arc<dyn TimelineStore>>,
 }
 
@@ -51,12 +51,11 @@ impl fmt::Debug for Dependencies {
 /// The role `logic`. Shared by comet's calls and by the HTTP API.
 pub struct Logic {
     pub(crate) config: Config,
-    /// Drawn when it was made: by it this logic knows what it has said itself.
-    pub(crate) number: u64,
     pub(crate) sessions: Arc<dyn SessionDirectory>,
-    pub(crate) rooms: Arc<dyn RoomDirectory>,
-    pub(crate) nodes: Arc<dyn NodeDirectory>,
-    pub(crate) push_log: Arc<dyn PushLog>,
+    pub(crate) online: OnlineCounts,
+    pub(crate) nodes: NodeSelector,
+    pub(crate) push_writer: PushWriter,
+    pub(crate) session_ends: SessionEnds,
     pub(crate) comets: Arc<dyn CometPool>,
     pub(crate) http: Arc<dyn HttpClient>,
     pub(crate) identity: Identity,
@@ -64,20 +63,15 @@ pub struct Logic {
     pub(crate) event_sink: OnceLock<Arc<dyn EventSink>>,
     pub(crate) handlers: Handlers,
     pub(crate) timelines: Option<Arc<Timelines>>,
-    pub(crate) balancer: Balancer,
-    /// The counts that the room directory answered last. They are served while it does not answer.
-    pub(crate) counts: ArcSwap<<RoomCounts as std::ops::Deref>::Target>,
     pub(crate) metrics: Metrics,
-    /// When it was last said that pushes fail.
-    pub(crate) pushes_failing: Complaint,
 }
 
 /// Who may push over HTTP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PushProtection {
-    /// Whoever presents one of this many keys.
+    /// Requests with one of this many API keys.
     ApiKeys(usize),
-    /// Whoever is on this machine: no key is configured.
+    /// Requests from this machine, because no API key is configured.
     LoopbackOnly,
 }
 
@@ -94,7 +88,7 @@ impl fmt::Display for PushProtection {
 }
 
 impl Logic {
-    /// Puts logic together. Starts no task and opens nothing.
+    /// Builds a logic. Spawns no task and opens no connection.
     ///
     /// `config` should have passed [`Config::validate`].
     ///
@@ -105,15 +99,17 @@ impl Logic {
             dependencies;
         let (heartbeat, protover_max) = (session_heartbeat(&config.node), config.versions.highest());
         let identity = Identity::new(&config.identity, heartbeat, protover_max, &http)?;
-        let devices = Devices {
-            policy: config.identity.devices,
-            directory: devices,
-            sessions: Arc::clone(&sessions),
-            push_log: Arc::clone(&push_log),
-            deadline: config.directory_timeout,
-        };
+        let metrics = Metrics::default();
+        let timeout = config.directory_timeout;
+        let devices = Devices::new(
+            config.identity.devices,
+            devices,
+            Arc::clone(&sessions),
+            Arc::clone(&push_log),
+            timeout,
+        );
         let timelines = timelines.map(|store| {
-            Timelines::new(timelines::Parts {
+            Timelines::new(timelines::TimelineParts {
                 store,
                 push_log: Arc::clone(&push_log),
                 sessions: Arc::clone(&sessions),
@@ -121,26 +117,23 @@ impl Logic {
                 versions: config.versions.clone(),
                 config: config.timelines.clone(),
                 push: config.push.clone(),
-                directory_timeout: config.directory_timeout,
+                directory_timeout: timeout,
             })
         });
         Ok(Arc::new(Self {
             devices,
             timelines,
             event_sink: OnceLock::new(),
+            online: OnlineCounts::new(rooms, timeout, metrics.stale_counts.clone()),
+            nodes: NodeSelector::new(nodes, &config),
+            push_writer: PushWriter::new(push_log, config.push.clone(), &metrics),
+            session_ends: SessionEnds::new(Arc::clone(&sessions), timeout),
             sessions,
-            rooms,
-            nodes,
-            push_log,
             comets,
             http,
             identity,
             handlers: Handlers::default(),
-            balancer: Balancer::default(),
-            counts: ArcSwap::default(),
-            metrics: Metrics::default(),
-            pushes_failing: Complaint::default(),
-            number: RandomState::new().hash_one(0_u8),
+            metrics,
             config,
         }))
     }
@@ -153,35 +146,35 @@ impl Logic {
         }
     }
 
-    /// The handlers of upstream packets, to add to.
+    /// The handlers of upstream packets. Register handlers here.
     #[must_use]
     pub fn handlers(&self) -> &Handlers {
         &self.handlers
     }
 
-    /// Who may connect, for the start-up message.
+    /// How clients are authenticated, for the start-up message.
     #[must_use]
     pub fn identity(&self) -> &'static str {
         match self.config.identity.method {
             IdentityMethod::Open => {
-                "open: clients are believed what they say of themselves; for development and trusted networks"
+                "open: clients are not authenticated; for development and trusted networks"
             }
             IdentityMethod::Jwt => "jwt: clients present tokens that are signed with a known key",
-            IdentityMethod::Webhook => "webhook: the backend is asked about every client",
+            IdentityMethod::Webhook => "webhook: your backend authenticates every client",
         }
     }
 
-    /// Why nobody can be judged yet, if nobody can: the keys that tokens are checked with have
-    /// never been fetched.
+    /// Returns why no client can be authenticated yet: the key set has never been fetched. `None`
+    /// when it can.
     #[must_use]
-    pub fn identity_trouble(&self) -> Option<String> {
-        self.identity.trouble().map(|reason| format!("identity: {reason}"))
+    pub fn identity_not_ready(&self) -> Option<String> {
+        self.identity.not_ready().map(|reason| format!("identity: {reason}"))
     }
 
-    /// Gets what identity needs before it can judge anybody; true when it is there.
+    /// Fetches what authentication needs. Returns true when it is complete.
     ///
     /// # Cancel safety
-    /// It can be tried again.
+    /// Dropping the future is safe; the call can be repeated.
     pub async fn prepare_identity(&self) -> bool {
         self.identity.prepare().await
     }
@@ -202,7 +195,8 @@ impl fmt::Debug for Logic {
     }
 }
 
-/// A session ends after this much silence: all the heartbeats that may be missing, one after the other.
+/// A session ends after this time without a heartbeat: the interval times the number that may be
+/// missing.
 fn session_heartbeat(node: &NodeInfoConfig) -> Duration {
     node.heartbeat.saturating_mul(node.heartbeat_max)
 }

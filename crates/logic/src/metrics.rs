@@ -1,6 +1,7 @@
-//! What logic counts. Everything is created at the start: counting is an addition, never a look-up.
+//! The metrics of logic. All series are created at the start, so that counting is one addition and
+//! no look-up.
 
-use goim_ports::NoSession;
+use goim_ports::AuthFailure;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -8,58 +9,57 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::http::Route;
-use crate::route::RouteMetrics;
+use crate::http::table::Route;
 
 /// The metrics of one logic.
 pub(crate) struct Metrics {
-    pub(crate) connects: Connects,
-    /// New tokens of sessions.
-    pub(crate) refreshes: Connects,
-    pub(crate) upstream: UpstreamPackets,
+    pub(crate) connects: ConnectCounters,
+    /// Tokens presented by open sessions.
+    pub(crate) refreshes: ConnectCounters,
+    pub(crate) upstream: UpstreamCounters,
     /// By route.
-    pub(crate) routes: Routes,
-    pub(crate) pushes: Pushes,
-    pub(crate) requests: Requests,
-    /// HTTP connections that are open.
+    pub(crate) routes: RouteFamilies,
+    pub(crate) pushes: PushCounters,
+    pub(crate) requests: RequestCounters,
+    /// Open HTTP connections.
     pub(crate) connections: Gauge,
-    /// Time that the push log takes for the records of a request.
+    /// The time to append the records of a request to the push log.
     pub(crate) append_seconds: Histogram,
-    /// Times that old room counts were served since the directory did not answer.
+    /// Answers with old room counts, because the directory did not answer.
     pub(crate) stale_counts: Counter,
 }
 
-/// Sessions asked for, or tokens presented, by result.
+/// Requests for a session, or tokens presented, by result.
 #[derive(Clone)]
-pub(crate) struct Connects {
+pub(crate) struct ConnectCounters {
     family: Family<ResultLabel, Counter>,
     accepted: Counter,
-    /// By [`NoSession::ALL`].
-    refused: [Counter; NoSession::ALL.len()],
+    /// In the order of [`AuthFailure::ALL`].
+    refused: [Counter; AuthFailure::ALL.len()],
 }
 
-impl Connects {
-    /// Counts one; `None` was accepted.
-    pub(crate) fn count(&self, refused: Option<NoSession>) {
-        match refused.and_then(|reason| NoSession::ALL.iter().position(|other| *other == reason)) {
+impl ConnectCounters {
+    /// Counts one result; `None` is success.
+    pub(crate) fn count(&self, refused: Option<AuthFailure>) {
+        match refused.and_then(|reason| AuthFailure::ALL.iter().position(|other| *other == reason)) {
             None => self.accepted.inc(),
             Some(index) => self.refused[index].inc(),
         };
     }
 }
 
-/// Packets from clients, by whether a handler took them.
-pub(crate) struct UpstreamPackets {
+/// Packets from clients, by whether they had a handler.
+pub(crate) struct UpstreamCounters {
     family: Family<ResultLabel, Counter>,
     pub(crate) handled: Counter,
     pub(crate) unhandled: Counter,
 }
 
-/// Packets on their way to the backend, by route.
-pub(crate) struct Routes {
+/// Packets sent to the backend, by route.
+pub(crate) struct RouteFamilies {
     calls: Family<RouteLabels, Counter>,
     retries: Family<RouteLabel, Counter>,
-    under_way: Family<RouteLabel, Gauge>,
+    in_flight: Family<RouteLabel, Gauge>,
     seconds: Family<RouteLabel, Histogram, fn() -> Histogram>,
 }
 
@@ -74,8 +74,8 @@ struct RouteLabels {
     result: &'static str,
 }
 
-impl Routes {
-    /// What is counted of the route with this name.
+impl RouteFamilies {
+    /// Returns the metrics of the route with this name.
     pub(crate) fn of(&self, route: &str) -> RouteMetrics {
         let label = || RouteLabel { route: route.to_owned() };
         let calls = |result| self.calls.get_or_create_owned(&RouteLabels { route: route.to_owned(), result });
@@ -87,13 +87,28 @@ impl Routes {
             busy: calls("busy"),
             repeated: calls("repeated"),
             retries: self.retries.get_or_create_owned(&label()),
-            under_way: self.under_way.get_or_create_owned(&label()),
+            in_flight: self.in_flight.get_or_create_owned(&label()),
             seconds: self.seconds.get_or_create_owned(&label()),
         }
     }
 }
 
-/// Whom a push is for.
+/// The metrics of a route.
+#[derive(Clone)]
+pub(crate) struct RouteMetrics {
+    pub(crate) answered: Counter,
+    pub(crate) failed: Counter,
+    pub(crate) unavailable: Counter,
+    pub(crate) late: Counter,
+    pub(crate) busy: Counter,
+    /// Replies that were those of earlier packets.
+    pub(crate) repeated: Counter,
+    pub(crate) retries: Counter,
+    pub(crate) in_flight: Gauge,
+    pub(crate) seconds: Histogram,
+}
+
+/// The kind of receivers of a push.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PushKind {
     Keys,
@@ -102,7 +117,7 @@ pub(crate) enum PushKind {
     All,
 }
 
-/// What became of a push.
+/// The result of a push.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PushResult {
     Accepted,
@@ -126,18 +141,19 @@ const PUSH_RESULTS: [(PushResult, &str); 6] = [
 ];
 
 /// Pushes, by kind and result.
-pub(crate) struct Pushes {
+#[derive(Clone)]
+pub(crate) struct PushCounters {
     family: Family<PushLabels, Counter>,
     counters: [[Counter; PUSH_RESULTS.len()]; PUSH_KINDS.len()],
 }
 
-/// Status classes of HTTP answers, `1xx` to `5xx`.
+/// The status classes of HTTP responses.
 const STATUS_CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
 /// HTTP requests, by route and status class.
-pub(crate) struct Requests {
+pub(crate) struct RequestCounters {
     family: Family<RequestLabels, Counter>,
-    /// One row for each route, and a last one for requests that have none.
+    /// One row per route, and a last one for requests without a route.
     counters: Vec<[Counter; STATUS_CLASSES.len()]>,
 }
 
@@ -158,14 +174,15 @@ struct RequestLabels {
     status: &'static str,
 }
 
-impl Pushes {
+impl PushCounters {
     pub(crate) fn count(&self, kind: PushKind, result: PushResult) {
         self.counters[kind as usize][result as usize].inc();
     }
 }
 
-impl Requests {
-    /// Counts an answer; `route` is the row in the table of routes, `None` for what has none.
+impl RequestCounters {
+    /// Counts a response. `route` is the index in the table of routes; `None` for a request without
+    /// a route.
     pub(crate) fn count(&self, route: Option<usize>, status: u16) {
         let row = route.unwrap_or(Route::ALL.len());
         let class = usize::from(status / 100).saturating_sub(1);
@@ -179,17 +196,17 @@ impl Metrics {
     pub(crate) fn register(&self, registry: &mut Registry) {
         registry.register(
             "goim_logic_connects",
-            "Sessions asked for, by result",
+            "Requests for a session, by result",
             self.connects.family.clone(),
         );
         registry.register(
             "goim_logic_token_refreshes",
-            "New tokens that sessions have presented, by result",
+            "Tokens presented by open sessions, by result",
             self.refreshes.family.clone(),
         );
         registry.register(
             "goim_logic_upstream_packets",
-            "Packets from clients, by whether a handler took them",
+            "Packets from clients, by whether they had a handler",
             self.upstream.family.clone(),
         );
         registry.register(
@@ -199,17 +216,17 @@ impl Metrics {
         );
         registry.register(
             "goim_logic_route_retries",
-            "Further tries of packets that were not answered, by route",
+            "Retries of packets to the backend, by route",
             self.routes.retries.clone(),
         );
         registry.register(
             "goim_logic_route_calls_in_flight",
             "Packets that wait for the backend, by route",
-            self.routes.under_way.clone(),
+            self.routes.in_flight.clone(),
         );
         registry.register_with_unit(
             "goim_logic_route",
-            "Time from a packet to its answer, by route",
+            "Time from a packet to its reply, by route",
             Unit::Seconds,
             self.routes.seconds.clone(),
         );
@@ -223,20 +240,16 @@ impl Metrics {
             "HTTP requests, by route and status class",
             self.requests.family.clone(),
         );
-        registry.register(
-            "goim_logic_http_connections",
-            "HTTP connections that are open",
-            self.connections.clone(),
-        );
+        registry.register("goim_logic_http_connections", "Open HTTP connections", self.connections.clone());
         registry.register_with_unit(
             "goim_logic_append",
-            "Time that the push log took for the records of a request",
+            "Time to append the records of a request to the push log",
             Unit::Seconds,
             self.append_seconds.clone(),
         );
         registry.register(
             "goim_logic_stale_room_counts",
-            "Times that old room counts were served since the room directory did not answer",
+            "Answers with old room counts, because the room directory did not answer",
             self.stale_counts.clone(),
         );
     }
@@ -245,19 +258,19 @@ impl Metrics {
 impl Default for Metrics {
     fn default() -> Self {
         Self {
-            connects: Connects::default(),
-            refreshes: Connects::default(),
-            upstream: UpstreamPackets::default(),
-            routes: Routes {
+            connects: ConnectCounters::default(),
+            refreshes: ConnectCounters::default(),
+            upstream: UpstreamCounters::default(),
+            routes: RouteFamilies {
                 calls: Family::default(),
                 retries: Family::default(),
-                under_way: Family::default(),
-                // 1 ms to 4 s, which is as long as a route may take.
+                in_flight: Family::default(),
+                // 1 ms to 4 s, the longest that a route may take.
                 seconds: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.001, 2.0, 13))),
             },
-            pushes: Pushes::default(),
-            requests: Requests::default(),
-            // 10 µs in memory to 20 s in a cluster that suffers.
+            pushes: PushCounters::default(),
+            requests: RequestCounters::default(),
+            // 10 µs in memory to 20 s in an overloaded cluster.
             append_seconds: Histogram::new(exponential_buckets(0.000_01, 3.0, 14)),
             stale_counts: Counter::default(),
             connections: Gauge::default(),
@@ -265,15 +278,15 @@ impl Default for Metrics {
     }
 }
 
-impl Default for Connects {
+impl Default for ConnectCounters {
     fn default() -> Self {
         let family = Family::<ResultLabel, Counter>::default();
         let of = |result| family.get_or_create_owned(&ResultLabel { result });
-        Self { accepted: of("accepted"), refused: NoSession::ALL.map(|reason| of(reason.label())), family }
+        Self { accepted: of("accepted"), refused: AuthFailure::ALL.map(|reason| of(reason.label())), family }
     }
 }
 
-impl Default for UpstreamPackets {
+impl Default for UpstreamCounters {
     fn default() -> Self {
         let family = Family::<ResultLabel, Counter>::default();
         let of = |result| family.get_or_create_owned(&ResultLabel { result });
@@ -281,7 +294,7 @@ impl Default for UpstreamPackets {
     }
 }
 
-impl Default for Pushes {
+impl Default for PushCounters {
     fn default() -> Self {
         let family = Family::<PushLabels, Counter>::default();
         let of = |kind, result| family.get_or_create_owned(&PushLabels { kind, result });
@@ -290,7 +303,7 @@ impl Default for Pushes {
     }
 }
 
-impl Default for Requests {
+impl Default for RequestCounters {
     fn default() -> Self {
         let family = Family::<RequestLabels, Counter>::default();
         let of =

@@ -1,78 +1,76 @@
-//! How many are online: in a room, in the largest rooms, in all.
+//! Online counts: of a room, of the largest rooms, in total.
 
-use std::cmp::Reverse;
+use std::ops::Deref;
 use std::sync::Arc;
+use std::time::Duration;
 
-use goim_ports::RoomCounts;
+use arc_swap::ArcSwap;
+use goim_ports::{Call, DirectoryError, RoomCounts, RoomDirectory, ServerId};
+use prometheus_client::metrics::counter::Counter;
 
-use crate::Logic;
-use crate::deadline::within;
-use crate::port::directory_late;
+use crate::deadline::{and_then, directory_late, with_timeout};
 
-/// A room with its count.
+/// A room and its count.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RoomOnline {
     /// The room's id without `type://`.
     pub room: String,
-    /// Sessions in it.
+    /// The number of sessions in it.
     pub count: u32,
 }
 
-/// Connections over all comets.
+/// Totals over all comets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct OnlineTotal {
-    /// Connections.
+    /// The number of connections.
     pub connections: u64,
-    /// Distinct client addresses on each comet, added up.
+    /// The number of distinct client addresses, counted per comet and added up.
     pub addresses: u64,
 }
 
-impl Logic {
-    /// The largest rooms of a type, by count and then by name, at most `limit`.
-    pub async fn online_top(&self, kind: &str, limit: usize) -> Vec<RoomOnline> {
-        let counts = self.room_counts().await;
-        let prefix = [kind, "://"].concat();
-        let mut rooms: Vec<(Reverse<u32>, &str)> = counts
-            .iter()
-            .filter_map(|(id, count)| Some((Reverse(*count), id.as_str().strip_prefix(&prefix)?)))
-            .collect();
-        if limit < rooms.len() {
-            if limit > 0 {
-                rooms.select_nth_unstable(limit - 1);
-            }
-            rooms.truncate(limit);
-        }
-        rooms.sort_unstable();
-        rooms.into_iter().map(|(Reverse(count), room)| RoomOnline { room: room.to_owned(), count }).collect()
+/// The room counts of the directory, with the last known ones as a fallback.
+pub(crate) struct OnlineCounts {
+    directory: Arc<dyn RoomDirectory>,
+    timeout: Duration,
+    /// Served while the directory does not answer.
+    last: ArcSwap<<RoomCounts as Deref>::Target>,
+    stale: Counter,
+}
+
+impl OnlineCounts {
+    /// `stale` counts the answers with old counts.
+    pub(crate) fn new(directory: Arc<dyn RoomDirectory>, timeout: Duration, stale: Counter) -> Self {
+        Self { directory, timeout, last: ArcSwap::default(), stale }
     }
 
-    /// How many sessions each room has, over all comets. When the directory does not answer, what it said last.
-    pub async fn room_counts(&self) -> RoomCounts {
-        let totals = within(self.config.directory_timeout, self.rooms.totals(), directory_late).await;
-        match totals {
+    /// Reports the counts of one comet and returns the totals over all comets.
+    pub(crate) fn report(
+        &self,
+        server: ServerId,
+        counts: RoomCounts,
+    ) -> Call<Result<RoomCounts, DirectoryError>> {
+        let (directory, timeout) = (Arc::clone(&self.directory), self.timeout);
+        let reported = with_timeout(timeout, directory.report(server, counts), directory_late);
+        and_then(reported, move |reported| match reported {
+            Ok(()) => with_timeout(timeout, directory.totals(), directory_late),
+            Err(error) => Call::Ready(Err(error)),
+        })
+    }
+
+    /// Returns the totals over all comets. The last known ones when the directory does not answer.
+    pub(crate) async fn totals(&self) -> RoomCounts {
+        match with_timeout(self.timeout, self.directory.totals(), directory_late).await {
             Ok(totals) => {
-                if !Arc::ptr_eq(&totals, &self.counts.load()) {
-                    self.counts.store(Arc::clone(&totals));
+                if !Arc::ptr_eq(&totals, &self.last.load()) {
+                    self.last.store(Arc::clone(&totals));
                 }
                 totals
             }
             Err(error) => {
-                self.metrics.stale_counts.inc();
-                tracing::debug!(%error, "room counts are the last known ones");
-                self.counts.load_full()
+                self.stale.inc();
+                tracing::debug!(%error, "the room directory does not answer; the last known counts are used");
+                self.last.load_full()
             }
         }
-    }
-
-    /// Connections of all comets that take clients.
-    #[must_use]
-    pub fn online_total(&self) -> OnlineTotal {
-        let comets = self.nodes.comets();
-        comets.iter().filter(|comet| !comet.offline).fold(OnlineTotal::default(), |total, comet| {
-            OnlineTotal {
-                connections: total.connections.saturating_add(comet.connections),
-                addresses: total.addresses.saturating_add(comet.addresses),
-            }
-        })
     }
 }

@@ -1,33 +1,33 @@
-//! What comet asks: [`LogicPort`] over the directories and the handlers.
+//! The calls of comet: [`LogicPort`] over the directories and the handlers.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use goim_ports::{
     Accepted, Call, ConnectError, ConnectRequest, DirectoryError, LifecycleEvent, LogicError, LogicPort,
-    OnlineReport, OnlineTotals, Operation, RefreshRequest, Refreshed, ServerId, SessionRef, Upstream,
+    OnlineReport, OnlineTotals, Operation, PacketBuf, RefreshRequest, Refreshed, Schema, ServerId,
+    SessionRef, TimelineCall, TimelineRequest, Upstream,
 };
 
-use crate::Logic;
-use crate::config::DevicePolicy;
-use crate::deadline::{then, within};
-use crate::timelines::{Timelines, TimelinesError};
+use crate::deadline::{and_then, directory_late, with_timeout};
+use crate::logic::Logic;
+use crate::timelines::TimelineRequestError;
 
 impl LogicPort for Logic {
     fn connect(&self, request: ConnectRequest) -> Call<Result<Accepted, ConnectError>> {
         let identified =
-            within(self.config.directory_timeout, self.identity.identify(&request), identity_late);
+            with_timeout(self.config.directory_timeout, self.identity.identify(&request), identity_late);
         let server = request.server;
         let sessions = Arc::clone(&self.sessions);
         let deadline = self.config.directory_timeout;
         let metrics = self.metrics.connects.clone();
-        let entered = then(identified, move |identified| {
+        let entered = and_then(identified, move |identified| {
             let (accepted, platform) = match identified {
                 Ok(identified) => identified,
                 Err(error) => return Call::Ready(Err(error)),
             };
             let added = sessions.add(session_of(&accepted, server));
-            within(deadline, added, directory_late).map(|added| match added {
+            with_timeout(deadline, added, directory_late).map(|added| match added {
                 Ok(()) => Ok((accepted, platform)),
                 Err(DirectoryError::Unavailable(reason)) => {
                     let negotiated = accepted.protover.is_some();
@@ -44,7 +44,7 @@ impl LogicPort for Logic {
     fn refresh(&self, request: RefreshRequest) -> Call<Result<Refreshed, ConnectError>> {
         let refreshes = self.metrics.refreshes.clone();
         let refreshed = self.identity.refresh(request);
-        within(self.config.directory_timeout, refreshed, identity_late).map(move |result| {
+        with_timeout(self.config.directory_timeout, refreshed, identity_late).map(move |result| {
             refreshes.count(result.as_ref().err().map(|error| error.reason));
             result
         })
@@ -52,15 +52,13 @@ impl LogicPort for Logic {
 
     fn disconnect(&self, session: SessionRef) -> Call<Result<bool, LogicError>> {
         let removed = self.sessions.remove(session.clone());
-        if self.devices.policy == DevicePolicy::All || session.mid.is_anonymous() {
+        if self.devices.are_unlimited() || session.mid.is_anonymous() {
             return self.ask(removed);
         }
-        let directory = Arc::clone(&self.devices.directory);
-        let removed = then(removed, move |removed| match removed {
-            // Whoever has the key now is another.
-            Ok(true) => {
-                directory.forget(session.mid, vec![session.key]).map(|forgotten| forgotten.map(|()| true))
-            }
+        let devices = self.devices.clone();
+        let removed = and_then(removed, move |removed| match removed {
+            // When false, another session has the key now.
+            Ok(true) => devices.forget(session.mid, session.key).map(|forgotten| forgotten.map(|()| true)),
             removed => Call::Ready(removed),
         });
         self.ask(removed)
@@ -72,41 +70,25 @@ impl LogicPort for Logic {
 
     fn renew_online(&self, report: OnlineReport) -> Call<Result<OnlineTotals, LogicError>> {
         let OnlineReport { server, rooms: here } = report;
-        let reported = self.ask(self.rooms.report(server.clone(), here));
-        let (rooms, sessions) = (Arc::clone(&self.rooms), Arc::clone(&self.sessions));
-        let deadline = self.config.directory_timeout;
-        let totals = then(reported, move |reported| match reported {
-            Ok(()) => {
-                within(deadline, rooms.totals(), directory_late).map(|totals| totals.map_err(unavailable))
-            }
-            Err(error) => Call::Ready(Err(error)),
-        });
-        then(totals, move |totals| match totals {
-            // The counts are good without it.
-            Ok(rooms) => within(deadline, sessions.generation(server), directory_late)
+        let (sessions, timeout) = (Arc::clone(&self.sessions), self.config.directory_timeout);
+        and_then(self.online.report(server.clone(), here), move |totals| match totals {
+            // The counts are valid without the generation.
+            Ok(rooms) => with_timeout(timeout, sessions.generation(server), directory_late)
                 .map(|generation| Ok(OnlineTotals { rooms, generation: generation.ok() })),
-            Err(error) => Call::Ready(Err(error)),
+            Err(error) => Call::Ready(Err(unavailable(error))),
         })
     }
 
     fn events(&self, events: Vec<LifecycleEvent>) -> Call<Result<(), LogicError>> {
         match self.event_sink.get() {
             Some(sink) => sink.deliver(events),
-            // Nobody wants to know.
+            // No sink is set.
             None => Call::Ready(Ok(())),
         }
     }
 
     fn receive(&self, upstream: Upstream) -> Call<Result<Bytes, LogicError>> {
         let operation = upstream.packet.operation;
-        if Timelines::answers(&upstream) {
-            match &self.timelines {
-                Some(timelines) => return timelines.answer(upstream),
-                // The backend may have a route for messages of its own.
-                None if operation == Operation::SEND => {}
-                None => return Call::Ready(Err(LogicError::Failed(TimelinesError::None.to_string()))),
-            }
-        }
         if let Some(handler) = self.handlers.find(operation, upstream.schema) {
             self.metrics.upstream.handled.inc();
             return handler.handle(upstream);
@@ -117,34 +99,50 @@ impl LogicPort for Logic {
             key = upstream.key.as_str(),
             operation = operation.0,
             body_bytes = upstream.packet.body.len(),
-            "packet of an operation that nobody handles"
+            "a packet has an operation without a handler"
         );
         Call::Ready(Ok(Bytes::new()))
+    }
+
+    fn timeline(&self, request: TimelineRequest) -> Call<Result<Bytes, LogicError>> {
+        match (&self.timelines, request) {
+            (Some(timelines), request) => timelines.answer(request),
+            // Without timelines the backend may have a route for operation 4.
+            (
+                None,
+                TimelineRequest { mid, key, protover, sequence, call: TimelineCall::Send { body, .. } },
+            ) => {
+                let packet = PacketBuf { version: protover, operation: Operation::SEND, sequence, body };
+                self.receive(Upstream { mid, key, packet, schema: Schema::FIRST, negotiated: true })
+            }
+            (None, _) => Call::Ready(Err(LogicError::Failed(TimelineRequestError::None.to_string()))),
+        }
     }
 }
 
 impl Logic {
-    /// Ends sessions of the member that are too many beside the newcomer.
+    /// Ends the member's sessions that exceed the device policy.
     fn limit_devices(
         &self,
         entered: Call<Result<(Accepted, String), ConnectError>>,
     ) -> Call<Result<Accepted, ConnectError>> {
-        if self.devices.policy == DevicePolicy::All {
+        if self.devices.are_unlimited() {
             return entered.map(|entered| entered.map(|(accepted, _)| accepted));
         }
         let devices = self.devices.clone();
         Call::pending(async move {
             let (accepted, platform) = entered.await?;
             if !accepted.mid.is_anonymous() {
-                devices.came(accepted.mid, accepted.key.clone(), platform).await;
+                devices.session_opened(accepted.mid, accepted.key.clone(), platform).await;
             }
             Ok(accepted)
         })
     }
 
-    /// A directory's answer within its deadline.
+    /// Limits a call of a directory to its deadline.
     fn ask<T: Send + 'static>(&self, call: Call<Result<T, DirectoryError>>) -> Call<Result<T, LogicError>> {
-        within(self.config.directory_timeout, call, directory_late).map(|answer| answer.map_err(unavailable))
+        with_timeout(self.config.directory_timeout, call, directory_late)
+            .map(|answer| answer.map_err(unavailable))
     }
 }
 
@@ -154,10 +152,6 @@ fn session_of(accepted: &Accepted, server: ServerId) -> SessionRef {
 
 fn identity_late() -> ConnectError {
     ConnectError::unavailable("identity did not answer in time")
-}
-
-pub(crate) fn directory_late() -> DirectoryError {
-    DirectoryError::Unavailable("the directory did not answer in time".to_owned())
 }
 
 fn unavailable(error: DirectoryError) -> LogicError {

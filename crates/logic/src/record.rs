@@ -1,19 +1,19 @@
-//! How large a record is in goim's Kafka, whatever log it really goes to.
+//! The size of a record in goim v2's Kafka, whatever push log is used.
 //!
-//! The limit is goim's: a push that Kafka would refuse is refused here with the same words, so that a message does not
-//! fail on the day on which an embedded server becomes a cluster.
+//! The limit is goim v2's: a push that its Kafka client would refuse is refused here with the same
+//! message, so that an embedded server accepts no message that a cluster would refuse.
 
 use goim_ports::{PushRecord, PushTarget, ServerId, SessionKey};
 
-/// What goim's Kafka client counts around key and value.
+/// What goim v2's Kafka client adds to the sizes of key and value.
 const KAFKA_OVERHEAD_BYTES: usize = 26;
 
-/// The size that is held against the limit, in bytes.
+/// Returns the size that the limit applies to, in bytes.
 pub(crate) fn size(record: &PushRecord) -> usize {
     KAFKA_OVERHEAD_BYTES + record.partition_key().len() + message_len(record)
 }
 
-/// Length of goim's `PushMsg`. Fields that have their default take no room.
+/// The length of goim v2's `PushMsg`. Fields with their default value are not encoded.
 fn message_len(record: &PushRecord) -> usize {
     const TYPE: usize = 2;
     let text = |text: &str| if text.is_empty() { 0 } else { bytes_len(text.len()) };
@@ -27,16 +27,17 @@ fn message_len(record: &PushRecord) -> usize {
     };
     let operation = match record.operation.0 {
         0 => 0,
-        // Negative numbers are sent as if they had 64 bits.
+        // Negative numbers are encoded with 64 bits.
         number => 1 + varint_len(i64::from(number).cast_unsigned()),
     };
-    let body = if record.body.is_empty() { 0 } else { bytes_len(record.body.len()) };
-    // What is not in goim counts with some bytes for what is around it.
-    let extension = record.extension.as_ref().map_or(0, |extension| 16 + extension.bytes_len());
+    let body = record.payload.primary_bytes();
+    let body = if body.is_empty() { 0 } else { bytes_len(body.len()) };
+    // What goim v2 does not have counts with a few bytes of overhead.
+    let extension = if record.payload.is_plain() { 0 } else { 16 + record.payload.extension_len() };
     target + operation + body + extension
 }
 
-/// A field of bytes: tag, length, bytes.
+/// The length of a field of bytes: tag, length, bytes.
 fn bytes_len(len: usize) -> usize {
     1 + varint_len(len as u64) + len
 }
@@ -50,19 +51,18 @@ fn varint_len(value: u64) -> usize {
 mod tests {
     use super::*;
     use bytes::Bytes;
-    use goim_ports::{AcceptedAt, Operation, RoomId};
+    use goim_ports::{AcceptedAt, Operation, Payload, RoomId};
 
     fn record(target: PushTarget, operation: i32, body: &'static [u8]) -> PushRecord {
         PushRecord {
             target,
             operation: Operation(operation),
-            body: Bytes::from_static(body),
+            payload: Payload::plain(Bytes::from_static(body)),
             accepted_at: AcceptedAt(0),
-            extension: None,
         }
     }
 
-    /// The values are those of the conformance table, as hex without blanks.
+    /// The values are those of the conformance table, in hex without spaces.
     #[test]
     fn rows_65_to_67_the_length_of_captured_messages() {
         let check =

@@ -1,87 +1,43 @@
-//! One route: packets of a range of operations on their way to the backend, within a time, so many at once, behind a circuit.
+//! A route: sends packets of a range of operations to the backend, with a timeout, a limit of
+//! concurrent calls and a circuit breaker.
 //!
-//! A route that hangs costs its own callers their time and nobody else anything. What has failed is made again only where the
-//! operator has said that it may be done twice; what a client sends twice is answered from the first time where the operator has
-//! said that marks do not repeat.
+//! A route that hangs delays only its own callers. A failed call is retried only where the operator
+//! allows it, because the backend may see it twice. A packet that a client repeats gets the first
+//! reply where the operator has set a window for it.
 
+pub(crate) mod config;
 mod duplicates;
 mod webhook;
 
-use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use goim_ports::{Call, HttpClient, LogicError, Secret, ServiceUrl, Upstream, UpstreamPort};
-use prometheus_client::metrics::counter::Counter;
+use goim_ports::{Call, HttpClient, LogicError, RateLimitedLog, Secret, Upstream, UpstreamPort};
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
 use tokio::sync::Semaphore;
 
-use crate::circuit::Circuit;
-use crate::complaint::Complaint;
-use crate::handler::Handler;
-use crate::{Logic, Overlap};
-use duplicates::Window;
+use crate::circuit_breaker::CircuitBreaker;
+use crate::handler::{Handler, Overlap};
+use crate::logic::Logic;
+use crate::metrics::RouteMetrics;
+use config::RouteConfig;
+use duplicates::DuplicateWindow;
 
-/// Pause before the first further try; doubled before each one after it.
+/// The pause before the first retry; doubled before each further one.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
-/// What an operator sets of a route.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RouteConfig {
-    /// The operations that go this way.
-    pub operations: RangeInclusive<i32>,
-    /// Where they go: `http://` or `https://`, `grpc://host:port`, `kafka://topic`.
-    pub to: ServiceUrl,
-    /// For HTTP: presented as `Authorization: Bearer`. Default none.
-    pub secret: Option<Secret>,
-    /// From the packet to its answer, all tries together. Default 2 s.
-    pub timeout: Duration,
-    /// Further tries of a call that was not answered: only for what may be done twice. Default 0.
-    pub retries: u32,
-    /// Calls under way at once. More wait for `timeout` at most. Default 256.
-    pub calls_max: usize,
-    /// A packet with the mark of an earlier one of the same member within this time gets the answer of that one. Default none.
-    pub duplicates: Option<Duration>,
-}
+/// The handler of a route.
+struct RouteHandler(Arc<RouteState>);
 
-impl RouteConfig {
-    /// These operations to this place, the rest by default.
-    #[must_use]
-    pub fn new(operations: RangeInclusive<i32>, to: impl Into<ServiceUrl>) -> Self {
-        let to = to.into();
-        let timeout = Duration::from_secs(2);
-        Self { operations, to, secret: None, timeout, retries: 0, calls_max: 256, duplicates: None }
-    }
-}
-
-/// What is counted of a route.
-#[derive(Clone)]
-pub(crate) struct RouteMetrics {
-    pub(crate) answered: Counter,
-    pub(crate) failed: Counter,
-    pub(crate) unavailable: Counter,
-    pub(crate) late: Counter,
-    pub(crate) busy: Counter,
-    /// Answers of earlier packets.
-    pub(crate) repeated: Counter,
-    pub(crate) retries: Counter,
-    pub(crate) under_way: Gauge,
-    pub(crate) seconds: Histogram,
-}
-
-/// A route.
-struct Route(Arc<Inner>);
-
-struct Inner {
+struct RouteState {
     name: String,
     config: RouteConfig,
     to: Arc<dyn UpstreamPort>,
     permits: Semaphore,
-    circuit: Circuit,
-    failing: Complaint,
-    duplicates: Option<Window>,
+    circuit_breaker: CircuitBreaker,
+    failure_log: RateLimitedLog,
+    duplicates: Option<DuplicateWindow>,
     metrics: RouteMetrics,
 }
 
@@ -89,36 +45,37 @@ impl Logic {
     /// Sends packets of some operations to the backend.
     ///
     /// # Errors
-    /// [`Overlap`] when some of the operations go elsewhere already.
+    /// [`Overlap`] when some of the operations already have a handler.
     pub fn route(&self, config: RouteConfig, to: Arc<dyn UpstreamPort>) -> Result<(), Overlap> {
         let (first, last) = (config.operations.start(), config.operations.end());
         let name = if first == last { first.to_string() } else { format!("{first}..{last}") };
-        let inner = Inner {
+        let inner = RouteState {
             metrics: self.metrics.routes.of(&name),
             name,
             to,
             permits: Semaphore::new(config.calls_max.max(1)),
-            circuit: Circuit::default(),
-            failing: Complaint::default(),
-            duplicates: config.duplicates.map(Window::new),
+            circuit_breaker: CircuitBreaker::default(),
+            failure_log: RateLimitedLog::default(),
+            duplicates: config.duplicates.map(DuplicateWindow::new),
             config: config.clone(),
         };
-        self.handlers.register_range(config.operations, Arc::new(Route(Arc::new(inner))))
+        self.handlers.register_range(config.operations, Arc::new(RouteHandler(Arc::new(inner))))
     }
 
-    /// The backend behind a URL: the body by POST, what else there is in headers.
+    /// Returns a backend behind a URL. The packet's body is the body of a POST; everything else is
+    /// in headers.
     #[must_use]
-    pub fn backend_at(&self, url: &str, secret: Option<Secret>) -> Arc<dyn UpstreamPort> {
+    pub fn webhook_backend(&self, url: &str, secret: Option<Secret>) -> Arc<dyn UpstreamPort> {
         let http: Arc<dyn HttpClient> = Arc::clone(&self.http);
         Arc::new(webhook::WebhookUpstream::new(url.to_owned(), secret, http))
     }
 }
 
-impl Handler for Route {
+impl Handler for RouteHandler {
     fn handle(&self, upstream: Upstream) -> Call<Result<Bytes, LogicError>> {
         let route = Arc::clone(&self.0);
         Call::pending(async move {
-            let answer = match route.duplicates.as_ref().and_then(|window| window.place_of(&upstream)) {
+            let answer = match route.duplicates.as_ref().and_then(|window| window.reply_cell(&upstream)) {
                 Some(place) => {
                     let first = !place.initialized();
                     let answer = place.get_or_try_init(|| route.ask(upstream)).await.cloned();
@@ -135,36 +92,36 @@ impl Handler for Route {
     }
 }
 
-/// Counts a call until it is dropped: whoever asked may give up waiting.
-struct UnderWay<'a>(&'a Gauge);
+/// Counts a call as in flight until it is dropped. A caller may stop waiting.
+struct InFlight<'a>(&'a Gauge);
 
-impl<'a> UnderWay<'a> {
+impl<'a> InFlight<'a> {
     fn new(gauge: &'a Gauge) -> Self {
         gauge.inc();
         Self(gauge)
     }
 }
 
-impl Drop for UnderWay<'_> {
+impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         self.0.dec();
     }
 }
 
-impl Inner {
+impl RouteState {
     async fn ask(&self, upstream: Upstream) -> Result<Bytes, LogicError> {
         let started = Instant::now();
         let until = started + self.config.timeout;
         let permit = tokio::time::timeout(self.config.timeout, self.permits.acquire()).await;
         let Ok(Ok(_permit)) = permit else {
             return Err(LogicError::Busy(format!(
-                "{} calls of route {} are under way",
+                "{} calls of route {} are in flight",
                 self.config.calls_max, self.name
             )));
         };
-        let under_way = UnderWay::new(&self.metrics.under_way);
+        let in_flight = InFlight::new(&self.metrics.in_flight);
         let answer = self.try_until(until, upstream).await;
-        drop(under_way);
+        drop(in_flight);
         self.metrics.seconds.observe(started.elapsed().as_secs_f64());
         answer
     }
@@ -172,9 +129,9 @@ impl Inner {
     async fn try_until(&self, until: Instant, upstream: Upstream) -> Result<Bytes, LogicError> {
         let (mut retries, mut pause) = (self.config.retries, RETRY_PAUSE);
         loop {
-            if !self.circuit.allows(Instant::now()) {
+            if !self.circuit_breaker.try_acquire(Instant::now()) {
                 return Err(LogicError::Unavailable(format!(
-                    "route {} is left alone after failures",
+                    "the circuit breaker of route {} is open after failures",
                     self.name
                 )));
             }
@@ -182,12 +139,12 @@ impl Inner {
             let answer = tokio::time::timeout(left, self.to.send(upstream.clone(), left)).await;
             let answer = answer.unwrap_or_else(|_| Err(LogicError::Late(format!("route {}", self.name))));
             let is_down = matches!(answer, Err(LogicError::Unavailable(_) | LogicError::Late(_)));
-            self.circuit.ended(!is_down, Instant::now());
+            self.circuit_breaker.record(!is_down, Instant::now());
             if let Err(error) = &answer
                 && is_down
-                && let Some(unsaid) = self.failing.say(Instant::now())
+                && let Some(suppressed) = self.failure_log.try_log(Instant::now())
             {
-                tracing::warn!(route = self.name, to = %self.config.to, %error, unsaid, "the backend does not answer");
+                tracing::warn!(route = self.name, to = %self.config.to, %error, suppressed, "the backend does not answer");
             }
             if !is_down || retries == 0 || Instant::now() + pause >= until {
                 return answer;
@@ -216,10 +173,10 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_call_that_nobody_waits_for_is_no_longer_under_way() {
+    async fn a_dropped_call_is_no_longer_in_flight() {
         let gauge = Gauge::default();
         let call = async {
-            let _under_way = UnderWay::new(&gauge);
+            let _under_way = InFlight::new(&gauge);
             std::future::pending::<()>().await;
         };
         assert!(tokio::time::timeout(Duration::from_millis(5), call).await.is_err());

@@ -1,49 +1,49 @@
-//! Calls to the backend over HTTP: one POST with JSON or bytes each, within a deadline, so many at a time, behind a circuit.
+//! Calls of the backend over HTTP: one POST each, with a timeout, a limit of concurrent calls and a
+//! circuit breaker.
 //!
-//! What is asked and what an answer means is for the callers; here is only how a system that is slow, down or mad is kept from
-//! costing more than its own callers' time.
+//! Callers define the request and interpret the answer. This module ensures that a slow, dead or
+//! misbehaving backend costs no more than its callers' time.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use goim_ports::{HttpClient, HttpError, HttpRequest, HttpResponse};
+use goim_ports::{HttpClient, HttpError, HttpRequest, HttpResponse, RateLimitedLog};
 use tokio::sync::Semaphore;
 
-use crate::circuit::Circuit;
-use crate::complaint::Complaint;
+use crate::circuit_breaker::CircuitBreaker;
 pub(crate) use crate::config::WebhookConfig;
 
-/// Why a call has no answer.
+/// Why a call has no usable answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum WebhookError {
-    /// As many calls as allowed are under way, and none has ended in time.
-    #[error("too many calls are under way")]
+    /// The limit of concurrent calls was reached and none ended in time.
+    #[error("too many calls are in flight")]
     Busy,
-    /// It has failed too often; nothing was sent.
-    #[error("left alone after failures")]
+    /// The circuit breaker is open; nothing was sent.
+    #[error("the circuit breaker is open after failures")]
     Open,
-    /// Nothing came back, or not in time.
+    /// No answer, or not in time.
     #[error(transparent)]
     Http(#[from] HttpError),
-    /// It says itself that it cannot answer.
+    /// A status that means failure: 5xx or 429.
     #[error("it answers {0}")]
     Status(u16),
 }
 
-/// A hook.
+/// A webhook.
 pub(crate) struct Webhook {
     name: String,
     config: WebhookConfig,
     http: Arc<dyn HttpClient>,
     permits: Semaphore,
-    circuit: Circuit,
-    failing: Complaint,
+    circuit_breaker: CircuitBreaker,
+    failure_log: RateLimitedLog,
     answer_bytes_max: usize,
 }
 
 impl Webhook {
-    /// `name` is for the log.
+    /// `name` is used in the log.
     pub(crate) fn new(
         name: impl Into<String>,
         config: WebhookConfig,
@@ -53,15 +53,15 @@ impl Webhook {
         Self {
             name: name.into(),
             permits: Semaphore::new(config.calls_max.max(1)),
-            circuit: Circuit::default(),
-            failing: Complaint::default(),
+            circuit_breaker: CircuitBreaker::default(),
+            failure_log: RateLimitedLog::default(),
             config,
             http,
             answer_bytes_max,
         }
     }
 
-    /// Makes a call. An answer of 5xx or 429 is a failure; what any other status means is for the caller.
+    /// Makes a call. A status of 5xx or 429 is an error; the caller interprets every other one.
     pub(crate) async fn post(
         &self,
         content_type: &'static str,
@@ -69,7 +69,7 @@ impl Webhook {
         body: Bytes,
     ) -> Result<HttpResponse, WebhookError> {
         let started = Instant::now();
-        if !self.circuit.allows(started) {
+        if !self.circuit_breaker.try_acquire(started) {
             return Err(WebhookError::Open);
         }
         let timeout = self.config.timeout;
@@ -94,11 +94,11 @@ impl Webhook {
             Ok(answer) => Ok(answer),
             Err(error) => Err(error.into()),
         };
-        self.circuit.ended(answer.is_ok(), Instant::now());
+        self.circuit_breaker.record(answer.is_ok(), Instant::now());
         if let Err(error) = &answer
-            && let Some(unsaid) = self.failing.say(Instant::now())
+            && let Some(suppressed) = self.failure_log.try_log(Instant::now())
         {
-            tracing::warn!(hook = self.name, url = %self.config.url, %error, unsaid, "a webhook fails");
+            tracing::warn!(hook = self.name, url = %self.config.url, %error, suppressed, "a webhook fails");
         }
         answer
     }

@@ -1,34 +1,35 @@
-//! The answer of a port: there at once, or later.
+//! The result of a port's method: ready, or pending.
 
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-/// A future that owns what it needs and may move between threads.
+/// A boxed future that can move between threads.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// What a port's method returns.
+/// The result of a port's method.
 ///
-/// An adapter in memory has its answer at once, one over the network has not. comet's shards are plain threads that
-/// must not wait: they take a ready answer on the spot, without a trip through another thread, and hand a pending
-/// one to the runtime. The same code serves both.
+/// An adapter in memory returns a ready result, one over the network a pending one. comet's shards
+/// are plain threads that must not block: they take a ready result immediately, without a switch to
+/// another thread, and await a pending one on the runtime.
 ///
 /// # Cancel safety
-/// Dropping a pending call gives up the answer, not necessarily the work: the request may have left already.
+/// Dropping a pending call drops the result, not necessarily the work: the request may have been
+/// sent already.
 pub enum Call<T> {
-    /// The answer is there.
+    /// The result is ready.
     Ready(T),
-    /// The answer is on its way. Must be polled inside a tokio runtime.
+    /// The result is pending. Must be polled inside a tokio runtime.
     Pending(BoxFuture<'static, T>),
 }
 
 impl<T> Call<T> {
-    /// A call that needs `future` to be answered.
+    /// Creates a call that is answered by `future`.
     pub fn pending(future: impl Future<Output = T> + Send + 'static) -> Self {
         Self::Pending(Box::pin(future))
     }
 
-    /// The same call with its answer passed through `f`.
+    /// Maps the result with `f`.
     pub fn map<U>(self, f: impl FnOnce(T) -> U + Send + 'static) -> Call<U>
     where
         T: 'static,
@@ -61,7 +62,7 @@ impl<T: Unpin + Send + 'static> IntoFuture for Call<T> {
     }
 }
 
-/// A [`Call`] being awaited.
+/// The future of a [`Call`].
 pub struct CallFuture<T>(State<T>);
 
 enum State<T> {

@@ -1,110 +1,109 @@
-//! What job asks of comet: goim's service `goim.comet.Comet` without its transport.
+//! The port from job to comet: goim's service `goim.comet.Comet` without its transport.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{
-    AcceptedAt, Call, CometNode, Extension, Mid, Operation, PacketBuf, RoomId, ServerId, SessionKey,
-};
+use crate::{AcceptedAt, Call, CometNode, Mid, Operation, PacketBuf, Payload, RoomId, ServerId, SessionKey};
 
 /// A comet as job sees it.
 ///
-/// `Ok` means handed over: the comet has the message and will write it to every session that it is for, or count
-/// why it did not. It does not wait for sockets. An answer that takes long is back-pressure: the comet is full, and
-/// the caller must wait rather than drop.
+/// `Ok` means delivered to the comet: it has the message and will write it to every matching
+/// session, or count why it did not. It does not wait for sockets. A slow reply is back-pressure:
+/// the comet is full, and the caller must wait instead of dropping.
 ///
-/// Order: calls made one after the other for the same key or the same room reach the session in that order.
+/// Order: calls made one after the other for the same key or room reach a session in that order.
 pub trait CometPort: Send + Sync {
-    /// To the sessions with these keys. Keys that the comet does not hold, and sessions that did not subscribe to the
-    /// operation, are passed over.
+    /// Pushes to the sessions with these keys. Keys that the comet does not hold, and sessions that
+    /// have not subscribed to the operation, are skipped.
     fn push(&self, push: KeyPush) -> Call<Result<(), CometError>>;
 
-    /// Takes pushes from the front as long as that needs no wait, and gives back the others, to be made by `push` one
-    /// after the other. Of the first of those, receivers who have been served may be missing.
+    /// Takes pushes from the front as long as none has to wait, and returns the rest for
+    /// [`CometPort::push`]. Some receivers of the first returned push may have been served; they
+    /// are missing from it.
     ///
-    /// A comet in the same process wakes its shards once for all of them; one over a network has nothing to gain and takes
-    /// none, which is what happens by default. Only to be called when no other call for these keys is under way.
+    /// A comet in the same process wakes its shards once for all of them. Takes none by default:
+    /// over a network there is nothing to gain. Only call this while no other call for these keys
+    /// is in flight.
     fn push_now(&self, pushes: Vec<KeyPush>) -> Vec<KeyPush> {
         pushes
     }
 
-    /// Pushes one after the other in one call. An error is of all of them: some may have been taken, and the caller who makes them again
-    /// may double those. By default unknown.
+    /// Pushes in order, in one call. Unsupported by default.
     ///
     /// # Errors
-    /// [`CometError::UNKNOWN_CALL`] from who takes them one by one only.
+    /// [`CometError::Unsupported`] if pushes must be sent one by one. Any other error is for all
+    /// pushes: some may have been taken, and a retry may duplicate those.
     fn push_many(&self, pushes: Vec<KeyPush>) -> Call<Result<(), CometError>> {
         drop(pushes);
-        Call::Ready(Err(CometError::UNKNOWN_CALL))
+        Call::Ready(Err(CometError::Unsupported))
     }
 
-    /// To every session that subscribed to the operation.
+    /// Pushes to every session that has subscribed to the operation.
     fn broadcast(&self, broadcast: Broadcast) -> Call<Result<(), CometError>>;
 
-    /// To every session in the room, whatever it subscribed to.
+    /// Pushes to every session in the room, whatever it has subscribed to.
     fn push_room(&self, push: RoomPush) -> Call<Result<(), CometError>>;
 
-    /// The rooms that have sessions here.
+    /// Returns the rooms that have sessions here.
     fn rooms(&self) -> Call<Result<Vec<RoomId>, CometError>>;
 
-    /// What has changed in [`CometPort::rooms`] since an earlier answer: what was true at some moment between question and answer. By
-    /// default nobody knows.
+    /// Returns the changes of [`CometPort::rooms`] since a revision: a state that was true at some
+    /// time between request and reply. Unsupported by default.
     ///
     /// # Errors
-    /// [`CometError::Invalid`] from who cannot tell, now and for some time.
+    /// [`CometError::Unsupported`] from a comet without this call, [`CometError::Invalid`] from one
+    /// that cannot list its rooms for now.
     fn rooms_since(&self, known: RoomsRevision) -> Call<Result<RoomsDelta, CometError>> {
         drop(known);
-        Call::Ready(Err(CometError::UNKNOWN_CALL))
+        Call::Ready(Err(CometError::Unsupported))
     }
 
-    /// Some sessions that are in a room here, and how many there are. By default nobody knows.
+    /// Returns some sessions of a room here, and their total number. Unsupported by default.
     fn room_members(&self, room: RoomId, limit: usize) -> Call<Result<RoomMembers, CometError>> {
         drop((room, limit));
-        Call::Ready(Err(CometError::UNKNOWN_CALL))
+        Call::Ready(Err(CometError::Unsupported))
     }
 
-    /// Messages for this comet were dropped: it was given up, or had left the list; the last of them so long ago. Sessions that were there
-    /// then have missed something: those that sync are told to look, others may be ended so that they come back. By default unknown.
+    /// Reports that messages for this comet were dropped, because it was marked as down or was
+    /// missing from the node list; the last one `ago`. Sessions that were open then have missed
+    /// messages: those that sync are notified, others may be closed so that they reconnect.
+    /// Unsupported by default.
     fn messages_missed(&self, ago: Duration) -> Call<Result<(), CometError>> {
         let _ = ago;
-        Call::Ready(Err(CometError::UNKNOWN_CALL))
+        Call::Ready(Err(CometError::Unsupported))
     }
 
-    /// What the comet says of itself; where its RPC is reached and since when is for whoever asks to know. By default nothing is
-    /// known.
+    /// Returns what the comet reports about itself. RPC addresses and the time of the last change
+    /// are left to the caller. Unsupported by default.
     fn describe(&self) -> Call<Result<CometNode, CometError>> {
-        Call::Ready(Err(CometError::UNKNOWN_CALL))
+        Call::Ready(Err(CometError::Unsupported))
     }
 }
 
-/// A message to some keys.
+/// A message to session keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyPush {
-    /// The receivers. One that is named twice gets it twice.
+    /// The receivers. A key that is named twice gets the message twice.
     pub keys: Vec<SessionKey>,
     /// The operation that a session must have subscribed to.
     pub operation: Operation,
     /// What is sent.
-    pub packet: PacketBuf,
-    /// When logic took the (oldest) message in it from the publisher, where that is known.
+    pub payload: Payload<PacketBuf>,
+    /// When the publisher's request for the (oldest) message was accepted, if known.
     pub accepted_at: Option<AcceptedAt>,
-    /// What goes with it.
-    pub extension: Extension,
 }
 
-/// A message to everybody.
+/// A message to all sessions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Broadcast {
     /// The operation that a session must have subscribed to.
     pub operation: Operation,
     /// What is sent.
-    pub packet: PacketBuf,
-    /// When logic took the (oldest) message in it from the publisher, where that is known.
+    pub payload: Payload<PacketBuf>,
+    /// When the publisher's request for the (oldest) message was accepted, if known.
     pub accepted_at: Option<AcceptedAt>,
-    /// What goes with it.
-    pub extension: Extension,
-    /// Sessions per second on this comet; `None` is as fast as it goes.
+    /// Sessions per second on this comet; `None` has no limit.
     pub speed: Option<NonZeroU32>,
 }
 
@@ -113,20 +112,20 @@ pub struct Broadcast {
 pub struct RoomPush {
     /// The room.
     pub room: RoomId,
+    /// The operation of the (first) message, for the policy of full queues and for counters.
+    pub operation: Operation,
     /// What is sent.
-    pub packet: PacketBuf,
-    /// When logic took the (oldest) message in it from the publisher, where that is known.
+    pub payload: Payload<PacketBuf>,
+    /// When the publisher's request for the (oldest) message was accepted, if known.
     pub accepted_at: Option<AcceptedAt>,
-    /// What goes with it.
-    pub extension: Extension,
 }
 
-/// Sessions of a room on one comet.
+/// The sessions of a room on one comet.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RoomMembers {
-    /// Some of them, in no order.
+    /// Some of the sessions, in no order.
     pub members: Vec<RoomMember>,
-    /// How many there are.
+    /// The total number of sessions.
     pub count: u64,
 }
 
@@ -139,67 +138,65 @@ pub struct RoomMember {
     pub key: SessionKey,
 }
 
-/// How much somebody knows of a comet's rooms. The default knows nothing.
+/// A revision of a comet's room set. The default is of an unknown one.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RoomsRevision {
-    /// Another one for each start of a comet.
+    /// Identifies the start of the comet.
     pub epoch: u64,
-    /// One number for each stripe: rooms are spread over them by a rule of the comet's own.
+    /// One number for each stripe. The comet decides which stripe a room is in.
     pub stripes: Vec<u64>,
 }
 
-/// What has changed in a comet's rooms.
+/// The changes of a comet's room set since a revision.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RoomsDelta {
-    /// What is known with this.
+    /// The revision after these changes.
     pub version: RoomsRevision,
     /// The stripes that have changed.
     pub stripes: Vec<StripeDelta>,
 }
 
-/// What has changed in one stripe.
+/// The changes of one stripe.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct StripeDelta {
-    /// Its number.
+    /// The index of the stripe.
     pub stripe: u32,
-    /// True when `come` is all that there is, whatever was known before.
+    /// Whether `added` is the whole stripe, whatever was known before.
     pub complete: bool,
     /// Rooms that have sessions now.
     pub added: Vec<RoomId>,
-    /// Rooms that have none any more.
+    /// Rooms that have no sessions any more.
     pub removed: Vec<RoomId>,
 }
 
 /// Why a comet did not take a message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CometError {
-    /// The comet has left or cannot be reached. Its sessions are gone or going.
+    /// The comet has left or cannot be reached. Its sessions are closed or closing.
     #[error("comet not available: {0}")]
     Unavailable(String),
-    /// The comet did not answer in time. It may or may not have the message.
+    /// The comet did not reply in time. It may or may not have the message.
     #[error("comet did not answer within its deadline")]
     Timeout,
-    /// The request makes no sense, for example one without a receiver.
+    /// The comet is older, or goim's, and does not have this call.
+    #[error("the comet does not support the call")]
+    Unsupported,
+    /// The request is invalid, for example one without a receiver.
     #[error("{0}")]
     Invalid(&'static str),
-    /// As many paced broadcasts are under way as the comet allows.
-    #[error("{limit} paced broadcasts are under way already")]
+    /// The comet's limit of concurrent paced broadcasts is reached.
+    #[error("{limit} paced broadcasts are in flight already")]
     Busy {
-        /// How many the comet allows.
+        /// The limit.
         limit: usize,
     },
 }
 
-impl CometError {
-    /// The comet is of another kind, or older, and does not know what is asked.
-    pub const UNKNOWN_CALL: Self = Self::Invalid("the comet does not know the call");
-}
-
 /// The comets that a job knows.
 pub trait CometPool: Send + Sync {
-    /// The comet with this name, or `None` when it is gone or unknown.
+    /// Returns the comet with this name; `None` if it has left or is unknown.
     fn get(&self, server: &ServerId) -> Option<Arc<dyn CometPort>>;
 
-    /// All comets, in no particular order.
+    /// Returns all comets, in no order.
     fn all(&self) -> Vec<(ServerId, Arc<dyn CometPort>)>;
 }

@@ -1,50 +1,52 @@
-//! Where logic looks up sessions and room counts.
+//! The directories in which logic looks up sessions, devices and room counts.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::{AcceptedAt, Call, EndCode, Mid, RoomId, ServerId, SessionKey, SessionRef};
+use crate::{AcceptedAt, Call, CloseReason, Mid, RoomId, ServerId, SessionKey, SessionRef};
 
-/// Sessions in each room, shared by reference: the map of a whole cluster can be large.
+/// Sessions in each room. Shared by reference: the map of a whole cluster can be large.
 pub type RoomCounts = Arc<HashMap<RoomId, u32>>;
 
 /// Which comet holds which session.
 ///
-/// Records may expire when nobody touches them (a comet that died cannot remove its own).
+/// Records may expire unless they are renewed: a comet that died cannot remove its own.
 pub trait SessionDirectory: Send + Sync {
-    /// Enters a session. A record with the same key is replaced, wherever it pointed.
+    /// Adds a session. Replaces a record with the same key, whatever comet it names.
     fn add(&self, session: SessionRef) -> Call<Result<(), DirectoryError>>;
 
-    /// Removes a session if the record still points to `session.server`; the answer says whether it did.
+    /// Removes a session if its record still names `session.server`. Returns whether it did.
     fn remove(&self, session: SessionRef) -> Call<Result<bool, DirectoryError>>;
 
-    /// Keeps a session's record from expiring; enters it again if it had gone.
+    /// Renews a session's record; adds it again if it has expired.
     fn touch(&self, session: SessionRef) -> Call<Result<(), DirectoryError>>;
 
-    /// The comets of these keys, one answer for each key, in order.
+    /// Returns the comets of these keys, one result for each key, in order.
     fn servers_of(&self, keys: &[SessionKey]) -> Call<Result<Vec<Option<ServerId>>, DirectoryError>>;
 
-    /// Changes when sessions of this comet may have gone that are there: the directory has lost what it had, or they were removed in
-    /// the belief that the comet was dead. The comet must enter them again then. A directory that never loses any need not say
-    /// anything else than it does by itself: always the same.
+    /// Returns a value that changes when records of this comet's open sessions may be missing: the
+    /// directory has lost data, or a sweep removed them because the comet seemed dead. The comet
+    /// must then register its sessions again. A directory that never loses data always returns the
+    /// same value, as by default.
     fn generation(&self, server: ServerId) -> Call<Result<Generation, DirectoryError>> {
         let _ = server;
         Call::Ready(Ok(Generation::default()))
     }
 
-    /// All sessions of these members; the order is not defined, no session comes twice.
+    /// Returns all sessions of these members, each once, in no order.
     fn sessions_of(&self, mids: Vec<Mid>) -> Call<Result<Vec<SessionRecord>, DirectoryError>>;
 
-    /// Tells all logics that the backend ends sessions: what members have open over HTTP is held by them and by no comet. Done when
-    /// whoever asks [`SessionDirectory::ends_after`] from now on hears of it; some thousands are remembered. By itself: nothing, for a
-    /// directory that one logic has for itself.
+    /// Records that the backend ends sessions, for all logics: connections of members over HTTP are
+    /// held by logics, not by a comet. After `Ok`, calls of [`SessionDirectory::ends_after`] return
+    /// it; some thousands are remembered. Does nothing by default, which suits a directory with a
+    /// single logic.
     fn note_end(&self, end: SessionEnd) -> Call<Result<(), DirectoryError>> {
         let _ = end;
         Call::Ready(Ok(()))
     }
 
-    /// What was noted after a mark, the oldest first, and the mark behind it. Without a mark nothing but the mark behind all that was
-    /// noted.
+    /// Returns what was recorded after a cursor, oldest first, and the new cursor. Without a
+    /// cursor, only returns the one at the end.
     fn ends_after(
         &self,
         mark: Option<EndCursor>,
@@ -53,58 +55,60 @@ pub trait SessionDirectory: Send + Sync {
     }
 }
 
-/// A place among the ends that a directory remembers.
+/// A position among the recorded ends of sessions.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct EndCursor(pub String);
 
-/// The backend ends sessions.
+/// A request of the backend to end sessions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionEnd {
-    /// Whose.
+    /// The sessions.
     pub of: EndTarget,
-    /// Why.
-    pub code: EndCode,
-    /// The logic that was told, by a number of its own: it need not hear of it again.
+    /// The reason.
+    pub reason: CloseReason,
+    /// A number of the logic that recorded it, which ignores its own entries.
     pub origin: u64,
 }
 
-/// Whose sessions end.
+/// The sessions to end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EndTarget {
-    /// Those with these keys.
+    /// The sessions with these keys.
     Keys(Vec<SessionKey>),
-    /// Those of these members.
+    /// The sessions of these members.
     Mids(Vec<Mid>),
-    /// Those in a room.
+    /// The sessions in a room.
     Room(RoomId),
 }
 
-/// What a directory's memory of one comet's sessions is known by: a mark that is another one after sessions may have been lost, and
-/// behind a slash when they were last swept because the comet was taken for dead, if they were. A memory that was lost has no sweep in it.
+/// The state of a directory's records of one comet: an incarnation that changes when records may
+/// have been lost, followed by a slash and the time of the last sweep, if there was one. Records
+/// that were lost have no sweep.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Generation(pub String);
 
 impl Generation {
-    /// Of a memory with this mark.
+    /// Creates a generation with this incarnation.
     #[must_use]
     pub fn new(mark: &str, swept_at: Option<u64>) -> Self {
         Self(swept_at.map_or_else(|| mark.to_owned(), |at| format!("{mark}/{at}")))
     }
 
-    /// By what the memory is told from one that has lost sessions.
+    /// Returns the incarnation of the records.
     #[must_use]
     pub fn mark(&self) -> &str {
         self.0.split_once('/').map_or(&self.0, |(mark, _)| mark)
     }
 
-    /// When the comet's sessions were last swept, in nanoseconds since 1970 by the clock of who has swept; `None` when nobody knows of it.
+    /// Returns when the comet's sessions were last swept, in nanoseconds since 1970 by the clock of
+    /// the logic that swept; `None` if they never were, or that is unknown.
     #[must_use]
     pub fn swept_at(&self) -> Option<u64> {
         self.0.split_once('/').and_then(|(_, at)| at.parse().ok())
     }
 }
 
-/// A session with the comet that holds it.
+/// A session and the comet that holds it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct SessionRecord {
     /// The session.
@@ -113,9 +117,10 @@ pub struct SessionRecord {
     pub server: ServerId,
 }
 
-/// On which devices members are, for a policy about them. What it says may be old: who asks looks at the sessions themselves too.
+/// The devices of members, for device limits. Entries may be stale: the caller checks the session
+/// directory too.
 pub trait DeviceDirectory: Send + Sync {
-    /// Enters a session of a member, and gives all that are entered, this one among them.
+    /// Adds a session of a member and returns all of the member's sessions, with this one.
     fn enter(
         &self,
         mid: Mid,
@@ -123,29 +128,29 @@ pub trait DeviceDirectory: Send + Sync {
         device: Device,
     ) -> Call<Result<Vec<(SessionKey, Device)>, DirectoryError>>;
 
-    /// Forgets sessions of a member.
+    /// Removes sessions of a member.
     fn forget(&self, mid: Mid, keys: Vec<SessionKey>) -> Call<Result<(), DirectoryError>>;
 }
 
-/// A device that a member is on.
+/// A device of a member.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Device {
-    /// What the client says that it runs on; may be empty.
+    /// The platform that the client has sent; may be empty.
     pub platform: String,
-    /// When it came.
+    /// When the session was opened.
     pub since: AcceptedAt,
 }
 
-/// How many sessions each room has, over all comets.
+/// The number of sessions in each room, over all comets.
 pub trait RoomDirectory: Send + Sync {
-    /// Replaces what is known of this comet's rooms. An empty map says that it has none.
+    /// Replaces the counts of this comet. An empty map means that it has no rooms.
     fn report(&self, server: ServerId, rooms: RoomCounts) -> Call<Result<(), DirectoryError>>;
 
-    /// The sums over all comets whose report is fresh (not older than 5 minutes).
+    /// Returns the sums over all comets with a fresh report (at most 5 minutes old).
     fn totals(&self) -> Call<Result<RoomCounts, DirectoryError>>;
 }
 
-/// Why a directory did not answer.
+/// Why a directory failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DirectoryError {
     /// It could not be reached in time.

@@ -1,13 +1,13 @@
-//! What happens to sessions, for a backend that wants to know.
+//! Session events for the backend.
 
 use crate::{AcceptedAt, Call, LogicError, Mid, RoomId, ServerId, SessionKey};
 
-/// One thing that has happened.
+/// One event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LifecycleEvent {
-    /// Names the event: the same when it is told again, and no other has it.
+    /// A unique id. A retry has the same.
     pub id: String,
-    /// What it is.
+    /// The kind.
     pub kind: EventKind,
     /// The member; anonymous when zero or below.
     pub mid: Mid,
@@ -15,32 +15,32 @@ pub struct LifecycleEvent {
     pub key: SessionKey,
     /// The comet.
     pub server: ServerId,
-    /// The rooms that were joined or left; of a session that has begun those that it is in.
+    /// The rooms that were joined or left; for a new session, the rooms that it starts in.
     pub rooms: Vec<RoomId>,
-    /// Why a session has ended: a word of the table of reasons. Empty otherwise.
+    /// The label of the close reason for the end of a session; otherwise empty.
     pub reason: String,
-    /// When it was.
+    /// When it happened.
     pub at: AcceptedAt,
 }
 
 /// The kinds of events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum EventKind {
-    /// A session has begun.
+    /// A session was opened.
     Connect,
-    /// A session has ended, and with it all its memberships.
+    /// A session was closed, with all its memberships.
     Disconnect,
     /// A session has joined rooms.
     Join,
-    /// A session has left rooms and goes on.
+    /// A session has left rooms and stays open.
     Leave,
 }
 
 impl EventKind {
-    /// Every kind.
+    /// All kinds.
     pub const ALL: [Self; 4] = [Self::Connect, Self::Disconnect, Self::Join, Self::Leave];
 
-    /// Its name.
+    /// Returns the name of the kind.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -52,8 +52,8 @@ impl EventKind {
     }
 }
 
-/// Where events go.
+/// Where events are delivered.
 pub trait EventSink: Send + Sync {
-    /// Takes events, all or none. `Ok` means that they are where they should be.
+    /// Delivers events, all or none.
     fn deliver(&self, events: Vec<LifecycleEvent>) -> Call<Result<(), LogicError>>;
 }

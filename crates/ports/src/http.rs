@@ -1,4 +1,4 @@
-//! Requests that logic makes to others over HTTP: to the backend, and for the keys of whoever signs tokens.
+//! HTTP requests of logic: to the backend, and for the keys that tokens are signed with.
 
 use std::time::Duration;
 
@@ -6,52 +6,52 @@ use bytes::Bytes;
 
 use crate::{Call, ServiceUrl};
 
-/// Somebody who makes requests.
+/// An HTTP client.
 ///
-/// An implementation keeps connections open between requests, checks certificates, and follows no redirection: an answer of
-/// another place than the configured one is no answer.
+/// An implementation reuses connections, checks certificates and does not follow redirects: only
+/// the configured address may reply.
 pub trait HttpClient: Send + Sync {
-    /// Makes a request once.
+    /// Sends a request once.
     ///
     /// # Errors
-    /// [`HttpError`]; any status is an answer and no error.
+    /// [`HttpError`]. A response with any status is `Ok`.
     fn send(&self, request: HttpRequest) -> Call<Result<HttpResponse, HttpError>>;
 }
 
-/// What is asked.
+/// A request.
 #[derive(Clone, PartialEq, Eq)]
 pub struct HttpRequest {
-    /// GET without a body, POST with one.
+    /// POST with this body, or GET without one.
     pub body: Option<Bytes>,
-    /// `http://` or `https://` and so on.
+    /// An absolute URL, `http://` or `https://`.
     pub url: String,
-    /// Names in lower case, and values.
+    /// Header names in lower case, with their values.
     pub headers: Vec<(&'static str, String)>,
-    /// From now to the last byte of the answer.
+    /// Time for the whole request, up to the last byte of the response.
     pub timeout: Duration,
-    /// Largest body of an answer in bytes.
+    /// Maximum size of the response body in bytes.
     pub answer_bytes_max: usize,
 }
 
-/// What came back.
+/// A response.
 #[derive(Clone, PartialEq, Eq)]
 pub struct HttpResponse {
     /// The status code.
     pub status: u16,
-    /// The body, without any encoding of transfer.
+    /// The body, without transfer encoding.
     pub body: Bytes,
 }
 
-/// Why there is no answer.
+/// Why there is no response.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HttpError {
-    /// Not in time.
+    /// The request timed out.
     #[error("no answer within {0:?}")]
     Timeout(Duration),
-    /// Nobody there, or the connection broke.
+    /// The connection failed.
     #[error("{0}")]
     Unreachable(String),
-    /// The answer has more bytes than were asked for.
+    /// The response body is larger than the request allows.
     #[error("the answer has more than {0} bytes")]
     TooLarge(usize),
 }

@@ -1,34 +1,34 @@
-//! What the roles say to each other, and what they need of the world: traits and value types, nothing concrete.
+//! The ports between the roles, and to engines and the backend: traits and value types, without
+//! I/O.
 //!
-//! comet, logic and job are written against this crate only. Whether a call stays in the process, goes over gRPC,
-//! to Redis or to Kafka is decided where the roles are put together (the `goim` crate); `goim-adapters` has the
-//! concrete ends. There is no I/O here and no default that would hide one.
+//! comet, logic and job depend on this crate only. The `goim` crate decides whether a call stays in
+//! the process or uses gRPC, Redis or Kafka; `goim-adapters` has the implementations.
 //!
-//! | trait | who calls | who answers |
+//! | trait | caller | implementation |
 //! |---|---|---|
 //! | [`LogicPort`] | comet | logic |
 //! | [`CometPort`], [`CometPool`] | job | comet |
 //! | [`PushLog`] | logic | the push log's writing end |
 //! | [`PushLogReader`] | job | the push log's reading end |
-//! | [`SessionDirectory`], [`RoomDirectory`] | logic | where sessions and room counts are kept |
-//! | [`DeviceDirectory`] | logic | where the devices of members are kept |
-//! | [`NodeDirectory`] | comet, logic | where the nodes find each other |
-//! | [`HttpClient`] | logic | whoever makes requests to the backend |
-//! | [`EventSink`] | logic | who hears what happens to sessions |
-//! | [`OfflineSink`] | logic | who hears of members who were away |
-//! | [`TimelineStore`] | logic | where timelines are kept |
+//! | [`SessionDirectory`], [`RoomDirectory`] | logic | where sessions and room counts are recorded |
+//! | [`DeviceDirectory`] | logic | where the devices of members are recorded |
+//! | [`NodeDirectory`] | comet, logic | where nodes find each other |
+//! | [`HttpClient`] | logic | the HTTP client for requests to the backend |
+//! | [`EventSink`] | logic | where session events are delivered |
+//! | [`OfflineSink`] | logic | where notifications of offline members are delivered |
+//! | [`TimelineStore`] | logic | where timelines are stored |
 //! | [`UpstreamPort`] | logic | the backend, for packets of clients |
 
 mod call;
 mod comet;
 mod directory;
 mod events;
-mod extension;
 mod http;
 mod id;
 mod logic;
 mod node;
 mod offline;
+mod payload;
 mod push_log;
 mod rate_limited_log;
 mod retry_queue;
@@ -46,16 +46,20 @@ pub use directory::{
     SessionDirectory, SessionEnd, SessionRecord,
 };
 pub use events::{EventKind, EventSink, LifecycleEvent};
-pub use extension::{EndCode, Extended, Extension, SchemaBody, StoredAt};
-pub use goim_wire::{Encoding, Operation, PacketBuf, Schema, Sequence, Version, VersionRow, VersionTable};
+pub use goim_wire::{
+    AuthFailure, CloseReason, Encoding, Operation, PacketBuf, Schema, Sequence, Version, VersionRow,
+    VersionTable,
+};
 pub use http::{HttpClient, HttpError, HttpRequest, HttpResponse};
 pub use id::{Mid, RoomId, ServerId, SessionKey};
 pub use logic::{
-    Accepted, ConnectError, ConnectRequest, ExpiresAt, LogicError, LogicPort, NoSession, OnlineReport,
-    OnlineTotals, RefreshRequest, Refreshed, ResumePosition, RoomScope, SessionRef, SyncOptions, Upstream,
+    Accepted, ConnectError, ConnectRequest, ExpiresAt, LogicError, LogicPort, OnlineReport, OnlineTotals,
+    RefreshRequest, Refreshed, ResumePosition, RoomScope, SessionRef, SyncOptions, TimelineCall,
+    TimelineRequest, Upstream,
 };
 pub use node::{CometNode, NodeDirectory, NodeError};
 pub use offline::{OfflineMember, OfflineSink};
+pub use payload::{Bodies, Payload, SchemaBody, StoredAt};
 pub use push_log::{
     AcceptedAt, AppendError, Appended, LogEntry, LogPosition, PushLog, PushLogReader, PushRecord, PushTarget,
     ReadError,

@@ -1,4 +1,4 @@
-//! What comet asks of logic: goim's service `goim.logic.Logic` without its transport.
+//! The port from comet to logic: goim's service `goim.logic.Logic` without its transport.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -7,61 +7,70 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 
 use crate::{
-    Call, Generation, LifecycleEvent, Mid, Operation, PacketBuf, Position, RoomCounts, RoomId, Schema,
-    ServerId, SessionKey, TimelineId, Version,
+    AuthFailure, Call, Generation, LifecycleEvent, Mid, Operation, PacketBuf, Position, RoomCounts, RoomId,
+    Schema, Sequence, ServerId, SessionKey, TimelineId, Version,
 };
 
 /// Logic as comet sees it.
 ///
-/// Calls are independent of each other; an implementation must put a deadline on each (goim has none).
+/// Calls are independent of each other. An implementation puts a deadline on each call (goim has
+/// none).
 pub trait LogicPort: Send + Sync {
-    /// Somebody presents a token. On success the session is in the directory before the answer is given.
+    /// Checks a token. On success the session is in the directory before the reply.
     fn connect(&self, request: ConnectRequest) -> Call<Result<Accepted, ConnectError>>;
 
-    /// A session presents a new token, which takes the place of the one that it began with. By default nobody can tell.
+    /// Checks a new token of an open session, which replaces the one that the session started with.
+    /// Unavailable by default.
     fn refresh(&self, request: RefreshRequest) -> Call<Result<Refreshed, ConnectError>> {
         drop(request);
         Call::Ready(Err(ConnectError::unavailable("this logic refreshes no tokens")))
     }
 
-    /// A session has ended. Not called for a session that another one with its key has superseded on the same comet.
-    /// The answer says whether the directory still had it.
+    /// Reports a closed session. Not called for a session that another one with the same key has
+    /// superseded on this comet. Returns whether the directory still had the session.
     fn disconnect(&self, session: SessionRef) -> Call<Result<bool, LogicError>>;
 
-    /// A session is still alive: its records must not expire.
+    /// Reports that a session is alive, so that its records do not expire.
     fn heartbeat(&self, session: SessionRef) -> Call<Result<(), LogicError>>;
 
-    /// The rooms of this comet with their counts; the answer has the counts of the whole cluster.
+    /// Reports the room counts of this comet and returns those of the whole cluster.
     fn renew_online(&self, report: OnlineReport) -> Call<Result<OnlineTotals, LogicError>>;
 
-    /// What has happened to sessions of a comet. `Ok` means that whoever wants to know has it; else it is to be told again. By default
-    /// nobody wants to.
+    /// Reports session events of a comet. `Ok` means delivered; after an error the caller retries.
+    /// By default events are discarded.
     fn events(&self, events: Vec<LifecycleEvent>) -> Call<Result<(), LogicError>> {
         drop(events);
         Call::Ready(Ok(()))
     }
 
-    /// A packet for the backend. The answer is the body of the reply, empty when nobody handles the operation.
+    /// Sends a packet to the backend and returns the body of the reply: empty if the operation has
+    /// no handler.
     fn receive(&self, upstream: Upstream) -> Call<Result<Bytes, LogicError>>;
+
+    /// Handles a request about a timeline and returns the body of the reply. Fails by default.
+    fn timeline(&self, request: TimelineRequest) -> Call<Result<Bytes, LogicError>> {
+        drop(request);
+        Call::Ready(Err(LogicError::Failed("this logic has no timelines".to_owned())))
+    }
 }
 
-/// Somebody who wants a session.
+/// A client that asks for a session.
 #[derive(Clone)]
 pub struct ConnectRequest {
-    /// The comet that asks.
+    /// The comet that the client is connected to.
     pub server: ServerId,
     /// Value of the first `Cookie` header of the upgrade request; empty over TCP.
     pub cookie: String,
     /// Value of the first `User-Agent` header of the upgrade request; empty over TCP.
     pub user_agent: String,
-    /// Body of the auth packet, unread.
+    /// Body of the auth packet, not decoded.
     pub token: Bytes,
-    /// Where the connection comes from.
+    /// The client's address.
     pub remote: IpAddr,
 }
 
 impl std::fmt::Debug for ConnectRequest {
-    /// Leaves out token and cookie: they are credentials.
+    /// Leaves out the token and the cookie: they are credentials.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ConnectRequest")
             .field("server", &self.server)
@@ -70,57 +79,57 @@ impl std::fmt::Debug for ConnectRequest {
     }
 }
 
-/// A session as logic has accepted it.
+/// A session that logic has accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Accepted {
     /// The member; anonymous when zero or below.
     pub mid: Mid,
-    /// The session's key, drawn by logic when the client gave none.
+    /// The session's key, generated by logic if the client has sent none.
     pub key: SessionKey,
-    /// The room to be in from the start.
+    /// The room that the session starts in.
     pub room: Option<RoomId>,
-    /// Further rooms to be in from the start.
+    /// Further rooms that the session starts in.
     pub rooms: Vec<RoomId>,
-    /// The rooms that the session may be in; `None` is any.
+    /// The rooms that the session may be in; `None` allows any.
     pub scope: Option<RoomScope>,
-    /// The session ends then, unless it has presented a new token; `None` is never.
+    /// When the session expires, unless it presents a new token; `None` is never.
     pub expires_at: Option<ExpiresAt>,
-    /// Operations that the session wants from pushes by key, by member and to all.
+    /// The operations that the session subscribes to, for pushes by key, by member and to all.
     pub accepts: Vec<Operation>,
-    /// The session ends when this much time passes without a heartbeat packet. Zero ends it at once.
+    /// The session is closed after this time without a heartbeat. Zero closes it immediately.
     pub heartbeat: Duration,
-    /// Highest packet version that the client reads. Its presence makes the client an extended one.
+    /// The highest packet version that the client reads. Set for negotiated clients only.
     pub protover: Option<Version>,
-    /// The client syncs: of a message in a timeline it is told that it is there.
+    /// Set if the client syncs: it receives notifications of stored messages.
     pub syncing: Option<SyncOptions>,
 }
 
-/// How a client syncs.
+/// The sync options of a client.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SyncOptions {
-    /// Where it is in timelines: it is given what comes behind, without asking.
+    /// The client's positions: the messages after them are sent without a request.
     pub resume: Vec<ResumePosition>,
-    /// It does not want small messages along with the word that they are there.
+    /// Whether notifications are sent without the message, however small it is.
     pub notify_only: bool,
 }
 
-/// How far a client is in a timeline.
+/// A client's position in a timeline.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ResumePosition {
-    /// Which one.
+    /// The timeline.
     pub timeline: TimelineId,
-    /// What the client has.
+    /// The position.
     pub position: Position,
 }
 
-/// A session that presents a new token.
+/// A new token of an open session.
 #[derive(Clone)]
 pub struct RefreshRequest {
     /// The session.
     pub session: SessionRef,
-    /// What it presents: the body of the packet, unread.
+    /// Body of the packet, not decoded.
     pub token: Bytes,
-    /// Where the connection comes from.
+    /// The client's address.
     pub remote: IpAddr,
 }
 
@@ -134,7 +143,7 @@ impl std::fmt::Debug for RefreshRequest {
     }
 }
 
-/// What a new token has changed.
+/// The result of a refresh.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refreshed {
     /// As in [`Accepted`].
@@ -143,12 +152,12 @@ pub struct Refreshed {
     pub expires_at: Option<ExpiresAt>,
 }
 
-/// When a token ends, in seconds since 1970.
+/// When a token expires, in seconds since 1970.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ExpiresAt(pub u64);
 
 impl ExpiresAt {
-    /// Time left, by the clock of this machine; zero when it has passed.
+    /// Returns the remaining time by the clock of this machine; zero once it has passed.
     #[must_use]
     pub fn left(self) -> Duration {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -156,12 +165,12 @@ impl ExpiresAt {
     }
 }
 
-/// The rooms that a session may be in: names, and beginnings of names with `*` behind.
+/// The rooms that a session may be in: names, and prefixes that end with `*`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RoomScope(pub Arc<Vec<String>>);
 
 impl RoomScope {
-    /// True when it has the room.
+    /// Returns true if the scope contains the room.
     #[must_use]
     pub fn allows(&self, room: &str) -> bool {
         self.0.iter().any(|pattern| match pattern.strip_suffix('*') {
@@ -170,13 +179,13 @@ impl RoomScope {
         })
     }
 
-    /// The names that stand for one room each.
+    /// Returns the names in the scope, without the prefixes.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(String::as_str).filter(|pattern| !pattern.ends_with('*'))
     }
 }
 
-/// One session, as comet names it to logic.
+/// A session as comet names it to logic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionRef {
     /// The member.
@@ -196,143 +205,122 @@ pub struct OnlineReport {
     pub rooms: RoomCounts,
 }
 
-/// What a comet learns when it reports its rooms.
+/// The reply to a comet's report of its rooms.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct OnlineTotals {
     /// Sessions in each room, over all comets.
     pub rooms: RoomCounts,
-    /// By another one than before a comet sees that it must enter its sessions again; `None` where logic cannot tell (goim's).
+    /// When it changes, the comet must register its sessions again. `None` for goim's logic.
+    /// (goim's).
     pub generation: Option<Generation>,
 }
 
-/// A packet on its way from a client to the backend.
+/// A packet from a client to the backend.
 #[derive(Debug, Clone)]
 pub struct Upstream {
     /// The sender.
     pub mid: Mid,
     /// The sender's session.
     pub key: SessionKey,
-    /// What was sent; not compressed.
+    /// The packet; its body is not compressed.
     pub packet: PacketBuf,
-    /// What the packet's version says of the body's form.
+    /// The schema of the body, by the packet's version.
     pub schema: Schema,
-    /// True for a client that knows more than goim: it can be told that something has failed.
+    /// Whether the client is negotiated: it can receive an error instead of a reply.
     pub negotiated: bool,
-    /// The session is in the room whose timeline the packet names. Only looked at for messages to timelines.
-    pub is_member: bool,
 }
 
-/// Why somebody got no session.
+/// A request about a timeline, from a negotiated client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TimelineRequest {
+    /// The member that asks.
+    pub mid: Mid,
+    /// The member's session.
+    pub key: SessionKey,
+    /// The highest packet version that the client reads: the bodies of messages are chosen by it.
+    pub protover: Version,
+    /// The client's number for the request; zero for a resume position of the auth packet.
+    pub sequence: Sequence,
+    /// What is asked.
+    pub call: TimelineCall,
+}
+
+/// The requests about timelines, each with its undecoded body (`api/sync.proto`).
+///
+/// comet has checked that the session may read the timeline that a sync or an acknowledgement
+/// names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TimelineCall {
+    /// Read what was appended after a position: operation 21.
+    Sync(Bytes),
+    /// Move the member's cursor: operation 23.
+    Ack(Bytes),
+    /// Append a message: operation 4.
+    Send {
+        /// The body.
+        body: Bytes,
+        /// Whether the session is in the room that the message is for.
+        is_room_member: bool,
+    },
+}
+
+/// Why a client gets no session.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}: {detail}", .reason.label())]
 pub struct ConnectError {
-    /// What the client is told, if it can be told anything.
-    pub reason: NoSession,
-    /// More, for the log. Quotes nothing of the token.
+    /// The reason. The client receives its code if it is negotiated.
+    pub reason: AuthFailure,
+    /// Details for the log. Contains nothing of the token.
     pub detail: String,
-    /// True when the client has said that it knows more than goim: it is told why it gets no session.
+    /// Whether the client is negotiated.
     pub negotiated: bool,
 }
 
-/// The kinds of reasons.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum NoSession {
-    /// The answer could not be found out; trying again later may help.
-    Unavailable,
-    /// The token cannot be read, or says what makes no sense.
-    Refused,
-    /// The token has ended.
-    Expired,
-    /// The token begins later.
-    NotYet,
-    /// The token is for somebody else, or of somebody else.
-    Audience,
-    /// The signature is wrong, or of a kind or key that is not taken.
-    Signature,
-    /// What the client says of itself is not what the token says.
-    Mismatch,
-    /// The backend has said no.
-    Denied,
-    /// The token does not allow the room.
-    Room,
-}
-
-impl NoSession {
-    /// Every kind.
-    pub const ALL: [Self; 9] = [
-        Self::Unavailable,
-        Self::Refused,
-        Self::Expired,
-        Self::NotYet,
-        Self::Audience,
-        Self::Signature,
-        Self::Mismatch,
-        Self::Denied,
-        Self::Room,
-    ];
-
-    /// The word for logs, metrics and headers.
-    #[must_use]
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Unavailable => "unavailable",
-            Self::Refused => "refused",
-            Self::Expired => "expired",
-            Self::NotYet => "not_yet",
-            Self::Audience => "audience",
-            Self::Signature => "signature",
-            Self::Mismatch => "mismatch",
-            Self::Denied => "denied",
-            Self::Room => "room",
-        }
-    }
-}
-
 impl ConnectError {
-    /// For this reason; of a client that has not said what it knows.
+    /// Creates an error with this reason, for a client that is not negotiated.
     #[must_use]
-    pub fn because(reason: NoSession, detail: impl Into<String>) -> Self {
+    pub fn because(reason: AuthFailure, detail: impl Into<String>) -> Self {
         Self { reason, detail: detail.into(), negotiated: false }
     }
 
-    /// The token is not acceptable; trying again with the same one is useless.
+    /// Creates the error of a token that is not acceptable; a retry with the same token is useless.
     #[must_use]
     pub fn refused(detail: impl Into<String>) -> Self {
-        Self::because(NoSession::Refused, detail)
+        Self::because(AuthFailure::AuthRefused, detail)
     }
 
-    /// The answer could not be found out.
+    /// Creates the error of a token that could not be checked.
     #[must_use]
     pub fn unavailable(detail: impl Into<String>) -> Self {
-        Self::because(NoSession::Unavailable, detail)
+        Self::because(AuthFailure::AuthUnavailable, detail)
     }
 
-    /// True when trying again later, or elsewhere, may help.
+    /// Returns true if a retry, later or at another logic, may succeed.
     #[must_use]
     pub fn is_unavailable(&self) -> bool {
-        self.reason == NoSession::Unavailable
+        self.reason == AuthFailure::AuthUnavailable
     }
 }
 
-/// Why logic did not do what comet asked.
+/// Why a call of logic failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LogicError {
-    /// Logic, or what it depends on, could not be reached in time.
+    /// Logic, or a dependency of it, could not be reached in time.
     #[error("not available: {0}")]
     Unavailable(String),
-    /// Logic understood and said no.
+    /// Logic, or the backend, refused the request.
     #[error("failed: {0}")]
     Failed(String),
-    /// As many calls of the kind are under way as may be; nothing was done.
+    /// Too many calls of this kind are in flight; nothing was done.
     #[error("busy: {0}")]
     Busy(String),
-    /// The sender has asked for more than it may; nothing was done.
+    /// The sender exceeded its rate limit; nothing was done.
     #[error("sent too fast: again in {retry_after:?}")]
     Limited {
-        /// When there is room for it again.
+        /// The time until the request may be sent again.
         retry_after: Duration,
     },
-    /// Whoever was asked did not answer in time. It may or may not have been done.
+    /// There was no reply in time. The request may or may not have been handled.
     #[error("no answer in time: {0}")]
     Late(String),
 }

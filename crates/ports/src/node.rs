@@ -1,10 +1,10 @@
-//! Where the nodes of a cluster find each other.
+//! The directory of a cluster's nodes.
 
 use std::sync::Arc;
 
 use crate::{Call, ServerId};
 
-/// A comet as others see it: goim's discovery instance with its metadata as fields.
+/// A comet as other nodes see it: goim's discovery instance with its metadata as fields.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CometNode {
     /// The comet's name.
@@ -15,17 +15,17 @@ pub struct CometNode {
     pub zone: String,
     /// Deployment environment, for example `dev`; may be empty.
     pub env: String,
-    /// Where its RPC is reached, as `grpc://host:port`.
+    /// RPC addresses, as `grpc://host:port`.
     pub rpc_addrs: Vec<String>,
-    /// Where clients reach it: host names or addresses, no port.
+    /// Host names or addresses for clients, without ports.
     pub public_addrs: Vec<String>,
-    /// Share of new clients relative to other comets.
+    /// The share of new clients relative to other comets.
     pub weight: i32,
-    /// True when it takes no new clients.
+    /// Whether it accepts no new clients.
     pub offline: bool,
-    /// Connections held.
+    /// Open connections.
     pub connections: u64,
-    /// Distinct client addresses among them.
+    /// Distinct client addresses.
     pub addresses: u64,
     /// When this record last changed, in nanoseconds since 1970. Set by the directory.
     pub latest_timestamp: i64,
@@ -33,18 +33,18 @@ pub struct CometNode {
 
 /// The list of comets.
 pub trait NodeDirectory: Send + Sync {
-    /// Enters a comet or replaces its record. A comet repeats this at its report interval; one that stops is dropped
-    /// after a time that the directory knows.
+    /// Adds a comet or replaces its record. A comet repeats this at its report interval; the
+    /// directory drops a comet that stops, after a time that depends on the directory.
     fn announce(&self, node: CometNode) -> Call<Result<(), NodeError>>;
 
-    /// Takes a comet off the list.
+    /// Removes a comet from the list.
     fn withdraw(&self, server: ServerId) -> Call<Result<(), NodeError>>;
 
-    /// The comets known at this moment. Cheap: a snapshot that is kept up to date behind the call.
+    /// Returns the current list of comets. Cheap: a snapshot that is updated in the background.
     fn comets(&self) -> Arc<Vec<CometNode>>;
 }
 
-/// Why the node directory did not do what was asked.
+/// Why the node directory failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NodeError {
     /// It could not be reached in time.

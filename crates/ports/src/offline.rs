@@ -1,28 +1,29 @@
-//! Members who were away when a message was stored for them, for whoever reaches them in another way, such as a mobile push provider.
+//! Members who were offline when a message was stored for them, for example to notify them over a
+//! mobile push provider.
 
 use bytes::Bytes;
 
 use crate::{AcceptedAt, Call, LogicError, Mid, Operation, Position};
 
-/// A message in the inbox of a member who had no session when it came.
+/// A message in the inbox of a member without a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OfflineMember {
-    /// Who.
+    /// The member.
     pub mid: Mid,
-    /// Where the message is in its inbox: no other has it, and one that is told again has the same.
+    /// The position of the message in the inbox. It is unique, and a retry has the same.
     pub position: Position,
-    /// Who has sent it; anonymous for the backend.
+    /// The sender; anonymous for the backend.
     pub sender: Mid,
-    /// What it is.
+    /// The operation of the message.
     pub operation: Operation,
-    /// What it says, in the first schema.
+    /// The body in the first schema; empty if there is none.
     pub body: Bytes,
-    /// When it was taken from its publisher.
+    /// When the publisher's request was accepted.
     pub accepted_at: AcceptedAt,
 }
 
-/// Who hears of members who are away.
+/// Where notifications of offline members are delivered.
 pub trait OfflineSink: Send + Sync {
-    /// Takes members, all or none. `Ok` means that whoever wants to know has them.
+    /// Delivers notifications, all or none.
     fn report(&self, members: Vec<OfflineMember>) -> Call<Result<(), LogicError>>;
 }

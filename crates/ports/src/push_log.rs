@@ -1,32 +1,29 @@
-//! The push log: what logic has accepted and job has still to hand over, in order.
+//! The push log: pushes that logic has accepted and job has not delivered yet, in order.
 
 use std::borrow::Cow;
 use std::num::NonZeroU32;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
+use crate::{BoxFuture, Call, Operation, Payload, RoomId, ServerId, SessionKey};
 
-use crate::{BoxFuture, Call, Extension, Operation, RoomId, ServerId, SessionKey};
-
-/// One accepted push: goim's Kafka record as a value.
+/// An accepted push: goim's Kafka record as a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PushRecord {
-    /// Whom it is for.
+    /// The receivers.
     pub target: PushTarget,
-    /// What the packet is; for keys and for everybody also what a session must have subscribed to.
+    /// The operation of the packet. Pushes to keys and to all go to sessions that have subscribed
+    /// to it.
     pub operation: Operation,
-    /// The body of the packet.
-    pub body: Bytes,
-    /// When logic took it from the publisher.
+    /// What is sent. The operation of a disconnect is [`Operation::DISCONNECT`].
+    pub payload: Payload,
+    /// When the publisher's request was accepted.
     pub accepted_at: AcceptedAt,
-    /// What goes with it.
-    pub extension: Extension,
 }
 
 /// The receivers of a push.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PushTarget {
-    /// Sessions that one comet holds.
+    /// Sessions on one comet.
     Keys {
         /// The comet.
         server: ServerId,
@@ -35,16 +32,15 @@ pub enum PushTarget {
     },
     /// All sessions of a room.
     Room(RoomId),
-    /// Everybody.
+    /// All sessions.
     All {
-        /// Sessions per second over all comets together; `None` is as fast as it goes.
+        /// Sessions per second over all comets together; `None` has no limit.
         speed: Option<NonZeroU32>,
     },
 }
 
 impl PushRecord {
-    /// The text that decides a record's place among others: records with the same one stay in order. It is the key
-    /// of goim's Kafka record.
+    /// Returns the key of goim's Kafka record: records with the same key stay in order.
     #[must_use]
     pub fn partition_key(&self) -> Cow<'_, str> {
         match &self.target {
@@ -55,80 +51,78 @@ impl PushRecord {
     }
 }
 
-/// When a push was accepted, in microseconds since 1970. Latency from acceptance to socket is counted from it.
+/// When a push was accepted, in microseconds since 1970. Delivery latency is measured from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AcceptedAt(pub u64);
 
 impl AcceptedAt {
-    /// This moment.
+    /// Returns the current time.
     #[must_use]
     pub fn now() -> Self {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self(u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
     }
 
-    /// Time passed until `later`, zero when the clocks disagree.
+    /// Returns the time until `later`; zero if the clocks disagree.
     #[must_use]
     pub fn until(self, later: Self) -> Duration {
         Duration::from_micros(later.0.saturating_sub(self.0))
     }
 }
 
-/// The writing end.
+/// The writing end of the push log.
 pub trait PushLog: Send + Sync {
-    /// Appends a record. `Ok` means that it is in the log and will be handed over. Waits (within a deadline) while the
-    /// log is full. The answer always comes, within deadlines of the log's own.
+    /// Appends a record. `Ok` means that it is in the log and will be delivered. Waits while the
+    /// log is full, at most until a deadline of the log's; the call always returns.
     ///
-    /// Order: of two records with the same partition key, the one whose append was called first comes first.
+    /// Order: records with the same partition key are in the order of their `append` calls.
     fn append(&self, record: PushRecord) -> Call<Result<(), AppendError>>;
 
-    /// Appends records in one go: they stand in the log in this order, as if `append` had been
-    /// called for each, and as near to each other as the log can keep them, so that a reader gets
-    /// them together. Waits (within one deadline for all) while the log is full.
+    /// Appends records in the order given, as if `append` had been called for each, and as close
+    /// together as the log allows, so that a reader gets them together. Waits while the log is
+    /// full, with one deadline for all.
     ///
-    /// What is in the log when the call ends is always a number of records from the front: the
-    /// first one that the log does not take keeps out those behind it. The publisher goes on from
-    /// there. With [`AppendError::Unknown`] any of those behind the front may be in the log too.
+    /// The log always takes a prefix: if it does not take a record, it takes none after it, and the
+    /// publisher can continue from there. With [`AppendError::Unknown`], any record after the
+    /// prefix may be in the log too.
     fn append_all(&self, records: Vec<PushRecord>) -> Call<Appended>;
 }
 
-/// What became of records that were appended in one go.
+/// The result of appending several records.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Appended {
-    /// How many of them, from the front, are in the log and will be handed over.
+    /// The number of records, from the front, that are in the log and will be delivered.
     pub accepted: usize,
-    /// Why the one behind those is not; `None` when all are.
+    /// Why the next record is not; `None` if all are.
     pub error: Option<AppendError>,
 }
 
-/// Why it is not said that a record is in the log. It is not there, except with
-/// [`AppendError::Unknown`].
+/// Why an append failed. The record is not in the log, except with [`AppendError::Unknown`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AppendError {
-    /// Larger than a record may be. The text is the one that goim's users see.
+    /// The record exceeds the size limit. goim's users see this text.
     #[error("kafka server: Message was too large, server rejected it to avoid allocation error.")]
     TooLarge {
         /// The record's size in bytes.
         size: usize,
-        /// The largest allowed.
+        /// The maximum size in bytes.
         limit: usize,
     },
-    /// The log is full and stayed full until the deadline: the receivers are slower than the publishers.
+    /// The log was full until the deadline: receivers are slower than publishers.
     #[error("the push log is full; try again later")]
     Full,
-    /// The log cannot be reached. The record is not in it, and will not be.
+    /// The log cannot be reached. The record is not in it and will not be.
     #[error("{0}")]
     Unavailable(String),
-    /// The record may or may not be in the log: it was on its way there, and nobody answered in
-    /// time, or not clearly. For the publisher the text is always the same; why it is so is for the
-    /// operator.
+    /// The record may or may not be in the log: it was sent, and there was no clear reply in time.
+    /// Publishers always see the same text; the reason is for the operator.
     #[error("the push may or may not be in the log")]
     Unknown(String),
 }
 
 impl AppendError {
-    /// The same after a part of what belongs together is in the log: whether all of it is, is then
-    /// not to be said either.
+    /// Returns the error of a multi-record request after some of its records are in the log: the
+    /// result is then unknown.
     #[must_use]
     pub fn in_part(self) -> Self {
         match self {
@@ -138,52 +132,52 @@ impl AppendError {
     }
 }
 
-/// Where a record is in the log.
+/// The position of a record in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LogPosition {
-    /// The partition; records of different ones have no order among each other.
+    /// The partition. Records of different partitions have no order.
     pub partition: i32,
-    /// The place in the partition, ascending.
+    /// The offset in the partition, ascending.
     pub offset: i64,
 }
 
-/// A record with its place.
+/// A record with its position.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogEntry {
-    /// Where it is.
+    /// The position.
     pub position: LogPosition,
-    /// What it is.
+    /// The record.
     pub record: PushRecord,
 }
 
-/// The reading end. One reader reads each partition at a time.
+/// The reading end of the push log. Each partition has one reader at a time.
 pub trait PushLogReader: Send {
-    /// The next records, at least one; waits until there are some. `None` when the log has been
-    /// closed and is used up.
+    /// Returns the next records, at least one; waits for them. `None` when the log is closed and
+    /// drained.
     ///
     /// # Errors
-    /// [`ReadError`]. With [`ReadError::Unavailable`] the reader may be asked again, after a pause;
-    /// else that is of no use.
+    /// [`ReadError`]. After [`ReadError::Unavailable`] the caller may retry after a delay; after
+    /// any other error the reader has ended.
     ///
     /// # Cancel safety
     /// Dropping the future loses no record.
     fn read(&mut self) -> BoxFuture<'_, Result<Option<Vec<LogEntry>>, ReadError>>;
 
-    /// Says that this record, and all before it in its partition, were handed over: they need not be read again.
+    /// Acknowledges this record and all before it in its partition: they need not be read again.
     fn done(&mut self, position: LogPosition);
 }
 
-/// Why nothing could be read.
+/// Why a read failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
     /// The log cannot be reached.
     #[error("push log not available: {0}")]
     Unavailable(String),
-    /// This reader has ended; a new one may read on.
+    /// This reader has ended; a new one can continue.
     #[error("{0}")]
     Ended(String),
-    /// Another reader has taken its place, since it has the same name: that is for somebody to
-    /// mend.
+    /// Another reader with the same name has replaced this one: the operator must fix the
+    /// configuration.
     #[error("{0}")]
     Fenced(String),
 }

@@ -1,22 +1,22 @@
-//! What must not be seen: secrets, and addresses with secrets in them. Neither can be printed by accident.
+//! Secrets, and addresses that may contain some. Neither can be printed by accident.
 
 use std::fmt;
 
-/// What stands for a secret.
+/// The text that is printed instead of a secret.
 const REDACTED: &str = "<redacted>";
 
-/// A secret: a password, a key, a token. It is shown as `<redacted>`, whoever shows it.
+/// A secret: a password, a key, a token. Printed as `<redacted>`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
 impl Secret {
-    /// For whoever presents it or signs with it.
+    /// Returns the secret, to present it or to sign with it.
     #[must_use]
     pub fn reveal(&self) -> &str {
         &self.0
     }
 
-    /// True when `presented` is this secret. Takes the same time wherever they differ.
+    /// Returns true if `presented` is this secret. Takes constant time for a given length.
     #[must_use]
     pub fn matches(&self, presented: &[u8]) -> bool {
         let own = self.0.as_bytes();
@@ -43,19 +43,19 @@ impl fmt::Display for Secret {
     }
 }
 
-/// The address of a service. There may be credentials in it: it is shown by scheme, host, port and path, and not at all when it cannot
-/// be read.
+/// The address of a service. It may contain credentials: only scheme, host, port and path are
+/// printed, and nothing if it cannot be parsed.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct ServiceUrl(String);
 
 impl ServiceUrl {
-    /// For whoever goes there.
+    /// Returns the address, to connect to it.
     #[must_use]
     pub fn reveal(&self) -> &str {
         &self.0
     }
 
-    /// True for none.
+    /// Returns true if no address is set.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -73,7 +73,7 @@ impl fmt::Display for ServiceUrl {
         let Ok(url) = url::Url::parse(&self.0) else {
             return f.write_str("<an address that cannot be read>");
         };
-        // Without `//` what follows the scheme may be anything.
+        // Without `//`, the part after the scheme can be anything.
         if !self.0.contains("://") {
             return write!(f, "{}:{REDACTED}", url.scheme());
         }

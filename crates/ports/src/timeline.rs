@@ -1,33 +1,33 @@
-//! Timelines: durable runs of messages, one for each member and room, in which nothing is missing.
+//! Timelines: durable, ordered messages, one timeline for each member and room.
 //!
-//! A message gets its sequence from the store when it is appended; who reads goes by sequence. What is removed by age or number
-//! goes from the old end only, and a single message that is deleted leaves its place behind, so that a hole can never be taken for
-//! the end.
+//! The store gives a message its sequence when it is appended, and reads go by sequence. Retention
+//! removes messages from the old end only, and a deleted message leaves its sequence, so that a gap
+//! is never mistaken for the end.
 
 use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::{AcceptedAt, Call, Extension, Mid, Operation, RoomId};
+use crate::{AcceptedAt, Bodies, Call, Mid, Operation, RoomId};
 
-/// What has a timeline.
+/// The owner of a timeline.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum TimelineId {
-    /// The inbox of a member, written `mid://<mid>`. Never of somebody anonymous.
+    /// The inbox of a member, written `mid://<mid>`. Never of an anonymous one.
     Inbox(Mid),
     /// A room, written as its name.
     Room(RoomId),
 }
 
 impl TimelineId {
-    /// Reads the text form; `None` for what is neither an inbox nor `type://room`.
+    /// Parses the text form; `None` if it is neither an inbox nor `type://room`.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let (kind, name) = text.split_once("://")?;
         if kind == "mid" {
             let mid = name.parse().ok().map(Mid)?;
-            // One inbox has one name.
+            // Only the canonical number names an inbox.
             return (!mid.is_anonymous() && mid.to_string() == name).then_some(Self::Inbox(mid));
         }
         (!kind.is_empty() && !name.is_empty()).then(|| Self::Room(text.into()))
@@ -43,18 +43,19 @@ impl fmt::Display for TimelineId {
     }
 }
 
-/// The place of a message in its timeline: 1, 2, 3 and so on without holes. Zero is before the first.
+/// The sequence of a message in its timeline: 1, 2, 3 and so on without gaps. Zero is before the
+/// first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct TimelineSeq(pub u64);
 
 impl TimelineSeq {
-    /// The one behind.
+    /// Returns the next sequence.
     #[must_use]
     pub fn next(self) -> Self {
         Self(self.0.saturating_add(1))
     }
 
-    /// The one before; zero has none.
+    /// Returns the previous sequence; zero for zero.
     #[must_use]
     pub fn previous(self) -> Self {
         Self(self.0.saturating_sub(1))
@@ -67,39 +68,41 @@ impl fmt::Display for TimelineSeq {
     }
 }
 
-/// Drawn when a timeline is created: by another one than before a client sees that the store was lost or reset. Zero is none.
+/// Generated when a timeline is created. When it changes, a client knows that the store was lost or
+/// reset. Zero is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Epoch(pub u64);
 
-/// How far somebody is in a timeline. The default is the beginning of one that is not known yet.
+/// A position in a timeline. The default is before the first message of an unknown timeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Position {
-    /// Of which life of the timeline.
+    /// The epoch of the timeline.
     pub epoch: Epoch,
-    /// The newest message that is meant.
+    /// The sequence of the latest message up to here.
     pub seq: TimelineSeq,
 }
 
-/// What is known of a timeline as a whole.
+/// The bounds of a timeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Head {
-    /// Of which life it is; none as long as nothing was ever appended.
+    /// The epoch; none if nothing was ever appended.
     pub epoch: Epoch,
-    /// The newest message; zero while there was none.
+    /// The latest message; zero if there never was one.
     pub latest: TimelineSeq,
-    /// The oldest that is kept; one above `latest` when nothing is.
+    /// The oldest message that is stored; one above `latest` if none is.
     pub first: TimelineSeq,
 }
 
 impl Head {
-    /// Where the timeline ends.
+    /// Returns the position of the latest message.
     #[must_use]
     pub fn position(&self) -> Position {
         Position { epoch: self.epoch, seq: self.latest }
     }
 
-    /// True when somebody at this position would miss messages by reading on: it is of another life of the timeline, ahead of it, or
-    /// what comes next is not kept any more. The beginning is a hole for nobody who has never been here.
+    /// Returns true if a reader at this position misses messages: the epoch is another one, the
+    /// position is ahead of the timeline, or the next message has been removed. A reader without a
+    /// position never has a gap.
     #[must_use]
     pub fn has_gap(&self, known: Position) -> bool {
         if known == Position::default() {
@@ -109,130 +112,128 @@ impl Head {
     }
 }
 
-/// A message to be kept.
+/// A message to append.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewMessage {
-    /// Who has sent it; anonymous for the backend.
+    /// The sender; anonymous for the backend.
     pub sender: Mid,
-    /// What the packet is.
+    /// The operation of the packet.
     pub operation: Operation,
-    /// The body in the first schema.
-    pub body: Bytes,
-    /// The body in others.
-    pub extension: Extension,
-    /// When it was taken from its publisher.
+    /// The bodies.
+    pub bodies: Bodies,
+    /// When the publisher's request was accepted.
     pub accepted_at: AcceptedAt,
 }
 
-/// A message with its place.
+/// A message with its sequence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredMessage {
-    /// Its place.
+    /// The sequence.
     pub seq: TimelineSeq,
-    /// What it is. Of one that was deleted the body is empty.
+    /// The message. A deleted one has a single, empty body.
     pub message: NewMessage,
-    /// It was deleted: its place is all that is left.
+    /// Whether it was deleted: only its sequence is left.
     pub is_deleted: bool,
 }
 
-/// Names one message of its sender or publisher: who gives the same name again within the window means the same message. 1 to
-/// [`IdempotencyKey::BYTES_MAX`] bytes.
+/// Identifies a message of one sender or publisher: within the deduplication window an append with
+/// the same key is a duplicate. 1 to [`IdempotencyKey::BYTES_MAX`] bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct IdempotencyKey(Bytes);
 
 impl IdempotencyKey {
-    /// The longest name, in bytes.
+    /// The maximum length in bytes.
     pub const BYTES_MAX: usize = 128;
 
-    /// Takes a name; `None` for one that is empty or too long.
+    /// Creates a key; `None` if it is empty or too long.
     #[must_use]
     pub fn new(name: impl Into<Bytes>) -> Option<Self> {
         let name = name.into();
         (1..=Self::BYTES_MAX).contains(&name.len()).then_some(Self(name))
     }
 
-    /// The name.
+    /// Returns the key.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 }
 
-/// A message on its way into a timeline.
+/// A message and the timeline to append it to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Append {
-    /// Where to.
+    /// The timeline.
     pub timeline: TimelineId,
-    /// What.
+    /// The message.
     pub message: NewMessage,
-    /// By what another copy of it is known, among those of the same sender in the same timeline.
+    /// The key for deduplication, among the messages of the same sender in the same timeline.
     pub idempotency_key: Option<IdempotencyKey>,
 }
 
-/// What became of an append.
+/// The result of an append.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AppendResult {
-    /// Where the message is.
+    /// The position of the message.
     pub position: Position,
-    /// It was there before: nothing was appended.
+    /// Whether it was appended before: nothing was appended now.
     pub is_duplicate: bool,
 }
 
-/// How much one read gives at most. It gives one message at least, if there is one, however large.
+/// The limits of one read. It returns at least one message if there is one, however large.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReadLimit {
-    /// Messages.
+    /// Maximum number of messages.
     pub messages: usize,
-    /// Bytes of bodies.
+    /// Maximum number of body bytes.
     pub bytes: usize,
 }
 
-/// A part of a timeline.
+/// A range of a timeline.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Range {
-    /// The timeline as it was when this was read.
+    /// The bounds of the timeline when it was read.
     pub head: Head,
-    /// The messages, ascending, without holes among them.
+    /// The messages, ascending, without gaps between them.
     pub messages: Vec<StoredMessage>,
 }
 
-/// How far a member has read in a timeline.
+/// The cursor of a member in a timeline.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct CursorId {
-    /// Who reads.
+    /// The member.
     pub mid: Mid,
-    /// What.
+    /// The timeline.
     pub timeline: TimelineId,
 }
 
-/// How long messages are kept: what goes beyond any of these goes, oldest first, within a pass or two of the store's own. The
-/// newest message of a timeline stays unless it is too old.
+/// Retention limits. Messages beyond any of them are removed, oldest first, within a pass or two of
+/// the store. The latest message of a timeline stays unless it is too old.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retention {
     /// Messages of a timeline.
     pub messages_max: u64,
-    /// Time since they were accepted.
+    /// Time since a message was accepted.
     pub age_max: Duration,
     /// Bytes of the bodies of a timeline.
     pub bytes_max: u64,
 }
 
 impl Retention {
-    /// Everything is kept.
+    /// No limits.
     pub const FOREVER: Self = Self { messages_max: u64::MAX, age_max: Duration::MAX, bytes_max: u64::MAX };
 }
 
-/// How long messages are kept in timelines of each kind.
+/// Retention by kind of timeline.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RetentionRules {
-    /// By the part of the name before `://`; `mid` is the inboxes.
+    /// By the part of the name before `://`; `mid` for inboxes.
     pub retention_overrides: Vec<(String, Retention)>,
-    /// For all others.
+    /// For all other kinds.
     pub otherwise: Retention,
 }
 
 impl RetentionRules {
-    /// The rule of a timeline.
+    /// Returns the retention of a timeline.
     #[must_use]
     pub fn of(&self, timeline: &TimelineId) -> Retention {
         let kind = match timeline {
@@ -244,19 +245,20 @@ impl RetentionRules {
     }
 }
 
-/// Where timelines are kept.
+/// The store of timelines.
 ///
-/// Two appends to one timeline, the second called after the first was answered, have their places in this order. Reads see
-/// everything that was answered before they were called.
+/// If an append to a timeline starts after another was answered, its messages have higher
+/// sequences. A read returns everything that was answered before it started.
 pub trait TimelineStore: Send + Sync {
-    /// Appends messages, all of them or none, in the order given. `Ok` means that they survive the death of the process and of the
-    /// machine that the store promises to survive; the answers are in the order of the messages.
+    /// Appends messages in the order given, all of them or none. `Ok` means that they survive
+    /// whatever failures the store promises to survive. The results are in the order of the
+    /// messages.
     ///
     /// # Cancel safety
     /// Dropping the call may leave the messages appended.
     fn append(&self, appends: Vec<Append>) -> Call<Result<Vec<AppendResult>, TimelineError>>;
 
-    /// The messages behind `after`, ascending.
+    /// Returns the messages after `after`, ascending.
     fn read(
         &self,
         timeline: TimelineId,
@@ -264,7 +266,7 @@ pub trait TimelineStore: Send + Sync {
         limit: ReadLimit,
     ) -> Call<Result<Range, TimelineError>>;
 
-    /// The newest messages before `before`, ascending; `None` is the newest of all.
+    /// Returns the latest messages before `before`, ascending; `None` is the end of the timeline.
     fn read_back(
         &self,
         timeline: TimelineId,
@@ -272,33 +274,36 @@ pub trait TimelineStore: Send + Sync {
         limit: ReadLimit,
     ) -> Call<Result<Range, TimelineError>>;
 
-    /// What is known of timelines, in the order of the question. One that does not exist is the default.
+    /// Returns the bounds of timelines, in the order given. A timeline that does not exist has the
+    /// default.
     fn heads(&self, timelines: Vec<TimelineId>) -> Call<Result<Vec<Head>, TimelineError>>;
 
-    /// Takes the body out of a message and leaves its place. False when it is not there, or not any more.
+    /// Deletes the bodies of a message and leaves its sequence. Returns false if it does not exist
+    /// or is deleted already.
     fn delete(&self, timeline: TimelineId, seq: TimelineSeq) -> Call<Result<bool, TimelineError>>;
 
-    /// Moves a cursor forward, never back and never beyond the newest message. The answer is where it is then.
+    /// Moves a cursor forward, never backward and never beyond the latest message. Returns the new
+    /// value.
     fn advance(&self, cursor: CursorId, to: TimelineSeq) -> Call<Result<TimelineSeq, TimelineError>>;
 
-    /// Where cursors are, in the order of the question; zero for one that was never moved.
+    /// Returns cursors in the order given; zero for one that was never moved.
     fn cursors(&self, cursors: Vec<CursorId>) -> Call<Result<Vec<TimelineSeq>, TimelineError>>;
 }
 
-/// Why a store did not do what it was asked.
+/// Why a store failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TimelineError {
-    /// As much is under way as may be; nothing was done.
+    /// Too much is in flight; nothing was done.
     #[error("the timelines are busy: {0}")]
     Busy(String),
-    /// The store cannot do it now: the disk is full, the server is away. What was to be appended is not there.
+    /// The store is not available now, for example because the disk is full. Nothing was appended.
     #[error("the timelines are not available: {0}")]
     Unavailable(String),
-    /// It makes no sense; trying again is useless.
+    /// The request is invalid; a retry is useless.
     #[error("{0}")]
     Invalid(String),
-    /// It cannot be told whether it was done; with a name (see [`IdempotencyKey`]) it is safe to try again.
-    #[error("it is not known whether it was kept: {0}")]
+    /// The result is unknown; a retry with an [`IdempotencyKey`] is safe.
+    #[error("it is not known whether the message was stored: {0}")]
     Unknown(String),
 }
 

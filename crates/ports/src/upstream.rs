@@ -1,4 +1,4 @@
-//! Where packets of clients go that the backend answers.
+//! Where packets of clients to the backend are sent.
 
 use std::time::Duration;
 
@@ -6,12 +6,14 @@ use bytes::Bytes;
 
 use crate::{Call, LogicError, Upstream};
 
-/// The backend behind some transport.
+/// The backend over some transport.
 pub trait UpstreamPort: Send + Sync {
-    /// Hands a packet over, once, and gives the body of the reply; empty where the transport has no answers.
+    /// Sends a packet once and returns the body of the reply: empty if the transport has no
+    /// replies.
     ///
     /// # Errors
-    /// [`LogicError::Failed`] when the backend has said no; [`LogicError::Unavailable`] when it cannot have dealt with the packet, or
-    /// says so itself; [`LogicError::Late`] when there is no answer within `timeout`.
+    /// [`LogicError::Failed`] if the backend refused; [`LogicError::Unavailable`] if it cannot have
+    /// handled the packet, or replies that it is not available; [`LogicError::Late`] if there is no
+    /// reply within `timeout`.
     fn send(&self, upstream: Upstream, timeout: Duration) -> Call<Result<Bytes, LogicError>>;
 }

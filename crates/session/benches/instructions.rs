@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use goim_session::{
-    EncodedPush, Established, FramingRules, Moment, Outbox, OutboxPool, QueueLimit, ServerRules,
+    EncodedPush, Established, FramingRules, Millis, Outbox, OutboxPool, QueueLimit, ServerRules,
     ServerSession, SlowConsumerPolicy, Step, Transport, websocket_rules,
 };
 use goim_wire::{Operation, Packet, PacketBuf, Sequence, StreamDecoder, Version};
@@ -110,21 +110,21 @@ impl Driver {
         };
         let rules =
             ServerRules { framing, handshake_timeout: Duration::from_secs(5), reply_bytes_max: 16 * 1024 };
-        Self { session: ServerSession::new(transport, &rules, Moment(0)), rules, pool: OutboxPool::new(4) }
+        Self { session: ServerSession::new(transport, &rules, Millis(0)), rules, pool: OutboxPool::new(4) }
     }
 
     /// Takes all of `input`, answers what it asks for and writes the replies; how many bytes these are.
     fn feed(&mut self, input: &mut [u8]) -> usize {
         let mut at = 0;
         loop {
-            match self.session.step(&self.rules, &mut self.pool, Moment(0), input, &mut at).unwrap() {
+            match self.session.step(&self.rules, &mut self.pool, Millis(0), input, &mut at).unwrap() {
                 Step::Idle => break,
                 Step::Authenticate { .. } => {
                     let accepts = [Operation(1000), Operation(1001), Operation(1002)];
                     let heartbeat = Duration::from_secs(480);
                     let established =
                         Established { accepts: &accepts, heartbeat, protover: None, reply: b"" };
-                    self.session.authenticated(&mut self.pool, Moment(0), &established);
+                    self.session.authenticated(&mut self.pool, Millis(0), &established);
                 }
                 Step::Heartbeat { version, sequence } => {
                     self.session.reply_heartbeat(&mut self.pool, version, sequence, 1);
@@ -144,7 +144,7 @@ fn authenticate(times: u32) {
     let mut driver = Driver::new(Transport::Stream);
     let mut input = Vec::with_capacity(256);
     for _ in 0..times {
-        driver.session = ServerSession::new(Transport::Stream, &driver.rules, Moment(0));
+        driver.session = ServerSession::new(Transport::Stream, &driver.rules, Millis(0));
         input.clear();
         input.extend_from_slice(&token);
         assert!(driver.feed(&mut input) > 0, "a token is answered");

@@ -25,7 +25,7 @@ use goim_websocket::{self as websocket, Opcode, handshake};
 use goim_wire::{DecodeError, HEADER_LEN, Operation, Packet, Sequence, Version, control};
 
 use crate::framing::{Framing, FramingError, FramingRules, Incoming, Transport};
-use crate::{Moment, Return};
+use crate::{Millis, ReconnectPolicy};
 use output::{Batch, Output};
 use requests::Requests;
 
@@ -159,8 +159,8 @@ pub enum ClientStep<'a> {
     Disconnect {
         /// The reason's number, when there is one in the body.
         code: Option<u16>,
-        /// What to do next; [`Return::Later`] without a code.
-        advice: Return,
+        /// What to do next; [`ReconnectPolicy::Backoff`] without a code.
+        reconnect: ReconnectPolicy,
         /// Body of the packet, JSON: `code`, `reason`, `reconnect`, `delay_ms`, `node`.
         body: &'a [u8],
     },
@@ -230,10 +230,10 @@ enum Phase {
 #[derive(Debug, Clone, Copy)]
 struct Heartbeat {
     interval: Duration,
-    next: Moment,
-    unanswered_since: Option<Moment>,
+    next: Millis,
+    unanswered_since: Option<Millis>,
     /// The last sign of life, or when the driver began to read again.
-    heard: Moment,
+    heard: Millis,
 }
 
 /// One connection, seen from the client.
@@ -247,7 +247,7 @@ pub struct ClientSession {
     requests: Requests,
     batch: Batch,
     heartbeat: Heartbeat,
-    handshake_deadline: Moment,
+    handshake_deadline: Millis,
     reading: bool,
 }
 
@@ -259,7 +259,7 @@ impl ClientSession {
         opening: Opening<'_>,
         token: Vec<u8>,
         mut masks: Masks,
-        now: Moment,
+        now: Millis,
     ) -> Self {
         let upgrade = match opening {
             Opening::Stream => None,
@@ -273,7 +273,7 @@ impl ClientSession {
         let output = Output::new(framing.transport(), request.unwrap_or_default(), masks);
         let heartbeat = Heartbeat {
             interval: rules.heartbeat_interval,
-            next: Moment::NEVER,
+            next: Millis::NEVER,
             unanswered_since: None,
             heard: now,
         };
@@ -326,11 +326,11 @@ impl ClientSession {
 
     /// When [`ClientSession::handle_timeout`] is to be called.
     #[must_use]
-    pub fn deadline(&self) -> Moment {
+    pub fn deadline(&self) -> Millis {
         match self.phase {
             Phase::Opening => self.handshake_deadline,
             Phase::Open => self.heartbeat.next.min(self.dead_at()),
-            Phase::Closed => Moment::NEVER,
+            Phase::Closed => Millis::NEVER,
         }
     }
 
@@ -346,7 +346,7 @@ impl ClientSession {
     ///
     /// # Errors
     /// [`Ended::HandshakeTimeout`], [`Ended::HeartbeatLost`].
-    pub fn handle_timeout(&mut self, now: Moment) -> Result<(), Ended> {
+    pub fn handle_timeout(&mut self, now: Millis) -> Result<(), Ended> {
         if now < self.deadline() {
             return Ok(());
         }
@@ -372,7 +372,7 @@ impl ClientSession {
 
     /// Changes the time between two heartbeats: the server may want them more often than the rules say. The next one
     /// comes no later than this much after `now`.
-    pub fn set_heartbeat_interval(&mut self, interval: Duration, now: Moment) {
+    pub fn set_heartbeat_interval(&mut self, interval: Duration, now: Millis) {
         self.heartbeat.interval = interval;
         if self.phase == Phase::Open {
             self.heartbeat.next = self.heartbeat.next.min(now.after(interval));
@@ -381,7 +381,7 @@ impl ClientSession {
 
     /// Tells whether the driver reads. While it does not, silence says nothing about the server, and the session is
     /// not ended over it; heartbeats are sent all the same.
-    pub fn set_reading(&mut self, reading: bool, now: Moment) {
+    pub fn set_reading(&mut self, reading: bool, now: Millis) {
         if reading && !self.reading {
             self.heartbeat.heard = now;
         }
@@ -389,12 +389,12 @@ impl ClientSession {
     }
 
     /// When the silence has lasted too long.
-    fn dead_at(&self) -> Moment {
+    fn dead_at(&self) -> Millis {
         match self.heartbeat.unanswered_since {
             Some(since) if self.reading => {
                 since.max(self.heartbeat.heard).after(self.rules.heartbeat_timeout)
             }
-            _ => Moment::NEVER,
+            _ => Millis::NEVER,
         }
     }
 
@@ -408,7 +408,7 @@ impl ClientSession {
     /// Why the session is over. What waits in the output (the answer to a close frame) may be written before closing.
     pub fn step<'a>(
         &'a mut self,
-        now: Moment,
+        now: Millis,
         input: &'a mut [u8],
         at: &mut usize,
     ) -> Result<ClientStep<'a>, Ended> {
@@ -569,8 +569,8 @@ fn sort<'a>(
         }
         Operation::DISCONNECT => {
             let code = disconnect_code(body);
-            let advice = code.map_or(Return::Later, Return::for_code);
-            return ClientStep::Disconnect { code, advice, body };
+            let reconnect = code.map_or(ReconnectPolicy::Backoff, ReconnectPolicy::for_code);
+            return ClientStep::Disconnect { code, reconnect, body };
         }
         Operation::HEARTBEAT_REPLY => heartbeat.unanswered_since = None,
         _ => {}

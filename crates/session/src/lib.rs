@@ -11,8 +11,7 @@
 //! | [`outbox`] | what waits to be sent, bounded |
 //! | [`server`] | the server's end |
 //! | [`client`] | the client's end |
-//! | [`close`] | why connections end, as one table |
-//! | [`moment`] | time as a number |
+//! | [`millis`] | time as a number |
 //!
 //! Invariants:
 //! - Replies leave in the order of their requests. While one waits for an answer of the backend, no further packet
@@ -24,16 +23,15 @@
 extern crate alloc;
 
 pub mod client;
-pub mod close;
-pub mod follow;
 pub mod framing;
-pub mod moment;
+pub mod millis;
 pub mod outbox;
 pub mod server;
+pub mod timeline_sync;
 
 pub use client::{ClientRules, ClientSession, ClientStep, Ended, Opening};
-pub use close::{CloseReason, RequestFailure, Return};
 pub use framing::{EncodedPush, FramingRules, Transport, UpgradeFacts, websocket_rules};
-pub use moment::Moment;
+pub use goim_wire::{CloseReason, ReconnectPolicy, RequestFailure};
+pub use millis::Millis;
 pub use outbox::{Admission, Outbox, OutboxPool, QueueLimit, SlowConsumerPolicy};
 pub use server::{Established, SUBSCRIPTIONS_MAX, ServerRules, ServerSession, Step};

@@ -16,7 +16,7 @@ use smallvec::SmallVec;
 
 use crate::framing::{EncodedPush, Framing, FramingRules, Incoming, Transport, UpgradeFacts};
 use crate::outbox::{Admission, Outbox, OutboxPool, QueueLimit};
-use crate::{CloseReason, Moment};
+use crate::{CloseReason, Millis};
 
 /// Operations that one session may subscribe to. Twice as many as one packet of the default size can name; 16 KiB.
 pub const SUBSCRIPTIONS_MAX: usize = 4096;
@@ -122,10 +122,10 @@ struct Taking<'s> {
     outbox: &'s mut Outbox,
     accepts: &'s mut SmallVec<[Operation; 4]>,
     phase: &'s mut Phase,
-    deadline: &'s mut Moment,
+    deadline: &'s mut Millis,
     facts: &'s mut Option<Box<UpgradeFacts>>,
     heartbeat_ms: u32,
-    now: Moment,
+    now: Millis,
     transport: Transport,
     negotiated: bool,
 }
@@ -195,7 +195,7 @@ pub struct ServerSession {
     protover: Option<Version>,
     /// In milliseconds.
     heartbeat_ms: u32,
-    deadline: Moment,
+    deadline: Millis,
     /// Between upgrade and authentication only.
     facts: Option<Box<UpgradeFacts>>,
 }
@@ -203,7 +203,7 @@ pub struct ServerSession {
 impl ServerSession {
     /// A connection that has just been accepted.
     #[must_use]
-    pub fn new(transport: Transport, rules: &ServerRules, now: Moment) -> Self {
+    pub fn new(transport: Transport, rules: &ServerRules, now: Millis) -> Self {
         Self {
             framing: Framing::server(transport),
             phase: Phase::Unauthenticated,
@@ -238,7 +238,7 @@ impl ServerSession {
 
     /// True when the client has said that it knows more than goim.
     #[must_use]
-    pub fn is_extended(&self) -> bool {
+    pub fn is_negotiated(&self) -> bool {
         self.protover.is_some()
     }
 
@@ -251,13 +251,13 @@ impl ServerSession {
 
     /// When [`ServerSession::expired`] is to be asked.
     #[must_use]
-    pub fn deadline(&self) -> Moment {
+    pub fn deadline(&self) -> Millis {
         self.deadline
     }
 
     /// The reason to close, when the deadline has passed.
     #[must_use]
-    pub fn expired(&self, now: Moment) -> Option<CloseReason> {
+    pub fn expired(&self, now: Millis) -> Option<CloseReason> {
         if now < self.deadline {
             return None;
         }
@@ -298,7 +298,7 @@ impl ServerSession {
         &'a mut self,
         rules: &ServerRules,
         pool: &mut OutboxPool,
-        now: Moment,
+        now: Millis,
         input: &'a mut [u8],
         at: &mut usize,
     ) -> Result<Step<'a>, CloseReason> {
@@ -339,7 +339,7 @@ impl ServerSession {
 
     /// The framing, and all that what it reads may change: a packet may lie in the one while it changes the other.
     #[inline(always)]
-    fn parts(&mut self, now: Moment) -> (&mut Framing, Taking<'_>) {
+    fn parts(&mut self, now: Millis) -> (&mut Framing, Taking<'_>) {
         let (transport, negotiated) = (self.framing.transport(), self.protover.is_some());
         let taking = Taking {
             outbox: &mut self.outbox,
@@ -363,7 +363,7 @@ impl ServerSession {
         &mut self,
         rules: &ServerRules,
         pool: &mut OutboxPool,
-        now: Moment,
+        now: Millis,
         message: &'a [u8],
     ) -> Result<Step<'a>, CloseReason> {
         let packet = Packet::from_message(message, rules.framing.body_bytes_max);
@@ -375,7 +375,7 @@ impl ServerSession {
     // --- answers of others
 
     /// The token was good: queues the auth reply and opens the session.
-    pub fn authenticated(&mut self, pool: &mut OutboxPool, now: Moment, established: &Established<'_>) {
+    pub fn authenticated(&mut self, pool: &mut OutboxPool, now: Millis, established: &Established<'_>) {
         let Phase::Authenticating { version, sequence } = self.phase else { return };
         self.phase = Phase::Open;
         self.heartbeat_ms = u32::try_from(established.heartbeat.as_millis()).unwrap_or(u32::MAX);
@@ -437,7 +437,7 @@ impl ServerSession {
         body: impl FnOnce(Operation) -> alloc::vec::Vec<u8>,
     ) -> Option<Operation> {
         let Phase::AwaitingReply { version, operation, sequence } = self.phase else { return None };
-        if !self.is_extended() {
+        if !self.is_negotiated() {
             return None;
         }
         self.phase = Phase::Open;
@@ -452,7 +452,7 @@ impl ServerSession {
     }
 
     /// The client has said, in a token that was not accepted, that it knows more than goim: it may be told why.
-    pub fn is_known_extended(&mut self) {
+    pub fn mark_negotiated(&mut self) {
         self.protover = Some(Version::GOIM);
     }
 
@@ -504,14 +504,14 @@ impl ServerSession {
     /// client sees the end of the connection only, as in goim.
     pub fn close(&mut self, pool: &mut OutboxPool, reason: CloseReason, farewell: &[u8]) {
         let was_there = self.phase != Phase::Closed && self.phase != Phase::Unauthenticated;
-        let told = was_there && self.is_extended() && reason != CloseReason::PeerClosed;
+        let told = was_there && self.is_negotiated() && reason != CloseReason::PeerClosed;
         if told {
             self.reply(pool, Version::GOIM, Operation::DISCONNECT, Sequence::NONE, farewell);
             let transport = self.transport();
             self.outbox.reply(pool, |out| transport.going_away(reason.label(), out));
         }
         self.phase = Phase::Closed;
-        self.deadline = Moment::NEVER;
+        self.deadline = Millis::NEVER;
     }
 
     /// Gives the memory of what still waits back to the pool.

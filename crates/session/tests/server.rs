@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use goim_session::{
-    Admission, CloseReason, EncodedPush, Established, FramingRules, Moment, OutboxPool, QueueLimit,
+    Admission, CloseReason, EncodedPush, Established, FramingRules, Millis, OutboxPool, QueueLimit,
     ServerRules, ServerSession, SlowConsumerPolicy, Step, Transport, websocket_rules,
 };
 use goim_wire::{Operation, Packet, PacketBuf, Sequence, Version};
@@ -25,7 +25,7 @@ struct Driver {
     session: ServerSession,
     rules: ServerRules,
     pool: OutboxPool,
-    now: Moment,
+    now: Millis,
     asked: Vec<Asked>,
     /// Input that the session would not take.
     rest: Vec<u8>,
@@ -46,9 +46,9 @@ impl Driver {
             handshake_timeout: Duration::from_secs(5),
             reply_bytes_max: 64,
         };
-        let session = ServerSession::new(transport, &rules, Moment(0));
+        let session = ServerSession::new(transport, &rules, Millis(0));
         let pool = OutboxPool::new(4);
-        Self { session, rules, pool, now: Moment(0), asked: vec![], rest: vec![], answers: true, online: 1 }
+        Self { session, rules, pool, now: Millis(0), asked: vec![], rest: vec![], answers: true, online: 1 }
     }
 
     /// Over a stream and authenticated, with operations 1000 and 1001 accepted and a heartbeat of 8 minutes.
@@ -257,24 +257,24 @@ fn replies_that_are_not_read_stop_the_input_and_none_is_lost() {
 fn only_a_heartbeat_moves_the_deadline() {
     let mut driver = Driver::open();
     let armed = driver.session.deadline();
-    assert_eq!(armed, Moment(480_000));
-    driver.now = Moment(1_000);
+    assert_eq!(armed, Millis(480_000));
+    driver.now = Millis(1_000);
     for other in [packet(4, 1, b""), packet(14, 2, b"1"), packet(12, 3, b"r")] {
         driver.feed(&other).unwrap();
         assert_eq!(driver.session.deadline(), armed);
     }
     driver.feed(&packet(2, 4, b"")).unwrap();
-    assert_eq!(driver.session.deadline(), Moment(481_000));
-    assert_eq!(driver.session.expired(Moment(480_999)), None);
-    assert_eq!(driver.session.expired(Moment(481_000)), Some(CloseReason::HeartbeatTimeout));
+    assert_eq!(driver.session.deadline(), Millis(481_000));
+    assert_eq!(driver.session.expired(Millis(480_999)), None);
+    assert_eq!(driver.session.expired(Millis(481_000)), Some(CloseReason::HeartbeatTimeout));
 }
 
 #[test]
 fn packets_before_authentication_do_not_extend_the_handshake() {
     let mut driver = Driver::new(Transport::Stream);
-    driver.now = Moment(4_900);
+    driver.now = Millis(4_900);
     driver.feed(&packet(2, 1, b"")).unwrap();
-    assert_eq!(driver.session.expired(Moment(5_000)), Some(CloseReason::HandshakeTimeout));
+    assert_eq!(driver.session.expired(Millis(5_000)), Some(CloseReason::HandshakeTimeout));
 }
 
 #[test]
@@ -383,7 +383,7 @@ fn a_ping_is_answered_at_once_and_does_not_keep_the_session_alive() {
     driver.feed(UPGRADE).unwrap();
     driver.output();
     let before = driver.session.deadline();
-    driver.now = Moment(10);
+    driver.now = Millis(10);
     driver.feed(&[0x89, 0x02, b'h', b'i']).unwrap();
     assert_eq!(driver.output(), [0x8a, 0x02, b'h', b'i']);
     assert_eq!(driver.session.deadline(), before);
@@ -468,7 +468,7 @@ fn who_gets_no_session_is_told_why_when_it_can_be_told() {
         driver.answers = false;
         driver.feed(&packet(7, 1, b"token")).unwrap();
         if negotiated {
-            driver.session.is_known_extended();
+            driver.session.mark_negotiated();
         }
         driver.session.close(&mut driver.pool, CloseReason::TokenExpired, b"why");
         assert_eq!(driver.output(), expected, "{negotiated}");

@@ -17,7 +17,8 @@
 //!
 //! Map of the modules: [`header`] is the sixteen bytes, [`packet`] a header with its body, [`stream`] takes
 //! packets off a byte stream that is split and glued anyhow, [`control`] has the bodies of the control packets,
-//! [`batch`] the run of packets that operation 9 carries, [`sync`] the bodies of the operations about timelines.
+//! [`batch`] the run of packets that operation 9 carries, [`sync`] the bodies of the operations about timelines,
+//! [`reason`] the table of close reasons and request failures.
 //!
 //! Invariant: no input, however hostile, makes anything here panic, read past what was received, or allocate
 //! more than the limit that the caller gave.
@@ -33,12 +34,14 @@ pub mod batch;
 pub mod control;
 pub mod header;
 pub mod packet;
+pub mod reason;
 pub mod stream;
 pub mod sync;
 pub mod versions;
 
 pub use header::{HEADER_LEN, Header, Operation, Sequence, Version};
 pub use packet::{Packet, PacketBuf};
+pub use reason::{AuthFailure, CloseReason, ReconnectPolicy, RequestFailure};
 pub use stream::StreamDecoder;
 pub use versions::{Encoding, Schema, TableError, VersionRow, VersionTable};
 

@@ -4,7 +4,7 @@
 use alloc::vec::Vec;
 use bytes::{BufMut, Bytes, BytesMut};
 
-use crate::{DecodeError, HEADER_LEN, Header, Operation, Sequence, Version};
+use crate::{DecodeError, HEADER_LEN, Header, Operation, Sequence, Version, batch};
 
 /// One packet whose body is borrowed from the reader's buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,6 +92,16 @@ impl PacketBuf {
     #[must_use]
     pub fn push(operation: Operation, body: Bytes) -> Self {
         Self { version: Version::GOIM, operation, sequence: Sequence::NONE, body }
+    }
+
+    /// Returns the operation of the message inside: of a batch (operation 9), that of its first packet.
+    #[must_use]
+    pub fn carried_operation(&self) -> Operation {
+        if self.operation != Operation::RAW {
+            return self.operation;
+        }
+        let first = batch::packets(&self.body).next();
+        first.and_then(Result::ok).map_or(Operation::RAW, |first| first.operation)
     }
 
     /// The same packet, borrowed.

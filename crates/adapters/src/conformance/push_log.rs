@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 use goim_ports::{
-    AcceptedAt, AppendError, Appended, Call, LogEntry, Operation, PushLog, PushLogReader, PushRecord,
-    PushTarget, RoomId,
+    AcceptedAt, AppendError, Appended, Call, LogEntry, Operation, Payload, PushLog, PushLogReader,
+    PushRecord, PushTarget, RoomId,
 };
 
 /// A record for one session, told apart by its body.
@@ -15,9 +15,8 @@ pub fn record_for_key(key: &str, body: impl Into<Bytes>) -> PushRecord {
     PushRecord {
         target,
         operation: Operation(1000),
-        body: body.into(),
+        payload: Payload::plain(body.into()),
         accepted_at: AcceptedAt(1_700_000_000_000_000),
-        extension: None,
     }
 }
 
@@ -39,7 +38,10 @@ async fn read<R: PushLogReader>(reader: &mut R, count: usize) -> Vec<LogEntry> {
 }
 
 fn bodies(entries: &[LogEntry]) -> Vec<String> {
-    entries.iter().map(|entry| String::from_utf8_lossy(&entry.record.body).into_owned()).collect()
+    entries
+        .iter()
+        .map(|entry| String::from_utf8_lossy(entry.record.payload.primary_bytes()).into_owned())
+        .collect()
 }
 
 /// What goes in comes out, in order, once; what is too large is refused. The log must have room for 100 records. When a record
@@ -74,9 +76,8 @@ async fn everything_of_a_record_is_kept<L: PushLog + ?Sized, R: PushLogReader>(l
         sent.push(PushRecord {
             target,
             operation: Operation(operation),
-            body,
+            payload: Payload::plain(body),
             accepted_at: AcceptedAt(1_700_000_123_456_000),
-            extension: None,
         });
     }
     sent.push(record_for_key("empty body", ""));
@@ -131,7 +132,7 @@ async fn too_large_is_refused<L: PushLog + ?Sized, R: PushLogReader>(log: &L, re
     log.append(record_for_room("live://1000", vec![0; 999_900])).await.unwrap();
     log.append(record_for_key("k", "next")).await.unwrap();
     let entries = read(reader, 2).await;
-    let mut sizes: Vec<_> = entries.iter().map(|entry| entry.record.body.len()).collect();
+    let mut sizes: Vec<_> = entries.iter().map(|entry| entry.record.payload.primary_bytes().len()).collect();
     sizes.sort_unstable();
     assert_eq!(sizes, [4, 999_900]);
     entries.iter().for_each(|entry| reader.done(entry.position));

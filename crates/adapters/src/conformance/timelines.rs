@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use goim_ports::{
-    AcceptedAt, Append, AppendResult, CursorId, Extended, Head, IdempotencyKey, Mid, NewMessage, Operation,
+    AcceptedAt, Append, AppendResult, Bodies, CursorId, Head, IdempotencyKey, Mid, NewMessage, Operation,
     Range, ReadLimit, Retention, RetentionRules, Schema, SchemaBody, StoredMessage, TimelineId, TimelineSeq,
     TimelineStore,
 };
@@ -28,7 +28,7 @@ fn seq(number: u64) -> TimelineSeq {
 #[must_use]
 pub fn message(body: impl Into<Bytes>) -> NewMessage {
     let accepted_at = AcceptedAt::now();
-    NewMessage { sender: Mid(0), operation: Operation(1000), body: body.into(), extension: None, accepted_at }
+    NewMessage { sender: Mid(0), operation: Operation(1000), bodies: Bodies::plain(body.into()), accepted_at }
 }
 
 /// The same on its way into a timeline, without a name.
@@ -46,7 +46,10 @@ async fn read(store: &impl TimelineStore, timeline: &TimelineId, after: u64, lim
 }
 
 fn bodies(messages: &[StoredMessage]) -> Vec<&str> {
-    messages.iter().map(|stored| std::str::from_utf8(&stored.message.body).unwrap()).collect()
+    messages
+        .iter()
+        .map(|stored| std::str::from_utf8(stored.message.bodies.primary_bytes()).unwrap())
+        .collect()
 }
 
 fn seqs(messages: &[StoredMessage]) -> Vec<u64> {
@@ -197,15 +200,13 @@ async fn every_part_of_a_message<S: TimelineStore>(store: S) {
         SchemaBody { schema: Schema(2), body: Bytes::from_static(b"\xffsecond") },
         SchemaBody { schema: Schema(7), body: Bytes::new() },
     ];
-    let negotiated = Extended { bodies, without_first: true, ..Extended::default() };
     let full = NewMessage {
         sender: Mid(42),
         operation: Operation(-5),
-        body: Bytes::new(),
-        extension: Some(Arc::new(negotiated)),
+        bodies: Bodies::new(None, bodies).unwrap(),
         accepted_at: AcceptedAt(1_700_000_000_123_456),
     };
-    let large = NewMessage { body: vec![7; 1 << 20].into(), extension: None, ..full.clone() };
+    let large = NewMessage { bodies: Bodies::plain(vec![7; 1 << 20].into()), ..full.clone() };
     let group = [&full, &large].map(|message| Append {
         timeline: inbox(1),
         message: message.clone(),

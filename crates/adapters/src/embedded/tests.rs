@@ -241,7 +241,7 @@ async fn holds(store: &EmbeddedTimelines, answered: &Answered) -> usize {
         let range = store.read(timeline.clone(), TimelineSeq(0), all).await.unwrap();
         for (stored, expected) in range.messages.iter().zip(1..) {
             assert_eq!(stored.seq.0, expected, "{timeline} has a hole");
-            let body = std::str::from_utf8(&stored.message.body).unwrap();
+            let body = std::str::from_utf8(stored.message.bodies.primary_bytes()).unwrap();
             let name = body.split(' ').next().unwrap().to_owned();
             there.insert((timeline.to_string(), range.head.epoch.0, expected), name);
             found += 1;
@@ -392,7 +392,7 @@ async fn child_on_a_small_disk() {
         for (stored, expected) in range.messages.iter().zip(after.0 + 1..) {
             assert_eq!(stored.seq.0, expected, "a hole");
             if let Some(body) = kept.remove(&expected) {
-                assert_eq!(stored.message.body, body);
+                assert_eq!(stored.message.bodies.primary_bytes(), body);
             }
         }
         after = last.seq;

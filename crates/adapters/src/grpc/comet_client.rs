@@ -12,7 +12,7 @@ use tonic::transport::Channel;
 
 use super::address::AddressError;
 use super::channel::{ClientConfig, Connection, REPLY_BYTES_MAX};
-use super::convert::{message_of, micros_of, proto_of};
+use super::convert::{extension_of, micros_of, primary_proto_of};
 use super::proto::cluster::{
     self, DescribeReq, MessagesMissedReq, PushManyReq, RoomMembersReq, RoomsSinceReq,
     comet_client as cluster_client,
@@ -58,8 +58,8 @@ impl GrpcComet {
 fn request_of(push: KeyPush) -> PushMsgReq {
     PushMsgReq {
         keys: push.keys.iter().map(ToString::to_string).collect(),
-        extension: message_of(&push.extension),
-        proto: Some(proto_of(push.packet)),
+        extension: extension_of(&push.payload),
+        proto: Some(primary_proto_of(push.payload, push.operation)),
         proto_op: push.operation.0,
         accepted_at: micros_of(push.accepted_at),
     }
@@ -85,10 +85,10 @@ impl CometPort for GrpcComet {
         let speed = broadcast.speed.map_or(0, NonZeroU32::get);
         let request = BroadcastReq {
             proto_op: broadcast.operation.0,
-            proto: Some(proto_of(broadcast.packet)),
+            extension: extension_of(&broadcast.payload),
+            proto: Some(primary_proto_of(broadcast.payload, broadcast.operation)),
             speed: i32::try_from(speed).unwrap_or(i32::MAX),
             accepted_at: micros_of(broadcast.accepted_at),
-            extension: message_of(&broadcast.extension),
         };
         self.call(async move |mut comet| comet.broadcast(request).await, drop)
     }
@@ -96,9 +96,9 @@ impl CometPort for GrpcComet {
     fn push_room(&self, push: RoomPush) -> Call<Result<(), CometError>> {
         let request = BroadcastRoomReq {
             room_id: push.room.to_string(),
-            proto: Some(proto_of(push.packet)),
+            extension: extension_of(&push.payload),
+            proto: Some(primary_proto_of(push.payload, push.operation)),
             accepted_at: micros_of(push.accepted_at),
-            extension: message_of(&push.extension),
         };
         self.call(async move |mut comet| comet.broadcast_room(request).await, drop)
     }

@@ -8,7 +8,7 @@ use goim_ports::{Broadcast, CometError, CometPort, KeyPush, Operation, RoomId, R
 use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
-use super::convert::{accepted_at_of, extension_of, packet_of};
+use super::convert::{accepted_at_of, packet_of, payload_of};
 use super::proto::cluster::{
     DescribeReply, DescribeReq, MessagesMissedReply, MessagesMissedReq, PushManyReply, PushManyReq,
     RoomMember, RoomMembersReply, RoomMembersReq, RoomsRevision, RoomsSinceReply, RoomsSinceReq, StripeDelta,
@@ -42,12 +42,12 @@ fn push_of(request: PushMsgReq) -> Result<KeyPush, Status> {
     let (Some(proto), false) = (request.proto, request.keys.is_empty()) else {
         return Err(Status::unknown(status::PUSH_ARGUMENTS));
     };
+    let payload = payload_of(packet_of(proto), request.extension);
     Ok(KeyPush {
         keys: request.keys.into_iter().map(SessionKey::from).collect(),
         operation: Operation(request.proto_op),
-        packet: packet_of(proto),
+        payload: payload.ok_or_else(|| Status::unknown(status::PUSH_ARGUMENTS))?,
         accepted_at: accepted_at_of(request.accepted_at),
-        extension: extension_of(request.extension),
     })
 }
 
@@ -63,11 +63,11 @@ impl Comet for CometService {
         let Some(proto) = request.proto else {
             return Err(Status::unknown(status::BROADCAST_ARGUMENTS));
         };
+        let payload = payload_of(packet_of(proto), request.extension);
         let broadcast = Broadcast {
             operation: Operation(request.proto_op),
-            packet: packet_of(proto),
+            payload: payload.ok_or_else(|| Status::unknown(status::BROADCAST_ARGUMENTS))?,
             accepted_at: accepted_at_of(request.accepted_at),
-            extension: extension_of(request.extension),
             speed: u32::try_from(request.speed).ok().and_then(NonZeroU32::new),
         };
         reply(self.0.broadcast(broadcast).await, BroadcastReply {})
@@ -81,11 +81,14 @@ impl Comet for CometService {
         let (Some(proto), false) = (request.proto, request.room_id.is_empty()) else {
             return Err(Status::unknown(status::ROOM_ARGUMENTS));
         };
+        let packet = packet_of(proto);
+        let operation = packet.carried_operation();
+        let payload = payload_of(packet, request.extension);
         let push = RoomPush {
             room: request.room_id.into(),
-            packet: packet_of(proto),
+            operation,
+            payload: payload.ok_or_else(|| Status::unknown(status::ROOM_ARGUMENTS))?,
             accepted_at: accepted_at_of(request.accepted_at),
-            extension: extension_of(request.extension),
         };
         reply(self.0.push_room(push).await, BroadcastRoomReply {})
     }

@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use goim_ports::{
-    AcceptedAt, EndCode, Epoch, EventKind, Extended, Extension, LifecycleEvent, Mid, Operation, PacketBuf,
+    AcceptedAt, Bodies, CloseReason, Epoch, EventKind, LifecycleEvent, Mid, Operation, PacketBuf, Payload,
     Position, ResumePosition, RoomCounts, RoomId, RoomScope, Schema, SchemaBody, Sequence, StoredAt,
-    SyncOptions, TimelineId, TimelineSeq, Upstream, Version,
+    SyncOptions, TimelineCall, TimelineId, TimelineRequest, TimelineSeq, Upstream, Version,
 };
 
 use super::proto::backend::HandleReq;
@@ -92,19 +93,57 @@ pub(crate) fn handle_req_of(upstream: Upstream) -> HandleReq {
     }
 }
 
-/// A schema beyond the range is one that nobody reads.
-pub(crate) fn extension_of(extension: Option<protocol::Extension>) -> Extension {
-    let protocol::Extension { bodies, without_first, end, stored } = extension?;
-    let mut bodies: Vec<SchemaBody> = bodies
-        .into_iter()
-        .map(|body| SchemaBody {
-            schema: Schema(u16::try_from(body.schema).unwrap_or(u16::MAX)),
-            body: body.body,
-        })
-        .collect();
-    bodies.sort_by_key(|body| body.schema);
-    let end = u16::try_from(end).ok().filter(|code| *code != 0).map(EndCode);
-    Some(Arc::new(Extended { bodies, without_first, end, stored: stored.and_then(stored_of) }))
+pub(super) fn timeline_req_of(request: TimelineRequest) -> cluster::TimelineReq {
+    use cluster::timeline_req::Call;
+    let TimelineRequest { mid, key, protover, sequence, call } = request;
+    let (call, is_room_member) = match call {
+        TimelineCall::Sync(body) => (Call::Sync(body), false),
+        TimelineCall::Ack(body) => (Call::Ack(body), false),
+        TimelineCall::Send { body, is_room_member } => (Call::Send(body), is_room_member),
+    };
+    cluster::TimelineReq {
+        mid: mid.0,
+        key: key.to_string(),
+        protover: protover.0.into(),
+        sequence: sequence.0,
+        call: Some(call),
+        is_room_member,
+    }
+}
+
+/// `None` for a call that a newer comet has and this logic has not.
+pub(super) fn timeline_request_of(request: cluster::TimelineReq) -> Option<TimelineRequest> {
+    use cluster::timeline_req::Call;
+    let cluster::TimelineReq { mid, key, protover, sequence, call, is_room_member } = request;
+    let call = match call? {
+        Call::Sync(body) => TimelineCall::Sync(body),
+        Call::Ack(body) => TimelineCall::Ack(body),
+        Call::Send(body) => TimelineCall::Send { body, is_room_member },
+    };
+    let protover = Version(i16::try_from(protover).unwrap_or(i16::MAX));
+    Some(TimelineRequest { mid: Mid(mid), key: key.into(), protover, sequence: Sequence(sequence), call })
+}
+
+/// The payload of a push: goim's field, and our extension of the message. `None` if it carries nothing.
+///
+/// A schema beyond the range is one that no session reads. A disconnect for an unknown reason, from a newer node,
+/// counts as [`CloseReason::Kicked`].
+pub(crate) fn payload_of<B>(primary: B, extension: Option<protocol::Extension>) -> Option<Payload<B>> {
+    let Some(extension) = extension else { return Some(Payload::plain(primary)) };
+    let protocol::Extension { bodies, no_primary_body, disconnect, stored } = extension;
+    if disconnect != 0 {
+        let reason = u16::try_from(disconnect).ok().and_then(CloseReason::from_code);
+        return Some(Payload::Disconnect(reason.unwrap_or(CloseReason::Kicked)));
+    }
+    let others = bodies.into_iter().map(|body| SchemaBody {
+        schema: Schema(u16::try_from(body.schema).unwrap_or(u16::MAX)),
+        body: body.body,
+    });
+    let bodies = Bodies::new((!no_primary_body).then_some(primary), others.collect());
+    match stored.and_then(stored_of) {
+        Some(at) => Some(Payload::Stored { at: Arc::new(at), bodies }),
+        None => bodies.map(Payload::Message),
+    }
 }
 
 /// Names that are none are left out.
@@ -129,7 +168,7 @@ pub(super) fn syncing_message_of(syncing: &SyncOptions) -> logic::SyncOptions {
     }
 }
 
-/// `None` for a name that is none: the message is then one like others.
+/// `None` for a name that is no timeline: the message then counts as transient.
 fn stored_of(stored: protocol::StoredAt) -> Option<StoredAt> {
     let protocol::StoredAt { timeline, epoch, seq, sender, accepted_at } = stored;
     Some(StoredAt {
@@ -150,16 +189,28 @@ fn stored_message_of(stored: &StoredAt) -> protocol::StoredAt {
     }
 }
 
-pub(crate) fn message_of(extension: &Extension) -> Option<protocol::Extension> {
-    let Extended { bodies, without_first, end, stored } = &**extension.as_ref()?;
+/// What goim's messages have no field for; `None` for a push of goim.
+pub(crate) fn extension_of<B>(payload: &Payload<B>) -> Option<protocol::Extension> {
+    if payload.is_plain() {
+        return None;
+    }
     let body =
         |body: &SchemaBody| protocol::SchemaBody { schema: body.schema.0.into(), body: body.body.clone() };
     Some(protocol::Extension {
-        bodies: bodies.iter().map(body).collect(),
-        without_first: *without_first,
-        end: end.map_or(0, |end| end.0.into()),
-        stored: stored.as_ref().map(stored_message_of),
+        bodies: payload.others().iter().map(body).collect(),
+        no_primary_body: payload.primary().is_none(),
+        disconnect: match payload {
+            Payload::Disconnect(reason) => reason.code().into(),
+            Payload::Message(_) | Payload::Stored { .. } => 0,
+        },
+        stored: payload.stored().map(stored_message_of),
     })
+}
+
+/// The packet of goim's field, which is required: without a body in the first schema an empty message.
+pub(super) fn primary_proto_of(payload: Payload<PacketBuf>, operation: Operation) -> Proto {
+    let empty = || PacketBuf::push(operation, Bytes::new()).to_message_bytes();
+    proto_of(payload.into_primary().unwrap_or_else(|| PacketBuf::push(Operation::RAW, empty())))
 }
 
 /// Zero, the value of an absent field, is not a time.

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use goim_ports::{
     Accepted, Call, ConnectError, ConnectRequest, ExpiresAt, Generation, LifecycleEvent, LogicError,
     LogicPort, Mid, OnlineReport, OnlineTotals, Operation, RefreshRequest, Refreshed, RoomId, SessionRef,
-    Upstream, Version,
+    TimelineRequest, Upstream, Version,
 };
 use tonic::codec::CompressionEncoding;
 use tonic::transport::Channel;
@@ -15,7 +15,7 @@ use tonic::{Response, Status};
 
 use super::address::AddressError;
 use super::channel::{ClientConfig, Connection, REPLY_BYTES_MAX};
-use super::convert::{counts_of, event_message, map_of, proto_of, scope_of, syncing_of};
+use super::convert::{counts_of, event_message, map_of, proto_of, scope_of, syncing_of, timeline_req_of};
 use super::proto::cluster::logic_client::LogicClient as ClusterClient;
 use super::proto::cluster::{EventsReq, RefreshReq};
 use super::proto::logic::logic_client::LogicClient;
@@ -147,8 +147,19 @@ impl LogicPort for GrpcLogic {
             key: upstream.key.to_string(),
             schema: upstream.schema.0.into(),
             negotiated: upstream.negotiated,
-            member: upstream.is_member,
         };
         self.call(async move |mut logic| logic.receive(request).await, |reply| reply.body, status::to_logic)
+    }
+
+    fn timeline(&self, request: TimelineRequest) -> Call<Result<Bytes, LogicError>> {
+        let request = timeline_req_of(request);
+        let connection = Arc::clone(&self.connection);
+        Call::pending(async move {
+            let call = async move |channel| {
+                ClusterClient::new(channel).max_decoding_message_size(REPLY_BYTES_MAX).timeline(request).await
+            };
+            let reply = connection.call(call).await.map_err(|status| status::to_logic(&status))?;
+            Ok(reply.body)
+        })
     }
 }

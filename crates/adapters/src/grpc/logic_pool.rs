@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use goim_ports::{
     Accepted, Call, ConnectError, ConnectRequest, LifecycleEvent, LogicError, LogicPort, OnlineReport,
-    OnlineTotals, RefreshRequest, Refreshed, SessionRef, Upstream,
+    OnlineTotals, RefreshRequest, Refreshed, SessionRef, TimelineRequest, Upstream,
 };
 
 use super::channel::ClientConfig;
@@ -105,6 +105,24 @@ impl GrpcLogics {
             let error = last.unwrap_or_else(none);
             shared.is_in_trouble(error.to_string());
             Err(error)
+        })
+    }
+}
+
+impl GrpcLogics {
+    /// Makes a call at one logic only: for calls that must not be made twice.
+    fn ask_once<T: Send + Unpin + 'static>(
+        &self,
+        call: impl FnOnce(&GrpcLogic) -> Call<Result<T, LogicError>> + Send + 'static,
+    ) -> Call<Result<T, LogicError>> {
+        let shared = Arc::clone(&self.shared);
+        Call::pending(async move {
+            let Some(place) = shared.in_turn().next() else { return Err(no_logic()) };
+            let answer = call(&place.logic).await;
+            if answer.as_ref().is_err_and(is_unavailable) {
+                shared.failed(&place);
+            }
+            answer
         })
     }
 }
@@ -228,14 +246,11 @@ impl LogicPort for GrpcLogics {
 
     /// Made once: what the backend has done may not be done twice.
     fn receive(&self, upstream: Upstream) -> Call<Result<Bytes, LogicError>> {
-        let shared = Arc::clone(&self.shared);
-        Call::pending(async move {
-            let Some(place) = shared.in_turn().next() else { return Err(no_logic()) };
-            let answer = place.logic.receive(upstream).await;
-            if answer.as_ref().is_err_and(is_unavailable) {
-                shared.failed(&place);
-            }
-            answer
-        })
+        self.ask_once(move |logic| logic.receive(upstream))
+    }
+
+    /// Made once: a message may not be appended twice.
+    fn timeline(&self, request: TimelineRequest) -> Call<Result<Bytes, LogicError>> {
+        self.ask_once(move |logic| logic.timeline(request))
     }
 }

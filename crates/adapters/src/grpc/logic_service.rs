@@ -9,9 +9,11 @@ use goim_ports::{
 use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
-use super::convert::{counts_of, event_of, map_of, packet_of, rooms_of, syncing_message_of};
+use super::convert::{
+    counts_of, event_of, map_of, packet_of, rooms_of, syncing_message_of, timeline_request_of,
+};
 use super::proto::cluster::logic_server::{Logic as ClusterLogic, LogicServer as ClusterServer};
-use super::proto::cluster::{EventsReply, EventsReq, RefreshReply, RefreshReq};
+use super::proto::cluster::{EventsReply, EventsReq, RefreshReply, RefreshReq, TimelineReply, TimelineReq};
 use super::proto::logic::logic_server::{Logic, LogicServer};
 use super::proto::logic::{
     ConnectReply, ConnectReq, DisconnectReply, DisconnectReq, HeartbeatReply, HeartbeatReq, NodesReply,
@@ -57,6 +59,13 @@ impl ClusterLogic for OwnService {
         let refreshed = self.logic.refresh(request).await.map_err(status::from_connect)?;
         let expires_at = refreshed.expires_at.map(|at| at.0);
         Ok(Response::new(RefreshReply { scope: rooms_of(refreshed.scope), expires_at }))
+    }
+
+    async fn timeline(&self, request: Request<TimelineReq>) -> Result<Response<TimelineReply>, Status> {
+        let request = timeline_request_of(request.into_inner());
+        let request = request.ok_or_else(|| Status::invalid_argument("the request names no call"))?;
+        let body = self.logic.timeline(request).await.map_err(status::from_logic)?;
+        Ok(Response::new(TimelineReply { body }))
     }
 }
 
@@ -114,11 +123,11 @@ impl Logic for LogicService {
     }
 
     async fn receive(&self, request: Request<ReceiveReq>) -> Result<Response<ReceiveReply>, Status> {
-        let ReceiveReq { mid, proto, key, schema, negotiated, member } = request.into_inner();
+        let ReceiveReq { mid, proto, key, schema, negotiated } = request.into_inner();
         let packet = packet_of(proto.unwrap_or_default());
         let schema = u16::try_from(schema).unwrap_or(u16::MAX).max(Schema::FIRST.0);
         let (mid, key, schema) = (Mid(mid), key.into(), Schema(schema));
-        let upstream = Upstream { mid, key, packet, schema, negotiated, is_member: member };
+        let upstream = Upstream { mid, key, packet, schema, negotiated };
         let body = self.logic.receive(upstream).await.map_err(status::from_logic)?;
         Ok(Response::new(ReceiveReply { body }))
     }

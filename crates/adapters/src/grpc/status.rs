@@ -6,7 +6,7 @@
 use std::error::Error;
 use std::time::Duration;
 
-use goim_ports::{CometError, ConnectError, LogicError, NoSession};
+use goim_ports::{AuthFailure, CometError, ConnectError, LogicError};
 use tonic::metadata::{AsciiMetadataValue, MetadataMap, MetadataValue};
 use tonic::{Code, Status};
 
@@ -50,7 +50,7 @@ fn is_answer(status: &Status) -> bool {
 pub(super) fn from_comet(error: &CometError) -> Status {
     let text = error.to_string();
     match error {
-        unknown if *unknown == CometError::UNKNOWN_CALL => Status::unimplemented(text),
+        CometError::Unsupported => Status::unimplemented(text),
         CometError::Invalid(text) => Status::unknown(*text),
         CometError::Unavailable(_) => of_kind(UNAVAILABLE, text),
         CometError::Timeout => of_kind(TIMEOUT, text),
@@ -68,7 +68,7 @@ pub(super) fn to_comet(status: &Status) -> CometError {
     match status.code() {
         Code::Unknown if is_answer(status) => comet_answer(status),
         Code::DeadlineExceeded => CometError::Timeout,
-        Code::Unimplemented => CometError::UNKNOWN_CALL,
+        Code::Unimplemented => CometError::Unsupported,
         Code::ResourceExhausted => CometError::Invalid("the message is larger than the comet takes"),
         _ => CometError::Unavailable(text_of(status)),
     }
@@ -94,7 +94,7 @@ pub(super) fn from_connect(error: ConnectError) -> Status {
     let ConnectError { reason, detail, negotiated } = error;
     // goim's refusal has no kind.
     let mut status = match reason {
-        NoSession::Refused => Status::unknown(detail),
+        AuthFailure::AuthRefused => Status::unknown(detail),
         reason => of_kind(reason.label(), detail),
     };
     if negotiated {
@@ -109,9 +109,9 @@ pub(super) fn to_connect(status: &Status) -> ConnectError {
         return ConnectError { negotiated, ..ConnectError::unavailable(text_of(status)) };
     }
     let kind = kind_of(status);
-    let reason = NoSession::ALL.into_iter().find(|reason| Some(reason.label()) == kind);
+    let reason = AuthFailure::ALL.into_iter().find(|reason| Some(reason.label()) == kind);
     let detail = status.message().to_owned();
-    ConnectError { negotiated, ..ConnectError::because(reason.unwrap_or(NoSession::Refused), detail) }
+    ConnectError { negotiated, ..ConnectError::because(reason.unwrap_or(AuthFailure::AuthRefused), detail) }
 }
 
 /// The same of a call that only our own logics know.

@@ -7,15 +7,15 @@ use std::num::NonZeroU32;
 use goim_ports::{AcceptedAt, Operation, PushRecord, PushTarget};
 use prost::Message;
 
-use crate::grpc::convert::{extension_of, message_of};
+use crate::grpc::convert::{extension_of, payload_of};
 use crate::grpc::proto::logic::{PushMsg, push_msg::Type};
 
 /// The value.
 pub(super) fn value(record: &PushRecord) -> Vec<u8> {
     let mut message = PushMsg {
         operation: record.operation.0,
-        msg: record.body.clone(),
-        extension: message_of(&record.extension),
+        msg: record.payload.primary().cloned().unwrap_or_default(),
+        extension: extension_of(&record.payload),
         ..PushMsg::default()
     };
     match &record.target {
@@ -49,6 +49,8 @@ pub(super) enum Poison {
     Type(i32),
     #[error("a push to keys that names none")]
     NoKeys,
+    #[error("a message without a body in any schema")]
+    NoBody,
 }
 
 /// The record that a value stands for. A record without a timestamp, as goim's own have none, counts as accepted now.
@@ -70,12 +72,6 @@ pub(super) fn read(value: &[u8], timestamp: Option<i64>) -> Result<PushRecord, P
     let accepted_at = timestamp
         .and_then(|millis| u64::try_from(millis).ok())
         .map_or_else(AcceptedAt::now, |millis| AcceptedAt(millis.saturating_mul(1000)));
-    let extension = extension_of(message.extension);
-    Ok(PushRecord {
-        target,
-        operation: Operation(message.operation),
-        body: message.msg,
-        accepted_at,
-        extension,
-    })
+    let payload = payload_of(message.msg, message.extension).ok_or(Poison::NoBody)?;
+    Ok(PushRecord { target, operation: Operation(message.operation), payload, accepted_at })
 }

@@ -160,7 +160,10 @@ async fn read(reader: &mut KafkaPushLogReader, count: usize) -> Vec<goim_ports::
 }
 
 fn bodies(entries: &[goim_ports::LogEntry]) -> Vec<String> {
-    entries.iter().map(|entry| String::from_utf8_lossy(&entry.record.body).into_owned()).collect()
+    entries
+        .iter()
+        .map(|entry| String::from_utf8_lossy(entry.record.payload.primary_bytes()).into_owned())
+        .collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -289,7 +292,8 @@ async fn members_that_come_and_go_lose_nothing_and_keep_order() {
             let mut reader = KafkaPushLogReader::join(config).await.unwrap();
             loop {
                 for entry in reader.read().await.unwrap().unwrap() {
-                    let number = String::from_utf8_lossy(&entry.record.body).parse().unwrap();
+                    let number =
+                        String::from_utf8_lossy(entry.record.payload.primary_bytes()).parse().unwrap();
                     seen.lock().unwrap().push((entry.record.partition_key().into_owned(), number));
                     reader.done(entry.position);
                 }
@@ -356,7 +360,6 @@ async fn packets_of_clients_are_on_the_topic_of_the_backend() {
         packet: PacketBuf { sequence: Sequence(sequence), ..PacketBuf::push(Operation(2000), "body".into()) },
         schema: Schema(2),
         negotiated: true,
-        is_member: false,
     };
     for (mid, sequence) in [(7, 1), (0, 2)] {
         assert_eq!(backend.send(upstream(mid, sequence), Duration::from_secs(4)).await, Ok("".into()));
@@ -478,7 +481,7 @@ async fn row_111_a_broker_that_restarts_loses_nothing_that_was_acknowledged() {
     let mut missing: std::collections::BTreeSet<_> = acknowledged.into_iter().collect();
     while !missing.is_empty() {
         for entry in read(&mut reader, 1).await {
-            missing.remove(&*String::from_utf8_lossy(&entry.record.body));
+            missing.remove(&*String::from_utf8_lossy(entry.record.payload.primary_bytes()));
             reader.done(entry.position);
         }
     }
@@ -547,7 +550,7 @@ async fn a_log_whose_broker_is_gone_is_full_when_it_is_full_and_keeps_its_order(
     let numbers: Vec<_> = written
         .iter()
         .map(|record| record::read(record.payload().unwrap(), None).unwrap())
-        .map(|record| String::from_utf8_lossy(&record.body).into_owned())
+        .map(|record| String::from_utf8_lossy(record.payload.primary_bytes()).into_owned())
         .collect();
     let expected: Vec<_> = (0..10).chain([31]).map(|n| n.to_string()).collect();
     assert_eq!(numbers, expected, "in order, once");
@@ -574,7 +577,9 @@ async fn two_members_read_on_soon_after_their_broker_is_back() {
                         continue;
                     };
                     for entry in entries.unwrap() {
-                        seen.lock().unwrap().push(String::from_utf8_lossy(&entry.record.body).into_owned());
+                        seen.lock()
+                            .unwrap()
+                            .push(String::from_utf8_lossy(entry.record.payload.primary_bytes()).into_owned());
                         reader.done(entry.position);
                     }
                 }

@@ -458,8 +458,7 @@ fn size_of_record(record: &PushRecord) -> usize {
         PushTarget::Room(room) => room.as_str().len(),
         PushTarget::All { .. } => 0,
     };
-    let extension = record.extension.as_ref().map_or(0, |extension| extension.bytes_len());
-    RECORD_OVERHEAD + target + record.body.len() + extension
+    RECORD_OVERHEAD + target + record.payload.bytes_len()
 }
 
 #[cfg(test)]

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use goim_ports::{
-    AcceptedAt, Append, AppendResult, Call, CursorId, Epoch, Head, IdempotencyKey, Mid, Position, Range,
-    ReadLimit, RetentionRules, StoredMessage, TimelineError, TimelineId, TimelineSeq, TimelineStore,
+    AcceptedAt, Append, AppendResult, Bodies, Call, CursorId, Epoch, Head, IdempotencyKey, Mid, Position,
+    Range, ReadLimit, RetentionRules, StoredMessage, TimelineError, TimelineId, TimelineSeq, TimelineStore,
 };
 
 use super::lock;
@@ -187,8 +187,7 @@ impl TimelineStore for MemoryTimelines {
         if found.is_deleted {
             return Call::Ready(Ok(false));
         }
-        found.message.body = Bytes::new();
-        found.message.extension = None;
+        found.message.bodies = Bodies::plain(Bytes::new());
         found.is_deleted = true;
         Call::Ready(Ok(true))
     }

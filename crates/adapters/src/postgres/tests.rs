@@ -137,7 +137,7 @@ async fn two_that_share_a_timeline_leave_no_hole_and_know_each_others_names() {
         let seqs: Vec<u64> = range.messages.iter().map(|stored| stored.seq.0).collect();
         assert_eq!(seqs, (1..=range.head.latest.0).collect::<Vec<_>>());
         let bodies: std::collections::BTreeSet<_> =
-            range.messages.iter().map(|stored| stored.message.body.clone()).collect();
+            range.messages.iter().map(|stored| stored.message.bodies.primary().unwrap().clone()).collect();
         assert_eq!(bodies.len(), range.messages.len(), "each name once");
         found += range.messages.len();
     }
@@ -201,7 +201,7 @@ async fn the_death_of_the_server_costs_nothing_that_was_answered() {
         for (seq, body) in &kept {
             let stored = range.messages.iter().find(|stored| stored.seq == *seq);
             assert_eq!(
-                stored.map(|stored| &stored.message.body[..]),
+                stored.map(|stored| stored.message.bodies.primary_bytes()),
                 Some(body.as_bytes()),
                 "{timeline} {seq}"
             );

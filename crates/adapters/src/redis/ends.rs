@@ -2,7 +2,7 @@
 //!
 //! Each entry is one JSON object in the field `end`. A long list of members or keys becomes several entries.
 
-use goim_ports::{DirectoryError, EndCode, EndCursor, EndTarget, Mid, SessionEnd};
+use goim_ports::{CloseReason, DirectoryError, EndCursor, EndTarget, Mid, SessionEnd};
 use redis::{Cmd, cmd};
 use serde::{Deserialize, Serialize};
 
@@ -31,8 +31,8 @@ struct Entry {
 }
 
 impl Entry {
-    fn of(SessionEnd { of, code, origin }: SessionEnd) -> Vec<Self> {
-        let empty = || Self { origin, code: code.0, keys: Vec::new(), mids: Vec::new(), room: None };
+    fn of(SessionEnd { of, reason, origin }: SessionEnd) -> Vec<Self> {
+        let empty = || Self { origin, code: reason.code(), keys: Vec::new(), mids: Vec::new(), room: None };
         match of {
             EndTarget::Keys(keys) => {
                 let part = |keys: &[goim_ports::SessionKey]| {
@@ -57,7 +57,9 @@ impl Entry {
             }
             None => EndTarget::Mids(self.mids.into_iter().map(Mid).collect()),
         };
-        SessionEnd { of, code: EndCode(self.code), origin: self.origin }
+        // A newer logic may know more reasons.
+        let reason = CloseReason::from_code(self.code).unwrap_or(CloseReason::Kicked);
+        SessionEnd { of, reason, origin: self.origin }
     }
 }
 
@@ -104,7 +106,7 @@ mod tests {
 
     #[test]
     fn an_end_becomes_entries_and_an_end_again() {
-        let of = |of| SessionEnd { of, code: EndCode(3505), origin: u64::MAX };
+        let of = |of| SessionEnd { of, reason: CloseReason::Kicked, origin: u64::MAX };
         let keys = |range: std::ops::Range<u32>| -> Vec<SessionKey> {
             range.map(|number| SessionKey::from(number.to_string())).collect()
         };

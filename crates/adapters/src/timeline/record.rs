@@ -1,10 +1,8 @@
 //! A message as durable stores keep it: protobuf, so that a later version may add to it.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use goim_ports::{
-    AcceptedAt, Extended, Mid, NewMessage, Operation, Schema, SchemaBody, StoredMessage, TimelineSeq,
+    AcceptedAt, Bodies, Mid, NewMessage, Operation, Schema, SchemaBody, StoredMessage, TimelineSeq,
 };
 use prost::Message as _;
 
@@ -27,7 +25,7 @@ pub(crate) struct Record {
     #[prost(message, repeated, tag = "6")]
     bodies: Vec<Body>,
     #[prost(bool, tag = "7")]
-    without_first: bool,
+    no_primary_body: bool,
     #[prost(bool, tag = "8")]
     is_deleted: bool,
 }
@@ -43,21 +41,15 @@ struct Body {
 
 impl Record {
     pub(crate) fn new(message: NewMessage, total_bytes: u64) -> Self {
-        let NewMessage { sender, operation, body, extension, accepted_at } = message;
-        let (bodies, without_first) = match extension.as_deref() {
-            Some(negotiated) => {
-                (negotiated.bodies.iter().map(Body::from).collect(), negotiated.without_first)
-            }
-            None => (Vec::new(), false),
-        };
+        let NewMessage { sender, operation, bodies, accepted_at } = message;
         Self {
             sender: sender.0,
             operation: operation.0,
             accepted_at: accepted_at.0,
             total_bytes,
-            body,
-            bodies,
-            without_first,
+            body: bodies.primary().cloned().unwrap_or_default(),
+            bodies: bodies.others().iter().map(Body::from).collect(),
+            no_primary_body: bodies.primary().is_none(),
             is_deleted: false,
         }
     }
@@ -89,19 +81,24 @@ impl Record {
         if self.is_deleted {
             return None;
         }
-        Some(Self { body: Bytes::new(), bodies: Vec::new(), without_first: false, is_deleted: true, ..self })
+        Some(Self {
+            body: Bytes::new(),
+            bodies: Vec::new(),
+            no_primary_body: false,
+            is_deleted: true,
+            ..self
+        })
     }
 
     pub(crate) fn into_message(self, seq: TimelineSeq) -> StoredMessage {
         let is_deleted = self.is_deleted;
         let bodies: Vec<SchemaBody> = self.bodies.into_iter().filter_map(Body::into_schema_body).collect();
-        let is_extended = self.without_first || !bodies.is_empty();
-        let negotiated = Extended { bodies, without_first: self.without_first, ..Extended::default() };
+        let bodies = Bodies::new((!self.no_primary_body).then_some(self.body), bodies);
         let message = NewMessage {
             sender: Mid(self.sender),
             operation: Operation(self.operation),
-            body: self.body,
-            extension: is_extended.then(|| Arc::new(negotiated)),
+            // A record without any body is never written.
+            bodies: bodies.unwrap_or_else(|| Bodies::plain(Bytes::new())),
             accepted_at: AcceptedAt(self.accepted_at),
         };
         StoredMessage { seq, message, is_deleted }
@@ -130,8 +127,7 @@ mod tests {
         let message = NewMessage {
             sender: Mid(5),
             operation: Operation(1000),
-            body: Bytes::from_static(b"hi"),
-            extension: None,
+            bodies: Bodies::plain(Bytes::from_static(b"hi")),
             accepted_at: AcceptedAt(1),
         };
         let record = Record::new(message, 9);

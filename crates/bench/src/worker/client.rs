@@ -3,7 +3,7 @@
 use std::io::{self, Read, Write};
 
 use goim_compression::inflate;
-use goim_session::{ClientSession, ClientStep, Moment, Opening};
+use goim_session::{ClientSession, ClientStep, Millis, Opening};
 use goim_wire::{Operation, Sequence, Version, VersionTable, control};
 use mio::{Interest, Registry, Token};
 
@@ -142,7 +142,7 @@ impl Client {
     }
 
     /// Fails when the server is late with the response to the upgrade or to the token.
-    pub(super) fn check_time(&mut self, now: Moment) -> Result<(), String> {
+    pub(super) fn check_time(&mut self, now: Millis) -> Result<(), String> {
         self.session.handle_timeout(now).map_err(|ended| ended.to_string())
     }
 

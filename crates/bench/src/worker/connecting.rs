@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use goim_session::{ClientRules, Moment};
+use goim_session::{ClientRules, Millis};
 use mio::net::TcpStream;
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -50,7 +50,7 @@ pub(super) struct Setup<'a> {
     pub(super) token: Vec<u8>,
     pub(super) trackers: Box<[Tracker]>,
     pub(super) number: u32,
-    pub(super) now: Moment,
+    pub(super) now: Millis,
 }
 
 /// The source address and ports of a client.

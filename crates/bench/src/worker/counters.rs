@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use goim_session::Moment;
+use goim_session::Millis;
 
 use crate::clock::now_ns;
 use crate::control::HeartbeatReport;
@@ -60,8 +60,8 @@ impl Counters {
     }
 
     /// Returns the time of the sessions' clock.
-    pub(super) fn session_time(&self, now_ns: u64) -> Moment {
-        Moment(now_ns.saturating_sub(self.began_ns) / 1_000_000)
+    pub(super) fn session_time(&self, now_ns: u64) -> Millis {
+        Millis(now_ns.saturating_sub(self.began_ns) / 1_000_000)
     }
 
     /// Counts a client that was authenticated.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use goim_client::{Endpoint, Operation, PacketBuf, Scheme, Version};
 use goim_session::framing::websocket_rules;
 use goim_session::{
-    CloseReason, EncodedPush, Established, FramingRules, Moment, OutboxPool, QueueLimit, ServerRules,
+    CloseReason, EncodedPush, Established, FramingRules, Millis, OutboxPool, QueueLimit, ServerRules,
     ServerSession, SlowConsumerPolicy, Step, Transport,
 };
 use goim_wire::sync::{self, Body as _};
@@ -199,7 +199,7 @@ async fn serve(
         handshake_timeout: PATIENCE,
         reply_bytes_max: 1 << 20,
     };
-    let session = ServerSession::new(transport, &rules, Moment(0));
+    let session = ServerSession::new(transport, &rules, Millis(0));
     let (reader, writer) = tokio::io::split(socket);
     let (order_sender, orders) = mpsc::unbounded_channel();
     let mut connection = Connection {
@@ -273,7 +273,7 @@ impl Connection {
 
     fn take(&mut self, input: &mut [u8], at: &mut usize) -> Result<(), CloseReason> {
         loop {
-            let now = Moment(self.began.elapsed().as_millis() as u64);
+            let now = Millis(self.began.elapsed().as_millis() as u64);
             let mut answer = None;
             match self.session.step(&self.rules, &mut self.pool, now, input, at)? {
                 Step::Idle => return Ok(()),
@@ -331,7 +331,7 @@ impl Connection {
     }
 
     /// Accepts every token but `bad`. A token with `protover` is that of a negotiated client.
-    fn authenticate(&mut self, token: Vec<u8>, now: Moment) -> Result<(), CloseReason> {
+    fn authenticate(&mut self, token: Vec<u8>, now: Millis) -> Result<(), CloseReason> {
         let json: serde_json::Value = serde_json::from_slice(&token).unwrap_or_default();
         let refused = token == b"bad";
         let (seen_sender, seen) = mpsc::unbounded_channel();

@@ -13,8 +13,8 @@ use goim_comet::Config;
 use goim_comet::harness::{Harness, Opened};
 use goim_ports::{
     Accepted, Broadcast, Call, ConnectError, ConnectRequest, KeyPush, LogicError, LogicPort, Mid,
-    OnlineReport, OnlineTotals, Operation, PacketBuf, RoomPush, ServerId, SessionDirectory as _, SessionKey,
-    SessionRef, Upstream,
+    OnlineReport, OnlineTotals, Operation, PacketBuf, Payload, RoomPush, ServerId, SessionDirectory as _,
+    SessionKey, SessionRef, Upstream,
 };
 
 use crate::measure::cpu_ns;
@@ -241,7 +241,7 @@ impl World {
     }
 
     fn key_push(&self, keys: Vec<SessionKey>) -> KeyPush {
-        KeyPush { keys, operation: OPERATION, packet: self.packet(), accepted_at: None, extension: None }
+        KeyPush { keys, operation: OPERATION, payload: Payload::plain(self.packet()), accepted_at: None }
     }
 
     /// Pushes as logic does: from the member to its sessions, from there to the comet.
@@ -262,7 +262,12 @@ impl World {
     }
 
     fn room_push(&self, room: &str) -> RoomPush {
-        RoomPush { room: room.into(), packet: self.packet(), accepted_at: None, extension: None }
+        RoomPush {
+            room: room.into(),
+            operation: OPERATION,
+            payload: Payload::plain(self.packet()),
+            accepted_at: None,
+        }
     }
 
     pub(crate) fn heartbeats(&mut self, operations: usize, together: usize) -> u64 {
@@ -326,10 +331,9 @@ impl World {
             let (operation, packet) = (OPERATION, world.packet());
             world.harness.broadcast(Broadcast {
                 operation,
-                packet,
+                payload: Payload::plain(packet),
                 accepted_at: None,
                 speed: None,
-                extension: None,
             })
         })
     }

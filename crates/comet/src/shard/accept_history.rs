@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use goim_session::Moment;
+use goim_session::Millis;
 
 /// Precision with which the time of an accept is known.
 const PRECISION: Duration = Duration::from_millis(250);
@@ -13,11 +13,11 @@ const ENTRIES_MAX: usize = 1024;
 
 /// For some moments, the newest connection that was accepted before.
 #[derive(Debug, Default)]
-pub(super) struct AcceptHistory(VecDeque<(Moment, u32)>);
+pub(super) struct AcceptHistory(VecDeque<(Millis, u32)>);
 
 impl AcceptHistory {
     /// Notes that a connection is accepted at `now`; `newest` is the one before it.
-    pub(super) fn note(&mut self, now: Moment, newest: u32) {
+    pub(super) fn note(&mut self, now: Millis, newest: u32) {
         if self.0.back().is_some_and(|(last, _)| now < last.after(PRECISION)) {
             return;
         }
@@ -29,7 +29,7 @@ impl AcceptHistory {
 
     /// Returns the newest connection that was accepted at `at` or shortly after. `newest` is the
     /// newest of all.
-    pub(super) fn newest_at(&self, at: Moment, newest: u32) -> u32 {
+    pub(super) fn newest_at(&self, at: Millis, newest: u32) -> u32 {
         let later = self.0.partition_point(|(moment, _)| *moment <= at);
         self.0.get(later).map_or(newest, |(_, before)| *before)
     }
@@ -48,7 +48,7 @@ mod tests {
     #[test]
     fn the_newest_connection_at_a_moment() {
         let mut history = AcceptHistory::default();
-        let at = |ms| Moment(ms);
+        let at = |ms| Millis(ms);
         assert_eq!(history.newest_at(at(0), 0), 0);
         // Connections 1 and 2 at 1000, 3 at 1100, 4 at 2000.
         for (ms, before) in [(1000, 0), (1000, 1), (1100, 2), (2000, 3)] {

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use goim_ports::{Call, EventKind, SessionKey, SessionRef};
-use goim_session::{CloseReason, Return};
+use goim_session::{CloseReason, ReconnectPolicy};
 
 use super::Shard;
 use super::peers::Peers;
@@ -38,7 +38,7 @@ impl Shard {
         let notice = disconnect_notice(reason, delay);
         connection.session.close(self.egress.pool(), reason, &notice);
         let identity = connection.identity.take();
-        let class = connection.class;
+        let profile = connection.profile;
         let key = identity.as_ref().map(|identity| identity.key.as_str());
         tracing::debug!(remote = %connection.remote(), %reason, key, "connection ends");
         self.stats.closed(reason);
@@ -47,7 +47,7 @@ impl Shard {
             let events = &self.shared.events;
             events.note(EventKind::Disconnect, identity.mid, &identity.key, Vec::new(), reason.label());
             self.stats.sessions.down();
-            self.shared.versions.session_closed(class);
+            self.shared.profiles.session_closed(profile);
             self.release_key(identity, self.peers.locate(self.connections.id(slot)));
         }
         match reason {
@@ -130,7 +130,7 @@ fn disconnect_notice(reason: CloseReason, delay: Duration) -> Vec<u8> {
     serde_json::json!({
         "code": reason.code(),
         "reason": reason.label(),
-        "reconnect": reason.advice() != Return::Never,
+        "reconnect": reason.reconnect() != ReconnectPolicy::Never,
         "delay_ms": u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
         "node": null,
     })

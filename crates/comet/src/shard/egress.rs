@@ -14,7 +14,7 @@ use std::io;
 use std::time::Duration;
 
 use goim_ports::AcceptedAt;
-use goim_session::{Admission, EncodedPush, Moment, OutboxPool, QueueLimit, SlowConsumerPolicy};
+use goim_session::{Admission, EncodedPush, Millis, OutboxPool, QueueLimit, SlowConsumerPolicy};
 
 use crate::connection::{Connection, ConnectionId};
 use crate::connections::Connections;
@@ -165,7 +165,7 @@ impl Egress {
         connection: &mut Connection,
         push: &EncodedPush,
         limit: QueueLimit,
-        now: Moment,
+        now: Millis,
     ) -> Admission {
         let before = connection.session.outbox().push_bytes();
         let admission = connection.session.push(&mut self.pool, push, limit);
@@ -179,7 +179,7 @@ impl Egress {
 
     /// Writes once what waits for the session. True when its socket is full now.
     #[inline]
-    pub(super) fn write(&mut self, connection: &mut Connection, now: Moment) -> io::Result<bool> {
+    pub(super) fn write(&mut self, connection: &mut Connection, now: Millis) -> io::Result<bool> {
         let sent = connection.socket.write(connection.session.outbox(), &mut self.gather)?;
         let before = connection.session.outbox().push_bytes();
         connection.session.written(&mut self.pool, sent.taken);
@@ -223,7 +223,7 @@ impl Egress {
         lagging: Option<ConnectionId>,
         accepted_at: Option<AcceptedAt>,
         sends: Sends,
-        now: Moment,
+        now: Millis,
     ) {
         let push = InFlightPush { passed: self.queue.end(), began: now, accepted_at, lagging, _sends: sends };
         match stage {
@@ -234,14 +234,14 @@ impl Egress {
 
     /// Ends the pushes that are no longer in flight: their latency is counted, and others may take
     /// their place.
-    pub(super) fn complete(&mut self, now: Moment, connections: &Connections, stats: &ShardStats) {
+    pub(super) fn complete(&mut self, now: Millis, connections: &Connections, stats: &ShardStats) {
         let is_lagging = |id: ConnectionId| {
             let Some(slot) = connections.find(id) else { return false };
             let connection = &connections[slot];
             let reads = connection.drained_at().is_some_and(|at| now < at.after(FULL_TIMEOUT));
             reads && connection.session.outbox().push_bytes() > self.lagging_bytes
         };
-        let is_recent = |began: Moment| now < began.after(FULL_TIMEOUT);
+        let is_recent = |began: Millis| now < began.after(FULL_TIMEOUT);
         // The clock is read once for all of them, and not at all when nothing completes.
         let clock = OnceCell::new();
         let count = |accepted_at: Option<AcceptedAt>| {
@@ -264,5 +264,105 @@ impl Egress {
         self.in_flight.release_memory();
         self.receivers = Vec::new();
         self.gather = Vec::new();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use goim_ports::{Operation, PacketBuf};
+
+    use super::*;
+    use crate::connection::open_for_test;
+
+    const LIMIT: QueueLimit = QueueLimit { bytes_max: 1024 * 1024, policy: SlowConsumerPolicy::DropNewest };
+
+    fn push(len: usize) -> EncodedPush {
+        EncodedPush::new(PacketBuf::push(Operation(1000), Bytes::from(vec![b'x'; len])))
+    }
+
+    fn connections(count: u32) -> Connections {
+        let mut connections = Connections::default();
+        (0..count).for_each(|_| {
+            let generation = connections.next_generation();
+            connections.insert(open_for_test(generation));
+        });
+        connections
+    }
+
+    #[test]
+    fn waiting_bytes_are_counted_up_to_a_bound_for_each_session() {
+        let mut connections = connections(3);
+        let mut egress = Egress::new(LIMIT.bytes_max);
+        let small = push(100);
+        let len = small.len(connections[0].session.transport());
+        for slot in 0..2 {
+            egress.push(&mut connections[slot], &small, LIMIT, Millis(0));
+        }
+        assert_eq!(egress.waiting_bytes, 2 * len);
+        for _ in 0..10 {
+            egress.push(&mut connections[2], &push(WAITING_BYTES_COUNTED), LIMIT, Millis(0));
+        }
+        assert_eq!(egress.waiting_bytes, 2 * len + WAITING_BYTES_COUNTED);
+        assert!(!egress.write(&mut connections[0], Millis(0)).unwrap());
+        assert_eq!(egress.waiting_bytes, len + WAITING_BYTES_COUNTED);
+        for slot in 1..3 {
+            egress.discard(&mut connections[slot]);
+        }
+        assert_eq!(egress.waiting_bytes, 0);
+    }
+
+    #[test]
+    fn a_session_is_queued_once_for_each_kind_of_flush() {
+        let mut connections = connections(2);
+        let mut egress = Egress::new(LIMIT.bytes_max);
+        assert!(!egress.has_flushes());
+        for slot in [0, 1, 0] {
+            egress.flush_in_order(slot, &mut connections[slot]);
+            egress.flush_urgently(slot, &mut connections[slot]);
+        }
+        assert_eq!(egress.upcoming().collect::<Vec<_>>(), [0, 1]);
+        let urgent = egress.take_urgent();
+        assert_eq!(urgent, [0, 1]);
+        egress.recycle_urgent(urgent);
+        assert!(egress.has_flushes());
+        assert_eq!([egress.next_in_order(), egress.next_in_order()], [Some(0), Some(1)]);
+        assert!(!egress.has_flushes());
+    }
+
+    #[test]
+    fn a_push_to_a_lagging_session_is_in_flight_until_it_is_written_or_too_old() {
+        let mut connections = connections(1);
+        let mut egress = Egress::new(LIMIT.bytes_max);
+        let stats = ShardStats::default();
+        let large = push(LAGGING_BYTES);
+        for _ in 0..2 {
+            egress.push(&mut connections[0], &large, LIMIT, Millis(0));
+        }
+        assert!(egress.is_lagging(&connections[0]));
+        let id = connections.id(0);
+        let begin = |egress: &mut Egress, now| {
+            egress.begin(Stage::Urgent, Some(id), Some(AcceptedAt::now()), Sends::for_test(), now);
+        };
+        begin(&mut egress, Millis(0));
+        egress.complete(Millis(10), &connections, &stats);
+        assert!(egress.has_in_flight());
+        // The session has not read for the whole timeout: publishers wait no longer.
+        egress.complete(Millis(1000), &connections, &stats);
+        assert!(!egress.has_in_flight());
+        // It reads, so that it may be waited for again, until it has caught up.
+        egress.write(&mut connections[0], Millis(1500)).unwrap();
+        egress.push(&mut connections[0], &large, LIMIT, Millis(1500));
+        egress.push(&mut connections[0], &large, LIMIT, Millis(1500));
+        begin(&mut egress, Millis(1500));
+        egress.complete(Millis(1600), &connections, &stats);
+        assert!(egress.has_in_flight());
+        while !connections[0].session.outbox().is_empty() {
+            egress.write(&mut connections[0], Millis(1700)).unwrap();
+        }
+        egress.complete(Millis(1700), &connections, &stats);
+        assert!(!egress.has_in_flight());
+        let (counts, _) = stats.push_latency.read();
+        assert_eq!(counts.iter().sum::<u64>(), 2);
     }
 }

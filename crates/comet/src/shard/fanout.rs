@@ -43,7 +43,7 @@ impl Shard {
     pub(super) fn take_command(&mut self, queued: Queued) {
         let Queued { command, mut sends } = queued;
         self.idle.note_traffic(self.now);
-        if let Some(reason) = command.push().end() {
+        if let Some(reason) = command.push().disconnect_reason() {
             self.end_all(command, reason);
             return;
         }
@@ -108,7 +108,7 @@ impl Shard {
     /// messages whatever it has subscribed to.
     fn is_for(&self, connection: &Connection, operation: Operation, push: &Outgoing) -> bool {
         connection.session.accepts(operation)
-            || push.stored().is_some() && self.shared.versions.syncs(connection.class)
+            || push.stored().is_some() && self.shared.profiles.syncs(connection.profile)
     }
 
     fn send_to_room(
@@ -135,7 +135,7 @@ impl Shard {
     /// subscribe to notifications.
     pub(super) fn is_subscribed(&self, connection: &Connection, operation: Operation) -> bool {
         connection.session.accepts(operation)
-            || operation == Operation::NOTIFY && self.shared.versions.syncs(connection.class)
+            || operation == Operation::NOTIFY && self.shared.profiles.syncs(connection.profile)
     }
 
     fn send_to_many(
@@ -192,7 +192,7 @@ impl Shard {
         let connection = self.connections.get_mut(slot)?;
         // Most pushes are of no timeline: they take the short way through the next two conditions.
         if let Some(stored) = push.stored()
-            && self.shared.versions.syncs(connection.class)
+            && self.shared.profiles.syncs(connection.profile)
             && self.hold_notification(slot, stored)
         {
             return None;
@@ -203,11 +203,11 @@ impl Shard {
         let tells_sender = |stored: &&StoredAt| {
             !stored.sender.is_anonymous()
                 && connection.session.is_extended()
-                && !self.shared.versions.syncs(connection.class)
+                && !self.shared.profiles.syncs(connection.profile)
         };
         let push = match push.stored().filter(tells_sender) {
             Some(stored) => push.with_sender(stored),
-            None => push.for_class(connection.class, &self.shared.versions),
+            None => push.for_profile(connection.profile, &self.shared.profiles),
         };
         let Some(push) = push else {
             self.stats.dropped(Drop::Unreadable, 1);

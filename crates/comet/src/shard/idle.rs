@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use goim_session::Moment;
+use goim_session::Millis;
 
 /// A shard without traffic for this long frees the memory that traffic took.
 const IDLE: Duration = Duration::from_secs(1);
@@ -18,7 +18,7 @@ const DEPARTURE_MIN: usize = 1000;
 pub(super) struct IdleTracker {
     /// The last time at which something was queued or a connection ended; `None` once memory was
     /// freed since.
-    last_traffic: Option<Moment>,
+    last_traffic: Option<Millis>,
     /// The most connections that the current thread has had.
     connections_peak: usize,
     wants_new_thread: bool,
@@ -26,7 +26,7 @@ pub(super) struct IdleTracker {
 
 impl IdleTracker {
     /// Notes that something was queued or a connection ended.
-    pub(super) fn note_traffic(&mut self, now: Moment) {
+    pub(super) fn note_traffic(&mut self, now: Millis) {
         self.last_traffic = Some(now);
     }
 
@@ -36,13 +36,13 @@ impl IdleTracker {
     }
 
     /// Time until memory can be freed, unless there is traffic; `None` when nothing is to be freed.
-    pub(super) fn wait(&self, now: Moment) -> Option<Duration> {
+    pub(super) fn wait(&self, now: Millis) -> Option<Duration> {
         self.last_traffic.map(|last| now.until(last.after(IDLE)))
     }
 
     /// True once for each pause in traffic: then the caller frees memory. `count` connections are
     /// left; when most were closed, the thread is to be replaced too.
-    pub(super) fn take_idle(&mut self, now: Moment, count: usize) -> bool {
+    pub(super) fn take_idle(&mut self, now: Millis, count: usize) -> bool {
         let is_idle = self.last_traffic.take_if(|last| now >= last.after(IDLE)).is_some();
         if is_idle && self.connections_peak > DEPARTURE_MIN && count < self.connections_peak / 4 {
             self.connections_peak = count;
@@ -69,15 +69,15 @@ mod tests {
     #[test]
     fn memory_is_freed_once_after_a_pause_in_traffic() {
         let mut idle = IdleTracker::default();
-        assert_eq!(idle.wait(Moment(0)), None);
-        assert!(!idle.take_idle(Moment(9_000), 0));
-        idle.note_traffic(Moment(10_000));
-        assert_eq!(idle.wait(Moment(10_200)), Some(Duration::from_millis(800)));
-        assert!(!idle.take_idle(Moment(10_999), 0));
-        idle.note_traffic(Moment(10_999));
-        assert!(!idle.take_idle(Moment(11_500), 0));
-        assert!(idle.take_idle(Moment(11_999), 0));
-        assert!(!idle.take_idle(Moment(20_000), 0) && idle.wait(Moment(20_000)).is_none());
+        assert_eq!(idle.wait(Millis(0)), None);
+        assert!(!idle.take_idle(Millis(9_000), 0));
+        idle.note_traffic(Millis(10_000));
+        assert_eq!(idle.wait(Millis(10_200)), Some(Duration::from_millis(800)));
+        assert!(!idle.take_idle(Millis(10_999), 0));
+        idle.note_traffic(Millis(10_999));
+        assert!(!idle.take_idle(Millis(11_500), 0));
+        assert!(idle.take_idle(Millis(11_999), 0));
+        assert!(!idle.take_idle(Millis(20_000), 0) && idle.wait(Millis(20_000)).is_none());
     }
 
     #[test]
@@ -90,8 +90,8 @@ mod tests {
             let mut idle = IdleTracker::default();
             idle.note_connections(peak);
             idle.note_connections(left);
-            idle.note_traffic(Moment(0));
-            assert!(idle.take_idle(Moment(1000), left));
+            idle.note_traffic(Millis(0));
+            assert!(idle.take_idle(Millis(1000), left));
             assert_eq!(idle.wants_new_thread(), wanted, "{left} of {peak}");
             idle.on_new_thread();
             assert!(!idle.wants_new_thread());

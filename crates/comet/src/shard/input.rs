@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use goim_compression::{InflateError, inflate_message};
 use goim_ports::{Operation, PacketBuf, Sequence, Version};
-use goim_session::{CloseReason, Moment, OutboxPool, ServerRules, ServerSession, Step};
+use goim_session::{CloseReason, Millis, OutboxPool, ServerRules, ServerSession, Step};
 use mio::event::Event;
 
 use super::Shard;
@@ -72,7 +72,7 @@ fn next_action(
     session: &mut ServerSession,
     rules: &ServerRules,
     pool: &mut OutboxPool,
-    now: Moment,
+    now: Millis,
     bytes: &mut [u8],
     at: &mut usize,
 ) -> Action {
@@ -194,8 +194,8 @@ impl Shard {
         }
     }
 
-    /// Flushes a session that wants no input because too many replies wait: what the socket takes now
-    /// makes room.
+    /// Flushes a session that wants no input because too many replies wait: what the socket takes
+    /// now makes room.
     fn make_room_for_replies(&mut self, slot: u32) {
         let Some(connection) = self.connections.get(slot) else { return };
         let wants_input = connection.session.wants_input(self.listeners.rules());

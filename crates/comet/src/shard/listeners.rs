@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use goim_ports::RateLimitedLog;
-use goim_session::{Moment, ServerRules};
+use goim_session::{Millis, ServerRules};
 use mio::net::{TcpListener, TcpStream};
 use mio::{Interest, Poll, Token};
 
@@ -54,7 +54,7 @@ pub(super) struct Listeners {
     /// Rules of all sessions.
     rules: Arc<ServerRules>,
     limit: Option<(Rate, TokenBucket)>,
-    paused_until: Option<Moment>,
+    paused_until: Option<Millis>,
     log: RateLimitedLog,
 }
 
@@ -77,7 +77,7 @@ impl Listeners {
         }
         let limit = limits
             .accepts_per_second_max
-            .map(|per_second| (Rate::with_burst_time(per_second, BURST), TokenBucket::empty(Moment(0))));
+            .map(|per_second| (Rate::with_burst_time(per_second, BURST), TokenBucket::empty(Millis(0))));
         let (paused_until, log) = Default::default();
         Ok(Self { sockets, kinds, rules: Arc::new(rules), limit, paused_until, log })
     }
@@ -116,13 +116,13 @@ impl Listeners {
     }
 
     /// True when connections may wait and may be accepted now.
-    pub(super) fn can_accept(&self, now: Moment) -> bool {
+    pub(super) fn can_accept(&self, now: Millis) -> bool {
         self.paused_until.is_none_or(|until| until <= now)
             && self.sockets.iter().any(|listener| listener.ready)
     }
 
     /// Begins to accept in this turn.
-    pub(super) fn begin(&mut self, now: Moment) {
+    pub(super) fn begin(&mut self, now: Millis) {
         self.paused_until = None;
         if let Some((rate, bucket)) = &mut self.limit {
             bucket.refill(now, rate);
@@ -130,7 +130,7 @@ impl Listeners {
     }
 
     /// Accepts one connection from listener `index`.
-    pub(super) fn accept(&mut self, index: usize, now: Moment) -> Accept {
+    pub(super) fn accept(&mut self, index: usize, now: Millis) -> Accept {
         let listener = &mut self.sockets[index];
         if !listener.ready {
             return Accept::Nothing;
@@ -156,7 +156,7 @@ impl Listeners {
     }
 
     /// Time until a pause ends, if there is one.
-    pub(super) fn pause(&self, now: Moment) -> Option<Duration> {
+    pub(super) fn pause(&self, now: Millis) -> Option<Duration> {
         self.paused_until.map(|until| now.until(until))
     }
 
@@ -211,23 +211,23 @@ mod tests {
         let (mut listeners, _poll, _clients) = listening(2);
         let token = token_of(0);
         assert!(listeners.has(token) && !listeners.has(WAKE) && !listeners.has(Token(0)));
-        assert!(!listeners.can_accept(Moment(0)), "nothing is known to wait");
+        assert!(!listeners.can_accept(Millis(0)), "nothing is known to wait");
         listeners.set_ready(token);
-        assert!(listeners.can_accept(Moment(0)));
-        listeners.begin(Moment(0));
-        assert!(matches!(listeners.accept(0, Moment(0)), Accept::Nothing), "no token yet");
-        assert_eq!(listeners.pause(Moment(0)), Some(Duration::from_millis(100)));
-        assert!(!listeners.can_accept(Moment(99)) && listeners.can_accept(Moment(100)));
-        listeners.begin(Moment(1000));
-        assert!(matches!(listeners.accept(0, Moment(1000)), Accept::Connection(..)));
-        assert!(matches!(listeners.accept(0, Moment(1000)), Accept::Nothing), "the burst is one");
+        assert!(listeners.can_accept(Millis(0)));
+        listeners.begin(Millis(0));
+        assert!(matches!(listeners.accept(0, Millis(0)), Accept::Nothing), "no token yet");
+        assert_eq!(listeners.pause(Millis(0)), Some(Duration::from_millis(100)));
+        assert!(!listeners.can_accept(Millis(99)) && listeners.can_accept(Millis(100)));
+        listeners.begin(Millis(1000));
+        assert!(matches!(listeners.accept(0, Millis(1000)), Accept::Connection(..)));
+        assert!(matches!(listeners.accept(0, Millis(1000)), Accept::Nothing), "the burst is one");
         listeners.resume();
-        assert!(listeners.can_accept(Moment(1000)));
-        listeners.begin(Moment(2000));
-        assert!(matches!(listeners.accept(0, Moment(2000)), Accept::Connection(..)));
-        listeners.begin(Moment(3000));
-        assert!(matches!(listeners.accept(0, Moment(3000)), Accept::Nothing), "no client waits any more");
-        assert!(!listeners.can_accept(Moment(4000)));
+        assert!(listeners.can_accept(Millis(1000)));
+        listeners.begin(Millis(2000));
+        assert!(matches!(listeners.accept(0, Millis(2000)), Accept::Connection(..)));
+        listeners.begin(Millis(3000));
+        assert!(matches!(listeners.accept(0, Millis(3000)), Accept::Nothing), "no client waits any more");
+        assert!(!listeners.can_accept(Millis(4000)));
         listeners.close();
         assert!(listeners.len() == 0 && !listeners.has(token) && listeners.kind(0) == ListenerKind::Tcp);
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use goim_ports::{Call, Operation, PacketBuf};
-use goim_session::{CloseReason, EncodedPush, Moment};
+use goim_session::{CloseReason, EncodedPush, Millis};
 
 use super::Shard;
 use super::accept_history::is_up_to;
@@ -34,7 +34,7 @@ impl Shard {
         let ago = u64::try_from(ago.as_millis()).unwrap_or(u64::MAX);
         // Before this comet started it had no sessions.
         let Some(at) = self.now.0.checked_sub(ago) else { return };
-        let newest = self.scans.accept_history.newest_at(Moment(at), self.connections.newest());
+        let newest = self.scans.accept_history.newest_at(Millis(at), self.connections.newest());
         let Some(recovery) = &mut self.scans.recovery else {
             let rate = Rate::with_burst_time(self.recovered_per_second(), BURST);
             let scan = Scan::new(rate, TokenBucket::empty(self.now));
@@ -72,7 +72,7 @@ impl Shard {
             if !connection.session.is_open() || !is_up_to(connection.generation, recovery.newest) {
                 continue;
             }
-            if self.shared.versions.syncs(connection.class) {
+            if self.shared.profiles.syncs(connection.profile) {
                 self.recover_session(slot, recovery.register);
             } else if closes_others {
                 self.close(slot, CloseReason::MessagesMissed);

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use goim_ports::{AcceptedAt, Operation};
-use goim_session::Moment;
+use goim_session::Millis;
 
 use super::accept_history::AcceptHistory;
 use crate::inbox::Pace;
@@ -36,7 +36,7 @@ impl Scan {
     }
 
     /// Adds the tokens that have accrued.
-    pub(super) fn refill(&mut self, now: Moment) {
+    pub(super) fn refill(&mut self, now: Millis) {
         self.bucket.refill(now, &self.rate);
     }
 
@@ -115,7 +115,7 @@ pub(super) struct Recovery {
 pub(super) struct Drain {
     pub(super) scan: Scan,
     /// When all connections that are left are closed.
-    pub(super) deadline: Moment,
+    pub(super) deadline: Millis,
     /// Clients are to reconnect after a random delay up to this.
     pub(super) delay_max: Duration,
 }
@@ -129,7 +129,7 @@ mod tests {
     #[test]
     fn every_slot_is_visited_once_until_a_restart() {
         let rate = Rate::unbounded(NonZeroU32::new(1000).unwrap());
-        let mut scan = Scan::new(rate, TokenBucket::empty(Moment(0)));
+        let mut scan = Scan::new(rate, TokenBucket::empty(Millis(0)));
         let visited = |scan: &mut Scan, end| std::iter::from_fn(|| scan.next_slot(end)).collect::<Vec<_>>();
         assert_eq!(visited(&mut scan, 3), [0, 1, 2]);
         assert_eq!(visited(&mut scan, 5), [3, 4]);
@@ -137,7 +137,7 @@ mod tests {
         scan.restart();
         assert_eq!(visited(&mut scan, 2), [0, 1]);
         assert!(!scan.has_token());
-        scan.refill(Moment(1));
+        scan.refill(Millis(1));
         assert!(scan.has_token());
         scan.spend();
         assert!(!scan.has_token());

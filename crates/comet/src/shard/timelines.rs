@@ -1,72 +1,73 @@
-//! Sessions that sync: their requests about timelines, where they resume, and the words that wait while a socket is full.
+//! Sessions that sync: their timeline requests, the positions at which they resume, and the
+//! notifications that wait while their socket is full.
 //!
-//! comet keeps no timeline. It sees to it that a session asks only for what it may read, tells logic whether it is in the room that it
-//! sends to, and lets words of the same timeline become one while they cannot be sent: the newest says all that the older ones do.
+//! comet stores no timeline. It checks what a session may read, reports to logic whether the sender
+//! is in the room, and merges notifications of a timeline while they wait: the newest position
+//! implies the others.
 
 use bytes::Bytes;
 use goim_ports::{
-    LogicError, Operation, PacketBuf, Position, ResumePosition, Schema, Sequence, StoredAt, TimelineId,
-    Upstream,
+    LogicError, Operation, PacketBuf, Position, ResumePosition, Sequence, StoredAt, TimelineCall, TimelineId,
+    TimelineRequest,
 };
 use goim_session::{EncodedPush, RequestFailure};
 use goim_wire::sync::{self, Body as _};
 
 use super::Shard;
 use super::egress::UNLIMITED;
-use crate::connection::ConnectionId;
+use crate::connection::{ConnectionId, Identity};
 use crate::inbox::Notice;
 use crate::message::notify_packet;
 
-/// Timelines of which a session can be behind at once: its inbox, and the rooms that it may be in. Of more the word is dropped, as it
-/// would be when a queue is full.
+/// Timelines with a pending notification per session: its inbox, and the rooms that it may be in.
+/// Notifications of further timelines are dropped.
 const HELD_MAX: usize = 1024;
 
-/// A request about a timeline is for.
-struct Request {
-    timeline: TimelineId,
-    reads: bool,
-}
-
 impl Shard {
-    /// Operations 4, 21 and 23 of an negotiated client. True when the packet is one of them: then it is dealt with.
-    pub(super) fn is_about_timelines(operation: Operation) -> bool {
+    /// True for operations 4, 21 and 23, which negotiated clients send about timelines.
+    pub(super) fn is_timeline_request(operation: Operation) -> bool {
         [Operation::SEND, Operation::SYNC, Operation::ACK].contains(&operation)
     }
 
-    /// Hands a request about a timeline to logic, once it is sure that the session may make it. The session takes no further packet until
-    /// the answer is there.
-    pub(super) fn ask_about_timeline(&mut self, slot: u32, packet: PacketBuf) {
-        // Whoever names no timeline may have a route of the backend for it; logic says what is wrong otherwise.
-        let request = read_request(&packet);
-        let is_member = match &request {
-            Some(Request { timeline, reads: true }) if !self.may_read(slot, timeline) => {
-                let failure = RequestFailure::Failed;
-                let detail = "the timeline is not one that this session may read";
-                self.fail_request(slot, failure.code(), failure.label(), detail);
-                return;
-            }
-            Some(Request { timeline: TimelineId::Room(room), .. }) => {
-                let place = self.rooms.find(room.as_str());
-                let mut own = self.connections[slot].memberships();
-                place.is_some_and(|place| own.any(|membership| membership.is_in(place)))
-            }
-            _ => false,
+    /// Sends a timeline request to logic if the session may make it. The session takes no further
+    /// packet until logic has answered.
+    pub(super) fn request_timeline(&mut self, slot: u32, packet: PacketBuf) {
+        let PacketBuf { operation, sequence, body, .. } = packet;
+        // A body without a readable timeline is sent to logic, which may have a route for it, or
+        // reports what is wrong.
+        let timeline = named_timeline(operation, body.clone());
+        let call = if operation == Operation::SEND {
+            let is_room_member = timeline.is_some_and(|timeline| self.is_in_room(slot, &timeline));
+            TimelineCall::Send { body, is_room_member }
+        } else if timeline.is_some_and(|timeline| !self.may_read(slot, &timeline)) {
+            let failure = RequestFailure::Failed;
+            let detail = "the timeline is not one that this session may read";
+            self.fail_request(slot, failure.code(), failure.label(), detail);
+            return;
+        } else if operation == Operation::ACK {
+            TimelineCall::Ack(body)
+        } else {
+            TimelineCall::Sync(body)
         };
-        let Some(upstream) = self.upstream_of(slot, packet, is_member) else { return };
+        let Some(request) = self.timeline_request(slot, sequence, call) else { return };
         let id = self.connections.id(slot);
-        let call = self.shared.logic.receive(upstream);
+        let call = self.shared.logic.timeline(request);
         if let Some(result) = self.call(call, move |result| Notice::Replied { connection: id, result }) {
             self.replied(slot, result);
         }
     }
 
-    /// The version of such a packet says what the session reads: by it the bodies of messages are chosen.
-    fn upstream_of(&self, slot: u32, packet: PacketBuf, is_member: bool) -> Option<Upstream> {
+    fn is_in_room(&self, slot: u32, timeline: &TimelineId) -> bool {
+        let TimelineId::Room(room) = timeline else { return false };
+        let room = self.rooms.find(room.as_str());
+        let mut memberships = self.connections[slot].memberships();
+        room.is_some_and(|room| memberships.any(|membership| membership.is_in(room)))
+    }
+
+    fn timeline_request(&self, slot: u32, sequence: Sequence, call: TimelineCall) -> Option<TimelineRequest> {
         let connection = self.connections.get(slot)?;
-        let identity = connection.identity.clone()?;
-        let packet = PacketBuf { version: connection.session.protover(), ..packet };
-        let (mid, key, schema) = (identity.mid, identity.key, Schema::FIRST);
-        Some(Upstream { mid, key, packet, schema, negotiated: true, is_member })
+        let Identity { mid, key } = connection.identity.clone()?;
+        Some(TimelineRequest { mid, key, protover: connection.session.protover(), sequence, call })
     }
 
     fn may_read(&self, slot: u32, timeline: &TimelineId) -> bool {
@@ -79,8 +80,8 @@ impl Shard {
         }
     }
 
-    /// The answer to such a request.
-    pub(super) fn replied_about_timeline(&mut self, slot: u32, body: &Bytes) {
+    /// Sends the reply to a timeline request.
+    pub(super) fn reply_timeline(&mut self, slot: u32, body: &Bytes) {
         let connection = &mut self.connections[slot];
         if let Some(operation) = connection.session.reply_control(self.egress.pool(), body) {
             self.stats.packets_out(operation, 1, goim_wire::HEADER_LEN + body.len());
@@ -88,7 +89,8 @@ impl Shard {
         self.stage(slot);
     }
 
-    /// Goes on giving a session what comes behind the positions that it came with: one after the other, and none while much waits.
+    /// Syncs the positions at which a session resumes: one after another, and none while much
+    /// waits.
     pub(super) fn resume_positions(&mut self, slot: u32) {
         loop {
             let Some(connection) = self.connections.get_mut(slot) else { return };
@@ -103,17 +105,17 @@ impl Shard {
                 self.connections[slot].finish_position();
                 continue;
             }
-            let Some(upstream) = self.upstream_of(slot, sync_packet(&timeline, position), false) else {
-                return;
-            };
-            let call = self.shared.logic.receive(upstream);
+            let call = TimelineCall::Sync(sync_request(&timeline, position));
+            let Some(request) = self.timeline_request(slot, Sequence::NONE, call) else { return };
+            let call = self.shared.logic.timeline(request);
             let resumed = move |result| Notice::Resumed { connection: id, result };
             let Some(result) = self.call(call, resumed) else { return };
             self.resumed_position(slot, result);
         }
     }
 
-    /// What comes behind a position: given like a reply to the request that the client need not make. A client that gets none asks.
+    /// Sends what follows a position, like the reply to a request that the client need not make.
+    /// After a failure the client makes the request itself.
     pub(super) fn resumed_position(&mut self, slot: u32, result: Result<Bytes, LogicError>) {
         let connection = &mut self.connections[slot];
         connection.finish_position();
@@ -124,13 +126,11 @@ impl Shard {
                 self.stats.packets_out(Operation::SYNC_REPLY, 1, goim_wire::HEADER_LEN + body.len());
                 self.stage(slot);
             }
-            Err(error) => {
-                tracing::debug!(%error, "a session is not given what it has missed; it asks itself")
-            }
+            Err(error) => tracing::debug!(%error, "a position was not resumed; the client will sync"),
         }
     }
 
-    /// True when the word of a message is held back, since the session's socket is full.
+    /// Holds back a notification if the session's socket is full. True when it is held back.
     pub(super) fn hold_notification(&mut self, slot: u32, stored: &StoredAt) -> bool {
         let Some(connection) = self.connections.get_mut(slot) else { return false };
         if connection.writable && !connection.holds_notifications() || !connection.session.is_open() {
@@ -141,34 +141,31 @@ impl Shard {
         true
     }
 
-    /// Everything is out: what was held back goes now, one word for each timeline.
+    /// Sends the notifications that were held back, one for each timeline, since everything else is
+    /// written.
     pub(super) fn send_held_notifications(&mut self, slot: u32) {
         let Some(connection) = self.connections.get_mut(slot) else { return };
-        let held = connection.take_notifications();
-        for (timeline, position) in held {
-            let word = EncodedPush::whole(notify_packet(&timeline, position, Vec::new()));
+        for (timeline, position) in connection.take_notifications() {
+            let notification = EncodedPush::whole(notify_packet(&timeline, position, Vec::new()));
             let Some(connection) = self.connections.get_mut(slot) else { return };
-            let bytes = word.len(connection.session.transport());
-            self.egress.push(connection, &word, UNLIMITED, self.now);
+            let bytes = notification.len(connection.session.transport());
+            self.egress.push(connection, &notification, UNLIMITED, self.now);
             self.stats.packets_out(Operation::NOTIFY, 1, bytes);
         }
     }
 }
 
-/// What a request is about; `None` when it names no timeline.
-fn read_request(packet: &PacketBuf) -> Option<Request> {
-    let body = packet.body.clone();
-    let (name, reads) = match packet.operation {
-        Operation::SYNC => (sync::SyncRequest::read(body)?.timeline, true),
-        Operation::ACK => (sync::Ack::read(body)?.timeline, true),
-        _ => (sync::SendRequest::read(body)?.to, false),
+/// Returns the timeline that a request names; `None` if the body cannot be read or names none.
+fn named_timeline(operation: Operation, body: Bytes) -> Option<TimelineId> {
+    let name = match operation {
+        Operation::SYNC => sync::SyncRequest::read(body)?.timeline,
+        Operation::ACK => sync::Ack::read(body)?.timeline,
+        _ => sync::SendRequest::read(body)?.to,
     };
-    Some(Request { timeline: TimelineId::parse(&name)?, reads })
+    TimelineId::parse(&name)
 }
 
-fn sync_packet(timeline: &TimelineId, position: Position) -> PacketBuf {
+fn sync_request(timeline: &TimelineId, position: Position) -> Bytes {
     let position = Some(sync::Position { epoch: position.epoch.0, seq: position.seq.0 });
-    let request = sync::SyncRequest { timeline: timeline.to_string(), position, limit: 0 };
-    let body = request.write().into();
-    PacketBuf { sequence: Sequence::NONE, ..PacketBuf::push(Operation::SYNC, body) }
+    sync::SyncRequest { timeline: timeline.to_string(), position, limit: 0 }.write().into()
 }

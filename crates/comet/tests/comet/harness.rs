@@ -12,8 +12,8 @@ use bytes::Bytes;
 use goim_comet::{Comet, Config, Dependencies, ListenerKind};
 use goim_ports::{
     Accepted, Call, CometNode, ConnectError, ConnectRequest, Generation, LogicError, LogicPort, Mid,
-    NodeDirectory, NodeError, OnlineReport, OnlineTotals, Operation, RoomCounts, ServerId, SessionKey,
-    SessionRef, Upstream, Version,
+    NodeDirectory, NodeError, OnlineReport, OnlineTotals, Operation, Payload, RoomCounts, ServerId,
+    SessionKey, SessionRef, Upstream, Version,
 };
 
 /// How long a test waits for an expected event.
@@ -173,9 +173,11 @@ impl Server {
         let push = goim_ports::KeyPush {
             keys: keys.iter().map(|key| SessionKey::from(*key)).collect(),
             operation: Operation(operation),
-            packet: goim_ports::PacketBuf::push(Operation(operation), Bytes::copy_from_slice(body)),
+            payload: Payload::plain(goim_ports::PacketBuf::push(
+                Operation(operation),
+                Bytes::copy_from_slice(body),
+            )),
             accepted_at: None,
-            extension: None,
         };
         let call = self.comet.port().push(push);
         self.runtime.block_on(async { call.await }).expect("the comet takes a push");
@@ -188,9 +190,12 @@ impl Server {
     pub fn push_room_packet(&self, room: &str, operation: i32, body: &[u8]) {
         let push = goim_ports::RoomPush {
             room: room.into(),
-            packet: goim_ports::PacketBuf::push(Operation(operation), Bytes::copy_from_slice(body)),
+            operation: Operation(operation),
+            payload: Payload::plain(goim_ports::PacketBuf::push(
+                Operation(operation),
+                Bytes::copy_from_slice(body),
+            )),
             accepted_at: None,
-            extension: None,
         };
         let call = self.comet.port().push_room(push);
         self.runtime.block_on(async { call.await }).expect("the comet takes a push");
@@ -199,10 +204,12 @@ impl Server {
     pub fn broadcast(&self, body: &[u8], speed: Option<u32>) {
         let broadcast = goim_ports::Broadcast {
             operation: Operation(1000),
-            packet: goim_ports::PacketBuf::push(Operation(1000), Bytes::copy_from_slice(body)),
+            payload: Payload::plain(goim_ports::PacketBuf::push(
+                Operation(1000),
+                Bytes::copy_from_slice(body),
+            )),
             speed: speed.and_then(std::num::NonZeroU32::new),
             accepted_at: None,
-            extension: None,
         };
         let call = self.comet.port().broadcast(broadcast);
         self.runtime.block_on(async { call.await }).expect("the comet takes a broadcast");

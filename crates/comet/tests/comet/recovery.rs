@@ -4,7 +4,7 @@
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use goim_ports::Generation;
+use goim_ports::{Generation, Payload};
 
 use crate::harness::{Client, Server, eventually, start};
 
@@ -157,9 +157,8 @@ fn paced_notifications_reach_sessions_that_sync() {
     let word = goim_ports::Operation(NOTIFY);
     let call = server.comet.port().broadcast(goim_ports::Broadcast {
         operation: word,
-        packet: goim_ports::PacketBuf::push(word, bytes::Bytes::new()),
+        payload: Payload::plain(goim_ports::PacketBuf::push(word, bytes::Bytes::new())),
         accepted_at: None,
-        extension: None,
         speed: NonZeroU32::new(2000),
     });
     server.runtime.block_on(async { call.await }).unwrap();

@@ -25,7 +25,7 @@ pub(super) fn answers() -> Answers {
                 // Another comet may have the address now.
                 Ok(described) => described.server == server,
                 // One of goim's own, or an older one, which does not know the call.
-                Err(CometError::Invalid(_) | CometError::Busy { .. }) => true,
+                Err(CometError::Unsupported | CometError::Invalid(_) | CometError::Busy { .. }) => true,
                 Err(CometError::Unavailable(_) | CometError::Timeout) => false,
             }
         })

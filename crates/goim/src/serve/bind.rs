@@ -53,12 +53,12 @@ fn remedy(error: &io::Error, setting: &str) -> String {
     match error.kind() {
         io::ErrorKind::AddrInUse => {
             format!(
-                "another process has this port, perhaps another goim: stop it, or choose another port with {other}"
+                "another process has this port, perhaps another goim: stop it, or choose another with {other}"
             )
         }
         io::ErrorKind::PermissionDenied => {
             format!(
-                "ports below 1024 need the capability CAP_NET_BIND_SERVICE: grant it, or choose another port with {other}"
+                "ports below 1024 need the capability CAP_NET_BIND_SERVICE: grant it, or choose another with {other}"
             )
         }
         io::ErrorKind::AddrNotAvailable => {

@@ -76,8 +76,8 @@ pub struct Running {
 /// An empty `comet.node.server` becomes the host name.
 ///
 /// # Errors
-/// [`StartError`]: the configuration cannot be used, or an address cannot be listened on. Nothing is
-/// left running.
+/// [`StartError`]: the configuration cannot be used, or an address cannot be listened on. Nothing
+/// is left running.
 ///
 /// # Cancel safety
 /// Dropping the future before it completes stops what was started.
@@ -303,7 +303,7 @@ const KEYS_INTERVAL: Duration = Duration::from_secs(1);
 /// because no client could connect.
 pub(crate) fn prepare_identity(logic: &Arc<Logic>, state: &ServerState) -> JoinHandle<()> {
     let asked = Arc::downgrade(logic);
-    state.add_condition(move || asked.upgrade()?.identity_trouble());
+    state.add_condition(move || asked.upgrade()?.identity_not_ready());
     let logic = Arc::downgrade(logic);
     tokio::spawn(async move {
         while let Some(logic) = logic.upgrade() {

@@ -303,7 +303,7 @@ impl World {
         let mut reasons = BTreeMap::new();
         for session in &self.sessions {
             for life in session.lives().iter().filter(|life| life.ended.is_some_and(|ended| ended > began)) {
-                let other = if life.is_extended { "nothing" } else { "goim's clients: nothing" };
+                let other = if life.is_negotiated { "nothing" } else { "goim's clients: nothing" };
                 let reason = life.reason.as_deref().unwrap_or(other);
                 *reasons.entry(reason.to_owned()).or_default() += 1;
             }
@@ -324,7 +324,7 @@ fn profile(fleet: &Fleet, nth: usize) -> Profile {
         // It stays with its comet.
         comets.truncate(1);
     }
-    Profile { comets, transport, is_extended: is_set(2) }
+    Profile { comets, transport, is_negotiated: is_set(2) }
 }
 
 /// What is different about a phase.

@@ -7,8 +7,8 @@ use crate::harness;
 use crate::harness::backend::{Answer, Backend};
 use crate::harness::{Server, Settings, number, unique};
 use goim_client::{
-    Advice, Client, ClientConfig, ConnectError, DisconnectReason, Event, Events, Identity, Operation,
-    RoomError, Scheme, SendError, Version, VersionTable,
+    Client, ClientConfig, ConnectError, DisconnectReason, Event, Events, Identity, Operation,
+    ReconnectPolicy, RoomError, Scheme, SendError, Version, VersionTable,
 };
 use jsonwebtoken::{EncodingKey, Header};
 use serde_json::json;
@@ -132,7 +132,7 @@ async fn tokens_are_refused_taken_and_renewed() {
         }
     };
     assert!(matches!(&ended.0, DisconnectReason::Notice(notice) if notice.code == Some(3505)), "{ended:?}");
-    assert_eq!((ended.0.advice(), ended.1), (Advice::Never, None));
+    assert_eq!((ended.0.reconnect(), ended.1), (ReconnectPolicy::Never, None));
 }
 
 #[tokio::test(flavor = "multi_thread")]

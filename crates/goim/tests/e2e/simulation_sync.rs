@@ -13,12 +13,12 @@ use goim_adapters::memory::{
 };
 use goim_logic::{Dependencies, Logic, StoredPush, StoredTo};
 use goim_ports::{
-    AcceptedAt, AppendError, Appended, Call, HttpClient, HttpError, HttpRequest, HttpResponse,
-    IdempotencyKey, LogicPort as _, Mid, NewMessage, Operation, PacketBuf, PushLog, PushRecord, Retention,
-    RetentionRules, Schema, StoredAt, Upstream,
+    AcceptedAt, AppendError, Appended, Bodies, Call, HttpClient, HttpError, HttpRequest, HttpResponse,
+    IdempotencyKey, LogicPort as _, Mid, NewMessage, Operation, PushLog, PushRecord, Retention,
+    RetentionRules, Sequence, StoredAt, TimelineCall, TimelineRequest, Version,
 };
-use goim_session::Moment;
-use goim_session::follow::{AskId, Follow, FollowRules, Follower};
+use goim_session::Millis;
+use goim_session::timeline_sync::{Action, SyncId, SyncRules, TimelineSync};
 use goim_wire::sync::{self, Body as _};
 
 const CLIENTS: usize = 4;
@@ -56,16 +56,17 @@ impl PushLog for Words {
 
 impl Words {
     fn note(&self, record: PushRecord) {
-        let stored = record.extension.as_ref().and_then(|negotiated| negotiated.stored.clone()).unwrap();
-        self.0.lock().unwrap().push((stored, record.body));
+        let stored = record.payload.stored().cloned().unwrap();
+        let body = record.payload.primary().cloned().unwrap_or_default();
+        self.0.lock().unwrap().push((stored, body));
     }
 }
 
 /// A packet in flight.
 #[derive(Debug, Clone)]
 enum Packet {
-    Ask(AskId, sync::SyncRequest),
-    Reply(Option<AskId>, sync::SyncReply),
+    Ask(SyncId, sync::SyncRequest),
+    Reply(Option<SyncId>, sync::SyncReply),
     Notify(sync::Notify),
 }
 
@@ -91,7 +92,7 @@ enum Happening {
 }
 
 struct Client {
-    follower: Follower,
+    sync: TimelineSync,
     connection: Option<u64>,
     /// What the application has: by timeline its messages since the last gap, and where they begin.
     received: BTreeMap<String, Vec<(u64, u64)>>,
@@ -105,8 +106,8 @@ struct World {
     words: Arc<Words>,
     store: Arc<MemoryTimelines>,
     clients: Vec<Client>,
-    now: Moment,
-    queue: BTreeMap<(Moment, u64), Happening>,
+    now: Millis,
+    queue: BTreeMap<(Millis, u64), Happening>,
     events: u64,
     connections: u64,
     /// What was published: by timeline the number of the message in each place.
@@ -147,10 +148,10 @@ impl World {
         let logic = Logic::new(config, dependencies).unwrap();
         let clients = (0..CLIENTS)
             .map(|_| {
-                let mut follower = Follower::new(FollowRules::default());
-                TIMELINES.iter().for_each(|timeline| follower.follow(*timeline, sync::Position::default()));
+                let mut sync = TimelineSync::new(SyncRules::default());
+                TIMELINES.iter().for_each(|timeline| sync.subscribe(*timeline, sync::Position::default()));
                 let (received, begins) = Default::default();
-                Client { follower, connection: None, received, begins, resets: 0 }
+                Client { sync, connection: None, received, begins, resets: 0 }
             })
             .collect();
         Self {
@@ -159,7 +160,7 @@ impl World {
             words,
             store,
             clients,
-            now: Moment(0),
+            now: Millis(0),
             queue: BTreeMap::new(),
             events: 0,
             connections: 0,
@@ -207,20 +208,20 @@ impl World {
             }
             Happening::AtServer { packet, .. } => panic!("{packet:?} is not for a server"),
             Happening::AtClient { client, connection, packet } => {
-                let Client { follower, connection: current, .. } = &mut self.clients[client];
+                let Client { sync, connection: current, .. } = &mut self.clients[client];
                 if *current == Some(connection) {
                     match packet {
-                        Packet::Reply(id, reply) => follower.replied(self.now, id, reply),
-                        Packet::Notify(notify) => follower.notified(self.now, notify),
+                        Packet::Reply(id, reply) => sync.replied(self.now, id, reply),
+                        Packet::Notify(notify) => sync.notified(self.now, notify),
                         Packet::Ask(..) => panic!("a client is asked nothing"),
                     }
-                    self.follow(client);
+                    self.run_sync(client);
                 }
             }
             Happening::Connect(client) => self.connect(client).await,
             Happening::Cut(client) => {
                 if self.clients[client].connection.take().is_some() {
-                    self.clients[client].follower.disconnected();
+                    self.clients[client].sync.disconnected();
                     let away = if self.random.chance(20) { 300_000 } else { 3_000 };
                     let away = self.random.below(away);
                     self.at(away, Happening::Connect(client));
@@ -230,10 +231,10 @@ impl World {
             Happening::Retain => self.store.retain(AcceptedAt::now()),
             Happening::Timeout(client) => {
                 let now = self.now;
-                let follower = &mut self.clients[client].follower;
-                if follower.deadline() <= now {
-                    follower.handle_timeout(now);
-                    self.follow(client);
+                let sync = &mut self.clients[client].sync;
+                if sync.deadline() <= now {
+                    sync.handle_timeout(now);
+                    self.run_sync(client);
                 }
             }
         }
@@ -246,12 +247,12 @@ impl World {
         self.connections += 1;
         let connection = self.connections;
         self.clients[client].connection = Some(connection);
-        let in_token = self.random.chance(50);
+        let resumed = self.random.chance(50);
         let now = self.now;
-        self.clients[client].follower.connected(now, in_token);
-        if in_token {
+        self.clients[client].sync.connected(now, resumed);
+        if resumed {
             let positions: Vec<_> = self.clients[client]
-                .follower
+                .sync
                 .positions()
                 .map(|(timeline, position)| (timeline.to_owned(), position))
                 .collect();
@@ -265,15 +266,19 @@ impl World {
             let held = self.random.below(60_000);
             self.at(held, Happening::Cut(client));
         }
-        self.follow(client);
+        self.run_sync(client);
     }
 
     /// What the server answers: logic's own code over the real store.
     async fn answer(&self, request: &sync::SyncRequest) -> sync::SyncReply {
-        let packet = PacketBuf::push(Operation::SYNC, request.write().into());
-        let (schema, negotiated, is_member) = (Schema::FIRST, true, false);
-        let upstream = Upstream { mid: MID, key: "k".into(), packet, schema, negotiated, is_member };
-        sync::SyncReply::read(self.logic.receive(upstream).await.unwrap()).unwrap()
+        let request = TimelineRequest {
+            mid: MID,
+            key: "k".into(),
+            protover: Version::GOIM,
+            sequence: Sequence::NONE,
+            call: TimelineCall::Sync(request.write().into()),
+        };
+        sync::SyncReply::read(self.logic.timeline(request).await.unwrap()).unwrap()
     }
 
     async fn publish(&mut self) {
@@ -287,8 +292,7 @@ impl World {
         let message = NewMessage {
             sender: Mid(0),
             operation: Operation(1000),
-            body: number.to_string().into(),
-            extension: None,
+            bodies: Bodies::plain(number.to_string().into()),
             accepted_at: AcceptedAt::now(),
         };
         let push = StoredPush { to, message, idempotency_key: IdempotencyKey::new(number.to_string()) };
@@ -321,15 +325,15 @@ impl World {
     }
 
     /// Does what a client's loop wants.
-    fn follow(&mut self, client: usize) {
+    fn run_sync(&mut self, client: usize) {
         let now = self.now;
-        while let Some(wanted) = self.clients[client].follower.poll(now) {
+        while let Some(wanted) = self.clients[client].sync.poll(now) {
             match wanted {
-                Follow::Ask { id, request } => {
+                Action::SendSync { id, request } => {
                     let connection = self.clients[client].connection.expect("it asks when it is connected");
                     self.send(true, client, connection, &Packet::Ask(id, request));
                 }
-                Follow::Give { timeline, messages, position } => {
+                Action::Deliver { timeline, messages, position } => {
                     let list = self.clients[client].received.entry(timeline).or_default();
                     for message in &messages {
                         let number = std::str::from_utf8(&message.body).unwrap().parse().unwrap();
@@ -337,7 +341,7 @@ impl World {
                     }
                     assert_eq!(messages.last().unwrap().seq, position.seq);
                 }
-                Follow::Gap { timeline, position } => {
+                Action::Gap { timeline, position } => {
                     let client = &mut self.clients[client];
                     client.resets += 1;
                     let had = client.received.remove(&timeline).unwrap_or_default();
@@ -347,14 +351,14 @@ impl World {
                 }
             }
         }
-        let deadline = self.clients[client].follower.deadline();
-        if deadline != Moment::NEVER {
+        let deadline = self.clients[client].sync.deadline();
+        if deadline != Millis::NEVER {
             let delay = usize::try_from(now.until(deadline).as_millis()).unwrap();
             self.at(delay, Happening::Timeout(client));
         }
     }
 
-    async fn run_until(&mut self, end: Moment) {
+    async fn run_until(&mut self, end: Millis) {
         while let Some(entry) = self.queue.first_entry().filter(|entry| entry.key().0 <= end) {
             let ((at, _), happening) = entry.remove_entry();
             self.now = self.now.max(at);
@@ -396,14 +400,14 @@ async fn run(seed: u64) -> Seen {
         world.at(publish, Happening::Publish);
         world.at(retain, Happening::Retain);
     }
-    world.run_until(Moment(storm as u64)).await;
+    world.run_until(Millis(storm as u64)).await;
     // From here on nothing is lost, and all clients stay; a resync makes up for notifications that
     // were lost before.
     world.is_calm = true;
     for client in 0..CLIENTS {
         world.at(400_000, Happening::Connect(client));
     }
-    world.run_until(Moment(storm as u64 + 1_200_000)).await;
+    world.run_until(Millis(storm as u64 + 1_200_000)).await;
     world.check()
 }
 

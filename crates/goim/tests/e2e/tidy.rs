@@ -63,8 +63,10 @@ fn fault(root: &Path, name: &str) -> Option<String> {
         return Some(format!("{name}: of an unknown kind; add the extension of a new kind of text to KINDS"));
     }
     let bytes = std::fs::read(&path).ok()?;
-    let is_text = !bytes.contains(&0) && std::str::from_utf8(&bytes).is_ok();
-    (!is_text).then(|| format!("{name}: not text"))
+    let text = std::str::from_utf8(&bytes).ok().filter(|text| !text.contains('\0'));
+    let Some(text) = text else { return Some(format!("{name}: not text")) };
+    let has_values = name.contains("proptest-regressions/") && text.contains("# shrinks to");
+    has_values.then(|| format!("{name}: keep the hashes, remove the shrunk values"))
 }
 
 /// The left column of the glossary in CONTRIBUTING.md.
@@ -204,8 +206,9 @@ fn language_that_is_not_the_fields_is_found() {
 fn files_that_do_not_belong_are_found() {
     let folder = std::env::temp_dir().join(format!("goim-tidy-{}", std::process::id()));
     std::fs::create_dir_all(folder.join("crates")).unwrap();
+    std::fs::create_dir_all(folder.join("proptest-regressions")).unwrap();
     let large = "x".repeat(500 * 1000 + 1);
-    let table: [(&str, &[u8], Option<&str>); 8] = [
+    let table: [(&str, &[u8], Option<&str>); 10] = [
         ("crates/lib.rs", b"//! Text.\n", None),
         ("LICENSE", b"MIT\n", None),
         ("removed.rs", b"", None),
@@ -214,6 +217,8 @@ fn files_that_do_not_belong_are_found() {
         ("core.4711", b"text", Some("unknown kind")),
         ("photo.md", b"\x89PNG\r\n\x1a\n\0", Some("not text")),
         ("latin1.txt", b"caf\xe9", Some("not text")),
+        ("proptest-regressions/a.txt", b"cc 12ab\n", None),
+        ("proptest-regressions/b.txt", b"cc 12ab # shrinks to x = 1\n", Some("shrunk values")),
     ];
     for (name, bytes, wrong) in table {
         if name != "removed.rs" {

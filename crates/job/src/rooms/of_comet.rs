@@ -9,7 +9,7 @@ use std::collections::{HashMap, VecDeque};
 use std::mem;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use goim_ports::{AcceptedAt, Extension, RoomId, RoomPush, Sequence, ServerId, Version};
+use goim_ports::{AcceptedAt, Payload, RoomId, RoomPush, Sequence, ServerId, Version};
 use goim_wire::{HEADER_LEN, Packet, batch::BatchBuilder};
 use tokio::time::Instant;
 
@@ -43,7 +43,8 @@ struct Room {
     builder: BatchBuilder,
     shares: Vec<Share>,
     accepted_at: Option<AcceptedAt>,
-    extension: Extension,
+    /// Of a message that is not plain: everything but the packet, which is alone in the builder.
+    special: Option<Payload<()>>,
 }
 
 /// A batch that has not left.
@@ -104,12 +105,12 @@ impl RoomsOfComet {
             version: Version::GOIM,
             operation: message.operation,
             sequence: Sequence::NONE,
-            body: &message.body,
+            body: message.payload.primary_bytes(),
         };
         let (bytes_max, messages_max) = (self.config.batch_bytes_max, self.config.batch_messages_max.get());
         let crowded = |room: &Room| {
-            let bytes = room.builder.bytes_len() + HEADER_LEN + message.body.len();
-            !room.builder.is_empty() && (bytes > bytes_max || message.extension.is_some())
+            let bytes = room.builder.bytes_len() + HEADER_LEN + packet.body.len();
+            !room.builder.is_empty() && (bytes > bytes_max || !message.payload.is_plain())
         };
         if self.rooms.get(id).is_some_and(crowded) {
             self.full(id, now, out);
@@ -122,8 +123,8 @@ impl RoomsOfComet {
         room.shares.push(message.share);
         let oldest = room.accepted_at.map_or(message.accepted_at, |oldest| oldest.min(message.accepted_at));
         room.accepted_at = Some(oldest);
-        let is_alone = message.extension.is_some();
-        room.extension = message.extension;
+        let is_alone = !message.payload.is_plain();
+        room.special = is_alone.then(|| message.payload.map(drop));
         if is_alone || room.builder.len() >= messages_max || room.builder.bytes_len() >= bytes_max {
             self.full(id, now, out);
         }
@@ -236,9 +237,12 @@ impl Room {
         let packet = mem::take(&mut self.builder).finish();
         let push = RoomPush {
             room: id.clone(),
-            packet,
+            operation: packet.carried_operation(),
+            payload: match self.special.take() {
+                Some(special) => special.map(|()| packet),
+                None => Payload::plain(packet),
+            },
             accepted_at: self.accepted_at.take(),
-            extension: self.extension.take(),
         };
         Some(Waiting { push, shares: mem::take(&mut self.shares) })
     }

@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use goim_ports::{LogPosition, PushRecord, PushTarget};
 use goim_wire::{HEADER_LEN, batch};
 
@@ -40,18 +41,16 @@ impl Check {
         let record = PushRecord {
             target: PushTarget::Room(room.into()),
             operation: Operation(1000),
-            body: body.clone(),
+            payload: Payload::plain(body.clone()),
             accepted_at: AcceptedAt(self.offset.cast_unsigned()),
-            extension: None,
         };
         let ticket = self.in_flight.enter(position, &record);
         self.offset += 1;
         let share = Share::new(&self.in_flight, ticket);
         let message = Message {
             operation: record.operation,
-            body,
+            payload: Payload::plain(body),
             accepted_at: record.accepted_at,
-            extension: None,
             share,
         };
         let (now, mut out) = (self.at(ms), Vec::new());
@@ -77,8 +76,8 @@ impl Check {
 /// `room: body body …` for each batch.
 fn show(batches: Vec<Batch>) -> Vec<String> {
     let show = |batch: Batch| {
-        assert_eq!(batch.push.packet.operation, Operation::RAW);
-        let bodies: Vec<_> = batch::packets(&batch.push.packet.body)
+        assert_eq!(batch.push.payload.primary().unwrap().operation, Operation::RAW);
+        let bodies: Vec<_> = batch::packets(&batch.push.payload.primary().unwrap().body)
             .map(|packet| String::from_utf8(packet.expect("whole").body.to_vec()).expect("text"))
             .collect();
         assert_eq!(bodies.len(), batch.shares.len());

@@ -11,8 +11,8 @@ use bytes::Bytes;
 use goim_job::{Config, Job};
 use goim_ports::{
     AcceptedAt, BoxFuture, Broadcast, Call, CometError, CometPool, CometPort, KeyPush, LogEntry, LogPosition,
-    Operation, PacketBuf, PushLogReader, PushRecord, PushTarget, ReadError, RoomId, RoomPush, RoomsDelta,
-    RoomsRevision, ServerId, StripeDelta,
+    Operation, PacketBuf, Payload, PushLogReader, PushRecord, PushTarget, ReadError, RoomId, RoomPush,
+    RoomsDelta, RoomsRevision, ServerId, StripeDelta,
 };
 use goim_wire::batch;
 use prometheus_client::registry::Registry;
@@ -328,7 +328,7 @@ fn got(to: String, packet: PacketBuf, accepted_at: Option<AcceptedAt>) -> Got {
 
 fn got_by_key(push: KeyPush) -> Got {
     let keys: Vec<_> = push.keys.iter().map(|key| key.as_str()).collect();
-    let got = got(format!("key:{}", keys.join(",")), push.packet, push.accepted_at);
+    let got = got(format!("key:{}", keys.join(",")), push.payload.into_primary().unwrap(), push.accepted_at);
     Got { operation: Some(push.operation), ..got }
 }
 
@@ -341,7 +341,7 @@ impl CometPort for Recorder {
         let mut state = self.state.lock().unwrap();
         let Some(many) = &mut state.many else {
             state.asked += 1;
-            return Call::Ready(Err(CometError::UNKNOWN_CALL));
+            return Call::Ready(Err(CometError::Unsupported));
         };
         many.push(pushes.len());
         let shared = Arc::clone(&self.state);
@@ -361,13 +361,17 @@ impl CometPort for Recorder {
     }
 
     fn broadcast(&self, broadcast: Broadcast) -> Call<Result<(), CometError>> {
-        let got = got("all".to_owned(), broadcast.packet, broadcast.accepted_at);
+        let got = got("all".to_owned(), broadcast.payload.into_primary().unwrap(), broadcast.accepted_at);
         let speed = broadcast.speed.map(NonZeroU32::get);
         self.answer(Got { operation: Some(broadcast.operation), speed, ..got })
     }
 
     fn push_room(&self, push: RoomPush) -> Call<Result<(), CometError>> {
-        self.answer(got(format!("room:{}", push.room), push.packet, push.accepted_at))
+        self.answer(got(
+            format!("room:{}", push.room),
+            push.payload.into_primary().unwrap(),
+            push.accepted_at,
+        ))
     }
 
     fn rooms_since(&self, known: RoomsRevision) -> Call<Result<RoomsDelta, CometError>> {
@@ -391,7 +395,7 @@ impl CometPort for Recorder {
         }
         match &mut state.missed {
             Some(missed) => missed.push(ago),
-            None => return Call::Ready(Err(CometError::UNKNOWN_CALL)),
+            None => return Call::Ready(Err(CometError::Unsupported)),
         }
         Call::Ready(Ok(()))
     }
@@ -407,7 +411,12 @@ impl CometPort for Recorder {
 
 fn record(target: PushTarget, body: impl Into<String>) -> PushRecord {
     let body = Bytes::from(body.into());
-    PushRecord { target, operation: Operation(1000), body, accepted_at: AcceptedAt(1_000), extension: None }
+    PushRecord {
+        target,
+        operation: Operation(1000),
+        payload: Payload::plain(body),
+        accepted_at: AcceptedAt(1_000),
+    }
 }
 
 pub(crate) fn to_keys(server: &str, keys: &[&str], body: impl Into<String>) -> PushRecord {

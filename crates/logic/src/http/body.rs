@@ -1,4 +1,4 @@
-//! The body of a request: how much of it is read, and what becomes of one that nobody wants.
+//! Reads the body of a request, or the unwanted body of a rejected one.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -6,8 +6,8 @@ use std::pin::Pin;
 use axum::body::{Bytes, HttpBody};
 use bytes::{Buf, BytesMut};
 
-/// A body up to this size is copied out of the read buffer, which it would otherwise keep alive for as long as the
-/// message is on its way.
+/// Bodies up to this size are copied out of the read buffer, which a message in flight would
+/// otherwise keep in memory.
 const COPY_BYTES_MAX: usize = 16 * 1024;
 
 /// Why a body was not read.
@@ -15,11 +15,11 @@ const COPY_BYTES_MAX: usize = 16 * 1024;
 pub(super) enum BodyError {
     /// It is, or would become, larger than the limit.
     TooLarge,
-    /// It ended early, or its chunks make no sense.
+    /// It ended early, or its chunks are malformed.
     Broken,
 }
 
-/// All of a body, at most `limit` bytes. Of one that announces more nothing is read.
+/// Reads a body of at most `limit` bytes. Reads nothing of a body that announces more.
 pub(super) async fn read<B>(body: &mut B, limit: usize) -> Result<Bytes, BodyError>
 where
     B: HttpBody<Data = Bytes> + Unpin,
@@ -51,8 +51,8 @@ where
     })
 }
 
-/// Takes up to `limit` bytes of a body that nobody wants: a client that is still sending would otherwise see its
-/// connection reset instead of the answer. True when that was all.
+/// Reads and drops up to `limit` bytes of an unwanted body: otherwise the client would see a reset
+/// instead of the response. Returns true when that was the whole body.
 pub(super) async fn discard<B>(body: &mut B, limit: usize) -> bool
 where
     B: HttpBody<Data = Bytes> + Unpin,
@@ -68,7 +68,7 @@ where
     }
 }
 
-/// The next piece of data; trailers are passed over.
+/// Returns the next chunk of data; trailers are skipped.
 async fn next_data<B>(body: &mut B) -> Result<Option<Bytes>, BodyError>
 where
     B: HttpBody<Data = Bytes> + Unpin,

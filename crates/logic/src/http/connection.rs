@@ -1,13 +1,15 @@
-//! Sockets: accepting them, how many there may be, how long they may be silent, and how they end.
+//! Accepts HTTP connections, limits their number, times them out and closes them.
 //!
-//! Three clocks guard a connection. While a request's head is coming, `header_timeout` counts from its first byte (from
-//! the start, on a new connection); while a request is worked on, `request_timeout` counts (in `dispatch`); between
-//! two requests `idle_timeout` does, and so it does while a client does not take an answer. An answer may take as long as it
-//! wants: a stream is not idle. One timer per connection serves the first and the last: it looks at the clock
-//! twice per `header_timeout`, so that a connection may live half a `header_timeout` longer than it should.
+//! Three timeouts guard a connection. `header_timeout` limits a request's head from its first byte,
+//! or from the start of a connection; `request_timeout` limits the request (in `dispatch`);
+//! `idle_timeout` limits the time between requests, and the time in which a client reads nothing of
+//! a response. A response may take any time: a stream is not idle. One timer per connection checks
+//! the first and the last twice per `header_timeout`, so a connection may live half a
+//! `header_timeout` too long.
 //!
-//! A connection on which a part of a request was left unread is closed in two steps: first this side's half, then, when the client has
-//! closed its own or has sent a little more, all of it. Closed at once, the client would see a reset in place of its answer.
+//! A connection with an unread rest of a request is closed in two steps: first this side's half,
+//! then the whole when the client has closed its half or sent a little more. An immediate close
+//! would reach the client as a reset, before the response.
 
 use std::future::Future;
 use std::io;
@@ -28,33 +30,28 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tower_service::Service as _;
 
-use super::dispatch::{Api, LeftUnread};
-use super::with_api;
-use crate::HttpConfig;
+use super::dispatch::{Api, LeftUnread, with_api};
+use crate::config::HttpConfig;
 
-/// Pause after an accept that failed for want of descriptors or memory.
+/// The pause after an accept that failed for lack of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What all connections share.
-struct Server {
+struct HttpServer {
     api: Arc<Api>,
-    /// Everything that is neither below `/goim/` nor below `/v1/`: the caller's routes, and the API behind them.
+    /// Serves paths outside of `/goim/` and `/v1/`: the caller's routes, with the API as the
+    /// fallback.
     other: Router,
     http1: http1::Builder,
-}
-
-/// What the server wants of its connections.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stage {
-    Serving,
-    /// No request after the one under way.
-    Draining,
-    /// Now.
-    Ending,
+    /// Cancelled when connections should accept no request after the current one.
+    draining: CancellationToken,
+    /// Cancelled when connections should close immediately.
+    closing: CancellationToken,
 }
 
 pub(super) async fn serve(
@@ -66,17 +63,24 @@ pub(super) async fn serve(
     let config = api.logic.config.http.clone();
     let mut http1 = http1::Builder::new();
     http1
-        // A client may close its sending half behind its request and still wants the answer.
+        // A client may close its sending half after its request and still read the response.
         .half_close(true)
         .title_case_headers(true)
         .max_headers(config.headers_max)
         .max_header_size(config.head_bytes_max);
-    let server = Arc::new(Server { other: with_api(extra, Arc::clone(&api)), api, http1 });
+    let server = Arc::new(HttpServer {
+        other: with_api(extra, Arc::clone(&api)),
+        api,
+        http1,
+        draining: CancellationToken::new(),
+        closing: CancellationToken::new(),
+    });
+    // Dropping the future closes the connections too.
+    let closing = server.closing.clone().drop_guard();
     let connections = u32::try_from(config.connections_max).unwrap_or(u32::MAX);
     let slots = Arc::new(Semaphore::new(connections as usize));
-    let (stage, stages) = watch::channel(Stage::Serving);
 
-    let (mut shutdown, mut following) = (pin!(shutdown), pin!(server.api.logic.follow_ends()));
+    let (mut shutdown, mut following) = (pin!(shutdown), pin!(server.api.logic.watch_session_ends()));
     let mut is_followed = true;
     loop {
         let accepted = tokio::select! {
@@ -89,7 +93,7 @@ pub(super) async fn serve(
             accepted = accept(&listener, &slots) => accepted,
         };
         let Some((slot, stream, peer)) = accepted else { break };
-        let connection = Connection::new(stream, peer, Arc::clone(&server), stages.clone());
+        let connection = HttpConnection { stream, peer, server: Arc::clone(&server) };
         let open = server.api.logic.metrics.connections.clone();
         tokio::spawn(async move {
             open.inc();
@@ -99,18 +103,19 @@ pub(super) async fn serve(
         });
     }
     drop(listener);
-    stage.send_replace(Stage::Draining);
+    server.draining.cancel();
     if let Some(timelines) = &server.api.logic.timelines {
-        // Streams would not end by themselves.
-        timelines.drain_waits();
+        // Streams do not end by themselves.
+        timelines.drain_long_polls();
     }
     if tokio::time::timeout(config.shutdown_timeout, slots.acquire_many(connections)).await.is_err() {
         tracing::warn!(timeout = ?config.shutdown_timeout, "HTTP requests are cut off");
     }
-    stage.send_replace(Stage::Ending);
+    drop(closing);
 }
 
-/// The next connection, once there is a slot for it. A failure concerns one connection or passes; the listener goes on.
+/// Accepts the next connection once a slot is free. An error concerns one connection or is
+/// temporary, so the listener continues.
 async fn accept(
     listener: &TcpListener,
     slots: &Arc<Semaphore>,
@@ -134,41 +139,38 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
 }
 
-struct Connection {
+struct HttpConnection {
     stream: TcpStream,
     peer: SocketAddr,
-    server: Arc<Server>,
-    stages: watch::Receiver<Stage>,
+    server: Arc<HttpServer>,
 }
 
-impl Connection {
-    fn new(stream: TcpStream, peer: SocketAddr, server: Arc<Server>, stages: watch::Receiver<Stage>) -> Self {
-        Self { stream, peer, server, stages }
-    }
-
+impl HttpConnection {
     async fn serve(self) {
-        let Self { stream, peer, server, mut stages } = self;
-        // Without it an answer may wait for an acknowledgement; a socket that cannot is served all the same.
+        let Self { stream, peer, server } = self;
+        // Without TCP_NODELAY a response may wait for an acknowledgement. A socket that refuses it
+        // is served all the same.
         let _ = stream.set_nodelay(true);
-        let clock = Arc::new(Clock::new());
-        let io = TokioIo::new(Watched { stream, clock: Arc::clone(&clock), lingering: None });
+        let clock = Arc::new(ConnectionClock::new());
+        let io = TokioIo::new(WatchedStream { stream, clock: Arc::clone(&clock), lingering: None });
         let service = service_fn(|request| {
-            clock.set(Phase::Answering);
+            clock.set(ConnectionPhase::Answering);
             let answer = server.answer(peer, request);
             let clock = Arc::clone(&clock);
             async move {
                 let response = answer.await;
-                clock.set(Phase::Sending);
+                clock.set(ConnectionPhase::Sending);
                 if response.extensions().get::<LeftUnread>().is_some() {
                     clock.is_left_unread.store(true, Ordering::Relaxed);
                 }
-                Ok::<_, std::convert::Infallible>(response.map(|body| Sent { body, clock }))
+                Ok::<_, std::convert::Infallible>(response.map(|body| ResponseBody { body, clock }))
             }
         });
         let mut connection = pin!(server.http1.serve_connection(io, service));
         let config = &server.api.logic.config.http;
         let look_every = config.header_timeout / 2;
         let mut look = pin!(tokio::time::sleep(look_every));
+        let mut is_draining = false;
         loop {
             tokio::select! {
                 biased;
@@ -185,10 +187,9 @@ impl Connection {
                     }
                     look.as_mut().reset(Instant::now() + look_every);
                 }
-                changed = stages.changed() => {
-                    if changed.is_err() || *stages.borrow_and_update() == Stage::Ending {
-                        return;
-                    }
+                () = server.closing.cancelled() => return,
+                () = server.draining.cancelled(), if !is_draining => {
+                    is_draining = true;
                     connection.as_mut().graceful_shutdown();
                 }
             }
@@ -196,7 +197,7 @@ impl Connection {
     }
 }
 
-impl Server {
+impl HttpServer {
     async fn answer(&self, peer: SocketAddr, mut request: Request<Incoming>) -> Response<Body> {
         let path = request.uri().path();
         if path.starts_with("/goim/") || path.starts_with("/v1/") {
@@ -208,35 +209,36 @@ impl Server {
     }
 }
 
-/// What a connection is doing.
+/// The phase of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
+enum ConnectionPhase {
     /// Between two requests.
     Idle,
-    /// A head has begun and is not complete.
+    /// A head is incomplete.
     Head,
-    /// A request is being worked on.
+    /// A request is handled.
     Answering,
-    /// An answer is on its way out.
+    /// A response is sent.
     Sending,
 }
 
-/// Since when a connection has been doing what. Written and read by the connection's own task only; atomic because
+/// The phase of a connection and its start. Only the connection's own task uses it; atomic because
 /// the task moves between threads.
-struct Clock {
+struct ConnectionClock {
     start: Instant,
     /// Milliseconds since `start`, times four, plus the phase.
     state: AtomicU64,
-    /// Milliseconds since `start`, plus one, when the client began to take nothing of what is to be sent; zero while it does.
+    /// Milliseconds since `start`, plus one, when the client stopped reading the response; zero
+    /// while it reads.
     stalled: AtomicU64,
-    /// The client may still be sending a request that has its answer.
+    /// The client may still be sending a request that already has its response.
     is_left_unread: AtomicBool,
 }
 
-impl Clock {
-    /// A new connection has to begin at once.
+impl ConnectionClock {
+    /// A new connection is in the phase of a head: its first byte is expected immediately.
     fn new() -> Self {
-        let state = AtomicU64::new(Phase::Head as u64);
+        let state = AtomicU64::new(ConnectionPhase::Head as u64);
         Self {
             start: Instant::now(),
             state,
@@ -249,17 +251,17 @@ impl Clock {
         u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX >> 2)
     }
 
-    fn set(&self, phase: Phase) {
+    fn set(&self, phase: ConnectionPhase) {
         self.state.store(self.millis() << 2 | phase as u64, Ordering::Relaxed);
     }
 
-    fn get(&self) -> (Phase, Instant) {
+    fn get(&self) -> (ConnectionPhase, Instant) {
         let state = self.state.load(Ordering::Relaxed);
         let phase = match state & 3 {
-            0 => Phase::Idle,
-            1 => Phase::Head,
-            2 => Phase::Answering,
-            _ => Phase::Sending,
+            0 => ConnectionPhase::Idle,
+            1 => ConnectionPhase::Head,
+            2 => ConnectionPhase::Answering,
+            _ => ConnectionPhase::Sending,
         };
         (phase, self.start + Duration::from_millis(state >> 2))
     }
@@ -267,17 +269,17 @@ impl Clock {
     fn has_run_out(&self, config: &HttpConfig) -> bool {
         let (phase, since) = self.get();
         match phase {
-            Phase::Idle => since.elapsed() >= config.idle_timeout,
-            Phase::Head => since.elapsed() >= config.header_timeout,
-            Phase::Answering => false,
-            Phase::Sending => match self.stalled.load(Ordering::Relaxed) {
+            ConnectionPhase::Idle => since.elapsed() >= config.idle_timeout,
+            ConnectionPhase::Head => since.elapsed() >= config.header_timeout,
+            ConnectionPhase::Answering => false,
+            ConnectionPhase::Sending => match self.stalled.load(Ordering::Relaxed) {
                 0 => false,
                 since => self.millis().saturating_sub(since - 1) >= millis_of(config.idle_timeout),
             },
         }
     }
 
-    /// Something was written, or nothing could be.
+    /// Records a write: the socket took bytes, or it is full.
     fn wrote<T>(&self, poll: &Poll<T>) {
         if poll.is_ready() {
             self.stalled.store(0, Ordering::Relaxed);
@@ -286,10 +288,10 @@ impl Clock {
         }
     }
 
-    /// Bytes have come in.
+    /// Records that bytes were received.
     fn received(&self) {
-        if self.get().0 == Phase::Idle {
-            self.set(Phase::Head);
+        if self.get().0 == ConnectionPhase::Idle {
+            self.set(ConnectionPhase::Head);
         }
     }
 }
@@ -298,19 +300,19 @@ fn millis_of(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The body of an answer, which tells the clock of its end.
-struct Sent {
+/// The body of a response. It sets the phase when it ends.
+struct ResponseBody {
     body: Body,
-    clock: Arc<Clock>,
+    clock: Arc<ConnectionClock>,
 }
 
-impl Drop for Sent {
+impl Drop for ResponseBody {
     fn drop(&mut self) {
-        self.clock.set(Phase::Idle);
+        self.clock.set(ConnectionPhase::Idle);
     }
 }
 
-impl HttpBody for Sent {
+impl HttpBody for ResponseBody {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -330,29 +332,31 @@ impl HttpBody for Sent {
     }
 }
 
-/// What is still taken of a client before its connection is closed, and for how long.
+/// How much is still read from a client before its connection is closed, and for how long.
 const LINGER_BYTES_MAX: usize = 64 * 1024;
 const LINGER_TIME: Duration = Duration::from_millis(500);
 
-/// The time between the end of one half of a connection and that of the other.
-struct Lingering {
+/// The state between the close of this half of a connection and the close of the whole.
+struct LingerState {
     until: Pin<Box<tokio::time::Sleep>>,
     taken: usize,
 }
 
-/// A socket that tells the clock of what comes in and what goes out.
-struct Watched {
+/// A socket that records reads and writes in the connection's clock.
+struct WatchedStream {
     stream: TcpStream,
-    clock: Arc<Clock>,
-    lingering: Option<Lingering>,
+    clock: Arc<ConnectionClock>,
+    lingering: Option<LingerState>,
 }
 
-impl Watched {
-    /// Takes what the client still sends, until its end, the time's or the limit's.
+impl WatchedStream {
+    /// Reads and drops what the client still sends, until its end, [`LINGER_TIME`] or
+    /// [`LINGER_BYTES_MAX`].
     fn poll_linger(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let lingering = self
-            .lingering
-            .get_or_insert_with(|| Lingering { until: Box::pin(tokio::time::sleep(LINGER_TIME)), taken: 0 });
+        let lingering = self.lingering.get_or_insert_with(|| LingerState {
+            until: Box::pin(tokio::time::sleep(LINGER_TIME)),
+            taken: 0,
+        });
         loop {
             if lingering.taken >= LINGER_BYTES_MAX || lingering.until.as_mut().poll(context).is_ready() {
                 return Poll::Ready(());
@@ -367,7 +371,7 @@ impl Watched {
     }
 }
 
-impl AsyncRead for Watched {
+impl AsyncRead for WatchedStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -382,7 +386,7 @@ impl AsyncRead for Watched {
     }
 }
 
-impl AsyncWrite for Watched {
+impl AsyncWrite for WatchedStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

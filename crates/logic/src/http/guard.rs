@@ -1,37 +1,37 @@
-//! Who may push.
+//! Authorization of the backend: an API key or, when none is configured, a request from this
+//! machine.
 //!
-//! With API keys: who presents one. Without: who is on this machine, which is more than a matter of the peer's
-//! address: a proxy or a browser on this machine speaks for others.
+//! The peer's address does not suffice for the second: a proxy or a browser on this machine
+//! forwards requests of others, and shows so in its headers.
 
 use std::net::IpAddr;
 
-use axum::body::Body;
 use axum::http::header::{AUTHORIZATION, FORWARDED, ORIGIN};
-use axum::http::{HeaderMap, HeaderName, Response, StatusCode};
+use axum::http::{HeaderMap, HeaderName, StatusCode};
 
-use super::reply;
-use crate::ApiKey;
+use super::error::ApiError;
+use crate::config::ApiKey;
 
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 
-/// Why somebody may not push.
+/// Why a request is not authorized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Refusal {
-    /// No key, or a wrong one.
+pub(super) enum AuthError {
+    /// The API key is missing or wrong.
     Key,
-    /// Not on this machine, or speaking for somebody who may not be.
+    /// The request is not from this machine, or was forwarded for another one.
     NotLocal,
 }
 
-impl Refusal {
-    pub(super) fn reply(self) -> Response<Body> {
-        match self {
-            Self::Key => reply::unauthorized(
+impl From<AuthError> for ApiError {
+    fn from(error: AuthError) -> Self {
+        match error {
+            AuthError::Key => Self::unauthorized(
                 "a push needs an API key in the header Authorization (Bearer KEY) or X-API-Key (KEY)",
             ),
-            Self::NotLocal => reply::refusal(
+            AuthError::NotLocal => Self::new(
                 StatusCode::FORBIDDEN,
                 "without logic.http.api_keys pushes are taken from this machine only; \
                  configure a key there and send it as Authorization: Bearer KEY",
@@ -40,22 +40,22 @@ impl Refusal {
     }
 }
 
-/// Decides whether a request may push.
-pub(super) fn check(keys: &[ApiKey], peer: Option<IpAddr>, headers: &HeaderMap) -> Result<(), Refusal> {
+/// Checks that a request is authorized.
+pub(super) fn check(keys: &[ApiKey], peer: Option<IpAddr>, headers: &HeaderMap) -> Result<(), AuthError> {
     if keys.is_empty() {
-        return if is_local(peer, headers) { Ok(()) } else { Err(Refusal::NotLocal) };
+        return if is_local(peer, headers) { Ok(()) } else { Err(AuthError::NotLocal) };
     }
     let presented = bearer_tokens(headers).chain(headers.get_all(X_API_KEY).iter().map(|key| key.as_bytes()));
     for candidate in presented {
-        // Every key is looked at, so that the time says nothing of which one is close.
+        // All keys are compared, so that the time does not reveal which one is close.
         if keys.iter().fold(false, |found, key| found | key.matches(candidate)) {
             return Ok(());
         }
     }
-    Err(Refusal::Key)
+    Err(AuthError::Key)
 }
 
-/// What is presented as `Authorization: Bearer`.
+/// The tokens presented as `Authorization: Bearer`.
 pub(super) fn bearer_tokens(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
     headers.get_all(AUTHORIZATION).iter().filter_map(|value| {
         let (scheme, token) = value.as_bytes().split_first_chunk::<7>()?;
@@ -63,7 +63,7 @@ pub(super) fn bearer_tokens(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> 
     })
 }
 
-/// Whoever is on this machine, and speaks for himself.
+/// True for a request from this machine that was not forwarded for another one.
 pub(super) fn is_local(peer: Option<IpAddr>, headers: &HeaderMap) -> bool {
     let local_peer = peer.is_some_and(|peer| peer.to_canonical().is_loopback());
     // Most requests have none of these headers.
@@ -77,7 +77,8 @@ pub(super) fn is_local(peer: Option<IpAddr>, headers: &HeaderMap) -> bool {
         && headers.get_all(ORIGIN).iter().all(|value| local_origin(value.as_bytes()))
 }
 
-/// True when each element of a list names an address of this machine. What cannot be read names none.
+/// True when each element of a list names an address of this machine. An unreadable element does
+/// not.
 fn all_local(value: &[u8], address: impl Fn(&str) -> Option<&str>) -> bool {
     let Ok(value) = std::str::from_utf8(value) else { return false };
     value.split(',').all(|element| address(element.trim()).is_some_and(is_local_host))
@@ -91,7 +92,8 @@ fn forwarded_for(element: &str) -> Option<&str> {
     })
 }
 
-/// A page in a browser on this machine may come from anywhere; the browser says from where.
+/// True for the origin of a page on this machine. A local browser shows pages of any origin and
+/// sends it along.
 fn local_origin(value: &[u8]) -> bool {
     let Ok(origin) = std::str::from_utf8(value) else { return false };
     origin.split_once("://").is_some_and(|(_, host)| is_local_host(host))
@@ -157,20 +159,20 @@ mod tests {
     }
 
     #[test]
-    fn with_keys_a_key_is_what_counts() {
+    fn with_keys_a_key_is_required() {
         let keys = [ApiKey::from("first key".to_owned()), ApiKey::from("second key".to_owned())];
-        let check = |list: &[(&'static str, &'static str)], expected: Result<(), Refusal>| {
+        let check = |list: &[(&'static str, &'static str)], expected: Result<(), AuthError>| {
             assert_eq!(check(&keys, "127.0.0.1".parse().ok(), &headers(list)), expected, "{list:?}");
         };
         check(&[("authorization", "Bearer first key")], Ok(()));
         check(&[("authorization", "bearer second key")], Ok(()));
         check(&[("x-api-key", "second key")], Ok(()));
         check(&[("authorization", "Basic Zm9v"), ("x-api-key", "first key")], Ok(()));
-        check(&[], Err(Refusal::Key));
-        check(&[("authorization", "Bearer third key")], Err(Refusal::Key));
-        check(&[("authorization", "first key")], Err(Refusal::Key));
-        check(&[("authorization", "Bearer ")], Err(Refusal::Key));
-        check(&[("x-api-key", "")], Err(Refusal::Key));
+        check(&[], Err(AuthError::Key));
+        check(&[("authorization", "Bearer third key")], Err(AuthError::Key));
+        check(&[("authorization", "first key")], Err(AuthError::Key));
+        check(&[("authorization", "Bearer ")], Err(AuthError::Key));
+        check(&[("x-api-key", "")], Err(AuthError::Key));
         check(&[("x-forwarded-for", "203.0.113.9"), ("x-api-key", "first key")], Ok(()));
     }
 }

@@ -1,7 +1,7 @@
 //! JSON as Go's `encoding/json` writes it.
 
-/// Appends `text` as a string. Go escapes what could end a script element or a line of JavaScript, and writes U+FFFD,
-/// escaped, for each byte that is not UTF-8.
+/// Appends `text` as a string. Go escapes what could end a script element or a line of JavaScript,
+/// and writes U+FFFD, escaped, for each byte that is not UTF-8.
 pub(super) fn string(out: &mut Vec<u8>, text: &[u8]) {
     out.push(b'"');
     for chunk in text.utf8_chunks() {
@@ -50,7 +50,8 @@ pub(super) fn number(out: &mut Vec<u8>, number: impl std::fmt::Display) {
     let _ = write!(out, "{number}");
 }
 
-/// Appends a float of 32 bits: as few digits as tell it from its neighbours, and an exponent where Go writes one.
+/// Appends a 32-bit float with as few digits as identify it, and with an exponent where Go writes
+/// one.
 fn float(out: &mut Vec<u8>, value: f32) {
     let magnitude = value.abs();
     if magnitude != 0.0 && !(1e-6..1e21).contains(&magnitude) {
@@ -63,12 +64,12 @@ fn float(out: &mut Vec<u8>, value: f32) {
 }
 
 /// An object being written, members in the order of the calls.
-pub(super) struct Object<'o> {
+pub(super) struct ObjectWriter<'o> {
     out: &'o mut Vec<u8>,
     empty: bool,
 }
 
-impl<'o> Object<'o> {
+impl<'o> ObjectWriter<'o> {
     pub(super) fn open(out: &'o mut Vec<u8>) -> Self {
         out.push(b'{');
         Self { out, empty: true }
@@ -177,7 +178,7 @@ mod tests {
     #[test]
     fn objects_leave_out_what_is_empty() {
         let mut out = Vec::new();
-        let mut object = Object::open(&mut out);
+        let mut object = ObjectWriter::open(&mut out);
         object.some_text("a", "");
         object.some_number("b", 0);
         object.some_float("c", 0.0);

@@ -1,7 +1,7 @@
-//! The messages of `POST /v1/push`, read from JSON straight into what logic takes.
+//! Parses the messages of `POST /v1/push` from JSON directly into logic's types.
 //!
-//! The readers are written out rather than derived, so that an error can name the message, the field, and what would
-//! be right there.
+//! The deserializers are written out instead of derived, so that an error names the message, the
+//! field and the expected value.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -10,26 +10,29 @@ use std::num::NonZeroU32;
 use axum::body::Bytes;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use goim_ports::{EndCode, Extended, IdempotencyKey, Mid, Operation, RoomId, Schema, SchemaBody, SessionKey};
+use goim_ports::{
+    Bodies, CloseReason, IdempotencyKey, Mid, Operation, RoomId, Schema, SchemaBody, SessionKey,
+};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
-use crate::{BatchMessage, Delivery, Receivers};
+use crate::batch::{BatchMessage, Delivery, Receivers};
 
-/// Most messages in one request: what one request may keep the others waiting for is bounded, about 10 ms.
+/// The maximum number of messages in one request. It bounds the time that one request delays the
+/// others, to about 10 ms.
 pub(super) const MESSAGES_MAX: usize = 10_000;
 
-/// How a request writes its messages.
+/// The format of a body with messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Form {
+pub(super) enum BodyFormat {
     /// `{"messages":[…]}`.
     Json,
-    /// One message a line.
+    /// One message per line.
     Lines,
 }
 
-impl Form {
-    /// The form that a content type names; parameters like a charset do not matter.
+impl BodyFormat {
+    /// Returns the format that a content type names. Parameters such as a charset are ignored.
     pub(super) fn of(content_type: &[u8]) -> Option<Self> {
         let name = content_type.split(|byte| *byte == b';').next()?.trim_ascii();
         let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
@@ -39,23 +42,23 @@ impl Form {
         is("application/x-ndjson").then_some(Self::Lines)
     }
 
-    /// Reads all messages of a body.
+    /// Parses all messages of a body.
     ///
     /// # Errors
-    /// A text that names the first message that is wrong, its field, and what would be right.
+    /// The first invalid message, its field, and the expected value.
     pub(super) fn read(self, body: &[u8]) -> Result<Vec<BatchMessage>, String> {
         let text = std::str::from_utf8(body)
             .map_err(|error| format!("the body is not UTF-8 from byte {} on", error.valid_up_to()))?;
         match self {
             Self::Json => serde_json::from_str(text)
-                .map(|Document(messages)| messages)
+                .map(|BatchDocument(messages)| messages)
                 .map_err(|error| error.to_string()),
             Self::Lines => read_lines(text),
         }
     }
 
-    /// The place of a message, as the errors name it.
-    pub(super) fn place(self, index: usize, body: &[u8]) -> String {
+    /// Returns the path of a message, as error messages name it.
+    pub(super) fn path_of(self, index: usize, body: &[u8]) -> String {
         match self {
             Self::Json => format!("messages[{index}]"),
             Self::Lines => {
@@ -67,7 +70,7 @@ impl Form {
     }
 }
 
-/// Lines without anything are passed over.
+/// Empty lines are skipped.
 fn read_lines(text: &str) -> Result<Vec<BatchMessage>, String> {
     let mut messages = Vec::new();
     for (index, line) in text.split('\n').enumerate() {
@@ -83,7 +86,7 @@ fn read_lines(text: &str) -> Result<Vec<BatchMessage>, String> {
     Ok(messages)
 }
 
-/// A parser that sees one line calls it the first.
+/// Replaces the parser's line number, which is always 1, by that of the body.
 fn of_line(line: usize, error: &serde_json::Error) -> String {
     let text = error.to_string();
     let place = format!(" at line {} column {}", error.line(), error.column());
@@ -97,17 +100,17 @@ fn too_many() -> String {
     format!("a request may have {MESSAGES_MAX} messages at most; send the others in another one")
 }
 
-/// A text that is not copied unless it has escapes.
+/// A text that is only copied when it has escapes.
 #[derive(Deserialize)]
 #[serde(transparent)]
-struct Text<'t>(#[serde(borrow)] Cow<'t, str>);
+struct BorrowedText<'t>(#[serde(borrow)] Cow<'t, str>);
 
-/// Says that `name` is where `error` is.
-fn within<E: Error>(name: impl fmt::Display) -> impl FnOnce(E) -> E {
+/// Prefixes an error with the name of its location.
+fn at<E: Error>(name: impl fmt::Display) -> impl FnOnce(E) -> E {
     move |error| E::custom(format_args!("{name}: {error}"))
 }
 
-/// Reads the value of a field that must not be there yet.
+/// Reads the value of a field. Fails when the field was already read.
 fn field<'de, T, A>(map: &mut A, place: &mut Option<T>, name: &str) -> Result<(), A::Error>
 where
     T: Deserialize<'de>,
@@ -116,7 +119,7 @@ where
     if place.is_some() {
         return Err(A::Error::custom(format_args!("{name}: is given twice")));
     }
-    *place = Some(map.next_value().map_err(within(name))?);
+    *place = Some(map.next_value().map_err(at(name))?);
     Ok(())
 }
 
@@ -125,21 +128,21 @@ fn unknown<E: Error>(name: &str, known: &str) -> E {
 }
 
 /// `{"messages":[…]}`.
-struct Document(Vec<BatchMessage>);
+struct BatchDocument(Vec<BatchMessage>);
 
-impl<'de> Deserialize<'de> for Document {
+impl<'de> Deserialize<'de> for BatchDocument {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Fields;
         impl<'de> Visitor<'de> for Fields {
-            type Value = Document;
+            type Value = BatchDocument;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object with the list `messages`")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Document, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<BatchDocument, A::Error> {
                 let mut messages: Option<Messages> = None;
-                while let Some(Text(name)) = map.next_key()? {
+                while let Some(BorrowedText(name)) = map.next_key()? {
                     match &*name {
                         "messages" if messages.is_some() => {
                             return Err(A::Error::custom("messages: is given twice"));
@@ -150,7 +153,7 @@ impl<'de> Deserialize<'de> for Document {
                     }
                 }
                 let messages = messages.ok_or_else(|| A::Error::custom("messages: is missing"))?;
-                Ok(Document(messages.0))
+                Ok(BatchDocument(messages.0))
             }
         }
         deserializer.deserialize_map(Fields)
@@ -173,7 +176,7 @@ impl<'de> Deserialize<'de> for Messages {
                 let mut messages = Vec::new();
                 loop {
                     let place = format_args!("messages[{}]", messages.len()).to_string();
-                    let element = list.next_element().map_err(within(&place))?;
+                    let element = list.next_element().map_err(at(&place))?;
                     let Some(Message(message)) = element else { return Ok(Messages(messages)) };
                     if messages.len() == MESSAGES_MAX {
                         return Err(A::Error::custom(format_args!("{place}: {}", too_many())));
@@ -202,7 +205,7 @@ impl<'de> Deserialize<'de> for Message {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Message, A::Error> {
                 let (mut to, mut operation, mut text, mut bytes, mut bodies) = (None, None, None, None, None);
                 let (mut delivery, mut idempotency_key) = (None, None);
-                while let Some(Text(name)) = map.next_key()? {
+                while let Some(BorrowedText(name)) = map.next_key()? {
                     match &*name {
                         "to" => field(&mut map, &mut to, "to")?,
                         "operation" => field(&mut map, &mut operation, "operation")?,
@@ -229,39 +232,39 @@ impl<'de> Deserialize<'de> for Message {
 }
 
 fn message(
-    to: Option<To>,
+    to: Option<ReceiversField>,
     operation: Option<i32>,
-    text: Option<Text<'_>>,
-    bytes: Option<Text<'_>>,
-    bodies: Option<Vec<InSchema<'_>>>,
+    text: Option<BorrowedText<'_>>,
+    bytes: Option<BorrowedText<'_>>,
+    bodies: Option<Vec<SchemaBodyFields<'_>>>,
 ) -> Result<BatchMessage, String> {
-    let To(to) = to.ok_or("to: is missing; name keys, mids, a room or all")?;
+    let ReceiversField(to) = to.ok_or("to: is missing; name keys, mids, a room or all")?;
     let operation = operation
         .filter(|operation| *operation != 0)
         .ok_or("operation: must be a number of 32 bits other than 0; the backend's own begin at 1000")?;
     let operation = Operation(operation);
     let Some(bodies) = bodies else {
-        let missing = "body: is missing; give a text there, bytes in body_base64, or several forms in bodies";
-        let body = body_of(text, bytes)?.ok_or(missing)?;
-        return Ok(BatchMessage { to, operation, body, extension: None, delivery: Delivery::Transient });
+        let missing =
+            "body: is missing; give a text there, bytes in body_base64, or several schemas in bodies";
+        let bodies = Bodies::plain(body_of(text, bytes)?.ok_or(missing)?);
+        return Ok(BatchMessage { to, operation, bodies, delivery: Delivery::Transient });
     };
     if text.is_some() || bytes.is_some() {
         return Err("bodies: must not be given together with body or body_base64".to_owned());
     }
-    let (body, extension) = in_schemas(bodies).map_err(|wrong| format!("bodies{wrong}"))?;
-    let extension = Some(extension.into());
-    Ok(BatchMessage { to, operation, body, extension, delivery: Delivery::Transient })
+    let bodies = in_schemas(bodies).map_err(|wrong| format!("bodies{wrong}"))?;
+    Ok(BatchMessage { to, operation, bodies, delivery: Delivery::Transient })
 }
 
 fn delivery_of(
-    delivery: Option<Text<'_>>,
-    idempotency_key: Option<Text<'_>>,
+    delivery: Option<BorrowedText<'_>>,
+    idempotency_key: Option<BorrowedText<'_>>,
 ) -> Result<Delivery, &'static str> {
-    match (delivery.as_ref().map(|Text(text)| &**text), idempotency_key) {
+    match (delivery.as_ref().map(|BorrowedText(text)| &**text), idempotency_key) {
         (None | Some("transient"), None) => Ok(Delivery::Transient),
-        (None | Some("transient"), Some(_)) => Err("idempotency_key: only goes with delivery `stored`"),
+        (None | Some("transient"), Some(_)) => Err("idempotency_key: requires delivery `stored`"),
         (Some("stored"), None) => Ok(Delivery::Stored { idempotency_key: None }),
-        (Some("stored"), Some(Text(key))) => {
+        (Some("stored"), Some(BorrowedText(key))) => {
             let idempotency_key =
                 IdempotencyKey::new(key.into_owned()).ok_or("idempotency_key: must have 1 to 128 bytes")?;
             Ok(Delivery::Stored { idempotency_key: Some(idempotency_key) })
@@ -270,10 +273,10 @@ fn delivery_of(
     }
 }
 
-fn body_of(text: Option<Text<'_>>, bytes: Option<Text<'_>>) -> Result<Option<Bytes>, String> {
+fn body_of(text: Option<BorrowedText<'_>>, bytes: Option<BorrowedText<'_>>) -> Result<Option<Bytes>, String> {
     match (text, bytes) {
-        (Some(Text(text)), None) => Ok(Some(Bytes::copy_from_slice(text.as_bytes()))),
-        (None, Some(Text(text))) => {
+        (Some(BorrowedText(text)), None) => Ok(Some(Bytes::copy_from_slice(text.as_bytes()))),
+        (None, Some(BorrowedText(text))) => {
             let decoded = STANDARD.decode(&*text);
             let wrong = |error| format!("body_base64: must be base64 with padding: {error}");
             decoded.map(|bytes| Some(bytes.into())).map_err(wrong)
@@ -283,33 +286,33 @@ fn body_of(text: Option<Text<'_>>, bytes: Option<Text<'_>>) -> Result<Option<Byt
     }
 }
 
-/// Most schemas of one message. An upgrade has two or three.
-const SCHEMAS_MAX: usize = 16;
+/// The maximum number of schemas of one message. An upgrade needs two or three.
+pub(super) const SCHEMAS_MAX: usize = 16;
 
 /// A message in one schema.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct InSchema<'t> {
+struct SchemaBodyFields<'t> {
     schema: u16,
     #[serde(borrow, default)]
-    body: Option<Text<'t>>,
+    body: Option<BorrowedText<'t>>,
     #[serde(borrow, default)]
-    body_base64: Option<Text<'t>>,
+    body_base64: Option<BorrowedText<'t>>,
 }
 
-/// The body in the first schema, empty when there is none, and the others.
-fn in_schemas(given: Vec<InSchema<'_>>) -> Result<(Bytes, Extended), String> {
-    if given.is_empty() || given.len() > SCHEMAS_MAX {
-        return Err(format!(": must have 1 to {SCHEMAS_MAX} elements"));
+fn in_schemas(given: Vec<SchemaBodyFields<'_>>) -> Result<Bodies, String> {
+    let wrong_number = || format!(": must have 1 to {SCHEMAS_MAX} elements");
+    if given.len() > SCHEMAS_MAX {
+        return Err(wrong_number());
     }
     let (mut first, mut bodies) = (None, Vec::new());
-    for (place, InSchema { schema, body, body_base64 }) in given.into_iter().enumerate() {
+    for (place, SchemaBodyFields { schema, body, body_base64 }) in given.into_iter().enumerate() {
         let wrong = |what: &str| format!("[{place}]: {what}");
         let body = body_of(body, body_base64).map_err(|error| wrong(&error))?;
         let body = body.ok_or_else(|| wrong("body: is missing"))?;
         let is_there = |known: &SchemaBody| known.schema.0 == schema;
         if schema == 0 || bodies.iter().any(is_there) || schema == Schema::FIRST.0 && first.is_some() {
-            return Err(wrong("schema: must be above zero and there once"));
+            return Err(wrong("schema: must be above zero and unique"));
         }
         if schema == Schema::FIRST.0 {
             first = Some(body);
@@ -317,27 +320,25 @@ fn in_schemas(given: Vec<InSchema<'_>>) -> Result<(Bytes, Extended), String> {
             bodies.push(SchemaBody { schema: Schema(schema), body });
         }
     }
-    bodies.sort_by_key(|body| body.schema);
-    let without_first = first.is_none();
-    Ok((first.unwrap_or_default(), Extended { bodies, without_first, ..Extended::default() }))
+    Bodies::new(first, bodies).ok_or_else(wrong_number)
 }
 
 /// The receivers of one message.
-struct To(Receivers);
+struct ReceiversField(Receivers);
 
-impl<'de> Deserialize<'de> for To {
+impl<'de> Deserialize<'de> for ReceiversField {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Fields;
         impl<'de> Visitor<'de> for Fields {
-            type Value = To;
+            type Value = ReceiversField;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object with one of `keys`, `mids`, `room` and `all`")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<To, A::Error> {
-                let mut given = Given::default();
-                while let Some(Text(name)) = map.next_key()? {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<ReceiversField, A::Error> {
+                let mut given = ReceiverFields::default();
+                while let Some(BorrowedText(name)) = map.next_key()? {
                     match &*name {
                         "keys" => field(&mut map, &mut given.keys, "keys")?,
                         "mids" => field(&mut map, &mut given.mids, "mids")?,
@@ -347,7 +348,7 @@ impl<'de> Deserialize<'de> for To {
                         other => return Err(unknown(other, "`keys`, `mids`, `room`, `all` and `speed`")),
                     }
                 }
-                given.receivers().map(To).map_err(A::Error::custom)
+                given.receivers().map(ReceiversField).map_err(A::Error::custom)
             }
         }
         deserializer.deserialize_map(Fields)
@@ -355,18 +356,18 @@ impl<'de> Deserialize<'de> for To {
 }
 
 #[derive(Default)]
-struct Given<'t> {
+struct ReceiverFields<'t> {
     keys: Option<Keys>,
     mids: Option<Vec<i64>>,
-    room: Option<Text<'t>>,
+    room: Option<BorrowedText<'t>>,
     all: Option<bool>,
     speed: Option<u32>,
 }
 
-impl Given<'_> {
+impl ReceiverFields<'_> {
     fn receivers(self) -> Result<Receivers, &'static str> {
         if self.speed.is_some() && self.all.is_none() {
-            return Err("speed: only goes with all");
+            return Err("speed: requires all");
         }
         match (self.keys, self.mids, self.room, self.all) {
             (Some(Keys(keys)), None, None, None) if !keys.is_empty() => Ok(Receivers::Keys(keys)),
@@ -375,7 +376,7 @@ impl Given<'_> {
                 Ok(Receivers::Mids(mids.into_iter().map(Mid).collect()))
             }
             (None, Some(_), None, None) => Err("mids: must name at least one member, each above 0"),
-            (None, None, Some(Text(room)), None) => match room.split_once("://") {
+            (None, None, Some(BorrowedText(room)), None) => match room.split_once("://") {
                 Some((kind, id)) if !kind.is_empty() && !id.is_empty() => {
                     Ok(Receivers::Room(RoomId::from(&*room)))
                 }
@@ -384,7 +385,7 @@ impl Given<'_> {
             (None, None, None, Some(true)) => match self.speed.map(NonZeroU32::new) {
                 None => Ok(Receivers::All(None)),
                 Some(Some(speed)) => Ok(Receivers::All(Some(speed))),
-                Some(None) => Err("speed: must be at least 1; leave it out for as fast as it goes"),
+                Some(None) => Err("speed: must be at least 1; leave it out for no limit"),
             },
             (None, None, None, Some(false)) => Err("all: must be true or left out"),
             _ => Err("must name exactly one of keys, mids, room and all"),
@@ -406,7 +407,7 @@ impl<'de> Deserialize<'de> for Keys {
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Keys, A::Error> {
                 let mut keys = Vec::new();
-                while let Some(Text(key)) = list.next_element()? {
+                while let Some(BorrowedText(key)) = list.next_element()? {
                     if key.is_empty() {
                         return Err(A::Error::custom("no session has an empty key"));
                     }
@@ -419,39 +420,40 @@ impl<'de> Deserialize<'de> for Keys {
     }
 }
 
-/// The order to end sessions.
+/// A request to end sessions.
 pub(super) struct EndRequest {
     pub(super) of: Receivers,
-    pub(super) code: EndCode,
+    pub(super) reason: CloseReason,
 }
 
-/// Codes of the table of reasons that the backend may give.
-const REASONS: [(&str, EndCode); 2] = [("kicked", EndCode(3505)), ("revoked", EndCode(3208))];
+/// The close reasons that the backend may use.
+const REASONS: [CloseReason; 2] = [CloseReason::Kicked, CloseReason::Revoked];
 
 impl EndRequest {
-    /// Reads `{"of":{…},"reason":"…"}`.
+    /// Parses `{"of":{…},"reason":"…"}`.
     ///
     /// # Errors
-    /// A text that names what is wrong, and what would be right.
+    /// The invalid field and the expected value.
     pub(super) fn read(body: &[u8]) -> Result<Self, String> {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
         struct Fields {
-            of: To,
+            of: ReceiversField,
             #[serde(default)]
             reason: Option<String>,
         }
         let object: serde_json::Map<String, serde_json::Value> =
-            serde_json::from_slice(body).map_err(|error| format!("wants an object with `of`: {error}"))?;
+            serde_json::from_slice(body).map_err(|error| format!("expected an object with `of`: {error}"))?;
         let text = serde_json::Value::Object(object).to_string();
-        let Fields { of: To(of), reason } = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+        let Fields { of: ReceiversField(of), reason } =
+            serde_json::from_str(&text).map_err(|error| error.to_string())?;
         if matches!(of, Receivers::All(_)) {
             return Err("of: must name keys, mids or a room".to_owned());
         }
         let reason = reason.as_deref().unwrap_or("kicked");
-        let known = REASONS.iter().find(|(name, _)| *name == reason);
-        let (_, code) = known.ok_or("reason: must be `kicked` or `revoked`")?;
-        Ok(Self { of, code: *code })
+        let known = REASONS.into_iter().find(|known| known.label() == reason);
+        let reason = known.ok_or("reason: must be `kicked` or `revoked`")?;
+        Ok(Self { of, reason })
     }
 }
 

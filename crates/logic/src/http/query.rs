@@ -1,22 +1,22 @@
-//! The query string, read as Go and goim's HTTP library read it.
+//! Parses the query string as Go and goim v2's HTTP library do.
 //!
-//! Pairs with a bad escape or a semicolon are dropped and the rest counts. Names are case-sensitive. Of a number or a
-//! text that is given several times the first counts; a list is given once for each element. An empty number is 0.
-//! Values are bytes: an escape can make any.
+//! Pairs with an invalid escape or a semicolon are dropped. Names are case-sensitive. Of several
+//! values of a number or a text the first counts; a list has one pair per element. An empty number
+//! is 0. QueryValues are bytes, because an escape can produce any.
 
 use std::borrow::Cow;
 
-use super::table::{Kind, PARAMS_MAX, Param};
+use super::table::{PARAMS_MAX, Param, ParamKind};
 
-/// The parameters of one request, checked.
+/// The validated parameters of one request.
 #[derive(Debug)]
-pub(super) struct Values<'q> {
+pub(super) struct QueryValues<'q> {
     params: &'static [Param],
-    values: [Value<'q>; PARAMS_MAX],
+    values: [QueryValue<'q>; PARAMS_MAX],
 }
 
 #[derive(Debug, Default, PartialEq)]
-enum Value<'q> {
+enum QueryValue<'q> {
     #[default]
     Absent,
     Text(Cow<'q, [u8]>),
@@ -25,13 +25,13 @@ enum Value<'q> {
     Numbers(Vec<i64>),
 }
 
-impl<'q> Values<'q> {
-    /// Reads `query` for the parameters of a route.
+impl<'q> QueryValues<'q> {
+    /// Parses `query` for the parameters of a route.
     ///
     /// # Errors
-    /// goim's text for the first number that is none, or else for all parameters that are missing.
+    /// goim v2's message for the first invalid number, otherwise for all missing parameters.
     pub(super) fn parse(params: &'static [Param], query: Option<&'q str>) -> Result<Self, String> {
-        let mut values: [Value<'q>; PARAMS_MAX] = Default::default();
+        let mut values: [QueryValue<'q>; PARAMS_MAX] = Default::default();
         for (name, text) in pairs(query.unwrap_or_default()) {
             let place = params.iter().zip(&mut values).find(|(param, _)| param.name.as_bytes() == &*name);
             if let Some((param, value)) = place {
@@ -52,53 +52,53 @@ impl<'q> Values<'q> {
         if missing.is_empty() { Ok(Self { params, values }) } else { Err(missing.join("\n")) }
     }
 
-    /// A number; 0 when it is absent.
+    /// Returns a number; 0 when it is absent.
     pub(super) fn number(&self, name: &str) -> i64 {
-        if let Value::Number(number) = self.get(name) { *number } else { 0 }
+        if let QueryValue::Number(number) = self.get(name) { *number } else { 0 }
     }
 
-    /// A number that the table says has 32 bits; 0 when it is absent.
+    /// Returns a number that the table declares with 32 bits; 0 when it is absent.
     pub(super) fn number32(&self, name: &str) -> i32 {
         i32::try_from(self.number(name)).unwrap_or_default()
     }
 
-    /// A text; empty when it is absent.
+    /// Returns a text; empty when it is absent.
     pub(super) fn text(&self, name: &str) -> &[u8] {
-        if let Value::Text(text) = self.get(name) { text } else { &[] }
+        if let QueryValue::Text(text) = self.get(name) { text } else { &[] }
     }
 
-    /// A list of texts.
+    /// Returns a list of texts.
     pub(super) fn texts(&self, name: &str) -> &[Cow<'q, [u8]>] {
-        if let Value::Texts(texts) = self.get(name) { texts } else { &[] }
+        if let QueryValue::Texts(texts) = self.get(name) { texts } else { &[] }
     }
 
-    /// A list of numbers.
+    /// Returns a list of numbers.
     pub(super) fn numbers(&self, name: &str) -> &[i64] {
-        if let Value::Numbers(numbers) = self.get(name) { numbers } else { &[] }
+        if let QueryValue::Numbers(numbers) = self.get(name) { numbers } else { &[] }
     }
 
-    fn get(&self, name: &str) -> &Value<'q> {
+    fn get(&self, name: &str) -> &QueryValue<'q> {
         let found = self.params.iter().zip(&self.values).find(|(param, _)| param.name == name);
         debug_assert!(found.is_some(), "{name} is not in the table");
-        found.map_or(&Value::Absent, |(_, value)| value)
+        found.map_or(&QueryValue::Absent, |(_, value)| value)
     }
 }
 
-impl<'q> Value<'q> {
-    fn add(&mut self, kind: Kind, text: Cow<'q, [u8]>) {
+impl<'q> QueryValue<'q> {
+    fn add(&mut self, kind: ParamKind, text: Cow<'q, [u8]>) {
         match (kind, self) {
-            (Kind::TextList | Kind::I64List, Self::Texts(texts)) => texts.push(text),
-            (Kind::TextList | Kind::I64List, value) => *value = Self::Texts(vec![text]),
+            (ParamKind::TextList | ParamKind::I64List, Self::Texts(texts)) => texts.push(text),
+            (ParamKind::TextList | ParamKind::I64List, value) => *value = Self::Texts(vec![text]),
             (_, value @ Self::Absent) => *value = Self::Text(text),
             _ => {}
         }
     }
 
-    fn convert(&mut self, kind: Kind) -> Result<(), String> {
+    fn convert(&mut self, kind: ParamKind) -> Result<(), String> {
         match (kind, &*self) {
-            (Kind::I32, Self::Text(text)) => *self = Self::Number(parse_number(text, 32)?),
-            (Kind::I64, Self::Text(text)) => *self = Self::Number(parse_number(text, 64)?),
-            (Kind::I64List, Self::Texts(texts)) => {
+            (ParamKind::I32, Self::Text(text)) => *self = Self::Number(parse_number(text, 32)?),
+            (ParamKind::I64, Self::Text(text)) => *self = Self::Number(parse_number(text, 64)?),
+            (ParamKind::I64List, Self::Texts(texts)) => {
                 let numbers: Result<_, _> = texts.iter().map(|text| parse_number(text, 64)).collect();
                 *self = Self::Numbers(numbers?);
             }
@@ -107,7 +107,7 @@ impl<'q> Value<'q> {
         Ok(())
     }
 
-    /// What goim's "required" refuses.
+    /// True for what goim v2's "required" refuses.
     fn is_missing(&self) -> bool {
         match self {
             Self::Absent | Self::Number(0) => true,
@@ -117,7 +117,7 @@ impl<'q> Value<'q> {
     }
 }
 
-/// The pairs of a query string, in order, decoded.
+/// Returns the decoded pairs of a query string in order.
 fn pairs(query: &str) -> impl Iterator<Item = (Cow<'_, [u8]>, Cow<'_, [u8]>)> {
     query.split('&').filter(|pair| !pair.is_empty() && !pair.contains(';')).filter_map(|pair| {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -125,7 +125,7 @@ fn pairs(query: &str) -> impl Iterator<Item = (Cow<'_, [u8]>, Cow<'_, [u8]>)> {
     })
 }
 
-/// Resolves `%XX`, and `+` as a blank when `plus` says so. `None` when an escape is not one.
+/// Decodes `%XX`, and `+` as a space when `plus` is true. `None` when an escape is invalid.
 pub(super) fn unescape(text: &str, plus: bool) -> Option<Cow<'_, [u8]>> {
     let bytes = text.as_bytes();
     if !bytes.iter().any(|byte| *byte == b'%' || plus && *byte == b'+') {
@@ -147,10 +147,11 @@ fn hex(digit: u8) -> Option<u8> {
     char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
 }
 
-/// Go's `strconv.ParseInt` in base 10, for `bits` of 32 or 64, with its error texts. Nothing at all is 0.
+/// Go's `strconv.ParseInt` in base 10, for `bits` of 32 or 64, with its error messages. An empty
+/// text is 0.
 ///
-/// Go looks at digits from the left and stops at the first that makes the number too large, so that a letter behind
-/// it is not noticed; so does this.
+/// Like Go, it reads digits from the left and stops at the first that makes the number too large,
+/// so that an invalid character after it is not reported.
 fn parse_number(text: &[u8], bits: u32) -> Result<i64, String> {
     if text.is_empty() {
         return Ok(0);
@@ -184,7 +185,7 @@ fn parse_number(text: &[u8], bits: u32) -> Result<i64, String> {
     }
 }
 
-/// Go's `strconv.Quote`: what cannot be printed is escaped, bytes that are not UTF-8 as `\xNN`.
+/// Go's `strconv.Quote`: unprintable characters are escaped, bytes that are not UTF-8 as `\xNN`.
 fn go_quote(text: &[u8]) -> String {
     use std::fmt::Write as _;
     let mut quoted = String::from("\"");
@@ -223,8 +224,8 @@ fn go_quote(text: &[u8]) -> String {
     quoted
 }
 
-/// Letters, marks, numbers, punctuation, symbols, and the blank: what Go prints, and `str::escape_debug` too when the
-/// character is not the first one.
+/// True for what Go prints: letters, marks, numbers, punctuation, symbols and the space.
+/// `str::escape_debug` agrees for every character but the first of a text.
 fn is_printable(character: char) -> bool {
     if character.is_ascii() {
         return matches!(character, ' '..='~');
@@ -246,7 +247,7 @@ mod tests {
     #[test]
     fn row_97_pairs_as_go_reads_them() {
         let check = |query: &str, operation: i64, keys: &[&str]| {
-            let values = Values::parse(params("/goim/push/keys"), Some(query)).unwrap();
+            let values = QueryValues::parse(params("/goim/push/keys"), Some(query)).unwrap();
             assert_eq!(values.number("operation"), operation, "{query}");
             let got: Vec<_> = values.texts("keys").iter().map(|key| String::from_utf8_lossy(key)).collect();
             assert_eq!(got, keys, "{query}");
@@ -304,7 +305,7 @@ mod tests {
 
     #[test]
     fn rows_51_and_52_missing_parameters_in_order() {
-        let missing = |path, query: &str| Values::parse(params(path), Some(query)).map(drop);
+        let missing = |path, query: &str| QueryValues::parse(params(path), Some(query)).map(drop);
         let text = |fields: &[&str]| {
             let line = |field: &&str| {
                 format!("Key: '{field}' Error:Field validation for '{field}' failed on the 'required' tag")
@@ -321,7 +322,7 @@ mod tests {
         // A plus sign is a blank.
         let error = missing("/goim/push/keys", "operation=+1000").unwrap_err();
         assert_eq!(error, "strconv.ParseInt: parsing \" 1000\": invalid syntax");
-        // A number that is none comes before what is missing.
+        // An invalid number is reported before missing parameters.
         let error = missing("/goim/online/top", "limit=x").unwrap_err();
         assert!(error.starts_with("strconv"), "{error}");
     }

@@ -1,41 +1,43 @@
-//! How often one client address may ask.
+//! Limits the requests per second of a client address.
 //!
-//! Each address has one moment: when it will have paid for all that it has asked. It may be up to a second ahead of
-//! now, so that a second's worth of requests may come at once. Addresses that owe nothing are forgotten.
+//! Each address has the time at which all its requests are paid for at the allowed rate. It may be
+//! up to a second in the future, so that a burst of a second's requests is allowed. Addresses whose
+//! time is past are forgotten.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU32;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Most addresses that are remembered, about 5 MB. Beyond it new ones share one allowance.
+use parking_lot::Mutex;
+
+/// The maximum number of addresses tracked, about 5 MB. Further addresses share one allowance.
 const ADDRESSES_MAX: usize = 65_536;
-/// How far ahead an address may be.
+/// How far in the future an address's time may be.
 const BURST: Duration = Duration::from_secs(1);
-/// The allowance that addresses share when there are too many.
+/// The key of the shared allowance.
 const SHARED: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
 pub(super) struct RateLimiter {
     interval: Duration,
-    state: Mutex<State>,
+    state: Mutex<AddressQuotas>,
 }
 
-struct State {
+struct AddressQuotas {
     paid_at: HashMap<IpAddr, Instant>,
     forgotten_at: Instant,
 }
 
 impl RateLimiter {
     pub(super) fn new(requests_per_second_max: NonZeroU32) -> Self {
-        let state = State { paid_at: HashMap::new(), forgotten_at: Instant::now() };
+        let state = AddressQuotas { paid_at: HashMap::new(), forgotten_at: Instant::now() };
         Self { interval: BURST / requests_per_second_max.get(), state: Mutex::new(state) }
     }
 
-    /// Takes a request from `peer` at `now`, or says how long it should wait.
+    /// Takes a request of `peer` at `now`, or returns the time to wait.
     pub(super) fn take(&self, peer: IpAddr, now: Instant) -> Result<(), Duration> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let peer = state.place_for(network(peer), now);
+        let mut state = self.state.lock();
+        let peer = state.quota_key(network(peer), now);
         let paid_at = state.paid_at.entry(peer).or_insert(now);
         let start = (*paid_at).max(now);
         let after = start + self.interval;
@@ -48,9 +50,10 @@ impl RateLimiter {
     }
 }
 
-impl State {
-    /// Makes room for an address, at most once a second since it means looking at all of them.
-    fn place_for(&mut self, peer: IpAddr, now: Instant) -> IpAddr {
+impl AddressQuotas {
+    /// Returns the key under which an address is counted. Forgets addresses at most once a second,
+    /// because that visits all of them.
+    fn quota_key(&mut self, peer: IpAddr, now: Instant) -> IpAddr {
         if self.paid_at.len() < ADDRESSES_MAX || self.paid_at.contains_key(&peer) {
             return peer;
         }
@@ -62,7 +65,7 @@ impl State {
     }
 }
 
-/// What counts as one client: an IPv4 address, or the /64 network that a household gets of IPv6.
+/// Returns what counts as one client: an IPv4 address, or the /64 network of an IPv6 address.
 pub(super) fn network(peer: IpAddr) -> IpAddr {
     match peer.to_canonical() {
         IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64))),
@@ -84,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn a_seconds_worth_at_once_and_then_the_rate() {
+    fn a_burst_of_a_second_and_then_the_rate() {
         let limiter = limiter(10);
         let start = Instant::now();
         assert_eq!(taken(&limiter, "10.0.0.1", start, 100), 10);
@@ -94,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_says_how_long_to_wait() {
+    fn a_refusal_has_the_time_to_wait() {
         let limiter = limiter(1);
         let start = Instant::now();
         let peer = "10.0.0.1".parse().unwrap();
@@ -116,15 +119,15 @@ mod tests {
     }
 
     #[test]
-    fn memory_has_an_end() {
+    fn memory_is_bounded() {
         let limiter = limiter(1);
         let start = Instant::now();
         for number in 0..70_000_u32 {
             let _ = limiter.take(IpAddr::V4(Ipv4Addr::from_bits(number + 1)), start);
         }
-        assert!(limiter.state.lock().unwrap().paid_at.len() <= ADDRESSES_MAX + 1);
+        assert!(limiter.state.lock().paid_at.len() <= ADDRESSES_MAX + 1);
         let later = start + Duration::from_secs(10);
         assert_eq!(limiter.take("192.0.2.1".parse().unwrap(), later), Ok(()));
-        assert_eq!(limiter.state.lock().unwrap().paid_at.len(), 1);
+        assert_eq!(limiter.state.lock().paid_at.len(), 1);
     }
 }

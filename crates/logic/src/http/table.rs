@@ -1,30 +1,30 @@
-//! The routes. This table drives dispatch, the reading of parameters and the OpenAPI document, so that the three
-//! cannot say different things.
+//! The table of routes. Dispatch, the parsing of parameters and the OpenAPI document are driven by
+//! it, so that they agree.
 
 use axum::http::Method;
 
-/// A route with all that is known of it.
+/// A route and its properties.
 #[derive(Debug)]
 pub(crate) struct Route {
     pub(crate) verb: Verb,
     pub(crate) path: &'static str,
     pub(super) action: Action,
-    /// How much of a request's body is read.
+    /// The limit of the request body.
     pub(super) body: BodyMax,
-    /// In goim's order: errors are reported in it.
+    /// In goim v2's order, in which errors are reported.
     pub(super) params: &'static [Param],
     pub(super) summary: &'static str,
     pub(super) description: &'static str,
 }
 
-/// How a route is asked for. Any other method does not find it.
+/// The method of a route. Any other method does not match.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verb {
     Get,
     Post,
 }
 
-/// What a route does.
+/// The handler of a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Action {
     PushKeys,
@@ -48,19 +48,20 @@ pub(super) enum Action {
     OpenApi,
 }
 
-/// The largest body of a route's requests. Who asks, where that matters, is found out before any of it is read.
+/// The limit of a route's request bodies. A requester who must be identified is identified before
+/// the body is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum BodyMax {
-    /// There is none.
+    /// The route has no body.
     None,
-    /// So many bytes, and no more than the setting.
+    /// This many bytes, or the setting if it is smaller.
     Bytes(usize),
-    /// `logic.http.body_bytes_max`.
+    /// The setting `logic.http.body_bytes_max`.
     Setting,
 }
 
 impl BodyMax {
-    /// In bytes, given the setting.
+    /// Returns the limit in bytes, given the setting.
     pub(super) fn bytes(self, setting: usize) -> usize {
         match self {
             Self::None => 0,
@@ -70,42 +71,42 @@ impl BodyMax {
     }
 }
 
-/// An object with the name of a timeline, of at most 2,600 bytes or so, and a number.
-const PLACE_BODY: BodyMax = BodyMax::Bytes(4 * 1024);
+/// An object with a timeline's name, of at most some 2,600 bytes, and a number.
+const MESSAGE_REF_BODY: BodyMax = BodyMax::Bytes(4 * 1024);
 
 /// A parameter in the query string.
 #[derive(Debug)]
 pub(super) struct Param {
     pub(super) name: &'static str,
-    /// The name under which goim's error texts have it.
+    /// The name in goim v2's error messages.
     pub(super) field: &'static str,
-    pub(super) kind: Kind,
-    /// A number must then not be 0, a text not empty, a list not absent.
+    pub(super) kind: ParamKind,
+    /// The value must not be 0, an empty text, or an absent list.
     pub(super) required: bool,
     pub(super) description: &'static str,
 }
 
-/// What a parameter's value is.
+/// The type of a parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum ParamKind {
     I32,
     I64,
     Text,
-    /// Given once for each element.
+    /// One parameter per element.
     TextList,
-    /// Given once for each element.
+    /// One parameter per element.
     I64List,
 }
 
-/// Most parameters that a route has.
+/// The maximum number of parameters of a route.
 pub(super) const PARAMS_MAX: usize = 7;
 
 const OPERATION: Param = Param {
     name: "operation",
     field: "Op",
-    kind: Kind::I32,
+    kind: ParamKind::I32,
     required: false,
-    description: "Operation of the packet. A session gets it only when it subscribed to this operation.",
+    description: "The operation of the packet. Only sessions that subscribed to it receive the message.",
 };
 
 const REQUIRED_OPERATION: Param = Param { required: true, ..OPERATION };
@@ -113,7 +114,7 @@ const REQUIRED_OPERATION: Param = Param { required: true, ..OPERATION };
 const ROOM_TYPE: Param = Param {
     name: "type",
     field: "Type",
-    kind: Kind::Text,
+    kind: ParamKind::Text,
     required: true,
     description: "The part of the room's id before `://`.",
 };
@@ -121,25 +122,25 @@ const ROOM_TYPE: Param = Param {
 const DELIVERY: Param = Param {
     name: "delivery",
     field: "Delivery",
-    kind: Kind::Text,
+    kind: ParamKind::Text,
     required: false,
-    description: "`transient` (or nothing): pushed and not kept, as in goim. `stored`: kept in the timeline first, and answered with the \
-                  positions when it is durable. Not in goim.",
+    description: "`transient` (default): pushed and not stored, as in goim v2. `stored`: appended to the \
+                  timelines and answered with the positions once it is durable. Not in goim v2.",
 };
 
 const IDEMPOTENCY_KEY: Param = Param {
     name: "idempotency_key",
     field: "IdempotencyKey",
-    kind: Kind::Text,
+    kind: ParamKind::Text,
     required: false,
-    description: "With `delivery=stored`: a second request with this key, within the window, is answered with the first one's positions. 1 \
-                  to 128 bytes. Not in goim.",
+    description: "With `delivery=stored`: a repeated request with the same key, within the window, gets \
+                  the positions of the first one. 1 to 128 bytes. Not in goim v2.",
 };
 
 const TIMELINE: Param = Param {
     name: "timeline",
     field: "Timeline",
-    kind: Kind::Text,
+    kind: ParamKind::Text,
     required: true,
     description: "`mid://<mid>` for a member's inbox, or a room, `type://room`.",
 };
@@ -147,29 +148,29 @@ const TIMELINE: Param = Param {
 const MID: Param = Param {
     name: "mid",
     field: "Mid",
-    kind: Kind::I64,
+    kind: ParamKind::I64,
     required: false,
-    description: "The member: for the backend, and where clients are believed (`open`).",
+    description: "The member. For the backend, and for clients that are not authenticated (`open`).",
 };
 
 const PROTOVER: Param = Param {
     name: "protover",
     field: "Protover",
-    kind: Kind::I32,
+    kind: ParamKind::I32,
     required: false,
-    description: "The highest packet version that the client reads; nothing: all.",
+    description: "The highest packet version that the client reads. All versions by default.",
 };
 
 const LIMIT: Param = Param {
     name: "limit",
     field: "Limit",
-    kind: Kind::I32,
+    kind: ParamKind::I32,
     required: false,
-    description: "Most messages to answer; the server has a bound of its own, which is the default.",
+    description: "The maximum number of messages. The default and the upper bound are the server's setting.",
 };
 
 impl Route {
-    /// Every route.
+    /// All routes.
     pub(crate) const ALL: &'static [Self] = &[
         Self {
             verb: Verb::Post,
@@ -181,15 +182,15 @@ impl Route {
                 Param {
                     name: "keys",
                     field: "Keys",
-                    kind: Kind::TextList,
+                    kind: ParamKind::TextList,
                     required: false,
-                    description: "Keys of the sessions. Without any the answer's code is -400.",
+                    description: "The keys of the sessions. Without a key the code is -400.",
                 },
                 DELIVERY,
             ],
             summary: "Push to sessions",
-            description: "A key that is given twice gets the message twice. Keys without a session are passed over. \
-                          Every failure has the code -400 and no text.",
+            description: "A key that is given twice gets the message twice. Keys without a session are \
+                          ignored. Every failure has code -400 and no message.",
         },
         Self {
             verb: Verb::Post,
@@ -201,15 +202,15 @@ impl Route {
                 Param {
                     name: "mids",
                     field: "Mids",
-                    kind: Kind::I64List,
+                    kind: ParamKind::I64List,
                     required: false,
-                    description: "The members. Zero and below are passed over.",
+                    description: "The members. Zero and negative numbers are ignored.",
                 },
                 DELIVERY,
                 IDEMPOTENCY_KEY,
             ],
             summary: "Push to all sessions of members",
-            description: "Each session gets the message once, however often its member is given.",
+            description: "Each session receives the message once, however often its member is given.",
         },
         Self {
             verb: Verb::Post,
@@ -218,14 +219,15 @@ impl Route {
             body: BodyMax::Setting,
             params: &[
                 Param {
-                    description: "Operation of the packet. All sessions in the room get it, subscribed or not.",
+                    description: "The operation of the packet. All sessions in the room receive the \
+                                  message, subscribed or not.",
                     ..REQUIRED_OPERATION
                 },
                 ROOM_TYPE,
                 Param {
                     name: "room",
                     field: "Room",
-                    kind: Kind::Text,
+                    kind: ParamKind::Text,
                     required: true,
                     description: "The part of the room's id after `://`.",
                 },
@@ -233,7 +235,8 @@ impl Route {
                 IDEMPOTENCY_KEY,
             ],
             summary: "Push to a room",
-            description: "All sessions that are in the room `type://room` when the message reaches them get it.",
+            description: "All sessions that are in the room `type://room` when the message arrives receive \
+                          it.",
         },
         Self {
             verb: Verb::Post,
@@ -245,13 +248,13 @@ impl Route {
                 Param {
                     name: "speed",
                     field: "Speed",
-                    kind: Kind::I32,
+                    kind: ParamKind::I32,
                     required: false,
-                    description: "Sessions per second over all comets; 0 and below are as fast as it goes.",
+                    description: "Sessions per second over all comets; 0 and below are unlimited.",
                 },
                 DELIVERY,
             ],
-            summary: "Push to everybody",
+            summary: "Push to all sessions",
             description: "All sessions that subscribed to the operation get the message.",
         },
         Self {
@@ -261,10 +264,10 @@ impl Route {
             body: BodyMax::Setting,
             params: &[],
             summary: "Push many messages",
-            description: "The messages are accepted in their order, at most 10,000. A message that is wrong is named, \
-                          and then none is accepted. When the push log is full the first `accepted` of them are; go on \
-                          with those behind after Retry-After. The limit of requests counts the request, not its \
-                          messages.",
+            description: "Accepts the messages in order, at most 10,000. When a message is invalid the \
+                          error names it and none is accepted. When the push log is full the first \
+                          `accepted` messages are accepted; send the rest after Retry-After. The rate \
+                          limit counts the request, not its messages.",
         },
         Self {
             verb: Verb::Post,
@@ -273,9 +276,10 @@ impl Route {
             body: BodyMax::Bytes(1 << 20),
             params: &[],
             summary: "End sessions",
-            description: "The sessions of keys, of members or of a room end, as soon as the order reaches their comets. An extended \
-                          client is told the reason: with `kicked` (the default) it stays away, with `revoked` it comes back with a new \
-                          token. Whoever must not come back must be refused a token too.",
+            description: "Ends the sessions of keys, of members or of a room as soon as the order reaches \
+                          their comets. A negotiated client receives the reason: after `kicked` (default) \
+                          it does not reconnect, after `revoked` it reconnects with a new token. To keep a \
+                          member out, refuse its token too.",
         },
         Self {
             verb: Verb::Get,
@@ -287,21 +291,21 @@ impl Route {
                 Param {
                     name: "room",
                     field: "Room",
-                    kind: Kind::Text,
+                    kind: ParamKind::Text,
                     required: true,
                     description: "The part of the room's id after `://`.",
                 },
                 Param {
                     name: "limit",
                     field: "Limit",
-                    kind: Kind::I64,
+                    kind: ParamKind::I64,
                     required: true,
-                    description: "Most sessions to answer, 1 to 10000.",
+                    description: "The maximum number of sessions in the answer, 1 to 10000.",
                 },
             ],
-            summary: "Who is in a room",
-            description: "Some sessions of the room with their members, in no order, and how many there are on all comets. Needs an API \
-                          key where one is configured.",
+            summary: "List the sessions of a room",
+            description: "Returns some sessions of the room with their members, in no order, and the \
+                          number of sessions over all comets. Needs an API key where one is configured.",
         },
         Self {
             verb: Verb::Get,
@@ -313,32 +317,33 @@ impl Route {
                 Param {
                     name: "epoch",
                     field: "Epoch",
-                    kind: Kind::I64,
+                    kind: ParamKind::I64,
                     required: false,
-                    description: "Of the position that the client has; nothing: it begins at the member's cursor.",
+                    description: "The epoch of the client's position. The member's cursor by default.",
                 },
                 Param {
                     name: "seq",
                     field: "Seq",
-                    kind: Kind::I64,
+                    kind: ParamKind::I64,
                     required: false,
-                    description: "Of the position that the client has.",
+                    description: "The sequence number of the client's position.",
                 },
                 LIMIT,
                 Param {
                     name: "wait",
                     field: "Wait",
-                    kind: Kind::Text,
+                    kind: ParamKind::Text,
                     required: false,
-                    description: "How long an answer without messages may be put off, such as `30s`.",
+                    description: "How long to wait for messages when there are none, such as `30s`.",
                 },
                 MID,
                 PROTOVER,
             ],
-            summary: "What comes behind a position",
-            description: "For members, with their token. `gap` says that there is a hole between what the client has and these messages. \
-                          With `Accept: text/event-stream` a stream of events, which goes on behind Last-Event-ID; with \
-                          `Accept: application/octet-stream` the packet of operation 22.",
+            summary: "Read the messages after a position",
+            description: "For members, with their token. `gap` is true when messages between the client's \
+                          position and the returned ones are missing. With `Accept: text/event-stream` the \
+                          answer is a stream of events, which resumes after Last-Event-ID; with `Accept: \
+                          application/octet-stream` it is the packet of operation 22.",
         },
         Self {
             verb: Verb::Get,
@@ -350,16 +355,17 @@ impl Route {
                 Param {
                     name: "before",
                     field: "Before",
-                    kind: Kind::I64,
+                    kind: ParamKind::I64,
                     required: false,
-                    description: "The page ends before this sequence; nothing: it is the newest.",
+                    description: "The page ends before this sequence number. The newest page by default.",
                 },
                 LIMIT,
                 MID,
                 PROTOVER,
             ],
-            summary: "A timeline backwards, in pages",
-            description: "For members, with their token, and for the backend, with an API key. A page is in ascending order.",
+            summary: "Read a timeline backwards, in pages",
+            description: "For members, with their token, and for the backend, with an API key. A page is \
+                          in ascending order.",
         },
         Self {
             verb: Verb::Get,
@@ -370,33 +376,34 @@ impl Route {
                 Param {
                     name: "timelines",
                     field: "Timelines",
-                    kind: Kind::TextList,
+                    kind: ParamKind::TextList,
                     required: true,
                     description: "The timelines, `mid://<mid>` or `type://room`.",
                 },
                 MID,
             ],
-            summary: "How much a member has not read",
-            description: "Messages behind the member's cursor that are kept. For members, with their token, and for the backend, with an \
-                          API key and `mid`.",
+            summary: "Count unread messages",
+            description: "Counts the stored messages after the member's cursor. For members, with their \
+                          token, and for the backend, with an API key and `mid`.",
         },
         Self {
             verb: Verb::Post,
             path: "/v1/ack",
             action: Action::Ack,
-            body: PLACE_BODY,
+            body: MESSAGE_REF_BODY,
             params: &[MID],
             summary: "Move a member's cursor",
-            description: "For members, with their token: everything up to `seq` is read. A cursor never goes back.",
+            description: "For members, with their token: marks all messages up to `seq` as read. A cursor \
+                          never moves backwards.",
         },
         Self {
             verb: Verb::Post,
             path: "/v1/messages/delete",
             action: Action::DeleteMessage,
-            body: PLACE_BODY,
+            body: MESSAGE_REF_BODY,
             params: &[],
             summary: "Delete a message",
-            description: "Its body goes, its place stays, so that no client takes it for a hole.",
+            description: "Deletes the body and keeps the sequence number, so that clients see no gap.",
         },
         Self {
             verb: Verb::Get,
@@ -408,13 +415,13 @@ impl Route {
                 Param {
                     name: "limit",
                     field: "Limit",
-                    kind: Kind::I64,
+                    kind: ParamKind::I64,
                     required: true,
-                    description: "Most rooms to answer; not negative.",
+                    description: "The maximum number of rooms in the answer; not negative.",
                 },
             ],
             summary: "The largest rooms of a type",
-            description: "By count, largest first; rooms of one size by name.",
+            description: "Ordered by count, largest first, then by name.",
         },
         Self {
             verb: Verb::Get,
@@ -426,13 +433,13 @@ impl Route {
                 Param {
                     name: "rooms",
                     field: "Rooms",
-                    kind: Kind::TextList,
+                    kind: ParamKind::TextList,
                     required: true,
                     description: "The parts of the rooms' ids after `://`.",
                 },
             ],
             summary: "Sessions in rooms",
-            description: "A room that nobody is in has 0.",
+            description: "An empty room has 0.",
         },
         Self {
             verb: Verb::Get,
@@ -451,13 +458,13 @@ impl Route {
             params: &[Param {
                 name: "platform",
                 field: "Platform",
-                kind: Kind::Text,
+                kind: ParamKind::Text,
                 required: false,
-                description: "`web` gets host names; every other one the comets' public addresses.",
+                description: "`web` gets host names, every other platform the comets' public addresses.",
             }],
-            summary: "Where a client should connect",
-            description: "At most five comets, the best first, with ports, heartbeat and back-off. Members that are \
-                          zero or empty are left out.",
+            summary: "Nodes that a client should connect to",
+            description: "At most five comets, the best first, with ports, heartbeat and backoff. Members \
+                          that are zero or empty are left out.",
         },
         Self {
             verb: Verb::Get,
@@ -465,7 +472,7 @@ impl Route {
             action: Action::NodesInstances,
             body: BodyMax::None,
             params: &[],
-            summary: "The comets that take clients",
+            summary: "Comets that accept clients",
             description: "`null` while there are none.",
         },
         Self {
@@ -474,9 +481,9 @@ impl Route {
             action: Action::Protocol,
             body: BodyMax::None,
             params: &[],
-            summary: "What versions of packets mean",
-            description: "The table of versions: the schema of a body and how it is encoded. A number never changes its meaning; a \
-                          client that knows a version may name it as its protover.",
+            summary: "Packet versions",
+            description: "The schema and the encoding of each packet version. The meaning of a version \
+                          never changes; a client may name a version that it reads as its protover.",
         },
         Self {
             verb: Verb::Get,
@@ -489,17 +496,17 @@ impl Route {
         },
     ];
 
-    /// The row of the route with this method and path.
+    /// Returns the index of the route with this method and path.
     pub(super) fn find(method: &Method, path: &str) -> Option<usize> {
         Self::ALL.iter().position(|route| route.path == path && route.verb.is(method))
     }
 
-    /// True for a route whose requests have a body.
+    /// True when requests have a body.
     pub(super) fn has_body(&self) -> bool {
         self.body != BodyMax::None
     }
 
-    /// True for a route that is for the backend only.
+    /// True when only the backend may use the route.
     pub(super) fn is_protected(&self) -> bool {
         match self.action {
             Action::Ack => false,
@@ -508,7 +515,7 @@ impl Route {
         }
     }
 
-    /// True for a route that finds out by itself who asks.
+    /// True when the handler identifies the requester.
     pub(super) fn is_for_members(&self) -> bool {
         matches!(self.action, Action::Sync | Action::History | Action::Unread | Action::Ack)
     }
@@ -533,7 +540,7 @@ mod tests {
             assert!(route.params.len() <= PARAMS_MAX, "{}", route.path);
             assert!(route.path.starts_with('/') && !route.path.ends_with('/'), "{}", route.path);
             let method = if route.verb == Verb::Get { Method::GET } else { Method::POST };
-            assert_eq!(Route::find(&method, route.path), Some(index), "{} is there twice", route.path);
+            assert_eq!(Route::find(&method, route.path), Some(index), "{} is in the table twice", route.path);
             assert_eq!(Route::find(&Method::HEAD, route.path), None);
             assert_eq!(route.has_body(), route.verb == Verb::Post, "{}", route.path);
         }

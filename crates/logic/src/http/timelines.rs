@@ -1,301 +1,203 @@
-//! Timelines over HTTP: for members on short connections, and for the backend.
+//! Handlers of the timeline routes, for members on short connections and for the backend.
+//!
+//! Identifies the requester, reads the request and writes the answer. `crate::timelines` decides
+//! what a reader may do; [`stream`] has the answer that never ends.
 
-use std::future::Future;
+mod render;
+mod stream;
+
 use std::net::{IpAddr, Ipv4Addr};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::body::{Body, Bytes, HttpBody};
-use axum::http::header::{ACCEPT, AUTHORIZATION, CACHE_CONTROL, COOKIE, USER_AGENT};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use goim_ports::{
-    Accepted, ConnectError, ConnectRequest, EndCode, Mid, NoSession, Operation, Sequence, SessionKey,
-    TimelineError, TimelineSeq, Version,
-};
+use axum::body::Body;
+use axum::http::header::{ACCEPT, AUTHORIZATION, COOKIE, USER_AGENT};
+use axum::http::{HeaderMap, HeaderValue, Response, StatusCode};
+use goim_ports::{Accepted, ConnectRequest, Mid, Operation, Sequence, SessionKey, TimelineSeq, Version};
 use goim_wire::Packet;
 use goim_wire::sync::{self, Body as _};
-use hyper::body::Frame;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::query::Values;
+use render::{EndNotice, message_json, reply_json};
+
+use super::error::{ApiError, Reply};
+use super::guard;
+use super::query::QueryValues;
 use super::rate::network;
-use super::{guard, reply};
-use crate::timelines::{Ending, NoWait, Placed, Reader, Timelines, Unread, Wait, Waited};
-use crate::{IdentityMethod, Logic, TimelinesError};
+use super::reply;
+use crate::config::IdentityMethod;
+use crate::logic::Logic;
+use crate::timelines::push::AppendedMessage;
+use crate::timelines::reader::{LongPollOutcome, Reader, Unread};
+use crate::timelines::{LongPollEnd, TimelineRequestError, Timelines};
 
-const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
-
-/// What a client is told to wait when the store has more to do than it can.
-const BUSY_WAIT: Duration = Duration::from_secs(1);
-
-/// What a client is told to wait when as many wait as may: waits are long.
-const FULL_WAIT: Duration = Duration::from_secs(5);
-
-/// A stream says this often that it is there: proxies cut off what is silent.
-const STREAM_WAIT: Duration = Duration::from_secs(20);
-
-/// Who asks, and what of it decides who that is.
+/// Who sent a request, and what identifies them.
 #[derive(Clone, Copy)]
-pub(super) struct Asking<'a> {
+pub(super) struct Requester<'a> {
     pub(super) peer: Option<IpAddr>,
     pub(super) headers: &'a HeaderMap,
-    /// Who that is, where it had to be known before the body was read.
+    /// Set when the route identifies its requester before it reads the body.
     pub(super) reader: Option<&'a Reader>,
 }
 
-/// What comes behind a position: at once, later, or as a stream.
-pub(super) async fn sync(logic: &Logic, values: &Values<'_>, asking: Asking<'_>) -> Response<Body> {
-    let timelines = match open(logic) {
-        Ok(timelines) => timelines,
-        Err(response) => return response,
-    };
-    let wait = match duration(values.text("wait")) {
-        Some(wait) => wait.min(logic.config.timelines.long_poll_timeout),
-        None => return reply::bad_parameter("wait must be a time such as 30s or 500ms"),
-    };
-    let reader = match member(logic, values, asking, protover(logic, values)).await {
-        Ok(reader) => reader,
-        Err(response) => return response,
-    };
+/// Messages after a position: immediately, as a long poll, or as a stream of events.
+pub(super) async fn sync(logic: &Logic, values: &QueryValues<'_>, requester: Requester<'_>) -> Reply {
+    let timelines = timelines_of(logic)?;
+    let wait = duration(values.text("wait"))
+        .ok_or_else(|| ApiError::bad_parameter("wait must be a time such as 30s or 500ms"))?
+        .min(logic.config.timelines.long_poll_timeout);
+    let reader = member(logic, values, requester, protover(logic, values)).await?;
     let mut request = request_of(values);
-    let accepts = |kind: &[u8]| accepts(asking.headers, kind);
-    let address = asking.peer.map(network);
+    let accepts = |media_type: &[u8]| accepts(requester.headers, media_type);
+    let address = requester.peer.map(network);
     if accepts(b"text/event-stream") {
-        if let Some(position) = last_event(asking.headers) {
+        if let Some(position) = stream::last_event(requester.headers) {
             request.position = Some(position);
         }
-        return stream(Arc::clone(timelines), reader, request, address).await;
+        return stream::open(Arc::clone(timelines), reader, request, address).await;
     }
     let found = if wait.is_zero() {
-        timelines.sync(&reader, &request).await
+        timelines.sync(&reader, &request).await?
     } else {
-        match sync_within(timelines, &reader, &request, address, wait).await {
-            Ok(found) => found,
-            Err(response) => return response,
-        }
+        long_poll(timelines, &reader, &request, address, wait).await?
     };
-    match found {
-        Ok(found) if accepts(b"application/octet-stream") => packet(&found),
-        Ok(found) => value(&reply_json(&found)),
-        Err(error) => refused(&error),
-    }
+    if accepts(b"application/octet-stream") { Ok(packet(&found)) } else { Ok(data(&reply_json(&found))) }
 }
 
-/// What comes behind a position within a time. Whoever may not wait is answered when there is something to say, and refused when not:
-/// answered with nothing it would ask again at once.
-async fn sync_within(
+/// Messages after a position, within `time`. A requester over a limit of long polls still gets
+/// stored messages; an empty answer would make it repeat the request immediately, so it
+/// gets the error instead.
+async fn long_poll(
     timelines: &Timelines,
     reader: &Reader,
     request: &sync::SyncRequest,
     address: Option<IpAddr>,
     time: Duration,
-) -> Result<Result<sync::SyncReply, TimelinesError>, Response<Body>> {
-    let wait = match timelines.begin_wait(reader, &request.timeline, address) {
+) -> Result<sync::SyncReply, ApiError> {
+    let wait = match timelines.begin_long_poll(reader, &request.timeline, address) {
         Ok(wait) => wait,
-        Err(refusal @ TimelinesError::NoWait(_)) => {
-            return match timelines.sync(reader, request).await {
-                Ok(found) if found.messages.is_empty() && !found.gap => Err(refused(&refusal)),
-                found => Ok(found),
-            };
+        Err(refusal @ TimelineRequestError::LongPoll(_)) => {
+            let found = timelines.sync(reader, request).await?;
+            let is_empty = found.messages.is_empty() && !found.gap;
+            return if is_empty { Err(refusal.into()) } else { Ok(found) };
         }
-        Err(error) => return Ok(Err(error)),
+        Err(error) => return Err(error.into()),
     };
-    match timelines.sync_waiting(reader, request, &wait, time).await {
-        Ok(Waited::Found(found)) => Ok(Ok(found)),
-        Ok(Waited::Ended(Ending::Draining)) => Ok(timelines.sync(reader, request).await),
-        Ok(Waited::Ended(ending)) => Err(ended(ending)),
-        Err(error) => Ok(Err(error)),
+    match timelines.sync_waiting(reader, request, &wait, time).await? {
+        LongPollOutcome::Found(found) => Ok(found),
+        LongPollOutcome::Ended(LongPollEnd::Draining) => Ok(timelines.sync(reader, request).await?),
+        LongPollOutcome::Ended(end) => Err(ended(end)),
     }
 }
 
-/// The answer to a request whose wait was ended: as it would be if it came now.
-fn ended(ending: Ending) -> Response<Body> {
-    let Farewell { reason, may_return, .. } = Farewell::of(ending);
-    if may_return {
-        reply::unauthorized(&format!(
+/// The error for a long poll that was ended: the one that the same request would get now.
+fn ended(end: LongPollEnd) -> ApiError {
+    let EndNotice { reason, may_reconnect, .. } = EndNotice::of(end);
+    if may_reconnect {
+        ApiError::unauthorized(format!(
             "{reason}: needs a new token in the header Authorization (Bearer TOKEN)"
         ))
     } else {
-        reply::refusal(StatusCode::FORBIDDEN, &format!("{reason}: the backend has ended this session"))
+        ApiError::new(StatusCode::FORBIDDEN, format!("{reason}: the backend has ended this session"))
     }
 }
 
-/// What is said at the end of a stream: as in operation 6 of a session that ends.
-struct Farewell {
-    code: u16,
-    reason: &'static str,
-    may_return: bool,
-}
-
-impl Farewell {
-    fn of(ending: Ending) -> Self {
-        let (code, reason) = match ending {
-            Ending::Expired => (3201, "token_expired"),
-            Ending::Draining => (3002, "draining"),
-            Ending::Ordered(EndCode(3208)) => (3208, "revoked"),
-            Ending::Ordered(EndCode(3505)) => (3505, "kicked"),
-            Ending::Ordered(EndCode(code)) => (code, "ended"),
-        };
-        // The group of a code says what a client does: docs/protocol.md.
-        Self { code, reason, may_return: !(3500..3600).contains(&code) }
-    }
-}
-
-/// A page of what came before.
-pub(super) async fn history(logic: &Logic, values: &Values<'_>, asking: Asking<'_>) -> Response<Body> {
-    let timelines = match open(logic) {
-        Ok(timelines) => timelines,
-        Err(response) => return response,
-    };
-    let reader = match backend_or_member(logic, values, asking, protover(logic, values)).await {
-        Ok(reader) => reader,
-        Err(response) => return response,
-    };
+/// One page of a timeline, backwards.
+pub(super) async fn history(logic: &Logic, values: &QueryValues<'_>, requester: Requester<'_>) -> Reply {
+    let timelines = timelines_of(logic)?;
+    let reader = backend_or_member(logic, values, requester, protover(logic, values)).await?;
     let before = u64::try_from(values.number("before")).ok().filter(|before| *before > 0).map(TimelineSeq);
     let limit = u32::try_from(values.number32("limit")).unwrap_or_default();
     let name = String::from_utf8_lossy(values.text("timeline"));
-    match timelines.history(&reader, &name, before, limit).await {
-        Ok((head, messages)) => {
-            let oldest = messages.first().map_or(head.latest.0, |message| message.seq);
-            value(&json!({
-                "timeline": name,
-                "epoch": head.epoch.0,
-                "latest": head.latest.0,
-                "first": head.first.0,
-                "more": !messages.is_empty() && oldest > head.first.0,
-                "messages": messages.iter().map(message_json).collect::<Vec<_>>(),
-            }))
-        }
-        Err(error) => refused(&error),
-    }
+    let (head, messages) = timelines.history(&reader, &name, before, limit).await?;
+    let oldest = messages.first().map_or(head.latest.0, |message| message.seq);
+    Ok(data(&json!({
+        "timeline": name,
+        "epoch": head.epoch.0,
+        "latest": head.latest.0,
+        "first": head.first.0,
+        "more": !messages.is_empty() && oldest > head.first.0,
+        "messages": messages.iter().map(message_json).collect::<Vec<_>>(),
+    })))
 }
 
-/// How much is unread.
-pub(super) async fn unread(logic: &Logic, values: &Values<'_>, asking: Asking<'_>) -> Response<Body> {
-    let timelines = match open(logic) {
-        Ok(timelines) => timelines,
-        Err(response) => return response,
-    };
-    let reader = match backend_or_member(logic, values, asking, logic.config.versions.highest()).await {
-        Ok(reader) => reader,
-        Err(response) => return response,
-    };
+/// Numbers of unread messages.
+pub(super) async fn unread(logic: &Logic, values: &QueryValues<'_>, requester: Requester<'_>) -> Reply {
+    let timelines = timelines_of(logic)?;
+    let reader = backend_or_member(logic, values, requester, logic.config.versions.highest()).await?;
     if reader.mid.is_anonymous() {
-        return reply::bad_parameter("mid must name the member whose messages are counted");
+        return Err(ApiError::bad_parameter("mid must name the member whose messages are counted"));
     }
     let names = values.texts("timelines").iter().map(|name| String::from_utf8_lossy(name).into_owned());
-    match timelines.unread(&reader, &names.collect::<Vec<_>>()).await {
-        Ok(found) => value(&found.iter().map(unread_json).collect()),
-        Err(error) => refused(&error),
-    }
+    let found = timelines.unread(&reader, &names.collect::<Vec<_>>()).await?;
+    Ok(data(&found.iter().map(unread_json).collect()))
 }
 
-/// Who moves a cursor, found out before a byte of the body is read.
-pub(super) async fn acknowledging(
+/// Identifies the member of a request to `/v1/ack`, before a byte of the body is read.
+pub(super) async fn acknowledging_member(
     logic: &Logic,
-    values: &Values<'_>,
-    asking: Asking<'_>,
-) -> Result<Reader, Response<Body>> {
-    open(logic)?;
-    member(logic, values, asking, logic.config.versions.highest()).await
+    values: &QueryValues<'_>,
+    requester: Requester<'_>,
+) -> Result<Reader, ApiError> {
+    timelines_of(logic)?;
+    member(logic, values, requester, logic.config.versions.highest()).await
 }
 
 /// Moves the member's cursor.
-pub(super) async fn acknowledge(logic: &Logic, reader: &Reader, body: &[u8]) -> Response<Body> {
-    let timelines = match open(logic) {
-        Ok(timelines) => timelines,
-        Err(response) => return response,
-    };
-    let Place { timeline, seq } = match Place::read(body) {
-        Ok(place) => place,
-        Err(wrong) => return reply::refusal(StatusCode::BAD_REQUEST, &wrong),
-    };
-    match timelines.acknowledge(reader, &sync::Ack { timeline, seq }).await {
-        Ok(sync::AckReply { timeline, seq, unread }) => {
-            value(&json!({ "timeline": timeline, "seq": seq, "unread": unread }))
-        }
-        Err(error) => refused(&error),
-    }
+pub(super) async fn acknowledge(logic: &Logic, reader: &Reader, body: &[u8]) -> Reply {
+    let timelines = timelines_of(logic)?;
+    let MessageRef { timeline, seq } = MessageRef::read(body)?;
+    let sync::AckReply { timeline, seq, unread } =
+        timelines.acknowledge(reader, &sync::Ack { timeline, seq }).await?;
+    Ok(data(&json!({ "timeline": timeline, "seq": seq, "unread": unread })))
 }
 
-/// Takes the body out of a message.
-pub(super) async fn delete(logic: &Logic, body: &[u8]) -> Response<Body> {
-    let timelines = match open(logic) {
-        Ok(timelines) => timelines,
-        Err(response) => return response,
-    };
-    let Place { timeline, seq } = match Place::read(body) {
-        Ok(place) => place,
-        Err(wrong) => return reply::refusal(StatusCode::BAD_REQUEST, &wrong),
-    };
-    match timelines.delete(&timeline, TimelineSeq(seq)).await {
-        Ok(deleted) => value(&json!({ "deleted": deleted })),
-        Err(error) => refused(&error),
-    }
+/// Deletes the body of a message.
+pub(super) async fn delete(logic: &Logic, body: &[u8]) -> Reply {
+    let timelines = timelines_of(logic)?;
+    let MessageRef { timeline, seq } = MessageRef::read(body)?;
+    let deleted = timelines.delete(&timeline, TimelineSeq(seq)).await?;
+    Ok(data(&json!({ "deleted": deleted })))
 }
 
-/// Where messages are that are kept now: a list for each.
-pub(super) fn placed(messages: &[Vec<Placed>]) -> Response<Body> {
+/// The positions of the stored messages of a batch, one list for each message.
+pub(super) fn stored(messages: &[Vec<AppendedMessage>]) -> Response<Body> {
     let positions: Vec<Vec<Value>> =
-        messages.iter().map(|placed| placed.iter().map(placed_json).collect()).collect();
+        messages.iter().map(|appended| appended.iter().map(appended_json).collect()).collect();
     let answer = json!({ "code": 0, "message": "", "accepted": positions.len(), "positions": positions });
     reply::document(answer.to_string().into())
 }
 
-/// The same for one message, in goim's envelope.
-pub(super) fn placed_one(placed: &[Placed]) -> Response<Body> {
-    value(&json!({ "positions": placed.iter().map(placed_json).collect::<Vec<_>>() }))
+/// The positions of one stored message, in goim v2's envelope.
+pub(super) fn stored_one(appended: &[AppendedMessage]) -> Response<Body> {
+    data(&json!({ "positions": appended.iter().map(appended_json).collect::<Vec<_>>() }))
 }
 
-/// Why something was not done.
-pub(super) fn refused(error: &TimelinesError) -> Response<Body> {
-    let text = error.public();
-    match error {
-        TimelinesError::Store(TimelineError::Busy(_)) => reply::too_many(&text, BUSY_WAIT),
-        TimelinesError::NoWait(NoWait::Member | NoWait::Address) => reply::too_many(&text, FULL_WAIT),
-        TimelinesError::NoWait(NoWait::Full | NoWait::Draining) => reply::unavailable(&text, FULL_WAIT),
-        TimelinesError::Invalid(_)
-        | TimelinesError::TooLarge { .. }
-        | TimelinesError::Store(TimelineError::Invalid(_)) => reply::refusal(StatusCode::BAD_REQUEST, &text),
-        TimelinesError::Limited { retry_after, .. } => reply::too_many(&text, *retry_after),
-        TimelinesError::Forbidden(_) | TimelinesError::Reserved(_) => {
-            reply::refusal(StatusCode::FORBIDDEN, &text)
-        }
-        TimelinesError::None => reply::refusal(StatusCode::NOT_IMPLEMENTED, &text),
-        TimelinesError::Store(_) | TimelinesError::Undecided(_) => {
-            reply::refusal(StatusCode::SERVICE_UNAVAILABLE, &text)
-        }
-    }
+fn timelines_of(logic: &Logic) -> Result<&Arc<Timelines>, ApiError> {
+    logic.timelines.as_ref().ok_or_else(|| TimelineRequestError::None.into())
 }
 
-#[allow(clippy::result_large_err, reason = "as in `dispatch`")]
-fn open(logic: &Logic) -> Result<&Arc<Timelines>, Response<Body>> {
-    logic.timelines.as_ref().ok_or_else(|| refused(&TimelinesError::None))
-}
-
-/// A place in a timeline, as a request names it.
+/// A message of a timeline, as a request body names it.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Place {
+struct MessageRef {
     timeline: String,
     seq: u64,
 }
 
-impl Place {
-    fn read(body: &[u8]) -> Result<Self, String> {
-        // A list would be read as the fields in their order.
-        let object: serde_json::Map<String, Value> = serde_json::from_slice(body)
-            .map_err(|error| format!("wants an object with `timeline` and `seq`: {error}"))?;
-        serde_json::from_value(Value::Object(object)).map_err(|error| error.to_string())
+impl MessageRef {
+    fn read(body: &[u8]) -> Result<Self, ApiError> {
+        // serde would read a list as the fields in their order.
+        let object: serde_json::Map<String, Value> = serde_json::from_slice(body).map_err(|error| {
+            ApiError::bad_request(format!("expected an object with `timeline` and `seq`: {error}"))
+        })?;
+        serde_json::from_value(Value::Object(object))
+            .map_err(|error| ApiError::bad_request(error.to_string()))
     }
 }
 
-fn request_of(values: &Values<'_>) -> sync::SyncRequest {
+fn request_of(values: &QueryValues<'_>) -> sync::SyncRequest {
     let number = |name| u64::try_from(values.number(name)).unwrap_or_default();
     sync::SyncRequest {
         timeline: String::from_utf8_lossy(values.text("timeline")).into_owned(),
@@ -304,7 +206,7 @@ fn request_of(values: &Values<'_>) -> sync::SyncRequest {
     }
 }
 
-/// `30s`, `500ms`, `1m`; nothing is no time.
+/// Parses `30s`, `500ms` or `1m`. An empty text is zero.
 fn duration(text: &[u8]) -> Option<Duration> {
     let text = std::str::from_utf8(text).ok()?.trim();
     if text.is_empty() {
@@ -321,51 +223,46 @@ fn duration(text: &[u8]) -> Option<Duration> {
     }
 }
 
-fn accepts(headers: &HeaderMap, kind: &[u8]) -> bool {
+/// True when the header `Accept` names the media type itself; `*/*` does not count.
+fn accepts(headers: &HeaderMap, media_type: &[u8]) -> bool {
     let named = headers.get_all(ACCEPT).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
     named
         .filter_map(|named| named.split(|byte| *byte == b';').next())
-        .any(|named| named.trim_ascii().eq_ignore_ascii_case(kind))
+        .any(|named| named.trim_ascii().eq_ignore_ascii_case(media_type))
 }
 
-/// `epoch:seq`, as the events of a stream are named.
-fn last_event(headers: &HeaderMap) -> Option<sync::Position> {
-    let (epoch, seq) = headers.get(LAST_EVENT_ID)?.to_str().ok()?.trim().split_once(':')?;
-    Some(sync::Position { epoch: epoch.parse().ok()?, seq: seq.parse().ok()? })
-}
-
-/// The backend, when it presents a key, or else the member whose token it is.
+/// Identifies the requester as the backend, by its API key, or as a member, by the token.
 async fn backend_or_member(
     logic: &Logic,
-    values: &Values<'_>,
-    asking: Asking<'_>,
+    values: &QueryValues<'_>,
+    requester: Requester<'_>,
     protover: Version,
-) -> Result<Reader, Response<Body>> {
+) -> Result<Reader, ApiError> {
     let keys = &logic.config.http.api_keys;
-    let is_local = keys.is_empty() && !asking.headers.contains_key(AUTHORIZATION);
-    let may = guard::check(keys, asking.peer, asking.headers).is_ok();
+    let is_local = keys.is_empty() && !requester.headers.contains_key(AUTHORIZATION);
+    let may = guard::check(keys, requester.peer, requester.headers).is_ok();
     if may && (is_local || !keys.is_empty()) {
         let mid = Mid(values.number("mid"));
         let key = SessionKey::from("");
         return Ok(Reader { mid, scope: None, protover, is_backend: true, key, expires_at: None });
     }
-    member(logic, values, asking, protover).await
+    member(logic, values, requester, protover).await
 }
 
-/// The member whose token it is.
+/// Identifies the requester as a member, by the token.
 async fn member(
     logic: &Logic,
-    values: &Values<'_>,
-    Asking { peer, headers, .. }: Asking<'_>,
+    values: &QueryValues<'_>,
+    Requester { peer, headers, .. }: Requester<'_>,
     protover: Version,
-) -> Result<Reader, Response<Body>> {
+) -> Result<Reader, ApiError> {
     let identity = &logic.config.identity;
-    let is_believed = identity.method == IdentityMethod::Open;
-    if is_believed && !identity.allow_remote && !guard::is_local(peer, headers) {
-        return Err(reply::refusal(
+    let is_open = identity.method == IdentityMethod::Open;
+    if is_open && !identity.allow_remote && !guard::is_local(peer, headers) {
+        return Err(ApiError::new(
             StatusCode::FORBIDDEN,
-            "clients are believed who they are (logic.identity.method = \"open\"), and this request is not from \
-             this machine: choose \"jwt\" or \"webhook\", or, in a network that you trust, set \
+            "clients are not authenticated (logic.identity.method = \"open\") and this request is not from this \
+             machine: choose \"jwt\" or \"webhook\", or, in a network that you trust, set \
              logic.identity.allow_remote = true",
         ));
     }
@@ -384,33 +281,14 @@ async fn member(
         token: token.to_string().into(),
         remote: peer.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
     };
-    match logic.identity.identify(&request).await {
-        Ok((accepted, _)) => {
-            let protover = accepted.protover.unwrap_or(protover);
-            let Accepted { mid, scope, key, expires_at, .. } = accepted;
-            Ok(Reader { mid, scope, protover, is_backend: false, key, expires_at })
-        }
-        Err(error) => Err(unknown(&error)),
-    }
+    let (accepted, _) = logic.identity.identify(&request).await?;
+    let protover = accepted.protover.unwrap_or(protover);
+    let Accepted { mid, scope, key, expires_at, .. } = accepted;
+    Ok(Reader { mid, scope, protover, is_backend: false, key, expires_at })
 }
 
-fn unknown(error: &ConnectError) -> Response<Body> {
-    match error.reason {
-        NoSession::Unavailable => {
-            reply::refusal(StatusCode::SERVICE_UNAVAILABLE, "who asks cannot be found out; try again later")
-        }
-        NoSession::Denied | NoSession::Room | NoSession::Mismatch => {
-            reply::refusal(StatusCode::FORBIDDEN, error.reason.label())
-        }
-        reason => {
-            let wants = "needs the member's token in the header Authorization (Bearer TOKEN)";
-            reply::unauthorized(&format!("{}: {wants}", reason.label()))
-        }
-    }
-}
-
-/// What the client says that it reads; everything, when it says nothing.
-fn protover(logic: &Logic, values: &Values<'_>) -> Version {
+/// The packet version that the client names, at most the server's; the highest when it names none.
+fn protover(logic: &Logic, values: &QueryValues<'_>) -> Version {
     let highest = logic.config.versions.highest();
     match i16::try_from(values.number32("protover")) {
         Ok(given) if given > 0 => Version(given).min(highest),
@@ -418,11 +296,11 @@ fn protover(logic: &Logic, values: &Values<'_>) -> Version {
     }
 }
 
-fn value(value: &Value) -> Response<Body> {
+fn data(value: &Value) -> Response<Body> {
     reply::data(|out| out.extend_from_slice(value.to_string().as_bytes()))
 }
 
-fn placed_json(Placed { timeline, kept }: &Placed) -> Value {
+fn appended_json(AppendedMessage { timeline, kept }: &AppendedMessage) -> Value {
     json!({
         "timeline": timeline.to_string(),
         "epoch": kept.position.epoch.0,
@@ -441,41 +319,7 @@ fn unread_json(unread: &Unread) -> Value {
     })
 }
 
-fn reply_json(reply: &sync::SyncReply) -> Value {
-    json!({
-        "timeline": reply.timeline,
-        "epoch": reply.epoch,
-        "latest": reply.latest,
-        "after": reply.after,
-        "more": reply.more,
-        "gap": reply.gap,
-        "messages": reply.messages.iter().map(message_json).collect::<Vec<_>>(),
-    })
-}
-
-/// A body that is text is one, any other is in base64.
-fn message_json(message: &sync::Message) -> Value {
-    let mut object = json!({
-        "seq": message.seq,
-        "operation": message.operation,
-        "version": message.version,
-        "time_ms": message.time_ms,
-        "sender": message.sender,
-    });
-    if message.deleted {
-        object["deleted"] = Value::Bool(true);
-    } else if message.unreadable {
-        object["unreadable"] = Value::Bool(true);
-    } else {
-        match std::str::from_utf8(&message.body) {
-            Ok(text) => object["body"] = text.into(),
-            Err(_) => object["body_base64"] = STANDARD.encode(&message.body).into(),
-        }
-    }
-    object
-}
-
-/// As it would have come over a connection.
+/// The packet of operation 22, as a connection would get it.
 fn packet(found: &sync::SyncReply) -> Response<Body> {
     let body = found.write();
     let packet = Packet {
@@ -484,123 +328,7 @@ fn packet(found: &sync::SyncReply) -> Response<Body> {
         sequence: Sequence::NONE,
         body: &body,
     };
-    reply::bytes("application/octet-stream", packet.to_owned().to_message_bytes())
-}
-
-/// Events without end: each has the messages that came, and is named by the position behind them.
-async fn stream(
-    timelines: Arc<Timelines>,
-    reader: Reader,
-    request: sync::SyncRequest,
-    address: Option<IpAddr>,
-) -> Response<Body> {
-    // Who may not read, or not wait, is told so by the status; so is whom the store does not answer.
-    let wait = match timelines.begin_wait(&reader, &request.timeline, address) {
-        Ok(wait) => wait,
-        Err(error) => return refused(&error),
-    };
-    if let Err(error) = timelines.sync(&reader, &sync::SyncRequest { limit: 1, ..request.clone() }).await {
-        return refused(&error);
-    }
-    let streaming = Streaming { timelines, reader, request, wait, resets: 0 };
-    let mut response = Response::new(Body::new(Events { next: Some(streaming.next()) }));
-    let kind = HeaderValue::from_static("text/event-stream");
-    response.headers_mut().insert(axum::http::header::CONTENT_TYPE, kind);
-    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    response
-}
-
-/// What comes next.
-type Pending = Pin<Box<dyn Future<Output = Option<Said>> + Send>>;
-
-/// A part of a stream, and how to go on; the last has nothing behind it.
-struct Said {
-    text: Bytes,
-    next: Option<Pending>,
-}
-
-struct Events {
-    next: Option<Pending>,
-}
-
-/// A stream between two events.
-struct Streaming {
-    timelines: Arc<Timelines>,
-    reader: Reader,
-    request: sync::SyncRequest,
-    /// Held as long as the stream is there, whether or not it waits: that is what bounds how many there are.
-    wait: Wait,
-    /// Holes in a row.
-    resets: u32,
-}
-
-impl Streaming {
-    fn next(self) -> Pending {
-        Box::pin(self.say())
-    }
-
-    /// The next event, or a word that the stream is there. Each turn waits for something: for messages, for time, or, where a timeline
-    /// has one hole after the other, for a second.
-    async fn say(mut self) -> Option<Said> {
-        if self.resets > 1 {
-            Timelines::pause(&self.wait).await;
-        }
-        let waited = self.timelines.sync_waiting(&self.reader, &self.request, &self.wait, STREAM_WAIT).await;
-        let found = match waited {
-            Ok(Waited::Found(found)) => found,
-            Ok(Waited::Ended(ending)) => return Some(self.farewell(ending)),
-            Err(error) => {
-                tracing::debug!(%error, "a stream of messages ends; its client comes back");
-                return None;
-            }
-        };
-        let is_news = found.gap || !found.messages.is_empty();
-        let seq = found.messages.last().map_or(found.after, |message| message.seq);
-        let text = if is_news {
-            format!("id: {}:{seq}\nevent: messages\ndata: {}\n\n", found.epoch, reply_json(&found))
-        } else {
-            ":\n\n".to_owned()
-        };
-        // Behind a hole at whose end nothing is, the stream begins as one that knows nothing yet.
-        self.request.position = (found.epoch != 0).then_some(sync::Position { epoch: found.epoch, seq });
-        self.resets = if found.gap { self.resets + 1 } else { 0 };
-        Some(Said { text: text.into(), next: Some(self.next()) })
-    }
-
-    /// Why the stream ends, and what its client should do. Whoever goes away sends its clients back at different times.
-    fn farewell(&self, ending: Ending) -> Said {
-        let Farewell { code, reason, may_return } = Farewell::of(ending);
-        let delay_ms = match ending {
-            Ending::Draining => 500 + self.wait.number() % 45 * 100,
-            _ => 0,
-        };
-        let data = json!({
-            "code": code,
-            "reason": reason,
-            "reconnect": may_return,
-            "delay_ms": delay_ms,
-        });
-        let retry = if delay_ms > 0 { format!("retry: {delay_ms}\n") } else { String::new() };
-        Said { text: format!("{retry}event: end\ndata: {data}\n\n").into(), next: None }
-    }
-}
-
-impl HttpBody for Events {
-    type Data = Bytes;
-    type Error = std::convert::Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        let Some(pending) = &mut self.next else { return Poll::Ready(None) };
-        let said = std::task::ready!(pending.as_mut().poll(context));
-        self.next = None;
-        Poll::Ready(said.map(|Said { text, next }| {
-            self.next = next;
-            Ok(Frame::data(text))
-        }))
-    }
+    reply::with_body("application/octet-stream", packet.to_owned().to_message_bytes())
 }
 
 #[cfg(test)]

@@ -1,21 +1,22 @@
-//! What a credential grants, and whether that is what the client asks for.
+//! What credentials grant, and whether that covers what the client asks for.
 
 use std::sync::Arc;
 
 use goim_ports::{
-    Accepted, ConnectError, ExpiresAt, Mid, NoSession, Operation, Refreshed, RoomId, RoomScope, SessionKey,
+    Accepted, AuthFailure, ConnectError, ExpiresAt, Mid, Operation, Refreshed, RoomId, RoomScope, SessionKey,
     SyncOptions,
 };
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 
+use super::session::{SessionTerms, check_names, random_key};
 use super::token::Token;
-use super::{Terms, check_names, random_key};
 
-/// The longest key that is granted, in bytes: it goes with each push to the session. What clients choose is bounded by their packets.
+/// The maximum length of a granted key in bytes, because it is sent with each push to the session.
+/// Keys that clients choose are bounded by the size of their packets.
 const KEY_BYTES_MAX: usize = 1024;
 
-/// What somebody who can be believed says of a client. The members of a signed token, and of the backend's answer.
+/// What an authenticator grants a client: the claims of a signed token, or the backend's answer.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub(super) struct Grant {
     #[serde(deserialize_with = "mid")]
@@ -23,13 +24,14 @@ pub(super) struct Grant {
     /// The only key that the session may have.
     #[serde(default)]
     pub(super) key: Option<String>,
-    /// Rooms that the session is in at once. With them or with `rooms_allowed` it may be in no others than those of both lists.
+    /// The rooms that the session joins when it opens. With this list or `rooms_allowed` it may
+    /// join no rooms but those of both lists.
     #[serde(default)]
     pub(super) rooms: Option<Vec<String>>,
-    /// Rooms that it may be in: names, and beginnings of names with `*` behind.
+    /// The rooms that it may join: names, and prefixes of names followed by `*`.
     #[serde(default)]
     pub(super) rooms_allowed: Option<Vec<String>>,
-    /// What the session wants pushed, in place of what the client says.
+    /// The operations that the session subscribes to, instead of the client's.
     #[serde(default)]
     pub(super) accepts: Option<Vec<i32>>,
     /// Seconds since 1970.
@@ -37,18 +39,20 @@ pub(super) struct Grant {
     pub(super) expires_at: Option<u64>,
 }
 
-/// A number, or a text that is one: who signs tokens is free to have either.
+/// A number, or a text that is one: issuers of tokens use both.
 fn mid<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
-    enum Either {
+    enum NumberOrText {
         Number(i64),
         Text(String),
     }
-    match Either::deserialize(deserializer) {
-        Ok(Either::Number(number)) => Ok(number),
-        Ok(Either::Text(text)) => text.parse().map_err(|_| D::Error::custom("the member is no integer")),
-        Err(_) => Err(D::Error::custom("the member is no integer")),
+    match NumberOrText::deserialize(deserializer) {
+        Ok(NumberOrText::Number(number)) => Ok(number),
+        Ok(NumberOrText::Text(text)) => {
+            text.parse().map_err(|_| D::Error::custom("the member is not an integer"))
+        }
+        Err(_) => Err(D::Error::custom("the member is not an integer")),
     }
 }
 
@@ -65,66 +69,49 @@ impl Grant {
         let expires_at = self.expires_at.map(ExpiresAt);
         match expires_at {
             Some(at) if at.left().is_zero() => {
-                Err(ConnectError::because(NoSession::Expired, "what grants the session has ended"))
+                Err(ConnectError::because(AuthFailure::TokenExpired, "the grant has expired"))
             }
             _ => Ok(expires_at),
         }
     }
 
-    /// What is granted, with what is empty taken for what it means: a key that is blank is none, or all whose key it is would be one
-    /// session; a room without a name is none that anybody can be in.
+    /// Normalizes and validates the grant. A blank key is no key, otherwise all sessions with it
+    /// would be one. Rooms must have a name.
     fn checked(mut self) -> Result<Self, ConnectError> {
         self.key = self.key.filter(|key| !key.trim().is_empty());
         if self.key.as_ref().is_some_and(|key| key.len() > KEY_BYTES_MAX) {
-            let what = format!("the key that is granted has more than {KEY_BYTES_MAX} bytes");
-            return Err(ConnectError::because(NoSession::Mismatch, what));
+            let what = format!("the granted key has more than {KEY_BYTES_MAX} bytes");
+            return Err(ConnectError::because(AuthFailure::TokenMismatch, what));
         }
         check_names(self.rooms.iter().chain(&self.rooms_allowed).flatten())?;
         Ok(self)
     }
 
-    /// The session for a client that says this of itself.
+    /// Returns the session for a client with this token.
     pub(super) fn accept(
         self,
         token: Token,
         allow_client_keys: bool,
-        terms: Terms,
+        terms: SessionTerms,
     ) -> Result<Accepted, ConnectError> {
-        let mismatch = |what: &str| Err(ConnectError::because(NoSession::Mismatch, what));
         let granted = self.checked()?;
         if token.mid != 0 && token.mid != granted.mid {
-            return mismatch("the mid that the client gives is not the one that is granted");
+            return Err(mismatch("the client's mid is not the granted one"));
         }
         let expires_at = granted.expires_at()?;
         let scope = granted.scope();
         let negotiated = token.protover.is_some();
-        let key = match granted.key {
-            Some(key) if token.key.is_empty() || token.key == key => SessionKey::from(key),
-            Some(_) => return mismatch("the key that the client gives is not the one that is granted"),
-            None if token.key.is_empty() => random_key()?,
-            None if allow_client_keys => SessionKey::from(token.key),
-            None => {
-                return mismatch(
-                    "no key is granted, and clients may not choose theirs (logic.identity.allow_client_keys)",
-                );
-            }
-        };
+        let key = session_key(granted.key, token.key, allow_client_keys)?;
         let wanted = if negotiated { token.rooms } else { Vec::new() };
         check_names(&wanted)?;
         let allows = |room: &str| scope.as_ref().is_none_or(|scope| scope.allows(room));
         if !token.room_id.is_empty() && !allows(&token.room_id) || wanted.iter().any(|room| !allows(room)) {
             return Err(ConnectError::because(
-                NoSession::Room,
-                "a room that the client wants is not granted",
+                AuthFailure::RoomNotAllowed,
+                "a room that the client asks for is not granted",
             ));
         }
-        let of_grant = granted.rooms.into_iter().flatten().filter(|room| !room.ends_with('*'));
-        let mut rooms: Vec<RoomId> = Vec::new();
-        for room in wanted.into_iter().chain(of_grant) {
-            if room != token.room_id && !rooms.iter().any(|known| known.as_str() == room) {
-                rooms.push(room.into());
-            }
-        }
+        let rooms = joined_rooms(&token.room_id, wanted, granted.rooms);
         let accepts = match granted.accepts {
             Some(accepts) => accepts.into_iter().map(Operation).collect(),
             None => token.accepts,
@@ -138,7 +125,7 @@ impl Grant {
             expires_at,
             accepts,
             heartbeat: terms.heartbeat,
-            protover: token.protover.map(|offered| terms.agree(offered)),
+            protover: token.protover.map(|offered| terms.negotiate(offered)),
             syncing: token
                 .positions
                 .filter(|_| negotiated)
@@ -146,16 +133,49 @@ impl Grant {
         })
     }
 
-    /// The session goes on, as what it is.
+    /// Applies the grant of a new token to an open session.
     pub(super) fn refresh(self, mid: Mid, key: &SessionKey) -> Result<Refreshed, ConnectError> {
         let granted = self.checked()?;
         let same_key = granted.key.as_ref().is_none_or(|granted| granted == key.as_str());
         if granted.mid != mid.0 || !same_key {
-            let what = "the new token is of another member or session";
-            return Err(ConnectError::because(NoSession::Mismatch, what));
+            return Err(mismatch("the new token is of another member or session"));
         }
         Ok(Refreshed { expires_at: granted.expires_at()?, scope: granted.scope() })
     }
+}
+
+fn mismatch(what: &str) -> ConnectError {
+    ConnectError::because(AuthFailure::TokenMismatch, what)
+}
+
+/// The key of a session: the granted one, the client's where clients may choose, or a random one.
+fn session_key(
+    granted: Option<String>,
+    asked: String,
+    allow_client_keys: bool,
+) -> Result<SessionKey, ConnectError> {
+    match granted {
+        Some(key) if asked.is_empty() || asked == key => Ok(SessionKey::from(key)),
+        Some(_) => Err(mismatch("the client's key is not the granted one")),
+        None if asked.is_empty() => random_key(),
+        None if allow_client_keys => Ok(SessionKey::from(asked)),
+        None => Err(mismatch(
+            "no key is granted, and clients may not choose theirs (logic.identity.allow_client_keys)",
+        )),
+    }
+}
+
+/// The rooms beside `room_id` that a session joins when it opens, each once: those that the client
+/// asks for and those of the grant, without prefixes.
+fn joined_rooms(room_id: &str, asked: Vec<String>, granted: Option<Vec<String>>) -> Vec<RoomId> {
+    let granted = granted.into_iter().flatten().filter(|room| !room.ends_with('*'));
+    let mut rooms: Vec<RoomId> = Vec::new();
+    for room in asked.into_iter().chain(granted) {
+        if room != room_id && !rooms.iter().any(|known| known.as_str() == room) {
+            rooms.push(room.into());
+        }
+    }
+    rooms
 }
 
 #[cfg(test)]
@@ -169,30 +189,30 @@ mod tests {
 
     fn accept(json: &str, token: &str) -> Result<Accepted, ConnectError> {
         let token = Token::parse(token.as_bytes()).unwrap();
-        let terms = Terms { heartbeat: Duration::from_secs(60), protover_max: goim_ports::Version(1) };
+        let terms = SessionTerms { heartbeat: Duration::from_secs(60), protover_max: goim_ports::Version(1) };
         grant(json).accept(token, false, terms)
     }
 
     #[test]
-    fn what_the_client_says_must_agree() {
+    fn claims_must_agree_with_the_grant() {
         let reason = |granted: &str, token: &str| accept(granted, token).err().map(|error| error.reason);
         let cases = [
             (r#"{"mid":7}"#, "{}", None),
             (r#"{"mid":"7"}"#, r#"{"mid":7}"#, None),
-            (r#"{"mid":7}"#, r#"{"mid":8}"#, Some(NoSession::Mismatch)),
-            (r#"{"mid":7}"#, r#"{"key":"k"}"#, Some(NoSession::Mismatch)),
+            (r#"{"mid":7}"#, r#"{"mid":8}"#, Some(AuthFailure::TokenMismatch)),
+            (r#"{"mid":7}"#, r#"{"key":"k"}"#, Some(AuthFailure::TokenMismatch)),
             (r#"{"mid":7,"key":"k"}"#, r#"{"key":"k"}"#, None),
-            (r#"{"mid":7,"key":"k"}"#, r#"{"key":"other"}"#, Some(NoSession::Mismatch)),
+            (r#"{"mid":7,"key":"k"}"#, r#"{"key":"other"}"#, Some(AuthFailure::TokenMismatch)),
             (r#"{"mid":7,"rooms":["a://1"]}"#, r#"{"room_id":"a://1"}"#, None),
-            (r#"{"mid":7,"rooms":["a://1"]}"#, r#"{"room_id":"a://2"}"#, Some(NoSession::Room)),
-            (r#"{"mid":7,"rooms":[]}"#, r#"{"room_id":"a://2"}"#, Some(NoSession::Room)),
+            (r#"{"mid":7,"rooms":["a://1"]}"#, r#"{"room_id":"a://2"}"#, Some(AuthFailure::RoomNotAllowed)),
+            (r#"{"mid":7,"rooms":[]}"#, r#"{"room_id":"a://2"}"#, Some(AuthFailure::RoomNotAllowed)),
             (r#"{"mid":7,"rooms_allowed":["a://*"]}"#, r#"{"room_id":"a://2"}"#, None),
             (
                 r#"{"mid":7,"rooms_allowed":["a://*"]}"#,
                 r#"{"protover":1,"rooms":["b://2"]}"#,
-                Some(NoSession::Room),
+                Some(AuthFailure::RoomNotAllowed),
             ),
-            (r#"{"mid":7,"expires_at":1}"#, "{}", Some(NoSession::Expired)),
+            (r#"{"mid":7,"expires_at":1}"#, "{}", Some(AuthFailure::TokenExpired)),
         ];
         for (granted, token, expected) in cases {
             assert_eq!(reason(granted, token), expected, "{granted} {token}");
@@ -206,11 +226,11 @@ mod tests {
             let keys = [(), ()].map(|()| accept(&granted, "{}").unwrap().key);
             assert!(keys[0] != keys[1] && keys[0].as_str().len() == 36, "{blank:?}: {keys:?}");
             let chosen = accept(&granted, r#"{"key":"k"}"#).err().map(|error| error.reason);
-            assert_eq!(chosen, Some(NoSession::Mismatch), "as where none is granted");
+            assert_eq!(chosen, Some(AuthFailure::TokenMismatch), "as where none is granted");
             assert!(grant(&granted).refresh(Mid(7), &keys[0]).is_ok(), "a new token of the session");
         }
         let long = format!(r#"{{"mid":7,"key":"{}"}}"#, "k".repeat(KEY_BYTES_MAX + 1));
-        assert_eq!(accept(&long, "{}").unwrap_err().reason, NoSession::Mismatch);
+        assert_eq!(accept(&long, "{}").unwrap_err().reason, AuthFailure::TokenMismatch);
         let key = SessionKey::from("k");
         for granted in [
             r#"{"mid":7,"rooms":[""]}"#,
@@ -219,13 +239,13 @@ mod tests {
         ] {
             for token in ["{}", r#"{"room_id":"a://1"}"#, r#"{"protover":1,"rooms":["a://1"]}"#] {
                 let reason = accept(granted, token).err().map(|error| error.reason);
-                assert_eq!(reason, Some(NoSession::Room), "{granted} {token}");
+                assert_eq!(reason, Some(AuthFailure::RoomNotAllowed), "{granted} {token}");
             }
-            assert_eq!(grant(granted).refresh(Mid(7), &key).unwrap_err().reason, NoSession::Room);
+            assert_eq!(grant(granted).refresh(Mid(7), &key).unwrap_err().reason, AuthFailure::RoomNotAllowed);
         }
         for granted in [r#"{"mid":7}"#, r#"{"mid":7,"rooms_allowed":["*"]}"#] {
             let error = accept(granted, r#"{"protover":1,"rooms":["a://1",""]}"#).unwrap_err();
-            assert_eq!(error.reason, NoSession::Room, "{granted}");
+            assert_eq!(error.reason, AuthFailure::RoomNotAllowed, "{granted}");
             // goim's own: no room.
             assert_eq!(accept(granted, r#"{"room_id":""}"#).unwrap().room, None);
             // goim skips the list.
@@ -249,13 +269,13 @@ mod tests {
         for other in [r#"{"mid":8}"#, r#"{"mid":7,"key":"other"}"#] {
             assert_eq!(
                 grant(other).refresh(Mid(7), &key).unwrap_err().reason,
-                NoSession::Mismatch,
+                AuthFailure::TokenMismatch,
                 "{other}"
             );
         }
         assert_eq!(
             grant(r#"{"mid":7,"expires_at":9}"#).refresh(Mid(7), &key).unwrap_err().reason,
-            NoSession::Expired
+            AuthFailure::TokenExpired
         );
     }
 }

@@ -1,30 +1,31 @@
-//! JSON as Go's `encoding/json` reads it, token by token.
+//! Reads JSON as Go's `encoding/json` does, token by token.
 //!
-//! goim's clients have grown up against Go's reader, and serde_json differs from it where it hurts: `-0` is a float
-//! there, a lone surrogate and a byte that is not UTF-8 are errors. Here the first is the integer 0 and the others
-//! become U+FFFD, byte by byte. What is not JSON is refused by both.
+//! goim v2's clients rely on Go's reader. serde_json reads `-0` as a float and refuses lone
+//! surrogates and bytes that are not UTF-8. This reader returns the integer 0, and U+FFFD for each
+//! such byte or surrogate. Both refuse what is not JSON.
 //!
-//! Nothing here calls itself: the depth of a document costs a stack of bits, not the thread's stack.
+//! Nothing here is recursive: the nesting of a document is bounded by [`DEPTH_MAX`], not by the
+//! thread's stack.
 
-/// Why a document is not taken. The text says what and where, never what stands there.
+/// Why a document is refused. The message has the position and never quotes the document.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum JsonError {
     /// Not JSON, or more than one document.
     #[error("not JSON at byte {0}")]
     Syntax(usize),
-    /// JSON of another kind than the member needs.
+    /// JSON of another type than the member needs.
     #[error("{expected} expected at byte {at}")]
     Kind {
-        /// What the member needs.
+        /// The type that the member needs.
         expected: &'static str,
-        /// Where the value begins.
+        /// The position of the value.
         at: usize,
     },
 }
 
-/// What a value begins like.
+/// The type of a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum ValueKind {
     Null,
     Bool,
     Number,
@@ -33,10 +34,10 @@ pub(super) enum Kind {
     Object,
 }
 
-/// Deepest nesting, as in Go.
+/// The maximum nesting, as in Go.
 const DEPTH_MAX: usize = 10_000;
 
-/// Takes a document apart from the front.
+/// Reads a document from the front.
 #[derive(Clone)]
 pub(super) struct Scanner<'a> {
     bytes: &'a [u8],
@@ -48,45 +49,46 @@ impl<'a> Scanner<'a> {
         Self { bytes, at: 0 }
     }
 
-    /// Bytes taken so far.
+    /// The number of bytes read so far.
     pub(super) fn position(&self) -> usize {
         self.at
     }
 
-    /// What the next value is. Takes nothing but white space.
-    pub(super) fn kind(&mut self) -> Result<Kind, JsonError> {
+    /// Returns the type of the next value. Reads only white space.
+    pub(super) fn kind(&mut self) -> Result<ValueKind, JsonError> {
         self.skip_space();
         match self.peek() {
-            Some(b'n') => Ok(Kind::Null),
-            Some(b't' | b'f') => Ok(Kind::Bool),
-            Some(b'-' | b'0'..=b'9') => Ok(Kind::Number),
-            Some(b'"') => Ok(Kind::String),
-            Some(b'[') => Ok(Kind::Array),
-            Some(b'{') => Ok(Kind::Object),
+            Some(b'n') => Ok(ValueKind::Null),
+            Some(b't' | b'f') => Ok(ValueKind::Bool),
+            Some(b'-' | b'0'..=b'9') => Ok(ValueKind::Number),
+            Some(b'"') => Ok(ValueKind::String),
+            Some(b'[') => Ok(ValueKind::Array),
+            Some(b'{') => Ok(ValueKind::Object),
             _ => Err(self.syntax()),
         }
     }
 
-    /// Takes the value when it is `null`; the answer says whether it was.
+    /// Reads the value when it is `null`. Returns whether it was.
     pub(super) fn null(&mut self) -> Result<bool, JsonError> {
-        let null = self.kind()? == Kind::Null;
+        let null = self.kind()? == ValueKind::Null;
         if null {
             self.literal(b"null")?;
         }
         Ok(null)
     }
 
-    /// `true` or `false`.
+    /// Reads `true` or `false`.
     pub(super) fn boolean(&mut self) -> Result<bool, JsonError> {
-        self.expect_kind(Kind::Bool, "true or false")?;
+        self.expect_kind(ValueKind::Bool, "true or false")?;
         let value = self.peek() == Some(b't');
-        self.scalar(Kind::Bool)?;
+        self.scalar(ValueKind::Bool)?;
         Ok(value)
     }
 
-    /// An integer. A fraction or an exponent is none, even when it makes no difference.
+    /// Reads an integer. A number with a fraction or an exponent is not one, even when its value
+    /// is.
     pub(super) fn integer(&mut self) -> Result<i64, JsonError> {
-        self.expect_kind(Kind::Number, "an integer")?;
+        self.expect_kind(ValueKind::Number, "an integer")?;
         let start = self.at;
         self.number()?;
         let text = std::str::from_utf8(self.bytes.get(start..self.at).unwrap_or_default());
@@ -94,9 +96,9 @@ impl<'a> Scanner<'a> {
         integer.ok_or(JsonError::Kind { expected: "an integer", at: start })
     }
 
-    /// A string, its escapes resolved.
+    /// Reads a string and resolves its escapes.
     pub(super) fn string(&mut self) -> Result<String, JsonError> {
-        self.expect_kind(Kind::String, "a string")?;
+        self.expect_kind(ValueKind::String, "a string")?;
         self.at += 1;
         let mut text = String::new();
         loop {
@@ -117,9 +119,9 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// Goes through the elements of an array or the members of an object: `open` first, then again and again until
-    /// it says that there are no more. The caller takes what stands between.
-    pub(super) fn open(&mut self, kind: Kind, expected: &'static str) -> Result<bool, JsonError> {
+    /// Reads the opening bracket of an array or object. Returns false when it is empty. The caller
+    /// reads an element or member, then calls [`Scanner::another`], until it returns false.
+    pub(super) fn open(&mut self, kind: ValueKind, expected: &'static str) -> Result<bool, JsonError> {
         self.expect_kind(kind, expected)?;
         self.at += 1;
         self.skip_space();
@@ -130,8 +132,8 @@ impl<'a> Scanner<'a> {
         Ok(!empty)
     }
 
-    /// True when another element or member follows.
-    pub(super) fn another(&mut self, kind: Kind) -> Result<bool, JsonError> {
+    /// Reads the comma or the closing bracket. Returns true when another element or member follows.
+    pub(super) fn another(&mut self, kind: ValueKind) -> Result<bool, JsonError> {
         self.skip_space();
         let more = match self.peek() {
             Some(b',') => true,
@@ -142,7 +144,7 @@ impl<'a> Scanner<'a> {
         Ok(more)
     }
 
-    /// The name of a member and its colon.
+    /// Reads the name of a member and its colon.
     pub(super) fn name(&mut self) -> Result<String, JsonError> {
         self.skip_space();
         if self.peek() != Some(b'"') {
@@ -157,13 +159,13 @@ impl<'a> Scanner<'a> {
         Ok(name)
     }
 
-    /// Takes a value of any kind, checking that it is JSON.
+    /// Reads a value of any type and checks its syntax.
     pub(super) fn skip(&mut self) -> Result<(), JsonError> {
-        let mut inside: Vec<Kind> = Vec::new();
+        let mut inside: Vec<ValueKind> = Vec::new();
         loop {
             let kind = self.kind()?;
             let entered = match kind {
-                Kind::Array | Kind::Object => self.open(kind, "")?,
+                ValueKind::Array | ValueKind::Object => self.open(kind, "")?,
                 _ => {
                     self.scalar(kind)?;
                     false
@@ -175,7 +177,7 @@ impl<'a> Scanner<'a> {
                 }
                 inside.push(kind);
             } else {
-                // Leave what ends here.
+                // Close every array and object that ends here.
                 loop {
                     let Some(&outer) = inside.last() else { return Ok(()) };
                     if self.another(outer)? {
@@ -184,25 +186,25 @@ impl<'a> Scanner<'a> {
                     inside.pop();
                 }
             }
-            if inside.last() == Some(&Kind::Object) {
+            if inside.last() == Some(&ValueKind::Object) {
                 self.name()?;
             }
         }
     }
 
-    /// Makes sure that nothing but white space is left.
+    /// Checks that only white space is left.
     pub(super) fn end(&mut self) -> Result<(), JsonError> {
         self.skip_space();
         if self.at == self.bytes.len() { Ok(()) } else { Err(self.syntax()) }
     }
 
-    fn scalar(&mut self, kind: Kind) -> Result<(), JsonError> {
+    fn scalar(&mut self, kind: ValueKind) -> Result<(), JsonError> {
         match kind {
-            Kind::Null => self.literal(b"null"),
-            Kind::Bool if self.peek() == Some(b't') => self.literal(b"true"),
-            Kind::Bool => self.literal(b"false"),
-            Kind::Number => self.number(),
-            Kind::String | Kind::Array | Kind::Object => self.string().map(drop),
+            ValueKind::Null => self.literal(b"null"),
+            ValueKind::Bool if self.peek() == Some(b't') => self.literal(b"true"),
+            ValueKind::Bool => self.literal(b"false"),
+            ValueKind::Number => self.number(),
+            ValueKind::String | ValueKind::Array | ValueKind::Object => self.string().map(drop),
         }
     }
 
@@ -247,7 +249,7 @@ impl<'a> Scanner<'a> {
         if self.at == start { Err(self.syntax()) } else { Ok(()) }
     }
 
-    /// The character that an escape stands for.
+    /// Reads an escape and returns its character.
     fn escape(&mut self) -> Result<char, JsonError> {
         self.at += 1;
         let simple = match self.peek() {
@@ -264,8 +266,8 @@ impl<'a> Scanner<'a> {
         Ok(simple)
     }
 
-    /// `uXXXX`, together with the escape behind it when the two are a surrogate pair. A surrogate that stands alone
-    /// becomes U+FFFD and takes nothing with it.
+    /// Reads `uXXXX`, and the following escape when the two are a surrogate pair. A lone surrogate
+    /// becomes U+FFFD by itself.
     fn unicode_escape(&mut self) -> Result<char, JsonError> {
         let first = self.hex4(self.at + 1).ok_or_else(|| self.syntax())?;
         self.at += 5;
@@ -289,7 +291,7 @@ impl<'a> Scanner<'a> {
         digits.iter().try_fold(0, |sum, digit| Some(sum * 16 + char::from(*digit).to_digit(16)?))
     }
 
-    fn expect_kind(&mut self, kind: Kind, expected: &'static str) -> Result<(), JsonError> {
+    fn expect_kind(&mut self, kind: ValueKind, expected: &'static str) -> Result<(), JsonError> {
         if self.kind()? == kind { Ok(()) } else { Err(JsonError::Kind { expected, at: self.at }) }
     }
 
@@ -308,11 +310,11 @@ impl<'a> Scanner<'a> {
     }
 }
 
-fn closing(kind: Kind) -> u8 {
-    if kind == Kind::Array { b']' } else { b'}' }
+fn closing(kind: ValueKind) -> u8 {
+    if kind == ValueKind::Array { b']' } else { b'}' }
 }
 
-/// Appends `bytes` to `text`; each byte that does not belong to UTF-8 becomes U+FFFD, as in Go.
+/// Appends `bytes` to `text`. Each byte that is not UTF-8 becomes U+FFFD, as in Go.
 fn push_lossy(text: &mut String, bytes: &[u8]) {
     for chunk in bytes.utf8_chunks() {
         text.push_str(chunk.valid());
@@ -331,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn any_value_is_skipped() {
+    fn every_type_is_skipped() {
         for document in [
             "0",
             "-0",
@@ -356,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_json_is_refused() {
+    fn invalid_json_is_refused() {
         for document in [
             "",
             " ",
@@ -397,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn depth_has_an_end() {
+    fn depth_is_bounded() {
         let nested = |depth: usize| ["[".repeat(depth), "]".repeat(depth)].concat();
         assert_eq!(skip(nested(DEPTH_MAX).as_bytes()), Ok(()));
         assert!(skip(nested(DEPTH_MAX + 2).as_bytes()).is_err());

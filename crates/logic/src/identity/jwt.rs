@@ -1,71 +1,72 @@
 //! Signed tokens: RFC 7519 with HS256, RS256, ES256 and EdDSA.
 //!
-//! The header of a token names an algorithm and perhaps a key; both only choose among the keys that are known, each of which has one
-//! algorithm. So a public key can never check an HMAC, and `none` finds no key.
+//! A token's header names an algorithm and perhaps a key. Both only select among the known keys,
+//! and each key has one algorithm: a public key is never used for HMAC, and `none` selects no key.
 
 use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use goim_ports::{Call, ConnectError, HttpClient, NoSession};
+use goim_ports::{AuthFailure, Call, ConnectError, HttpClient};
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, Validation};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::authenticator::{Authenticator, Credentials};
 use super::grant::Grant;
 use super::jwks::Jwks;
-use super::key::{Key, KeyError};
-use super::{Check, Presented};
+use super::key::{KeyError, VerificationKey};
 use crate::config::JwtConfig;
 
-/// Keys that one token is tried with. More than a rotation needs; bounds what a token without a name of a key costs.
+/// The maximum number of keys tried for one token: more than a rotation needs, and a bound on the
+/// cost of a token without a key id.
 const TRIES_MAX: usize = 8;
 
-/// Checks signed tokens.
-pub(super) struct Jwt {
-    inner: Arc<Inner>,
+/// The authenticator of the method `jwt`.
+pub(super) struct JwtAuthenticator {
+    inner: Arc<JwtVerifier>,
 }
 
-struct Inner {
+struct JwtVerifier {
     config: JwtConfig,
-    keys: Vec<Key>,
+    keys: Vec<VerificationKey>,
     jwks: Option<Jwks>,
 }
 
-/// What the header of a token says.
+/// The header of a token.
 #[derive(Deserialize)]
-struct Header {
+struct JwtHeader {
     alg: String,
     #[serde(default)]
     kid: Option<String>,
-    /// Extensions that a reader must know. There are none.
+    /// Extensions that a reader must understand. None is supported.
     #[serde(default)]
     crit: Option<Value>,
 }
 
-impl Jwt {
+impl JwtAuthenticator {
     pub(super) fn new(config: JwtConfig, http: &Arc<dyn HttpClient>) -> Result<Self, KeyError> {
-        let mut keys: Vec<Key> = config.secrets.iter().map(Key::secret).collect();
+        let mut keys: Vec<VerificationKey> = config.secrets.iter().map(VerificationKey::secret).collect();
         for path in &config.public_keys {
-            keys.push(Key::read(path)?);
+            keys.push(VerificationKey::read(path)?);
         }
         let jwks = config.jwks_url.clone();
         let jwks = jwks.map(|url| {
             Jwks::new(url, config.jwks_refresh_interval, config.jwks_retry_pause, Arc::clone(http))
         });
-        Ok(Self { inner: Arc::new(Inner { config, keys, jwks }) })
+        Ok(Self { inner: Arc::new(JwtVerifier { config, keys, jwks }) })
     }
 }
 
-impl Check for Jwt {
-    fn check(&self, presented: Presented) -> Call<Result<Grant, ConnectError>> {
-        let token = presented.token.token;
+impl Authenticator for JwtAuthenticator {
+    fn authenticate(&self, credentials: Credentials) -> Call<Result<Grant, ConnectError>> {
+        let token = credentials.token.token;
         let header = match read_header(&token) {
             Ok(header) => header,
             Err(error) => return Call::Ready(Err(error)),
         };
-        // Cheap enough for the thread that holds the connections; the others are not.
+        // HMAC is cheap enough for a comet thread, the others are not.
         if header.0 == Algorithm::HS256 {
             return Call::Ready(self.inner.verify(&token, &self.inner.candidates(&header, &[])));
         }
@@ -73,7 +74,7 @@ impl Check for Jwt {
         Call::pending(async move { inner.verify_with_jwks(&token, &header).await })
     }
 
-    fn trouble(&self) -> Option<&'static str> {
+    fn not_ready(&self) -> Option<&'static str> {
         let is_missing = self.inner.jwks.as_ref().is_some_and(Jwks::are_missing);
         is_missing.then_some("the keys for tokens (jwt.jwks_url) could not be fetched yet")
     }
@@ -89,15 +90,15 @@ impl Check for Jwt {
     }
 }
 
-/// The algorithm of a token and the name of its key.
+/// Parses the algorithm of a token and the id of its key.
 fn read_header(token: &str) -> Result<(Algorithm, Option<String>), ConnectError> {
     if token.is_empty() {
-        return Err(ConnectError::refused("there is no token"));
+        return Err(ConnectError::refused("the token is missing"));
     }
-    let malformed = || ConnectError::refused("the token is no JSON Web Token");
+    let malformed = || ConnectError::refused("the token is not a JSON Web Token");
     let first = token.split('.').next().unwrap_or_default();
     let bytes = URL_SAFE_NO_PAD.decode(first).map_err(|_| malformed())?;
-    let header: Header = serde_json::from_slice(&bytes).map_err(|_| malformed())?;
+    let header: JwtHeader = serde_json::from_slice(&bytes).map_err(|_| malformed())?;
     if header.crit.is_some() {
         return Err(ConnectError::refused("the token needs extensions that are not known"));
     }
@@ -106,17 +107,26 @@ fn read_header(token: &str) -> Result<(Algorithm, Option<String>), ConnectError>
         "RS256" => Algorithm::RS256,
         "ES256" => Algorithm::ES256,
         "EdDSA" => Algorithm::EdDSA,
-        _ => return Err(ConnectError::because(NoSession::Signature, "the token's algorithm is not taken")),
+        _ => {
+            return Err(ConnectError::because(
+                AuthFailure::TokenSignature,
+                "the token's algorithm is not supported",
+            ));
+        }
     };
     Ok((algorithm, header.kid))
 }
 
-impl Inner {
+impl JwtVerifier {
     /// The keys that may have signed a token with this header.
-    fn candidates<'a>(&'a self, header: &(Algorithm, Option<String>), fetched: &'a [Key]) -> Vec<&'a Key> {
+    fn candidates<'a>(
+        &'a self,
+        header: &(Algorithm, Option<String>),
+        fetched: &'a [VerificationKey],
+    ) -> Vec<&'a VerificationKey> {
         let (algorithm, name) = header;
-        let may = |key: &&Key| {
-            // A key without a name may be any; a token without one too.
+        let may = |key: &&VerificationKey| {
+            // A key without an id matches any token; a token without one matches any key.
             let same_name = key.id.is_none() || name.is_none() || key.id == *name;
             key.algorithm == *algorithm && same_name
         };
@@ -151,22 +161,24 @@ impl Inner {
         let keys = jwks.keys();
         let candidates = self.candidates(header, &keys);
         if candidates.is_empty() && !was_fetched {
-            // It may be newer than the keys that are there, and it is too soon to ask for them again.
+            // The key may be newer than the key set, and it is too early to fetch the set again.
             return Err(ConnectError::unavailable("the token's key is not known yet"));
         }
         self.verify(token, &candidates)
     }
 
-    fn verify(&self, token: &str, candidates: &[&Key]) -> Result<Grant, ConnectError> {
-        let mut refusal =
-            ConnectError::because(NoSession::Signature, "no key is known that could have signed the token");
+    fn verify(&self, token: &str, candidates: &[&VerificationKey]) -> Result<Grant, ConnectError> {
+        let mut refusal = ConnectError::because(
+            AuthFailure::TokenSignature,
+            "no key is known that could have signed the token",
+        );
         for key in candidates {
             let validation = self.validation(key.algorithm);
             match jsonwebtoken::decode::<Map<String, Value>>(token, &key.decoding, &validation) {
                 Ok(decoded) => return self.grant(decoded.claims),
                 Err(error) => {
                     refusal = refusal_of(error.kind());
-                    if refusal.reason != NoSession::Signature {
+                    if refusal.reason != AuthFailure::TokenSignature {
                         return Err(refusal);
                     }
                 }
@@ -201,7 +213,7 @@ impl Inner {
         let no_mid = || ConnectError::refused("the token has no claim with the member's number");
         let mid = claims.remove(&self.config.mid_claim).ok_or_else(no_mid)?;
         claims.insert("mid".to_owned(), mid);
-        // The end of a token may have a fraction; what is left of its last second does not count.
+        // `exp` may have a fraction. It is rounded down.
         let end =
             claims.remove("exp").and_then(|end| end.as_u64().or_else(|| end.as_f64().map(|end| end as u64)));
         let end = end.map(|end| end.saturating_add(self.config.leeway.as_secs()));
@@ -213,18 +225,18 @@ impl Inner {
 
 fn refusal_of(kind: &ErrorKind) -> ConnectError {
     let (reason, detail) = match kind {
-        ErrorKind::ExpiredSignature => (NoSession::Expired, "the token has ended"),
-        ErrorKind::ImmatureSignature => (NoSession::NotYet, "the token begins later"),
-        ErrorKind::InvalidAudience => (NoSession::Audience, "the token is for somebody else"),
-        ErrorKind::InvalidIssuer => (NoSession::Audience, "the token is from somebody else"),
+        ErrorKind::ExpiredSignature => (AuthFailure::TokenExpired, "the token has expired"),
+        ErrorKind::ImmatureSignature => (AuthFailure::TokenNotYetValid, "the token is not valid yet"),
+        ErrorKind::InvalidAudience => (AuthFailure::TokenAudience, "the token has another audience"),
+        ErrorKind::InvalidIssuer => (AuthFailure::TokenAudience, "the token has another issuer"),
         ErrorKind::MissingRequiredClaim(claim) if claim == "aud" || claim == "iss" => {
-            (NoSession::Audience, "the token does not say whom it is for or from")
+            (AuthFailure::TokenAudience, "the token has no audience or no issuer")
         }
-        ErrorKind::MissingRequiredClaim(_) => (NoSession::Refused, "the token has no end (exp)"),
+        ErrorKind::MissingRequiredClaim(_) => (AuthFailure::AuthRefused, "the token has no expiry (exp)"),
         ErrorKind::InvalidSignature | ErrorKind::InvalidAlgorithm | ErrorKind::InvalidAlgorithmName => {
-            (NoSession::Signature, "the token's signature is wrong")
+            (AuthFailure::TokenSignature, "the token's signature is wrong")
         }
-        _ => (NoSession::Refused, "the token is no JSON Web Token"),
+        _ => (AuthFailure::AuthRefused, "the token is not a JSON Web Token"),
     };
     ConnectError::because(reason, detail)
 }

@@ -1,4 +1,5 @@
-//! Keys that signatures are checked with. Each is for one algorithm, decided by what the key is and never by what a token says.
+//! Keys that verify signatures. Each has one algorithm, which is derived from the key and never
+//! from a token.
 
 use std::path::{Path, PathBuf};
 
@@ -6,7 +7,7 @@ use goim_ports::Secret;
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey};
 
-/// Shortest RSA modulus that is taken, in characters of base64url: 2048 bits.
+/// The minimum length of an RSA modulus in characters of base64url: 2048 bits.
 const RSA_MODULUS_CHARACTERS_MIN: usize = 342;
 
 /// A key file that cannot be used.
@@ -21,23 +22,23 @@ pub struct KeyError {
 
 /// One key.
 #[derive(Clone)]
-pub(super) struct Key {
-    /// What tokens call it, where it has a name.
+pub(super) struct VerificationKey {
+    /// The key id that tokens name, if any.
     pub(super) id: Option<String>,
     pub(super) algorithm: Algorithm,
     pub(super) decoding: DecodingKey,
 }
 
-impl Key {
+impl VerificationKey {
     pub(super) fn secret(secret: &Secret) -> Self {
         let decoding = DecodingKey::from_secret(secret.reveal().as_bytes());
         Self { id: None, algorithm: Algorithm::HS256, decoding }
     }
 
-    /// A public key in PEM.
+    /// Reads a public key in PEM.
     ///
     /// # Errors
-    /// [`KeyError`] when the file cannot be read or holds something else.
+    /// [`KeyError`] when the file cannot be read or is not a supported public key.
     pub(super) fn read(path: &Path) -> Result<Self, KeyError> {
         let error = |reason: String| KeyError { path: path.to_owned(), reason };
         let pem = std::fs::read(path).map_err(|failure| error(failure.to_string()))?;
@@ -54,10 +55,11 @@ impl Key {
                 return Ok(Self { id: None, algorithm, decoding });
             }
         }
-        Err(error("is no public key of RSA, P-256 or Ed25519 in PEM".to_owned()))
+        Err(error("is not a public key of RSA, P-256 or Ed25519 in PEM".to_owned()))
     }
 
-    /// A public key of a set; `None` for one that is of no use here. A shared secret in a public place is none.
+    /// Reads a public key of a key set. `None` for a key that is not supported. A shared secret is
+    /// not: the set is public.
     pub(super) fn of_set(jwk: &Jwk) -> Option<Self> {
         if jwk.common.public_key_use.as_ref().is_some_and(|usage| *usage != PublicKeyUse::Signature) {
             return None;

@@ -1,14 +1,15 @@
-//! The members of goim's token, by Go's rules for them, and those that goim does not know. Of the latter a value of another kind than
-//! ours is skipped, as goim skips it: only what an negotiated client says must make sense.
+//! The members of the auth packet's token: goim v2's, read by Go's rules, and those that goim v2
+//! does not have. As goim v2 would do, a value of the wrong type is skipped in the latter: only
+//! negotiated clients must send valid ones.
 
 use goim_ports::{Epoch, Operation, Position, ResumePosition, TimelineId, TimelineSeq};
 
-use super::json::{JsonError, Kind, Scanner};
+use super::json::{JsonError, Scanner, ValueKind};
 
-/// Positions that a client may present at once. It syncs the others by asking.
+/// The maximum number of positions that a client may send. It syncs other timelines with requests.
 const POSITIONS_MAX: usize = 256;
 
-/// What a client says of itself in the body of its auth packet.
+/// What a client claims in the body of its auth packet.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(super) struct Token {
     pub(super) mid: i64,
@@ -17,34 +18,35 @@ pub(super) struct Token {
     pub(super) platform: String,
     pub(super) accepts: Vec<Operation>,
     pub(super) protover: Option<i64>,
-    /// The credential. Not in goim.
+    /// The credential. Not in goim v2.
     pub(super) token: String,
-    /// Further rooms. Not in goim.
+    /// More rooms. Not in goim v2.
     pub(super) rooms: Vec<String>,
-    /// Where it is in timelines. Not in goim.
+    /// Positions in timelines. Not in goim v2.
     pub(super) positions: Option<Vec<ResumePosition>>,
-    /// It does not want messages along with notifies. Not in goim.
+    /// The client does not want messages inside notifications. Not in goim v2.
     pub(super) notify_only: bool,
 }
 
 impl Token {
-    /// Reads a token. The document `null` is an empty one.
+    /// Parses a token. The document `null` is an empty one.
     pub(super) fn parse(document: &[u8]) -> Result<Self, JsonError> {
         let mut scanner = Scanner::new(document);
         let mut token = Self::default();
         if !scanner.null()? {
-            let mut more = scanner.open(Kind::Object, "an object")?;
+            let mut more = scanner.open(ValueKind::Object, "an object")?;
             while more {
                 let name = scanner.name()?;
                 token.member(&name, &mut scanner)?;
-                more = scanner.another(Kind::Object)?;
+                more = scanner.another(ValueKind::Object)?;
             }
         }
         scanner.end()?;
         Ok(token)
     }
 
-    /// Takes one member. The last of several with one name counts; `null` leaves what was there, but empties a list.
+    /// Reads one member. The last of several with the same name counts. `null` does not change the
+    /// value, except that it clears a list.
     fn member(&mut self, name: &str, scanner: &mut Scanner<'_>) -> Result<(), JsonError> {
         if same_name(name, "mid") {
             integer(scanner, &mut self.mid)
@@ -78,7 +80,7 @@ impl Token {
     }
 }
 
-/// Reads a value that goim does not know, or skips one that is of another kind.
+/// Reads a value that goim v2 does not have, or skips one of the wrong type.
 fn or_skip<'a>(
     scanner: &mut Scanner<'a>,
     read: impl FnOnce(&mut Scanner<'a>) -> Result<(), JsonError>,
@@ -92,29 +94,30 @@ fn or_skip<'a>(
 
 fn strings(scanner: &mut Scanner<'_>, member: &mut Vec<String>) -> Result<(), JsonError> {
     let mut found = Vec::new();
-    let mut more = scanner.open(Kind::Array, "an array of strings")?;
+    let mut more = scanner.open(ValueKind::Array, "an array of strings")?;
     while more {
         found.push(scanner.string()?);
-        more = scanner.another(Kind::Array)?;
+        more = scanner.another(ValueKind::Array)?;
     }
     *member = found;
     Ok(())
 }
 
-/// `{"mid://7":{"epoch":1,"seq":2}}`. What names no timeline is left out, and what is more than so many.
+/// `{"mid://7":{"epoch":1,"seq":2}}`. Invalid names of timelines are ignored, and positions beyond
+/// `POSITIONS_MAX`.
 fn positions(scanner: &mut Scanner<'_>, member: &mut Option<Vec<ResumePosition>>) -> Result<(), JsonError> {
     if scanner.null()? {
         return Ok(());
     }
     let mut found = Vec::new();
-    let mut more = scanner.open(Kind::Object, "an object of positions")?;
+    let mut more = scanner.open(ValueKind::Object, "an object of positions")?;
     while more {
         let timeline = TimelineId::parse(&scanner.name()?);
         let position = position(scanner)?;
         if let Some(timeline) = timeline.filter(|_| found.len() < POSITIONS_MAX) {
             found.push(ResumePosition { timeline, position });
         }
-        more = scanner.another(Kind::Object)?;
+        more = scanner.another(ValueKind::Object)?;
     }
     *member = Some(found);
     Ok(())
@@ -122,14 +125,14 @@ fn positions(scanner: &mut Scanner<'_>, member: &mut Option<Vec<ResumePosition>>
 
 fn position(scanner: &mut Scanner<'_>) -> Result<Position, JsonError> {
     let (mut epoch, mut seq) = (0, 0);
-    let mut more = scanner.open(Kind::Object, "an object with epoch and seq")?;
+    let mut more = scanner.open(ValueKind::Object, "an object with epoch and seq")?;
     while more {
         match &*scanner.name()? {
             "epoch" => epoch = scanner.integer()?,
             "seq" => seq = scanner.integer()?,
             _ => scanner.skip()?,
         }
-        more = scanner.another(Kind::Object)?;
+        more = scanner.another(ValueKind::Object)?;
     }
     let number = |value: i64| u64::try_from(value).unwrap_or_default();
     Ok(Position { epoch: Epoch(number(epoch)), seq: TimelineSeq(number(seq)) })
@@ -149,14 +152,14 @@ fn string(scanner: &mut Scanner<'_>, member: &mut String) -> Result<(), JsonErro
     Ok(())
 }
 
-/// Go decodes into the list that is there: a `null` element leaves the one in its place, or makes a zero.
+/// Go decodes into the existing list: a `null` element keeps the old element, or becomes zero.
 fn operations(scanner: &mut Scanner<'_>, member: &mut Vec<Operation>) -> Result<(), JsonError> {
     if scanner.null()? {
         member.clear();
         return Ok(());
     }
     let mut length = 0;
-    let mut more = scanner.open(Kind::Array, "an array of integers")?;
+    let mut more = scanner.open(ValueKind::Array, "an array of integers")?;
     while more {
         if length == member.len() {
             member.push(Operation(0));
@@ -170,14 +173,14 @@ fn operations(scanner: &mut Scanner<'_>, member: &mut Vec<Operation>) -> Result<
             }
         }
         length += 1;
-        more = scanner.another(Kind::Array)?;
+        more = scanner.another(ValueKind::Array)?;
     }
     member.truncate(length);
     Ok(())
 }
 
-/// True when Go takes `name` for the member `wanted` (lower case): letter case does not count, and two characters
-/// beyond ASCII fold to ASCII letters.
+/// True when Go decodes `name` into the member `wanted` (lower case). Letter case is ignored, and
+/// two characters beyond ASCII fold to ASCII letters.
 fn same_name(name: &str, wanted: &str) -> bool {
     let folded = |character| match character {
         'ſ' => 's',

@@ -1,36 +1,37 @@
-//! Asking the backend who somebody is.
+//! Asks the backend to authenticate a client.
 //!
-//! The credential and the connection's facts go out as JSON; the answer is a [`Grant`], or a refusal with the status 401 or 403, or
-//! with a member `refuse`. Whatever else comes back, or nothing, is no decision: the client may come back later.
+//! The credential and the facts of the connection are sent as JSON. The answer is a [`Grant`], or a
+//! refusal: status 401 or 403, or a member `refuse`. Every other answer, or none, is an error, and
+//! the client may retry later.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use goim_ports::{Call, ConnectError, HttpClient, NoSession};
+use goim_ports::{AuthFailure, Call, ConnectError, HttpClient};
 use serde::Deserialize;
 use serde_json::json;
 
+use super::authenticator::{Authenticator, Credentials};
 use super::grant::Grant;
-use super::{Check, Presented};
 use crate::webhook::{self, WebhookConfig};
 
-/// Largest answer in bytes: a thousand rooms fit.
+/// The maximum size of an answer in bytes: a thousand rooms fit.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
-/// The hook.
-pub(super) struct Webhook(Arc<webhook::Webhook>);
+/// The authenticator of the method `webhook`.
+pub(super) struct WebhookAuthenticator(Arc<webhook::Webhook>);
 
-impl Webhook {
+impl WebhookAuthenticator {
     pub(super) fn new(config: WebhookConfig, http: &Arc<dyn HttpClient>) -> Self {
         Self(Arc::new(webhook::Webhook::new("identity", config, Arc::clone(http), ANSWER_BYTES_MAX)))
     }
 }
 
-impl Check for Webhook {
-    fn check(&self, presented: Presented) -> Call<Result<Grant, ConnectError>> {
+impl Authenticator for WebhookAuthenticator {
+    fn authenticate(&self, credentials: Credentials) -> Call<Result<Grant, ConnectError>> {
         let hook = Arc::clone(&self.0);
         Call::pending(async move {
-            let question = Bytes::from(question(&presented).to_string());
+            let question = Bytes::from(question(&credentials).to_string());
             let answer = hook.post("application/json", Vec::new(), question).await;
             let answer =
                 answer.map_err(|error| ConnectError::unavailable(format!("the backend: {error}")))?;
@@ -39,8 +40,8 @@ impl Check for Webhook {
     }
 }
 
-fn question(presented: &Presented) -> serde_json::Value {
-    let Presented { token, remote, cookie, user_agent, server } = presented;
+fn question(credentials: &Credentials) -> serde_json::Value {
+    let Credentials { token, remote, cookie, user_agent, server } = credentials;
     json!({
         "token": token.token,
         "mid": token.mid,
@@ -56,27 +57,27 @@ fn question(presented: &Presented) -> serde_json::Value {
     })
 }
 
-/// A word of the backend against somebody.
+/// The backend's refusal.
 #[derive(Deserialize)]
 struct Refusal {
     refuse: String,
 }
 
 fn decide(status: u16, body: &[u8]) -> Result<Grant, ConnectError> {
-    // Of a list the derived readers would take the elements as members.
+    // serde would read the elements of a list as the members.
     let object = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(body).ok();
     let object = serde_json::Value::from(object.unwrap_or_default());
     let refusal = serde_json::from_value::<Refusal>(object.clone()).ok();
     if status == 401 || status == 403 || refusal.is_some() {
-        let word = refusal.map(|refusal| refusal.refuse).unwrap_or_default();
-        return Err(ConnectError::because(NoSession::Denied, format!("the backend says no: {word}")));
+        let reason = refusal.map(|refusal| refusal.refuse).unwrap_or_default();
+        return Err(ConnectError::because(AuthFailure::AuthDenied, format!("the backend refuses: {reason}")));
     }
     if status != 200 {
         return Err(ConnectError::unavailable(format!("the backend answers {status}")));
     }
-    // Not quoted: the answer may hold what is nobody's business.
+    // The answer is not quoted, because it may hold secrets.
     serde_json::from_value(object)
-        .map_err(|_| ConnectError::unavailable("the answer of the backend makes no sense"))
+        .map_err(|_| ConnectError::unavailable("the answer of the backend is invalid"))
 }
 
 #[cfg(test)]
@@ -84,23 +85,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_answers_mean() {
+    fn answers_of_the_backend() {
         let reason = |status, body: &str| decide(status, body.as_bytes()).err().map(|error| error.reason);
         let cases = [
             (200, r#"{"mid":7}"#, None),
             (200, r#"{"mid":7,"anything":{}}"#, None),
-            (200, r#"{"refuse":"banned"}"#, Some(NoSession::Denied)),
-            (403, "", Some(NoSession::Denied)),
-            (401, "<html>", Some(NoSession::Denied)),
-            (200, "", Some(NoSession::Unavailable)),
-            (200, "{}", Some(NoSession::Unavailable)),
-            (200, "[7]", Some(NoSession::Unavailable)),
-            (200, r#"["no"]"#, Some(NoSession::Unavailable)),
-            (200, r#"{"mid":"x"}"#, Some(NoSession::Unavailable)),
-            (200, r#"{"mid":7,"rooms":"a"}"#, Some(NoSession::Unavailable)),
-            (204, "", Some(NoSession::Unavailable)),
-            (302, r#"{"mid":7}"#, Some(NoSession::Unavailable)),
-            (404, r#"{"mid":7}"#, Some(NoSession::Unavailable)),
+            (200, r#"{"refuse":"banned"}"#, Some(AuthFailure::AuthDenied)),
+            (403, "", Some(AuthFailure::AuthDenied)),
+            (401, "<html>", Some(AuthFailure::AuthDenied)),
+            (200, "", Some(AuthFailure::AuthUnavailable)),
+            (200, "{}", Some(AuthFailure::AuthUnavailable)),
+            (200, "[7]", Some(AuthFailure::AuthUnavailable)),
+            (200, r#"["no"]"#, Some(AuthFailure::AuthUnavailable)),
+            (200, r#"{"mid":"x"}"#, Some(AuthFailure::AuthUnavailable)),
+            (200, r#"{"mid":7,"rooms":"a"}"#, Some(AuthFailure::AuthUnavailable)),
+            (204, "", Some(AuthFailure::AuthUnavailable)),
+            (302, r#"{"mid":7}"#, Some(AuthFailure::AuthUnavailable)),
+            (404, r#"{"mid":7}"#, Some(AuthFailure::AuthUnavailable)),
         ];
         for (status, body, expected) in cases {
             assert_eq!(reason(status, body), expected, "{status} {body}");

@@ -1,23 +1,25 @@
-//! Packets that a client sends twice, since it did not see the first answer.
+//! Packets that a client sends again because it did not see the reply.
 //!
-//! A packet is known by its sender, operation and mark. The second one waits for the answer of the first, or gets it; an answer that
-//! is no answer (the backend was down) is not kept, so that a second try is one. Packets with the mark 0 are never the same.
+//! A packet is identified by its sender, operation and sequence number. A repeated packet waits for
+//! the reply to the first and gets the same. Failures are not remembered, so that a repeated packet
+//! is a retry. Packets with sequence number 0 are never duplicates.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use goim_ports::{SessionKey, Upstream};
+use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
-/// Packets remembered. More push out the oldest.
+/// The maximum number of packets remembered. Further packets replace the oldest.
 const REMEMBERED_MAX: usize = 100_000;
 
-/// An answer, once it is there.
-pub(super) type Place = Arc<OnceCell<Bytes>>;
+/// The reply to a packet, once it is known.
+pub(super) type ReplyCell = Arc<OnceCell<Bytes>>;
 
-/// Who sends: a member, or a session of nobody in particular.
+/// The sender: a member, or the session of an anonymous client.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Sender {
     Member(i64),
@@ -25,36 +27,36 @@ enum Sender {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Mark {
+struct PacketId {
     sender: Sender,
     operation: i32,
     sequence: i32,
 }
 
-/// The packets of the last while.
-pub(super) struct Window {
+/// The packets within the window.
+pub(super) struct DuplicateWindow {
     time: Duration,
-    state: Mutex<State>,
+    state: Mutex<RecentPackets>,
 }
 
 #[derive(Default)]
-struct State {
-    places: HashMap<Mark, Place>,
-    /// In the order in which they came.
-    order: VecDeque<(Instant, Mark)>,
+struct RecentPackets {
+    places: HashMap<PacketId, ReplyCell>,
+    /// In order of arrival.
+    order: VecDeque<(Instant, PacketId)>,
 }
 
-impl Window {
+impl DuplicateWindow {
     pub(super) fn new(time: Duration) -> Self {
         Self { time, state: Mutex::default() }
     }
 
-    /// Where the answer of a packet is, or will be; `None` for one that is never the same as another.
-    pub(super) fn place_of(&self, upstream: &Upstream) -> Option<Place> {
-        self.place_at(Instant::now(), upstream)
+    /// Returns the cell of the reply to a packet; `None` for a packet that is never a duplicate.
+    pub(super) fn reply_cell(&self, upstream: &Upstream) -> Option<ReplyCell> {
+        self.reply_cell_at(Instant::now(), upstream)
     }
 
-    fn place_at(&self, now: Instant, upstream: &Upstream) -> Option<Place> {
+    fn reply_cell_at(&self, now: Instant, upstream: &Upstream) -> Option<ReplyCell> {
         if upstream.packet.sequence.0 == 0 {
             return None;
         }
@@ -64,9 +66,9 @@ impl Window {
             Sender::Member(upstream.mid.0)
         };
         let mark =
-            Mark { sender, operation: upstream.packet.operation.0, sequence: upstream.packet.sequence.0 };
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let State { places, order } = &mut *state;
+            PacketId { sender, operation: upstream.packet.operation.0, sequence: upstream.packet.sequence.0 };
+        let mut state = self.state.lock();
+        let RecentPackets { places, order } = &mut *state;
         while let Some((_, old)) =
             order.pop_front_if(|(at, _)| now.saturating_duration_since(*at) >= self.time)
         {
@@ -80,7 +82,7 @@ impl Window {
         {
             places.remove(&oldest);
         }
-        let place = Place::default();
+        let place = ReplyCell::default();
         places.insert(mark.clone(), Arc::clone(&place));
         order.push_back((now, mark));
         Some(place)
@@ -101,17 +103,16 @@ mod tests {
             packet,
             schema: Schema::FIRST,
             negotiated: true,
-            is_member: false,
         }
     }
 
     #[test]
-    fn a_packet_is_known_by_sender_operation_and_mark_for_a_while() {
-        let window = Window::new(Duration::from_secs(60));
+    fn a_packet_is_identified_by_sender_operation_and_sequence_within_the_window() {
+        let window = DuplicateWindow::new(Duration::from_secs(60));
         let start = Instant::now();
-        let place = |after: u64, of: Upstream| window.place_at(start + Duration::from_secs(after), &of);
+        let place = |after: u64, of: Upstream| window.reply_cell_at(start + Duration::from_secs(after), &of);
         let first = place(0, upstream(7, "a", 1000, 1)).unwrap();
-        let same = |other: Option<Place>| other.is_some_and(|other| Arc::ptr_eq(&other, &first));
+        let same = |other: Option<ReplyCell>| other.is_some_and(|other| Arc::ptr_eq(&other, &first));
         assert!(same(place(1, upstream(7, "a", 1000, 1))));
         assert!(same(place(59, upstream(7, "b", 1000, 1))), "another session of the member");
         assert!(!same(place(1, upstream(7, "a", 1000, 2))));
@@ -124,12 +125,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_is_bounded() {
-        let window = Window::new(Duration::from_secs(60));
+    fn remembered_packets_are_bounded() {
+        let window = DuplicateWindow::new(Duration::from_secs(60));
         for sequence in 1..=i32::try_from(REMEMBERED_MAX).unwrap() + 5 {
-            window.place_of(&upstream(7, "a", 1000, sequence));
+            window.reply_cell(&upstream(7, "a", 1000, sequence));
         }
-        let state = window.state.lock().unwrap();
+        let state = window.state.lock();
         assert_eq!((state.places.len(), state.order.len()), (REMEMBERED_MAX, REMEMBERED_MAX));
     }
 }

@@ -1,5 +1,5 @@
-//! The backend behind a URL. The packet's body is the body of a POST, what else is known of it stands in headers; the body of an
-//! answer with 200 is the body of the reply.
+//! A backend behind a URL. The packet's body is the body of a POST and everything else is in
+//! headers. The body of an answer with status 200 is the body of the reply.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,10 +7,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use goim_ports::{Call, HttpClient, HttpError, HttpRequest, LogicError, Secret, Upstream, UpstreamPort};
 
-/// Largest answer in bytes.
+/// The maximum size of an answer in bytes.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 
-/// The backend.
+/// A backend behind a URL.
 pub(super) struct WebhookUpstream {
     url: String,
     secret: Option<Secret>,
@@ -23,7 +23,7 @@ impl WebhookUpstream {
     }
 }
 
-/// A key may be any text; a header may not.
+/// Percent-encodes a key for a header.
 fn escape(text: &str) -> String {
     use std::fmt::Write as _;
     let mut out = String::with_capacity(text.len());

@@ -1,4 +1,4 @@
-//! Messages of the backend, and of members, that are kept: appended, then announced.
+//! Stores messages of the backend and of members: appends them, then notifies the sessions.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,39 +9,39 @@ use goim_ports::{
 };
 use tokio::sync::oneshot;
 
-use super::announce::record_of;
-use super::{Timelines, TimelinesError};
-use crate::{Logic, record};
+use super::notify::push_record;
+use super::{TimelineRequestError, Timelines};
+use crate::record;
 
-/// How long the answer to a publisher waits for the announcement of what is durable already.
-const ANNOUNCEMENT_WAIT: Duration = Duration::from_secs(1);
+/// The maximum time that the answer to a publisher waits for the notification of a durable message.
+const NOTIFY_WAIT: Duration = Duration::from_secs(1);
 
-/// A message to be kept, and where.
+/// A message to be stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredPush {
-    /// Whose timelines.
+    /// The timelines.
     pub to: StoredTo,
-    /// What.
+    /// The message.
     pub message: NewMessage,
-    /// By what a second try is known, in each timeline.
+    /// Identifies repeated requests for the message, in each timeline.
     pub idempotency_key: Option<IdempotencyKey>,
 }
 
-/// Whom a message is kept for.
+/// The receivers of a stored message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StoredTo {
-    /// The inbox of each; once, however often a member is named.
+    /// The inbox of each member; once, however often a member is given.
     Mids(Vec<Mid>),
     /// A room.
     Room(RoomId),
 }
 
-/// Where a message is now.
+/// A stored message.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Placed {
+pub struct AppendedMessage {
     /// The timeline.
     pub timeline: TimelineId,
-    /// Its place, and whether it was there before.
+    /// The position, and whether the message is a duplicate.
     pub kept: AppendResult,
 }
 
@@ -58,38 +58,21 @@ impl StoredTo {
     }
 }
 
-impl Logic {
-    /// Keeps messages, all or none, and announces them. The answer has, for each message in order, where it is.
-    ///
-    /// # Errors
-    /// [`TimelinesError`], with the place of the message that it is about; nothing is kept then, unless it says that this is not known.
-    ///
-    /// # Cancel safety
-    /// Dropping the future while the store is asked does not call the messages back: they are kept and announced.
-    pub async fn push_stored(
-        &self,
-        pushes: Vec<StoredPush>,
-    ) -> Result<Vec<Vec<Placed>>, (usize, TimelinesError)> {
-        match &self.timelines {
-            Some(timelines) => timelines.push(pushes).await,
-            None => Err((0, TimelinesError::None)),
-        }
-    }
-}
-
 impl Timelines {
-    /// Keeps messages, all or none, and announces them. The answer has a list for each message, in order.
+    /// Stores messages, all or none, and notifies the sessions. Returns a list of positions for
+    /// each message, in order.
     ///
     /// # Errors
-    /// [`TimelinesError`], with the message that it is about; nothing is kept then, unless it is
+    /// [`TimelineRequestError`] with the index of the message. Nothing is stored, unless it is
     /// [`goim_ports::TimelineError::Unknown`].
     ///
     /// # Cancel safety
-    /// Dropping the future while the store is asked does not call the messages back: they are kept and announced.
+    /// Dropping the future during the append does not cancel it: the messages are stored and the
+    /// sessions notified.
     pub(crate) async fn push(
         self: &Arc<Self>,
         pushes: Vec<StoredPush>,
-    ) -> Result<Vec<Vec<Placed>>, (usize, TimelinesError)> {
+    ) -> Result<Vec<Vec<AppendedMessage>>, (usize, TimelineRequestError)> {
         let kept = self.try_push(pushes).await;
         let of_message = kept.as_ref().map(drop).map_err(|(_, error)| error);
         self.metrics.request("push", &of_message);
@@ -99,7 +82,7 @@ impl Timelines {
     async fn try_push(
         self: &Arc<Self>,
         pushes: Vec<StoredPush>,
-    ) -> Result<Vec<Vec<Placed>>, (usize, TimelinesError)> {
+    ) -> Result<Vec<Vec<AppendedMessage>>, (usize, TimelineRequestError)> {
         let (mut appends, mut counts) = (Vec::new(), Vec::with_capacity(pushes.len()));
         for (index, StoredPush { to, message, idempotency_key: once }) in pushes.into_iter().enumerate() {
             let timelines = to.timelines();
@@ -115,27 +98,32 @@ impl Timelines {
         Ok(counts.into_iter().map(|count| placed.by_ref().take(count).collect()).collect())
     }
 
-    pub(super) fn check(&self, timelines: &[TimelineId], message: &NewMessage) -> Result<(), TimelinesError> {
+    pub(super) fn check(
+        &self,
+        timelines: &[TimelineId],
+        message: &NewMessage,
+    ) -> Result<(), TimelineRequestError> {
         let Some(longest) = timelines.iter().max_by_key(|timeline| timeline.to_string().len()) else {
-            return Err(TimelinesError::Invalid("names nobody".to_owned()));
+            return Err(TimelineRequestError::Invalid("names no receiver".to_owned()));
         };
-        // Who cannot be told of it would find it only by chance.
+        // A message whose notification exceeds the limit would only be found by a sync.
         let target = match longest {
             TimelineId::Room(room) => PushTarget::Room(room.clone()),
             TimelineId::Inbox(_) => PushTarget::All { speed: None },
         };
         let kept = AppendResult { position: goim_ports::Position::default(), is_duplicate: false };
-        let record: PushRecord = record_of(target, longest.clone(), kept, message);
+        let record: PushRecord = push_record(target, longest.clone(), kept, message);
         let (size, limit) = (record::size(&record), self.push.record_bytes_max);
-        if size > limit { Err(TimelinesError::TooLarge { size, limit }) } else { Ok(()) }
+        if size > limit { Err(TimelineRequestError::TooLarge { size, limit }) } else { Ok(()) }
     }
 
-    /// Appends, wakes those who wait, announces. It goes on when the caller does not wait for the answer, or the store is late: what is kept
-    /// then is announced all the same, since a second try would be a duplicate, and of those clients of goim hear nothing.
+    /// Appends messages, wakes the long polls and notifies the sessions. The work continues when
+    /// the caller stops waiting or the store is late: a retry would be a duplicate, and goim v2's
+    /// clients get no notification of a duplicate.
     pub(super) async fn append(
         self: &Arc<Self>,
         appends: Vec<Append>,
-    ) -> Result<Vec<Placed>, TimelinesError> {
+    ) -> Result<Vec<AppendedMessage>, TimelineRequestError> {
         let unknown = |text: &str| TimelineError::Unknown(text.to_owned());
         let (durable, is_durable) = oneshot::channel();
         let timelines = Arc::clone(self);
@@ -143,23 +131,23 @@ impl Timelines {
         let placed = match tokio::time::timeout(self.config.store_timeout, is_durable).await {
             Ok(Ok(placed)) => placed,
             Err(_) => return Err(unknown("the store did not answer in time").into()),
-            // The store has refused: that is in the answer.
+            // The store refused; the task returns its error.
             Ok(Err(_)) => {
                 let refused = work.await.unwrap_or(Ok(()));
-                return Err(refused.err().unwrap_or_else(|| unknown("the append was broken off").into()));
+                return Err(refused.err().unwrap_or_else(|| unknown("the append was cancelled").into()));
             }
         };
-        // What one publisher stores is announced in its order, unless the push log is slow: that is
-        // not for him to wait for.
-        let _ = tokio::time::timeout(ANNOUNCEMENT_WAIT, work).await;
+        // Waits so that the messages of one publisher are notified in order, but not for a slow
+        // push log.
+        let _ = tokio::time::timeout(NOTIFY_WAIT, work).await;
         Ok(placed)
     }
 
     async fn append_to_the_end(
         self: Arc<Self>,
         appends: Vec<Append>,
-        durable: oneshot::Sender<Vec<Placed>>,
-    ) -> Result<(), TimelinesError> {
+        durable: oneshot::Sender<Vec<AppendedMessage>>,
+    ) -> Result<(), TimelineRequestError> {
         let started = Instant::now();
         let kept = self.store.append(appends.clone()).await?;
         self.metrics.append_seconds.observe(started.elapsed().as_secs_f64());
@@ -167,15 +155,15 @@ impl Timelines {
         self.metrics.duplicates.inc_by(duplicates);
         self.metrics.appended.inc_by(kept.len() as u64 - duplicates);
         for append in &appends {
-            self.waits.grown(&append.timeline);
+            self.long_polls.grown(&append.timeline);
         }
         let placed = appends
             .iter()
             .zip(&kept)
-            .map(|(append, kept)| Placed { timeline: append.timeline.clone(), kept: *kept });
-        // Whoever waited may have gone.
+            .map(|(append, kept)| AppendedMessage { timeline: append.timeline.clone(), kept: *kept });
+        // The caller may have stopped waiting.
         let _ = durable.send(placed.collect());
-        self.announce(appends.into_iter().zip(kept).collect()).await;
+        self.notify_sessions(appends.into_iter().zip(kept).collect()).await;
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! Giving messages to those they are for: what comes behind a position, what came before, how much is unread.
+//! Reads timelines: sync from a position, history, unread counts, cursors.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -10,38 +10,38 @@ use goim_ports::{
 use goim_wire::sync;
 use tokio::time::Instant;
 
-use super::wait::{Ending, Wait, Waiter};
-use super::{Timelines, TimelinesError, named};
+use super::long_poll::{LongPoll, LongPollEnd, LongPollOwner};
+use super::{TimelineRequestError, Timelines, parse_timeline};
 
-/// How often somebody who waits looks by himself.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// The interval in which a long poll reads the timeline itself, because other logics append too.
+const RECHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Who reads.
 #[derive(Debug, Clone)]
 pub(crate) struct Reader {
     /// The member; anonymous for the backend.
     pub(crate) mid: Mid,
-    /// The rooms that it may read; `None` is any.
+    /// The rooms that it may read; `None` is any room.
     pub(crate) scope: Option<RoomScope>,
-    /// The highest packet version that it reads: by it the body of a message is chosen.
+    /// The highest packet version that it reads. It selects the body of each message.
     pub(crate) protover: Version,
-    /// The backend may read everything.
+    /// The backend may read every timeline.
     pub(crate) is_backend: bool,
-    /// The key of the session that the token stands for; one that nobody else has, where it names none.
+    /// The session key in the token, or a random one when the token has none.
     pub(crate) key: SessionKey,
-    /// When the token ends.
+    /// When the token expires.
     pub(crate) expires_at: Option<ExpiresAt>,
 }
 
-/// What a wait has come to.
-pub(crate) enum Waited {
-    /// Messages, or the time that it was to take is over.
+/// The result of a long poll.
+pub(crate) enum LongPollOutcome {
+    /// Messages, or none because the time is over.
     Found(sync::SyncReply),
-    /// It was ended.
-    Ended(Ending),
+    /// The long poll was ended.
+    Ended(LongPollEnd),
 }
 
-/// How far a member has read in a timeline, and what there is.
+/// A member's cursor and the state of the timeline.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Unread {
     pub(crate) timeline: TimelineId,
@@ -50,7 +50,7 @@ pub(crate) struct Unread {
 }
 
 impl Unread {
-    /// Messages behind the cursor that are still kept.
+    /// The number of stored messages after the cursor.
     pub(crate) fn count(&self) -> u64 {
         let read = self.cursor.max(self.head.first.previous());
         self.head.latest.0.saturating_sub(read.0)
@@ -68,22 +68,26 @@ impl Reader {
         }
     }
 
-    fn check(&self, timeline: &TimelineId) -> Result<(), TimelinesError> {
-        if self.may_read(timeline) { Ok(()) } else { Err(TimelinesError::Forbidden(timeline.to_string())) }
+    fn check(&self, timeline: &TimelineId) -> Result<(), TimelineRequestError> {
+        if self.may_read(timeline) {
+            Ok(())
+        } else {
+            Err(TimelineRequestError::Forbidden(timeline.to_string()))
+        }
     }
 }
 
 impl Timelines {
-    /// What comes behind a position, at once.
+    /// Returns the messages after a position immediately.
     ///
     /// # Errors
-    /// [`TimelinesError`].
+    /// [`TimelineRequestError`].
     pub(crate) async fn sync(
         &self,
         reader: &Reader,
         request: &sync::SyncRequest,
-    ) -> Result<sync::SyncReply, TimelinesError> {
-        let timeline = named(&request.timeline)?;
+    ) -> Result<sync::SyncReply, TimelineRequestError> {
+        let timeline = parse_timeline(&request.timeline)?;
         let reply = match reader.check(&timeline) {
             Ok(()) => self.sync_once(reader, &timeline, request).await,
             Err(error) => Err(error),
@@ -91,31 +95,31 @@ impl Timelines {
         self.counted(reply)
     }
 
-    /// Begins to wait for a timeline to grow, before it is looked at.
+    /// Starts a long poll, before the timeline is read.
     ///
     /// # Errors
-    /// [`TimelinesError`]; among them that as many wait as may.
-    pub(crate) fn begin_wait(
+    /// [`TimelineRequestError`]; among them that a limit of long polls is reached.
+    pub(crate) fn begin_long_poll(
         &self,
         reader: &Reader,
         timeline: &str,
         address: Option<IpAddr>,
-    ) -> Result<Wait, TimelinesError> {
-        let timeline = named(timeline)?;
+    ) -> Result<LongPoll, TimelineRequestError> {
+        let timeline = parse_timeline(timeline)?;
         reader.check(&timeline)?;
-        // The clock of the machine says when a token ends, whatever it does meanwhile.
+        // The wall clock decides when a token expires, so the time left is computed now.
         let until = reader.expires_at.map(|at| at.left()).and_then(|left| Instant::now().checked_add(left));
-        let who = Waiter { mid: reader.mid, key: reader.key.clone(), address, until };
-        self.waits.begin(timeline, who).map_err(|refusal| {
-            self.metrics.waits_refused.inc();
+        let who = LongPollOwner { mid: reader.mid, key: reader.key.clone(), address, until };
+        self.long_polls.begin(timeline, who).map_err(|refusal| {
+            self.metrics.long_polls_refused.inc();
             refusal.into()
         })
     }
 
-    /// What comes behind a position. An answer without messages is put off until there are some, so long at most.
+    /// Returns the messages after a position. Waits up to `time` while there are none.
     ///
     /// # Errors
-    /// [`TimelinesError`].
+    /// [`TimelineRequestError`].
     ///
     /// # Cancel safety
     /// Dropping the future changes nothing.
@@ -123,51 +127,52 @@ impl Timelines {
         &self,
         reader: &Reader,
         request: &sync::SyncRequest,
-        wait: &Wait,
+        wait: &LongPoll,
         time: Duration,
-    ) -> Result<Waited, TimelinesError> {
-        let timeline = named(&request.timeline)?;
+    ) -> Result<LongPollOutcome, TimelineRequestError> {
+        let timeline = parse_timeline(&request.timeline)?;
         let until = Instant::now() + time;
         loop {
             if let Some(ending) = wait.ending() {
-                return Ok(Waited::Ended(ending));
+                return Ok(LongPollOutcome::Ended(ending));
             }
             let mut grown = std::pin::pin!(wait.grown());
-            // What comes while the timeline is looked at must wake it.
+            // Registered before the timeline is read, so that a message appended during the read
+            // wakes it.
             grown.as_mut().enable();
             let reply = match self.sync_once(reader, &timeline, request).await {
                 Ok(reply) if reply.messages.is_empty() && !reply.gap && Instant::now() < until => reply,
-                reply => return self.counted(reply).map(Waited::Found),
+                reply => return self.counted(reply).map(LongPollOutcome::Found),
             };
-            let look_again = until.min(Instant::now() + LOOK_AGAIN);
+            let recheck_at = until.min(Instant::now() + RECHECK_INTERVAL);
             tokio::select! {
-                // The process goes away, and nothing has come: that is an answer.
+                // The process drains and no message arrived: an empty reply is the answer.
                 ending = wait.ended() => return match ending {
-                    Ending::Draining => self.counted(Ok(reply)).map(Waited::Found),
-                    ending => Ok(Waited::Ended(ending)),
+                    LongPollEnd::Draining => self.counted(Ok(reply)).map(LongPollOutcome::Found),
+                    ending => Ok(LongPollOutcome::Ended(ending)),
                 },
-                // Either way it looks.
-                _ = tokio::time::timeout_at(look_again, grown) => {}
+                // On a notification and on a timeout the timeline is read again.
+                _ = tokio::time::timeout_at(recheck_at, grown) => {}
             }
         }
     }
 
-    /// Waits without looking.
+    /// Waits for [`RECHECK_INTERVAL`] or the end of the long poll.
     ///
     /// # Cancel safety
     /// Dropping the future changes nothing.
-    pub(crate) async fn pause(wait: &Wait) {
-        let _ = tokio::time::timeout(LOOK_AGAIN, wait.ended()).await;
+    pub(crate) async fn pause(wait: &LongPoll) {
+        let _ = tokio::time::timeout(RECHECK_INTERVAL, wait.ended()).await;
     }
 
     fn counted(
         &self,
-        reply: Result<sync::SyncReply, TimelinesError>,
-    ) -> Result<sync::SyncReply, TimelinesError> {
+        reply: Result<sync::SyncReply, TimelineRequestError>,
+    ) -> Result<sync::SyncReply, TimelineRequestError> {
         self.metrics.request("sync", &reply.as_ref().map(drop));
         if let Ok(reply) = &reply {
             self.metrics.read.inc_by(reply.messages.len() as u64);
-            self.metrics.resets.inc_by(u64::from(reply.gap));
+            self.metrics.gaps.inc_by(u64::from(reply.gap));
         }
         reply
     }
@@ -177,20 +182,20 @@ impl Timelines {
         reader: &Reader,
         timeline: &TimelineId,
         request: &sync::SyncRequest,
-    ) -> Result<sync::SyncReply, TimelinesError> {
+    ) -> Result<sync::SyncReply, TimelineRequestError> {
         let given = request.position.unwrap_or_default();
         let known = Position { epoch: goim_ports::Epoch(given.epoch), seq: TimelineSeq(given.seq) };
         let limit = self.limit(request.limit);
         let is_new = known == Position::default();
         let after = if is_new { self.cursor(reader.mid, timeline).await? } else { known.seq };
-        let mut range = self.ask(self.store.read(timeline.clone(), after, limit)).await?;
+        let mut range = self.call_store(self.store.read(timeline.clone(), after, limit)).await?;
         let gap = range.head.has_gap(known);
         let mut after = if is_new { after.max(range.head.first.previous()) } else { after };
-        // A cursor of another life of the timeline says nothing of this one.
+        // The cursor is of another epoch of the timeline.
         let is_lost = is_new && after > range.head.latest;
         if gap || is_lost {
             after = range.head.first.previous();
-            range = self.ask(self.store.read(timeline.clone(), after, limit)).await?;
+            range = self.call_store(self.store.read(timeline.clone(), after, limit)).await?;
         }
         let Range { head, messages } = range;
         let last = messages.last().map_or(after, |stored| stored.seq);
@@ -205,85 +210,91 @@ impl Timelines {
         })
     }
 
-    /// Pages of a timeline, the newest first; a page is in ascending order.
+    /// Returns a page of messages before `before`, or the newest page. Messages are in ascending
+    /// order.
     ///
     /// # Errors
-    /// [`TimelinesError`].
+    /// [`TimelineRequestError`].
     pub(crate) async fn history(
         &self,
         reader: &Reader,
         timeline: &str,
         before: Option<TimelineSeq>,
         limit: u32,
-    ) -> Result<(Head, Vec<sync::Message>), TimelinesError> {
-        let timeline = named(timeline)?;
+    ) -> Result<(Head, Vec<sync::Message>), TimelineRequestError> {
+        let timeline = parse_timeline(timeline)?;
         reader.check(&timeline)?;
-        let range = self.ask(self.store.read_back(timeline, before, self.limit(limit))).await;
+        let range = self.call_store(self.store.read_back(timeline, before, self.limit(limit))).await;
         self.metrics.request("history", &range.as_ref().map(drop));
         let Range { head, messages } = range?;
         self.metrics.read.inc_by(messages.len() as u64);
         Ok((head, self.messages(reader.protover, messages)))
     }
 
-    /// How much of timelines a member has not read.
+    /// Returns the unread counts of timelines for the reader.
     ///
     /// # Errors
-    /// [`TimelinesError`].
+    /// [`TimelineRequestError`].
     pub(crate) async fn unread(
         &self,
         reader: &Reader,
         timelines: &[String],
-    ) -> Result<Vec<Unread>, TimelinesError> {
-        let named = timelines.iter().map(|text| named(text)).collect::<Result<Vec<_>, _>>()?;
-        named.iter().try_for_each(|timeline| reader.check(timeline))?;
+    ) -> Result<Vec<Unread>, TimelineRequestError> {
+        let parse_timeline =
+            timelines.iter().map(|text| parse_timeline(text)).collect::<Result<Vec<_>, _>>()?;
+        parse_timeline.iter().try_for_each(|timeline| reader.check(timeline))?;
         let cursor = |timeline: &TimelineId| CursorId { mid: reader.mid, timeline: timeline.clone() };
-        let cursors = self.ask(self.store.cursors(named.iter().map(cursor).collect())).await;
+        let cursors = self.call_store(self.store.cursors(parse_timeline.iter().map(cursor).collect())).await;
         self.metrics.request("unread", &cursors.as_ref().map(drop));
-        let heads = self.ask(self.store.heads(named.clone())).await?;
-        let found = named.into_iter().zip(cursors?).zip(heads);
+        let heads = self.call_store(self.store.heads(parse_timeline.clone())).await?;
+        let found = parse_timeline.into_iter().zip(cursors?).zip(heads);
         Ok(found.map(|((timeline, cursor), head)| Unread { timeline, cursor, head }).collect())
     }
 
-    /// Moves a member's cursor.
+    /// Moves the member's cursor. It never moves backwards.
     ///
     /// # Errors
-    /// [`TimelinesError`].
+    /// [`TimelineRequestError`].
     pub(crate) async fn acknowledge(
         &self,
         reader: &Reader,
         ack: &sync::Ack,
-    ) -> Result<sync::AckReply, TimelinesError> {
-        let timeline = named(&ack.timeline)?;
+    ) -> Result<sync::AckReply, TimelineRequestError> {
+        let timeline = parse_timeline(&ack.timeline)?;
         reader.check(&timeline)?;
         if reader.mid.is_anonymous() {
-            return Err(TimelinesError::Forbidden(timeline.to_string()));
+            return Err(TimelineRequestError::Forbidden(timeline.to_string()));
         }
         let cursor = CursorId { mid: reader.mid, timeline: timeline.clone() };
-        let at = self.ask(self.store.advance(cursor, TimelineSeq(ack.seq))).await;
+        let at = self.call_store(self.store.advance(cursor, TimelineSeq(ack.seq))).await;
         self.metrics.request("ack", &at.as_ref().map(drop));
         let cursor = at?;
-        let heads = self.ask(self.store.heads(vec![timeline.clone()])).await?;
+        let heads = self.call_store(self.store.heads(vec![timeline.clone()])).await?;
         let head = heads.first().copied().unwrap_or_default();
         let unread = Unread { timeline, cursor, head };
         Ok(sync::AckReply { timeline: unread.timeline.to_string(), seq: cursor.0, unread: unread.count() })
     }
 
-    /// Takes the body out of a message. False when there is none.
+    /// Deletes the body of a message. Returns false when there is no such message.
     ///
     /// # Errors
-    /// [`TimelinesError`].
-    pub(crate) async fn delete(&self, timeline: &str, seq: TimelineSeq) -> Result<bool, TimelinesError> {
-        let deleted = self.ask(self.store.delete(named(timeline)?, seq)).await;
+    /// [`TimelineRequestError`].
+    pub(crate) async fn delete(
+        &self,
+        timeline: &str,
+        seq: TimelineSeq,
+    ) -> Result<bool, TimelineRequestError> {
+        let deleted = self.call_store(self.store.delete(parse_timeline(timeline)?, seq)).await;
         self.metrics.request("delete", &deleted.as_ref().map(drop));
         deleted
     }
 
-    async fn cursor(&self, mid: Mid, timeline: &TimelineId) -> Result<TimelineSeq, TimelinesError> {
+    async fn cursor(&self, mid: Mid, timeline: &TimelineId) -> Result<TimelineSeq, TimelineRequestError> {
         if mid.is_anonymous() {
             return Ok(TimelineSeq::default());
         }
         let cursor = CursorId { mid, timeline: timeline.clone() };
-        let found = self.ask(self.store.cursors(vec![cursor])).await?;
+        let found = self.call_store(self.store.cursors(vec![cursor])).await?;
         Ok(found.first().copied().unwrap_or_default())
     }
 
@@ -300,20 +311,19 @@ impl Timelines {
         messages.into_iter().map(|stored| self.message(protover, stored)).collect()
     }
 
-    /// A message in the highest schema that its reader knows.
+    /// Encodes a message in the highest schema that its reader knows.
     fn message(
         &self,
         protover: Version,
         StoredMessage { seq, message, is_deleted }: StoredMessage,
     ) -> sync::Message {
-        let negotiated = message.extension.as_deref();
-        let others = negotiated.map_or(&[][..], |negotiated| &negotiated.bodies);
-        let has_first = negotiated.is_none_or(|negotiated| !negotiated.without_first);
-        let other = |schema| others.iter().find(|body| body.schema == schema);
-        let is_first = |schema| schema == goim_ports::Schema::FIRST && has_first;
-        let schema = self.versions.schema_for(protover, |schema| is_first(schema) || other(schema).is_some());
-        let body =
-            schema.map(|schema| other(schema).map_or_else(|| message.body.clone(), |body| body.body.clone()));
+        let bodies = &message.bodies;
+        let body_in = |schema| {
+            let other = bodies.others().iter().find(|body| body.schema == schema).map(|body| &body.body);
+            other.or_else(|| bodies.primary().filter(|_| schema == goim_ports::Schema::FIRST))
+        };
+        let schema = self.versions.schema_for(protover, |schema| body_in(schema).is_some());
+        let body = schema.and_then(body_in).cloned();
         let version =
             schema.and_then(|schema| self.versions.plain(schema)).map_or(Version::GOIM, |row| row.version);
         sync::Message {

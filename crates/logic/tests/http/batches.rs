@@ -1,4 +1,4 @@
-//! Many messages in one request: what is in the push log then, and what the answer says of the rest.
+//! Batches: which messages are in the push log, and what the answer reports about the rest.
 
 use goim_ports::AppendError;
 
@@ -13,7 +13,7 @@ async fn push(server: &Server, content_type: &str, body: &str) -> Response {
     server.connect().await.request("POST", "/v1/push", &headers, body.as_bytes()).await
 }
 
-/// A message to a room for each of the bodies.
+/// One message to a room per body.
 fn lines(bodies: impl IntoIterator<Item = impl std::fmt::Display>) -> String {
     let line = |body| format!(r#"{{"to":{{"room":"live://1"}},"operation":1000,"body":"{body}"}}"#);
     bodies.into_iter().map(line).collect::<Vec<_>>().join("\n")
@@ -52,16 +52,19 @@ async fn all_kinds_of_receivers_in_order_with_one_append() {
     let document = format!(r#"{{"messages":[{}]}}"#, messages.join(","));
     for (content_type, body) in [(JSON, document), (LINES, messages.join("\n"))] {
         let response = push(&server, content_type, &body).await;
-        assert_eq!(response.said(), (200, r#"{"code":0,"message":"","accepted":6}"#));
+        assert_eq!(response.status_and_body(), (200, r#"{"code":0,"message":"","accepted":6}"#));
         assert_eq!(response.header("content-type"), Some("application/json; charset=utf-8"));
         assert_eq!(log(&server), expected, "{content_type}");
     }
     assert_eq!(server.world.state().append_calls, 2);
-    assert_eq!(push(&server, LINES, "").await.said(), (200, r#"{"code":0,"message":"","accepted":0}"#));
+    assert_eq!(
+        push(&server, LINES, "").await.status_and_body(),
+        (200, r#"{"code":0,"message":"","accepted":0}"#)
+    );
 }
 
 #[tokio::test]
-async fn a_message_that_is_wrong_is_named_and_none_is_accepted() {
+async fn an_invalid_message_is_named_and_none_is_accepted() {
     let server = Server::start().await;
     let good = lines(["x"]);
     let wrong = r#"{"to":{"room":"live"},"operation":1000,"body":"x"}"#;
@@ -75,12 +78,12 @@ async fn a_message_that_is_wrong_is_named_and_none_is_accepted() {
     let response = push(&server, LINES, &large).await;
     let text =
         r#"{"code":-400,"message":"line 2: body: makes a record of 1000053 bytes; 1000000 is the most"}"#;
-    assert_eq!(response.said(), (400, text));
+    assert_eq!(response.status_and_body(), (400, text));
     assert!(log(&server).is_empty());
 }
 
 #[tokio::test]
-async fn a_full_log_says_how_many_it_took() {
+async fn a_full_log_reports_how_many_were_accepted() {
     let server = Server::start().await;
     {
         let mut state = server.world.state();
@@ -89,7 +92,7 @@ async fn a_full_log_says_how_many_it_took() {
     }
     let response = push(&server, LINES, &lines(0..5)).await;
     let expected = r#"{"code":-429,"message":"the push log is full; try again later","accepted":3}"#;
-    assert_eq!(response.said(), (429, expected));
+    assert_eq!(response.status_and_body(), (429, expected));
     assert_eq!(response.header("retry-after"), Some("1"));
     let bodies: Vec<_> = log(&server).into_iter().map(|(_, _, body)| body).collect();
     assert_eq!(bodies, ["0", "1", "2"]);
@@ -109,14 +112,13 @@ async fn a_message_counts_when_all_of_its_records_are_in_the_log() {
             state.appends_left = taken;
         }
         let response = push(&server, LINES, &[to_both, to_both].join("\n")).await;
-        // Where a message is in the log for one comet and not for the other, nobody can say that it
-        // is not there.
+        // The message is in the log for one comet and not for the other, so the outcome is unknown.
         let (status, text) = match taken % 2 {
             0 => (503, "gone"),
             _ => (504, "the push may or may not be in the log"),
         };
         let expected = format!(r#"{{"code":-{status},"message":"{text}","accepted":{accepted}}}"#);
-        assert_eq!(response.said(), (status, expected.as_str()), "{taken} records taken");
+        assert_eq!(response.status_and_body(), (status, expected.as_str()), "{taken} records taken");
     }
 }
 
@@ -128,13 +130,13 @@ async fn without_the_directory_none_is_accepted() {
         let message = format!(r#"{{"to":{to},"operation":1000,"body":"x"}}"#);
         let response = push(&server, LINES, &format!("{}\n{message}", lines(["x"]))).await;
         let expected = r#"{"code":-503,"message":"no directory","accepted":0}"#;
-        assert_eq!(response.said(), (503, expected), "{to}");
+        assert_eq!(response.status_and_body(), (503, expected), "{to}");
     }
     assert!(log(&server).is_empty());
 }
 
 #[tokio::test]
-async fn guarded_and_bounded_as_the_other_pushes() {
+async fn authorized_and_limited_like_other_pushes() {
     let server = Server::with(|config| {
         config.http.api_keys = vec!["correct horse battery".to_owned().into()];
         config.http.body_bytes_max = 1_000_000;
@@ -151,7 +153,7 @@ async fn guarded_and_bounded_as_the_other_pushes() {
     let response = with_key("text/plain", &body).await;
     let expected =
         r#"{"code":-415,"message":"the content type must be application/json or application/x-ndjson"}"#;
-    assert_eq!(response.said(), (415, expected));
+    assert_eq!(response.status_and_body(), (415, expected));
     let response = server.get("/v1/push").await;
-    assert_eq!(response.said(), (404, "404 page not found"));
+    assert_eq!(response.status_and_body(), (404, "404 page not found"));
 }

@@ -1,11 +1,11 @@
-//! HTTP/1.1 by hand: a library would hide what is to be seen.
+//! A minimal HTTP/1.1 client. A library would hide details that the tests check.
 
 use std::net::SocketAddr;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// An answer.
+/// A response.
 #[derive(Debug)]
 pub(crate) struct Response {
     pub(crate) status: u16,
@@ -19,8 +19,8 @@ impl Response {
         self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
-    /// Status and body, for comparing in one go.
-    pub(crate) fn said(&self) -> (u16, &str) {
+    /// Status and body, to compare both at once.
+    pub(crate) fn status_and_body(&self) -> (u16, &str) {
         (self.status, &self.body)
     }
 }
@@ -50,12 +50,12 @@ impl Connection {
         self.response(method).await
     }
 
-    /// Says that nothing more will be sent.
+    /// Closes the sending half.
     pub(crate) async fn finish(&mut self) {
         self.stream.shutdown().await.unwrap();
     }
 
-    /// The next answer; `method` says whether it has a body.
+    /// Reads the next response; `method` decides whether it has a body.
     pub(crate) async fn response(&mut self, method: &str) -> Response {
         loop {
             let head = self.head().await.expect("the connection ended instead of an answer");
@@ -78,7 +78,7 @@ impl Connection {
         }
     }
 
-    /// The next head without its empty line; `None` at the end of the stream.
+    /// Reads the next head without its empty line; `None` at the end of the stream.
     pub(crate) async fn head(&mut self) -> Option<String> {
         loop {
             if let Some(end) = self.unread.windows(4).position(|window| window == b"\r\n\r\n") {
@@ -92,7 +92,22 @@ impl Connection {
         }
     }
 
-    /// True when the server has closed the connection and nothing more has come.
+    /// Reads the next chunk of a chunked body; empty at its end.
+    pub(crate) async fn chunk(&mut self) -> String {
+        let end = loop {
+            if let Some(end) = self.unread.windows(2).position(|window| window == b"\r\n") {
+                break end;
+            }
+            assert!(self.read().await, "the connection ended before a chunk");
+        };
+        let line = String::from_utf8(self.take(end + 2).await).unwrap();
+        let length = usize::from_str_radix(line.trim_end(), 16).unwrap();
+        let mut chunk = self.take(length + 2).await;
+        chunk.truncate(length);
+        String::from_utf8(chunk).unwrap()
+    }
+
+    /// True when the server closed the connection and sent nothing more.
     pub(crate) async fn is_closed(&mut self) -> bool {
         !self.read().await && self.unread.is_empty()
     }
@@ -112,7 +127,7 @@ impl Connection {
     }
 }
 
-/// A request as it goes over the wire. The body's length is announced unless the headers say otherwise.
+/// A request in wire format. Adds Content-Length unless the headers define the body's length.
 pub(crate) fn request(method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
     let mut head = format!("{method} {target} HTTP/1.1\r\nHost: logic\r\n");
     for (name, value) in headers {

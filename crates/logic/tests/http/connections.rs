@@ -1,4 +1,4 @@
-//! HTTP/1.1 itself: what goim's clients do with a connection, and how long they may.
+//! HTTP/1.1 connections: what goim v2's clients do with them, and their timeouts.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,11 +36,11 @@ async fn row_95_chunks_are_put_together() {
     let headers = [("Transfer-Encoding", "chunked")];
     let response = connection.request("POST", "/goim/push/all?operation=1", &headers, body).await;
     assert_eq!(response.status, 200);
-    assert_eq!(server.world.take_log()[0].body, "hello");
+    assert_eq!(server.world.take_log()[0].payload.primary_bytes(), b"hello");
 }
 
 #[tokio::test]
-async fn row_95_a_client_that_waits_to_be_told_to_go_on_is_told() {
+async fn row_95_a_client_that_expects_100_continue_gets_it() {
     let server = Server::start().await;
     let mut connection = server.connect().await;
     let head = b"POST /goim/push/all?operation=1 HTTP/1.1\r\nHost: l\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n";
@@ -48,8 +48,8 @@ async fn row_95_a_client_that_waits_to_be_told_to_go_on_is_told() {
     assert_eq!(connection.head().await.as_deref(), Some("HTTP/1.1 100 Continue"));
     connection.send(b"hello").await;
     assert_eq!(connection.response("POST").await.status, 200);
-    assert_eq!(server.world.take_log()[0].body, "hello");
-    // One that will be refused is not.
+    assert_eq!(server.world.take_log()[0].payload.primary_bytes(), b"hello");
+    // A request that will be refused gets no 100.
     let head =
         b"POST /goim/push/all HTTP/1.1\r\nHost: l\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n";
     connection.send(head).await;
@@ -76,14 +76,14 @@ async fn row_95_connection_close_and_http_1_0_end_the_connection() {
 }
 
 #[tokio::test]
-async fn a_client_that_has_said_all_it_had_to_say_gets_its_answer() {
+async fn a_client_that_closes_its_half_gets_its_answer() {
     let server = Server::start().await;
     let gate = Arc::new(Notify::new());
     server.world.state().append_gate = Some(Arc::clone(&gate));
     let mut connection = server.connect().await;
     connection.send(&push(b"x")).await;
     connection.finish().await;
-    // The server should take its time to see the end; nothing here depends on how long that is.
+    // Gives the server time to see the end. The test does not depend on how much.
     tokio::time::sleep(Duration::from_millis(20)).await;
     gate.notify_one();
     assert_eq!(connection.response("POST").await.status, 200);
@@ -91,7 +91,7 @@ async fn a_client_that_has_said_all_it_had_to_say_gets_its_answer() {
 }
 
 #[tokio::test]
-async fn row_96_a_slash_too_many_in_all_its_forms() {
+async fn row_96_trailing_slashes() {
     let server = Server::start().await;
     for (method, target, status, location) in [
         ("GET", "/goim/online/total/?", 301, Some("/goim/online/total?")),
@@ -109,21 +109,21 @@ async fn row_96_a_slash_too_many_in_all_its_forms() {
 }
 
 #[tokio::test]
-async fn the_caller_adds_routes_of_its_own() {
+async fn the_caller_adds_routes() {
     let extra = Router::new().route("/metrics", get(|| async { "figures" }));
     let server = Server::with_extra(|_| (), extra).await;
-    assert_eq!(server.get("/metrics").await.said(), (200, "figures"));
-    assert_eq!(server.get("/elsewhere").await.said(), (404, "404 page not found"));
+    assert_eq!(server.get("/metrics").await.status_and_body(), (200, "figures"));
+    assert_eq!(server.get("/elsewhere").await.status_and_body(), (404, "404 page not found"));
     assert_eq!(server.get("/openapi.json").await.status, 200);
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_finish_its_head_is_let_go() {
+async fn a_client_that_does_not_finish_its_head_is_disconnected() {
     let server = Server::with(|config| config.http.header_timeout = Duration::from_millis(50)).await;
     let mut silent = server.connect().await;
     let mut slow = server.connect().await;
     slow.send(b"GET /goim/online/total HTTP/1.1\r\nHo").await;
-    // On a connection that has served, too.
+    // Also on a connection that has served a request.
     let mut second = server.connect().await;
     assert_eq!(second.request("GET", TOTAL, &[], b"").await.status, 200);
     second.send(b"GET /goim").await;
@@ -133,7 +133,7 @@ async fn a_client_that_does_not_finish_its_head_is_let_go() {
 }
 
 #[tokio::test]
-async fn a_connection_between_requests_has_its_own_time() {
+async fn idle_connections_have_their_own_timeout() {
     let server = Server::with(|config| {
         config.http.header_timeout = Duration::from_millis(20);
         config.http.idle_timeout = Duration::from_millis(300);
@@ -162,14 +162,14 @@ async fn connections_beyond_the_limit_wait_their_turn() {
 }
 
 #[tokio::test]
-async fn stopping_answers_what_is_under_way_and_closes_the_rest() {
+async fn stopping_answers_requests_in_flight_and_closes_the_rest() {
     let mut server = Server::start().await;
     let mut idle = server.connect().await;
     assert_eq!(idle.request("GET", TOTAL, &[], b"").await.status, 200);
     let mut busy = server.connect().await;
     busy.send(b"POST /goim/push/all?operation=1 HTTP/1.1\r\nHost: l\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n")
         .await;
-    // Now the request is certainly under way.
+    // Now the request is certainly in flight.
     assert!(busy.head().await.is_some());
     server.stop();
     assert!(idle.is_closed().await);
@@ -180,7 +180,7 @@ async fn stopping_answers_what_is_under_way_and_closes_the_rest() {
 }
 
 #[tokio::test]
-async fn stopping_does_not_wait_for_ever() {
+async fn stopping_has_a_timeout() {
     let mut server = Server::with(|config| config.http.shutdown_timeout = Duration::from_millis(50)).await;
     let mut busy = server.connect().await;
     busy.send(b"POST /goim/push/all?operation=1 HTTP/1.1\r\nHost: l\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n")

@@ -1,24 +1,25 @@
-//! What goim's own processes answered, asked again of logic: status, body, content type, location.
+//! Replays the answers of goim v2's own processes: status, body, content type, location.
 //!
-//! The file is `testdata/goim-v2/http.json`. Before an entry the world is put into the state that goim's cluster was
-//! in; where the answer itself shows that state (instances, counts, errors of Redis and Kafka), it is read from there.
-//! The entries of [`FIXED`] are those whose answer the rows of the conformance table correct.
+//! The file is `testdata/goim-v2/http.json`. Before an entry the world is put into the state of
+//! goim v2's cluster; where the answer shows that state (instances, counts, errors of Redis and
+//! Kafka), it is read from the answer. [`FIXED`] lists the entries whose answer the conformance
+//! table corrects.
 
 use goim_ports::{AppendError, CometNode, ServerId};
 use serde_json::Value;
 
 use crate::world::{Fault, Server, comet};
 
-/// Entries with another answer than goim's, by row and target: status, body.
+/// Entries with another answer than goim v2's, by row and target: status, body.
 const FIXED: &[(&str, &str, u16, &str)] = &[
-    // goim panics.
+    // goim v2 panics.
     (
         "row 60",
         "/goim/online/top?type=live&limit=-1",
         400,
         r#"{"code":-400,"message":"limit must not be negative: -1"}"#,
     ),
-    // goim takes the type for any beginning of a room's id.
+    // goim v2 takes the type for any prefix of a room's id.
     ("row 98", "/goim/online/top?type=teb6a2&limit=3", 200, r#"{"code":0,"message":"","data":[]}"#),
 ];
 
@@ -38,7 +39,7 @@ async fn rows_7_to_115_goims_own_answers() {
     assert_eq!(fixed, FIXED.len());
 }
 
-/// Replays one entry on a fresh server. The answer says whether the entry is one that is fixed.
+/// Replays one entry on a fresh server. Returns whether the entry is in [`FIXED`].
 async fn replay(entry: &Value) -> bool {
     let text = |name: &str| entry[name].as_str().unwrap();
     let (name, method, target) = (text("name"), text("method"), text("path"));
@@ -55,11 +56,11 @@ async fn replay(entry: &Value) -> bool {
     let response = server.connect().await.request(method, target, &headers, &body).await;
 
     if let Some((.., status, body)) = FIXED.iter().find(|(row, path, ..)| (*row, *path) == (name, target)) {
-        assert_eq!(response.said(), (*status, *body), "{name} {target}");
+        assert_eq!(response.status_and_body(), (*status, *body), "{name} {target}");
         return true;
     }
     let expected_status = u16::try_from(entry["status"].as_u64().unwrap()).unwrap();
-    assert_eq!(response.said(), (expected_status, text("body")), "{name} {method} {target}");
+    assert_eq!(response.status_and_body(), (expected_status, text("body")), "{name} {method} {target}");
     for header in ["content-type", "location"] {
         let expected = entry["response_headers"][header].as_str();
         assert_eq!(response.header(header), expected, "{name} {method} {target}: {header}");
@@ -92,7 +93,7 @@ fn prepare(server: &Server, entry: &Value) {
     }
 }
 
-/// The comet that goim showed as this instance.
+/// The comet that goim v2 shows as this instance.
 fn instance(shown: &Value) -> CometNode {
     let text = |name: &str| shown[name].as_str().unwrap().to_owned();
     let metadata = |name: &str| shown["metadata"][name].as_str().unwrap();
@@ -116,7 +117,7 @@ fn instance(shown: &Value) -> CometNode {
     }
 }
 
-/// Bytes from hex, where `(78)*4096` is 4096 bytes 78.
+/// Decodes hex, where `(78)*4096` is 4096 bytes 78.
 fn bytes(hex: &str) -> Vec<u8> {
     let plain = |hex: &str| -> Vec<u8> {
         hex.as_bytes()

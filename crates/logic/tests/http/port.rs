@@ -1,4 +1,4 @@
-//! logic as comet calls it: from a plain thread where the answers are there at once.
+//! logic as comet calls it, from a plain thread when the directories answer immediately.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use goim_logic::{Config, Handler, Logic};
 use goim_ports::{
-    Accepted, Call, ConnectError, ConnectRequest, LogicError, LogicPort, Mid, NoSession, OnlineReport,
+    Accepted, AuthFailure, Call, ConnectError, ConnectRequest, LogicError, LogicPort, Mid, OnlineReport,
     Operation, PacketBuf, RoomId, ServerId, SessionKey, SessionRef, Upstream,
 };
 
@@ -19,7 +19,7 @@ fn start() -> (Arc<World>, Arc<Logic>) {
     (Arc::clone(&world), Logic::new(config, world.dependencies()).unwrap())
 }
 
-/// The answer of a call that must be there at once.
+/// The result of a call that must be ready.
 fn now<T>(call: Call<T>) -> T {
     match call {
         Call::Ready(answer) => answer,
@@ -49,7 +49,6 @@ fn upstream(operation: i32) -> Upstream {
         packet,
         schema: goim_ports::Schema::FIRST,
         negotiated: false,
-        is_member: false,
     }
 }
 
@@ -63,7 +62,7 @@ fn a_session_is_in_the_directory_when_its_client_is_accepted() {
     assert_eq!(world.state().sessions["k"], session(5, "k", "h1"));
     now(logic.heartbeat(session(5, "k", "h1"))).unwrap();
     assert_eq!(world.state().touched, [session(5, "k", "h1")]);
-    // B12: a late word from another comet takes nothing away.
+    // B12: a late call of another comet removes nothing.
     assert_eq!(now(logic.disconnect(session(5, "k", "h2"))), Ok(false));
     assert_eq!(now(logic.disconnect(session(5, "k", "h1"))), Ok(true));
     assert!(world.state().sessions.is_empty());
@@ -72,7 +71,7 @@ fn a_session_is_in_the_directory_when_its_client_is_accepted() {
 #[test]
 fn a_refused_client_leaves_no_trace() {
     let (world, logic) = start();
-    assert_eq!(now(connect(&logic, "not json")).unwrap_err().reason, NoSession::Refused);
+    assert_eq!(now(connect(&logic, "not json")).unwrap_err().reason, AuthFailure::AuthRefused);
     world.state().directory_fault = Fault::Error("gone".to_owned());
     let error = now(connect(&logic, "{}")).unwrap_err();
     assert_eq!(error, ConnectError::unavailable("gone"));
@@ -81,7 +80,7 @@ fn a_refused_client_leaves_no_trace() {
 }
 
 #[test]
-fn a_comet_reports_its_rooms_and_learns_of_all() {
+fn a_comet_reports_its_rooms_and_gets_the_totals() {
     let (_, logic) = start();
     let rooms = Arc::new([(RoomId::from("live://1"), 3)].into_iter().collect());
     let report = OnlineReport { server: ServerId::from("h1"), rooms };
@@ -90,7 +89,7 @@ fn a_comet_reports_its_rooms_and_learns_of_all() {
 }
 
 #[test]
-fn row_17_a_packet_that_nobody_handles_is_answered_with_nothing() {
+fn row_17_a_packet_without_a_handler_gets_an_empty_reply() {
     struct Shout;
     impl Handler for Shout {
         fn handle(&self, upstream: Upstream) -> Call<Result<Bytes, LogicError>> {
@@ -111,7 +110,7 @@ fn row_17_a_packet_that_nobody_handles_is_answered_with_nothing() {
 }
 
 #[tokio::test]
-async fn a_directory_that_takes_time_is_waited_for_and_one_that_hangs_is_not() {
+async fn a_slow_directory_is_awaited_and_a_hanging_one_times_out() {
     let (world, logic) = start();
     world.state().directory_fault = Fault::Slow;
     let call = connect(&logic, r#"{"key":"k"}"#);

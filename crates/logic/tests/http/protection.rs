@@ -1,4 +1,4 @@
-//! Who may push, over real sockets.
+//! Authorization of pushes, over real sockets.
 
 use goim_logic::{ApiKey, PushProtection};
 
@@ -7,7 +7,7 @@ use crate::world::Server;
 const PUSH: &str = "/goim/push/all?operation=1";
 
 #[tokio::test]
-async fn without_keys_this_machine_may_push_and_a_proxy_on_it_may_not() {
+async fn without_keys_local_pushes_are_allowed_and_forwarded_ones_are_not() {
     let server = Server::start().await;
     assert_eq!(server.logic.push_protection(), PushProtection::LoopbackOnly);
     let mut connection = server.connect().await;
@@ -19,7 +19,7 @@ async fn without_keys_this_machine_may_push_and_a_proxy_on_it_may_not() {
         assert_eq!(response.status, 403, "{header:?}");
         assert!(response.body.starts_with(r#"{"code":-403,"message":""#), "{response:?}");
         assert!(response.body.contains("logic.http.api_keys"), "{response:?}");
-        // What only reads is open to everybody.
+        // Reads need no authorization.
         let response = connection.request("GET", "/goim/nodes/weighted", &[header], b"").await;
         assert_eq!(response.status, 200, "{header:?}");
     }
@@ -49,7 +49,7 @@ async fn with_keys_a_push_needs_one() {
 }
 
 #[tokio::test]
-async fn a_refusal_comes_before_any_word_on_the_parameters() {
+async fn authorization_is_checked_before_the_parameters() {
     let key = ApiKey::from("0123456789abcdef".to_owned());
     let server = Server::with(|config| config.http.api_keys = vec![key]).await;
     assert_eq!(server.post("/goim/push/all?operation=abc", b"").await.status, 401);

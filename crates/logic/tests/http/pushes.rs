@@ -1,4 +1,4 @@
-//! What a push request leaves in the push log.
+//! What a push request appends to the push log.
 
 use std::time::Duration;
 
@@ -6,14 +6,14 @@ use goim_ports::{AppendError, Mid};
 
 use crate::world::{Fault, Server, flat};
 
-/// Nobody knows whether it is in the log.
+/// The outcome is unknown.
 const UNKNOWN: &str = r#"{"code":-504,"message":"the push may or may not be in the log"}"#;
 
 const OK: (u16, &str) = (200, r#"{"code":0,"message":""}"#);
 
-/// Sends a push and compares what is in the log then: target, operation, body.
+/// Sends a push and compares what was appended: target, operation, body.
 async fn check(server: &Server, target: &str, body: &[u8], expected: &[(&str, i32)]) {
-    assert_eq!(server.post(target, body).await.said(), OK, "{target}");
+    assert_eq!(server.post(target, body).await.status_and_body(), OK, "{target}");
     let records: Vec<_> = server.world.take_log().iter().map(flat).collect();
     let expected: Vec<_> = expected
         .iter()
@@ -54,7 +54,7 @@ async fn rows_57_and_90_keys_in_order_grouped_by_comet() {
 }
 
 #[tokio::test]
-async fn row_88_members_get_it_once_a_session() {
+async fn row_88_each_session_of_a_member_gets_it_once() {
     let server = Server::start().await;
     for (mid, key, comet) in
         [(5, "a", "one"), (5, "b", "two"), (5, "c", "one"), (6, "d", "one"), (0, "e", "one")]
@@ -72,7 +72,7 @@ async fn row_88_members_get_it_once_a_session() {
         &[("one: a c d", 1000), ("two: b", 1000)],
     )
     .await;
-    // Row 107: nobody in particular is nobody.
+    // Row 107: anonymous members have no sessions that can be looked up.
     let asked = std::mem::take(&mut server.world.state().asked_mids);
     assert_eq!(
         asked,
@@ -83,7 +83,7 @@ async fn row_88_members_get_it_once_a_session() {
 }
 
 #[tokio::test]
-async fn rows_91_92_94_and_106_rooms_and_everybody() {
+async fn rows_91_92_94_and_106_rooms_and_all() {
     let server = Server::start().await;
     let all_bytes: Vec<u8> = (0..=255).collect();
     let room = |kind: &str, room: &str| format!("/goim/push/room?operation=1000&type={kind}&room={room}");
@@ -101,7 +101,10 @@ async fn rows_91_92_94_and_106_rooms_and_everybody() {
         check(&server, &format!("/goim/push/all?operation=1000{speed}"), b"x", &[(expected, 1000)]).await;
     }
     let response = server.post(&room("live", "%ff"), b"x").await;
-    assert_eq!(response.said(), (200, r#"{"code":-500,"message":"string field contains invalid UTF-8"}"#));
+    assert_eq!(
+        response.status_and_body(),
+        (200, r#"{"code":-500,"message":"string field contains invalid UTF-8"}"#)
+    );
 }
 
 #[tokio::test]
@@ -110,16 +113,16 @@ async fn row_58_the_largest_record_and_one_byte_more() {
     let target = "/goim/push/room?operation=1000&type=live&room=1000";
     // 26, the key of 11, type 2, operation 3, room 13, body 1 + 3 + its length.
     let largest = 1_000_000 - (26 + 11 + 2 + 3 + 13 + 4);
-    assert_eq!(server.post(target, &vec![7; largest]).await.said(), OK);
-    assert_eq!(server.world.take_log()[0].body.len(), largest);
+    assert_eq!(server.post(target, &vec![7; largest]).await.status_and_body(), OK);
+    assert_eq!(server.world.take_log()[0].payload.primary_bytes().len(), largest);
     let too_large = "kafka server: Message was too large, server rejected it to avoid allocation error.";
     let expected = format!(r#"{{"code":-500,"message":"{too_large}"}}"#);
-    assert_eq!(server.post(target, &vec![7; largest + 1]).await.said(), (200, expected.as_str()));
+    assert_eq!(server.post(target, &vec![7; largest + 1]).await.status_and_body(), (200, expected.as_str()));
     assert!(server.world.take_log().is_empty());
 }
 
 #[tokio::test]
-async fn a_full_log_says_when_to_come_back() {
+async fn a_full_log_has_retry_after() {
     let server = Server::start().await;
     server.world.enter(5, "a", "one");
     server.world.state().append_error = Some(AppendError::Full);
@@ -131,7 +134,7 @@ async fn a_full_log_says_when_to_come_back() {
     ] {
         let response = server.post(target, b"x").await;
         let expected = r#"{"code":-429,"message":"the push log is full; try again later"}"#;
-        assert_eq!(response.said(), (429, expected), "{target}");
+        assert_eq!(response.status_and_body(), (429, expected), "{target}");
         assert_eq!(response.header("retry-after"), Some("1"), "{target}");
         assert_eq!(response.header("content-type"), Some("application/json; charset=utf-8"));
     }
@@ -148,32 +151,32 @@ async fn the_first_failure_ends_a_push() {
         state.append_error = Some(AppendError::Unavailable("gone".to_owned()));
         state.appends_left = 1;
     }
-    // A part of it is in the log.
+    // A part of the push is in the log.
     let response = server.post("/goim/push/keys?operation=1&keys=a&keys=b&keys=c", b"x").await;
-    assert_eq!(response.said(), (200, UNKNOWN));
+    assert_eq!(response.status_and_body(), (200, UNKNOWN));
     let records: Vec<_> = server.world.take_log().iter().map(|record| flat(record).0).collect();
     assert_eq!(records, ["one: a"]);
-    // Nothing of it is.
+    // Nothing of the push is in the log.
     let response = server.post("/goim/push/keys?operation=1&keys=a&keys=b&keys=c", b"x").await;
-    assert_eq!(response.said(), (200, r#"{"code":-400,"message":""}"#));
+    assert_eq!(response.status_and_body(), (200, r#"{"code":-400,"message":""}"#));
     let response = server.post("/goim/push/mids?operation=1&mids=5", b"x").await;
-    assert_eq!(response.said(), (200, r#"{"code":-500,"message":"gone"}"#));
+    assert_eq!(response.status_and_body(), (200, r#"{"code":-500,"message":"gone"}"#));
     for (taken, error) in [(1, AppendError::Full), (2, AppendError::Unavailable("gone".to_owned()))] {
         {
             let mut state = server.world.state();
             (state.append_error, state.appends_left) = (Some(error), taken);
         }
         let response = server.post("/goim/push/mids?operation=1&mids=5", b"x").await;
-        assert_eq!(response.said(), (200, UNKNOWN), "{taken} taken");
+        assert_eq!(response.status_and_body(), (200, UNKNOWN), "{taken} taken");
         server.world.state().appends_left = taken;
         let response = server.post("/v1/sessions/end", br#"{"of":{"mids":[5]},"reason":"kicked"}"#).await;
-        assert_eq!(response.said(), (504, UNKNOWN), "{taken} taken");
+        assert_eq!(response.status_and_body(), (504, UNKNOWN), "{taken} taken");
     }
 }
 
-/// One answer for "may or may not be in the log", whatever the route, and however it comes to that.
+/// Every route has the same answer for an unknown outcome, whatever its cause.
 #[tokio::test]
-async fn what_may_or_may_not_be_in_the_log_has_one_answer_on_every_route() {
+async fn an_unknown_outcome_has_one_answer_on_every_route() {
     const ONE: &[u8] = br#"{"messages":[{"to":{"mids":[5]},"operation":1000,"body":"x"}]}"#;
     const MANY: &[u8] = br#"{"messages":[{"to":{"room":"live://1"},"operation":1000,"body":"x"},
         {"to":{"keys":["a"]},"operation":1000,"body":"x"},{"to":{"all":true},"operation":1000,"body":"x"}]}"#;
@@ -190,7 +193,7 @@ async fn what_may_or_may_not_be_in_the_log_has_one_answer_on_every_route() {
     ];
     let json = [("Content-Type", "application/json")];
     let unknown_but = UNKNOWN.replace('}', r#","accepted":0}"#);
-    // The log does not answer logic in time; the request has no more time.
+    // The log does not answer in time; the request has no time left.
     for (append, request) in [(20, 30_000), (30_000, 20)] {
         let server = Server::with(|config| {
             config.push.append_timeout = Duration::from_millis(append);
@@ -200,22 +203,22 @@ async fn what_may_or_may_not_be_in_the_log_has_one_answer_on_every_route() {
         server.world.enter(5, "a", "one");
         server.world.state().append_hangs = true;
         for target in goims {
-            assert_eq!(server.post(target, b"x").await.said(), (200, UNKNOWN), "{target}");
+            assert_eq!(server.post(target, b"x").await.status_and_body(), (200, UNKNOWN), "{target}");
         }
         for body in [ONE, MANY] {
             let response = server.connect().await.request("POST", "/v1/push", &json, body).await;
             let expected = if append < request { &unknown_but } else { UNKNOWN };
-            assert_eq!(response.said(), (504, expected));
+            assert_eq!(response.status_and_body(), (504, expected));
         }
         for body in END {
             let response = server.post("/v1/sessions/end", body).await;
-            assert_eq!(response.said(), (504, UNKNOWN), "{}", String::from_utf8_lossy(body));
+            assert_eq!(response.status_and_body(), (504, UNKNOWN), "{}", String::from_utf8_lossy(body));
         }
     }
 }
 
 #[tokio::test]
-async fn what_hangs_is_given_up() {
+async fn a_hanging_dependency_times_out() {
     let server = Server::with(|config| {
         config.push.append_timeout = Duration::from_millis(20);
         config.directory_timeout = Duration::from_millis(20);
@@ -223,16 +226,19 @@ async fn what_hangs_is_given_up() {
     .await;
     server.world.state().append_hangs = true;
     let response = server.post("/goim/push/all?operation=1", b"x").await;
-    assert_eq!(response.said(), (200, UNKNOWN));
+    assert_eq!(response.status_and_body(), (200, UNKNOWN));
     server.world.state().directory_fault = Fault::Hangs;
     let response = server.post("/goim/push/mids?operation=1&mids=5", b"x").await;
-    assert_eq!(response.said(), (200, r#"{"code":-500,"message":"the directory did not answer in time"}"#));
+    assert_eq!(
+        response.status_and_body(),
+        (200, r#"{"code":-500,"message":"the directory did not answer in time"}"#)
+    );
     let response = server.post("/goim/push/keys?operation=1&keys=a", b"x").await;
-    assert_eq!(response.said(), (200, r#"{"code":-400,"message":""}"#));
+    assert_eq!(response.status_and_body(), (200, r#"{"code":-400,"message":""}"#));
 }
 
 #[tokio::test]
-async fn an_answer_that_takes_time_is_as_good() {
+async fn a_pending_answer_is_awaited() {
     let server = Server::start().await;
     server.world.enter(5, "a", "one");
     server.world.state().directory_fault = Fault::Slow;

@@ -1,4 +1,4 @@
-//! What clients and the backend read.
+//! Routes that clients and the backend read from.
 
 use crate::world::{Fault, Server, comet};
 
@@ -11,7 +11,7 @@ async fn row_98_rooms_by_count_then_by_name() {
     let check = async |limit: &str, expected: &str| {
         let response = server.get(&format!("/goim/online/top?type=t&limit={limit}")).await;
         assert_eq!(
-            response.said(),
+            response.status_and_body(),
             (200, format!(r#"{{"code":0,"message":"","data":[{expected}]}}"#).as_str())
         );
     };
@@ -24,13 +24,16 @@ async fn row_98_rooms_by_count_then_by_name() {
 }
 
 #[tokio::test]
-async fn row_62_rooms_asked_for_are_answered_sorted_and_escaped() {
+async fn row_62_requested_rooms_are_sorted_and_escaped() {
     let server = Server::start().await;
     server.world.set_rooms(&[("live://1000", 1), ("live://<&>", 4)]);
     let response =
         server.get("/goim/online/room?type=live&rooms=zz&rooms=1000&rooms=%3C%26%3E&rooms=%ff&rooms=").await;
     let expected = r#"{"":0,"1000":1,"\u003c\u0026\u003e":4,"zz":0,"\ufffd":0}"#;
-    assert_eq!(response.said(), (200, format!(r#"{{"code":0,"message":"","data":{expected}}}"#).as_str()));
+    assert_eq!(
+        response.status_and_body(),
+        (200, format!(r#"{{"code":0,"message":"","data":{expected}}}"#).as_str())
+    );
 }
 
 #[tokio::test]
@@ -39,19 +42,22 @@ async fn row_120_three_hundred_rooms_in_one_answer() {
     let query: String = (0..300).map(|number| format!("&rooms={number:03}")).collect();
     let response = server.get(&format!("/goim/online/room?type=live{query}")).await;
     let data: String = (0..300).map(|number| format!(r#","{number:03}":0"#)).collect();
-    assert_eq!(response.said().1, format!(r#"{{"code":0,"message":"","data":{{{}}}}}"#, &data[1..]));
+    assert_eq!(
+        response.status_and_body().1,
+        format!(r#"{{"code":0,"message":"","data":{{{}}}}}"#, &data[1..])
+    );
     assert!(response.body.len() > 2048);
 }
 
 #[tokio::test]
-async fn room_counts_outlive_their_directory() {
+async fn room_counts_are_served_while_the_directory_fails() {
     let server = Server::start().await;
     server.world.set_rooms(&[("live://1", 3)]);
     let expected = (200, r#"{"code":0,"message":"","data":{"1":3}}"#);
-    assert_eq!(server.get("/goim/online/room?type=live&rooms=1").await.said(), expected);
+    assert_eq!(server.get("/goim/online/room?type=live&rooms=1").await.status_and_body(), expected);
     server.world.set_rooms(&[]);
     server.world.state().directory_fault = Fault::Error("gone".to_owned());
-    assert_eq!(server.get("/goim/online/room?type=live&rooms=1").await.said(), expected);
+    assert_eq!(server.get("/goim/online/room?type=live&rooms=1").await.status_and_body(), expected);
 }
 
 #[tokio::test]
@@ -87,9 +93,12 @@ async fn rows_64_and_103_comets_that_are_offline_are_not_shown() {
     let mut offline = comet("h2", 5);
     offline.offline = true;
     server.world.set_comets(vec![offline]);
-    assert_eq!(server.get("/goim/nodes/instances").await.said().1, r#"{"code":0,"message":"","data":null}"#);
+    assert_eq!(
+        server.get("/goim/nodes/instances").await.status_and_body().1,
+        r#"{"code":0,"message":"","data":null}"#
+    );
     let total = r#"{"code":0,"message":"","data":{"conn_count":0,"ip_count":0}}"#;
-    assert_eq!(server.get("/goim/online/total").await.said().1, total);
+    assert_eq!(server.get("/goim/online/total").await.status_and_body().1, total);
 }
 
 #[tokio::test]
@@ -98,7 +107,7 @@ async fn the_description_is_served() {
     let response = server.get("/openapi.json").await;
     assert_eq!(response.header("content-type"), Some("application/json; charset=utf-8"));
     let document: serde_json::Value = serde_json::from_str(&response.body).unwrap();
-    // Each route that it names is there.
+    // Each documented route exists.
     for (path, methods) in document["paths"].as_object().unwrap() {
         for method in methods.as_object().unwrap().keys() {
             let method = method.to_uppercase();

@@ -1,19 +1,19 @@
-//! Messages that are kept, by a store that takes its time.
+//! Stored messages with a slow timeline store.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use goim_logic::{Config, Dependencies, Logic, StoredPush, StoredTo, TimelinesError};
+use goim_logic::{Config, Dependencies, Logic, StoredPush, StoredTo, TimelineRequestError};
 use goim_ports::{
-    AcceptedAt, Append, AppendResult, Call, CursorId, Epoch, Head, Mid, NewMessage, Operation, Position,
-    Range, ReadLimit, TimelineError, TimelineId, TimelineSeq, TimelineStore,
+    AcceptedAt, Append, AppendResult, Bodies, Call, CursorId, Epoch, Head, Mid, NewMessage, Operation,
+    Position, Range, ReadLimit, TimelineError, TimelineId, TimelineSeq, TimelineStore,
 };
 use tokio::sync::Notify;
 
 use crate::world::World;
 
-/// Keeps nothing, and says that it has when it is told to.
+/// Stores nothing, and answers when it is notified.
 struct Slow(Arc<Notify>);
 
 impl TimelineStore for Slow {
@@ -60,25 +60,24 @@ fn push() -> Vec<StoredPush> {
     let message = NewMessage {
         sender: Mid::default(),
         operation: Operation(1000),
-        body: Bytes::from_static(b"x"),
-        extension: None,
+        bodies: Bodies::plain(Bytes::from_static(b"x")),
         accepted_at: AcceptedAt::now(),
     };
     vec![StoredPush { to: StoredTo::Room("live://1".into()), message, idempotency_key: None }]
 }
 
-async fn announced(world: &World) {
+async fn notified(world: &World) {
     for _ in 0..20_000 {
         if !world.take_log().is_empty() {
             return;
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    panic!("what is kept is not announced");
+    panic!("the sessions are not notified");
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_kept_late_is_announced_all_the_same() {
+async fn sessions_are_notified_when_the_store_is_late() {
     let (world, go) = (Arc::new(World::default()), Arc::new(Notify::new()));
     let dependencies =
         Dependencies { timelines: Some(Arc::new(Slow(Arc::clone(&go)))), ..world.dependencies() };
@@ -86,25 +85,25 @@ async fn what_is_kept_late_is_announced_all_the_same() {
 
     // The store is late.
     let late = logic.push_stored(push()).await;
-    assert!(matches!(late, Err((_, TimelinesError::Store(TimelineError::Unknown(_))))), "{late:?}");
+    assert!(matches!(late, Err((_, TimelineRequestError::Store(TimelineError::Unknown(_))))), "{late:?}");
     assert!(world.take_log().is_empty(), "not before it is durable");
     go.notify_one();
-    announced(&world).await;
+    notified(&world).await;
 
-    // Whoever asked has gone.
+    // The caller stopped waiting.
     let gone = tokio::time::timeout(Duration::from_millis(1), logic.push_stored(push())).await;
     assert!(gone.is_err());
     go.notify_one();
-    announced(&world).await;
+    notified(&world).await;
 
-    // It answers in time.
+    // The store answers in time.
     go.notify_one();
     assert_eq!(logic.push_stored(push()).await.unwrap()[0].len(), 1);
-    announced(&world).await;
+    notified(&world).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_durable_is_answered_though_the_push_log_is_silent() {
+async fn a_durable_message_is_answered_while_the_push_log_hangs() {
     let (world, go) = (Arc::new(World::default()), Arc::new(Notify::new()));
     let dependencies =
         Dependencies { timelines: Some(Arc::new(Slow(Arc::clone(&go)))), ..world.dependencies() };
@@ -114,7 +113,7 @@ async fn what_is_durable_is_answered_though_the_push_log_is_silent() {
     let started = tokio::time::Instant::now();
     assert_eq!(logic.push_stored(push()).await.unwrap()[0].len(), 1);
     assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
-    // And it is told of when the log is there again.
+    // The sessions are notified when the log answers again.
     world.state().append_hangs = false;
-    announced(&world).await;
+    notified(&world).await;
 }

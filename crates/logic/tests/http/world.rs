@@ -1,4 +1,4 @@
-//! Everything behind logic, in memory, to be looked into and to be broken.
+//! The ports that logic needs, in memory, with faults that tests inject.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -22,26 +22,26 @@ use crate::client::{Connection, Response};
 /// What logic depends on.
 #[derive(Default)]
 pub(crate) struct World {
-    state: Mutex<State>,
+    state: Mutex<WorldState>,
 }
 
 #[derive(Default)]
-pub(crate) struct State {
+pub(crate) struct WorldState {
     pub(crate) sessions: BTreeMap<String, SessionRef>,
     pub(crate) touched: Vec<SessionRef>,
     pub(crate) rooms: RoomCounts,
     pub(crate) comets: Arc<Vec<CometNode>>,
     pub(crate) log: Vec<PushRecord>,
-    /// The members whose sessions were asked for, one list for each time.
+    /// The members whose sessions were looked up, one list per call.
     pub(crate) asked_mids: Vec<Vec<Mid>>,
     pub(crate) directory_fault: Fault,
     pub(crate) append_error: Option<AppendError>,
-    /// Records that the log still takes before `append_error` begins.
+    /// Records that the log still accepts before `append_error` applies.
     pub(crate) appends_left: usize,
     pub(crate) append_hangs: bool,
-    /// How often records were appended in one go.
+    /// The number of calls that append several records.
     pub(crate) append_calls: usize,
-    /// Appends wait until they are told to go on.
+    /// Appends wait until this is notified.
     pub(crate) append_gate: Option<Arc<Notify>>,
 }
 
@@ -53,12 +53,12 @@ pub(crate) enum Fault {
     Error(String),
     Panic,
     Hangs,
-    /// The answer is right but not there at once.
+    /// The answer is correct but pending.
     Slow,
 }
 
 impl World {
-    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn state(&self) -> MutexGuard<'_, WorldState> {
         self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
@@ -66,11 +66,11 @@ impl World {
         Dependencies {
             sessions: Arc::clone(self) as _,
             rooms: Arc::clone(self) as _,
-            devices: Arc::new(Nobody),
+            devices: Arc::new(Unavailable),
             nodes: Arc::clone(self) as _,
             push_log: Arc::clone(self) as _,
-            comets: Arc::new(Nobody),
-            http: Arc::new(Nobody),
+            comets: Arc::new(Unavailable),
+            http: Arc::new(Unavailable),
             timelines: None,
         }
     }
@@ -96,7 +96,7 @@ impl World {
 
     fn answer<T: Send + 'static>(
         &self,
-        answer: impl FnOnce(&mut State) -> T,
+        answer: impl FnOnce(&mut WorldState) -> T,
     ) -> Call<Result<T, DirectoryError>> {
         let mut state = self.state();
         match state.directory_fault.clone() {
@@ -216,7 +216,7 @@ impl PushLog for World {
     }
 }
 
-/// A comet as goim's processes had it: host `h1` with the public address 127.0.0.1.
+/// A comet as goim v2's processes had it: host `h1` with the public address 127.0.0.1.
 pub(crate) fn comet(server: &str, connections: u64) -> CometNode {
     CometNode {
         server: ServerId::from(server),
@@ -233,7 +233,7 @@ pub(crate) fn comet(server: &str, connections: u64) -> CometNode {
     }
 }
 
-/// A record without its time, for comparing.
+/// A record without its time, to compare.
 pub(crate) fn flat(record: &PushRecord) -> (String, i32, Vec<u8>) {
     let target = match &record.target {
         PushTarget::Keys { server, keys } => {
@@ -242,7 +242,7 @@ pub(crate) fn flat(record: &PushRecord) -> (String, i32, Vec<u8>) {
         PushTarget::Room(room) => format!("room {room}"),
         PushTarget::All { speed } => format!("all {}", speed.map_or(0, NonZeroU32::get)),
     };
-    (target, record.operation.0, record.body.to_vec())
+    (target, record.operation.0, record.payload.primary_bytes().to_vec())
 }
 
 /// logic behind a listener on loopback.
@@ -264,10 +264,27 @@ impl Server {
     }
 
     pub(crate) async fn with_extra(change: impl FnOnce(&mut Config), extra: Router) -> Self {
+        Self::start_with(change, |_| (), extra).await
+    }
+
+    pub(crate) async fn with_dependencies(
+        change: impl FnOnce(&mut Config),
+        change_dependencies: impl FnOnce(&mut Dependencies),
+    ) -> Self {
+        Self::start_with(change, change_dependencies, Router::new()).await
+    }
+
+    async fn start_with(
+        change: impl FnOnce(&mut Config),
+        change_dependencies: impl FnOnce(&mut Dependencies),
+        extra: Router,
+    ) -> Self {
         let mut config = Config::default();
         change(&mut config);
         let world = Arc::new(World::default());
-        let logic = Logic::new(config, world.dependencies()).unwrap();
+        let mut dependencies = world.dependencies();
+        change_dependencies(&mut dependencies);
+        let logic = Logic::new(config, dependencies).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
@@ -289,21 +306,21 @@ impl Server {
         self.connect().await.request("POST", target, &[], body).await
     }
 
-    /// Asks the server to stop.
+    /// Requests the server to stop.
     pub(crate) fn stop(&mut self) {
         drop(self.stop.take());
     }
 
-    /// Waits until it has.
+    /// Waits until it has stopped.
     pub(crate) async fn stopped(self) {
         self.served.await.unwrap().unwrap();
     }
 }
 
-/// Nobody answers over HTTP.
-struct Nobody;
+/// A port that never answers with anything.
+struct Unavailable;
 
-impl CometPool for Nobody {
+impl CometPool for Unavailable {
     fn get(&self, _: &ServerId) -> Option<Arc<dyn CometPort>> {
         None
     }
@@ -313,7 +330,7 @@ impl CometPool for Nobody {
     }
 }
 
-impl DeviceDirectory for Nobody {
+impl DeviceDirectory for Unavailable {
     fn enter(
         &self,
         _: Mid,
@@ -328,8 +345,8 @@ impl DeviceDirectory for Nobody {
     }
 }
 
-impl HttpClient for Nobody {
+impl HttpClient for Unavailable {
     fn send(&self, _: HttpRequest) -> Call<Result<HttpResponse, HttpError>> {
-        Call::Ready(Err(HttpError::Unreachable("nobody is there".to_owned())))
+        Call::Ready(Err(HttpError::Unreachable("unreachable".to_owned())))
     }
 }

@@ -16,7 +16,7 @@ use crate::{
     SlowConsumerPolicy, Step,
 };
 
-const START: Moment = Moment(1_000);
+const START: Millis = Millis(1_000);
 const TOKEN: &[u8] = br#"{"mid":1}"#;
 const LIMIT: QueueLimit = QueueLimit { bytes_max: usize::MAX, policy: SlowConsumerPolicy::Close };
 
@@ -47,11 +47,11 @@ enum Told {
     Push(PacketBuf),
     Compressed(Version, Vec<u8>),
     Unmatched(PacketBuf),
-    Disconnect(Option<u16>, Return),
+    Disconnect(Option<u16>, ReconnectPolicy),
 }
 
 /// Feeds one piece to the client, which must take all of it.
-fn feed(client: &mut ClientSession, now: Moment, piece: &[u8]) -> (Vec<Told>, Result<(), Ended>) {
+fn feed(client: &mut ClientSession, now: Millis, piece: &[u8]) -> (Vec<Told>, Result<(), Ended>) {
     let mut piece = piece.to_vec();
     let (mut at, mut told) = (0, Vec::new());
     loop {
@@ -72,7 +72,7 @@ fn feed(client: &mut ClientSession, now: Moment, piece: &[u8]) -> (Vec<Told>, Re
                 compressed
             }
             Ok(ClientStep::Unmatched(packet)) => Told::Unmatched(packet.to_owned()),
-            Ok(ClientStep::Disconnect { code, advice, .. }) => Told::Disconnect(code, advice),
+            Ok(ClientStep::Disconnect { code, reconnect, .. }) => Told::Disconnect(code, reconnect),
         });
     }
     assert_eq!(at, piece.len(), "input left over");
@@ -114,7 +114,7 @@ impl Server {
         Self { rules, pool, session, token: Vec::new(), negotiated: false, rooms: Vec::new(), heartbeats: 0 }
     }
 
-    fn feed(&mut self, now: Moment, piece: &[u8]) -> Result<(), CloseReason> {
+    fn feed(&mut self, now: Millis, piece: &[u8]) -> Result<(), CloseReason> {
         let mut piece = piece.to_vec();
         let mut at = 0;
         loop {
@@ -196,7 +196,7 @@ impl Link {
     }
 
     /// Carries bytes to and fro until none is left.
-    fn run(&mut self, now: Moment) {
+    fn run(&mut self, now: Millis) {
         loop {
             let up = self.client.output().to_vec();
             self.client.written(up.len());
@@ -317,7 +317,7 @@ proptest! {
         let mut link = if open { Link::open(transport, vec![9]) } else { Link::new(transport, vec![9]) };
         for piece in input.chunks(13) {
             if feed(&mut link.client, START, piece).1.is_err() {
-                prop_assert_eq!(link.client.deadline(), Moment::NEVER);
+                prop_assert_eq!(link.client.deadline(), Millis::NEVER);
                 break;
             }
         }
@@ -337,7 +337,7 @@ fn heartbeats_are_sent_on_time_and_keep_both_ends_alive() {
         for beat in 1..=5 {
             assert_eq!(now.until(link.client.deadline()), Duration::from_secs(240));
             now = link.client.deadline();
-            link.client.handle_timeout(Moment(now.0 - 1)).unwrap();
+            link.client.handle_timeout(Millis(now.0 - 1)).unwrap();
             assert!(link.client.output().is_empty(), "too early");
             link.client.handle_timeout(now).unwrap();
             link.run(now);
@@ -355,9 +355,9 @@ fn a_silent_server_is_dead_after_the_timeout_and_not_before() {
     link.client.handle_timeout(sent).unwrap();
     let dead = sent.after(Duration::from_secs(15));
     assert_eq!(link.client.deadline(), dead);
-    link.client.handle_timeout(Moment(dead.0 - 1)).unwrap();
+    link.client.handle_timeout(Millis(dead.0 - 1)).unwrap();
     assert_eq!(link.client.handle_timeout(dead), Err(Ended::HeartbeatLost));
-    assert_eq!(link.client.deadline(), Moment::NEVER);
+    assert_eq!(link.client.deadline(), Millis::NEVER);
     assert_eq!(link.client.request(Version::GOIM, Operation(4), b""), Err(RequestError::NotOpen));
 }
 
@@ -517,7 +517,7 @@ fn an_extended_client_is_told_why_and_what_next() {
         link.server.session.close(&mut link.server.pool, CloseReason::Superseded, farewell);
         let bytes = link.server.output();
         let (told, result) = feed(&mut link.client, START, &bytes);
-        assert_eq!(told, [Told::Disconnect(Some(3500), Return::Never)]);
+        assert_eq!(told, [Told::Disconnect(Some(3500), ReconnectPolicy::Never)]);
         let closed = if transport == Transport::WebSocket { Err(Ended::Closed) } else { Ok(()) };
         assert_eq!(result, closed);
     });
@@ -541,7 +541,7 @@ fn pings_are_answered_and_a_close_is_a_close_frame() {
 #[test]
 fn a_run_that_is_compressed_is_taken_apart_when_it_is_inflated() {
     for transport in [Transport::Stream, Transport::WebSocket] {
-        let now = Moment(0);
+        let now = Millis(0);
         let mut server = Server::new(transport);
         server.negotiated = true;
         let rules = Arc::new(ClientRules::default());

@@ -35,14 +35,7 @@ impl Backend for Own {
 fn upstream(body: &'static [u8]) -> Upstream {
     let packet =
         PacketBuf { sequence: Sequence(9), ..PacketBuf::push(Operation(2000), Bytes::from_static(body)) };
-    Upstream {
-        mid: Mid(7),
-        key: "ключ".into(),
-        packet,
-        schema: Schema(3),
-        negotiated: true,
-        is_member: false,
-    }
+    Upstream { mid: Mid(7), key: "ключ".into(), packet, schema: Schema(3), negotiated: true }
 }
 
 #[tokio::test]

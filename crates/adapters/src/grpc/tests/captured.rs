@@ -156,18 +156,18 @@ async fn rows_68_69_and_105_a_comet_gets_what_the_request_says() {
         let path = format!("/goim.comet.Comet/{call}");
         assert_eq!(raw(served.channel(), &path, hex(message), false).await.unwrap(), "");
     }
-    let raw_packet = "packet: PacketBuf { version: Version(1), operation: Operation(9), sequence: Sequence(0), \
-                      body: b\"\\0\\0\\0\\x15\\0\\x10\\0\\x01\\0\\0\\x03\\xe8\\0\\0\\0\\0hello\" }, accepted_at: None, extension: None";
-    let direct = "packet: PacketBuf { version: Version(7), operation: Operation(1234), sequence: Sequence(99), \
-                  body: b\"direct\" }, accepted_at: None";
+    let raw_packet = "operation: Operation(1000), payload: Message(Bodies { primary: Some(PacketBuf { version: Version(1), \
+         operation: Operation(9), sequence: Sequence(0), \
+         body: b\"\\0\\0\\0\\x15\\0\\x10\\0\\x01\\0\\0\\x03\\xe8\\0\\0\\0\\0hello\" }), others: None }), accepted_at: None";
+    let direct = "operation: Operation(5), payload: Message(Bodies { primary: Some(PacketBuf { version: Version(7), \
+                  operation: Operation(1234), sequence: Sequence(99), body: b\"direct\" }), others: None }), \
+                  accepted_at: None";
     let expected = [
-        format!("KeyPush {{ keys: [SessionKey(\"k1\")], operation: Operation(1000), {raw_packet} }}"),
+        format!("KeyPush {{ keys: [SessionKey(\"k1\")], {raw_packet} }}"),
         format!("RoomPush {{ room: RoomId(\"live://1000\"), {raw_packet} }}"),
-        format!(
-            "KeyPush {{ keys: [SessionKey(\"nobody\"), SessionKey(\"k-218148-103\")], operation: Operation(5), {direct}, extension: None }}"
-        ),
-        format!("Broadcast {{ operation: Operation(5), {direct}, extension: None, speed: Some(7) }}"),
-        format!("Broadcast {{ operation: Operation(5), {direct}, extension: None, speed: None }}"),
+        format!("KeyPush {{ keys: [SessionKey(\"nobody\"), SessionKey(\"k-218148-103\")], {direct} }}"),
+        format!("Broadcast {{ {direct}, speed: Some(7) }}"),
+        format!("Broadcast {{ {direct}, speed: None }}"),
     ];
     assert_eq!(comet.take_calls(), expected);
 }

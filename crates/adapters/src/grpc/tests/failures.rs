@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use goim_ports::{CometError, CometPort, KeyPush, Operation, PacketBuf};
+use goim_ports::{CometError, CometPort, KeyPush, Operation, PacketBuf, Payload};
 
 use tokio::net::TcpStream;
 use tonic::codegen::http;
@@ -12,7 +12,12 @@ use super::*;
 
 fn push() -> KeyPush {
     let packet = PacketBuf::push(Operation(1), Bytes::new());
-    KeyPush { keys: vec!["k".into()], operation: Operation(1), packet, accepted_at: None, extension: None }
+    KeyPush {
+        keys: vec!["k".into()],
+        operation: Operation(1),
+        payload: Payload::plain(packet),
+        accepted_at: None,
+    }
 }
 
 #[tokio::test]

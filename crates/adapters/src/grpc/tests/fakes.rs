@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use goim_ports::{
     Accepted, Broadcast, Call, CometError, CometPort, ConnectError, ConnectRequest, Generation, KeyPush,
     LogicError, LogicPort, OnlineReport, OnlineTotals, RefreshRequest, Refreshed, RoomCounts, RoomId,
-    RoomPush, SessionRef, Upstream,
+    RoomPush, SessionRef, TimelineRequest, Upstream,
 };
 
 use super::*;
@@ -112,6 +112,11 @@ impl LogicPort for FakeLogic {
     fn receive(&self, upstream: Upstream) -> Call<Result<Bytes, LogicError>> {
         let body = self.body.lock().unwrap().clone();
         self.answer(format!("{upstream:?}"), body)
+    }
+
+    fn timeline(&self, request: TimelineRequest) -> Call<Result<Bytes, LogicError>> {
+        let body = self.body.lock().unwrap().clone();
+        self.answer(format!("{request:?}"), body)
     }
 }
 

@@ -5,11 +5,11 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use goim_ports::{
-    Accepted, AcceptedAt, Broadcast, Call, CometError, CometPort, ConnectError, ConnectRequest, Epoch,
-    ExpiresAt, Extended, Generation, KeyPush, LogicError, LogicPort, Mid, NoSession, OnlineReport, Operation,
-    PacketBuf, Position, RefreshRequest, ResumePosition, RoomId, RoomPush, RoomScope, RoomsDelta,
-    RoomsRevision, SchemaBody, Sequence, SessionRef, StoredAt, StripeDelta, SyncOptions, TimelineId,
-    TimelineSeq, Upstream, Version,
+    Accepted, AcceptedAt, AuthFailure, Bodies, Broadcast, Call, CloseReason, CometError, CometPort,
+    ConnectError, ConnectRequest, Epoch, ExpiresAt, Generation, KeyPush, LogicError, LogicPort, Mid,
+    OnlineReport, Operation, PacketBuf, Payload, Position, RefreshRequest, ResumePosition, RoomId, RoomPush,
+    RoomScope, RoomsDelta, RoomsRevision, SchemaBody, Sequence, SessionRef, StoredAt, StripeDelta,
+    SyncOptions, TimelineCall, TimelineId, TimelineRequest, TimelineSeq, Upstream, Version,
 };
 
 use super::*;
@@ -35,21 +35,45 @@ async fn ask_comet(port: &dyn CometPort) -> Vec<CometAnswer> {
         sender: Mid(-1),
         accepted_at: AcceptedAt(7),
     };
-    let bodies = vec![SchemaBody { schema: goim_ports::Schema(2), body: Bytes::from_static(b"\xff") }];
-    let negotiated = Extended { bodies, without_first: true, end: None, stored: Some(stored) };
-    let extension = Some(Arc::new(negotiated));
-    let push = KeyPush { keys, operation, packet: packet.clone(), accepted_at, extension };
-    let room =
-        RoomPush { room: "直播://房间一".into(), packet: packet.clone(), accepted_at, extension: None };
-    let all = Broadcast { operation, packet, accepted_at, speed: NonZeroU32::new(64), extension: None };
+    let at = Arc::new(stored);
+    let other = SchemaBody { schema: goim_ports::Schema(2), body: Bytes::from_static(b"\xff") };
+    let bodies = Bodies::new(None, vec![other.clone()]).unwrap();
+    let both = Bodies::new(Some(packet.clone()), vec![other]).unwrap();
+    let to_keys = |payload| KeyPush { keys: keys.clone(), operation, payload, accepted_at };
+    let pushes = [
+        Payload::Stored { at: Arc::clone(&at), bodies: Some(bodies.clone()) },
+        Payload::Stored { at: Arc::clone(&at), bodies: Some(both.clone()) },
+        Payload::Stored { at, bodies: None },
+        Payload::Message(bodies),
+        Payload::Message(both),
+        Payload::Disconnect(CloseReason::Revoked),
+    ];
+    let room = RoomPush {
+        room: "直播://房间一".into(),
+        operation: packet.carried_operation(),
+        payload: Payload::plain(packet.clone()),
+        accepted_at,
+    };
+    let end = RoomPush {
+        operation: Operation::DISCONNECT,
+        payload: Payload::Disconnect(CloseReason::Kicked),
+        ..room.clone()
+    };
+    let all =
+        Broadcast { operation, payload: Payload::plain(packet), accepted_at, speed: NonZeroU32::new(64) };
     let unpaced = Broadcast { speed: None, accepted_at: None, ..all.clone() };
-    vec![
-        port.push(push).await,
+    let mut answers = Vec::new();
+    for payload in pushes {
+        answers.push(port.push(to_keys(payload)).await);
+    }
+    answers.extend([
         port.push_room(room).await,
+        port.push_room(end).await,
         port.broadcast(all).await,
         port.broadcast(unpaced).await,
         port.rooms().await.map(drop),
-    ]
+    ]);
+    answers
 }
 
 #[tokio::test]
@@ -117,7 +141,14 @@ async fn ask_logic(port: &dyn LogicPort) -> Vec<String> {
         packet: packet(),
         schema: goim_ports::Schema(7),
         negotiated: true,
-        is_member: false,
+    };
+    let body = Bytes::from_static(b"\x01\xff");
+    let request = |call| TimelineRequest {
+        mid: Mid(7),
+        key: "k2".into(),
+        protover: Version(3),
+        sequence: Sequence(-1),
+        call,
     };
     let mut totals: Vec<_> = match port.renew_online(report).await {
         Ok(totals) => {
@@ -134,6 +165,9 @@ async fn ask_logic(port: &dyn LogicPort) -> Vec<String> {
         format!("{:?}", port.heartbeat(session).await),
         format!("{totals:?}"),
         format!("{:?}", port.receive(upstream).await),
+        format!("{:?}", port.timeline(request(TimelineCall::Sync(body.clone()))).await),
+        format!("{:?}", port.timeline(request(TimelineCall::Ack(Bytes::new()))).await),
+        format!("{:?}", port.timeline(request(TimelineCall::Send { body, is_room_member: true })).await),
     ]
 }
 
@@ -174,7 +208,13 @@ async fn logic_is_the_same_over_the_wire() {
         (Ok(accepted), None),
         (Ok(goim.clone()), None),
         (Ok(Accepted { scope: Some(RoomScope(Arc::default())), ..goim.clone() }), None),
-        (Err(ConnectError { negotiated: true, ..ConnectError::because(NoSession::Expired, "late") }), None),
+        (
+            Err(ConnectError {
+                negotiated: true,
+                ..ConnectError::because(AuthFailure::TokenExpired, "late")
+            }),
+            None,
+        ),
         (Err(ConnectError::refused("no: <ü>")), Some(LogicError::Failed("said no".to_owned()))),
         (
             Err(ConnectError::unavailable("redis")),
@@ -199,9 +239,8 @@ async fn many_pushes_are_taken_in_order_until_one_is_not() {
     let push = |key: &str| KeyPush {
         keys: vec![key.into()],
         operation: Operation(1000),
-        packet: packet(),
+        payload: Payload::plain(packet()),
         accepted_at: Some(AcceptedAt(7)),
-        extension: None,
     };
     let pushes = ["a", "b", "c"].map(push);
     remote.push_many(pushes.to_vec()).await.unwrap();
@@ -274,7 +313,7 @@ async fn a_comet_of_goims_does_not_know_our_calls() {
     // A server with another service answers as a Go comet does.
     let served = Served::logic(&Arc::default()).await;
     let remote = GrpcComet::new(&format!("grpc://{}", served.address), ClientConfig::default()).unwrap();
-    assert_eq!(remote.push_many(Vec::new()).await, Err(CometError::UNKNOWN_CALL));
-    assert_eq!(remote.rooms_since(RoomsRevision::default()).await, Err(CometError::UNKNOWN_CALL));
-    assert_eq!(remote.describe().await, Err(CometError::UNKNOWN_CALL));
+    assert_eq!(remote.push_many(Vec::new()).await, Err(CometError::Unsupported));
+    assert_eq!(remote.rooms_since(RoomsRevision::default()).await, Err(CometError::Unsupported));
+    assert_eq!(remote.describe().await, Err(CometError::Unsupported));
 }

@@ -98,7 +98,7 @@ async fn reads() {
     let mut reader = KafkaPushLogReader::join(config).await.unwrap();
     loop {
         for entry in reader.read().await.unwrap().unwrap() {
-            println!("read: {}", String::from_utf8_lossy(&entry.record.body));
+            println!("read: {}", String::from_utf8_lossy(entry.record.payload.primary_bytes()));
             if is_working == "true" {
                 reader.done(entry.position);
             }

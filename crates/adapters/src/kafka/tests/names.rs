@@ -195,7 +195,9 @@ async fn a_member_with_a_name_goes_on_after_a_broker_was_away_for_longer_than_it
             while log.append(record_for_key(&format!("k{n}"), body.clone())).await.is_err() {}
         }
         let mut entries = read(&mut reader, 1).await;
-        while entries.iter().filter(|entry| entry.record.body == body.as_bytes()).count() < 8 {
+        while entries.iter().filter(|entry| entry.record.payload.primary_bytes() == body.as_bytes()).count()
+            < 8
+        {
             entries.extend(read(&mut reader, 1).await);
         }
         own.script("kill");

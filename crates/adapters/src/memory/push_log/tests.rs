@@ -76,7 +76,14 @@ async fn a_small_record_does_not_overtake_a_large_one_that_waits() {
     // When the large one is given up, the small one has room.
     drop(large);
     small.await.unwrap();
-    let bodies: Vec<_> = reader.read().await.unwrap().unwrap().iter().map(|e| e.record.body.len()).collect();
+    let bodies: Vec<_> = reader
+        .read()
+        .await
+        .unwrap()
+        .unwrap()
+        .iter()
+        .map(|e| e.record.payload.primary_bytes().len())
+        .collect();
     assert_eq!(bodies, [1_000, 1]);
 }
 
@@ -167,7 +174,11 @@ async fn writers_on_threads_are_held_back_in_order() {
     while next.iter().sum::<usize>() < WRITERS * EACH * 2 {
         for entry in reader.read().await.unwrap().unwrap() {
             let writer: usize = entry.record.partition_key()[1..].parse().unwrap();
-            assert_eq!(entry.record.body, next[writer].to_string().as_bytes(), "writer {writer}");
+            assert_eq!(
+                entry.record.payload.primary_bytes(),
+                next[writer].to_string().as_bytes(),
+                "writer {writer}"
+            );
             next[writer] += 1;
             assert!(log.stats().records <= 4, "{:?}", log.stats());
             reader.done(entry.position);

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 
 use goim_ports::AcceptedAt;
-use goim_session::Moment;
+use goim_session::Millis;
 
 use crate::connection::ConnectionId;
 use crate::inbox::Sends;
@@ -16,7 +16,7 @@ use crate::inbox::Sends;
 pub(super) struct InFlightPush {
     /// Count of sessions that have left the flush queue once all receivers of this push have.
     pub(super) passed: u64,
-    pub(super) began: Moment,
+    pub(super) began: Millis,
     pub(super) accepted_at: Option<AcceptedAt>,
     /// The last receiver, when all that took the push lagged at that time.
     pub(super) lagging: Option<ConnectionId>,
@@ -99,7 +99,7 @@ mod tests {
     fn push(number: u64, passed: u64) -> InFlightPush {
         InFlightPush {
             passed,
-            began: Moment(number),
+            began: Millis(number),
             accepted_at: Some(AcceptedAt(number)),
             lagging: None,
             _sends: Sends::for_test(),
@@ -133,7 +133,7 @@ mod tests {
         for number in [1, 2, 3] {
             pushes.add_queued(push(number, 1));
         }
-        let is_second = |push: &InFlightPush| push.began == Moment(2);
+        let is_second = |push: &InFlightPush| push.began == Millis(2);
         assert_eq!(completed(|done| pushes.complete_queued(1, is_second, done)), [1]);
         assert_eq!(completed(|done| pushes.complete_queued(1, |_| false, done)), [2, 3]);
     }
@@ -146,12 +146,12 @@ mod tests {
         }
         // Flushed in this turn: nothing remains to be checked later.
         assert!(pushes.is_empty());
-        let lags = |push: &InFlightPush| push.began != Moment(2);
+        let lags = |push: &InFlightPush| push.began != Millis(2);
         assert_eq!(completed(|done| pushes.complete_urgent(lags, done)), [2]);
         assert!(!pushes.is_empty());
         pushes.add_urgent(push(4, 0));
         // Those of earlier turns complete first, and in order.
-        let lags = |push: &InFlightPush| push.began == Moment(3);
+        let lags = |push: &InFlightPush| push.began == Millis(3);
         assert_eq!(completed(|done| pushes.complete_urgent(lags, done)), [1, 4]);
         assert_eq!(completed(|done| pushes.complete_urgent(|_| false, done)), [3]);
         assert!(pushes.is_empty());

@@ -83,8 +83,8 @@ fn sessions_are_ended_by_key_member_and_room() {
 fn wrong_orders_are_named() {
     let server = harness::shared();
     for (order, expected) in [
-        ("", "wants an object with `of`"),
-        ("[]", "wants an object with `of`"),
+        ("", "expected an object with `of`"),
+        ("[]", "expected an object with `of`"),
         ("{}", "missing field `of`"),
         (r#"{"of":{"all":true}}"#, "of: must name keys, mids or a room"),
         (r#"{"of":{"keys":[]}}"#, "keys: must name at least one key"),

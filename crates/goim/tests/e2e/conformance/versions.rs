@@ -250,10 +250,10 @@ fn wrong_bodies_are_named() {
     let server = Server::start(&settings());
     let cases = [
         (json!([]), "bodies: must have 1 to 16 elements"),
-        (json!([{ "schema": 0, "body": "x" }]), "bodies[0]: schema: must be above zero and there once"),
+        (json!([{ "schema": 0, "body": "x" }]), "bodies[0]: schema: must be above zero and unique"),
         (
             json!([{ "schema": 2, "body": "x" }, { "schema": 2, "body": "y" }]),
-            "bodies[1]: schema: must be above zero and there once",
+            "bodies[1]: schema: must be above zero and unique",
         ),
         (json!([{ "schema": 2 }]), "bodies[0]: body: is missing"),
         (json!([{ "schema": 2, "body_base64": "?" }]), "bodies[0]: body_base64: must be base64"),

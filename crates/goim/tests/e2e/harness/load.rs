@@ -140,7 +140,7 @@ pub struct Profile {
     /// The listener of all of them.
     pub transport: Transport,
     /// It sends `protover` 1, and so receives the reason for its end.
-    pub is_extended: bool,
+    pub is_negotiated: bool,
 }
 
 /// One connection of a client, from the auth reply to its end, both as the client sees them.
@@ -149,7 +149,7 @@ pub struct Life {
     /// The comet.
     pub comet: SocketAddr,
     /// The client sends `protover`.
-    pub is_extended: bool,
+    pub is_negotiated: bool,
     /// When the auth reply arrived.
     pub began: Instant,
     /// When the end was seen.
@@ -198,7 +198,7 @@ impl Session {
         let profile = |nth: usize| Profile {
             comets: vec![comets[nth % 2]],
             transport: Transport::Tcp,
-            is_extended: false,
+            is_negotiated: false,
         };
         (0..count).map(|nth| Self::start(nth, profile(nth))).collect()
     }
@@ -209,7 +209,7 @@ impl Session {
         let mut who = Who::new().room(ROOM).accepts(&[OP]);
         (who.key, who.mid) = (key_of(nth), mid_of(nth));
         let mut token: serde_json::Value = serde_json::from_str(&who.token()).unwrap();
-        if profile.is_extended {
+        if profile.is_negotiated {
             token["protover"] = 1.into();
         }
         connection.send(&Packet::new(7, 1, token.to_string())).ok()?;
@@ -220,9 +220,9 @@ impl Session {
                 match packet.op {
                     8 => {
                         is_in = true;
-                        self.begin(comet, profile.is_extended);
+                        self.begin(comet, profile.is_negotiated);
                     }
-                    6 if profile.is_extended => self.note_reason(&packet.body),
+                    6 if profile.is_negotiated => self.note_reason(&packet.body),
                     3 => {}
                     _ => self.note(String::from_utf8(packet.body).unwrap()),
                 }
@@ -234,10 +234,10 @@ impl Session {
         is_in.then_some(())
     }
 
-    fn begin(&self, comet: SocketAddr, is_extended: bool) {
+    fn begin(&self, comet: SocketAddr, is_negotiated: bool) {
         let (ended, reason, received) = Default::default();
         let began = Instant::now();
-        self.lives().push(Life { comet, is_extended, began, ended, reason, received });
+        self.lives().push(Life { comet, is_negotiated, began, ended, reason, received });
         self.connected.fetch_add(1, Ordering::Relaxed);
     }
 

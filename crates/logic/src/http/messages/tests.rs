@@ -1,12 +1,12 @@
-//! What is read, and what is said of the rest.
+//! Messages that are accepted, and the errors of the others.
 
 use super::*;
 
 fn one(json: &str) -> Result<BatchMessage, String> {
     let body = format!(r#"{{"messages":[{json}]}}"#);
-    let mut messages = Form::Json.read(body.as_bytes())?;
-    // Both forms read the same message.
-    assert_eq!(Form::Lines.read(json.replace('\n', " ").as_bytes()).as_ref(), Ok(&messages), "{json}");
+    let mut messages = BodyFormat::Json.read(body.as_bytes())?;
+    // Both formats read the same message.
+    assert_eq!(BodyFormat::Lines.read(json.replace('\n', " ").as_bytes()).as_ref(), Ok(&messages), "{json}");
     assert_eq!(messages.len(), 1, "{json}");
     Ok(messages.remove(0))
 }
@@ -32,12 +32,12 @@ fn receivers_and_bodies() {
         (r#""body_base64":"YQ==""#, b"a"),
     ] {
         let message = one(&format!(r#" {{ {body} ,"operation":-5, "to":{{"all":true}} }} "#)).unwrap();
-        assert_eq!((&message.body[..], message.operation), (expected, Operation(-5)), "{body}");
+        assert_eq!((message.bodies.primary_bytes(), message.operation), (expected, Operation(-5)), "{body}");
     }
 }
 
 #[test]
-fn errors_name_the_message_the_field_and_the_remedy() {
+fn errors_name_the_message_the_field_and_the_expected_value() {
     let whole = r#""to":{"all":true},"operation":1000,"body":"x""#;
     for (json, expected) in [
         (r#"7"#, "expected an object with `to`, `operation`, and `body`, `body_base64` or `bodies`"),
@@ -70,7 +70,7 @@ fn errors_name_the_message_the_field_and_the_remedy() {
         (r#"{"to":{"all":false},"operation":1,"body":""}"#, "to: all: must be true"),
         (r#"{"to":{"all":true,"speed":0},"operation":1,"body":""}"#, "to: speed: must be at least 1"),
         (r#"{"to":{"all":true,"speed":-1},"operation":1,"body":""}"#, "to: speed: invalid value"),
-        (r#"{"to":{"keys":["a"],"speed":1},"operation":1,"body":""}"#, "to: speed: only goes with all"),
+        (r#"{"to":{"keys":["a"],"speed":1},"operation":1,"body":""}"#, "to: speed: requires all"),
         (r#"{"to":{"keys":[]},"operation":1,"body":""}"#, "to: keys: must name at least one"),
         (r#"{"to":{"keys":["a",""]},"operation":1,"body":""}"#, "to: keys: no session has an empty key"),
         (
@@ -84,10 +84,11 @@ fn errors_name_the_message_the_field_and_the_remedy() {
         (r#"{"to":{"all":true},"operation":1,"body":"x}"#, "body: EOF while parsing"),
     ] {
         let good = format!("{{{whole}}}");
-        let error = Form::Json.read(format!(r#"{{"messages":[{good},{json}]}}"#).as_bytes()).unwrap_err();
+        let error =
+            BodyFormat::Json.read(format!(r#"{{"messages":[{good},{json}]}}"#).as_bytes()).unwrap_err();
         let (place, rest) = error.split_once(": ").unwrap_or((&error, ""));
         assert!(place == "messages[1]" && rest.contains(expected), "{json} gave {error}");
-        let error = Form::Lines.read(format!("{good}\n\n{json}\n").as_bytes()).unwrap_err();
+        let error = BodyFormat::Lines.read(format!("{good}\n\n{json}\n").as_bytes()).unwrap_err();
         let (place, rest) = error.split_once(": ").unwrap_or((&error, ""));
         assert!(place == "line 3" && rest.contains(expected), "{json} gave {error}");
     }
@@ -105,15 +106,15 @@ fn the_document_around_the_messages() {
         (r#"{"messages":[]} x"#, Err("trailing characters")),
         ("", Err("EOF while parsing")),
     ] {
-        match (Form::Json.read(json.as_bytes()), expected) {
+        match (BodyFormat::Json.read(json.as_bytes()), expected) {
             (Ok(messages), Ok(count)) => assert_eq!(messages.len(), count, "{json}"),
             (Err(error), Err(expected)) => assert!(error.contains(expected), "{json} gave {error}"),
             (read, expected) => panic!("{json} gave {read:?} and not {expected:?}"),
         }
     }
-    assert_eq!(Form::Json.read(b"{\"\xff"), Err("the body is not UTF-8 from byte 2 on".to_owned()));
-    assert_eq!(Form::Lines.read(b"\r\n\n"), Ok(Vec::new()));
-    assert_eq!(Form::Lines.place(1, b"\n{}\n\n{}\n"), "line 4");
+    assert_eq!(BodyFormat::Json.read(b"{\"\xff"), Err("the body is not UTF-8 from byte 2 on".to_owned()));
+    assert_eq!(BodyFormat::Lines.read(b"\r\n\n"), Ok(Vec::new()));
+    assert_eq!(BodyFormat::Lines.path_of(1, b"\n{}\n\n{}\n"), "line 4");
 }
 
 #[test]
@@ -122,8 +123,8 @@ fn the_number_of_messages_is_bounded() {
     for count in [MESSAGES_MAX, MESSAGES_MAX + 1] {
         let messages = vec![message; count];
         let read = [
-            Form::Lines.read(messages.join("\n").as_bytes()),
-            Form::Json.read(format!(r#"{{"messages":[{}]}}"#, messages.join(",")).as_bytes()),
+            BodyFormat::Lines.read(messages.join("\n").as_bytes()),
+            BodyFormat::Json.read(format!(r#"{{"messages":[{}]}}"#, messages.join(",")).as_bytes()),
         ];
         for read in read {
             match read {
@@ -137,12 +138,12 @@ fn the_number_of_messages_is_bounded() {
 #[test]
 fn content_types() {
     for (name, form) in [
-        ("application/json", Some(Form::Json)),
-        ("Application/JSON; charset=utf-8", Some(Form::Json)),
-        ("application/x-ndjson", Some(Form::Lines)),
+        ("application/json", Some(BodyFormat::Json)),
+        ("Application/JSON; charset=utf-8", Some(BodyFormat::Json)),
+        ("application/x-ndjson", Some(BodyFormat::Lines)),
         ("text/plain", None),
         ("", None),
     ] {
-        assert_eq!(Form::of(name.as_bytes()), form, "{name}");
+        assert_eq!(BodyFormat::of(name.as_bytes()), form, "{name}");
     }
 }

@@ -1,29 +1,29 @@
-//! What must hold of a client that follows timelines, whatever a server tells it. The fuzz target `sync` feeds these checks, and so do the
-//! tests of `session`, so that they are made even where nobody fuzzes.
+//! Invariants of a client that syncs timelines, for arbitrary server packets. The fuzz target `sync` and the tests of
+//! `session` run these checks.
 //!
-//! Panics when something does not hold.
+//! Panics if an invariant does not hold.
 
 use std::time::Duration;
 
 use bytes::Bytes;
-use goim_session::Moment;
-use goim_session::follow::{AskId, Follow, FollowRules, Follower};
+use goim_session::Millis;
+use goim_session::timeline_sync::{Action, SyncId, SyncRules, TimelineSync};
 use goim_wire::sync::{
     Ack, AckReply, Body, Message, Notify, Position, SendReply, SendRequest, SyncReply, SyncRequest,
 };
 
 const NAME: &str = "a";
 
-/// More steps without an event from outside than any state has to do.
+/// More actions than any state has without an event from the driver.
 const STEPS_MAX: usize = 64;
 
-/// Makes all checks.
+/// Runs all checks.
 pub(crate) fn check(data: &[u8]) {
     check_bodies(&Bytes::copy_from_slice(data));
-    check_following(data);
+    check_sync(data);
 }
 
-/// What was read is written and read again to the same.
+/// A body that was read is the same after it is written and read again.
 fn check_bodies(data: &Bytes) {
     fn of<B: Body + PartialEq + std::fmt::Debug>(data: &Bytes) {
         if let Some(read) = B::read(data.clone()) {
@@ -41,67 +41,71 @@ fn check_bodies(data: &Bytes) {
     of::<SendReply>(data);
 }
 
-/// What the application knows.
+/// The application's state.
 #[derive(Default)]
 struct Application {
     position: Position,
-    /// The question that is out.
-    asked: Option<AskId>,
+    /// The request in flight.
+    in_flight: Option<SyncId>,
 }
 
 impl Application {
-    /// Where it begins it may have learned without a message.
-    fn begin(&mut self, follower: &Follower) {
+    /// Takes over the start position, which may be known without a message.
+    fn start(&mut self, sync: &TimelineSync) {
         if self.position.epoch == 0 {
-            self.position = follower.positions().next().expect("follows one").1;
+            self.position = sync.positions().next().expect("one timeline").1;
         }
     }
 
-    /// Takes whatever there is to do.
-    fn take(&mut self, follower: &mut Follower, now: Moment) {
+    /// Handles all actions.
+    fn take(&mut self, sync: &mut TimelineSync, now: Millis) {
         for _ in 0..STEPS_MAX {
-            match follower.poll(now) {
-                None => return self.begin(follower),
-                Some(Follow::Ask { id, request }) => {
+            match sync.poll(now) {
+                None => return self.start(sync),
+                Some(Action::SendSync { id, request }) => {
                     assert_eq!(request.timeline, NAME);
-                    self.begin(follower);
-                    assert_eq!(request.position, Some(self.position), "asks from where it is");
-                    self.asked = Some(id);
+                    self.start(sync);
+                    assert_eq!(
+                        request.position,
+                        Some(self.position),
+                        "syncs from the application's position"
+                    );
+                    self.in_flight = Some(id);
                 }
-                Some(Follow::Gap { timeline, position }) => {
+                Some(Action::Gap { timeline, position }) => {
                     assert_eq!(timeline, NAME);
                     self.position = position;
                 }
-                Some(Follow::Give { timeline, messages, position }) => {
+                Some(Action::Deliver { timeline, messages, position }) => {
                     assert_eq!(timeline, NAME);
-                    // The first answer of all says where a client without a position begins.
+                    // The first reply gives the start position of a client without one.
                     if self.position.epoch == 0 {
                         let first = messages.first().expect("never empty");
                         self.position = Position { epoch: position.epoch, seq: first.seq.wrapping_sub(1) };
                     }
                     for message in &messages {
                         let next = self.position.seq.checked_add(1);
-                        assert_eq!(Some(message.seq), next, "in order, once, without holes");
+                        assert_eq!(Some(message.seq), next, "in order, once, without gaps");
                         self.position.seq = message.seq;
                     }
                     assert_eq!(position, self.position);
                 }
             }
         }
-        panic!("goes on and on by itself");
+        panic!("the actions never end");
     }
 }
 
-/// A client of one timeline, told what the bytes say: small numbers, so that they often fit.
-fn check_following(data: &[u8]) {
-    let mut follower = Follower::new(FollowRules::default());
+/// A client of one timeline and the events that the bytes encode. The numbers are small, so that they often match.
+fn check_sync(data: &[u8]) {
+    let mut sync = TimelineSync::new(SyncRules::default());
     let mut application = Application::default();
-    let mut now = Moment(0);
+    let mut now = Millis(0);
     let (first, data) = data.split_first().unwrap_or((&0, &[]));
     if first & 1 != 0 {
         application.position = Position { epoch: u64::from(first >> 1 & 1), seq: number(first >> 2) };
     }
-    follower.follow(NAME, application.position);
+    sync.subscribe(NAME, application.position);
     for step in data.chunks_exact(4) {
         let [kind, a, b, c] = [step[0], step[1], step[2], step[3]];
         let (start, count) = (number(a), c & 3);
@@ -111,42 +115,35 @@ fn check_following(data: &[u8]) {
         };
         let (timeline, epoch) = (NAME.to_owned(), u64::from(c >> 2 & 1) + u64::from(c >> 3 & 1));
         match kind % 8 {
-            0 => follower.connected(now, c & 1 != 0),
-            1 => follower.disconnected(),
+            0 => sync.connected(now, c & 1 != 0),
+            1 => sync.disconnected(),
             2 | 3 => {
                 let latest = Some(Position { epoch, seq: number(b) });
-                follower.notified(now, Notify { timeline, latest, messages: messages() });
+                sync.notified(now, Notify { timeline, latest, messages: messages() });
             }
             4 | 5 => {
-                let id = if c & 16 == 0 { application.asked } else { None };
-                let (more, reset) = (c & 32 != 0, c & 64 != 0);
+                let id = if c & 16 == 0 { application.in_flight } else { None };
+                let (more, gap) = (c & 32 != 0, c & 64 != 0);
                 let messages = messages();
-                let reply = SyncReply {
-                    timeline,
-                    epoch,
-                    messages,
-                    latest: number(b),
-                    more,
-                    gap: reset,
-                    after: start,
-                };
-                follower.replied(now, id, reply);
+                let reply =
+                    SyncReply { timeline, epoch, messages, latest: number(b), more, gap, after: start };
+                sync.replied(now, id, reply);
             }
             6 => {
-                if let Some(id) = application.asked {
-                    follower.failed(now, id);
+                if let Some(id) = application.in_flight {
+                    sync.failed(now, id);
                 }
             }
             _ => {
                 now = now.after(Duration::from_millis(u64::from(a) * 100));
-                follower.handle_timeout(now);
+                sync.handle_timeout(now);
             }
         }
-        application.take(&mut follower, now);
+        application.take(&mut sync, now);
     }
 }
 
-/// Small ones, and the largest.
+/// Returns a small number, or one of the largest.
 fn number(byte: u8) -> u64 {
     if byte >= 250 { u64::MAX - u64::from(255 - byte) } else { u64::from(byte & 7) }
 }

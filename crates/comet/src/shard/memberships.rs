@@ -1,31 +1,19 @@
-//! Rooms and new tokens: what a session asks of the shard itself.
+//! The rooms of a session: moving, joining, leaving.
 //!
 //! A v2 client is in one room and moves from it to another. A negotiated client may be in more;
 //! these are a list beside that room.
 
-use std::time::Duration;
-
-use bytes::Bytes;
-use goim_ports::{ConnectError, EventKind, RefreshRequest, Refreshed, RoomId, RoomMember, RoomMembers};
+use goim_ports::{EventKind, Operation, RoomId, RoomMember, RoomMembers};
 use goim_session::RequestFailure;
 
 use super::Shard;
-use super::answers::{expires, reason_of};
-use crate::inbox::Notice;
-
-/// How long a client waits before it repeats a request that failed temporarily.
-const RETRY_AFTER_MS: u64 = 1000;
 
 impl Shard {
     /// Moves a session from its one room to another in one step. Nothing happens when it is in that
     /// room already or is not allowed in it. As in goim v2, the reply is queued already.
     pub(super) fn change_room(&mut self, slot: u32, room: &str) {
         let connection = &self.connections[slot];
-        self.stats.packets_out(
-            goim_ports::Operation::CHANGE_ROOM_REPLY,
-            1,
-            goim_wire::HEADER_LEN + room.len(),
-        );
+        self.stats.packets_out(Operation::CHANGE_ROOM_REPLY, 1, goim_wire::HEADER_LEN + room.len());
         if connection.membership.is_some_and(|membership| self.rooms.is_in(membership, room)) {
             return;
         }
@@ -40,9 +28,9 @@ impl Shard {
         if room.is_empty() {
             return;
         }
-        let place = self.rooms.find(room);
+        let index = self.rooms.find(room);
         let further =
-            place.and_then(|place| self.connections[slot].take_room(|further| further.is_in(place)));
+            index.and_then(|index| self.connections[slot].take_room(|further| further.is_in(index)));
         if further.is_some() {
             // It is in the room already, by the list.
             self.connections[slot].membership = further;
@@ -122,8 +110,8 @@ impl Shard {
         let mut is_full = false;
         for name in names {
             let connection = &self.connections[slot];
-            let place = self.rooms.find(&name);
-            let is_member = place.is_some_and(|place| connection.memberships().any(|own| own.is_in(place)));
+            let index = self.rooms.find(&name);
+            let is_member = index.is_some_and(|index| connection.memberships().any(|own| own.is_in(index)));
             if name.is_empty() || connection.scope().is_some_and(|scope| !scope.allows(&name)) {
                 refused.push(name);
             } else if is_member {
@@ -149,10 +137,10 @@ impl Shard {
     fn leave_all(&mut self, slot: u32, names: Vec<String>) -> Option<serde_json::Value> {
         let mut left = Vec::new();
         for name in names {
-            let Some(place) = self.rooms.find(&name) else { continue };
+            let Some(index) = self.rooms.find(&name) else { continue };
             let connection = &mut self.connections[slot];
-            let further = connection.take_room(|further| further.is_in(place));
-            let own = connection.membership.take_if(|own| further.is_none() && own.is_in(place));
+            let further = connection.take_room(|further| further.is_in(index));
+            let own = connection.membership.take_if(|own| further.is_none() && own.is_in(index));
             if let Some(membership) = further.or(own) {
                 self.leave(membership);
                 left.push(name);
@@ -176,60 +164,21 @@ impl Shard {
         }
     }
 
-    /// Operation 30: asks logic about a new token. The session takes no further packet until logic
-    /// has answered.
-    pub(super) fn refresh(&mut self, slot: u32, token: Bytes) {
-        let Some(session) = self.session_ref(slot) else { return };
-        let id = self.connections.id(slot);
-        let request = RefreshRequest { session, token, remote: self.connections[slot].remote() };
-        let call = self.shared.logic.refresh(request);
-        if let Some(result) = self.call(call, move |result| Notice::Refreshed { connection: id, result }) {
-            self.refreshed(slot, result);
-        }
-    }
-
-    /// Applies a new token. One that is not accepted changes nothing: the session ends with the
-    /// token that it has.
-    pub(super) fn refreshed(&mut self, slot: u32, result: Result<Refreshed, ConnectError>) {
-        if self.connections[slot].is_closing() {
-            return;
-        }
-        match result {
-            Ok(Refreshed { scope, expires_at }) => {
-                let expires = expires(self.now, expires_at);
-                let connection = &mut self.connections[slot];
-                connection.set_scope(scope);
-                connection.set_expires(expires);
-                self.leave_forbidden(slot);
-                self.arm(slot);
-                self.reply_control(
-                    slot,
-                    &serde_json::json!({ "code": 0, "expires_at": expires_at.map(|at| at.0) }),
-                );
-            }
-            Err(error) => {
-                tracing::debug!(%error, "a new token was not accepted");
-                let reason = reason_of(error.reason);
-                self.fail_request(slot, reason.code(), reason.label(), "");
-            }
-        }
-    }
-
     /// Leaves the rooms that a new token no longer allows.
-    fn leave_forbidden(&mut self, slot: u32) {
+    pub(super) fn leave_forbidden(&mut self, slot: u32) {
         let Some(scope) = self.connections[slot].scope().cloned() else { return };
         let rooms = &self.rooms;
         let forbidden = |membership| rooms.name(membership).is_some_and(|room| !scope.allows(room.as_str()));
         let own = self.connections[slot].membership.is_some_and(forbidden);
-        let mut gone = Vec::new();
+        let mut removed = Vec::new();
         while let Some(membership) = self.connections[slot].take_room(forbidden) {
-            gone.push(membership);
+            removed.push(membership);
         }
         let first = self.connections[slot].membership.filter(|_| own);
-        let left = gone.iter().chain(first.as_ref());
+        let left = removed.iter().chain(first.as_ref());
         let names = left.filter_map(|membership| self.rooms.name(*membership).cloned()).collect();
         self.note(slot, EventKind::Leave, names);
-        for membership in gone {
+        for membership in removed {
             // Leaving the ones before may have moved other sessions, but this one is no longer in
             // any of their lists.
             self.leave(membership);
@@ -237,54 +186,5 @@ impl Shard {
         if own {
             self.leave_room(slot);
         }
-    }
-
-    fn reply_control(&mut self, slot: u32, reply: &serde_json::Value) {
-        let body = reply.to_string();
-        let connection = &mut self.connections[slot];
-        if let Some(operation) = connection.session.reply_control(self.egress.pool(), body.as_bytes()) {
-            self.stats.packets_out(operation, 1, goim_wire::HEADER_LEN + body.len());
-        }
-        self.stage(slot);
-    }
-
-    /// Reports to a negotiated client that its request has failed. For a v2 client nothing is done,
-    /// and false returned.
-    pub(super) fn fail_request(&mut self, slot: u32, code: u16, label: &str, detail: &str) -> bool {
-        self.fail_request_until(slot, code, label, detail, None)
-    }
-
-    /// The same for a request that may be repeated after a known time.
-    pub(super) fn fail_request_until(
-        &mut self,
-        slot: u32,
-        code: u16,
-        label: &str,
-        detail: &str,
-        retry_after: Option<Duration>,
-    ) -> bool {
-        let later = goim_session::Return::for_code(code) == goim_session::Return::Later;
-        // Rounded up: a client that is a moment too early is refused again.
-        let wait = |after: Duration| u64::try_from(after.as_micros().div_ceil(1000)).unwrap_or(u64::MAX);
-        let retry_after_ms = retry_after.map_or(RETRY_AFTER_MS, wait);
-        let mut body_len = 0;
-        let failed = self.connections[slot].session.reply_error(self.egress.pool(), |operation| {
-            let message = if detail.is_empty() { label.to_owned() } else { format!("{label}: {detail}") };
-            let body = serde_json::json!({
-                "code": code,
-                "message": message,
-                "retry_after_ms": later.then_some(retry_after_ms),
-                "op": operation.0,
-            })
-            .to_string()
-            .into_bytes();
-            body_len = body.len();
-            body
-        });
-        if failed.is_some() {
-            self.stats.packets_out(goim_ports::Operation::ERROR, 1, goim_wire::HEADER_LEN + body_len);
-            self.stage(slot);
-        }
-        failed.is_some()
     }
 }
