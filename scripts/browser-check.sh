@@ -1,16 +1,17 @@
 #!/bin/bash
-# Loads the page in examples/javascript in a headless Chromium, against a server on free ports: connect, auth,
-# heartbeat, pushes by key, mid, room and to all, batches, change of room, and the way back after a crash of the
-# server. Prints each check and "N passed, N failed"; exits nonzero when one failed.
+# Loads the page of examples/javascript in a headless Chromium, against a server on free ports:
+# connect, auth, heartbeat, pushes by key, mid, room and to all, batches, change of room, and the
+# reconnect after a crash of the server. Prints each check and "N passed, N failed"; exits nonzero
+# when a check fails.
 #
-# Needs python3, and chromium, which it installs with apt-get when there is none. Nothing else.
+# Needs python3 and chromium; installs chromium with apt-get when it is missing.
 #
 # usage: browser-check.sh [PROGRAM] [SCREENSHOTS]
 #   PROGRAM      the goim to check; default: $GOIM_PROGRAM, else a debug build of this tree
-#   SCREENSHOTS  folder that gets pictures of the pages
+#   SCREENSHOTS  folder for screenshots of the pages
 # CHROMIUM names another Chromium or Chrome.
 set -euo pipefail
-# A process that dies must not leave its memory in the tree.
+# A process that crashes must not leave a core dump in the tree.
 ulimit -c 0
 here=$(cd "$(dirname "$0")" && pwd)
 
@@ -40,12 +41,12 @@ install_chromium() {
 }
 
 if ! chromium=$(find_chromium); then
-  [ -z "${CHROMIUM:-}" ] || { echo "browser-check.sh: no program $CHROMIUM, which CHROMIUM names" >&2; exit 2; }
+  [ -z "${CHROMIUM:-}" ] || { echo "browser-check.sh: CHROMIUM names $CHROMIUM, which is not a program" >&2; exit 2; }
   log=$(mktemp)
   echo "installing chromium with apt-get"
   if ! install_chromium > "$log" 2>&1 || ! chromium=$(find_chromium); then
     tail -5 "$log" >&2
-    echo "browser-check.sh: chromium cannot be installed here; install it, or name another one in CHROMIUM" >&2
+    echo "browser-check.sh: chromium cannot be installed here; install it, or set CHROMIUM to another one" >&2
     exit 2
   fi
   rm "$log"

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Looks at the files of deploy/: that they can be read, that every setting in them exists and is good, that ports are those that
-# goim listens on, that the image is built from files that are there.
+# Checks the files of deploy/: that they parse, that every setting in them exists and is valid, that
+# their ports are those of goim, and that the files that the image is built from exist.
 #
 # usage: check-deploy.sh BINARY
 set -euo pipefail
-# A process that dies must not leave its memory in the tree.
+# A process that crashes must not leave a core dump in the tree.
 ulimit -c 0
 cd "$(dirname "$0")/.."
 binary=${1:?usage: check-deploy.sh BINARY}
@@ -43,7 +43,7 @@ for file in files:
         walk(document)
         for name, text in (document.get("data") or {}).items() if isinstance(document, dict) else ():
             (work / name).write_text(text)
-# What is filled in when it runs.
+# Values that are set at run time.
 filled = {"GOIM_COMET_NODE_RPC_ADDR": "10.0.0.1:3109", "GOIM_COMET_NODE_SERVER": "comet-0",
           "GOIM_TIMELINES_POSTGRES": "postgres://goim:secret@db:5432/goim"}
 with open(work / "environment", "w") as out:
@@ -66,18 +66,18 @@ PYTHON
 arguments=()
 while read -r setting; do arguments+=(--set "$setting"); done < "$work/settings"
 while read -r variable; do export "${variable?}"; done < "$work/environment"
-# One process keeps messages in a folder, a cluster on PostgreSQL: no process has both.
+# One process stores messages in a folder, a cluster on PostgreSQL: no process uses both.
 folder=$(grep -oE '^timelines\.folder=.+' "$work/settings")
 "$binary" config --check --config "$work/goim.toml" "${arguments[@]}" --set timelines.folder=
 (unset GOIM_TIMELINES_POSTGRES; "$binary" config --check --config "$work/goim.toml" "${arguments[@]}" --set "$folder")
 
-# The ports of the defaults are those of the image and of the manifests.
+# The default ports must be those of the image and of the manifests.
 for port in $("$binary" config | grep -oE '"[0-9.]+:31[0-9]{2}"' | grep -oE '31[0-9]{2}' | sort -u); do
   grep -q "$port" deploy/Containerfile || { echo "check-deploy.sh: port $port is not in deploy/Containerfile" >&2; exit 1; }
 done
 if command -v systemd-analyze > /dev/null; then
-  # Where they would be run there is a goim.
+  # The units name the installed program, which does not exist here.
   sed "s#/usr/local/bin/goim#$(realpath "$binary")#" deploy/systemd/goim.service > "$work/goim.service"
   systemd-analyze verify "$work/goim.service" 2>&1 | grep -v "^$" | grep "$work" && exit 1 || true
 fi
-echo "deploy/ is good"
+echo "deploy/ is valid"

@@ -1,20 +1,22 @@
 #!/usr/bin/env bash
-# Cuts one of two comets off from everything else, without a word to anybody, and heals the cut, under a steady load of pushes. Each
-# comet is in a network namespace of its own, all the rest in another, none of them the machine's. Prints what was lost, and how long
-# it took. About a minute; needs root, and what scripts/test.sh needs.
+# Partitions one of two comets from all other processes, by dropping packets, and heals the
+# partition, under a steady load of pushes. Each comet is in a separate network namespace, all other
+# processes in another one. Prints losses and delays. About a minute; needs root, and what
+# scripts/test.sh needs.
 #
-# usage: cluster-partition.sh            run it all
-#        cluster-partition.sh with TEST  run another test of the e2e suite among such namespaces
-#        cluster-partition.sh cut NAME   what the test calls: comet1 or comet2 hears and says nothing from now on
-#        cluster-partition.sh heal NAME  the contrary
+# usage: cluster-partition.sh            run the whole test
+#        cluster-partition.sh with TEST  run another test of the e2e suite in such namespaces
+#        cluster-partition.sh cut NAME   called by the test: drop all packets of comet1 or comet2
+#        cluster-partition.sh heal NAME  the reverse
+
 set -euo pipefail
-# A process that dies must not leave its memory in the tree.
+# A process that crashes must not leave a core dump in the tree.
 ulimit -c 0
 cd "$(dirname "$0")/.."
 
 space() { echo "goim-$1-${PARTITION_ID:?set by the script itself}"; }
 
-# A namespace with a way to the others: 10.77.N.2, and 10.77.N.1 at their end.
+# A namespace that is connected with the others: 10.77.N.2, and 10.77.N.1 at the other end.
 join() { # NAME N
   local name=$1 net=10.77.$2 space
   space=$(space "$1")
@@ -40,7 +42,7 @@ inside() { # TEST
   trap leave EXIT
   join comet1 1
   join comet2 2
-  # Pushes are taken from this machine only, and the namespace of the test is what counts as that.
+  # Pushes are accepted from the local machine only, which here is the namespace of the test.
   export CLUSTER_HOST=10.77.0.1 CLUSTER_HOST_http=127.0.0.1 CLUSTER_HOST_comet1=10.77.1.2 CLUSTER_HOST_comet2=10.77.2.2
   CLUSTER_RUN_comet1="ip netns exec $(space comet1)" CLUSTER_RUN_comet2="ip netns exec $(space comet2)"
   export CLUSTER_RUN_comet1 CLUSTER_RUN_comet2
@@ -63,7 +65,7 @@ case "${1:-}" in
     get
     scripts/engines/redis.sh get
     scripts/engines/kafka.sh get
-    # Nothing can be fetched inside.
+    # There is no network access inside.
     cargo test --workspace --locked --test e2e --no-run
     exec unshare --net "$0" inside "$test"
     ;;
@@ -77,5 +79,5 @@ table inet cut {
 RULES
     ;;
   heal) ip netns exec "$(space "$2")" nft delete table inet cut ;;
-  *) sed -n '2,10p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 64 ;;
+  *) sed -n '2,/^$/p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 64 ;;
 esac

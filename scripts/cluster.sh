@@ -1,27 +1,29 @@
 #!/usr/bin/env bash
-# A cluster on this machine: Redis, Kafka, two logics, two comets and two jobs, each a process of its own.
+# A cluster on this machine: Redis, Kafka, two logics, two comets and two jobs, each a process.
 #
-# usage: cluster.sh start DIR [SETTING=VALUE ...]   start all of it; settings are for all roles. Prints what listens where
-#        cluster.sh stop DIR                        drain and stop all of it
-#        cluster.sh status DIR                      print what runs and what listens where
-#        cluster.sh restart DIR NAME                stop one gently and start it again, as an upgrade does
+# usage: cluster.sh start DIR [SETTING=VALUE ...]   start all processes, with settings for all
+#                                                   roles; print their addresses
+#        cluster.sh stop DIR                        drain and stop all processes
+#        cluster.sh status DIR                      print the processes and their addresses
+#        cluster.sh restart DIR NAME                stop one regularly and start it again
 #        cluster.sh kill DIR NAME                   end one as a crash would
 #        cluster.sh again DIR NAME                  start one that has ended
-#        cluster.sh launch DIR NAME                 the same of a role, without waiting until it is ready
-#        cluster.sh set DIR SETTING=VALUE           a setting for all roles that are started from now on
-#        cluster.sh freeze|thaw DIR NAME            stop one in the middle of what it does; let it go on
+#        cluster.sh launch DIR NAME                 the same for a role, without waiting for it
+#        cluster.sh set DIR SETTING=VALUE           add a setting for all roles that start later
+#        cluster.sh freeze|thaw DIR NAME            suspend a process; resume it
 #
-# NAME is logic1, logic2, comet1, comet2, job1, job2, redis or kafka. DIR holds logs, process ids, what Kafka keeps, and in NAME.status
-# the process id and exit status of a role that has ended.
+# NAME is logic1, logic2, comet1, comet2, job1, job2, redis or kafka. DIR holds logs, process ids,
+# Kafka's data, and in NAME.status the process id and exit status of a role that has ended.
 # In the environment:
 #   CLUSTER_BINARY        the goim to run                           target/release/goim
-#   CLUSTER_PORTS         "free" takes free ports                   goim's own, and 100 more for each second one
-#   CLUSTER_HOST          where everything listens                  127.0.0.1
-#   CLUSTER_HOST_<NAME>   the same of one process, or of what it    CLUSTER_HOST
-#                         listens for: tcp, websocket, http, rpc, pages
-#   CLUSTER_RUN_<NAME>    what one process is run by                nothing
+#   CLUSTER_PORTS         "free" uses free ports                    goim's; second + 100
+#   CLUSTER_HOST          the listen address of all processes       127.0.0.1
+#   CLUSTER_HOST_<NAME>   the same for one process, or for one      CLUSTER_HOST
+#                         listener: tcp, websocket, http, rpc, pages
+#   CLUSTER_RUN_<NAME>    a command that runs one process           nothing
+
 set -euo pipefail
-# A process that dies must not leave its memory in the tree.
+# A process that crashes must not leave a core dump in the tree.
 ulimit -c 0
 root=$(cd "$(dirname "$0")/.." && pwd)
 binary=${CLUSTER_BINARY:-$root/target/release/goim}
@@ -30,7 +32,7 @@ names="logic1 logic2 comet1 comet2 job1 job2"
 say() { echo "cluster.sh: $*" >&2; }
 
 usage() {
-  sed -n '2,23p' "$0" | sed 's/^# \{0,1\}//' >&2
+  sed -n '2,/^$/p' "$0" | sed 's/^# \{0,1\}//' >&2
   exit 64
 }
 
@@ -67,7 +69,7 @@ address_of() { # DIR NAME WHAT
   awk -v name="$2" -v what="$3" '$1 == name && $2 == what { print $3 }' "$1/addresses"
 }
 
-# What one role is told, besides what all are.
+# The settings of one role, in addition to those of all.
 settings_of() { # DIR NAME
   local dir=$1 name=$2 logics
   case $name in
@@ -112,7 +114,7 @@ launch() { # DIR NAME
     settings_of "$dir" "$name"
     cat "$dir/settings"
   )
-  # What ends a shell must not end the cluster. Somebody stays to say how it ended.
+  # The end of a shell must not end the cluster. A subshell stays and records the exit status.
   rm -f "$dir/$name.pid"
   (
     # shellcheck disable=SC2086
@@ -127,12 +129,12 @@ launch() { # DIR NAME
   until [ -e "$dir/$name.pid" ]; do sleep 0.01; done
 }
 
-# 3: it has ended because somebody else has one of its ports.
+# 3: it has ended because one of its ports is in use.
 wait_until_ready() { # DIR NAME
   local pages=pages
   [[ $2 != logic* ]] || pages=http
   for _ in $(seq 600); do
-    # Whoever answers there must be this one.
+    # The process that answers must be this one.
     if is_ready "$(address_of "$1" "$2" "$pages")" && is_up "$1" "$2"; then return; fi
     is_up "$1" "$2" || {
       say "$2 has ended:"
@@ -147,7 +149,7 @@ wait_until_ready() { # DIR NAME
   return 1
 }
 
-# One that was there before keeps its ports: whoever has taken one meanwhile may give it back.
+# A restarted process has fixed ports. A port in use may become free again.
 launch_until_ready() { # DIR NAME
   local status
   for _ in 1 2 3 4 5; do
@@ -213,7 +215,7 @@ start() { # DIR SETTINGS...
   status "$dir"
 }
 
-# Clients first, so that what was accepted is handed over.
+# Comets and logics first, so that accepted pushes are delivered.
 stop() { # DIR
   local name
   for name in comet1 comet2; do end TERM "$1" "$name" & done
@@ -245,7 +247,7 @@ one() { # VERB DIR NAME
   local verb=$1 dir=$2 name=$3
   case $verb-$name in
     kill-kafka) "$root/scripts/engines/kafka.sh" kill "$dir/kafka" ;;
-    # It keeps nothing: this is as good as a crash.
+    # Redis stores nothing here: this is equivalent to a crash.
     kill-redis) "$root/scripts/engines/redis.sh" stop "$dir/redis" ;;
     restart-redis | restart-kafka) "$root/scripts/engines/$name.sh" stop "$dir/$name" && start_engine "$dir" "$name" ;;
     again-redis | again-kafka) start_engine "$dir" "$name" ;;

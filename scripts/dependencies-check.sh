@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Unused dependencies (cargo machete), and licences, sources and banned crates of the dependencies (cargo deny, deny.toml).
-# Installs both tools under target/tools when they are missing. Known vulnerabilities are checked where the advisory
-# database can be fetched; elsewhere that part reports itself as skipped.
+# Checks unused dependencies (cargo machete), and licences, sources and banned crates of the
+# dependencies (cargo deny, deny.toml). Installs both tools under target/tools when they are
+# missing. Known vulnerabilities are checked where the advisory database can be fetched; elsewhere
+# that part is reported as skipped.
 #
 # usage: dependencies-check.sh
 set -euo pipefail

@@ -1,10 +1,10 @@
 #!/bin/bash
-# Runs every fuzz target for so many seconds, from the golden bytes on; exits nonzero when one finds something.
-# Installs cargo-fuzz when it is missing.
+# Runs every fuzz target for some seconds, starting with the golden bytes; exits nonzero when a
+# target fails. Installs cargo-fuzz when it is missing.
 #
 # usage: fuzz-smoke.sh SECONDS
 set -euo pipefail
-# A process that dies must not leave its memory in the tree.
+# A process that crashes must not leave a core dump in the tree.
 ulimit -c 0
 seconds=${1:?usage: fuzz-smoke.sh SECONDS}
 cd "$(dirname "$0")/.."
@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 if ! cargo fuzz --version > /dev/null 2>&1; then
   cargo install cargo-fuzz --locked
 fi
-# The stable compiler refuses sanitizers without it.
+# The stable compiler rejects sanitizers without it.
 export RUSTC_BOOTSTRAP=1
 python3 fuzz/seed.py
 for target in $(cargo fuzz list); do

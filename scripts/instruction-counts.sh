@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Instructions of each hot path per operation, against those kept in testdata/instructions.txt. A count does not depend on how
-# busy the machine is, so a regression is seen on any.
+# Instructions per operation of each hot path, compared with testdata/instructions.txt. A count does
+# not depend on the load of the machine, so a regression is visible on any.
 #
-#   scripts/instruction-counts.sh            compares; 1 on a regression, 2 when valgrind cannot be had
-#   scripts/instruction-counts.sh --record   writes the table anew, after an improvement or a change that was meant
+#   scripts/instruction-counts.sh            compares; 1 on a regression, 2 when valgrind is missing
+#   scripts/instruction-counts.sh --record   writes the table after an intended change
 #
-# Margin: 5 %, and 15 % under another rustc than that of the table.
+# Margin: 5 %, and 15 % with another rustc than that of the table.
 set -euo pipefail
-# A process that dies must not leave its memory in the tree.
+# A process that crashes must not leave a core dump in the tree.
 ulimit -c 0
 cd "$(dirname "$0")/.."
 
@@ -27,7 +27,7 @@ fi
 program() {
   local found
   found=$(cargo bench --locked -p "$@" --bench instructions --no-run 2>&1 | sed -n 's/.*Executable.*(\(.*\))$/\1/p')
-  [ -x "$found" ] || { echo "the bench does not build: cargo bench -p $* --bench instructions --no-run" >&2; exit 1; }
+  [ -x "$found" ] || { echo "the benchmark does not build: cargo bench -p $* --bench instructions --no-run" >&2; exit 1; }
   echo "$found"
 }
 programs=("$(program goim-session)" "$(program goim-comet --features harness)")
@@ -42,7 +42,7 @@ counted=$(mktemp)
 trap 'rm -f "$counted"' EXIT
 for program in "${programs[@]}"; do
   for path in $("$program"); do
-    # The difference of two runs is without the start of the program and the making of the input.
+    # The difference of two runs excludes the start of the program and the creation of the input.
     once=$(run "$program" "$path" "$times")
     twice=$(run "$program" "$path" $((2 * times)))
     [ -n "$once" ] && [ -n "$twice" ] || { echo "$path: valgrind counted nothing: $program $path $times" >&2; exit 1; }

@@ -22,7 +22,7 @@ import urllib.request
 HEADER = struct.Struct(">ihhii")  # length of the whole packet, length of the header, version, operation, sequence
 HEARTBEAT, AUTH, BATCH, CHANGE_ROOM, SUBSCRIBE, UNSUBSCRIBE = 2, 7, 9, 12, 14, 16
 RUN = os.urandom(4).hex()
-CHAT = 1_000_000 + int(RUN, 16) % 1_000_000  # an operation of the application's own: 1000 or more
+CHAT = 1_000_000 + int(RUN, 16) % 1_000_000  # an operation of the application: 1000 or more
 PATIENCE = 5  # seconds
 
 
@@ -171,7 +171,7 @@ def check(tcp_address, websocket_address, server):
     for client in (tcp, websocket):
         expect(client.authenticate(), (AUTH + 1, b""), f"{client.name}: auth")
         step(f"{client.name}: authenticated as member {client.member}, key {client.key}, in {client.room}")
-    # The auth reply may come before the session is in its room. A reply to anything after that shows that it is.
+    # The auth reply may arrive before the session is in its room. A later reply shows that it is.
     for client in (tcp, websocket):
         operation, body = client.request(HEARTBEAT)
         expect((operation, len(body)), (HEARTBEAT + 1, 4), f"{client.name}: heartbeat")
@@ -214,7 +214,7 @@ def main():
               Server(f"http://{options.host}:{options.http}", options.api_key))
     except (Failed, OSError, EOFError, ValueError, struct.error) as error:
         sys.exit(f"FAIL  {error}")
-    print("all as it should be")
+    print("all checks passed")
 
 
 if __name__ == "__main__":

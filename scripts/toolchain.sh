@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Looks for what a build needs: Rust, not older than the workspace says, and a C compiler. Says how to get what is missing;
-# installs nothing by itself.
+# Checks what a build needs: Rust, at least the version of the workspace, and a C compiler. Prints
+# how to get what is missing; installs nothing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

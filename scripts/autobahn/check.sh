@@ -1,10 +1,11 @@
 #!/bin/bash
-# Runs the Autobahn suite against the echo example of crates/websocket: sets the suite up when it is missing, starts
-# the example on a free port, prints the outcome, exits nonzero when any of the 247 cases fails.
+# Runs the Autobahn suite against the echo example of crates/websocket: sets the suite up when it is
+# missing, starts the example on a free port, prints the result, exits nonzero when any of the 247
+# cases fails.
 #
-# usage: check.sh [OUTDIR]      OUTDIR keeps the suite's reports; default: a new temporary folder
+# usage: check.sh [OUTDIR]      folder of the suite's reports; default: a new temporary folder
 set -euo pipefail
-# A process that dies must not leave its memory in the tree.
+# A process that crashes must not leave a core dump in the tree.
 ulimit -c 0
 here=$(cd "$(dirname "$0")" && pwd)
 out=${1:-$(mktemp -d)}
@@ -26,7 +27,7 @@ url=$(head -1 "$out/echo.txt")
 
 status=0
 "$here/run.sh" "$url" "$out" | tee "$out/outcome.txt" || status=$?
-# A suite that ran fewer cases than it has would pass unseen.
+# Without this check a suite that runs fewer cases would pass.
 if [ "$status" = 0 ] && ! grep -qx "$cases passed, 0 failed" "$out/outcome.txt"; then
   echo "expected $cases cases"
   status=1

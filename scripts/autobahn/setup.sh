@@ -1,19 +1,19 @@
 #!/bin/bash
-# Builds the Autobahn WebSocket test suite, unmodified, in a folder of its own. Nothing is installed system-wide.
-# The suite runs on Python 2.7 only, which today's Debian has no package of: it is taken from an older release and
-# unpacked beside the suite. About 30 s, once.
-# Needs Debian's apt-get, and python3 with pip. Uses the mirror and the package index that they are set up with.
+# Builds the Autobahn WebSocket test suite, unmodified, in a separate folder. Nothing is installed
+# system-wide. The suite runs on Python 2.7 only, which current Debian does not package: it is taken
+# from an older release and unpacked next to the suite. About 30 s, once.
+# Needs Debian's apt-get, and python3 with pip. Uses their configured mirror and package index.
 #
 # usage: setup.sh [FOLDER]      default: $AUTOBAHN_HOME, else ~/.cache/autobahn
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 home=${1:-${AUTOBAHN_HOME:-$HOME/.cache/autobahn}}
 mkdir -p "$home"
-# Two at once would write over each other.
+# Two concurrent runs would overwrite each other.
 exec 9> "$home/lock"
 flock 9
 [ -e "$home/ready" ] && exit 0
-# What an interrupted run left is not trusted.
+# The files of an interrupted run are not used.
 rm -rf "$home"/{apt,root,whl,site27}
 mkdir -p "$home"/apt/{lists/partial,archives/partial,etc,debs} "$home/root" "$home/whl"
 cd "$home"

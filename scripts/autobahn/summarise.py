@@ -6,7 +6,7 @@ import collections
 import json
 import sys
 
-# NON-STRICT: allowed by the RFC, but the suite would rather see it otherwise. INFORMATIONAL: nothing to get wrong.
+# NON-STRICT: allowed by the RFC, but not what the suite recommends. INFORMATIONAL: cannot fail.
 PASSED = {"OK", "NON-STRICT", "INFORMATIONAL", "UNIMPLEMENTED"}
 
 

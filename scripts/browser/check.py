@@ -179,7 +179,7 @@ class Checks:
             assert all(said != text for _, _, said in tab.evaluate(MESSAGES)), text
 
     def check_the_pages_had_no_errors(self):
-        # That no connection came about while the server was down belongs to the check.
+        # The check includes that no connection was opened while the server was down.
         problems = [problem for tab in (self.lin, self.zhou) for problem in tab.problems
                     if not problem.startswith("WebSocket connection to")]
         assert not problems, problems

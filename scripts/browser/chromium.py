@@ -16,9 +16,10 @@ import time
 FLAGS = [
     "--headless", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
     "--disable-sync", "--disable-quic", "--disable-extensions", "--no-proxy-server", "--window-size=1240,920",
-    # Containers have a small /dev/shm, and no user namespaces for the sandbox; only our own pages are opened.
+    # Containers have a small /dev/shm, and no user namespaces for the sandbox. Only our pages
+    # are opened.
     "--disable-dev-shm-usage", "--no-sandbox",
-    # A tab in the background keeps its timers.
+    # Timers of background tabs are not throttled.
     "--disable-background-timer-throttling", "--disable-renderer-backgrounding",
     "--remote-debugging-pipe",
 ]
@@ -39,7 +40,8 @@ class Chromium:
 
     def __enter__(self):
         self.profile = tempfile.mkdtemp(prefix="goim-chromium-")
-        # The browser reads commands from descriptor 3 and answers on 4. Ours are moved out of the way first.
+        # The browser reads commands from descriptor 3 and answers on 4. Our descriptors are moved
+        # to other numbers first.
         theirs_in, self.commands = map(out_of_the_way, os.pipe())
         self.answers, theirs_out = map(out_of_the_way, os.pipe())
 

@@ -16,7 +16,7 @@ DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 class Goim:
     """A running `goim serve`. Its ports are the system's choice at the first start, and kept at the next ones."""
 
-    # Room messages that come together leave together, however slow the machine is.
+    # Room messages of one request share a batch, even on a slow machine.
     SETTINGS = ["comet.listen.tcp=", "comet.listen.websocket_tls=", "rpc.comet=none", "rpc.logic=none",
                 "job.room.batch_interval=300ms"]
 
@@ -27,7 +27,7 @@ class Goim:
 
     def start(self):
         deadline = time.monotonic() + 20
-        # Of one that is started again somebody's connection may have a port meanwhile.
+        # Another connection may use a port of a restarted server.
         while not self._launch(deadline):
             time.sleep(0.2)
 
@@ -40,7 +40,7 @@ class Goim:
             before = err.tell()
             self.process = subprocess.Popen([self.program, "serve", *words], stdin=subprocess.DEVNULL, stdout=out,
                                             stderr=err)
-        # The announcement comes when everything listens.
+        # The announcement is printed when all ports listen.
         while not (found := re.search(r"ws://(\S+)/sub.*http://([\d.:]+)\s", announced.read_text(), re.DOTALL)):
             if time.monotonic() > deadline:
                 raise RuntimeError(f"the server did not start:\n{log.read_text()[-2000:]}")

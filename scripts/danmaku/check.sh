@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
-# Two clients of the dialect of live danmaku that others have written, against this server: they authenticate, count heads, and show
-# pushes, small and compressed, over TCP, WebSocket and TLS. The clients see nothing but the loopback interface of a network namespace.
-# Half a minute with the packages there.
+# Two third-party clients of the danmaku protocol against this server: they authenticate, read
+# online counts, and show pushes, small and compressed, over TCP, WebSocket and TLS. The clients
+# only have the loopback interface of a network namespace. Takes half a minute, and more the first
+# time.
 #
 # usage: danmaku/check.sh BINARY
 #
-# Needs root (network namespaces), Node.js, Python 3 with venv, openssl, and the registries of npm and PyPI the first time. Exits with 2
-# when something of that is missing.
+# Needs root (network namespaces), Node.js, Python 3 with venv, openssl, and the registries of npm
+# and PyPI the first time. Exits with 2 when something is missing.
+
 set -euo pipefail
-# A process that dies must not leave its memory in the tree.
+# A process that crashes must not leave a core dump in the tree.
 ulimit -c 0
 root=$(cd "$(dirname "$0")/../.." && pwd)
 here=$root/scripts/danmaku
@@ -58,10 +60,10 @@ inside() {
   echo $! > "$work/pid"
   for _ in $(seq 200); do
     grep -q "push API" "$work/server" && break
-    kill -0 "$(cat "$work/pid")" 2> /dev/null || { say "the server has ended:"; cat "$work/server.log" >&2; exit 1; }
+    kill -0 "$(cat "$work/pid")" 2> /dev/null || { say "the server has exited:"; cat "$work/server.log" >&2; exit 1; }
     sleep 0.05
   done
-  # What it says when it is up.
+  # The announcement of the server.
   server=$work/server
   export HTTP TCP WS WSS
   HTTP=$(address "$server" "push API" http)
@@ -76,7 +78,7 @@ inside() {
 
 case "${1:-}" in
   inside) inside "$2" ;;
-  "" | -*) sed -n '2,10p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 64 ;;
+  "" | -*) sed -n '2,/^$/p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 64 ;;
   *)
     binary=$(realpath "$1")
     get

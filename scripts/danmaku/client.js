@@ -1,4 +1,5 @@
-// The npm package bilibili-live-ws against this server. TCP, WS and HTTP in the environment are HOST:PORT.
+// The npm package bilibili-live-ws against this server. TCP, WS and HTTP in the environment are
+// HOST:PORT.
 const assert = require('node:assert');
 const { LiveTCP, LiveWS } = require('bilibili-live-ws');
 
@@ -43,7 +44,7 @@ async function main() {
       await new Promise((resolve) => setTimeout(resolve, 10));
     }
     assert.deepStrictEqual(client.got, messages, name);
-    // The count of the room comes with the next report.
+    // The next report has the count of the room.
     for (let wait = 0; (await client.getOnline()) !== sessions.length && wait < 100; wait += 1) {
       await new Promise((resolve) => setTimeout(resolve, 50));
     }

@@ -18,7 +18,7 @@ import random
 import socket
 import sys
 
-# Among so many there is a free one, or the machine has another trouble.
+# Among so many one is free, or the machine has another problem.
 TRIES = 20_000
 
 
@@ -61,7 +61,7 @@ def main():
     parser.add_argument("end", type=int)
     parser.add_argument("--also", type=int, action="append", default=[])
     arguments = parser.parse_args()
-    # Held until all are found, so that none is found twice.
+    # Held until all are found, so that none is returned twice.
     found, held = [], []
     next_ones = candidates(arguments.first, arguments.end)
     while len(found) < arguments.count and (candidate := next(next_ones, None)):

@@ -1,12 +1,16 @@
 #!/usr/bin/env bash
-# A real Kafka for tests and for trying the cluster: one broker that is its own controller, on ports of its own.
+# A real Kafka for tests and for trying the cluster: one broker that is also its controller, on free
+# ports.
 #
 # usage: kafka.sh get            get the jars, into target/engines/kafka
-#        kafka.sh start DIR      start a broker that keeps everything in DIR (which may exist); prints its host:port
-#        kafka.sh stop DIR       stop it, gently; what it has stays in DIR
+#        kafka.sh start DIR      start a broker with its data in DIR, which may exist;
+#                                prints host:port
+#        kafka.sh stop DIR       stop it regularly; its data stays in DIR
 #        kafka.sh kill DIR       stop it as a crash would
 #
-# KAFKA_PARTITIONS in the environment is what a topic has that is made by its first use (8). Needs Java 17 and Maven. Exits with 2 when they, or the jars, cannot be had.
+# KAFKA_PARTITIONS in the environment is the number of partitions of an automatically created topic
+# (8). Needs Java 17 and Maven. Exits with 2 when these, or the jars, are not available.
+
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 jars=$root/target/engines/kafka/jars
@@ -32,7 +36,7 @@ get() {
   </dependencies>
 </project>
 POM
-  # A folder that is half full must not pass for a full one.
+  # An incomplete folder must not be used as a complete one.
   rm -rf "$jars" "$jars.part"
   mvn --quiet --batch-mode --file "$project/pom.xml" dependency:copy-dependencies "-DoutputDirectory=$jars.part" >&2 \
     || { say "Maven could not get the jars"; exit 2; }
@@ -52,7 +56,7 @@ configure() {
   echo "$port" > "$dir/port"
   cat > "$dir/log4j.properties" << LOG
 log4j.rootLogger=WARN, out
-# Says that it has started: somebody else may answer on its port.
+# The log shows that it has started: another process may answer on its port.
 log4j.logger.kafka.server.KafkaRaftServer=INFO
 log4j.appender.out=org.apache.log4j.ConsoleAppender
 log4j.appender.out.layout=org.apache.log4j.PatternLayout
@@ -93,13 +97,13 @@ is_up() { # DIR
 }
 
 launch() { # DIR
-  # Each start has a log of its own.
+  # Each start has a separate log.
   [ ! -e "$1/broker.log" ] || cat "$1/broker.log" >> "$1/earlier.log"
   java_in "$1" 256m kafka.Kafka "$1/server.properties" > "$1/broker.log" 2>&1 < /dev/null &
   echo $! > "$1/pid"
 }
 
-# Waits for the broker. 3: somebody else has one of its ports.
+# Waits for the broker. 3: one of its ports is in use.
 wait_until_up() { # DIR
   for _ in $(seq 300); do
     ! grep -qs "Kafka Server started" "$1/broker.log" || return 0
@@ -123,7 +127,7 @@ start() {
     status=0
     wait_until_up "$dir" || status=$?
     if [ $status = 0 ]; then
-      # From now on it keeps its ports.
+      # From now on its ports are fixed.
       touch "$dir/has-started"
       echo "127.0.0.1:$(cat "$dir/port")"
       return
@@ -131,7 +135,7 @@ start() {
     [ $status = 3 ] && [ "$try" -lt 5 ] || exit 1
     end KILL "$dir"
     if [ -e "$dir/has-started" ]; then
-      # Whoever has taken one meanwhile may give it back.
+      # A port in use may become free again.
       sleep 1
     else
       say "starting on other ports (try $((try + 1)))"
@@ -157,5 +161,5 @@ case "${1:-}" in
   start) start "${2:?a folder}" ;;
   stop) end TERM "${2:?a folder}" ;;
   kill) end KILL "${2:?a folder}" ;;
-  *) sed -n '2,9p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 64 ;;
+  *) sed -n '2,/^$/p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 64 ;;
 esac

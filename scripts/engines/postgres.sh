@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
-# A real PostgreSQL for tests, on a port of its own.
+# A real PostgreSQL for tests, on a free port.
 #
-# usage: postgres.sh get          install it, where apt-get and the right to do so are there
-#        postgres.sh start DIR    start a server that keeps everything in DIR, as before when there was one; prints postgres://user@host:port/db
-#        postgres.sh database DIR NAME   make an empty database there; prints its address
+# usage: postgres.sh get          install it, with apt-get and the permission to use it
+#        postgres.sh start DIR    start a server with its data in DIR, which may exist; prints
+#                                 postgres://user@host:port/db
+#        postgres.sh database DIR NAME   create an empty database; prints its address
 #        postgres.sh kill DIR     end it as a crash would
 #        postgres.sh stop DIR     stop it
 #
-# It is durable (fsync is on) and trusts whoever connects from this machine. Exits with 2 when PostgreSQL cannot be had.
+# It is durable (fsync is on) and trusts all connections from this machine. Exits with 2 when
+# PostgreSQL is not available.
+
 set -euo pipefail
 
 say() { echo "postgres.sh: $*" >&2; }
@@ -18,7 +21,7 @@ get() {
   [ -z "$(bin)" ] || return 0
   if command -v apt-get > /dev/null && [ "$(id -u)" = 0 ]; then
     say "installing postgresql"
-    # No cluster of the system's own is wanted.
+    # The package must not create a cluster.
     mkdir -p /etc/postgresql-common
     grep -qs '^create_main_cluster' /etc/postgresql-common/createcluster.conf || echo 'create_main_cluster = false' >> /etc/postgresql-common/createcluster.conf
     { apt-get update && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends postgresql; } > /dev/null 2>&1 || true
@@ -26,7 +29,7 @@ get() {
   [ -n "$(bin)" ] || { say "needs PostgreSQL (Debian: apt-get install postgresql)"; exit 2; }
 }
 
-# PostgreSQL refuses to be root.
+# PostgreSQL does not run as root.
 as_user() {
   if [ "$(id -u)" = 0 ]; then runuser -u postgres -- "$@"; else "$@"; fi
 }
@@ -48,7 +51,7 @@ start() { # DIR
     fi
     say "does not start on port $port (try $try):"
     tail -n 3 "$dir/data/log" >&2 || true
-    # One that is started again keeps its port: whoever has taken it meanwhile may give it back.
+    # A restarted server has a fixed port. A port in use may become free again.
     [ ! -e "$dir/port" ] || sleep 1
   done
   exit 1
@@ -85,5 +88,5 @@ case "${1:-}" in
     ;;
   kill) crash "${2:?a folder}" ;;
   stop) end "${2:?a folder}" fast ;;
-  *) sed -n '2,10p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 64 ;;
+  *) sed -n '2,/^$/p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 64 ;;
 esac

@@ -1,16 +1,19 @@
 #!/usr/bin/env bash
-# A real Redis for tests and for trying the cluster, on ports of its own.
+# A real Redis for tests and for trying the cluster, on free ports.
 #
-# usage: redis.sh get                     install it, where apt-get and the right to do so are there
-#        redis.sh start DIR [single]      start a server that keeps everything in DIR; prints redis://host:port
-#        redis.sh start DIR cluster       six servers, three of them masters; prints the addresses of all
-#        redis.sh start DIR sentinel      a master, a replica and three Sentinels; prints the addresses of the Sentinels
+# usage: redis.sh get                     install it, with apt-get and the permission to use it
+#        redis.sh start DIR [single]      start a server with its data in DIR; prints its URL
+#        redis.sh start DIR cluster       six servers, three of them masters; prints all addresses
+#        redis.sh start DIR sentinel      a master, a replica and three Sentinels; prints their
+#                                         addresses
 #        redis.sh stop DIR                stop all of them
 #
-# REDIS_HOST in the environment is an address at which the single server listens besides 127.0.0.1. REDIS_TLS is a folder with ca.pem,
-# cert.pem and key.pem: then everybody speaks TLS only and asks for a certificate, and addresses begin with rediss://.
-# The master that the Sentinels know is called "goim". In DIR each server has a folder named by its port, with its pid file.
-# Exits with 2 when Redis cannot be had.
+# REDIS_HOST in the environment is a listen address of the single server besides 127.0.0.1.
+# REDIS_TLS is a folder with ca.pem, cert.pem and key.pem: then all connections need TLS and a
+# client certificate, and addresses begin with rediss://. The Sentinels' master is named "goim". In
+# DIR each server has a folder named by its port, with its pid file.
+# Exits with 2 when Redis is not available.
+
 set -euo pipefail
 
 say() { echo "redis.sh: $*" >&2; }
@@ -19,7 +22,7 @@ get() {
   command -v redis-server > /dev/null && command -v redis-cli > /dev/null && return
   if command -v apt-get > /dev/null && [ "$(id -u)" = 0 ]; then
     say "installing redis"
-    # No server of the system's own is wanted.
+    # The package must not start a server.
     { apt-get update && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends redis-server redis-tools redis-sentinel; } > /dev/null 2>&1 || true
   fi
   command -v redis-server > /dev/null || { say "needs redis-server (Debian: apt-get install redis-server)"; exit 2; }
@@ -30,10 +33,10 @@ free_ports() { # COUNT [OPTIONS]
   "$(dirname "$0")/free-ports.py" "$1" 11000 22000 "${@:2}"
 }
 
-# How often servers are started: somebody else may take a port between the look and the start.
+# Start attempts: another process may take a port between the check and the start.
 tries=5
 
-# Settings of servers and Sentinels, one a line, and of the command line.
+# Settings of servers and Sentinels, one per line, and of the command line.
 scheme=redis secure_cli=()
 if [ -n "${REDIS_TLS:-}" ]; then
   scheme=rediss
@@ -57,11 +60,11 @@ server() { # DIR PORT OPTIONS...
   redis-server "$dir/listening.conf" --bind 127.0.0.1 --dir "$dir" --pidfile "$dir/pid" --daemonize yes --logfile "$dir/log" --save "" --appendonly no "$@" > /dev/null
 }
 
-# Waits for the server of this folder and port; nobody else who answers there will do.
+# Checks for the server of this folder and port; another server on the port does not count.
 is_up() { # DIR PORT
   local said
   for _ in $(seq 200); do
-    # It has given up: somebody else was faster, and need not be a Redis, or answer.
+    # It has exited: another process has the port, which may not be a Redis, or not answer.
     ! grep -qs "Failed listening" "$1/$2/log" || return 1
     said=$(timeout 2 redis-cli "${secure_cli[@]}" -p "$2" info server 2> /dev/null | tr -d '\r' | sed -n 's/^process_id://p')
     [ -n "$said" ] && [ "$said" = "$(cat "$1/$2/pid" 2> /dev/null)" ] && return
@@ -70,7 +73,7 @@ is_up() { # DIR PORT
   return 1
 }
 
-# Waits for a server; says why it does not come.
+# Waits for a server; prints why it did not start.
 answers() { # DIR PORT
   is_up "$1" "$2" && return
   say "no answer on port $2:"
@@ -82,7 +85,7 @@ start_single() {
   local port host=${REDIS_HOST:-127.0.0.1} bind=127.0.0.1 try
   [ "$host" = 127.0.0.1 ] || bind="$bind $host"
   for try in $(seq $tries); do
-    # One that is started again keeps its port.
+    # A restarted server has a fixed port.
     if [ -e "$1/port" ]; then port=$(cat "$1/port"); else port=$(free_ports 1); fi
     rm -f "$1/$port/log"
     # shellcheck disable=SC2086
@@ -93,7 +96,7 @@ start_single() {
       return
     fi
     if [ -e "$1/port" ] && [ "$try" -lt "$tries" ]; then
-      # Whoever has taken it meanwhile may give it back.
+      # A port in use may become free again.
       sleep 1
     else
       again "$1" "$try"
@@ -101,7 +104,7 @@ start_single() {
   done
 }
 
-# After a try that has failed: nothing of it is left. The last one is the end.
+# Cleans up after a failed attempt. Exits after the last one.
 again() { # DIR TRY
   stop "$1"
   [ "$2" -lt "$tries" ] || exit 1
@@ -168,7 +171,7 @@ CONF
     redis-server "$1/$port/sentinel.conf" --sentinel > /dev/null || true
     urls+=("$scheme://127.0.0.1:$port")
   done
-  # All must know the replica and each other before anything may fail.
+  # All must know the replica and each other before a failure.
   for port in "${ports[@]:2}"; do
     answers "$1" "$port" || return
     for _ in $(seq 300); do
@@ -204,5 +207,5 @@ case "${1:-}" in
     "start_${3:-single}" "$(cd "$2" && pwd)"
     ;;
   stop) stop "${2:?a folder}" ;;
-  *) sed -n '2,13p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 64 ;;
+  *) sed -n '2,/^$/p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 64 ;;
 esac

@@ -381,33 +381,36 @@ impl Connection {
     }
 }
 
-/// Opens a session over a socket that takes every write.
 #[cfg(test)]
-pub(crate) fn open_for_test(generation: u32) -> Connection {
-    use goim_ports::{Operation, Sequence, Version};
-    use goim_session::{Established, OutboxPool, Transport};
+pub(crate) mod testing {
+    use std::time::Duration;
 
+    use goim_ports::{Operation, Sequence, Version};
+    use goim_session::{Established, OutboxPool, Step, Transport};
+
+    use super::*;
+    use crate::config::Config;
+    use crate::shared::session_rules;
     use crate::transport::Stream;
 
-    let rules = crate::shared::session_rules(&crate::config::Config::default());
-    let mut pool = OutboxPool::new(0);
-    let mut session = ServerSession::new(Transport::Stream, &rules, Millis(0));
-    let mut auth = Vec::new();
-    let (version, operation, sequence) = (Version::GOIM, Operation::AUTH, Sequence(1));
-    goim_wire::Packet { version, operation, sequence, body: b"token" }.encode(&mut auth);
-    let step = session.step(&rules, &mut pool, Millis(0), &mut auth, &mut 0);
-    assert!(matches!(step, Ok(goim_session::Step::Authenticate { .. })));
-    let established = Established {
-        accepts: &[],
-        heartbeat: std::time::Duration::from_secs(60),
-        protover: None,
-        reply: &[],
-    };
-    session.authenticated(&mut pool, Millis(0), &established);
-    let reply = session.outbox().len();
-    session.written(&mut pool, reply);
-    let socket = Socket::new(Stream::Sink, None).unwrap();
-    Connection::new(socket, session, generation, 0, IpAddr::from([127, 0, 0, 1]))
+    /// Opens a session over a socket that takes every write.
+    pub(crate) fn open_session(generation: u32) -> Connection {
+        let rules = session_rules(&Config::default());
+        let mut pool = OutboxPool::new(0);
+        let mut session = ServerSession::new(Transport::Stream, &rules, Millis(0));
+        let mut auth = Vec::new();
+        let (version, operation, sequence) = (Version::GOIM, Operation::AUTH, Sequence(1));
+        goim_wire::Packet { version, operation, sequence, body: b"token" }.encode(&mut auth);
+        let step = session.step(&rules, &mut pool, Millis(0), &mut auth, &mut 0);
+        assert!(matches!(step, Ok(Step::Authenticate { .. })));
+        let established =
+            Established { accepts: &[], heartbeat: Duration::from_secs(60), protover: None, reply: &[] };
+        session.authenticated(&mut pool, Millis(0), &established);
+        let reply = session.outbox().len();
+        session.written(&mut pool, reply);
+        let socket = Socket::new(Stream::Sink, None).unwrap();
+        Connection::new(socket, session, generation, 0, IpAddr::from([127, 0, 0, 1]))
+    }
 }
 
 #[cfg(test)]

@@ -181,11 +181,11 @@ impl IndexMut<u32> for Connections {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::connection::open_for_test;
+    use crate::connection::testing::open_session;
 
     fn insert(connections: &mut Connections) -> ConnectionId {
         let generation = connections.next_generation();
-        let slot = connections.insert(open_for_test(generation));
+        let slot = connections.insert(open_session(generation));
         connections.id(slot)
     }
 

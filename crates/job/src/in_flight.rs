@@ -1,91 +1,68 @@
-//! What was read and is not handed over yet, and up to where each partition is done.
+//! Records that are read and not yet delivered, and the position up to which each partition is
+//! done.
 //!
-//! Records finish in any order; the log wants to hear of a position only when all before it in its partition are
-//! finished too. So each partition has its open records in a row, and its front moves over the finished ones.
+//! Owns the in-flight accounting and its bounds. Records complete in any order, but a position is
+//! reported only when every record before it in its partition has completed: each partition is a
+//! queue of slots, and its front advances over the completed ones.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use goim_ports::{LogPosition, PushRecord, PushTarget};
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::config::InFlightConfig;
 
-/// What a record takes besides its body and its keys.
+/// Memory of a record besides its body and keys, in bytes.
 const RECORD_OVERHEAD: usize = 200;
 
-/// Places in the rows of all partitions, finished records behind an open one included. A place is 32 bytes; a comet
-/// that hangs for long under full load must not make the rows grow without end.
-const PLACES_MAX: usize = 1 << 20;
+/// The maximum number of slots of all partitions, including completed ones after an open one.
+///
+/// A slot is 32 bytes. A comet that hangs under full load must not grow the queues without bound.
+const SLOTS_MAX: usize = 1 << 20;
 
 /// The records in flight.
 #[derive(Debug)]
 pub(crate) struct InFlight {
     config: InFlightConfig,
     state: Mutex<State>,
-    /// Told when something was finished, or a room may go on.
+    /// Notified when a record completes or a room's next batch may leave.
     changed: Notify,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// Ascending by number; a log has few of them, mostly those of one read are of one.
+    /// Sorted by partition number. Few entries: the records of one read mostly share a partition.
     partitions: Vec<(i32, Partition)>,
     records: usize,
     bytes: usize,
-    places: usize,
+    slots: usize,
 }
 
 #[derive(Debug, Default)]
 struct Partition {
-    /// Number of the ticket at the front.
-    first: u64,
-    row: VecDeque<Place>,
-    /// Offset of the last record that has left the front and was not reported.
+    /// Sequence number of the slot at the front.
+    front: u64,
+    slots: VecDeque<Slot>,
+    /// Offset of the last record that left the front and is not reported yet.
     done: Option<i64>,
 }
 
 #[derive(Debug)]
-struct Place {
+struct Slot {
     offset: i64,
     bytes: usize,
-    finished: bool,
+    is_completed: bool,
 }
 
-/// One record's place. Numbers count records, not offsets: a log may give the same offset again after it has moved
-/// the partition elsewhere and back.
+/// Identifies a record in flight.
+///
+/// Counts records, not offsets: a log may deliver the same offset again after it has moved the
+/// partition to another reader and back.
 #[derive(Debug)]
-pub(crate) struct Ticket {
+pub(crate) struct RecordId {
     partition: i32,
     number: u64,
-}
-
-/// The share that one call has in a record: when the last share is dropped, it is finished. Dropped, not told: so that
-/// no way out of a worker, a panic included, leaves a record open for ever.
-#[derive(Debug, Clone)]
-#[must_use = "dropping it says that the call is over"]
-pub(crate) struct Share {
-    _of: Arc<Entered>,
-}
-
-#[derive(Debug)]
-struct Entered {
-    in_flight: Arc<InFlight>,
-    ticket: Ticket,
-}
-
-impl Share {
-    pub(crate) fn new(in_flight: &Arc<InFlight>, ticket: Ticket) -> Self {
-        Self { _of: Arc::new(Entered { in_flight: Arc::clone(in_flight), ticket }) }
-    }
-}
-
-impl Drop for Entered {
-    fn drop(&mut self) {
-        self.in_flight.finish_untold(std::slice::from_ref(&self.ticket));
-        self.in_flight.tell();
-    }
 }
 
 impl InFlight {
@@ -93,60 +70,59 @@ impl InFlight {
         Self { config, state: Mutex::default(), changed: Notify::new() }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn enter(&self, position: LogPosition, record: &PushRecord) -> Ticket {
+    /// Registers a record as in flight.
+    pub(crate) fn register(&self, position: LogPosition, record: &PushRecord) -> RecordId {
         let bytes = size_of_record(record);
-        let mut state = self.state();
+        let mut state = self.state.lock();
         state.records += 1;
-        state.places += 1;
+        state.slots += 1;
         state.bytes += bytes;
         let partition = state.partition(position.partition);
-        let number = partition.first + partition.row.len() as u64;
-        partition.row.push_back(Place { offset: position.offset, bytes, finished: false });
-        Ticket { partition: position.partition, number }
+        let number = partition.front + partition.slots.len() as u64;
+        partition.slots.push_back(Slot { offset: position.offset, bytes, is_completed: false });
+        RecordId { partition: position.partition, number }
     }
 
-    /// Wakes who waits for changes.
-    pub(crate) fn tell(&self) {
+    /// Wakes the task that waits in [`InFlight::changed`].
+    pub(crate) fn notify(&self) {
         self.changed.notify_one();
     }
 
-    /// For who looks at what is done anyway: nobody is told.
-    pub(crate) fn finish_untold(&self, tickets: &[Ticket]) {
-        let mut state = self.state();
-        for ticket in tickets {
-            state.finish(ticket);
+    /// Completes records without a notification, for a caller that reports positions afterwards
+    /// anyway.
+    pub(crate) fn finish_silently(&self, records: &[RecordId]) {
+        let mut state = self.state.lock();
+        for record in records {
+            state.finish(record);
         }
     }
 
-    /// True when more may be read.
-    pub(crate) fn has_room(&self) -> bool {
-        let state = self.state();
+    /// Returns whether more records may be read.
+    pub(crate) fn has_capacity(&self) -> bool {
+        let state = self.state.lock();
         state.records < self.config.records_max.get()
             && state.bytes < self.config.bytes_max
-            && state.places < PLACES_MAX
+            && state.slots < SLOTS_MAX
     }
 
-    /// Positions up to which everything is finished, as far as they have moved since the last call.
+    /// Takes the positions up to which all records have completed, where they advanced since the
+    /// last call.
     pub(crate) fn take_done(&self) -> Vec<LogPosition> {
-        let mut state = self.state();
-        let moved = state.partitions.iter_mut().filter_map(|(number, partition)| {
+        let mut state = self.state.lock();
+        let advanced = state.partitions.iter_mut().filter_map(|(number, partition)| {
             Some(LogPosition { partition: *number, offset: partition.done.take()? })
         });
-        moved.collect()
+        advanced.collect()
     }
 
-    /// Returns when something was finished, or has landed, since the last time.
+    /// Waits until a record or a room's batch has completed since the last call.
     pub(crate) async fn changed(&self) {
         self.changed.notified().await;
     }
 
-    /// Records and bytes in flight.
+    /// Returns the number of records in flight and their bytes.
     pub(crate) fn load(&self) -> (usize, usize) {
-        let state = self.state();
+        let state = self.state.lock();
         (state.records, state.bytes)
     }
 }
@@ -161,25 +137,25 @@ impl State {
         &mut self.partitions[index].1
     }
 
-    fn finish(&mut self, ticket: &Ticket) {
-        let index = self.partitions.binary_search_by_key(&ticket.partition, |(number, _)| *number);
+    fn finish(&mut self, record: &RecordId) {
+        let index = self.partitions.binary_search_by_key(&record.partition, |(number, _)| *number);
         let Ok(index) = index else { return };
         let partition = &mut self.partitions[index].1;
-        let index = usize::try_from(ticket.number - partition.first).unwrap_or(usize::MAX);
-        let Some(place) = partition.row.get_mut(index) else { return };
-        place.finished = true;
+        let index = usize::try_from(record.number - partition.front).unwrap_or(usize::MAX);
+        let Some(slot) = partition.slots.get_mut(index) else { return };
+        slot.is_completed = true;
         self.records -= 1;
-        self.bytes -= place.bytes;
-        while let Some(front) = partition.row.front().filter(|front| front.finished) {
+        self.bytes -= slot.bytes;
+        while let Some(front) = partition.slots.front().filter(|front| front.is_completed) {
             partition.done = Some(front.offset);
-            partition.row.pop_front();
-            partition.first += 1;
-            self.places -= 1;
+            partition.slots.pop_front();
+            partition.front += 1;
+            self.slots -= 1;
         }
     }
 }
 
-/// Bytes that a record takes in memory, near enough for a bound.
+/// Returns the approximate memory of a record, in bytes.
 fn size_of_record(record: &PushRecord) -> usize {
     let keys = match &record.target {
         PushTarget::Keys { keys, .. } => keys.iter().map(|key| key.as_str().len() + 32).sum(),
@@ -188,30 +164,15 @@ fn size_of_record(record: &PushRecord) -> usize {
     RECORD_OVERHEAD + keys + record.payload.bytes_len()
 }
 
-/// A number that several threads raise and lower, with its meaning at the place where it is kept.
-#[derive(Debug, Default)]
-pub(crate) struct Level(AtomicUsize);
-
-impl Level {
-    pub(crate) fn raise(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn lower(&self) {
-        self.0.fetch_sub(1, Ordering::Release);
-    }
-
-    pub(crate) fn is_zero(&self) -> bool {
-        self.0.load(Ordering::Acquire) == 0
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use bytes::Bytes;
     use goim_ports::{AcceptedAt, Operation, Payload};
 
     use super::*;
+    use crate::completion::Ack;
 
     fn record() -> PushRecord {
         let target = PushTarget::Room("r".into());
@@ -227,8 +188,8 @@ mod tests {
         LogPosition { partition, offset }
     }
 
-    fn enter(in_flight: &Arc<InFlight>, position: LogPosition) -> Share {
-        Share::new(in_flight, in_flight.enter(position, &record()))
+    fn register(in_flight: &Arc<InFlight>, position: LogPosition) -> Ack {
+        Ack::new(in_flight, in_flight.register(position, &record()))
     }
 
     fn new() -> Arc<InFlight> {
@@ -236,13 +197,13 @@ mod tests {
     }
 
     #[test]
-    fn done_is_the_last_before_the_first_open_one() {
+    fn done_is_the_last_offset_before_the_first_open_record() {
         let in_flight = new();
-        let mut shares: Vec<_> = [5, 6, 9, 10].map(|offset| Some(enter(&in_flight, at(3, offset)))).into();
+        let mut acks: Vec<_> = [5, 6, 9, 10].map(|offset| Some(register(&in_flight, at(3, offset)))).into();
         for (finished, done) in [(1, None), (0, Some(6)), (3, None), (2, Some(10))] {
-            shares[finished].take();
+            acks[finished].take();
             let expected: Vec<_> = done.map(|offset| at(3, offset)).into_iter().collect();
-            assert_eq!(in_flight.take_done(), expected, "after the one at {finished}");
+            assert_eq!(in_flight.take_done(), expected, "after record {finished}");
         }
         assert_eq!(in_flight.load(), (0, 0));
     }
@@ -250,17 +211,17 @@ mod tests {
     #[test]
     fn partitions_do_not_wait_for_each_other() {
         let in_flight = new();
-        let open = enter(&in_flight, at(0, 1));
-        drop(enter(&in_flight, at(1, 1)));
+        let open = register(&in_flight, at(0, 1));
+        drop(register(&in_flight, at(1, 1)));
         assert_eq!(in_flight.take_done(), [at(1, 1)]);
         drop(open);
         assert_eq!(in_flight.take_done(), [at(0, 1)]);
     }
 
     #[test]
-    fn a_record_is_finished_with_its_last_share() {
+    fn a_record_completes_with_its_last_ack() {
         let in_flight = new();
-        let first = enter(&in_flight, at(0, 1));
+        let first = register(&in_flight, at(0, 1));
         let second = first.clone();
         drop(first);
         assert!(in_flight.take_done().is_empty());
@@ -269,10 +230,10 @@ mod tests {
     }
 
     #[test]
-    fn an_offset_may_come_again() {
+    fn an_offset_may_repeat() {
         let in_flight = new();
-        let first = enter(&in_flight, at(0, 7));
-        let again = enter(&in_flight, at(0, 7));
+        let first = register(&in_flight, at(0, 7));
+        let again = register(&in_flight, at(0, 7));
         drop(again);
         assert!(in_flight.take_done().is_empty());
         drop(first);
@@ -283,9 +244,9 @@ mod tests {
     fn records_and_bytes_are_bounded() {
         let config = InFlightConfig { bytes_max: RECORD_OVERHEAD * 2, ..InFlightConfig::default() };
         let in_flight = Arc::new(InFlight::new(config));
-        let shares = [enter(&in_flight, at(0, 1)), enter(&in_flight, at(0, 2))];
-        assert!(!in_flight.has_room());
-        drop(shares);
-        assert!(in_flight.has_room());
+        let acks = [register(&in_flight, at(0, 1)), register(&in_flight, at(0, 2))];
+        assert!(!in_flight.has_capacity());
+        drop(acks);
+        assert!(in_flight.has_capacity());
     }
 }

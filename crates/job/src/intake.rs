@@ -1,42 +1,43 @@
-//! The loop: reads records, spreads them over the lanes, and tells the log what is done.
+//! The loop of a job: reads records, dispatches them to lanes, and reports to the log what is done.
 //!
-//! It waits in two places only: for something to do, and at the end for the lanes. In both it goes on telling the log what is
-//! done. A lane takes whatever may be in flight, so that what one comet does not take keeps nothing from the others.
+//! Owns reading and back-pressure; it waits only for its next event, and for the lanes at the end.
+//! Both waits keep reporting done positions. A lane accepts everything within the in-flight limit,
+//! so one comet's backlog never blocks the dispatch to others.
+
+mod fast_path;
 
 use std::future::Future;
-use std::num::NonZeroU32;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use goim_ports::{
-    Broadcast, CometPool, KeyPush, LogEntry, Operation, PacketBuf, PushLogReader, PushRecord, PushTarget,
-    ReadError, RoomId, ServerId,
+    Broadcast, CometPool, KeyPush, LogEntry, PushLogReader, PushRecord, PushTarget, ReadError, RoomId,
+    ServerId,
 };
-use goim_wire::batch::BatchBuilder;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use crate::at_once::{AtOnce, ToIdle};
+use crate::completion::{Ack, CompletionGuard};
 use crate::config::{CometConfig, Config};
-use crate::in_flight::{InFlight, Share};
-use crate::lane::{Request, Stake};
-use crate::lanes::{Assignment, Lanes};
+use crate::delivery::{Delivery, Push, encode, share_of_speed};
+use crate::in_flight::InFlight;
+use crate::lane::Lanes;
 use crate::losses::{self, Losses, Presence};
 use crate::metrics::{Metrics, Outcome};
-use crate::rooms::{Batch, Message, Rooms};
-use crate::routing::{Answer, Routing};
+use crate::rooms::Rooms;
+use crate::routing::{Reply, Routing};
+use fast_path::{FastPath, IdleComet};
 
-/// How often comets that have gone are looked for.
+/// Interval of removing the state of comets that left the pool.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 
-/// How often is looked, while a comet is gone, whether it is back.
+/// Interval of checking, while a comet is absent, whether it has returned.
 const PRESENCE_INTERVAL: Duration = Duration::from_millis(200);
 
-/// How often is looked, while nothing can be read, whether a comet that hangs is the reason.
+/// Interval of checking, while reading is stopped, whether a comet that hangs is the reason.
 const HUNG_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Pause after the first failed read; doubled with each further one up to [`READ_PAUSE_MAX`].
+/// Pause after the first failed read. It doubles with each further one, up to [`READ_PAUSE_MAX`].
 const READ_PAUSE_MIN: Duration = Duration::from_millis(100);
 const READ_PAUSE_MAX: Duration = Duration::from_secs(3);
 
@@ -53,20 +54,20 @@ pub(crate) struct Intake {
     comet: CometConfig,
     losses: Arc<Losses>,
     presence: Presence,
-    next_look: Instant,
+    next_presence_update: Instant,
     next_sweep: Instant,
-    /// Since when reading fails: not before then, and the pause that led to it.
+    /// While reading fails: when the next attempt is due, and the pause that led to it.
     read_pause: Option<(Instant, Duration)>,
 }
 
 enum Event {
     Read(Vec<LogEntry>),
     ReadFailed(ReadError),
-    /// A comet has said which rooms it has.
-    Rooms(Answer),
-    /// Something is finished, or due by the clock.
+    /// A comet has replied with the changes of its rooms.
+    Rooms(Reply),
+    /// A record or batch has completed, or a timer has fired.
     Housekeeping,
-    /// Shut down, or the log is used up.
+    /// Shutdown, or the end of the log.
     End,
 }
 
@@ -92,7 +93,7 @@ impl Intake {
             comet,
             losses,
             presence: Presence::default(),
-            next_look: Instant::now(),
+            next_presence_update: Instant::now(),
             next_sweep: Instant::now(),
             read_pause: None,
         }
@@ -100,17 +101,17 @@ impl Intake {
 
     pub(crate) async fn run(mut self, shutdown: impl Future<Output = ()> + Send) -> Result<(), ReadError> {
         self.next_sweep = Instant::now() + SWEEP_INTERVAL;
-        self.look_who_is_there(false);
+        self.update_presence(false);
         let mut shutdown = pin!(shutdown);
         let ended = loop {
             match self.next_event(shutdown.as_mut()).await {
-                Event::Read(entries) => self.take(entries).await,
+                Event::Read(entries) => self.on_records(entries).await,
                 Event::ReadFailed(error @ (ReadError::Ended(_) | ReadError::Fenced(_))) => break Err(error),
-                Event::ReadFailed(error) => self.read_failed(&error),
-                Event::Rooms(answer) => {
-                    let mut decided = Vec::new();
-                    self.routing.learn(answer, Instant::now(), &mut decided);
-                    self.assign(decided);
+                Event::ReadFailed(error) => self.on_read_error(&error),
+                Event::Rooms(reply) => {
+                    let mut resolved = Vec::new();
+                    self.routing.on_reply(reply, Instant::now(), &mut resolved);
+                    self.enqueue(resolved);
                 }
                 Event::Housekeeping => {}
                 Event::End => break Ok(()),
@@ -118,11 +119,11 @@ impl Intake {
             self.housekeeping();
         };
         let (records, _) = self.in_flight.load();
-        tracing::info!(records, "job stops reading and hands over what it has");
+        tracing::info!(records, "job stops reading and delivers the records in flight");
         let drained = timeout(self.drain_timeout, self.drain()).await;
         if drained.is_err() {
             let (records, _) = self.in_flight.load();
-            tracing::warn!(records, "job stops with records that were not handed over");
+            tracing::warn!(records, "job stops with undelivered records");
         }
         ended
     }
@@ -130,21 +131,21 @@ impl Intake {
     async fn next_event(&mut self, shutdown: Pin<&mut (impl Future<Output = ()> + Send)>) -> Event {
         let now = Instant::now();
         let mut due = self.rooms.next_due().map_or(self.next_sweep, |due| due.min(self.next_sweep));
-        if !self.has_room() {
+        if !self.has_capacity() {
             due = due.min(now + HUNG_CHECK_INTERVAL);
         }
-        due = self.routing.next_due(now).map_or(due, |next| due.min(next));
-        if self.presence.misses_some() {
-            due = due.min(self.next_look.max(now));
+        due = self.routing.next_query(now).map_or(due, |next| due.min(next));
+        if self.presence.has_absent() {
+            due = due.min(self.next_presence_update.max(now));
         }
         let paused = self.read_pause.map(|(until, _)| until).filter(|until| *until > now);
-        let may_read = paused.is_none() && self.has_room();
+        let may_read = paused.is_none() && self.has_capacity();
         tokio::select! {
             biased;
             () = shutdown => Event::End,
-            // Before reading, so that a log that always has more does not keep gathered messages waiting.
+            // Before reading: a log that always has more must not delay gathered messages.
             () = sleep_until(paused.map_or(due, |until| until.min(due))) => Event::Housekeeping,
-            answer = self.routing.answer() => Event::Rooms(answer),
+            reply = self.routing.reply() => Event::Rooms(reply),
             read = self.reader.read(), if may_read => match read {
                 Ok(Some(entries)) => Event::Read(entries),
                 Ok(None) => Event::End,
@@ -154,69 +155,67 @@ impl Intake {
         }
     }
 
-    /// True when more may be read.
-    fn has_room(&self) -> bool {
-        self.in_flight.has_room() && self.rooms.has_room(|server| self.lanes.is_late(server))
+    /// Returns whether more records may be read.
+    fn has_capacity(&self) -> bool {
+        self.in_flight.has_capacity() && self.rooms.has_capacity(|server| self.lanes.is_slow(server))
     }
 
-    fn read_failed(&mut self, error: &ReadError) {
+    fn on_read_error(&mut self, error: &ReadError) {
         self.metrics.read_errors.inc();
         let pause = self.read_pause.map_or(READ_PAUSE_MIN, |(_, pause)| READ_PAUSE_MAX.min(pause * 2));
         if self.read_pause.is_none() {
-            tracing::warn!(%error, "the push log cannot be read; trying again");
+            tracing::warn!(%error, "push log cannot be read; retrying");
         }
         self.read_pause = Some((Instant::now() + pause, pause));
     }
 
-    async fn take(&mut self, entries: Vec<LogEntry>) {
+    async fn on_records(&mut self, entries: Vec<LogEntry>) {
         if self.read_pause.take().is_some() {
-            tracing::info!("the push log can be read again");
+            tracing::info!("push log can be read again");
         }
-        let mut for_all = false;
-        let mut at_once = AtOnce::default();
+        let mut has_fan_out = false;
+        let mut fast_path = FastPath::default();
         for entry in entries {
-            self.metrics.read(&entry.record.target);
-            for_all |= !matches!(entry.record.target, PushTarget::Keys { .. });
-            let Some(entry) = at_once.take(entry, &self.lanes, &self.in_flight) else { continue };
-            let assignments = self.spread(entry);
-            self.assign(assignments);
+            self.metrics.record_read(&entry.record.target);
+            has_fan_out |= !matches!(entry.record.target, PushTarget::Keys { .. });
+            let Some(entry) = fast_path.add(entry, &self.lanes, &self.in_flight) else { continue };
+            self.dispatch_record(entry);
         }
-        self.push_at_once(at_once);
-        // Who is not there has missed it.
-        if for_all {
-            self.look_who_is_there(true);
+        self.push_to_idle_comets(fast_path);
+        // After the dispatch: comets that are absent now have missed these messages.
+        if has_fan_out {
+            self.update_presence(true);
         }
         let mut batches = Vec::new();
-        self.rooms.take_woken(Instant::now(), &mut batches);
-        self.assign_batches(batches);
-        // A log that always has more must not keep the thread from the lanes.
+        self.rooms.take_activated(Instant::now(), &mut batches);
+        self.dispatch_batches(batches);
+        // A log that always has more must not keep the thread from the lanes' workers.
         tokio::task::yield_now().await;
     }
 
-    /// Hands pushes over without a detour through lanes; what their comets cannot take now goes there.
-    fn push_at_once(&mut self, at_once: AtOnce) {
-        for ToIdle { server, pushes, mut tickets } in at_once.into_comets() {
+    /// Pushes to idle comets without lanes. Pushes that a comet cannot accept now go through lanes.
+    fn push_to_idle_comets(&mut self, fast_path: FastPath) {
+        for IdleComet { server, pushes, mut records } in fast_path.into_comets() {
             let rest = match self.pool.get(&server) {
                 Some(comet) => comet.push_now(pushes),
                 None => pushes,
             };
-            let rest_of_tickets = tickets.split_off(tickets.len().saturating_sub(rest.len()));
-            self.metrics.delivered(tickets.len());
-            self.in_flight.finish_untold(&tickets);
-            for (push, ticket) in rest.into_iter().zip(rest_of_tickets) {
-                let share = Share::new(&self.in_flight, ticket);
-                let assignments = self.spread_keys(&server, push, &share);
-                self.assign(assignments);
+            let rest_of_records = records.split_off(records.len().saturating_sub(rest.len()));
+            self.metrics.delivered(records.len());
+            self.in_flight.finish_silently(&records);
+            for (push, id) in rest.into_iter().zip(rest_of_records) {
+                let ack = Ack::new(&self.in_flight, id);
+                self.dispatch_to_keys(server.clone(), push, &ack);
             }
         }
     }
 
-    /// Notes which comets have gone, and tells those that are back of what was dropped for them meanwhile.
-    fn look_who_is_there(&mut self, for_all: bool) {
+    /// Updates which comets are absent, and notifies those that have returned of dropped messages.
+    fn update_presence(&mut self, had_fan_out: bool) {
         let now = Instant::now();
-        self.next_look = now + PRESENCE_INTERVAL;
-        for server in self.presence.look(&*self.pool, &self.losses, for_all, now) {
-            // One that is given up is told when it answers.
+        self.next_presence_update = now + PRESENCE_INTERVAL;
+        for server in self.presence.update(&*self.pool, &self.losses, had_fan_out, now) {
+            // A comet that is down is notified when it answers a probe.
             if self.lanes.is_down(&server) {
                 continue;
             }
@@ -224,9 +223,9 @@ impl Intake {
             let (pool, config) = (Arc::clone(&self.pool), self.comet.clone());
             let (metrics, losses) = (Arc::clone(&self.metrics), Arc::clone(&self.losses));
             tokio::spawn(async move {
-                while !losses::tell(&server, last, &pool, &config, &metrics).await {
+                while !losses::report(&server, last, &pool, &config, &metrics).await {
                     if pool.get(&server).is_none() {
-                        losses.note(&server, last);
+                        losses.record(&server, last);
                         return;
                     }
                     sleep(config.probe_interval).await;
@@ -235,127 +234,109 @@ impl Intake {
         }
     }
 
-    /// What has to be done from time to time, cheap when there is nothing to do.
+    /// Does periodic work. Cheap when there is none.
     fn housekeeping(&mut self) {
         self.report_done();
-        if !self.in_flight.has_room() {
-            self.lanes.give_up_hung();
+        if !self.in_flight.has_capacity() {
+            self.lanes.mark_hung_down();
         }
         let now = Instant::now();
-        if now >= self.next_look {
-            self.look_who_is_there(false);
+        if now >= self.next_presence_update {
+            self.update_presence(false);
         }
         let mut batches = Vec::new();
         self.rooms.take_due(now, &mut batches);
-        self.assign_batches(batches);
-        self.routing.ask(now);
+        self.dispatch_batches(batches);
+        self.routing.send_queries(now);
         if now >= self.next_sweep {
-            self.lanes.forget_gone();
-            self.rooms.forget_gone(|server| self.pool.get(server).is_some());
-            self.routing.forget_gone();
-            self.presence.forget_gone(&self.losses, now);
+            self.lanes.remove_departed();
+            self.rooms.remove_departed(|server| self.pool.get(server).is_some());
+            self.routing.remove_departed();
+            self.presence.remove_old(&self.losses, now);
             self.next_sweep = now + SWEEP_INTERVAL;
         }
     }
 
-    /// The calls that a record leads to now; messages for rooms may wait for others.
-    fn spread(&mut self, entry: LogEntry) -> Vec<Assignment> {
+    /// Dispatches a record to its comets. A room's message may gather in a batch first.
+    fn dispatch_record(&mut self, entry: LogEntry) {
         let LogEntry { position, record } = entry;
-        let ticket = self.in_flight.enter(position, &record);
-        let share = Share::new(&self.in_flight, ticket);
-        let PushRecord { target, operation, payload, accepted_at } = record;
-        match target {
-            PushTarget::Room(room) => {
-                let message = Message { operation, payload, accepted_at, share };
-                let batches = self.gather(&room, &message);
-                batches.into_iter().flat_map(|batch| self.spread_batch(batch)).collect()
+        let id = self.in_flight.register(position, &record);
+        let ack = Ack::new(&self.in_flight, id);
+        match record {
+            ref record @ PushRecord { target: PushTarget::Room(ref room), .. } => {
+                self.add_to_batches(room, record, &ack);
             }
-            PushTarget::Keys { server, keys } => {
-                let payload = payload.map(|body| raw(operation, body));
+            PushRecord { target: PushTarget::Keys { server, keys }, operation, payload, accepted_at } => {
+                let payload = payload.map(|body| encode(operation, body));
                 let push = KeyPush { keys, operation, payload, accepted_at: Some(accepted_at) };
-                self.spread_keys(&server, push, &share)
+                self.dispatch_to_keys(server, push, &ack);
             }
-            PushTarget::All { speed } => {
-                let payload = payload.map(|body| raw(operation, body));
-                let to_all = Broadcast { operation, payload, accepted_at: Some(accepted_at), speed };
-                self.spread_broadcast(&to_all, &share)
+            PushRecord { target: PushTarget::All { speed }, operation, payload, accepted_at } => {
+                let payload = payload.map(|body| encode(operation, body));
+                let broadcast = Broadcast { operation, payload, accepted_at: Some(accepted_at), speed };
+                self.dispatch_to_all(&broadcast, &ack);
             }
         }
     }
 
-    fn spread_keys(&self, server: &ServerId, mut push: KeyPush, share: &Share) -> Vec<Assignment> {
-        if self.pool.get(server).is_none() {
-            self.metrics.handed_over(Outcome::NoComet);
-            self.losses.note(server, Instant::now());
-            tracing::debug!(%server, "push for a comet that is not known");
-            return Vec::new();
+    /// Dispatches a push to keys: one delivery for each lane that has keys of it.
+    fn dispatch_to_keys(&mut self, server: ServerId, mut push: KeyPush, ack: &Ack) {
+        if self.pool.get(&server).is_none() {
+            self.metrics.delivery_ended(Outcome::NoComet);
+            self.losses.record(&server, Instant::now());
+            tracing::debug!(%server, "push for a comet that is not in the pool");
+            return;
         }
-        let parts = self.lanes.split(std::mem::take(&mut push.keys)).into_iter();
-        let part = parts.map(|(lane, keys)| {
-            let request = Request::Keys(KeyPush { keys, ..push.clone() });
-            let stake = Stake::Push(share.clone());
-            Assignment { server: server.clone(), lane, request, stake }
-        });
-        part.collect()
+        for keys in self.lanes.split(std::mem::take(&mut push.keys)) {
+            let push = Push::Keys(KeyPush { keys, ..push.clone() });
+            self.lanes.enqueue(Delivery::new(server.clone(), push, CompletionGuard::Push(ack.clone())));
+        }
     }
 
-    fn spread_broadcast(&self, broadcast: &Broadcast, share: &Share) -> Vec<Assignment> {
+    fn dispatch_to_all(&mut self, broadcast: &Broadcast, ack: &Ack) {
         let comets = self.pool.all();
         if comets.is_empty() {
-            self.metrics.handed_over(Outcome::NoComet);
+            self.metrics.delivery_ended(Outcome::NoComet);
         }
         let speed = broadcast.speed.map(|speed| share_of_speed(speed, comets.len()));
-        let part = comets.into_iter().map(|(server, _)| {
-            let request = Request::All(Broadcast { speed, ..broadcast.clone() });
-            let stake = Stake::Push(share.clone());
-            Assignment { server, lane: self.lanes.broadcast_lane(), request, stake }
-        });
-        part.collect()
+        for (server, _) in comets {
+            let push = Push::All(Broadcast { speed, ..broadcast.clone() });
+            self.lanes.enqueue(Delivery::new(server, push, CompletionGuard::Push(ack.clone())));
+        }
     }
 
-    /// Adds a room's message to what gathers for each comet. Gives what must leave now.
-    fn gather(&mut self, room: &RoomId, message: &Message) -> Vec<Batch> {
+    /// Adds a room's message to the batch for each comet, and dispatches the batches that are full.
+    fn add_to_batches(&mut self, room: &RoomId, record: &PushRecord, ack: &Ack) {
         let comets = self.pool.all();
         if comets.is_empty() {
-            self.metrics.handed_over(Outcome::NoComet);
+            self.metrics.delivery_ended(Outcome::NoComet);
         }
         let (now, mut batches) = (Instant::now(), Vec::new());
         for (server, _) in comets {
-            self.rooms.add(&server, room, message.clone(), now, &mut batches);
+            self.rooms.add(&server, room, record, ack.clone(), now, &mut batches);
         }
-        batches
+        self.dispatch_batches(batches);
     }
 
-    /// The call of a batch, whether or not somebody of the room is there.
-    fn call_of(&self, batch: Batch) -> (RoomId, Assignment) {
-        self.metrics.room_batch_messages.observe(batch.shares.len() as f64);
-        let Batch { server, push, shares, flight } = batch;
-        let room = push.room.clone();
-        let lane = self.lanes.lane_of(room.as_str());
-        let stake = Stake::Batch(shares, flight);
-        (room, Assignment { server, lane, request: Request::Room(push), stake })
-    }
-
-    fn spread_batch(&mut self, batch: Batch) -> Vec<Assignment> {
-        let (room, assignment) = self.call_of(batch);
-        // A single comet is where everybody is.
-        if self.pool.all().len() == 1 {
-            return vec![assignment];
-        }
-        let mut leaving = Vec::new();
-        self.routing.route(&room, assignment, Instant::now(), &mut leaving);
-        leaving
-    }
-
-    fn assign_batches(&mut self, batches: Vec<Batch>) {
+    /// Dispatches batches of rooms to the comets that may have sessions of the room.
+    fn dispatch_batches(&mut self, batches: Vec<Delivery>) {
         for batch in batches {
-            let assignments = self.spread_batch(batch);
-            self.assign(assignments);
+            self.metrics.room_batch_messages.observe(batch.guard.records_len() as f64);
+            let mut routed = Vec::new();
+            match &batch.push {
+                // A single comet has all sessions: no reply could exclude it.
+                Push::Room(push) if self.pool.all().len() != 1 => {
+                    let room = push.room.clone();
+                    self.routing.route(&room, batch, Instant::now(), &mut routed);
+                }
+                _ => routed.push(batch),
+            }
+            self.enqueue(routed);
         }
     }
 
-    fn assign(&mut self, assignments: Vec<Assignment>) {
-        assignments.into_iter().for_each(|assignment| self.lanes.assign(assignment));
+    fn enqueue(&mut self, deliveries: Vec<Delivery>) {
+        deliveries.into_iter().for_each(|delivery| self.lanes.enqueue(delivery));
     }
 
     fn report_done(&mut self) {
@@ -367,51 +348,23 @@ impl Intake {
         self.metrics.in_flight_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 
+    /// Delivers everything that was read.
     async fn drain(&mut self) {
+        // Pending batches first: they are the oldest of their rooms. No comet is queried any more.
+        let mut rest = self.routing.take_all();
         let mut batches = Vec::new();
         self.rooms.take_all(&mut batches);
-        // What is parked is the oldest of its rooms. Nobody is asked any more.
-        let mut rest = self.routing.take_all();
-        rest.extend(batches.into_iter().map(|batch| self.call_of(batch).1));
-        self.assign(rest);
+        for batch in &batches {
+            self.metrics.room_batch_messages.observe(batch.guard.records_len() as f64);
+        }
+        rest.extend(batches);
+        self.enqueue(rest);
         loop {
             tokio::select! {
-                () = self.lanes.finish() => break,
+                () = self.lanes.drain() => break,
                 () = self.in_flight.changed() => self.report_done(),
             }
         }
         self.report_done();
-    }
-}
-
-/// One message as comets want it: a packet inside a batch.
-pub(crate) fn raw(operation: Operation, body: Bytes) -> PacketBuf {
-    BatchBuilder::one(PacketBuf::push(operation, body).as_packet())
-}
-
-/// The share of one comet in a speed over all: at least one, since none would mean as fast as it goes.
-fn share_of_speed(speed: NonZeroU32, comets: usize) -> NonZeroU32 {
-    let comets = u32::try_from(comets).unwrap_or(u32::MAX).max(1);
-    NonZeroU32::new(speed.get() / comets).unwrap_or(NonZeroU32::MIN)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn speed_is_shared_and_never_lost() {
-        for (speed, comets, share) in [(100, 2, 50), (100, 3, 33), (1, 2, 1), (7, 1, 7), (5, 0, 5)] {
-            let speed = NonZeroU32::new(speed).expect("not zero");
-            assert_eq!(share_of_speed(speed, comets).get(), share, "{speed} over {comets}");
-        }
-    }
-
-    #[test]
-    fn a_message_is_a_packet_in_a_batch() {
-        // Row 68 of goim's conformance table.
-        let packet = raw(Operation(1000), Bytes::from_static(b"hello"));
-        assert_eq!((packet.version.0, packet.operation, packet.sequence.0), (1, Operation::RAW, 0));
-        assert_eq!(packet.body[..], *b"\0\0\0\x15\0\x10\0\x01\0\0\x03\xe8\0\0\0\0hello");
     }
 }

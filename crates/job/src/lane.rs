@@ -1,318 +1,145 @@
-//! One lane: the worker that makes one call to its comet after the other, and what a failure means.
+//! The lanes of all comets: a queue and a worker each.
 //!
-//! A comet that cannot be reached, or does not answer in time, is asked again a few times. When that fails too it is
-//! *down* for all its lanes: what is for it is given up at once, until it answers a probe. The probe asks for something
-//! harmless, so that no message has to be risked, and no lane to be blocked, to find out. A comet that hangs goes down before
-//! that, when no more may be in flight: others must not wait for it.
+//! Owns the choice of a lane, and the creation and removal of lanes. The worker itself is in
+//! [`comet`]. Invariant: per comet, all pushes to one key, and all pushes to one room, use the same
+//! lane.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+mod comet;
+mod response_watchdog;
 
-use goim_ports::{Broadcast, Call, CometError, CometPool, CometPort, KeyPush, RoomPush, ServerId};
-use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep, timeout};
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+
+use goim_ports::{CometPool, ServerId, SessionKey};
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::SendError;
+use tokio::task::JoinSet;
 
 use crate::config::CometConfig;
-use crate::in_flight::{Level, Share};
-use crate::losses::{self, Losses};
-use crate::metrics::{Metrics, Outcome};
-use crate::rooms::Flight;
-use crate::silence::Silence;
+use crate::delivery::{Delivery, Push};
+use crate::losses::Losses;
+use crate::metrics::Metrics;
+use comet::Comet;
 
-/// Pushes that travel in one call at most, and their bytes: well below the 4 MiB that a server takes.
-const MANY_MAX: usize = 256;
-const MANY_BYTES_MAX: usize = 1024 * 1024;
-/// How long a comet is not asked again to take many that did not know the call. It may be replaced by one that does.
-const SINGLES_FOR: Duration = Duration::from_secs(60);
-
-/// What a comet is asked.
-#[derive(Debug)]
-pub(crate) enum Request {
-    Keys(KeyPush),
-    /// Several of those, which travel together.
-    Many(Vec<KeyPush>),
-    Room(RoomPush),
-    All(Broadcast),
-}
-
-impl Request {
-    fn as_keys(&self) -> Option<&KeyPush> {
-        if let Self::Keys(push) = self { Some(push) } else { None }
-    }
-}
-
-/// What a call holds until it is over.
-#[derive(Debug)]
-#[must_use = "dropping it says that the call is over"]
-#[expect(dead_code, reason = "held for what happens when they are dropped")]
-pub(crate) enum Stake {
-    Push(Share),
-    Batch(Vec<Share>, Flight),
-}
-
-/// Calls that can travel together, each other one alone; in order.
-fn in_groups(waiting: impl Iterator<Item = Work>) -> Vec<Vec<Work>> {
-    let mut groups: Vec<Vec<Work>> = Vec::new();
-    let mut room = 0;
-    for work in waiting {
-        let bytes = work.request.as_keys().map(bytes_of);
-        match (groups.last_mut(), bytes) {
-            (Some(group), Some(bytes)) if bytes <= room => {
-                room -= bytes;
-                group.push(work);
-            }
-            _ => {
-                room = bytes.map_or(0, |bytes| MANY_BYTES_MAX.saturating_sub(bytes));
-                groups.push(vec![work]);
-            }
-        }
-    }
-    groups
-}
-
-/// What a push takes in a call, near enough for a bound.
-fn bytes_of(push: &KeyPush) -> usize {
-    push.keys.iter().map(|key| key.as_str().len() + 8).sum::<usize>() + push.payload.packet_body_len() + 64
-}
-
-/// A call that waits in a lane.
-pub(crate) struct Work {
-    pub(crate) request: Request,
-    /// Dropped when the call is over.
-    pub(crate) stake: Stake,
-    /// The same.
-    pub(crate) open: OpenCall,
-}
-
-/// One comet, as its lanes share it.
-pub(crate) struct Comet {
-    pub(crate) server: ServerId,
-    pub(crate) pool: Arc<dyn CometPool>,
-    pub(crate) config: CometConfig,
-    pub(crate) metrics: Arc<Metrics>,
-    /// Calls that wait in its lanes or are under way.
-    pub(crate) calls: Level,
-    silence: Silence,
-    /// Takes pushes one by one until then.
-    singles_until: Mutex<Option<Instant>>,
-    down: watch::Sender<bool>,
+/// The lanes of all comets that had a delivery.
+pub(crate) struct Lanes {
+    config: CometConfig,
+    pool: Arc<dyn CometPool>,
+    metrics: Arc<Metrics>,
     losses: Arc<Losses>,
+    hasher: RandomState,
+    comets: HashMap<ServerId, CometLanes>,
+    workers: JoinSet<()>,
 }
 
-impl Comet {
+struct CometLanes {
+    comet: Arc<Comet>,
+    /// The lanes of keys and rooms, then the one of broadcasts.
+    queues: Vec<mpsc::UnboundedSender<Delivery>>,
+}
+
+impl Lanes {
     pub(crate) fn new(
-        server: ServerId,
-        pool: Arc<dyn CometPool>,
         config: CometConfig,
+        pool: Arc<dyn CometPool>,
         metrics: Arc<Metrics>,
         losses: Arc<Losses>,
-    ) -> Arc<Self> {
-        let (calls, singles_until, down) = Default::default();
-        let silence = Silence::new();
-        Arc::new(Self { server, pool, config, metrics, calls, silence, singles_until, down, losses })
+    ) -> Self {
+        let (hasher, comets, workers) = Default::default();
+        Self { config, pool, metrics, losses, hasher, comets, workers }
     }
 
-    /// Works until the lane's queue is closed and empty.
-    pub(crate) async fn work(self: Arc<Self>, mut queue: mpsc::UnboundedReceiver<Work>) {
-        let mut waiting = Vec::new();
-        while queue.recv_many(&mut waiting, MANY_MAX).await > 0 {
-            for group in in_groups(waiting.drain(..)) {
-                self.work_on(group).await;
+    /// Returns the lane of a key or a room.
+    fn lane_of_name(&self, name: &str) -> usize {
+        (self.hasher.hash_one(name) >> 32) as usize % self.config.lanes.get()
+    }
+
+    /// Returns the lane of a push. All keys of a push to keys share a lane, see [`Lanes::split`].
+    fn lane_of(&self, push: &Push) -> usize {
+        match push {
+            Push::Keys(push) => self.lane_of_name(push.keys.first().map_or("", SessionKey::as_str)),
+            Push::Room(push) => self.lane_of_name(push.room.as_str()),
+            Push::All(_) => self.config.lanes.get(),
+        }
+    }
+
+    /// Splits keys by lane. The keys of one lane stay in order.
+    pub(crate) fn split(&self, keys: Vec<SessionKey>) -> Vec<Vec<SessionKey>> {
+        if keys.len() == 1 {
+            return vec![keys];
+        }
+        let mut parts: Vec<(usize, Vec<SessionKey>)> = Vec::new();
+        for key in keys {
+            let lane = self.lane_of_name(key.as_str());
+            match parts.iter_mut().find(|(of, _)| *of == lane) {
+                Some((_, keys)) => keys.push(key),
+                None => parts.push((lane, vec![key])),
             }
         }
+        parts.into_iter().map(|(_, keys)| keys).collect()
     }
 
-    /// Pushes to keys that stand behind each other travel together, to a comet that takes them so: a call over the network costs
-    /// far more than what it carries.
-    async fn work_on(self: &Arc<Self>, group: Vec<Work>) {
-        if group.len() > 1 && self.takes_many() {
-            let pushes = group.iter().filter_map(|work| work.request.as_keys()).cloned().collect();
-            let outcome = self.hand_over(&Request::Many(pushes)).await;
-            if outcome != Outcome::Refused {
-                group.into_iter().for_each(|work| self.finish(work, outcome));
-                return;
-            }
-            // It does not know the call, or refuses one of them: one by one then.
-        }
-        for work in group {
-            let outcome = self.hand_over(&work.request).await;
-            self.finish(work, outcome);
+    /// Queues a delivery in its lane. The queue itself is unbounded: the in-flight limit bounds it.
+    pub(crate) fn enqueue(&mut self, mut delivery: Delivery) {
+        let lane = self.lane_of(&delivery.push);
+        let lanes = self.lanes_to(&delivery.server);
+        delivery.open = Some(lanes.comet.calls().open());
+        if let Err(SendError(delivery)) = lanes.queues[lane].send(delivery) {
+            // A worker ends early only by a panic, which is a bug in a port. The comet gets new
+            // lanes; the other workers empty their old queues and end.
+            self.metrics.worker_panics.inc();
+            tracing::error!(server = %delivery.server, "lane worker panicked; the comet gets new lanes");
+            self.comets.remove(&delivery.server);
+            self.enqueue(delivery);
         }
     }
 
-    fn finish(&self, work: Work, outcome: Outcome) {
-        let Work { request: _, stake, open } = work;
-        self.metrics.handed_over(outcome);
-        drop(open);
-        drop(stake);
+    /// Returns whether no delivery to the comet is queued or in flight, and the comet is not down.
+    pub(crate) fn is_idle(&self, server: &ServerId) -> bool {
+        self.comets.get(server).is_none_or(|lanes| lanes.comet.calls().is_zero() && !lanes.comet.is_down())
     }
 
-    fn singles_until(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.singles_until.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Returns whether other comets should not wait for this one.
+    pub(crate) fn is_slow(&self, server: &ServerId) -> bool {
+        self.comets.get(server).is_some_and(|lanes| lanes.comet.is_slow())
     }
 
-    fn takes_many(&self) -> bool {
-        self.singles_until().is_none_or(|until| until <= Instant::now())
+    /// Returns whether the comet is down and being probed.
+    pub(crate) fn is_down(&self, server: &ServerId) -> bool {
+        self.comets.get(server).is_some_and(|lanes| lanes.comet.is_down())
     }
 
-    async fn hand_over(self: &Arc<Self>, request: &Request) -> Outcome {
-        let started = Instant::now();
-        let mut retries = self.config.retries_max;
-        loop {
-            let Some(comet) = self.pool.get(&self.server) else {
-                self.losses.note(&self.server, Instant::now());
-                return Outcome::NoComet;
-            };
-            if self.is_down() {
-                self.losses.note(&self.server, Instant::now());
-                return Outcome::Undeliverable;
-            }
-            match self.call(&*comet, request).await {
-                Ok(()) => return Outcome::Delivered,
-                Err(CometError::Unsupported) if matches!(request, Request::Many(_)) => {
-                    *self.singles_until() = Some(Instant::now() + SINGLES_FOR);
-                    return Outcome::Refused;
-                }
-                Err(error @ (CometError::Unsupported | CometError::Invalid(_))) => {
-                    tracing::debug!(server = %self.server, %error, "comet refused a push");
-                    return Outcome::Refused;
-                }
-                Err(error @ CometError::Busy { .. }) => {
-                    if started.elapsed() >= self.config.busy_timeout {
-                        tracing::warn!(server = %self.server, %error, "broadcast given up");
-                        return Outcome::Undeliverable;
-                    }
-                }
-                Err(error @ (CometError::Unavailable(_) | CometError::Timeout)) => {
-                    if retries == 0 || self.is_down() {
-                        self.goes_down(&error);
-                        return Outcome::Undeliverable;
-                    }
-                    retries -= 1;
-                    self.metrics.retries.inc();
-                }
-            }
-            sleep(self.config.retry_backoff).await;
-        }
+    /// Marks the comets that hang as down.
+    pub(crate) fn mark_hung_down(&self) {
+        self.comets.values().for_each(|lanes| lanes.comet.mark_down_if_hung());
     }
 
-    async fn call(&self, comet: &dyn CometPort, request: &Request) -> Result<(), CometError> {
-        let call = match request {
-            Request::Keys(push) => comet.push(push.clone()),
-            Request::Many(pushes) => comet.push_many(pushes.clone()),
-            Request::Room(push) => comet.push_room(push.clone()),
-            Request::All(broadcast) => comet.broadcast(broadcast.clone()),
-        };
-        match call {
-            Call::Ready(answer) => answer,
-            Call::Pending(answer) => {
-                let started = Instant::now();
-                self.silence.asked();
-                let mut down = self.down.subscribe();
-                let answer = tokio::select! {
-                    answer = timeout(self.config.call_timeout, answer) => answer.ok(),
-                    _ = down.wait_for(|is_down| *is_down) => None,
-                };
-                self.silence.ended(answer.is_some());
-                self.metrics.call_seconds.observe(started.elapsed().as_secs_f64());
-                answer.unwrap_or(Err(CometError::Timeout))
-            }
-        }
+    fn lanes_to(&mut self, server: &ServerId) -> &CometLanes {
+        self.comets.entry(server.clone()).or_insert_with_key(|server| {
+            let (config, metrics) = (self.config.clone(), Arc::clone(&self.metrics));
+            let losses = Arc::clone(&self.losses);
+            let comet = Comet::new(server.clone(), Arc::clone(&self.pool), config, metrics, losses);
+            let queues = (0..=self.config.lanes.get()).map(|_| {
+                let (queue, deliveries) = mpsc::unbounded_channel();
+                self.workers.spawn(Arc::clone(&comet).run_lane(deliveries));
+                queue
+            });
+            CometLanes { queues: queues.collect(), comet }
+        })
     }
 
-    pub(crate) fn is_down(&self) -> bool {
-        *self.down.borrow()
+    /// Removes the lanes of comets that left the pool, once they are empty.
+    ///
+    /// Not earlier: a comet that returns must get the same lanes, or its order would be lost.
+    pub(crate) fn remove_departed(&mut self) {
+        while self.workers.try_join_next().is_some() {}
+        self.comets.retain(|server, lanes| !lanes.comet.calls().is_zero() || self.pool.get(server).is_some());
     }
 
-    /// True when others should not wait for it: it is silent for too long, or was given up.
-    pub(crate) fn is_late(&self) -> bool {
-        self.is_down() || self.silence.is_late()
-    }
-
-    /// Gives it up if it hangs: for when what waits for it stands in the way of others.
-    pub(crate) fn give_up_if_hung(self: &Arc<Self>) {
-        if !self.is_down() && self.silence.is_hung() {
-            self.goes_down(&CometError::Timeout);
-        }
-    }
-
-    fn goes_down(self: &Arc<Self>, error: &CometError) {
-        self.losses.note(&self.server, Instant::now());
-        if self.down.send_replace(true) {
-            return;
-        }
-        self.metrics.comets_down.inc();
-        tracing::warn!(server = %self.server, %error, "comet is given up until it answers; what is for it is lost");
-        tokio::spawn(probe(Arc::downgrade(self), self.config.probe_interval));
-    }
-
-    fn comes_back(&self) {
-        self.down.send_replace(false);
-        self.metrics.comets_down.dec();
-        tracing::info!(server = %self.server, "comet is no longer given up");
-    }
-
-    /// Tells the comet that messages for it were dropped. One that has left the list is told when it comes back. When it does not hear it,
-    /// it is given up again.
-    async fn tell_of_loss(self: &Arc<Self>) {
-        let Some(last) = self.losses.take(&self.server) else { return };
-        if losses::tell(&self.server, last, &self.pool, &self.config, &self.metrics).await {
-            return;
-        }
-        self.losses.note(&self.server, last);
-        if self.pool.get(&self.server).is_some() {
-            self.goes_down(&CometError::Timeout);
-        }
-    }
-
-    /// True when the comet answers, whatever it says, or is no longer a concern.
-    async fn answers(&self) -> bool {
-        let Some(comet) = self.pool.get(&self.server) else { return true };
-        let answer = match comet.rooms() {
-            Call::Ready(answer) => answer,
-            Call::Pending(answer) => {
-                timeout(self.config.call_timeout, answer).await.unwrap_or(Err(CometError::Timeout))
-            }
-        };
-        !matches!(answer, Err(CometError::Unavailable(_) | CometError::Timeout))
-    }
-}
-
-/// Asks a comet that is down whether it is back, as long as somebody has lanes to it.
-async fn probe(comet: Weak<Comet>, interval: Duration) {
-    loop {
-        sleep(interval).await;
-        let Some(comet) = comet.upgrade() else { return };
-        if comet.answers().await {
-            comet.comes_back();
-            comet.tell_of_loss().await;
-            return;
-        }
-    }
-}
-
-/// Counts a call as open until it is dropped, in whatever way the worker ends.
-pub(crate) struct OpenCall(Arc<Comet>);
-
-impl OpenCall {
-    pub(crate) fn new(comet: &Arc<Comet>) -> Self {
-        comet.calls.raise();
-        comet.metrics.lane_calls.inc();
-        Self(Arc::clone(comet))
-    }
-}
-
-impl Drop for OpenCall {
-    fn drop(&mut self) {
-        self.0.calls.lower();
-        self.0.metrics.lane_calls.dec();
-    }
-}
-
-impl Drop for Comet {
-    fn drop(&mut self) {
-        if self.is_down() {
-            self.metrics.comets_down.dec();
-        }
+    /// Closes all lanes and waits until their workers have emptied them.
+    pub(crate) async fn drain(&mut self) {
+        self.comets.clear();
+        while self.workers.join_next().await.is_some() {}
     }
 }

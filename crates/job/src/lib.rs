@@ -1,36 +1,37 @@
-//! job: takes the push log in order and hands each message to the comets that hold its receivers.
+//! job: reads the push log in order and delivers each message to the comets of its receivers.
 //!
 //! | module | owns |
 //! |---|---|
-//! | `intake` | the loop: reading, splitting, waiting for room, telling the log what is done |
-//! | `at_once` | pushes to keys that need no lane, since nothing is before them |
-//! | `rooms` | which messages of a room travel together, and when |
-//! | `lanes` | the queues: for each comet a few, each with a worker that makes one call after the other |
-//! | `lane` | one such worker: deadline, retries, what a failure means |
-//! | `losses` | comets for which messages were dropped, and telling them |
-//! | `in_flight` | what was read and is not handed over; up to where a partition is done |
+//! | `intake` | the loop: reading, dispatching, back-pressure, done positions; the fast path |
+//! | `delivery` | the one type that travels: a call to one comet with what it completes |
+//! | `completion` | the guards in a delivery: ack of a record, next batch of a room, open calls |
+//! | `rooms` | which messages of a room form a batch, and when it leaves |
+//! | `routing` | which comets a room's messages may skip |
+//! | `lane` | queues and their workers: timeouts, retries, comets that are down |
+//! | `losses` | comets for which messages were dropped, and their notification |
+//! | `in_flight` | records that are read and not delivered; the done position of each partition |
 //!
-//! What holds:
-//! - Order: messages with the same key, and messages of the same room, reach each comet in the order in which the log
-//!   has them. They share a lane, and a lane begins a call when the one before has been answered.
-//! - Loss: a record is done when every comet that it is for has answered, has left, or was given up by name in a
-//!   counter; so what was read and not handed over when the process dies is read again by the next.
-//! - Isolation: comets have lanes of their own. One that does not answer fills its lanes; only when one of them is full does
-//!   reading stop, and then only until the comet is given up: from then on until it answers a probe, what is for it is
-//!   counted as undeliverable at once.
-//! - Bounds: every queue has one, and what is in flight has one in all, in records and in bytes.
+//! Invariants:
+//! - Order: messages with the same key, and messages of the same room, reach each comet in log
+//!   order. They share a lane, and a lane starts a call when the previous one has been answered.
+//! - Loss: a record is done when each of its comets has answered, has left, or is counted as
+//!   undeliverable. Records that are read but not delivered when the process crashes are read again
+//!   by the next one.
+//! - Isolation: comets have separate lanes. A comet that does not answer stops the reading only
+//!   when the in-flight limit is reached, and only until it is marked down. From then on its
+//!   messages are counted as undeliverable immediately, until it answers a probe.
+//! - Bounds: every queue is bounded, by itself or by the in-flight limit in records and bytes.
 
-mod at_once;
+mod completion;
 mod config;
+mod delivery;
 mod in_flight;
 mod intake;
 mod lane;
-mod lanes;
 mod losses;
 mod metrics;
 mod rooms;
 mod routing;
-mod silence;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -49,30 +50,30 @@ pub struct Job {
 }
 
 impl Job {
-    /// A job that reads from `reader` and knows the comets of `comets`. Nothing happens before [`Job::run`].
+    /// Creates a job that reads from `reader` and delivers to `comets`. It starts with
+    /// [`Job::run`].
     #[must_use]
     pub fn new(config: Config, reader: Box<dyn PushLogReader>, comets: Arc<dyn CometPool>) -> Self {
         Self { config, reader, comets, metrics: Arc::default() }
     }
 
-    /// Enters the job's metrics, all named `job_…`.
+    /// Registers the job's metrics, all named `job_…`.
     pub fn register_metrics(&self, registry: &mut Registry) {
         self.metrics.register(registry);
     }
 
-    /// Works until `shutdown` comes or the log ends, then hands over what it has read and returns.
-    /// That takes no longer than [`Config::drain_timeout`] after the last read batch was spread
-    /// over the lanes.
+    /// Runs until `shutdown` completes or the log ends, then delivers what it has read and returns.
     ///
-    /// A log that lives in this process should be closed rather than `shutdown` used: then
-    /// everything that was accepted is read and handed over first.
+    /// The delivery takes at most [`Config::drain_timeout`] after the last read. For a log in this
+    /// process, close the log instead of using `shutdown`: then every accepted record is read and
+    /// delivered first.
     ///
     /// # Errors
-    /// [`ReadError::Ended`] and [`ReadError::Fenced`], after the same hand-over: the reader is of
-    /// no more use.
+    /// [`ReadError::Ended`] and [`ReadError::Fenced`], after the same delivery. The reader cannot
+    /// be used again.
     ///
     /// # Cancel safety
-    /// Dropping the future ends all workers at once. What was not handed over is not marked as
+    /// Dropping the future ends all workers immediately. Undelivered records are not marked as
     /// done.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), ReadError> {
         intake::Intake::new(self.config, self.reader, self.comets, self.metrics).run(shutdown).await

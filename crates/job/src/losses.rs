@@ -1,41 +1,40 @@
-//! Messages that were dropped for comets that may be alive: since when they are to be told, and whether they are there to be told.
+//! Messages that were dropped for comets that may still be alive.
 //!
-//! A comet that is given up, or that leaves the list, has mostly died, and its sessions with it. One that was frozen or cut off comes back with
-//! all its sessions, and these do not know that they have missed something. So it is noted when the last message for a comet was
-//! dropped, and who takes the comet up again tells it. How long ago is all that is said: sessions that came after that have missed nothing, so
-//! that a comet that was started anew in the meantime has nobody to tell.
+//! A comet that is down or leaves the pool has mostly crashed, and its sessions with it. One that
+//! was frozen or partitioned returns with all its sessions, and these do not know that they missed
+//! messages. So the time of the last dropped message is recorded per comet, and reported when the
+//! comet is reachable again. The report holds only how long ago that was: sessions that started
+//! later missed nothing, so a comet that was restarted has no session to notify.
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use goim_ports::{Call, CometError, CometPool, CometPort, Operation, PacketBuf, Payload, ServerId};
+use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::config::CometConfig;
 use crate::metrics::Metrics;
 
-/// Comets that are remembered though they are gone. Of more than that the one that was gone longest is forgotten.
+/// The maximum number of comets to remember. Beyond it, the one with the oldest loss is forgotten.
 const COMETS_MAX: usize = 1024;
-/// How long. Whoever was away for longer was swept by logic, and hears of it so.
+/// How long an absent comet is remembered. Logic has expired its sessions long before.
 const REMEMBERED: Duration = Duration::from_secs(24 * 60 * 60);
-/// How fast sessions are told to look, on a comet that only knows that: far slower than syncs are answered.
-const LOOKS_PER_SECOND: NonZeroU32 = NonZeroU32::new(2_000).unwrap();
+/// Sessions per second that are asked to sync, on a comet without the call for losses. Comets
+/// answer syncs far faster.
+const SYNCS_PER_SECOND: NonZeroU32 = NonZeroU32::new(2_000).unwrap();
 
-/// When the last message for each comet was dropped, for those who are not told yet.
+/// The time of the last dropped message for each comet that is not notified yet.
 #[derive(Debug, Default)]
 pub(crate) struct Losses(Mutex<HashMap<ServerId, Instant>>);
 
 impl Losses {
-    fn all(&self) -> MutexGuard<'_, HashMap<ServerId, Instant>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A message for the comet was dropped.
-    pub(crate) fn note(&self, server: &ServerId, now: Instant) {
-        let mut all = self.all();
+    /// Records that a message for the comet was dropped.
+    pub(crate) fn record(&self, server: &ServerId, now: Instant) {
+        let mut all = self.0.lock();
         if let Some(last) = all.get_mut(server) {
             *last = now.max(*last);
             return;
@@ -47,84 +46,88 @@ impl Losses {
         all.insert(server.clone(), now);
     }
 
-    /// When the last was dropped, for who tells the comet.
+    /// Takes the time of the last dropped message, for the task that notifies the comet.
     pub(crate) fn take(&self, server: &ServerId) -> Option<Instant> {
-        self.all().remove(server)
+        self.0.lock().remove(server)
     }
 
-    /// Forgets comets that have been gone for very long.
-    fn forget_old(&self, now: Instant) {
-        self.all().retain(|_, last| now.saturating_duration_since(*last) < REMEMBERED);
+    fn remove_old(&self, now: Instant) {
+        self.0.lock().retain(|_, last| now.saturating_duration_since(*last) < REMEMBERED);
     }
 }
 
-/// Which comets were on the list, so that one that comes back is noticed.
+/// The comets that were in the pool, to detect the ones that return.
 #[derive(Default)]
 pub(crate) struct Presence {
-    /// Those that are there, and since when the others are gone.
-    known: HashMap<ServerId, Option<Instant>>,
+    /// `None` for a comet in the pool, otherwise the time since when it is absent.
+    absent_since: HashMap<ServerId, Option<Instant>>,
 }
 
 impl Presence {
-    /// Looks at the list. With `for_all`, messages for rooms or for all were spread since it was looked at last: who is not there has missed
-    /// them. Gives the comets that have come, or come back.
-    pub(crate) fn look(
+    /// Compares the pool with the last update. Returns the comets that are new or have returned.
+    ///
+    /// With `had_fan_out`, messages to rooms or to all sessions were dispatched since the last
+    /// update: absent comets have missed them.
+    pub(crate) fn update(
         &mut self,
         pool: &dyn CometPool,
         losses: &Losses,
-        for_all: bool,
+        had_fan_out: bool,
         now: Instant,
     ) -> Vec<ServerId> {
-        let mut here = pool.all();
-        let mut came = Vec::new();
-        for (server, gone) in &mut self.known {
-            let place = here.iter().position(|(known, _)| known == server);
-            match place.map(|place| here.swap_remove(place)) {
-                Some(_) if gone.take().is_some() => {
-                    // What was spread before it came may not have been for it.
-                    if for_all {
-                        losses.note(server, now);
+        let mut present = pool.all();
+        let mut added = Vec::new();
+        for (server, absent_since) in &mut self.absent_since {
+            let index = present.iter().position(|(known, _)| known == server);
+            match index.map(|index| present.swap_remove(index)) {
+                Some(_) if absent_since.take().is_some() => {
+                    // Messages that were dispatched before it returned may have skipped it.
+                    if had_fan_out {
+                        losses.record(server, now);
                     }
-                    came.push(server.clone());
+                    added.push(server.clone());
                 }
                 Some(_) => {}
                 None => {
-                    gone.get_or_insert(now);
-                    if for_all {
-                        losses.note(server, now);
+                    absent_since.get_or_insert(now);
+                    if had_fan_out {
+                        losses.record(server, now);
                     }
                 }
             }
         }
-        for (server, _) in here {
-            self.known.insert(server.clone(), None);
-            came.push(server);
+        for (server, _) in present {
+            self.absent_since.insert(server.clone(), None);
+            added.push(server);
         }
-        came
+        added
     }
 
-    /// True while somebody may come back.
-    pub(crate) fn misses_some(&self) -> bool {
-        self.known.values().any(Option::is_some)
+    /// Returns whether a comet is absent and may return.
+    pub(crate) fn has_absent(&self) -> bool {
+        self.absent_since.values().any(Option::is_some)
     }
 
-    /// Forgets comets that have been gone for very long, or of which there are too many.
-    pub(crate) fn forget_gone(&mut self, losses: &Losses, now: Instant) {
-        let is_old = |gone: &Option<Instant>| {
-            gone.is_some_and(|gone| now.saturating_duration_since(gone) >= REMEMBERED)
+    /// Forgets comets that have been absent for too long, or the oldest ones if they are too many.
+    pub(crate) fn remove_old(&mut self, losses: &Losses, now: Instant) {
+        let is_old = |absent_since: &Option<Instant>| {
+            absent_since.is_some_and(|since| now.saturating_duration_since(since) >= REMEMBERED)
         };
-        self.known.retain(|_, gone| !is_old(gone));
-        while self.known.len() > COMETS_MAX {
-            let gone = self.known.iter().filter_map(|(server, gone)| Some(((*gone)?, server.clone())));
-            let Some((_, oldest)) = gone.min() else { break };
-            self.known.remove(&oldest);
+        self.absent_since.retain(|_, absent_since| !is_old(absent_since));
+        while self.absent_since.len() > COMETS_MAX {
+            let absent =
+                self.absent_since.iter().filter_map(|(server, since)| Some(((*since)?, server.clone())));
+            let Some((_, oldest)) = absent.min() else { break };
+            self.absent_since.remove(&oldest);
         }
-        losses.forget_old(now);
+        losses.remove_old(now);
     }
 }
 
-/// Tells a comet that messages for it were dropped, the last one at `last`. False when it did not hear it.
-pub(crate) async fn tell(
+/// Notifies a comet that messages for it were dropped, the last one at `last`.
+///
+/// Returns false if the comet was not reached.
+pub(crate) async fn report(
     server: &ServerId,
     last: Instant,
     pool: &Arc<dyn CometPool>,
@@ -133,26 +136,26 @@ pub(crate) async fn tell(
 ) -> bool {
     for _ in 0..=config.retries_max {
         let Some(comet) = pool.get(server) else { return false };
-        let answer = match within(config, comet.messages_missed(last.elapsed())).await {
-            Err(CometError::Unsupported) => within(config, look(&*comet)).await,
+        let answer = match with_deadline(config, comet.messages_missed(last.elapsed())).await {
+            Err(CometError::Unsupported) => with_deadline(config, request_syncs(&*comet)).await,
             answer => answer,
         };
         match answer {
             Ok(()) => {
-                metrics.losses_told.inc();
+                metrics.losses_notified.inc();
                 return true;
             }
             Err(CometError::Unavailable(_) | CometError::Timeout | CometError::Busy { .. }) => {
                 sleep(config.retry_backoff).await;
             }
-            // It will say the same again.
+            // A repeated call would get the same answer.
             Err(CometError::Unsupported | CometError::Invalid(_)) => return true,
         }
     }
     false
 }
 
-async fn within(config: &CometConfig, call: Call<Result<(), CometError>>) -> Result<(), CometError> {
+async fn with_deadline(config: &CometConfig, call: Call<Result<(), CometError>>) -> Result<(), CometError> {
     match call {
         Call::Ready(answer) => answer,
         Call::Pending(answer) => {
@@ -161,14 +164,15 @@ async fn within(config: &CometConfig, call: Call<Result<(), CometError>>) -> Res
     }
 }
 
-/// For a comet that does not know more: whoever syncs on it looks. When it does not take that either, clients find what they have missed when
-/// they look by themselves.
-fn look(comet: &dyn CometPort) -> Call<Result<(), CometError>> {
+/// Asks all sessions to sync, on a comet without the call for losses.
+///
+/// If the comet refuses this too, clients find the missed messages with their next regular sync.
+fn request_syncs(comet: &dyn CometPort) -> Call<Result<(), CometError>> {
     comet.broadcast(goim_ports::Broadcast {
         operation: Operation::NOTIFY,
         payload: Payload::plain(PacketBuf::push(Operation::NOTIFY, Bytes::new())),
         accepted_at: None,
-        speed: Some(LOOKS_PER_SECOND),
+        speed: Some(SYNCS_PER_SECOND),
     })
 }
 
@@ -177,15 +181,15 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_remembered_has_an_end() {
+    async fn the_number_of_comets_is_bounded_and_entries_expire() {
         let losses = Losses::default();
         for number in 0..2 * COMETS_MAX {
-            losses.note(&ServerId::from(format!("c{number}")), Instant::now());
+            losses.record(&ServerId::from(format!("c{number}")), Instant::now());
             tokio::time::advance(Duration::from_millis(1)).await;
         }
-        assert_eq!(losses.all().len(), COMETS_MAX);
+        assert_eq!(losses.0.lock().len(), COMETS_MAX);
         assert!(losses.take(&"c0".into()).is_none() && losses.take(&"c2047".into()).is_some());
-        losses.forget_old(Instant::now() + REMEMBERED);
-        assert!(losses.all().is_empty());
+        losses.remove_old(Instant::now() + REMEMBERED);
+        assert!(losses.0.lock().is_empty());
     }
 }

@@ -1,11 +1,14 @@
-//! Which comets a room's messages need not go to, because nobody of the room is there.
+//! Which comets a room's messages may skip because they have no session in the room.
 //!
-//! What is known of a comet's rooms may be old, so absence is never taken from it: a message for a room that is not known there is
-//! parked, the comet is asked for its news, and only an answer to a question that was asked after the message had been read decides. Who was in
-//! the room when the message was accepted is then in the answer, however slow the way is. That a room is known is enough
-//! to send at once. A comet that cannot tell (one of goim's, one with too many rooms, one that does not answer) gets everything.
+//! A comet's room set may be stale, so absence is never inferred from it. A message for a room that
+//! is not in the set is held back, the comet is queried for changes, and only a reply to a query
+//! that was sent after the message had been read decides. That reply contains every session that
+//! was in the room when the message was accepted. Presence in the set is enough to send
+//! immediately: a stale entry costs one call, not a message. A comet that cannot answer (goim's,
+//! one with too many rooms, one that does not respond) gets everything.
 
 use std::collections::{HashMap, VecDeque};
+use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,191 +16,196 @@ use goim_ports::{Call, CometError, CometPool, RoomId, RoomsDelta, RoomsRevision,
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
-use crate::lanes::Assignment;
+use crate::delivery::Delivery;
 use crate::metrics::Metrics;
 
-/// The least time between two questions to one comet: what comes meanwhile is decided by one answer.
-const ASK_INTERVAL: Duration = Duration::from_millis(10);
-/// How long news may be left alone while the comet is sent to: rooms that have gone are sent to that long in vain.
+/// The minimum time between two queries to a comet. Messages that arrive meanwhile share the next
+/// reply.
+const QUERY_INTERVAL: Duration = Duration::from_millis(10);
+/// The maximum age of a room set in use. Rooms that became empty get useless calls for this long.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
-/// How long an answer may take.
-const ASK_DEADLINE: Duration = Duration::from_secs(1);
-/// How long a comet is not asked again that did not answer.
-const SILENT_FOR: Duration = Duration::from_secs(1);
-/// How long one is not asked again that does not know the question, or has too many rooms.
-const UNABLE_FOR: Duration = Duration::from_secs(60);
+/// The timeout of a query.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a comet that did not reply gets everything before the next query.
+const BROADCAST_AFTER_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a comet without the query, or with too many rooms, gets everything before the next
+/// query.
+const BROADCAST_IF_UNSUPPORTED: Duration = Duration::from_secs(60);
 
-/// What is known of the rooms of all comets.
+/// The room sets of all comets, and the deliveries that wait for a reply.
 pub(crate) struct Routing {
     pool: Arc<dyn CometPool>,
     metrics: Arc<Metrics>,
-    comets: HashMap<ServerId, View>,
-    tell: mpsc::UnboundedSender<Answer>,
-    /// At most one for each comet.
-    answers: mpsc::UnboundedReceiver<Answer>,
+    comets: HashMap<ServerId, RoomSet>,
+    reply_sender: mpsc::UnboundedSender<Reply>,
+    /// At most one per comet.
+    replies: mpsc::UnboundedReceiver<Reply>,
 }
 
-/// The answer of one comet.
-pub(crate) struct Answer {
+/// A comet's reply to a query.
+pub(crate) struct Reply {
     server: ServerId,
-    news: Result<RoomsDelta, CometError>,
+    changes: Result<RoomsDelta, CometError>,
 }
 
-/// What is known of one comet's rooms.
+/// One comet's rooms, as of its last reply.
 #[derive(Default)]
-struct View {
+struct RoomSet {
     version: RoomsRevision,
-    /// With the stripe of the comet that each is in.
+    /// The rooms, each with its stripe on the comet.
     rooms: HashMap<RoomId, u32>,
     /// The comet gets everything until then.
-    blind_until: Option<Instant>,
-    /// Batches of rooms that are not known here, one of each at most: the next gathers until this one's way is decided.
-    parked: VecDeque<(RoomId, Assignment)>,
-    /// How many were there when the question that is out was asked.
-    asked: Option<usize>,
-    last_asked: Option<Instant>,
-    /// Sent to since it was asked last.
+    broadcast_until: Option<Instant>,
+    /// Batches of rooms that are not in the set, oldest first. At most one per room: the next batch
+    /// of a room leaves only when this one has completed.
+    pending: VecDeque<(RoomId, Delivery)>,
+    /// The length of `pending` when the open query was sent; `None` without an open query.
+    queried: Option<usize>,
+    last_query: Option<Instant>,
+    /// Whether a batch was routed since the last query.
     is_used: bool,
 }
 
 impl Routing {
     pub(crate) fn new(pool: Arc<dyn CometPool>, metrics: Arc<Metrics>) -> Self {
-        let (tell, answers) = mpsc::unbounded_channel();
-        Self { pool, metrics, comets: HashMap::new(), tell, answers }
+        let (reply_sender, replies) = mpsc::unbounded_channel();
+        Self { pool, metrics, comets: HashMap::new(), reply_sender, replies }
     }
 
-    /// Takes a room's batch for one comet: what can leave now goes to `out`.
-    pub(crate) fn route(
-        &mut self,
-        room: &RoomId,
-        assignment: Assignment,
-        now: Instant,
-        out: &mut Vec<Assignment>,
-    ) {
-        let view = self.comets.entry(assignment.server.clone()).or_default();
-        view.is_used = true;
-        let is_blind = view.blind_until.is_some_and(|until| until > now);
-        if is_blind || view.rooms.contains_key(room) {
-            out.push(assignment);
+    /// Routes a room's batch to its comet: it is added to `out`, or waits for a reply.
+    pub(crate) fn route(&mut self, room: &RoomId, delivery: Delivery, now: Instant, out: &mut Vec<Delivery>) {
+        let set = self.comets.entry(delivery.server.clone()).or_default();
+        set.is_used = true;
+        let is_broadcast = set.broadcast_until.is_some_and(|until| until > now);
+        if is_broadcast || set.rooms.contains_key(room) {
+            // This cannot overtake a pending batch of the room: none is dispatched while one is
+            // pending.
+            out.push(delivery);
         } else {
-            view.parked.push_back((room.clone(), assignment));
+            set.pending.push_back((room.clone(), delivery));
         }
     }
 
-    /// Asks the comets that should be asked now.
-    pub(crate) fn ask(&mut self, now: Instant) {
-        for (server, view) in &mut self.comets {
-            if view.due(now).is_none_or(|due| due > now) {
+    /// Queries the comets that are due.
+    pub(crate) fn send_queries(&mut self, now: Instant) {
+        for (server, set) in &mut self.comets {
+            if set.next_query(now).is_none_or(|due| due > now) {
                 continue;
             }
-            view.asked = Some(view.parked.len());
-            (view.last_asked, view.is_used) = (Some(now), false);
-            let question = self.pool.get(server).map(|comet| comet.rooms_since(view.version.clone()));
-            let (tell, server) = (self.tell.clone(), server.clone());
+            // The reply decides for these batches only. A batch that is added later may be for a
+            // session that joined after the comet has put its reply together.
+            set.queried = Some(set.pending.len());
+            (set.last_query, set.is_used) = (Some(now), false);
+            let query = self.pool.get(server).map(|comet| comet.rooms_since(set.version.clone()));
+            let (reply_sender, server) = (self.reply_sender.clone(), server.clone());
             tokio::spawn(async move {
-                let news = match question {
-                    None => Err(CometError::Unavailable("it has gone".to_owned())),
-                    Some(Call::Ready(news)) => news,
-                    Some(Call::Pending(news)) => {
-                        timeout(ASK_DEADLINE, news).await.unwrap_or(Err(CometError::Timeout))
+                let changes = match query {
+                    None => Err(CometError::Unavailable("it has left the pool".to_owned())),
+                    Some(Call::Ready(changes)) => changes,
+                    Some(Call::Pending(changes)) => {
+                        timeout(QUERY_TIMEOUT, changes).await.unwrap_or(Err(CometError::Timeout))
                     }
                 };
-                // Nobody is there any more when the job ends.
-                let _ = tell.send(Answer { server, news });
+                // Fails only after the job has ended.
+                let _ = reply_sender.send(Reply { server, changes });
             });
         }
     }
 
-    /// When [`Routing::ask`] has something to do next.
-    pub(crate) fn next_due(&self, now: Instant) -> Option<Instant> {
-        self.comets.values().filter_map(|view| view.due(now)).min()
+    /// Returns when [`Routing::send_queries`] has the next query to send.
+    pub(crate) fn next_query(&self, now: Instant) -> Option<Instant> {
+        self.comets.values().filter_map(|set| set.next_query(now)).min()
     }
 
-    /// The next answer.
+    /// Waits for the next reply.
     ///
     /// # Cancel safety
-    /// Nothing is lost when the future is dropped.
-    pub(crate) async fn answer(&mut self) -> Answer {
-        match self.answers.recv().await {
-            Some(answer) => answer,
-            // There is always a sender: this.
+    /// Dropping the future loses no reply.
+    pub(crate) async fn reply(&mut self) -> Reply {
+        match self.replies.recv().await {
+            Some(reply) => reply,
+            // Unreachable: this struct holds a sender.
             None => std::future::pending().await,
         }
     }
 
-    /// Takes an answer in, and decides what was parked before its question.
-    pub(crate) fn learn(&mut self, answer: Answer, now: Instant, out: &mut Vec<Assignment>) {
-        let Some(view) = self.comets.get_mut(&answer.server) else { return };
-        let decided = view.asked.take().unwrap_or(0);
-        match answer.news {
-            Ok(news) => {
-                view.learn(news);
-                let saved = view.decide(decided, out);
-                self.metrics.room_calls_saved.inc_by(saved);
+    /// Applies a reply, and resolves the batches that were pending when its query was sent.
+    pub(crate) fn on_reply(&mut self, reply: Reply, now: Instant, out: &mut Vec<Delivery>) {
+        let Some(set) = self.comets.get_mut(&reply.server) else { return };
+        let queried = set.queried.take().unwrap_or(0);
+        match reply.changes {
+            Ok(changes) => {
+                set.apply(changes);
+                let skipped = set.resolve(queried, out);
+                self.metrics.room_dispatches_skipped.inc_by(skipped);
             }
             Err(error) => {
-                let pause = if matches!(error, CometError::Unsupported | CometError::Invalid(_)) {
-                    UNABLE_FOR
-                } else {
-                    SILENT_FOR
+                let pause = match error {
+                    CometError::Unsupported | CometError::Invalid(_) => BROADCAST_IF_UNSUPPORTED,
+                    _ => BROADCAST_AFTER_TIMEOUT,
                 };
-                tracing::debug!(server = %answer.server, %error, "a comet cannot tell its rooms and gets all messages");
-                let parked = std::mem::take(&mut view.parked);
-                out.extend(parked.into_iter().map(|(_, assignment)| assignment));
-                *view = View { blind_until: Some(now + pause), ..View::default() };
+                tracing::debug!(server = %reply.server, %error, "comet does not report its rooms; it gets all room messages");
+                let pending = mem::take(&mut set.pending);
+                out.extend(pending.into_iter().map(|(_, delivery)| delivery));
+                // The set is dropped with its version: the next query asks for all rooms again.
+                *set = RoomSet { broadcast_until: Some(now + pause), ..RoomSet::default() };
             }
         }
     }
 
-    /// Everything that is parked, for the end: nobody waits for answers then.
-    pub(crate) fn take_all(&mut self) -> Vec<Assignment> {
-        let views = std::mem::take(&mut self.comets);
-        views.into_values().flat_map(|view| view.parked).map(|(_, assignment)| assignment).collect()
+    /// Takes all pending batches, for the drain: it does not wait for replies.
+    pub(crate) fn take_all(&mut self) -> Vec<Delivery> {
+        let sets = mem::take(&mut self.comets);
+        sets.into_values().flat_map(|set| set.pending).map(|(_, delivery)| delivery).collect()
     }
 
-    /// Forgets comets that have left the pool.
-    pub(crate) fn forget_gone(&mut self) {
-        self.comets.retain(|server, view| !view.parked.is_empty() || self.pool.get(server).is_some());
+    /// Removes comets that left the pool.
+    pub(crate) fn remove_departed(&mut self) {
+        self.comets.retain(|server, set| !set.pending.is_empty() || self.pool.get(server).is_some());
     }
 }
 
-impl View {
-    /// When it should be asked; `now` for one that never was.
-    fn due(&self, now: Instant) -> Option<Instant> {
-        let is_of_interest = self.is_used || !self.parked.is_empty();
-        if self.asked.is_some() || !is_of_interest {
+impl RoomSet {
+    /// Returns when the comet should be queried next: `now` for the first query, `None` if no query
+    /// is needed.
+    fn next_query(&self, now: Instant) -> Option<Instant> {
+        let is_needed = self.is_used || !self.pending.is_empty();
+        if self.queried.is_some() || !is_needed {
             return None;
         }
-        // Nothing is parked while it is blind.
-        let pause = if self.parked.is_empty() { REFRESH_INTERVAL } else { ASK_INTERVAL };
-        let next = self.last_asked.map_or(now, |last| last + pause);
-        Some(self.blind_until.map_or(next, |until| next.max(until)))
+        // Pending batches need a reply soon. Otherwise the query only refreshes the set.
+        let pause = if self.pending.is_empty() { REFRESH_INTERVAL } else { QUERY_INTERVAL };
+        let next = self.last_query.map_or(now, |last| last + pause);
+        // No batch is pending while the comet gets everything, so this delays no message.
+        Some(self.broadcast_until.map_or(next, |until| next.max(until)))
     }
 
-    fn learn(&mut self, news: RoomsDelta) {
-        self.blind_until = None;
-        self.version = news.version;
-        for stripe in news.stripes {
+    fn apply(&mut self, changes: RoomsDelta) {
+        self.broadcast_until = None;
+        self.version = changes.version;
+        for stripe in changes.stripes {
             if stripe.complete {
                 self.rooms.retain(|_, of| *of != stripe.stripe);
             }
-            for gone in &stripe.removed {
-                self.rooms.remove(gone);
+            for room in &stripe.removed {
+                self.rooms.remove(room);
             }
             self.rooms.extend(stripe.added.into_iter().map(|room| (room, stripe.stripe)));
         }
     }
 
-    /// The first `count` of what is parked leave, or are for nobody. Gives the number of the latter.
-    fn decide(&mut self, count: usize, out: &mut Vec<Assignment>) -> u64 {
-        let mut saved = 0;
-        for (room, assignment) in self.parked.drain(..count.min(self.parked.len())) {
+    /// Sends or skips the first `count` pending batches. Returns the number of skipped ones.
+    ///
+    /// Dropping a skipped delivery completes its records: the comet has no receiver.
+    fn resolve(&mut self, count: usize, out: &mut Vec<Delivery>) -> u64 {
+        let mut skipped = 0;
+        for (room, delivery) in self.pending.drain(..count.min(self.pending.len())) {
             if self.rooms.contains_key(&room) {
-                out.push(assignment);
+                out.push(delivery);
             } else {
-                saved += 1;
+                skipped += 1;
             }
         }
-        saved
+        skipped
     }
 }

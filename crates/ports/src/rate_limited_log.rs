@@ -1,6 +1,7 @@
 //! Limits how often one log line is written.
 //!
-//! A dependency that is down would otherwise log a line for every request. Metrics count every failure.
+//! A dependency that is down would otherwise log a line for every request. Metrics count every
+//! failure.
 
 use std::time::{Duration, Instant};
 
@@ -22,8 +23,8 @@ struct LogWindow {
 }
 
 impl RateLimitedLog {
-    /// Returns the number of lines suppressed since the last one when the line may be written at `now`, otherwise
-    /// counts it as suppressed and returns `None`.
+    /// Returns the number of lines suppressed since the last one when the line may be written at
+    /// `now`, otherwise counts it as suppressed and returns `None`.
     pub fn try_log(&self, now: Instant) -> Option<u64> {
         let mut window = self.0.lock();
         if window.logged_at.is_some_and(|at| now.saturating_duration_since(at) < INTERVAL) {

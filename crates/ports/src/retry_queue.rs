@@ -1,7 +1,8 @@
 //! A bounded queue of items that are sent in batches until the receiver takes them.
 //!
-//! Owns the bound, the batches and the pause after a failure. Does no I/O and has no clock: the caller sends the batch
-//! and sleeps. Producers never wait. What is queued is lost with the process.
+//! Owns the bound, the batches and the pause after a failure. Does no I/O and has no clock: the
+//! caller sends the batch and sleeps. Producers never wait. What is queued is lost with the
+//! process.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -69,7 +70,8 @@ impl<T: Clone> RetryQueue<T> {
         has_room
     }
 
-    /// Returns the oldest items, as many as a batch may have. They stay queued until [`RetryQueue::sent`].
+    /// Returns the oldest items, as many as a batch may have. They stay queued until
+    /// [`RetryQueue::sent`].
     #[must_use]
     pub fn batch(&self) -> Vec<T> {
         self.state.lock().items.iter().take(self.rules.batch_max.max(1)).cloned().collect()

@@ -97,7 +97,7 @@ impl Shard {
                 let connection = &mut self.connections[slot];
                 tracing::debug!(remote = %connection.remote(), %error, "no session");
                 if error.negotiated {
-                    connection.session.is_known_extended();
+                    connection.session.mark_negotiated();
                 }
                 self.refuse(slot, error.reason.into());
             }

@@ -273,7 +273,7 @@ mod tests {
     use goim_ports::{Operation, PacketBuf};
 
     use super::*;
-    use crate::connection::open_for_test;
+    use crate::connection::testing::open_session;
 
     const LIMIT: QueueLimit = QueueLimit { bytes_max: 1024 * 1024, policy: SlowConsumerPolicy::DropNewest };
 
@@ -285,7 +285,7 @@ mod tests {
         let mut connections = Connections::default();
         (0..count).for_each(|_| {
             let generation = connections.next_generation();
-            connections.insert(open_for_test(generation));
+            connections.insert(open_session(generation));
         });
         connections
     }

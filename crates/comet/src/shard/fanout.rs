@@ -4,7 +4,7 @@
 //! to `egress`.
 
 use goim_ports::{Operation, RoomId, StoredAt};
-use goim_session::{Admission, CloseReason, QueueLimit};
+use goim_session::{Admission, CloseReason, EncodedPush, QueueLimit};
 
 use super::Shard;
 use super::egress::Stage;
@@ -180,6 +180,22 @@ impl Shard {
         }
     }
 
+    /// Returns the variant of a push that a session gets; `None` when it reads none of the bodies.
+    #[inline]
+    fn variant_for<'a>(&self, connection: &Connection, push: &'a Outgoing) -> Option<&'a EncodedPush> {
+        // A push has no field for its sender. A v2 client never learns it; one that syncs learns it
+        // from the notification.
+        let tells_sender = |stored: &&StoredAt| {
+            !stored.sender.is_anonymous()
+                && connection.session.is_negotiated()
+                && !self.shared.profiles.syncs(connection.profile)
+        };
+        match push.stored().filter(tells_sender) {
+            Some(stored) => push.with_sender(stored),
+            None => push.for_profile(connection.profile, &self.shared.profiles),
+        }
+    }
+
     /// Queues a push on one session and has it flushed. Returns its length in bytes; `None` when
     /// the session did not take it.
     pub(super) fn deliver(
@@ -189,27 +205,16 @@ impl Shard {
         limit: QueueLimit,
         stage: Stage,
     ) -> Option<usize> {
-        let connection = self.connections.get_mut(slot)?;
-        // Most pushes are of no timeline: they take the short way through the next two conditions.
+        let connection = self.connections.get(slot)?;
+        // Most pushes are of no timeline: they skip this condition, and the one in `variant_for`.
         if let Some(stored) = push.stored()
             && self.shared.profiles.syncs(connection.profile)
             && self.hold_notification(slot, stored)
         {
             return None;
         }
-        let connection = self.connections.get_mut(slot)?;
-        // A push has no field for its sender. A v2 client never learns it; one that syncs learns it
-        // from the notification.
-        let tells_sender = |stored: &&StoredAt| {
-            !stored.sender.is_anonymous()
-                && connection.session.is_extended()
-                && !self.shared.profiles.syncs(connection.profile)
-        };
-        let push = match push.stored().filter(tells_sender) {
-            Some(stored) => push.with_sender(stored),
-            None => push.for_profile(connection.profile, &self.shared.profiles),
-        };
-        let Some(push) = push else {
+        let connection = self.connections.get(slot)?;
+        let Some(push) = self.variant_for(connection, push) else {
             self.stats.dropped(Drop::Unreadable, 1);
             return None;
         };

@@ -28,7 +28,7 @@ impl Shard {
         let connection = &self.connections[slot];
         let Some(identity) = connection.identity.clone() else { return };
         let id = self.connections.id(slot);
-        let negotiated = connection.session.is_extended();
+        let negotiated = connection.session.is_negotiated();
         if negotiated && Self::is_timeline_request(packet.operation) {
             return self.request_timeline(slot, packet);
         }
@@ -85,7 +85,7 @@ impl Shard {
             }
         };
         let connection = &mut self.connections[slot];
-        let negotiated = connection.session.is_extended();
+        let negotiated = connection.session.is_negotiated();
         if negotiated && connection.session.awaited_operation().is_some_and(Self::is_timeline_request) {
             return self.reply_timeline(slot, &body);
         }

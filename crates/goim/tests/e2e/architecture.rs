@@ -205,8 +205,8 @@ fn protocol_code_declares_no_std() {
 /// Modules that distinguish TCP, WebSocket and TLS, with the reason. All others handle any kind of
 /// connection.
 const KNOWS_TRANSPORTS: [(&str, &str); 8] = [
-    ("crates/comet/src/listener.rs", "the table of the kinds of listeners"),
     ("crates/comet/src/transport.rs", "the one module that does"),
+    ("crates/comet/src/listener.rs", "the table of listener kinds"),
     ("crates/comet/src/tls.rs", "below transport"),
     ("crates/comet/src/tls", "below transport"),
     ("crates/session/src/framing.rs", "the one module that does"),

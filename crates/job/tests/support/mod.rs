@@ -1,5 +1,5 @@
-//! A push log and comets that a test drives and looks into.
-#![allow(dead_code, reason = "each test file uses its part")]
+//! A push log and comets that a test controls and inspects.
+#![allow(dead_code, reason = "each test file uses a part")]
 #![allow(clippy::unwrap_used, reason = "this is test code")]
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-/// A job at work, with both of its ends in the test's hands.
+/// A running job between a push log and comets that the test controls.
 pub(crate) struct Rig {
     log: Option<mpsc::UnboundedSender<Result<Vec<LogEntry>, ReadError>>>,
     next_offset: i64,
@@ -71,7 +71,7 @@ impl Rig {
         Self { log, next_offset: 0, done, unread, pool, shutdown, job, registry, start: Instant::now() }
     }
 
-    /// Appends records that are read together.
+    /// Appends records that are returned by one read.
     pub(crate) fn append(&mut self, records: Vec<PushRecord>) {
         *self.unread.lock().unwrap() += records.len();
         let entries = records.into_iter().map(|record| {
@@ -87,21 +87,21 @@ impl Rig {
         self.log.as_ref().expect("open").send(Err(error)).expect("the job reads");
     }
 
-    /// Somebody else reads in its place.
-    pub(crate) fn shut_out(&self) {
+    /// Fails the next read: another reader has replaced this one.
+    pub(crate) fn fence(&self) {
         let error = ReadError::Fenced("test".to_owned());
         self.log.as_ref().expect("open").send(Err(error)).expect("the job reads");
     }
 
-    /// Waits until it says that it was shut out.
-    pub(crate) async fn shut_out_ended(&mut self) -> Result<(), ReadError> {
+    /// Waits until the job has ended, and returns its result.
+    pub(crate) async fn fenced(&mut self) -> Result<(), ReadError> {
         (&mut self.job).await.expect("the job does not panic")
     }
 
-    /// Offset of the last record that the job has called done.
+    /// The offset of the last position that the job has reported as done.
     pub(crate) fn done(&self) -> Option<i64> {
         let done = self.done.lock().unwrap();
-        assert!(done.is_sorted(), "positions go up: {done:?}");
+        assert!(done.is_sorted(), "positions ascend: {done:?}");
         done.last().map(|position| position.offset)
     }
 
@@ -121,12 +121,12 @@ impl Rig {
         self.log.take();
     }
 
-    /// Waits for the job's end.
+    /// Waits until the job has ended without an error.
     pub(crate) async fn ended(&mut self) {
-        (&mut self.job).await.expect("the job does not panic").expect("nobody has shut it out");
+        (&mut self.job).await.expect("the job does not panic").expect("no other reader has replaced it");
     }
 
-    /// Ends the log and waits until the job has worked it off.
+    /// Ends the log and waits until the job has delivered everything.
     pub(crate) async fn finish(&mut self) {
         self.end_log();
         self.ended().await;
@@ -136,12 +136,12 @@ impl Rig {
     pub(crate) async fn until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
         let start = Instant::now();
         while !condition(self) {
-            assert!(start.elapsed() < Duration::from_secs(600), "in vain: {what}");
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            assert!(start.elapsed() < Duration::from_secs(600), "timed out: {what}");
+            pass(Duration::from_millis(1)).await;
         }
     }
 
-    /// A metric's value as the text format has it, for example `job_handovers_total{result="delivered"}`.
+    /// The value of a metric in the text format, such as `job_retries_total`.
     pub(crate) fn metric(&self, name: &str) -> f64 {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
@@ -150,9 +150,14 @@ impl Rig {
     }
 }
 
-/// Lets everything happen that can happen without time passing.
+/// Runs everything that can run without time passing.
 pub(crate) async fn settle() {
-    tokio::time::sleep(Duration::from_nanos(1)).await;
+    pass(Duration::from_nanos(1)).await;
+}
+
+/// Lets virtual time pass. It costs no real time, because the clock of these tests is paused.
+pub(crate) async fn pass(time: Duration) {
+    tokio::time::sleep(time).await;
 }
 
 #[derive(Default)]
@@ -178,18 +183,18 @@ impl CometPool for Pool {
     }
 }
 
-/// How a comet answers.
+/// How a comet answers a call.
 #[derive(Debug, Clone)]
 pub(crate) enum Mode {
-    AtOnce,
-    /// After this time.
+    Immediate,
+    /// Accepts the push after this time.
     After(Duration),
     Never,
     Fails(CometError),
     Panics,
 }
 
-/// A comet that writes down what it gets.
+/// A comet that records what it receives.
 #[derive(Default)]
 pub(crate) struct Recorder {
     state: Arc<Mutex<Record>>,
@@ -197,29 +202,31 @@ pub(crate) struct Recorder {
 
 #[derive(Default)]
 struct Record {
-    /// Modes of the next calls; then `mode`.
+    /// The modes of the next calls. Later calls use `mode`.
     next: VecDeque<Mode>,
     mode: Option<Mode>,
-    calls: Vec<Got>,
-    asked: usize,
-    /// Pushes that each of the next calls for many takes at once; further ones take none.
-    at_once: VecDeque<usize>,
-    /// Takes many in one call; how many came in each.
-    many: Option<Vec<usize>>,
-    /// Can be told that messages were dropped; how long ago the last of them was, each time.
-    missed: Option<Vec<Duration>>,
-    /// Where somebody is; a comet without this cannot tell.
+    received: Vec<Received>,
+    attempts: usize,
+    /// Queries for rooms.
+    queries: usize,
+    /// The number of pushes that each of the next fast-path calls accepts. Later calls accept none.
+    accept_now: VecDeque<usize>,
+    /// The size of each call with several pushes; `None` if the comet does not have the call.
+    groups: Option<Vec<usize>>,
+    /// The age of the last dropped message in each loss report; `None` without the call.
+    loss_reports: Option<Vec<Duration>>,
+    /// The rooms with sessions; `None` if the comet does not have the query.
     rooms: Option<BTreeSet<String>>,
-    /// How long an answer about rooms takes; it is true of the moment of the question.
+    /// The delay of a reply about rooms. It has the rooms of the moment of the query.
     rooms_delay: Duration,
 }
 
-/// A message that a comet took.
+/// A message that a comet has accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Got {
+pub(crate) struct Received {
     /// `key:…,…`, `room:…` or `all`.
     pub(crate) to: String,
-    /// The bodies of the inner packets.
+    /// The bodies of the packets in the batch.
     pub(crate) bodies: Vec<String>,
     pub(crate) operation: Option<Operation>,
     pub(crate) speed: Option<u32>,
@@ -236,14 +243,14 @@ impl Recorder {
         Arc::new(comet)
     }
 
-    /// Takes the word that messages were dropped for it.
-    pub(crate) fn hears_of_losses(&self) {
-        self.state.lock().unwrap().missed = Some(Vec::new());
+    /// Accepts reports of dropped messages from now on.
+    pub(crate) fn accept_loss_reports(&self) {
+        self.state.lock().unwrap().loss_reports = Some(Vec::new());
     }
 
-    /// How long ago the last of the messages was that were dropped for it, each time that it was told.
-    pub(crate) fn missed(&self) -> Vec<Duration> {
-        self.state.lock().unwrap().missed.clone().unwrap_or_default()
+    /// The age of the last dropped message in each report.
+    pub(crate) fn loss_reports(&self) -> Vec<Duration> {
+        self.state.lock().unwrap().loss_reports.clone().unwrap_or_default()
     }
 
     pub(crate) fn set(&self, mode: Mode) {
@@ -254,120 +261,127 @@ impl Recorder {
         self.state.lock().unwrap().next.extend(modes);
     }
 
-    /// Each of the next calls that bring many pushes takes so many of them at once.
-    pub(crate) fn take_at_once(&self, counts: impl IntoIterator<Item = usize>) {
-        self.state.lock().unwrap().at_once.extend(counts);
+    /// Sets how many pushes each of the next fast-path calls accepts.
+    pub(crate) fn accept_now(&self, counts: impl IntoIterator<Item = usize>) {
+        self.state.lock().unwrap().accept_now.extend(counts);
     }
 
-    /// Takes many pushes in one call.
-    pub(crate) fn takes_many(&self) {
-        self.state.lock().unwrap().many = Some(Vec::new());
+    /// Accepts several pushes in one call from now on.
+    pub(crate) fn accept_groups(&self) {
+        self.state.lock().unwrap().groups = Some(Vec::new());
     }
 
-    /// How many pushes came in each call that brought many.
-    pub(crate) fn many(&self) -> Vec<usize> {
-        self.state.lock().unwrap().many.clone().unwrap_or_default()
+    /// The number of pushes in each call with several.
+    pub(crate) fn group_sizes(&self) -> Vec<usize> {
+        self.state.lock().unwrap().groups.clone().unwrap_or_default()
     }
 
-    /// Somebody is in these rooms, and in no others.
-    pub(crate) fn has_rooms(&self, rooms: &[&str]) {
+    /// Sets the rooms that have sessions.
+    pub(crate) fn set_rooms(&self, rooms: &[&str]) {
         self.state.lock().unwrap().rooms = Some(rooms.iter().map(|room| (*room).to_owned()).collect());
     }
 
-    /// An answer about rooms takes so long.
-    pub(crate) fn tells_rooms_after(&self, delay: Duration) {
+    /// Sets the delay of replies about rooms.
+    pub(crate) fn set_rooms_delay(&self, delay: Duration) {
         self.state.lock().unwrap().rooms_delay = delay;
     }
 
-    /// What it took, in the order in which it took it.
-    pub(crate) fn got(&self) -> Vec<Got> {
-        self.state.lock().unwrap().calls.clone()
+    /// What it has accepted, in order.
+    pub(crate) fn received(&self) -> Vec<Received> {
+        self.state.lock().unwrap().received.clone()
     }
 
-    /// `to: body body` of what it took.
+    /// `to: body body` for each accepted message.
     pub(crate) fn summary(&self) -> Vec<String> {
-        self.got().iter().map(|got| format!("{}: {}", got.to, got.bodies.join(" "))).collect()
+        self.received().iter().map(|got| format!("{}: {}", got.to, got.bodies.join(" "))).collect()
     }
 
-    /// How often it was asked to take something, successfully or not.
-    pub(crate) fn asked(&self) -> usize {
-        self.state.lock().unwrap().asked
+    /// The number of pushes to it, accepted or not.
+    pub(crate) fn attempts(&self) -> usize {
+        self.state.lock().unwrap().attempts
     }
 
-    fn answer(&self, got: Got) -> Call<Result<(), CometError>> {
+    /// The number of queries for its rooms.
+    pub(crate) fn queries(&self) -> usize {
+        self.state.lock().unwrap().queries
+    }
+
+    fn answer(&self, received: Received) -> Call<Result<(), CometError>> {
         let mut state = self.state.lock().unwrap();
-        state.asked += 1;
-        let mode = state.next.pop_front().or_else(|| state.mode.clone()).unwrap_or(Mode::AtOnce);
+        state.attempts += 1;
+        let mode = state.next.pop_front().or_else(|| state.mode.clone()).unwrap_or(Mode::Immediate);
         let shared = Arc::clone(&self.state);
         match mode {
-            Mode::AtOnce => {
-                state.calls.push(got);
+            Mode::Immediate => {
+                state.received.push(received);
                 Call::Ready(Ok(()))
             }
             Mode::After(delay) => Call::pending(async move {
-                tokio::time::sleep(delay).await;
-                shared.lock().unwrap().calls.push(got);
+                pass(delay).await;
+                shared.lock().unwrap().received.push(received);
                 Ok(())
             }),
             Mode::Never => Call::pending(std::future::pending()),
             Mode::Fails(error) => Call::Ready(Err(error)),
             Mode::Panics => {
                 drop(state);
-                panic!("as the test wants it")
+                panic!("intended by the test")
             }
         }
     }
 }
 
-fn got(to: String, packet: PacketBuf, accepted_at: Option<AcceptedAt>) -> Got {
+fn received(to: String, packet: PacketBuf, accepted_at: Option<AcceptedAt>) -> Received {
     let bodies = batch::packets(&packet.body)
         .map(|packet| String::from_utf8(packet.expect("whole").body.to_vec()).expect("text"))
         .collect();
-    Got { to, bodies, operation: None, speed: None, accepted_at, packet, at: Instant::now() }
+    Received { to, bodies, operation: None, speed: None, accepted_at, packet, at: Instant::now() }
 }
 
-fn got_by_key(push: KeyPush) -> Got {
+fn received_by_keys(push: KeyPush) -> Received {
     let keys: Vec<_> = push.keys.iter().map(|key| key.as_str()).collect();
-    let got = got(format!("key:{}", keys.join(",")), push.payload.into_primary().unwrap(), push.accepted_at);
-    Got { operation: Some(push.operation), ..got }
+    let received =
+        received(format!("key:{}", keys.join(",")), push.payload.into_primary().unwrap(), push.accepted_at);
+    Received { operation: Some(push.operation), ..received }
 }
 
 impl CometPort for Recorder {
     fn push(&self, push: KeyPush) -> Call<Result<(), CometError>> {
-        self.answer(got_by_key(push))
+        self.answer(received_by_keys(push))
     }
 
     fn push_many(&self, pushes: Vec<KeyPush>) -> Call<Result<(), CometError>> {
         let mut state = self.state.lock().unwrap();
-        let Some(many) = &mut state.many else {
-            state.asked += 1;
+        let Some(groups) = &mut state.groups else {
+            state.attempts += 1;
             return Call::Ready(Err(CometError::Unsupported));
         };
-        many.push(pushes.len());
+        groups.push(pushes.len());
         let shared = Arc::clone(&self.state);
         Call::pending(async move {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-            shared.lock().unwrap().calls.extend(pushes.into_iter().map(got_by_key));
+            pass(Duration::from_millis(10)).await;
+            shared.lock().unwrap().received.extend(pushes.into_iter().map(received_by_keys));
             Ok(())
         })
     }
 
     fn push_now(&self, mut pushes: Vec<KeyPush>) -> Vec<KeyPush> {
         let mut state = self.state.lock().unwrap();
-        let count = state.at_once.pop_front().unwrap_or(0).min(pushes.len());
-        let taken: Vec<Got> = pushes.drain(..count).map(got_by_key).collect();
-        state.calls.extend(taken);
+        let count = state.accept_now.pop_front().unwrap_or(0).min(pushes.len());
+        let taken: Vec<Received> = pushes.drain(..count).map(received_by_keys).collect();
+        state.received.extend(taken);
         pushes
     }
 
     fn broadcast(&self, broadcast: Broadcast) -> Call<Result<(), CometError>> {
-        let got = got("all".to_owned(), broadcast.payload.into_primary().unwrap(), broadcast.accepted_at);
+        let received =
+            received("all".to_owned(), broadcast.payload.into_primary().unwrap(), broadcast.accepted_at);
         let speed = broadcast.speed.map(NonZeroU32::get);
-        self.answer(Got { operation: Some(broadcast.operation), speed, ..got })
+        self.answer(Received { operation: Some(broadcast.operation), speed, ..received })
     }
 
     fn push_room(&self, push: RoomPush) -> Call<Result<(), CometError>> {
-        self.answer(got(
+        self.answer(received(
             format!("room:{}", push.room),
             push.payload.into_primary().unwrap(),
             push.accepted_at,
@@ -375,15 +389,18 @@ impl CometPort for Recorder {
     }
 
     fn rooms_since(&self, known: RoomsRevision) -> Call<Result<RoomsDelta, CometError>> {
-        let state = self.state.lock().unwrap();
-        let Some(rooms) = &state.rooms else { return Call::Ready(Err(CometError::Invalid("cannot tell"))) };
+        let mut state = self.state.lock().unwrap();
+        state.queries += 1;
+        let Some(rooms) = &state.rooms else {
+            return Call::Ready(Err(CometError::Invalid("no list of rooms")));
+        };
         let come = rooms.iter().map(|room| room.as_str().into()).collect();
         let stripes = vec![StripeDelta { stripe: 0, complete: true, added: come, removed: Vec::new() }];
         let version =
             RoomsRevision { epoch: 1, stripes: vec![known.stripes.first().map_or(1, |known| known + 1)] };
         let (delay, news) = (state.rooms_delay, RoomsDelta { version, stripes });
         Call::pending(async move {
-            tokio::time::sleep(delay).await;
+            pass(delay).await;
             Ok(news)
         })
     }
@@ -393,8 +410,8 @@ impl CometPort for Recorder {
         if let Some(Mode::Fails(error)) = state.mode.clone() {
             return Call::Ready(Err(error));
         }
-        match &mut state.missed {
-            Some(missed) => missed.push(ago),
+        match &mut state.loss_reports {
+            Some(reports) => reports.push(ago),
             None => return Call::Ready(Err(CometError::Unsupported)),
         }
         Call::Ready(Ok(()))
