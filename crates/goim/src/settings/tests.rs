@@ -138,7 +138,6 @@ fn a_setting_changes_only_its_field() {
                 }
                 text => format!("{text}x"),
             },
-            Some(value) => panic!("{}: {value}", setting.key()),
         };
         let (before, mut config) = (Config::default(), Config::default());
         assert!(set(setting, &mut config, &other).is_some(), "{} rejects {other:?}", setting.key());
