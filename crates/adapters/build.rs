@@ -10,7 +10,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("cargo:rerun-if-changed={}", api.join(file).display());
     }
     let descriptors = protox::compile(files, [api])?;
-    // Clients are given their channel: the short cut that makes one is named `connect`, as is a call of logic.
+    // Clients get their channel: the generated shortcut would be named `connect`, like a call of
+    // logic.
     tonic_prost_build::configure().bytes(".").build_transport(false).compile_fds(descriptors)?;
     Ok(())
 }

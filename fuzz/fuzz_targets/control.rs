@@ -1,5 +1,5 @@
-//! Any bytes as bodies of control packets and as rows of the version table: what is read is written again to the same, and nothing
-//! else breaks.
+//! Arbitrary bytes as bodies of control packets and as rows of the version table: decoded values
+//! encode to the same, and nothing panics.
 #![no_main]
 
 use goim_wire::{VersionRow, VersionTable, batch, control};

@@ -1,10 +1,11 @@
-//! Any bytes as compressed bodies: never more comes out than the bound, and what was compressed comes back.
+//! Arbitrary bytes as compressed bodies: the result never exceeds the limit, and compressed bodies
+//! inflate to the same.
 #![no_main]
 
 use goim_compression::{Levels, compress, deflate_message, inflate, inflate_message};
 use goim_wire::Encoding;
 
-/// What a body may grow to here.
+/// Limit of an inflated body.
 const BOUND: usize = 4096;
 
 const LEVELS: Levels = Levels { zlib: 1, brotli: 1, zstd: 1 };

@@ -1,4 +1,4 @@
-//! Any bytes as packets: see `invariants/packet.rs` for what must hold.
+//! Arbitrary bytes as packets: the invariants are in `invariants/packet.rs`.
 #![no_main]
 
 #[path = "../invariants/packet.rs"]

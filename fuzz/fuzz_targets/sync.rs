@@ -1,5 +1,5 @@
-//! Arbitrary bytes as the bodies of the timeline operations, and as packets to a client that syncs: see
-//! `invariants/timeline_sync.rs`.
+//! Arbitrary bytes as the bodies of the timeline operations, and as packets to a client that syncs:
+//! see `invariants/timeline_sync.rs`.
 #![no_main]
 
 #[path = "../invariants/timeline_sync.rs"]

@@ -1,4 +1,4 @@
-//! Any bytes as frames and as handshakes: see `invariants/websocket.rs` for what must hold.
+//! Arbitrary bytes as frames and as handshakes: the invariants are in `invariants/websocket.rs`.
 #![no_main]
 
 #[path = "../invariants/pieces.rs"]

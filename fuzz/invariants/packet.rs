@@ -1,14 +1,15 @@
-//! What must hold for any bytes that are read as packets. The fuzz target `packet` feeds these checks, and so do the
-//! tests of `wire`, so that they are made even where nobody fuzzes.
+//! Invariants of arbitrary bytes that are decoded as packets. The fuzz target `packet` and the
+//! tests of `wire` run these checks.
 //!
-//! Panics when something does not hold.
+//! Panics if an invariant does not hold.
 
 use goim_wire::{DecodeError, HEADER_LEN, Operation, Packet, PacketBuf, StreamDecoder, batch, control};
 
-/// What a stream came to: its packets, and the error or the number of bytes that wait for more.
+/// The result of a stream: its packets, and the error or the number of bytes of an incomplete
+/// packet.
 type Outcome = (Vec<PacketBuf>, Result<usize, DecodeError>);
 
-/// Makes all checks. The first four bytes choose the limit and the pieces, the rest is what is read.
+/// Runs all checks. The first four bytes choose the limit and the pieces, the rest is decoded.
 pub(crate) fn check(data: &[u8]) {
     let Some((control, bytes)) = data.split_first_chunk::<4>() else { return };
     let body_max = [0, 16, 4096, 1 << 20][usize::from(control[0] & 3)];
@@ -18,7 +19,7 @@ pub(crate) fn check(data: &[u8]) {
     check_bodies(bytes);
 }
 
-/// Any pieces give what a plain reading of the format gives, and no more is kept than the limit allows.
+/// Any pieces give the result of a plain decoder, and the limit of stored bytes holds.
 pub(crate) fn check_stream(bytes: &[u8], body_max: usize, seed: u32) {
     let expected = plain_reading(bytes, body_max);
     assert_eq!(decode(bytes, &[bytes.len()], body_max), expected, "in one piece");
@@ -32,7 +33,7 @@ pub(crate) fn check_stream(bytes: &[u8], body_max: usize, seed: u32) {
     assert!(bytes.starts_with(&encoded), "encoding gives other bytes");
 }
 
-/// The format read by the book, without a thought of speed: big endian at fixed places, judged in goim's order.
+/// A simple decoder: big endian at fixed offsets, with goim's order of checks.
 fn plain_reading(bytes: &[u8], body_max: usize) -> Outcome {
     let mut packets = Vec::new();
     let mut rest = bytes;
@@ -69,7 +70,7 @@ fn plain_reading(bytes: &[u8], body_max: usize) -> Outcome {
     }
 }
 
-/// Feeds `bytes` to a decoder in pieces of the given lengths.
+/// Passes `bytes` to a decoder in pieces of the given lengths.
 pub(crate) fn decode(bytes: &[u8], pieces: &[usize], body_max: usize) -> Outcome {
     let mut decoder = StreamDecoder::new();
     let mut packets = Vec::new();
@@ -91,14 +92,14 @@ pub(crate) fn decode(bytes: &[u8], pieces: &[usize], body_max: usize) -> Outcome
             }
         }
         assert_eq!(at, input.len(), "input left over");
-        assert!(decoder.heap_bytes() <= body_max + HEADER_LEN, "{} bytes kept", decoder.heap_bytes());
+        assert!(decoder.heap_bytes() <= body_max + HEADER_LEN, "{} bytes stored", decoder.heap_bytes());
         assert_eq!(decoder.is_empty(), start == taken);
         assert!(!decoder.is_empty() || decoder.heap_bytes() == 0, "an idle decoder owns memory");
     }
     (packets, Ok(start - taken))
 }
 
-/// A message is judged like the first packet of a stream, save that nothing can follow.
+/// A message is checked like the first packet of a stream, without anything after it.
 pub(crate) fn check_message(bytes: &[u8], body_max: usize) {
     let (packets, end) = plain_reading(bytes, body_max);
     let message = Packet::from_message(bytes, body_max);
@@ -111,7 +112,7 @@ pub(crate) fn check_message(bytes: &[u8], body_max: usize) {
     }
 }
 
-/// A batch is a stream that is complete; what its iterator gives, a builder puts together again.
+/// A batch is a complete stream; a builder restores it from its packets.
 pub(crate) fn check_batch(bytes: &[u8]) {
     let (expected, end) = plain_reading(bytes, i32::MAX as usize);
     let mut packets = batch::packets(bytes);
@@ -126,7 +127,7 @@ pub(crate) fn check_batch(bytes: &[u8]) {
         Ok(_) => assert!(matches!(packets.next(), Some(Err(DecodeError::Truncated { .. })))),
         Err(error) => assert_eq!(packets.next(), Some(Err(error))),
     }
-    assert_eq!(packets.next(), None, "goes on after an error");
+    assert_eq!(packets.next(), None, "a packet after an error");
     assert_eq!(builder.len(), expected.len());
     let built = builder.finish();
     assert_eq!(built.operation, Operation::RAW);
@@ -135,7 +136,8 @@ pub(crate) fn check_batch(bytes: &[u8]) {
     assert_eq!(built.to_message_bytes().get(HEADER_LEN..), Some(built.body.as_ref()));
 }
 
-/// Lists of operations and online counts: what is read is what is written, and nothing else is read.
+/// Lists of operations and online counts: decoded values encode to the same, and nothing else is
+/// accepted.
 pub(crate) fn check_bodies(bytes: &[u8]) {
     let expected = plain_operations(bytes);
     let operations = control::parse_operations(bytes);
@@ -151,7 +153,7 @@ pub(crate) fn check_bodies(bytes: &[u8]) {
     }
 }
 
-/// An optional sign, then digits, comma after comma; nothing that does not fit into 32 bits.
+/// An optional sign, then digits, separated by commas; no number beyond 32 bits.
 fn plain_operations(bytes: &[u8]) -> Option<Vec<i32>> {
     bytes
         .split(|byte| *byte == b',')

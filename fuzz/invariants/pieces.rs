@@ -1,12 +1,12 @@
-//! Cuts bytes into pieces, the same ones for the same seed.
+//! Splits bytes into pieces, the same ones for the same seed.
 
-/// The lengths of pieces that `len` bytes arrive in: single bytes, short ones and long ones mixed.
+/// Returns the lengths of pieces for `len` bytes: single bytes, short and long ones mixed.
 pub(crate) fn cut(len: usize, seed: u32) -> Vec<usize> {
     let mut state = seed | 1;
     let mut pieces = Vec::new();
     let mut rest = len;
     while rest > 0 {
-        // Xorshift: good enough to vary, and needs nothing.
+        // Xorshift: varied enough, without a dependency.
         state ^= state << 13;
         state ^= state >> 17;
         state ^= state << 5;

@@ -1,5 +1,5 @@
-//! Invariants of a client that syncs timelines, for arbitrary server packets. The fuzz target `sync` and the tests of
-//! `session` run these checks.
+//! Invariants of a client that syncs timelines, for arbitrary server packets. The fuzz target
+//! `sync` and the tests of `session` run these checks.
 //!
 //! Panics if an invariant does not hold.
 
@@ -96,7 +96,8 @@ impl Application {
     }
 }
 
-/// A client of one timeline and the events that the bytes encode. The numbers are small, so that they often match.
+/// A client of one timeline and the events that the bytes encode. The numbers are small, so that
+/// they often match.
 fn check_sync(data: &[u8]) {
     let mut sync = TimelineSync::new(SyncRules::default());
     let mut application = Application::default();

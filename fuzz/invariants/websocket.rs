@@ -1,13 +1,13 @@
-//! What must hold for any bytes that are read as WebSocket frames or handshakes. The fuzz target `websocket` feeds
-//! these checks, and so do the tests of `websocket`, so that they are made even where nobody fuzzes.
+//! Invariants of arbitrary bytes that are decoded as WebSocket frames or handshakes. The fuzz
+//! target `websocket` and the tests of `websocket` run these checks.
 //!
-//! Panics when something does not hold.
+//! Panics if an invariant does not hold.
 
 use goim_websocket::{
     Event, FrameError, Kind, Opcode, Reader, Role, Rules, close_payload, encode_frame, handshake,
 };
 
-/// Largest size of the reader's own notes about an unfinished frame, in bytes.
+/// Maximum size of the reader's state of an unfinished frame, in bytes.
 const NOTES_MAX: usize = 256;
 
 /// An event that owns its bytes.
@@ -22,16 +22,16 @@ pub(crate) enum Seen {
 /// How reading ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
-    /// By a close frame.
+    /// With a close frame.
     Closed,
     Failed(FrameError),
-    /// By the end of the input; `whole` when no frame and no message was cut.
+    /// With the end of the input; `whole` if no frame and no message was truncated.
     Used {
         whole: bool,
     },
 }
 
-/// Makes all checks. The first four bytes choose the rules and the pieces, the rest is what is read.
+/// Runs all checks. The first four bytes choose the rules and the pieces, the rest is decoded.
 pub(crate) fn check(data: &[u8]) {
     let Some((control, bytes)) = data.split_first_chunk::<4>() else { return };
     let seed = u32::from_be_bytes(*control);
@@ -46,7 +46,7 @@ pub(crate) fn check(data: &[u8]) {
     check_handshake(bytes, usize::from(u16::from_be_bytes([control[2], control[3]])), seed);
 }
 
-/// Any pieces give the same, and what was read can be written and read again.
+/// Any pieces give the same result, and decoded events can be encoded and decoded again.
 pub(crate) fn check_frames(bytes: &[u8], rules: &Rules, seed: u32) {
     check_frames_of(Reader::new, bytes, rules, seed);
     check_frames_of(Reader::deflating, bytes, rules, seed);
@@ -71,13 +71,14 @@ fn check_frames_of(reader: fn() -> Reader, bytes: &[u8], rules: &Rules, seed: u3
     for event in &events {
         write(&mut written, event, mask);
     }
-    // A message may have come in fragments that are within the limit of a frame, and is written as one frame.
+    // A message may have arrived in fragments within the limit of a frame, and is encoded as one
+    // frame.
     let roomy = Rules { frame_bytes_max: rules.frame_bytes_max.max(rules.message_bytes_max), ..*rules };
     let (again, _) = read(&written, &[written.len()], &roomy);
     assert_eq!(again, events, "not the same when written again");
 }
 
-/// Feeds `bytes` to a reader in pieces of the given lengths.
+/// Passes `bytes` to a reader in pieces of the given lengths.
 pub(crate) fn read(bytes: &[u8], pieces: &[usize], rules: &Rules) -> (Vec<Seen>, End) {
     read_by(Reader::new(), bytes, pieces, rules)
 }
@@ -100,8 +101,8 @@ fn read_by(mut reader: Reader, bytes: &[u8], pieces: &[usize], rules: &Rules) ->
             }
         }
         assert_eq!(at, input.len(), "input left over");
-        let kept_max = NOTES_MAX + rules.frame_bytes_max + rules.message_bytes_max;
-        assert!(reader.heap_bytes() <= kept_max, "{} bytes kept", reader.heap_bytes());
+        let stored_max = NOTES_MAX + rules.frame_bytes_max + rules.message_bytes_max;
+        assert!(reader.heap_bytes() <= stored_max, "{} bytes stored", reader.heap_bytes());
         assert!(!reader.is_empty() || reader.heap_bytes() == 0, "an idle reader owns memory");
     }
     (events, End::Used { whole: reader.is_empty() })
@@ -125,7 +126,7 @@ fn own(event: Event<'_>, rules: &Rules) -> Seen {
     seen
 }
 
-/// Writes one event as one frame.
+/// Encodes one event as one frame.
 pub(crate) fn write(out: &mut Vec<u8>, event: &Seen, mask: Option<[u8; 4]>) {
     match event {
         Seen::Message(Kind::Text, payload) => encode_frame(out, Opcode::Text, payload, mask),
@@ -145,8 +146,8 @@ pub(crate) fn write(out: &mut Vec<u8>, event: &Seen, mask: Option<[u8; 4]>) {
     }
 }
 
-/// A head that is read from all of `bytes` is read from any part that holds it, and from no shorter one; an error
-/// stays when more comes.
+/// A head that is decoded from all of `bytes` is decoded from any part that contains it, and from
+/// no shorter one; an error stays with more bytes.
 pub(crate) fn check_handshake(bytes: &[u8], head_bytes_max: usize, seed: u32) {
     let requested = handshake::read_request(bytes, "/sub", head_bytes_max);
     let key = handshake::key_from([7; 16]);
@@ -181,7 +182,7 @@ pub(crate) fn check_handshake(bytes: &[u8], head_bytes_max: usize, seed: u32) {
     }
 }
 
-/// A refusal is a whole answer: a status, then a body as long as it says.
+/// A refusal is a complete response: a status, then a body of the announced length.
 fn check_refusal(refusal: &[u8]) {
     let text = std::str::from_utf8(refusal).expect("a refusal is text");
     let (head, body) = text.split_once("\r\n\r\n").expect("a refusal has a head");
@@ -190,7 +191,7 @@ fn check_refusal(refusal: &[u8]) {
     assert_eq!(len, Some(body.len().to_string().as_str()));
 }
 
-/// Whatever is put into our request, it stays one request with these headers.
+/// Whatever the values of our request, it stays one request with these headers.
 fn check_request(text: &str, key: &str) {
     let request = handshake::request(text, "/sub", key, &[("Cookie", text)]);
     let read = handshake::read_request(&request, "/sub", usize::MAX);

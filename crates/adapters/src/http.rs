@@ -1,6 +1,8 @@
-//! Requests over HTTP/1.1, plain or in TLS, on connections that are kept open between them.
+//! The HTTP/1.1 client of all adapters and of logic's webhooks: plain or TLS, with pooled
+//! connections.
 //!
-//! Certificates are checked against what the system trusts; `SSL_CERT_FILE` in the environment names a file of others instead.
+//! Certificates are verified with the system's roots; `SSL_CERT_FILE` in the environment names a
+//! file of others.
 
 use std::time::Duration;
 
@@ -14,21 +16,21 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::{ClientConfig, RootCertStore};
 
-/// How long an unused connection is kept. Below what most servers and balancers keep theirs, so that a request rarely meets the
-/// end of one.
+/// The idle timeout of a connection: shorter than that of most servers and load balancers, so that
+/// a request rarely meets a closing connection.
 const IDLE: Duration = Duration::from_secs(20);
-/// Unused connections kept to one host.
+/// The maximum number of idle connections per host.
 const IDLE_MAX: usize = 64;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Makes requests. Cheap to clone: clones share their connections.
+/// An HTTP client. Clones share their connections.
 #[derive(Clone)]
 pub struct HyperClient {
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
 }
 
 impl HyperClient {
-    /// Reads which certificates the system trusts. Opens nothing.
+    /// Creates a client and reads the system's root certificates. Opens no connection.
     #[must_use]
     pub fn new() -> Self {
         let mut tcp = HttpConnector::new();
@@ -66,11 +68,11 @@ fn tls() -> ClientConfig {
     let found = rustls_native_certs::load_native_certs();
     let (added, _) = roots.add_parsable_certificates(found.certs);
     if added == 0 {
-        tracing::debug!(errors = ?found.errors, "no certificates are trusted: requests over https will fail");
+        tracing::debug!(errors = ?found.errors, "no root certificates found: https requests will fail");
     }
     let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
     let versions = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    // The provider has the versions that it says it has.
+    // The provider supports the versions that it lists.
     let builder = versions.unwrap_or_else(|error| unreachable!("ring knows TLS 1.2 and 1.3: {error}"));
     builder.with_root_certificates(roots).with_no_client_auth()
 }
@@ -109,7 +111,7 @@ async fn exchange(
     Ok(HttpResponse { status, body: body.to_bytes() })
 }
 
-/// The error with its causes, which is what an operator needs.
+/// Formats an error with its causes, which operators need.
 fn unreachable(error: &(dyn std::error::Error + 'static)) -> HttpError {
     let mut text = error.to_string();
     let mut cause = error.source();

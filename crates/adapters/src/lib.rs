@@ -1,19 +1,20 @@
-//! The concrete ends of the ports: where sessions, room counts, nodes and the push log really live, and how a call
-//! leaves the process.
+//! The adapters behind the ports: where sessions, room counts, nodes, timelines and the push log
+//! are stored, and how calls leave the process.
 //!
 //! The roles never name this crate; the `goim` binary puts an adapter behind each trait.
 //!
-//! - [`memory`]: everything in this process. What `goim serve` runs on.
+//! - [`memory`]: everything in this process, for `goim serve`.
 //! - `discovery` (a feature): nodes on a bilibili/discovery server, beside goim's Go processes.
-//! - `embedded` (a feature): timelines in a folder of this machine.
+//! - `embedded` (a feature): timelines in a local folder.
 //! - `kafka` (a feature): the push log on goim's topic.
 //! - `postgres` (a feature): timelines on PostgreSQL.
-//! - `redis` (a feature): sessions, room counts and nodes on goim's keys.
-//! - [`list`]: nodes by address, as an operator or DNS lists them.
-//! - [`grpc`]: goim's services, to be called by other nodes, and the same services of other nodes behind our ports.
+//! - `redis` (a feature): sessions, room counts and nodes with goim's keys.
+//! - [`list`]: nodes by address, from a static list or DNS.
+//! - [`grpc`]: goim's gRPC services and their clients.
+//! - [`http`]: the HTTP client.
 #![cfg_attr(
     any(test, feature = "conformance"),
-    doc = "- [`conformance`]: what every adapter of a port must do, as functions that a test calls."
+    doc = "- [`conformance`]: the suites that every adapter of a port must pass."
 )]
 
 #[cfg(any(test, feature = "conformance"))]

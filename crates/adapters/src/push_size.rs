@@ -1,18 +1,19 @@
-//! How large a push record is on goim's Kafka topic.
+//! The size of a push record on goim's Kafka topic.
 //!
-//! The limit that goim's users see is counted on this form, so every push log counts on it, whatever it stores.
+//! The documented record limit refers to this size, so every push log uses it.
 
 use goim_ports::{PushRecord, PushTarget};
 use prost::encoding::encoded_len_varint;
 
-/// What goim's Kafka client adds to the key and the value of a record.
+/// The bytes that goim's Kafka client adds to key and value.
 const RECORD_HEAD: usize = 26;
 
-/// Numbers of the targets in goim's enumeration.
+/// The targets in goim's enumeration.
 const TYPE_ROOM: i32 = 1;
 const TYPE_BROADCAST: i32 = 2;
 
-/// Bytes that goim's limit is compared with: the record's head, its key and its value (`goim.logic.PushMsg`).
+/// Returns the size that goim's limit applies to: the record's head, its key and its value
+/// (`goim.logic.PushMsg`).
 pub(crate) fn kafka_len(record: &PushRecord) -> usize {
     RECORD_HEAD + record.partition_key().len() + value_len(record)
 }
@@ -31,7 +32,7 @@ fn value_len(record: &PushRecord) -> usize {
     target + int(record.operation.0) + text(record.payload.primary_bytes().len()) + extension_len(record)
 }
 
-/// What goes with it, and some bytes for what is around.
+/// Returns the size of the additional payload, with an allowance for its encoding.
 fn extension_len(record: &PushRecord) -> usize {
     if record.payload.is_plain() { 0 } else { 16 + record.payload.extension_len() }
 }

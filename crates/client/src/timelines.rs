@@ -1,7 +1,7 @@
 //! Timelines as an application sees them: what it syncs, its positions, and the messages.
 //!
-//! The sync loop itself is [`goim_session::timeline_sync`]'s: one request at a time per timeline, messages
-//! in order and once.
+//! The sync loop itself is [`goim_session::timeline_sync`]'s: one request at a time per timeline,
+//! messages in order and once.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

@@ -1,17 +1,17 @@
-//! Bodies compressed and inflated, by the encodings of the version table.
+//! Compression of bodies, by the encodings of the version table.
 //!
-//! This crate owns which libraries that takes and the bound on what inflating may cost. It owns neither when a body is compressed nor
-//! who shares the result.
+//! This crate owns the choice of libraries and the limit on inflated data. When a body is
+//! compressed, and who shares the result, is decided by callers.
 //!
 //! Invariants:
-//! - What is inflated never takes more memory than the bound and one buffer, whatever the input says of itself.
-//! - Input that goes on behind the end of its stream is refused: a body is one stream and nothing else.
+//! - Inflating never takes more memory than the limit and one buffer, whatever the input claims.
+//! - Input after the end of its stream is refused: a body is exactly one stream.
 
 use std::io::{self, Read};
 
 use goim_wire::Encoding;
 
-/// How hard is tried. Higher takes more time and makes less.
+/// Compression levels. A higher level takes more time and makes bodies smaller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Levels {
     /// 1 to 9. Default 6.
@@ -31,20 +31,20 @@ impl Default for Levels {
 /// Why a body cannot be inflated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum InflateError {
-    /// It has more bytes than allowed.
+    /// It inflates to more bytes than the limit.
     #[error("more than {0} bytes when inflated")]
     TooLarge(usize),
-    /// It is not what its version says.
+    /// It is not in the encoding of its version.
     #[error("not {0}")]
     Malformed(Encoding),
 }
 
-/// Log of the window of brotli. 256 KiB: bodies are small, and a reader needs as much.
+/// Log of the window of brotli. 256 KiB: bodies are small, and a reader needs the same amount.
 const BROTLI_WINDOW: u32 = 18;
-/// Log of the largest window of zstd that is taken: 8 MiB, what every encoder stays below unless told otherwise.
+/// Log of the largest accepted window of zstd: 8 MiB, the maximum of encoders by default.
 const ZSTD_WINDOW_MAX: u32 = 23;
 
-/// The body compressed. `None` when that makes it no smaller, and for [`Encoding::Identity`].
+/// Compresses a body. `None` if that makes it no smaller, and for [`Encoding::Identity`].
 #[must_use]
 pub fn compress(encoding: Encoding, body: &[u8], levels: Levels) -> Option<Vec<u8>> {
     if encoding == Encoding::Identity {
@@ -53,7 +53,7 @@ pub fn compress(encoding: Encoding, body: &[u8], levels: Levels) -> Option<Vec<u
     Some(compress_always(encoding, body, levels)).filter(|compressed| compressed.len() < body.len())
 }
 
-/// The body in this encoding, even when it becomes larger.
+/// Encodes a body even if that makes it larger.
 #[must_use]
 pub fn compress_always(encoding: Encoding, body: &[u8], levels: Levels) -> Vec<u8> {
     let compressed = match encoding {
@@ -78,7 +78,7 @@ fn read_all(mut reader: impl Read) -> io::Result<Vec<u8>> {
     Ok(out)
 }
 
-/// The body inflated, up to so many bytes.
+/// Inflates a body, up to a limit in bytes.
 ///
 /// # Errors
 /// [`InflateError`].
@@ -89,7 +89,7 @@ pub fn inflate(encoding: Encoding, body: &[u8], bytes_max: usize) -> Result<Vec<
         Encoding::Identity if body.len() > bytes_max => return Err(InflateError::TooLarge(bytes_max)),
         Encoding::Identity => return Ok(body.to_vec()),
         Encoding::Zlib => {
-            // `bufread`: it takes nothing behind the end.
+            // `bufread` consumes nothing after the end of the stream.
             let decoder = flate2::bufread::ZlibDecoder::new(&mut rest);
             read_up_to(decoder, bytes_max).map_err(malformed)?
         }
@@ -106,14 +106,15 @@ pub fn inflate(encoding: Encoding, body: &[u8], bytes_max: usize) -> Result<Vec<
     if rest.is_empty() { Ok(inflated) } else { Err(InflateError::Malformed(encoding)) }
 }
 
-/// The end of a message that permessage-deflate leaves out: RFC 7692, section 7.2.1.
+/// The end of a message that permessage-deflate omits: RFC 7692, section 7.2.1.
 const DEFLATE_TAIL: [u8; 4] = [0, 0, 0xff, 0xff];
 
-/// The payload of a WebSocket message under permessage-deflate, by itself. `None` when that makes it no smaller.
+/// Compresses the payload of a WebSocket message for permessage-deflate, without context. `None` if
+/// that makes it no smaller.
 #[must_use]
 pub fn deflate_message(message: &[u8], levels: Levels) -> Option<Vec<u8>> {
     let mut deflate = flate2::Compress::new(flate2::Compression::new(levels.zlib.min(9)), false);
-    // More than this is no gain, and there is room for the tail.
+    // A longer result would be no gain, and this leaves space for the tail.
     let mut out = Vec::with_capacity(message.len().checked_add(DEFLATE_TAIL.len())?);
     deflate.compress_vec(message, &mut out, flate2::FlushCompress::Sync).ok()?;
     let is_whole = deflate.total_in() == message.len() as u64 && out.ends_with(&DEFLATE_TAIL);
@@ -121,7 +122,7 @@ pub fn deflate_message(message: &[u8], levels: Levels) -> Option<Vec<u8>> {
     (is_whole && out.len() < message.len()).then_some(out)
 }
 
-/// The message that this payload stands for, up to so many bytes.
+/// Inflates the payload of a WebSocket message, up to a limit in bytes.
 ///
 /// # Errors
 /// [`InflateError`], which names zlib as the encoding.
@@ -136,7 +137,7 @@ pub fn inflate_message(payload: &[u8], bytes_max: usize) -> Result<Vec<u8>, Infl
                 if out.len() > bytes_max {
                     return Err(InflateError::TooLarge(bytes_max));
                 }
-                // One byte more than allowed, so that too much is seen to be.
+                // One byte above the limit, to detect a message that exceeds it.
                 out.reserve_exact(out.len().max(512).min(bytes_max + 1 - out.len()));
             }
             let (before, room) = (inflate.total_in(), out.capacity() - out.len());
@@ -147,7 +148,7 @@ pub fn inflate_message(payload: &[u8], bytes_max: usize) -> Result<Vec<u8>, Infl
                 .unwrap_or_default();
             let is_full = out.len() == out.capacity();
             if status == flate2::Status::StreamEnd {
-                // A last block may end a message; behind it may stand an empty one, whose end is left out, and nothing else.
+                // A final block may end a message; only an empty block without its end may follow.
                 let ended = part == DEFLATE_TAIL || matches!(rest, [] | [0]);
                 return match (ended, out.len() > bytes_max) {
                     (true, false) => Ok(out),
@@ -166,13 +167,13 @@ pub fn inflate_message(payload: &[u8], bytes_max: usize) -> Result<Vec<u8>, Infl
     if out.len() > bytes_max { Err(InflateError::TooLarge(bytes_max)) } else { Ok(out) }
 }
 
-/// Everything, or one byte more than allowed.
+/// Reads everything, or one byte more than the limit.
 fn read_up_to(reader: impl Read, bytes_max: usize) -> io::Result<Vec<u8>> {
     let limit = u64::try_from(bytes_max).unwrap_or(u64::MAX).saturating_add(1);
     read_all(reader.take(limit))
 }
 
-/// The library's reader takes what is behind the end for no error; its state machine tells.
+/// The library's reader ignores bytes after the end; its state machine reports them.
 fn inflate_brotli(body: &[u8], bytes_max: usize) -> Result<Vec<u8>, InflateError> {
     use brotli::{BrotliDecompressStream, BrotliResult, BrotliState, HeapAlloc, HuffmanCode};
     let malformed = InflateError::Malformed(Encoding::Brotli);
@@ -235,7 +236,8 @@ mod tests {
 
     #[test]
     fn messages_of_permessage_deflate() {
-        // The examples of RFC 7692, section 7.2.3: compressed, in a block without compression, with a last block, in two blocks.
+        // The examples of RFC 7692, section 7.2.3: compressed, in a block without compression, with
+        // a last block, in two blocks.
         let hello: [&[u8]; 4] = [
             &[0xf2, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00],
             &[0x00, 0x05, 0x00, 0xfa, 0xff, 0x48, 0x65, 0x6c, 0x6c, 0x6f, 0x00],
@@ -293,7 +295,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn bodies_come_back(words in prop::collection::vec("[a-z]{1,6}", 0..600), level in 1_u32..9) {
+        fn bodies_round_trip(words in prop::collection::vec("[a-z]{1,6}", 0..600), level in 1_u32..9) {
             let body = words.concat().into_bytes();
             for encoding in COMPRESSING {
                 let levels = Levels { zlib: level, brotli: level, zstd: level as i32 };
@@ -304,7 +306,7 @@ mod tests {
         }
 
         #[test]
-        fn messages_come_back(words in prop::collection::vec("[a-z]{1,6}", 0..600), level in 1_u32..9) {
+        fn messages_round_trip(words in prop::collection::vec("[a-z]{1,6}", 0..600), level in 1_u32..9) {
             let message = words.concat().into_bytes();
             if let Some(payload) = deflate_message(&message, Levels { zlib: level, ..Levels::default() }) {
                 prop_assert_eq!(&inflate_message(&payload, message.len()).unwrap(), &message);

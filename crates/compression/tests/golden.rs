@@ -1,4 +1,5 @@
-//! Compressed runs that other programs have written, and what is no such run: `testdata/wire/compressed.json`.
+//! Compressed runs that other programs have written, and malformed ones:
+//! `testdata/wire/compressed.json`.
 
 #![allow(clippy::unwrap_used)]
 

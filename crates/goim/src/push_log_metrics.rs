@@ -23,8 +23,8 @@ impl Collector for Depth {
         let PushLogStats {
             records,
             bytes,
-            records_high,
-            bytes_high,
+            records_peak,
+            bytes_peak,
             waiting,
             appended,
             rejected_full,
@@ -32,9 +32,9 @@ impl Collector for Depth {
         } = self.0.stats();
         for (name, help, value) in [
             ("goim_push_log_records", "Records accepted and not delivered yet", records),
-            ("goim_push_log_records_peak", "The highest number of records so far", records_high),
+            ("goim_push_log_records_peak", "The highest number of records so far", records_peak),
             ("goim_push_log_bytes", "Bytes of those records, with their overhead", bytes),
-            ("goim_push_log_bytes_peak", "The highest number of bytes so far", bytes_high),
+            ("goim_push_log_bytes_peak", "The highest number of bytes so far", bytes_peak),
             ("goim_push_log_waiting", "Pushes waiting for space in the log", waiting),
         ] {
             let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));

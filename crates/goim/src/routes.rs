@@ -68,7 +68,7 @@ fn offline(logic: &Arc<Logic>, config: &Config) -> Result<(), RouteError> {
 fn offline_on_kafka(config: &Config, topic: &str) -> Result<Arc<dyn OfflineSink>, String> {
     let kafka = crate::cluster::kafka(config);
     let offline =
-        goim_adapters::kafka::KafkaAway::new(&kafka, topic, |member| offline_json(member).to_string());
+        goim_adapters::kafka::KafkaOffline::new(&kafka, topic, |member| offline_json(member).to_string());
     Ok(Arc::new(offline.map_err(|error| error.to_string())?))
 }
 

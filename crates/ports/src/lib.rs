@@ -10,7 +10,7 @@
 //! | [`CometPort`], [`CometPool`] | job | comet |
 //! | [`PushLog`] | logic | the push log's writing end |
 //! | [`PushLogReader`] | job | the push log's reading end |
-//! | [`SessionDirectory`], [`RoomDirectory`] | logic | where sessions and room counts are recorded |
+//! | [`SessionDirectory`], [`RoomDirectory`] | logic | the records of sessions and room counts |
 //! | [`DeviceDirectory`] | logic | where the devices of members are recorded |
 //! | [`NodeDirectory`] | comet, logic | where nodes find each other |
 //! | [`HttpClient`] | logic | the HTTP client for requests to the backend |

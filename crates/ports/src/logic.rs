@@ -211,7 +211,6 @@ pub struct OnlineTotals {
     /// Sessions in each room, over all comets.
     pub rooms: RoomCounts,
     /// When it changes, the comet must register its sessions again. `None` for goim's logic.
-    /// (goim's).
     pub generation: Option<Generation>,
 }
 

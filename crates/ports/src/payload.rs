@@ -223,3 +223,48 @@ impl Payload<PacketBuf> {
         self.primary().map_or(0, |packet| packet.body.len())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Epoch, TimelineSeq};
+
+    fn other(schema: u16, body: &'static str) -> SchemaBody {
+        SchemaBody { schema: Schema(schema), body: Bytes::from_static(body.as_bytes()) }
+    }
+
+    #[test]
+    fn a_message_has_at_least_one_body() {
+        assert_eq!(Bodies::<Bytes>::new(None, Vec::new()), None);
+        assert_eq!(Bodies::new(Some(7), Vec::new()), Some(Bodies::plain(7)));
+        let bodies = Bodies::<Bytes>::new(None, vec![other(3, "three"), other(2, "two")]).unwrap();
+        assert_eq!(bodies.others(), [other(2, "two"), other(3, "three")]);
+        assert_eq!((bodies.primary(), bodies.primary_bytes(), bodies.bytes_len()), (None, &b""[..], 24));
+    }
+
+    #[test]
+    fn only_a_message_in_the_first_schema_is_plain() {
+        let at = Arc::new(StoredAt {
+            timeline: TimelineId::Room("live://1".into()),
+            position: crate::Position { epoch: Epoch(1), seq: TimelineSeq(2) },
+            sender: Mid(7),
+            accepted_at: AcceptedAt(9),
+        });
+        let body = Bytes::from_static(b"hello");
+        let plain = Payload::plain(body.clone());
+        assert!(plain.is_plain());
+        assert_eq!((plain.extension_len(), plain.bytes_len()), (0, 5));
+        let both = Bodies::new(Some(body.clone()), vec![other(2, "two")]).unwrap();
+        for (payload, sent, extension_len) in [
+            (Payload::Message(both.clone()), Some(&body), 11),
+            (Payload::Stored { at: Arc::clone(&at), bodies: Some(both) }, Some(&body), 59),
+            (Payload::Stored { at, bodies: None }, None, 48),
+            (Payload::Disconnect(CloseReason::Kicked), None, 0),
+        ] {
+            assert!(!payload.is_plain());
+            assert_eq!((payload.primary(), payload.extension_len()), (sent, extension_len), "{payload:?}");
+            let lens = payload.clone().map(|body| body.len());
+            assert_eq!(lens.into_primary(), sent.map(Bytes::len));
+        }
+    }
+}

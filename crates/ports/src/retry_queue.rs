@@ -29,7 +29,8 @@ pub struct RetryRules {
 /// # use std::time::Duration;
 /// # use goim_ports::{RetryQueue, RetryRules};
 /// let second = Duration::from_secs(1);
-/// let rules = RetryRules { queued_max: 2, batch_max: 10, backoff_min: second, backoff_max: 3 * second };
+/// let rules =
+///     RetryRules { queued_max: 2, batch_max: 10, backoff_min: second, backoff_max: 3 * second };
 /// let queue = RetryQueue::new(rules);
 /// assert!(queue.push("a") && queue.push("b"));
 /// assert!(!queue.push("c"), "full");

@@ -1,6 +1,7 @@
-//! Hot paths without sockets, each to be run so many times: `instructions PATH TIMES`; without arguments, their names.
-//! Owns what is run; `scripts/instruction-counts.sh` counts and compares. A path does the same work each time, and
-//! its input is made once: the difference between two runs is then the path alone.
+//! Hot paths without sockets, each run a given number of times: `instructions PATH TIMES`; without
+//! arguments, prints their names. `scripts/instruction-counts.sh` counts and compares. A path does
+//! the same work each time and creates its input once: the difference between two runs is the path
+//! alone.
 
 #![expect(
     clippy::unwrap_used,
@@ -80,7 +81,7 @@ fn encode_push(times: u32) {
     }
 }
 
-/// `COUNT` pushes wait, and all are written at once.
+/// Queues `COUNT` pushes and writes all of them together.
 fn stage_flush<const COUNT: usize>(times: u32) {
     let (push, mut pool, mut outbox) = (EncodedPush::new(push()), OutboxPool::new(4), Outbox::new());
     for _ in 0..times {
@@ -113,7 +114,7 @@ impl Driver {
         Self { session: ServerSession::new(transport, &rules, Millis(0)), rules, pool: OutboxPool::new(4) }
     }
 
-    /// Takes all of `input`, answers what it asks for and writes the replies; how many bytes these are.
+    /// Handles all of `input`, answers its requests, writes the replies and returns their size.
     fn feed(&mut self, input: &mut [u8]) -> usize {
         let mut at = 0;
         loop {
@@ -154,7 +155,7 @@ fn authenticate(times: u32) {
 fn heartbeats(mut driver: Driver, beat: &[u8], times: u32) {
     let mut input = Vec::with_capacity(256);
     for _ in 0..times {
-        // Frames are unmasked in place, so each needs its bytes anew.
+        // Frames are unmasked in place, so each run needs a new copy.
         input.clear();
         input.extend_from_slice(beat);
         assert!(driver.feed(&mut input) > 0, "a heartbeat is answered");
@@ -178,7 +179,7 @@ fn heartbeat_websocket(times: u32) {
     heartbeats(driver, &masked(&packet(2, b"")), times);
 }
 
-/// A binary message of up to 125 bytes in one frame, as a client sends it.
+/// Returns a binary message of up to 125 bytes in one frame, as a client sends it.
 fn masked(message: &[u8]) -> Vec<u8> {
     let mask = [1, 2, 3, 4];
     let mut frame = vec![0x82, 0x80 | u8::try_from(message.len()).unwrap()];

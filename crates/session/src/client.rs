@@ -1,13 +1,13 @@
 //! The client's end of a connection.
 //!
-//! The driver feeds bytes ([`ClientSession::step`]) and time ([`ClientSession::handle_timeout`] when
-//! [`ClientSession::deadline`] has come), and writes what [`ClientSession::output`] holds. The session makes the
-//! upgrade to WebSocket, presents the token, sends heartbeats and notices when nobody answers them, numbers requests
-//! and finds the request that a reply belongs to, and takes batches apart. It does not connect, knows no room and no
-//! subscription, and never retries: that is for whoever drives it.
+//! The driver passes in bytes ([`ClientSession::step`]) and time ([`ClientSession::handle_timeout`]
+//! at [`ClientSession::deadline`]), and writes [`ClientSession::output`]. The session upgrades to
+//! WebSocket, authenticates, sends heartbeats and detects a dead connection, numbers requests and
+//! matches replies, and splits batches. It does not connect, knows no rooms or subscriptions, and
+//! never retries.
 //!
-//! What comes in and belongs to nothing (a reply to no request, an operation that nobody knows) is a step like any
-//! other, not an error: servers of other versions, and replies that come late, must not end a connection.
+//! Unexpected packets (a reply without a request, an unknown operation) are steps, not errors:
+//! servers of other versions and late replies must not end a connection.
 
 mod notice;
 mod output;
@@ -31,38 +31,40 @@ use requests::Requests;
 
 pub use notice::disconnect_code;
 
-/// Where the keys for masking come from: each call gives four bytes that an onlooker cannot foresee (RFC 6455,
-/// section 5.3). There is no randomness in here, so the driver brings it; tests bring a seed.
+/// Generates the keys for masking: each call returns four bytes that cannot be predicted (RFC 6455,
+/// section 5.3). The driver brings the randomness; tests use a seed.
 pub type Masks = alloc::boxed::Box<dyn FnMut() -> [u8; 4] + Send>;
 
-/// What all sessions of a client have in common. Begin with [`ClientRules::new`].
+/// Settings that all sessions of a client share. Start with [`ClientRules::new`].
 #[derive(Debug, Clone)]
 pub struct ClientRules {
     framing: FramingRules,
-    /// From the first moment to the auth reply. Default 10 s: twice what goim's server allows itself.
+    /// Time from the start to the auth reply. Default 10 s: twice the server's limit in goim.
     pub handshake_timeout: Duration,
-    /// Time between two heartbeats. Default 4 min, as goim's node list tells clients.
+    /// Time between two heartbeats. Default 4 min, as in goim's node list.
     pub heartbeat_interval: Duration,
-    /// With a heartbeat unanswered, and nothing else coming in for this long, the connection is dead. Default 15 s.
+    /// A connection is dead if a heartbeat has no reply and nothing else is received for this time.
+    /// Default 15 s.
     pub heartbeat_timeout: Duration,
-    /// Requests that may wait for their replies. Default 64.
+    /// Maximum number of requests in flight. Default 64.
     pub requests_max: usize,
-    /// Largest body of a request, in bytes. Default 4096: goim's server ends the connection over a larger one.
+    /// Maximum body of a request, in bytes. Default 4096: goim's server closes the connection after
+    /// a larger one.
     pub request_body_bytes_max: usize,
-    /// Bytes that may wait to be written before requests are refused. Default 256 KiB. An empty output takes one
-    /// request of any size.
+    /// Maximum number of bytes to be written before requests are refused. Default 256 KiB. An empty
+    /// output accepts one request of any size.
     pub output_bytes_max: usize,
 }
 
 impl ClientRules {
-    /// Default for the largest inbound body: 64 MiB.
+    /// Default maximum of an inbound body: 64 MiB.
     ///
-    /// The protocol does not limit what a server sends, and a batch holds many pushes: 64 of them at Kafka's own
-    /// limit of 1 MiB. The bound is there for a stream that is out of step, where any number may stand in place of a
-    /// length. Memory grows with what has arrived, not with what is announced, so a high bound costs nothing.
+    /// The protocol has no limit, and a batch holds many pushes: 64 of them at Kafka's limit of 1
+    /// MiB. The limit is for a stream that is out of sync, where a length can be any number. Memory
+    /// grows with the bytes received, not with the announced length, so a high limit costs nothing.
     pub const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-    /// Rules with defaults, and this largest inbound body in bytes.
+    /// Creates rules with defaults and this maximum of an inbound body, in bytes.
     #[must_use]
     pub fn new(body_bytes_max: usize) -> Self {
         let message_bytes_max = body_bytes_max.saturating_add(HEADER_LEN);
@@ -97,14 +99,14 @@ impl Default for ClientRules {
     }
 }
 
-/// How the connection begins.
+/// How a connection starts.
 #[derive(Debug, Clone, Copy)]
 pub enum Opening<'a> {
-    /// Packets at once.
+    /// With packets.
     Stream,
-    /// The upgrade to WebSocket first.
+    /// With the upgrade to WebSocket.
     WebSocket {
-        /// The authority that was dialled: `host:port`.
+        /// The authority of the server: `host:port`.
         host: &'a str,
         /// The request target, for example `/sub`.
         path: &'a str,
@@ -113,51 +115,53 @@ pub enum Opening<'a> {
     },
 }
 
-/// What has happened.
+/// An event of a session.
 #[derive(Debug)]
 pub enum ClientStep<'a> {
-    /// The input is used up.
+    /// The input is consumed.
     Idle,
-    /// Something was dealt with inside; call again.
+    /// Something was handled internally; call again.
     Handled,
-    /// The token was accepted: requests may be made. The body is empty from goim, JSON for negotiated clients.
+    /// The token was accepted: requests can be sent. The body is empty from goim, JSON for
+    /// negotiated clients.
     Authenticated {
         /// Body of the auth reply.
         reply: &'a [u8],
     },
     /// The reply to a request.
     Reply {
-        /// What [`ClientSession::request`] gave for it.
+        /// The number that [`ClientSession::request`] returned.
         request: Sequence,
         /// The reply.
         packet: Packet<'a>,
     },
-    /// The server says that a request failed. The body is JSON: `code`, `message`, `retry_after_ms`.
+    /// A request failed. The body is JSON: `code`, `message`, `retry_after_ms`.
     Failed {
-        /// What [`ClientSession::request`] gave for it.
+        /// The number that [`ClientSession::request`] returned.
         request: Sequence,
         /// Body of the error packet.
         error: &'a [u8],
     },
-    /// A run of packets that is compressed as this version says: inflate it and hand it back with [`ClientSession::take_run`].
+    /// A compressed run of packets: inflate it by its version and pass it to
+    /// [`ClientSession::take_run`].
     Compressed {
-        /// How the run is written.
+        /// The version, which names the encoding.
         version: Version,
         /// The run.
         body: &'a [u8],
     },
-    /// The reply to a heartbeat that the session has sent by itself: how many are online in the room.
+    /// The reply to a heartbeat of the session: the number of sessions in the room.
     Online {
-        /// The count; zero in no room.
+        /// The number; zero without a room.
         count: i32,
     },
-    /// Somebody has pushed this. What came in a batch comes one by one.
+    /// A push. Pushes of a batch are separate steps.
     Push(Packet<'a>),
-    /// A reply or an error that belongs to no request.
+    /// A reply or an error without a request.
     Unmatched(Packet<'a>),
-    /// The server is about to close, and says why.
+    /// The server is about to close the connection.
     Disconnect {
-        /// The reason's number, when there is one in the body.
+        /// The code of the reason, if the body has one.
         code: Option<u16>,
         /// What to do next; [`ReconnectPolicy::Backoff`] without a code.
         reconnect: ReconnectPolicy,
@@ -166,19 +170,19 @@ pub enum ClientStep<'a> {
     },
 }
 
-/// Why a session is over.
+/// Why a session has ended.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Ended {
-    /// What came in cannot be understood.
+    /// The input cannot be decoded.
     #[error(transparent)]
     Framing(#[from] FramingError),
     /// The server has sent a close frame.
     #[error("the server closed the WebSocket")]
     Closed,
-    /// No auth reply came in time.
+    /// The auth reply was not received in time.
     #[error("no reply to the token in time")]
     HandshakeTimeout,
-    /// Nothing came in although a heartbeat was sent: the connection is dead.
+    /// Nothing was received after a heartbeat: the connection is dead.
     #[error("no reply to a heartbeat in time")]
     HeartbeatLost,
 }
@@ -189,59 +193,59 @@ impl From<DecodeError> for Ended {
     }
 }
 
-/// Why a request was not taken. Nothing of it was or will be sent.
+/// Why a request was not queued. Nothing of it is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
-    /// The token is not accepted yet, or the session is over.
+    /// The token is not accepted yet, or the session has ended.
     #[error("the session is not open")]
     NotOpen,
-    /// As many requests as allowed wait for their replies.
+    /// The maximum number of requests is in flight.
     #[error("{limit} requests wait for their replies already")]
     TooMany {
         /// See [`ClientRules::requests_max`].
         limit: usize,
     },
-    /// The server would end the connection over it.
+    /// The server would close the connection.
     #[error("body of {len} bytes exceeds the limit of {limit}")]
     BodyTooLong {
-        /// Bytes in the body.
+        /// Size of the body in bytes.
         len: usize,
         /// See [`ClientRules::request_body_bytes_max`].
         limit: usize,
     },
-    /// The server does not take what is sent to it.
+    /// The server does not read.
     #[error("{waiting} bytes wait to be written already")]
     OutputFull {
-        /// Bytes that wait.
+        /// Size of the output in bytes.
         waiting: usize,
     },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// The upgrade or the auth reply is outstanding.
+    /// Waiting for the upgrade or for the auth reply.
     Opening,
     Open,
-    /// Nothing is read any more; what waits may still be written.
+    /// Nothing is read any more; the output may still be written.
     Closed,
 }
 
-/// When the next heartbeat is due, and since when one is unanswered.
+/// When the next heartbeat is due, and since when one has no reply.
 #[derive(Debug, Clone, Copy)]
 struct Heartbeat {
     interval: Duration,
     next: Millis,
     unanswered_since: Option<Millis>,
-    /// The last sign of life, or when the driver began to read again.
+    /// When something was last received, or when the driver started to read again.
     heard: Millis,
 }
 
-/// One connection, seen from the client.
+/// A connection, seen from the client.
 pub struct ClientSession {
     rules: Arc<ClientRules>,
     framing: Framing,
     phase: Phase,
-    /// Sent as soon as the upgrade is made; empty after that.
+    /// Sent after the upgrade; empty after that.
     token: Vec<u8>,
     output: Output,
     requests: Requests,
@@ -252,7 +256,7 @@ pub struct ClientSession {
 }
 
 impl ClientSession {
-    /// A connection that has just been made. `token` is the body of the auth packet.
+    /// Creates the session of a new connection. `token` is the body of the auth packet.
     #[must_use]
     pub fn new(
         rules: Arc<ClientRules>,
@@ -298,25 +302,25 @@ impl ClientSession {
 
     // --- getters
 
-    /// How packets are carried.
+    /// Returns the transport.
     #[must_use]
     pub fn transport(&self) -> Transport {
         self.framing.transport()
     }
 
-    /// True between the auth reply and the end.
+    /// Returns true between the auth reply and the end.
     #[must_use]
     pub fn is_open(&self) -> bool {
         self.phase == Phase::Open
     }
 
-    /// Requests that wait for their replies.
+    /// Returns the number of requests in flight.
     #[must_use]
     pub fn requests_len(&self) -> usize {
         self.requests.len()
     }
 
-    /// True when [`ClientSession::request`] would take a request with a small body.
+    /// Returns true if [`ClientSession::request`] would accept a request with a small body.
     #[must_use]
     pub fn takes_requests(&self) -> bool {
         self.is_open()
@@ -324,7 +328,7 @@ impl ClientSession {
             && self.output.as_slice().len() < self.rules.output_bytes_max
     }
 
-    /// When [`ClientSession::handle_timeout`] is to be called.
+    /// Returns when [`ClientSession::handle_timeout`] is due.
     #[must_use]
     pub fn deadline(&self) -> Millis {
         match self.phase {
@@ -334,7 +338,7 @@ impl ClientSession {
         }
     }
 
-    /// What is to be written, in order. The token is in there at the beginning: not for logs.
+    /// Returns the bytes to write, in order. They contain the token at first: do not log them.
     #[must_use]
     pub fn output(&self) -> &[u8] {
         self.output.as_slice()
@@ -342,7 +346,8 @@ impl ClientSession {
 
     // --- time
 
-    /// Sends the heartbeat that is due, or finds that the server is silent. Does nothing before the deadline.
+    /// Sends a due heartbeat, or detects that the server is silent. Does nothing before the
+    /// deadline.
     ///
     /// # Errors
     /// [`Ended::HandshakeTimeout`], [`Ended::HeartbeatLost`].
@@ -358,7 +363,7 @@ impl ClientSession {
         }
         self.heartbeat.next = now.after(self.heartbeat.interval);
         self.heartbeat.unanswered_since.get_or_insert(now);
-        // Behind a full output one more heartbeat changes nothing.
+        // After a full output one more heartbeat changes nothing.
         if self.output.as_slice().len() <= self.rules.output_bytes_max {
             self.output.packet(Packet {
                 version: Version::GOIM,
@@ -370,8 +375,8 @@ impl ClientSession {
         Ok(())
     }
 
-    /// Changes the time between two heartbeats: the server may want them more often than the rules say. The next one
-    /// comes no later than this much after `now`.
+    /// Changes the time between heartbeats, for a server that wants another one. The next heartbeat
+    /// is sent at most this long after `now`.
     pub fn set_heartbeat_interval(&mut self, interval: Duration, now: Millis) {
         self.heartbeat.interval = interval;
         if self.phase == Phase::Open {
@@ -379,8 +384,8 @@ impl ClientSession {
         }
     }
 
-    /// Tells whether the driver reads. While it does not, silence says nothing about the server, and the session is
-    /// not ended over it; heartbeats are sent all the same.
+    /// Sets whether the driver reads. While it does not, the session is not ended because the
+    /// server seems silent; heartbeats are still sent.
     pub fn set_reading(&mut self, reading: bool, now: Millis) {
         if reading && !self.reading {
             self.heartbeat.heard = now;
@@ -388,7 +393,7 @@ impl ClientSession {
         self.reading = reading;
     }
 
-    /// When the silence has lasted too long.
+    /// Returns when the server has been silent for too long.
     fn dead_at(&self) -> Millis {
         match self.heartbeat.unanswered_since {
             Some(since) if self.reading => {
@@ -400,12 +405,13 @@ impl ClientSession {
 
     // --- input
 
-    /// Takes the next thing off `input` from `*at` on and says what has happened. Call again until
-    /// [`ClientStep::Idle`]. A driver that cannot deal with more may stop before that; it keeps what is left of the
-    /// input and offers it again.
+    /// Handles the next part of `input` from `*at` on. Call again until [`ClientStep::Idle`]. A
+    /// driver that cannot handle more may stop earlier; it then passes the rest of the input in
+    /// again later.
     ///
     /// # Errors
-    /// Why the session is over. What waits in the output (the answer to a close frame) may be written before closing.
+    /// Why the session has ended. The output (a reply to a close frame) may be written before
+    /// closing.
     pub fn step<'a>(
         &'a mut self,
         now: Millis,
@@ -439,14 +445,16 @@ impl ClientSession {
         };
         match incoming {
             None => Ok(ClientStep::Idle),
-            // The client asks for no extension, so that nothing comes deflated.
+            // The client requests no extension, so that nothing is compressed by
+            // permessage-deflate.
             Some(Incoming::Nothing | Incoming::Deflated(_)) => Ok(ClientStep::Handled),
             Some(Incoming::Upgraded { .. }) => {
                 present(&mut self.token, &mut self.output);
                 Ok(ClientStep::Handled)
             }
             Some(Incoming::Ping(payload)) => {
-                // Pings that come faster than pongs leave are not answered: they must not fill the memory.
+                // Pings that arrive faster than pongs are written get no reply: they must not fill
+                // the memory.
                 if self.output.as_slice().len() <= self.rules.output_bytes_max {
                     self.output.frame(Opcode::Pong, payload);
                 }
@@ -469,14 +477,14 @@ impl ClientSession {
         }
     }
 
-    /// Takes the packets of a run that was compressed: they come with the next steps.
+    /// Takes the packets of a run that was compressed; they are the next steps.
     pub fn take_run(&mut self, packets: Vec<u8>) {
         self.batch = Batch::new(packets);
     }
 
     // --- requests
 
-    /// Queues a request and gives the mark by which its reply will be known.
+    /// Queues a request and returns its number, which the reply repeats.
     ///
     /// # Errors
     /// See [`RequestError`].
@@ -505,7 +513,7 @@ impl ClientSession {
 
     // --- output and end
 
-    /// Takes `len` bytes off the front of the output: they are written.
+    /// Removes the first `len` bytes of the output: they are written.
     pub fn written(&mut self, len: usize) {
         self.output.advance(len);
     }
@@ -526,7 +534,7 @@ impl ClientSession {
 }
 
 impl fmt::Debug for ClientSession {
-    /// Leaves out the token, and the output that may hold it.
+    /// Leaves out the token, and the output that may contain it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ClientSession")
             .field("transport", &self.transport())
@@ -553,7 +561,7 @@ fn present(token: &mut Vec<u8>, output: &mut Output) {
     output.packet(Packet { version, operation, sequence, body: &body });
 }
 
-/// Finds out what a packet is to this session.
+/// Classifies a packet.
 fn sort<'a>(
     packet: Packet<'a>,
     requests: &mut Requests,
@@ -591,7 +599,7 @@ fn sort<'a>(
     }
 }
 
-/// Below the backend's range nobody pushes with a mark: such a packet answers a request that is gone.
+/// Below the backend's range no push has a number: such a packet is a late reply.
 fn is_late_echo(packet: &Packet<'_>) -> bool {
     packet.operation < Operation::BACKEND_MIN && packet.sequence != Sequence::NONE
 }

@@ -1,7 +1,7 @@
-//! Packets inside their transport: the only place that tells a byte stream from WebSocket.
+//! Packets inside their transport: the only place that distinguishes a byte stream from WebSocket.
 //!
-//! TLS is below this, and the socket is below that: neither is known here. A connection over WebSocket begins as an
-//! HTTP request; the upgrade is part of the framing, so that the state machines above see packets only.
+//! TLS and the socket are below this and not known here. A WebSocket connection starts as an HTTP
+//! request; the upgrade is part of the framing, so that the state machines above see packets only.
 
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -16,32 +16,32 @@ use goim_wire::{
     DecodeError, HEADER_LEN, Header, Operation, Packet, PacketBuf, Sequence, StreamDecoder, Version,
 };
 
-/// How packets are carried.
+/// The transport of packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Transport {
-    /// Packets one behind the other on a byte stream.
+    /// Packets on a byte stream.
     Stream,
-    /// One packet per WebSocket message.
+    /// One packet in each WebSocket message.
     WebSocket,
 }
 
-/// What the framing checks, the same for all connections of a listener.
+/// Limits and rules of the framing, shared by all connections of a listener.
 #[derive(Debug, Clone)]
 pub struct FramingRules {
-    /// Largest inbound body in bytes.
+    /// Maximum inbound body in bytes.
     pub body_bytes_max: usize,
-    /// The upgrade request or its answer, in bytes.
+    /// Maximum size of the upgrade request or its response, in bytes.
     pub head_bytes_max: usize,
     /// The only request target that is upgraded.
     pub path: String,
-    /// Takes permessage-deflate where a client offers it.
+    /// Whether to accept permessage-deflate if a client offers it.
     pub deflate: bool,
-    /// Rules of the frames.
+    /// Rules of WebSocket frames.
     pub websocket: websocket::Rules,
 }
 
-/// The rules of frames at the server's end: strict, or with goim's leniencies. No frame or message is larger than
-/// `message_bytes_max`.
+/// Returns the rules of frames at the server's end: strict, or as lenient as goim. No frame or
+/// message is larger than `message_bytes_max`.
 #[must_use]
 pub fn websocket_rules(lenient: bool, message_bytes_max: usize) -> websocket::Rules {
     websocket::Rules {
@@ -52,25 +52,26 @@ pub fn websocket_rules(lenient: bool, message_bytes_max: usize) -> websocket::Ru
     }
 }
 
-/// What came in.
+/// A part of the input.
 #[derive(Debug)]
 pub(crate) enum Incoming<'a> {
     Packet(Packet<'a>),
-    /// A message that is to be inflated and taken for a packet then.
+    /// A message to inflate and then decode as a packet.
     Deflated(&'a [u8]),
-    /// The upgrade is made. At the server: the answer to the request, and what the request said. At the client both are empty.
+    /// The upgrade is complete. At the server: the response to the request, and the facts of the
+    /// request. At the client both are empty.
     Upgraded {
         response: Vec<u8>,
         facts: UpgradeFacts,
     },
     Ping(&'a [u8]),
-    /// Nothing that anybody must know of.
+    /// Nothing for the caller.
     Nothing,
-    /// The peer has sent a close frame.
+    /// The peer sent a close frame.
     Closed,
 }
 
-/// What the request for an upgrade said that somebody may want to know who decides about a token. All empty over a byte stream.
+/// Headers of the upgrade request, for authentication. All empty over a byte stream.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct UpgradeFacts {
     /// The first `Cookie` header.
@@ -79,29 +80,29 @@ pub struct UpgradeFacts {
     pub user_agent: String,
 }
 
-/// Why the bytes that came in cannot be understood.
+/// Why the input cannot be decoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FramingError {
     /// Not a packet.
     #[error("bad packet: {0}")]
     Packet(#[from] DecodeError),
-    /// Not a WebSocket frame, or one that breaks the rules.
+    /// Not a WebSocket frame, or one that violates the rules.
     #[error("bad frame: {0}")]
     Frame(#[from] FrameError),
-    /// Not the upgrade to WebSocket that was expected; `answer` may be sent before closing.
+    /// Not the expected upgrade to WebSocket; `answer` may be sent before closing.
     #[error("bad upgrade: {reason}")]
     Upgrade {
-        /// What is wrong.
+        /// The error.
         reason: String,
-        /// A complete HTTP response that says so.
+        /// A complete HTTP response for the error.
         answer: Vec<u8>,
     },
 }
 
 impl FramingError {
-    /// What may be said before the connection ends. A lenient listener says nothing about frames, as goim; a strict one
-    /// names the fault by its code, as RFC 6455 asks.
-    pub(crate) fn last_words(self, rules: &FramingRules) -> Vec<u8> {
+    /// Returns what may be sent before the connection closes. A lenient listener sends nothing for
+    /// invalid frames, as goim; a strict one sends the code of the error, as RFC 6455 requires.
+    pub(crate) fn closing_frame(self, rules: &FramingRules) -> Vec<u8> {
         let mut out = Vec::new();
         match self {
             Self::Frame(error) if !rules.websocket.lenient => {
@@ -113,7 +114,7 @@ impl FramingError {
         out
     }
 
-    /// Why the connection ends.
+    /// Returns the close reason.
     pub(crate) fn reason(&self) -> CloseReason {
         match self {
             Self::Packet(_) => CloseReason::BadPacket,
@@ -123,24 +124,24 @@ impl FramingError {
     }
 }
 
-/// One connection's framing, for either end.
+/// The framing of one connection, for either end.
 #[derive(Debug)]
 pub(crate) enum Framing {
     Stream(StreamDecoder),
-    /// Waiting for the upgrade request; holds what has come of it.
-    #[expect(clippy::box_collection, reason = "keeps what every connection carries at two words")]
+    /// Waiting for the upgrade request; stores the part received so far.
+    #[expect(clippy::box_collection, reason = "two pointers in every connection")]
     Upgrading(Box<Vec<u8>>),
-    /// Waiting for the answer to the upgrade request.
+    /// Waiting for the response to the upgrade request.
     Answering(Box<Answer>),
     WebSocket(websocket::Reader),
 }
 
-/// The answer to an upgrade request while it comes in.
+/// The response to an upgrade request, received in part.
 #[derive(Debug)]
 pub(crate) struct Answer {
-    /// The key that the request was sent with.
+    /// The key of the request.
     key: String,
-    /// What has come so far.
+    /// The bytes received so far.
     head: Vec<u8>,
 }
 
@@ -152,7 +153,7 @@ impl Framing {
         }
     }
 
-    /// The client's end: with the key of the upgrade request that was sent, or of a byte stream.
+    /// Creates the client's end: with the key of the upgrade request, or for a byte stream.
     pub(crate) fn client(upgrade_key: Option<String>) -> Self {
         match upgrade_key {
             None => Self::Stream(StreamDecoder::new()),
@@ -167,12 +168,12 @@ impl Framing {
         }
     }
 
-    /// True when the other side reads messages that permessage-deflate has compressed.
+    /// Returns true if the peer reads messages compressed by permessage-deflate.
     pub(crate) fn deflates(&self) -> bool {
         matches!(self, Self::WebSocket(reader) if reader.deflates())
     }
 
-    /// The next thing in `input` from `*at` on, or `None` when `input` is used up.
+    /// Returns the next part of `input` from `*at` on, or `None` when `input` is consumed.
     pub(crate) fn next<'a>(
         &'a mut self,
         rules: &FramingRules,
@@ -217,20 +218,20 @@ const NORMAL: u16 = 1000;
 const GOING_AWAY: u16 = 1001;
 
 impl Transport {
-    /// Appends the answer to a ping.
+    /// Appends the reply to a ping.
     pub(crate) fn pong(self, payload: &[u8], out: &mut Vec<u8>) {
         if self == Self::WebSocket {
             websocket::encode_frame(out, Opcode::Pong, payload, None);
         }
     }
 
-    /// Appends the answer to the peer's own close frame.
+    /// Appends the reply to the peer's close frame.
     pub(crate) fn goodbye(self, out: &mut Vec<u8>) {
         self.close_frame(NORMAL, "", out);
     }
 
-    /// Appends the word that the server ends the connection, where the transport has one.
-    pub(crate) fn going_away(self, reason: &str, out: &mut Vec<u8>) {
+    /// Appends a close frame, if the transport has one.
+    pub(crate) fn append_close(self, reason: &str, out: &mut Vec<u8>) {
         self.close_frame(GOING_AWAY, reason, out);
     }
 
@@ -240,10 +241,10 @@ impl Transport {
         }
     }
 
-    /// Appends a packet that only this peer gets. `mask` is for the client's end of a WebSocket.
+    /// Appends a packet for this peer only. `mask` is for the client's end of a WebSocket.
     pub(crate) fn encode(self, packet: Packet<'_>, mask: Option<[u8; 4]>, out: &mut Vec<u8>) {
         match self {
-            // A run of packets needs no wrapping on a stream.
+            // A run of packets needs no header on a stream.
             Self::Stream if packet.operation == Operation::RAW => out.extend_from_slice(packet.body),
             Self::Stream => packet.encode(out),
             Self::WebSocket => {
@@ -259,7 +260,8 @@ impl Transport {
     }
 }
 
-/// Waits for the whole request head. Gives the upgrade and how many bytes of `input` from `*at` on belong to it.
+/// Waits for the complete request head. Returns the upgrade and the number of bytes of `input` from
+/// `*at` on that belong to it.
 fn read_upgrade(
     head: &mut Vec<u8>,
     rules: &FramingRules,
@@ -268,7 +270,7 @@ fn read_upgrade(
 ) -> Result<Option<(handshake::Upgrade, usize)>, FramingError> {
     let rest = input.get(*at..).unwrap_or_default();
     let before = head.len();
-    // What lies complete in the caller's buffer is not copied.
+    // A head that is complete in the caller's buffer is not copied.
     let result = if before == 0 {
         handshake::read_request(rest, &rules.path, rules.head_bytes_max)
     } else {
@@ -291,7 +293,8 @@ fn read_upgrade(
     }
 }
 
-/// Waits for the whole answer to the upgrade request. Gives how many bytes of `input` from `*at` on belong to it.
+/// Waits for the complete response to the upgrade request. Returns the number of bytes of `input`
+/// from `*at` on that belong to it.
 fn read_answer(
     answer: &mut Answer,
     rules: &FramingRules,
@@ -323,12 +326,13 @@ fn frame(event: Event<'_>, body_bytes_max: usize) -> Result<Incoming<'_>, Framin
     })
 }
 
-/// A packet for many, encoded once for each transport and shared by its receivers.
+/// A packet for many receivers, encoded once for each transport and shared by reference.
 ///
-/// A packet to one session goes over one transport, so the form of WebSocket is made when the first receiver asks for it.
+/// A packet to one session uses one transport, so the WebSocket form is created for the first
+/// receiver that needs it.
 #[derive(Debug, Clone)]
 pub struct EncodedPush {
-    // Pointers to shared bytes, since a queue entry of a pointer's size is what a receiver costs.
+    // Pointers to shared bytes, so that a queue entry costs one pointer for each receiver.
     stream: Arc<Bytes>,
     websocket: OnceCell<Arc<Bytes>>,
     version: Version,
@@ -337,14 +341,14 @@ pub struct EncodedPush {
     wrapping: Wrapping,
 }
 
-/// What of a packet stands on the wire.
+/// How a packet is encoded on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wrapping {
     /// Header and body.
     Packet,
-    /// A run of packets: alone on a stream, behind a header of its own in a message.
+    /// A run of packets: alone on a stream, with a header in a WebSocket message.
     Batch,
-    /// A run of packets, alone everywhere.
+    /// A run of packets, alone on every transport.
     Run,
 }
 
@@ -360,7 +364,8 @@ impl EncodedPush {
         Self { stream: Arc::new(stream), websocket: OnceCell::new(), version, operation, sequence, wrapping }
     }
 
-    /// Encodes `packet` with its header on every transport, also when it is a batch: one that is compressed is no run of packets.
+    /// Encodes `packet` with its header on every transport, even if it is a batch: a compressed
+    /// body is not a run of packets.
     #[must_use]
     pub fn whole(packet: PacketBuf) -> Self {
         let PacketBuf { version, operation, sequence, .. } = packet;
@@ -368,7 +373,8 @@ impl EncodedPush {
         Self { stream, websocket: OnceCell::new(), version, operation, sequence, wrapping: Wrapping::Packet }
     }
 
-    /// A run of complete packets that goes as it is on every transport: in one message over WebSocket, without a header around it.
+    /// Creates a run of complete packets without a header on every transport: over WebSocket in one
+    /// message.
     #[must_use]
     pub fn run(packets: Bytes) -> Self {
         let PacketBuf { version, operation, sequence, body } = PacketBuf::push(Operation::RAW, packets);
@@ -376,8 +382,8 @@ impl EncodedPush {
         Self { stream, websocket, version, operation, sequence, wrapping: Wrapping::Run }
     }
 
-    /// The same bytes under reference counts of their own: for another thread, so that two threads with thousands of
-    /// receivers each do not pass one counter to and fro.
+    /// Returns the same bytes with separate reference counts, for another thread: two threads with
+    /// thousands of receivers each must not contend for one counter.
     #[must_use]
     pub fn for_another_thread(&self) -> Self {
         let apart = |bytes: &Arc<Bytes>| Arc::new(Bytes::clone(bytes));
@@ -385,7 +391,7 @@ impl EncodedPush {
         Self { stream: apart(&self.stream), websocket, ..*self }
     }
 
-    /// The packet again.
+    /// Returns the packet.
     #[must_use]
     pub fn into_packet(self) -> PacketBuf {
         let Self { stream, version, operation, sequence, wrapping, .. } = self;
@@ -394,8 +400,8 @@ impl EncodedPush {
         PacketBuf { version, operation, sequence, body }
     }
 
-    /// The frame of a message over WebSocket that permessage-deflate has compressed: `compress` gets the payload. `None` when it gives
-    /// nothing.
+    /// Returns the WebSocket frame of the message compressed by permessage-deflate: `compress` gets
+    /// the payload. `None` if it returns none.
     #[must_use]
     pub fn deflated(&self, compress: impl FnOnce(&[u8]) -> Option<Vec<u8>>) -> Option<Bytes> {
         let header = self.batch_header();
@@ -405,13 +411,13 @@ impl EncodedPush {
         Some(Bytes::from([head.as_slice(), payload.as_slice()].concat()))
     }
 
-    /// The same packet with this frame over WebSocket.
+    /// Returns the same packet with this frame over WebSocket.
     #[must_use]
     pub fn with_frame(self, frame: Bytes) -> Self {
         Self { websocket: OnceCell::from(Arc::new(frame)), ..self }
     }
 
-    /// The header in front of a run of packets in a message.
+    /// The header before a run of packets in a message.
     fn batch_header(&self) -> Option<[u8; HEADER_LEN]> {
         let Self { stream, version, operation, sequence, wrapping, .. } = self;
         (*wrapping == Wrapping::Batch)
@@ -433,19 +439,19 @@ impl EncodedPush {
         })
     }
 
-    /// How many bytes that is for one transport.
+    /// Returns the size in bytes on one transport.
     #[must_use]
     pub fn len(&self, transport: Transport) -> usize {
         self.bytes(transport).len()
     }
 
-    /// True when there is nothing to send: a run of no packets.
+    /// Returns true if there is nothing to send: a run without packets.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.stream.is_empty()
     }
 
-    /// The bytes for one transport.
+    /// Returns the bytes for one transport.
     #[inline]
     #[must_use]
     pub fn bytes(&self, transport: Transport) -> &Arc<Bytes> {

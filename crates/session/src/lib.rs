@@ -1,23 +1,26 @@
-//! One connection's state machine, for both ends: bytes and time go in, bytes, steps and a deadline come out.
+//! The state machine of one connection, for both ends: bytes and time go in; bytes, steps and a
+//! deadline are returned.
 //!
-//! This crate owns what happens on one connection between the first byte and the last: the upgrade to WebSocket,
-//! authentication, heartbeats, rooms and subscriptions, backend packets, the order of replies, what waits to be
-//! sent and what happens when it does not drain. It owns no socket, no clock and no other connection: which
-//! sessions share a room or a key is the driver's backend. `no_std` with `alloc` proves the first half of that.
+//! This crate owns a connection from the first byte to the last: the upgrade to WebSocket,
+//! authentication, heartbeats, rooms and subscriptions, backend packets, the order of replies, and
+//! the bounded queue of what is sent. It owns no socket, no clock and no other connection: which
+//! sessions share a room or a key is known to the driver. `no_std` with `alloc` ensures the first
+//! two.
 //!
-//! | module | what it is |
+//! | module | content |
 //! |---|---|
-//! | [`framing`] | the only place that tells a byte stream from WebSocket |
-//! | [`outbox`] | what waits to be sent, bounded |
+//! | [`framing`] | the only place that distinguishes a byte stream from WebSocket |
+//! | [`outbox`] | the bounded queue of bytes to send |
 //! | [`server`] | the server's end |
 //! | [`client`] | the client's end |
+//! | [`timeline_sync`] | the client's sync loop |
 //! | [`millis`] | time as a number |
 //!
 //! Invariants:
-//! - Replies leave in the order of their requests. While one waits for an answer of the backend, no further packet
-//!   is taken from the input.
-//! - Whatever waits is bounded: replies by refusing to read on, pushes by the policy of their operation.
-//! - An idle session owns no heap besides its subscriptions beyond four.
+//! - Replies are sent in the order of their requests. While a request waits for the backend, no
+//!   further packet is read.
+//! - All queues are bounded: replies by not reading on, pushes by the policy of their operation.
+//! - An idle session owns no heap memory except for more than four subscriptions.
 #![no_std]
 
 extern crate alloc;

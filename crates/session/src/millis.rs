@@ -1,22 +1,22 @@
-//! Time as a number, so that whoever drives a session decides what the clock is.
+//! Time as a number, so that the driver of a session chooses the clock.
 
 use core::time::Duration;
 
-/// Milliseconds since some moment that the driver chose. Never goes backwards within one driver.
+/// Milliseconds since a time that the driver chose. Never decreases within one driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Millis(pub u64);
 
 impl Millis {
-    /// A moment that does not come: for what has no deadline.
+    /// A time that is never reached: no deadline.
     pub const NEVER: Self = Self(u64::MAX);
 
-    /// This moment and a while. Saturates at [`Millis::NEVER`].
+    /// Adds a duration. Saturates at [`Millis::NEVER`].
     #[must_use]
     pub fn after(self, while_: Duration) -> Self {
         Self(self.0.saturating_add(u64::try_from(while_.as_millis()).unwrap_or(u64::MAX)))
     }
 
-    /// Time from this moment until `later`; zero when that has passed.
+    /// Returns the time until `later`; zero if that has passed.
     #[must_use]
     pub fn until(self, later: Self) -> Duration {
         Duration::from_millis(later.0.saturating_sub(self.0))

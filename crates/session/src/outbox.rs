@@ -1,11 +1,12 @@
-//! What waits to be sent on one connection.
+//! The bounded queue of bytes to send on one connection.
 //!
-//! Two kinds of bytes wait here. *Replies* answer the client's own packets: they are never dropped, and their bound is
-//! kept by not reading on ([`Outbox::reply_bytes`]). *Pushes* come from others and are shared by all their receivers:
-//! they are counted against a limit, and a policy says what happens to one that does not fit.
+//! It holds two kinds of bytes. *Replies* answer the client's own packets: they are never dropped,
+//! and are bounded by not reading on ([`Outbox::reply_bytes`]). *Pushes* are shared by all their
+//! receivers: they count against a limit, and a policy handles a push that does not fit.
 //!
-//! An empty outbox owns nothing. A push that finds it empty, which is nearly every push to a room, costs one reference
-//! and no memory, however many sessions get it. Queues for what is more come from a pool that the driver keeps.
+//! An empty outbox owns nothing. A push to an empty outbox, which is nearly every push to a room,
+//! costs one reference and no memory, however many sessions get it. Queues for more are from a pool
+//! that the driver owns.
 
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
@@ -14,40 +15,41 @@ use alloc::vec::Vec;
 
 use bytes::Bytes;
 
-/// What happens to a push that finds the queue full.
+/// What happens to a push if the queue is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SlowConsumerPolicy {
     /// The new push is dropped.
     DropNewest,
-    /// Waiting pushes are dropped, oldest first, until the new one fits. One that is partly written stays.
+    /// The oldest pushes are dropped until the new one fits. One that is partly written stays.
     DropOldest,
     /// The session is closed.
     Close,
 }
 
-/// How much may wait, and what happens beyond it.
+/// The limit of queued pushes, and the policy beyond it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QueueLimit {
-    /// Bytes of pushes, the one at the front not counted: that one may have any size.
+    /// Bytes of pushes, without the one at the front: that one may have any size.
     pub bytes_max: usize,
-    /// What happens to a push beyond it.
+    /// The policy for a push beyond the limit.
     pub policy: SlowConsumerPolicy,
 }
 
-/// What became of a push.
+/// The result of queueing a push.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Admission {
-    /// It waits to be sent.
+    /// It is queued.
     Queued,
-    /// It waits to be sent, and this many older ones were dropped for it.
+    /// It is queued, and this many older ones were dropped.
     DroppedOlder(usize),
     /// It was dropped.
     DroppedNewest,
-    /// Nothing was queued: the session is to be closed as a slow consumer.
+    /// Nothing was queued: the session must be closed as a slow consumer.
     MustClose,
 }
 
-/// The bytes that wait on one connection. Replies and pushes keep the order in which they were put in.
+/// The bytes to send on one connection. Replies and pushes stay in the order in which they were
+/// queued.
 #[derive(Debug, Default)]
 pub struct Outbox(State);
 
@@ -55,7 +57,7 @@ pub struct Outbox(State);
 enum State {
     #[default]
     Empty,
-    /// One push, nothing of it written.
+    /// One push, not written at all.
     One(Arc<Bytes>),
     Many(Box<Queue>),
 }
@@ -63,7 +65,7 @@ enum State {
 #[derive(Debug, Default)]
 struct Queue {
     chunks: VecDeque<Chunk>,
-    /// Bytes of the first chunk that are written already.
+    /// Number of bytes of the first chunk that are written already.
     written: usize,
     push_bytes: usize,
     reply_bytes: usize,
@@ -71,12 +73,12 @@ struct Queue {
     spare: Vec<u8>,
 }
 
-/// A queue keeps the memory of replies up to this size; what is larger was an exception.
+/// A queue reuses the memory of replies up to this size; a larger one is an exception.
 const SPARE_BYTES_MAX: usize = 256;
 
 impl Queue {
-    /// The push at the front is on its way and does not count, whatever its size: a large message must not make the
-    /// small ones behind it look like a slow reader's.
+    /// The push at the front is being written and does not count, whatever its size: a large
+    /// message must not make the small ones after it look like those of a slow reader.
     fn has_room(&self, len: usize, bytes_max: usize) -> bool {
         let front = match self.chunks.front() {
             Some(Chunk::Push(bytes)) => bytes.len().saturating_sub(self.written),
@@ -122,7 +124,7 @@ impl Chunk {
     }
 }
 
-/// Queues that are not in use, kept for the next session that needs one.
+/// Unused queues, for the next session that needs one.
 #[derive(Debug)]
 pub struct OutboxPool {
     #[expect(clippy::vec_box, reason = "queues change hands as pointers")]
@@ -131,7 +133,7 @@ pub struct OutboxPool {
 }
 
 impl OutboxPool {
-    /// A pool that keeps at most `keep_max` queues; further ones are freed.
+    /// Creates a pool of at most `keep_max` unused queues; further ones are freed.
     #[must_use]
     pub const fn new(keep_max: usize) -> Self {
         Self { free: Vec::new(), keep_max }
@@ -141,33 +143,33 @@ impl OutboxPool {
         self.free.pop().unwrap_or_default()
     }
 
-    /// Takes back an emptied queue, unless it has grown beyond what a quiet session needs.
+    /// Returns an empty queue to the pool, unless it has grown beyond what a quiet session needs.
     fn put(&mut self, queue: Box<Queue>) {
         if self.free.len() < self.keep_max && queue.chunks.capacity() <= 32 {
             self.free.push(queue);
         }
     }
 
-    /// Frees what is kept.
+    /// Frees the unused queues.
     pub fn release(&mut self) {
         self.free = Vec::new();
     }
 }
 
 impl Outbox {
-    /// An outbox in which nothing waits.
+    /// Creates an empty outbox.
     #[must_use]
     pub const fn new() -> Self {
         Self(State::Empty)
     }
 
-    /// True when nothing waits.
+    /// Returns true if nothing is queued.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         matches!(self.0, State::Empty)
     }
 
-    /// Bytes that wait, replies and pushes.
+    /// Returns the size of replies and pushes in bytes.
     #[must_use]
     pub fn len(&self) -> usize {
         match &self.0 {
@@ -177,7 +179,7 @@ impl Outbox {
         }
     }
 
-    /// Bytes of pushes that wait.
+    /// Returns the size of pushes in bytes.
     #[must_use]
     pub fn push_bytes(&self) -> usize {
         match &self.0 {
@@ -187,7 +189,7 @@ impl Outbox {
         }
     }
 
-    /// Bytes of replies that wait.
+    /// Returns the size of replies in bytes.
     #[must_use]
     pub fn reply_bytes(&self) -> usize {
         match &self.0 {
@@ -196,7 +198,7 @@ impl Outbox {
         }
     }
 
-    /// True when a push of `len` bytes can wait without breaking the limit.
+    /// Returns true if a push of `len` bytes fits into the limit.
     #[must_use]
     pub fn has_room(&self, len: usize, bytes_max: usize) -> bool {
         match &self.0 {
@@ -207,7 +209,7 @@ impl Outbox {
         }
     }
 
-    /// The queue behind this outbox, made of what waits if there was none.
+    /// Returns the queue of this outbox; creates it from the single push if there was none.
     fn queue(&mut self, pool: &mut OutboxPool) -> &mut Queue {
         if !matches!(self.0, State::Many(_)) {
             let mut queue = pool.take();
@@ -222,10 +224,11 @@ impl Outbox {
         }
     }
 
-    /// Adds bytes that answer the client, written by `write`.
+    /// Queues bytes of a reply, written by `write`.
     pub fn reply(&mut self, pool: &mut OutboxPool, write: impl FnOnce(&mut Vec<u8>)) {
         let queue = self.queue(pool);
-        // Replies made in one go share a chunk; the first chunk may be partly written, which appending does not disturb.
+        // Replies written in one turn share a chunk; the first chunk may be partly written, which
+        // appending does not disturb.
         if !matches!(queue.chunks.back(), Some(Chunk::Reply(_))) {
             let spare = core::mem::take(&mut queue.spare);
             queue.chunks.push_back(Chunk::Reply(spare));
@@ -238,7 +241,7 @@ impl Outbox {
         self.release_if_empty(pool);
     }
 
-    /// Adds bytes that are shared with other receivers, if the limit allows.
+    /// Queues bytes that are shared with other receivers, if the limit allows it.
     pub fn push(&mut self, pool: &mut OutboxPool, bytes: &Arc<Bytes>, limit: QueueLimit) -> Admission {
         if bytes.is_empty() {
             return Admission::Queued;
@@ -260,8 +263,8 @@ impl Outbox {
         admission
     }
 
-    /// Drops waiting pushes, oldest first, until `len` more bytes fit. Replies and a partly written push stay; when
-    /// the new push cannot fit behind the latter, nothing older is given up for it.
+    /// Drops queued pushes, oldest first, until `len` more bytes fit. Replies and a partly written
+    /// push stay; if the new push cannot fit after the latter, nothing is dropped.
     fn drop_oldest(&mut self, pool: &mut OutboxPool, len: usize, bytes_max: usize) -> Admission {
         let queue = self.queue(pool);
         let pinned = queue.written > 0 && matches!(queue.chunks.front(), Some(Chunk::Push(_)));
@@ -284,7 +287,7 @@ impl Outbox {
         Admission::DroppedOlder(dropped)
     }
 
-    /// The bytes that wait, when they are in one piece: the common case, without an iterator.
+    /// Returns the queued bytes if they are in one piece: the common case, without an iterator.
     #[must_use]
     pub fn only_piece(&self) -> Option<&[u8]> {
         match &self.0 {
@@ -297,7 +300,7 @@ impl Outbox {
         }
     }
 
-    /// The bytes that wait, in order, as pieces for one gathered write.
+    /// Returns the queued bytes, in order, as pieces for one vectored write.
     pub fn pieces(&self) -> impl Iterator<Item = &[u8]> {
         let (one, queue) = match &self.0 {
             State::Empty => (None, None),
@@ -313,7 +316,7 @@ impl Outbox {
         one.into_iter().chain(many)
     }
 
-    /// Takes `len` bytes off the front: they are written.
+    /// Removes the first `len` bytes: they are written.
     pub fn advance(&mut self, pool: &mut OutboxPool, mut len: usize) {
         match &self.0 {
             State::Empty => return,
@@ -342,7 +345,7 @@ impl Outbox {
         self.release_if_empty(pool);
     }
 
-    /// Drops everything that waits.
+    /// Drops all queued bytes.
     pub fn clear(&mut self, pool: &mut OutboxPool) {
         if let State::Many(mut queue) = core::mem::take(&mut self.0) {
             queue.chunks.clear();

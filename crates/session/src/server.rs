@@ -1,12 +1,13 @@
 //! The server's end of a connection.
 //!
-//! The driver feeds bytes ([`ServerSession::step`]), does what a [`Step`] asks for, and writes what the outbox holds.
-//! Answers that need others (authentication, the backend, the online count) are put in by the driver; until the
-//! answer to the first two is there, no further packet is taken, which keeps replies in order without a queue.
+//! The driver passes in bytes ([`ServerSession::step`]), does what a [`Step`] requires, and writes
+//! the outbox. It also brings the results that the session waits for (authentication, the backend,
+//! the online count); until the first two are known no further packet is read, which keeps replies
+//! in order without a queue.
 //!
-//! What goim does and this keeps: packets before authentication are dropped without a word; every packet after it has
-//! exactly one reply, with its version and sequence; nothing but operation 2 keeps a session alive; a violation closes
-//! without a packet.
+//! As in goim: packets before authentication are dropped silently; every packet after it has
+//! exactly one reply, with its version and sequence; only operation 2 keeps a session alive; a
+//! violation closes without a packet.
 
 use alloc::boxed::Box;
 use core::time::Duration;
@@ -18,80 +19,85 @@ use crate::framing::{EncodedPush, Framing, FramingRules, Incoming, Transport, Up
 use crate::outbox::{Admission, Outbox, OutboxPool, QueueLimit};
 use crate::{CloseReason, Millis};
 
-/// Operations that one session may subscribe to. Twice as many as one packet of the default size can name; 16 KiB.
+/// Maximum number of subscriptions of a session. Twice as many as one packet of the default size
+/// can name; 16 KiB.
 pub const SUBSCRIPTIONS_MAX: usize = 4096;
 
-/// What all sessions of a listener have in common.
+/// Settings that all sessions of a listener share.
 #[derive(Debug, Clone)]
 pub struct ServerRules {
-    /// What the framing checks.
+    /// Limits and rules of the framing.
     pub framing: FramingRules,
-    /// From the first moment to the end of authentication.
+    /// Time from the start to the end of authentication.
     pub handshake_timeout: Duration,
-    /// Bytes of replies that may wait before no more input is taken.
+    /// Bytes of queued replies above which no more input is read.
     pub reply_bytes_max: usize,
 }
 
 /// What the driver has to do.
 #[derive(Debug)]
 pub enum Step<'a> {
-    /// The input is used up.
+    /// The input is consumed.
     Idle,
-    /// Something was dealt with inside; call again.
+    /// Something was handled internally; call again.
     Handled {
-        /// What it was, with the length of its body, when it was a packet.
+        /// Its operation and the length of its body, if it was a packet.
         packet: Option<(Operation, usize)>,
     },
-    /// Somebody presents a token: find out, then call [`ServerSession::authenticated`] or close.
+    /// A client authenticates: check the token, then call [`ServerSession::authenticated`] or
+    /// close.
     Authenticate {
         /// Body of the auth packet.
         token: &'a [u8],
     },
-    /// The session is alive; call [`ServerSession::reply_heartbeat`] with the online count of its room.
+    /// The session is alive; call [`ServerSession::reply_heartbeat`] with the number of sessions in
+    /// its room.
     Heartbeat {
-        /// To be handed back.
+        /// For the reply.
         version: Version,
-        /// To be handed back.
+        /// For the reply.
         sequence: Sequence,
     },
-    /// The session moves to this room, or out of its room when the name is empty. The reply is queued already.
+    /// The session moves to this room, or leaves its room if the name is empty. The reply is queued
+    /// already.
     ChangeRoom {
-        /// The room's name as it came.
+        /// The room's name as received.
         room: &'a [u8],
     },
-    /// An negotiated client wants to be in these rooms as well, or no longer; call [`ServerSession::reply_control`].
+    /// A negotiated client joins or leaves further rooms; call [`ServerSession::reply_control`].
     Rooms {
-        /// True for joining.
+        /// Whether it joins them.
         join: bool,
         /// Body of the packet: a list in JSON.
         rooms: &'a [u8],
     },
-    /// An negotiated client presents a new token: find out, then call [`ServerSession::reply_control`] or
-    /// [`ServerSession::reply_error`].
+    /// A negotiated client sends a new token: check it, then call [`ServerSession::reply_control`]
+    /// or [`ServerSession::reply_error`].
     Refresh {
         /// Body of the packet.
         token: &'a [u8],
     },
-    /// A message under permessage-deflate: inflate it, within a bound, and call [`ServerSession::inflated`] with what comes out.
+    /// A message under permessage-deflate: inflate it, within a limit, and call
+    /// [`ServerSession::inflated`] with the result.
     Inflate {
-        /// What came, without the four bytes that RFC 7692 leaves out.
+        /// The payload, without the four bytes that RFC 7692 omits.
         message: &'a [u8],
     },
-    /// A packet for the backend; call [`ServerSession::reply_upstream`] with its answer.
+    /// A packet for the backend; call [`ServerSession::reply_upstream`] with its reply.
     Upstream {
         /// The packet.
         packet: Packet<'a>,
     },
 }
 
-/// What authentication has found out about a session.
+/// The result of a successful authentication.
 #[derive(Debug, Clone)]
 pub struct Established<'a> {
-    /// Operations that the session wants pushed.
+    /// The operations that the session subscribes to.
     pub accepts: &'a [Operation],
-    /// The session ends when this much time passes without a heartbeat.
+    /// The session ends after this time without a heartbeat.
     pub heartbeat: Duration,
-    /// The packet version that an negotiated client reads; `None` for a goim client.
+    /// The highest packet version that a negotiated client reads; `None` for a client of goim.
     pub protover: Option<Version>,
     /// Body of the auth reply: empty for goim clients.
     pub reply: &'a [u8],
@@ -99,25 +105,25 @@ pub struct Established<'a> {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// No acceptable packet yet.
+    /// No valid packet yet.
     Unauthenticated,
-    /// The token is with logic.
+    /// Logic checks the token.
     Authenticating {
         version: Version,
         sequence: Sequence,
     },
     Open,
-    /// A packet is with the backend.
+    /// The backend handles a packet.
     AwaitingReply {
         version: Version,
         operation: Operation,
         sequence: Sequence,
     },
-    /// Nothing is read any more; what waits may still be sent.
+    /// Nothing is read any more; the outbox may still be written.
     Closed,
 }
 
-/// What taking a packet changes in a session. The packet may lie in the rest of it.
+/// The parts of a session that a packet can change. The packet itself may borrow from the rest.
 struct Taking<'s> {
     outbox: &'s mut Outbox,
     accepts: &'s mut SmallVec<[Operation; 4]>,
@@ -131,7 +137,7 @@ struct Taking<'s> {
 }
 
 impl Taking<'_> {
-    // Always: a call for each packet would cost a twentieth of a heartbeat.
+    // Always inlined: a call for each packet would cost 5 % of a heartbeat.
     #[inline(always)]
     fn packet<'a>(self, pool: &mut OutboxPool, packet: Packet<'a>) -> Result<Step<'a>, CloseReason> {
         let Packet { version, operation, sequence, body } = packet;
@@ -182,8 +188,8 @@ impl Taking<'_> {
     }
 }
 
-/// One connection, seen from the server. The fields lie in this order: what a push needs comes first and together, since
-/// with many sessions each line of memory is one to wait for.
+/// A connection, seen from the server. The fields are in this order so that those for a push are
+/// first and together: with many sessions, each cache line is a miss.
 #[derive(Debug)]
 #[repr(C)]
 pub struct ServerSession {
@@ -196,12 +202,12 @@ pub struct ServerSession {
     /// In milliseconds.
     heartbeat_ms: u32,
     deadline: Millis,
-    /// Between upgrade and authentication only.
+    /// Only between the upgrade and authentication.
     facts: Option<Box<UpgradeFacts>>,
 }
 
 impl ServerSession {
-    /// A connection that has just been accepted.
+    /// Creates the session of a connection that was just accepted.
     #[must_use]
     pub fn new(transport: Transport, rules: &ServerRules, now: Millis) -> Self {
         Self {
@@ -218,44 +224,44 @@ impl ServerSession {
 
     // --- getters
 
-    /// How packets are carried.
+    /// Returns the transport.
     #[must_use]
     pub fn transport(&self) -> Transport {
         self.framing.transport()
     }
 
-    /// True when the client reads messages that permessage-deflate has compressed.
+    /// Returns true if the client reads messages compressed by permessage-deflate.
     #[must_use]
     pub fn deflates(&self) -> bool {
         self.framing.deflates()
     }
 
-    /// True between authentication and the end.
+    /// Returns true between authentication and the end.
     #[must_use]
     pub fn is_open(&self) -> bool {
         matches!(self.phase, Phase::Open | Phase::AwaitingReply { .. })
     }
 
-    /// True when the client has said that it knows more than goim.
+    /// Returns true if the client has sent a protocol version, and is not a client of goim.
     #[must_use]
     pub fn is_negotiated(&self) -> bool {
         self.protover.is_some()
     }
 
-    /// True when input would be taken: no answer is outstanding and the replies that wait are few.
+    /// Returns true if input would be read: no result is awaited, and few replies are queued.
     #[must_use]
     pub fn wants_input(&self, rules: &ServerRules) -> bool {
         matches!(self.phase, Phase::Unauthenticated | Phase::Open)
             && self.outbox.reply_bytes() <= rules.reply_bytes_max
     }
 
-    /// When [`ServerSession::expired`] is to be asked.
+    /// Returns when [`ServerSession::expired`] is due.
     #[must_use]
     pub fn deadline(&self) -> Millis {
         self.deadline
     }
 
-    /// The reason to close, when the deadline has passed.
+    /// Returns the reason to close if the deadline has passed.
     #[must_use]
     pub fn expired(&self, now: Millis) -> Option<CloseReason> {
         if now < self.deadline {
@@ -264,24 +270,24 @@ impl ServerSession {
         Some(if self.is_open() { CloseReason::HeartbeatTimeout } else { CloseReason::HandshakeTimeout })
     }
 
-    /// What the upgrade request said, once: it is not needed after authentication.
+    /// Takes the headers of the upgrade request: they are not needed after authentication.
     pub fn take_facts(&mut self) -> UpgradeFacts {
         self.facts.take().map(|facts| *facts).unwrap_or_default()
     }
 
-    /// The packet version that the client reads: that of goim when it has named none.
+    /// Returns the highest packet version that the client reads: goim's if it has sent none.
     #[must_use]
     pub fn protover(&self) -> Version {
         self.protover.unwrap_or(Version::GOIM)
     }
 
-    /// True when the session wants pushes of this operation.
+    /// Returns true if the session has subscribed to this operation.
     #[must_use]
     pub fn accepts(&self, operation: Operation) -> bool {
         self.accepts.binary_search(&operation).is_ok()
     }
 
-    /// What waits to be sent.
+    /// Returns the queue of bytes to send.
     #[must_use]
     pub fn outbox(&self) -> &Outbox {
         &self.outbox
@@ -289,11 +295,13 @@ impl ServerSession {
 
     // --- input
 
-    /// Takes the next thing off `input` from `*at` on and says what is to be done. Call again until [`Step::Idle`],
-    /// as long as [`ServerSession::wants_input`]; input that is left over then must be kept and offered again.
+    /// Handles the next part of `input` from `*at` on and returns what to do. Call again until
+    /// [`Step::Idle`], as long as [`ServerSession::wants_input`]; the rest of the input must be
+    /// stored and passed in again later.
     ///
     /// # Errors
-    /// The reason to close. What waits in the outbox (a pong, an answer to a bad upgrade) may be sent before.
+    /// The reason to close. The outbox (a pong, a response to an invalid upgrade) may be written
+    /// before.
     pub fn step<'a>(
         &'a mut self,
         rules: &ServerRules,
@@ -311,7 +319,7 @@ impl ServerSession {
             Ok(incoming) => incoming,
             Err(error) => {
                 let reason = error.reason();
-                taking.outbox.reply(pool, |out| out.extend(error.last_words(&rules.framing)));
+                taking.outbox.reply(pool, |out| out.extend(error.closing_frame(&rules.framing)));
                 return Err(reason);
             }
         };
@@ -337,7 +345,8 @@ impl ServerSession {
         taking.packet(pool, packet)
     }
 
-    /// The framing, and all that what it reads may change: a packet may lie in the one while it changes the other.
+    /// Splits the session into the framing and the parts that a packet can change: a packet may
+    /// borrow from the one while it changes the other.
     #[inline(always)]
     fn parts(&mut self, now: Millis) -> (&mut Framing, Taking<'_>) {
         let (transport, negotiated) = (self.framing.transport(), self.protover.is_some());
@@ -355,7 +364,7 @@ impl ServerSession {
         (&mut self.framing, taking)
     }
 
-    /// Goes on with a message that [`Step::Inflate`] has asked for: what it carries is dealt with as in [`ServerSession::step`].
+    /// Handles the message that [`Step::Inflate`] has returned, as [`ServerSession::step`] does.
     ///
     /// # Errors
     /// The reason to close.
@@ -374,7 +383,7 @@ impl ServerSession {
 
     // --- answers of others
 
-    /// The token was good: queues the auth reply and opens the session.
+    /// Opens the session after a successful authentication: queues the auth reply.
     pub fn authenticated(&mut self, pool: &mut OutboxPool, now: Millis, established: &Established<'_>) {
         let Phase::Authenticating { version, sequence } = self.phase else { return };
         self.phase = Phase::Open;
@@ -396,7 +405,7 @@ impl ServerSession {
         self.reply(pool, version, Operation::HEARTBEAT_REPLY, sequence, &control::online_count(online));
     }
 
-    /// The version of the packet that waits for an answer.
+    /// Returns the version of the packet that waits for its reply.
     #[must_use]
     pub fn awaited(&self) -> Option<Version> {
         match self.phase {
@@ -405,7 +414,7 @@ impl ServerSession {
         }
     }
 
-    /// The operation of the packet that waits for an answer.
+    /// Returns the operation of the packet that waits for its reply.
     #[must_use]
     pub fn awaited_operation(&self) -> Option<Operation> {
         match self.phase {
@@ -414,13 +423,14 @@ impl ServerSession {
         }
     }
 
-    /// Queues a packet that answers nothing and must not be lost, for an negotiated client. The caller sees to it that few wait.
-    pub fn tell(&mut self, pool: &mut OutboxPool, operation: Operation, body: &[u8]) {
+    /// Queues a packet that replies to nothing and must not be dropped, for a negotiated client.
+    /// The caller limits their number.
+    pub fn send_control(&mut self, pool: &mut OutboxPool, operation: Operation, body: &[u8]) {
         self.reply(pool, Version::GOIM, operation, Sequence::NONE, body);
     }
 
-    /// Queues the reply to a request of an negotiated client whose reply has an operation of its own: that of the request and one. Gives
-    /// that operation.
+    /// Queues the reply to a request of a negotiated client, with the operation of the request plus
+    /// one. Returns that operation.
     pub fn reply_control(&mut self, pool: &mut OutboxPool, body: &[u8]) -> Option<Operation> {
         let Phase::AwaitingReply { version, operation, sequence } = self.phase else { return None };
         self.phase = Phase::Open;
@@ -429,8 +439,8 @@ impl ServerSession {
         Some(reply)
     }
 
-    /// Tells an negotiated client that its request has failed, and takes input again. Gives the operation that has failed; `None`, and
-    /// nothing is done, for a client of goim.
+    /// Fails the request of a negotiated client, and continues to read. Returns the operation of
+    /// the request; `None`, without any effect, for a client of goim.
     pub fn reply_error(
         &mut self,
         pool: &mut OutboxPool,
@@ -445,21 +455,23 @@ impl ServerSession {
         Some(operation)
     }
 
-    /// Queues an auth reply for somebody who gets no session: for a dialect that has one. The connection is to be closed then.
+    /// Queues an auth reply for a client that gets no session, in a protocol variant that has one.
+    /// The connection must be closed then.
     pub fn reply_refused(&mut self, pool: &mut OutboxPool, body: &[u8]) {
         let Phase::Authenticating { version, sequence } = self.phase else { return };
         self.reply(pool, version, Operation::AUTH_REPLY, sequence, body);
     }
 
-    /// The client has said, in a token that was not accepted, that it knows more than goim: it may be told why.
+    /// Marks the client as negotiated although its token was not accepted: it can receive the
+    /// reason.
     pub fn mark_negotiated(&mut self) {
         self.protover = Some(Version::GOIM);
     }
 
-    /// Queues the answer of the backend to the packet that waits for it, and takes input again. Gives the operation
-    /// that was answered.
+    /// Queues the backend's reply to the packet that waits for it, and continues to read. Returns
+    /// the operation of the packet.
     ///
-    /// The version is that of the packet, unless the body is written as `written` says.
+    /// The version is that of the packet, unless `written` names another one for the body.
     pub fn reply_upstream(
         &mut self,
         pool: &mut OutboxPool,
@@ -487,7 +499,7 @@ impl ServerSession {
 
     // --- output
 
-    /// Queues a push. The caller has looked at the subscription where that matters.
+    /// Queues a push. The caller has checked the subscription if it matters.
     pub fn push(&mut self, pool: &mut OutboxPool, push: &EncodedPush, limit: QueueLimit) -> Admission {
         if !self.is_open() {
             return Admission::DroppedNewest;
@@ -495,33 +507,33 @@ impl ServerSession {
         self.outbox.push(pool, push.bytes(self.transport()), limit)
     }
 
-    /// Takes `len` bytes off the front of the outbox: they are written.
+    /// Removes the first `len` bytes of the outbox: they are written.
     pub fn written(&mut self, pool: &mut OutboxPool, len: usize) {
         self.outbox.advance(pool, len);
     }
 
-    /// Ends the session: nothing is read or pushed any more. An negotiated client is told why, and where to go; a goim
-    /// client sees the end of the connection only, as in goim.
-    pub fn close(&mut self, pool: &mut OutboxPool, reason: CloseReason, farewell: &[u8]) {
+    /// Ends the session: nothing is read or pushed any more. A negotiated client gets the
+    /// disconnect packet; a client of goim only sees the end of the connection, as in goim.
+    pub fn close(&mut self, pool: &mut OutboxPool, reason: CloseReason, notice: &[u8]) {
         let was_there = self.phase != Phase::Closed && self.phase != Phase::Unauthenticated;
-        let told = was_there && self.is_negotiated() && reason != CloseReason::PeerClosed;
-        if told {
-            self.reply(pool, Version::GOIM, Operation::DISCONNECT, Sequence::NONE, farewell);
+        let sends_notice = was_there && self.is_negotiated() && reason != CloseReason::PeerClosed;
+        if sends_notice {
+            self.reply(pool, Version::GOIM, Operation::DISCONNECT, Sequence::NONE, notice);
             let transport = self.transport();
-            self.outbox.reply(pool, |out| transport.going_away(reason.label(), out));
+            self.outbox.reply(pool, |out| transport.append_close(reason.label(), out));
         }
         self.phase = Phase::Closed;
         self.deadline = Millis::NEVER;
     }
 
-    /// Gives the memory of what still waits back to the pool.
+    /// Returns the memory of what is still queued to the pool.
     pub fn discard(&mut self, pool: &mut OutboxPool) {
         self.outbox.clear(pool);
     }
 }
 
-/// Adds operations, sorted, so that one client's list costs nobody a walk over it. Beyond [`SUBSCRIPTIONS_MAX`] the rest
-/// is left out.
+/// Inserts operations, sorted, so that a client's list cannot slow down the lookups. Those beyond
+/// [`SUBSCRIPTIONS_MAX`] are left out.
 fn subscribe(accepts: &mut SmallVec<[Operation; 4]>, wanted: &[Operation]) {
     for operation in wanted {
         if accepts.len() >= SUBSCRIPTIONS_MAX {

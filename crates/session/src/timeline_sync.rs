@@ -1,12 +1,14 @@
-//! The client's sync loop: which sync requests are sent, which messages are delivered, in what order.
+//! The client's sync loop: which sync requests are sent, which messages are delivered, in what
+//! order.
 //!
-//! Each timeline has at most one request in flight. Notifications that are received meanwhile only raise the latest
-//! known sequence; if there is more after the reply, the next request follows. The driver passes every event to
-//! [`TimelineSync`] and calls [`TimelineSync::poll`] until it returns `None`.
+//! Each timeline has at most one request in flight. Notifications that are received meanwhile only
+//! raise the latest known sequence; if there is more after the reply, the next request follows. The
+//! driver passes every event to [`TimelineSync`] and calls [`TimelineSync::poll`] until it returns
+//! `None`.
 //!
-//! Invariant: messages are delivered in order, once and without gaps; a gap that the server reports is delivered
-//! before the messages after it. Packets may be lost, duplicated and delayed: a request has an id that its reply
-//! carries, and it is sent again after a timeout.
+//! Invariant: messages are delivered in order, once and without gaps; a gap that the server reports
+//! is delivered before the messages after it. Packets may be lost, duplicated and delayed: a
+//! request has an id that its reply carries, and it is sent again after a timeout.
 
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::string::String;
@@ -27,10 +29,11 @@ pub struct SyncRules {
     pub retry_delay: Duration,
     /// Maximum of the retry delay. Default 30 s.
     pub retry_delay_max: Duration,
-    /// A timeline is synced again after this time without news: a notification may have been lost. Default 5 min.
+    /// A timeline is synced again after this time without news: a notification may have been lost.
+    /// Default 5 min.
     pub resync_interval: Duration,
-    /// One extra sync this long after the first reply of a connection, for notifications sent before every node had
-    /// registered the client. Default 5 s.
+    /// One extra sync this long after the first reply of a connection, for notifications sent
+    /// before every node had registered the client. Default 5 s.
     pub resync_after_connect: Duration,
     /// Maximum number of messages in one reply; zero leaves it to the server. Default zero.
     pub limit: u32,
@@ -72,8 +75,8 @@ pub enum Action {
         /// The application's position after these messages.
         position: Position,
     },
-    /// Report a gap to the application: messages between its position and this one may be missing, or the timeline was
-    /// created again.
+    /// Report a gap to the application: messages between its position and this one may be missing,
+    /// or the timeline was created again.
     Gap {
         /// The timeline.
         timeline: String,
@@ -97,12 +100,13 @@ struct Timeline {
     /// The latest known sequence, in the epoch of `position`.
     latest: u64,
     in_flight: Option<InFlight>,
-    /// A sync is needed even if no newer sequence is known: a notification named another epoch, or the resync interval has
-    /// passed. If set while a request is in flight, one more follows it.
+    /// A sync is needed even if no newer sequence is known: a notification named another epoch, or
+    /// the resync interval has passed. If set while a request is in flight, one more follows it.
     needs_sync: bool,
     /// No reply was received on this connection yet.
     is_first_reply: bool,
-    /// While a request is in flight, its timeout; otherwise the time of the retry or of the next resync.
+    /// While a request is in flight, its timeout; otherwise the time of the retry or of the next
+    /// resync.
     deadline: Millis,
     /// Failed requests in a row.
     failures: u32,
@@ -127,8 +131,8 @@ impl TimelineSync {
         Self { rules, timelines: BTreeMap::new(), ready: VecDeque::new(), next_id: 1, connected: false }
     }
 
-    /// Subscribes to a timeline from the application's position; the default starts at the member's cursor. Does nothing
-    /// if the timeline is subscribed already.
+    /// Subscribes to a timeline from the application's position; the default starts at the member's
+    /// cursor. Does nothing if the timeline is subscribed already.
     pub fn subscribe(&mut self, timeline: impl Into<String>, position: Position) {
         let added = Timeline {
             position,
@@ -153,8 +157,8 @@ impl TimelineSync {
         self.timelines.iter().map(|(name, timeline)| (name.as_str(), timeline.position))
     }
 
-    /// Handles a new connection. `resumed` says that the positions were in the auth packet: the server then replies for
-    /// each without a request.
+    /// Handles a new connection. If `resumed`, the positions were in the auth packet: the
+    /// server then replies for each without a request.
     pub fn connected(&mut self, now: Millis, resumed: bool) {
         self.connected = true;
         let timeout = now.after(self.rules.reply_timeout);
@@ -175,7 +179,8 @@ impl TimelineSync {
         }
     }
 
-    /// Handles a notification (operation 20): the timeline has grown or, without a timeline, notifications were lost.
+    /// Handles a notification (operation 20): the timeline has grown or, without a timeline,
+    /// notifications were lost.
     pub fn notified(&mut self, now: Millis, notify: Notify) {
         if notify.timeline.is_empty() {
             self.timelines.values_mut().for_each(|timeline| timeline.needs_sync = true);
@@ -193,8 +198,8 @@ impl TimelineSync {
         }
     }
 
-    /// Handles a reply (operation 22); `id` is `None` for the reply to a resume position. A reply that matches no request in
-    /// flight is ignored.
+    /// Handles a reply (operation 22); `id` is `None` for the reply to a resume position. A reply
+    /// that matches no request in flight is ignored.
     pub fn replied(&mut self, now: Millis, id: Option<SyncId>, reply: SyncReply) {
         let Some(timeline) = self.timelines.get_mut(&reply.timeline) else { return };
         if timeline.in_flight != Some(id.map_or(InFlight::Resume, InFlight::Request)) {
@@ -228,7 +233,8 @@ impl TimelineSync {
             timeline.failures = 0;
             deliver(&mut self.ready, timeline, reply.timeline, fresh);
             if timeline.gaps > 1 {
-                // One gap after the other: the position never advances, and requests without a delay would never end.
+                // One gap after the other: the position never advances, and requests without a
+                // delay would never end.
                 timeline.failures = timeline.gaps - 2;
                 retry_later(timeline, &self.rules, now);
             }
@@ -308,8 +314,9 @@ fn retry_later(timeline: &mut Timeline, rules: &SyncRules, now: Millis) {
     timeline.deadline = now.after(delay.min(rules.retry_delay_max));
 }
 
-/// Schedules a request again immediately, because the reply has no next message although there is one: its
-/// notification may have overtaken the reply. A second reply of this kind in a row waits for the retry delay.
+/// Schedules a request again immediately, because the reply has no next message although there is
+/// one: its notification may have overtaken the reply. A second reply of this kind in a row waits
+/// for the retry delay.
 fn retry_now(timeline: &mut Timeline, rules: &SyncRules, now: Millis) {
     if timeline.failures > 0 {
         return retry_later(timeline, rules, now);

@@ -1,4 +1,4 @@
-//! The server's end of a connection, driven with bytes and a clock of its own: what goim's clients count on.
+//! The server's end of a connection, with virtual time: what goim's clients rely on.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use goim_session::{
 };
 use goim_wire::{Operation, Packet, PacketBuf, Sequence, Version};
 
-/// What a session asked its driver for.
+/// A step that the session has asked its driver for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Asked {
     Token(Vec<u8>),
@@ -20,14 +20,14 @@ enum Asked {
     Refresh(Vec<u8>),
 }
 
-/// A driver without sockets. It answers tokens and packets at once unless told to wait.
+/// A driver without sockets. It answers tokens and packets immediately by default.
 struct Driver {
     session: ServerSession,
     rules: ServerRules,
     pool: OutboxPool,
     now: Millis,
     asked: Vec<Asked>,
-    /// Input that the session would not take.
+    /// Input that the session did not read.
     rest: Vec<u8>,
     answers: bool,
     online: u32,
@@ -51,7 +51,7 @@ impl Driver {
         Self { session, rules, pool, now: Millis(0), asked: vec![], rest: vec![], answers: true, online: 1 }
     }
 
-    /// Over a stream and authenticated, with operations 1000 and 1001 accepted and a heartbeat of 8 minutes.
+    /// A byte stream, authenticated, with operations 1000 and 1001 and a heartbeat of 8 minutes.
     fn open() -> Self {
         let mut driver = Self::new(Transport::Stream);
         driver.feed(&packet(7, 1, b"token")).expect("a good packet");
@@ -89,7 +89,7 @@ impl Driver {
                         self.session.reply_error(&mut self.pool, |_| b"no".to_vec());
                     }
                 }
-                // The rules here take no permessage-deflate.
+                // The rules here do not negotiate permessage-deflate.
                 Ok(Step::Inflate { .. }) => {}
                 Ok(Step::Upstream { packet }) => {
                     self.asked.push(Asked::Upstream(packet.operation.0, packet.body.to_vec()));
@@ -178,7 +178,7 @@ fn pipelined_requests_are_answered_in_order_in_any_chunks() {
         for piece in input.chunks(chunk) {
             driver.feed(piece).unwrap();
             output.extend(driver.output());
-            // Too many replies had waited: now there is room.
+            // Too many replies were queued; now there is space.
             driver.feed(b"").unwrap();
             output.extend(driver.output());
         }
@@ -367,7 +367,7 @@ fn websocket_from_upgrade_to_push() {
             driver.feed(piece).unwrap();
             output.extend(driver.output());
         }
-        // The answer to the upgrade had to be read before the token was taken.
+        // The response to the upgrade had to be read before the token was accepted.
         driver.feed(b"").unwrap();
         output.extend(driver.output());
         assert_eq!(driver.session.take_facts().cookie, "a=b");
@@ -378,7 +378,7 @@ fn websocket_from_upgrade_to_push() {
 }
 
 #[test]
-fn a_ping_is_answered_at_once_and_does_not_keep_the_session_alive() {
+fn a_ping_is_answered_immediately_and_does_not_keep_the_session_alive() {
     let mut driver = Driver::new(Transport::WebSocket);
     driver.feed(UPGRADE).unwrap();
     driver.output();
@@ -390,14 +390,14 @@ fn a_ping_is_answered_at_once_and_does_not_keep_the_session_alive() {
 }
 
 #[test]
-fn a_bad_upgrade_is_told_what_is_wrong() {
+fn a_bad_upgrade_gets_a_response_with_the_error() {
     let mut driver = Driver::new(Transport::WebSocket);
     assert_eq!(driver.feed(b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n"), Err(CloseReason::BadUpgrade));
     assert!(driver.output().starts_with(b"HTTP/1.1 404"));
 }
 
 #[test]
-fn an_extended_client_is_told_why_a_goim_client_is_not() {
+fn a_negotiated_client_gets_the_reason_a_goim_client_does_not() {
     for (protover, told) in [(None, false), (Some(Version(1)), true)] {
         let mut driver = Driver::new(Transport::Stream);
         driver.answers = false;
@@ -421,7 +421,7 @@ fn nothing_is_pushed_to_who_is_not_open() {
     assert_eq!(driver.session.push(&mut driver.pool, &push, limit), Admission::Queued);
     driver.session.close(&mut driver.pool, CloseReason::Superseded, b"{}");
     assert_eq!(driver.session.push(&mut driver.pool, &push, limit), Admission::DroppedNewest);
-    // What was queued before still goes out.
+    // What was queued before is still sent.
     assert_eq!(driver.output(), packet(1000, 0, b"x"));
 }
 
@@ -462,7 +462,7 @@ fn rooms_and_new_tokens_are_for_extended_clients() {
 }
 
 #[test]
-fn who_gets_no_session_is_told_why_when_it_can_be_told() {
+fn a_refused_client_gets_the_reason_if_it_is_negotiated() {
     for (negotiated, expected) in [(true, packet(6, 0, b"why")), (false, Vec::new())] {
         let mut driver = Driver::new(Transport::Stream);
         driver.answers = false;

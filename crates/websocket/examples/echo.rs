@@ -1,8 +1,7 @@
-//! A WebSocket server that sends every message back: the codec with nothing around it but blocking sockets, one
-//! thread for each connection.
+//! A WebSocket echo server: the codec over blocking sockets, one thread for each connection.
 //!
-//! It is what the Autobahn suite is run against (`scripts/autobahn/check.sh`), so it keeps strictly to RFC 6455,
-//! answers pings and close frames, and breaks a faulty connection off with the right code.
+//! The Autobahn suite runs against it (`scripts/autobahn/check.sh`), so it follows RFC 6455
+//! strictly, answers pings and close frames, and closes a faulty connection with the right code.
 //!
 //! ```sh
 //! cargo run -p goim-websocket --example echo -- 127.0.0.1:9001
@@ -17,16 +16,16 @@ use std::time::Duration;
 
 use goim_websocket::{Event, Kind, Opcode, Reader, Role, Rules, close_payload, encode_frame, handshake};
 
-/// Room for the largest messages of the suite, 16 MiB.
+/// For the largest messages of the suite, 16 MiB.
 const RULES: Rules =
     Rules { role: Role::Server, lenient: false, frame_bytes_max: 32 << 20, message_bytes_max: 32 << 20 };
 
-/// Any path will do for an echo; the suite asks for this one.
+/// The path that the suite requests.
 const PATH: &str = "/";
 
 const HEAD_BYTES_MAX: usize = 8 * 1024;
 
-/// How long a peer may stay silent, and how long it may take to close after we did.
+/// Timeout for a silent peer, and for a peer to close after this side.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 const CLOSING_MAX: Duration = Duration::from_secs(2);
 
@@ -35,7 +34,7 @@ fn main() -> io::Result<()> {
     let listener = TcpListener::bind(address)?;
     println!("ws://{}", listener.local_addr()?);
     for stream in listener.incoming() {
-        // A connection that died in the queue must not end the server.
+        // A connection that failed before it was accepted must not end the server.
         let Ok(stream) = stream else { continue };
         std::thread::spawn(move || {
             if let Err(error) = serve(stream) {
@@ -66,7 +65,7 @@ fn serve(mut stream: TcpStream) -> io::Result<()> {
     }
 }
 
-/// Does the handshake. What came behind the request is returned; `None` when there was no upgrade.
+/// Does the handshake. Returns the bytes after the request; `None` without an upgrade.
 fn upgrade(stream: &mut TcpStream) -> io::Result<Option<Vec<u8>>> {
     let mut head = Vec::new();
     let mut buffer = [0; 1024];
@@ -91,7 +90,7 @@ fn upgrade(stream: &mut TcpStream) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
-/// Answers all events of `input`; false when the connection is to be closed.
+/// Handles all events of `input`. Returns false if the connection must be closed.
 fn answer(reader: &mut Reader, input: &mut [u8], stream: &mut TcpStream) -> io::Result<bool> {
     let mut at = 0;
     let mut out = Vec::new();
@@ -122,8 +121,8 @@ fn answer(reader: &mut Reader, input: &mut [u8], stream: &mut TcpStream) -> io::
     Ok(goes_on)
 }
 
-/// Ends our side and reads what is still on the way: closing a socket with unread bytes would reset the connection,
-/// and the peer could lose our last frame.
+/// Closes our side and reads what is still in transit: closing a socket with unread bytes would
+/// reset the connection, and the peer could lose our last frame.
 fn part(stream: &mut TcpStream) -> io::Result<()> {
     stream.shutdown(Shutdown::Write)?;
     stream.set_read_timeout(Some(CLOSING_MAX))?;

@@ -6,26 +6,28 @@ use crate::FrameError;
 
 /// The purpose of the connection is fulfilled.
 pub const NORMAL: u16 = 1000;
-/// The server goes down, or the browser leaves the page.
+/// The server shuts down, or the browser leaves the page.
 pub const GOING_AWAY: u16 = 1001;
-/// The other side broke RFC 6455.
+/// The peer violated RFC 6455.
 pub const PROTOCOL_ERROR: u16 = 1002;
 /// A text message was not UTF-8.
 pub const NOT_UTF8: u16 = 1007;
-/// The other side broke a rule of the application.
+/// The peer violated a rule of the application.
 pub const POLICY: u16 = 1008;
-/// A frame or a message was larger than the receiver takes.
+/// A frame or a message exceeds the receiver's limit.
 pub const TOO_BIG: u16 = 1009;
 /// The server met a condition that it cannot handle.
 pub const INTERNAL: u16 = 1011;
 
-/// Bytes that a control frame may carry at most.
+/// Maximum payload of a control frame in bytes.
 pub const CONTROL_PAYLOAD_MAX: usize = 125;
 
-/// Bytes of a reason at most: a control frame's payload without the two bytes of the code.
+/// Maximum size of a reason in bytes: the payload of a control frame without the two bytes of the
+/// code.
 const REASON_MAX: usize = 123;
 
-/// The payload of a close frame: the code, then `reason`, cut to 123 bytes at a character boundary.
+/// Returns the payload of a close frame: the code, then `reason`, truncated to 123 bytes at a
+/// character boundary.
 #[must_use]
 pub fn close_payload(code: u16, reason: &str) -> Vec<u8> {
     let reason = reason.get(..reason.floor_char_boundary(REASON_MAX)).unwrap_or_default();
@@ -35,14 +37,14 @@ pub fn close_payload(code: u16, reason: &str) -> Vec<u8> {
     out
 }
 
-/// True for codes that an endpoint may send: those that RFC 6455 and its registry define (1004 to 1006 and 1015
-/// are reserved), and those left to libraries and applications.
+/// Returns true for codes that an endpoint may send: those that RFC 6455 and its registry define
+/// (1004 to 1006 and 1015 are reserved), and those left to libraries and applications.
 #[must_use]
 pub const fn is_allowed_on_wire(code: u16) -> bool {
     matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999)
 }
 
-/// Takes a close frame's payload apart: code, if there is one, and reason.
+/// Parses the payload of a close frame: the code, if there is one, and the reason.
 ///
 /// `lenient` checks nothing: half a code counts as none.
 pub(crate) fn parse(payload: &[u8], lenient: bool) -> Result<(Option<u16>, &[u8]), FrameError> {
@@ -66,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reason_is_cut_between_characters() {
+    fn a_reason_is_truncated_between_characters() {
         // 61 characters of two bytes make 122; the 62nd would end at 124.
         let long = "é".repeat(80);
         let payload = close_payload(NORMAL, &long);

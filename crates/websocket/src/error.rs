@@ -1,26 +1,26 @@
-//! Why a stream of frames is broken off.
+//! Errors in a stream of frames.
 
-/// What is wrong with the frames of the other side. Every variant means: send a close frame with
-/// [`FrameError::close_code`] if the protocol in use sends one, and end the connection; there is no way back into
-/// step.
+/// Why the peer's frames are invalid. After any of these, send a close frame with
+/// [`FrameError::close_code`] if the protocol in use sends one, and close the connection: the
+/// stream is out of sync.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
-    /// A reserved bit is set. They belong to extensions, and none is ever negotiated.
+    /// A reserved bit is set without a negotiated extension.
     #[error("reserved bit set without an extension")]
     ReservedBit,
     /// An opcode that RFC 6455 does not define: 3 to 7 and 11 to 15.
     #[error("opcode {0} is reserved")]
     ReservedOpcode(u8),
-    /// A client's frame has no mask.
+    /// A client's frame without a mask.
     #[error("frame from a client is not masked")]
     NotMasked,
-    /// A server's frame has a mask.
+    /// A server's frame with a mask.
     #[error("frame from a server is masked")]
     Masked,
     /// The top bit of a 64-bit length is set, which RFC 6455 forbids.
     #[error("payload length has its top bit set")]
     LengthTopBit,
-    /// The length would have fitted into a shorter form.
+    /// The length would fit into a shorter form.
     #[error("payload length {0} is not in its shortest form")]
     LengthNotShortest(u64),
     /// A control frame's payload is longer than 125 bytes.
@@ -29,24 +29,24 @@ pub enum FrameError {
     /// A control frame without FIN.
     #[error("control frame is fragmented")]
     ControlFragmented,
-    /// A continuation frame, and no message to continue.
+    /// A continuation frame without a message to continue.
     #[error("continuation of no message")]
     NothingToContinue,
-    /// A new message begins inside an unfinished one.
+    /// A new message starts inside an unfinished one.
     #[error("new message inside a fragmented one")]
     MessageInterleaved,
-    /// A frame's payload is larger than the reader allows.
+    /// A frame's payload exceeds the reader's limit.
     #[error("frame of {len} bytes exceeds the limit of {limit}")]
     FrameTooLong {
-        /// Payload length as announced, in bytes.
+        /// The announced payload length, in bytes.
         len: u64,
-        /// Largest payload allowed, in bytes.
+        /// The largest allowed payload, in bytes.
         limit: usize,
     },
-    /// A message is larger than the reader allows, whatever the frames that it comes in.
+    /// A message exceeds the reader's limit over all of its frames.
     #[error("message exceeds the limit of {limit} bytes")]
     MessageTooLong {
-        /// Largest message allowed, in bytes.
+        /// The largest allowed message, in bytes.
         limit: usize,
     },
     /// A text message, or the reason in a close frame, is not UTF-8.
@@ -61,7 +61,7 @@ pub enum FrameError {
 }
 
 impl FrameError {
-    /// The code of RFC 6455, section 7.4.1, for the close frame that answers this error.
+    /// Returns the code of RFC 6455, section 7.4.1, for the close frame that answers this error.
     #[must_use]
     pub const fn close_code(&self) -> u16 {
         match self {

@@ -1,14 +1,14 @@
-//! The head of one frame: up to fourteen bytes in front of the payload.
+//! The head of one frame: up to 14 bytes before the payload.
 //!
-//! What a frame means in the run of frames (fragments, limits) is the reader's; here is only what the head says by
-//! itself.
+//! The reader interprets the sequence of frames (fragments, limits); this file only parses a single
+//! head.
 
 use alloc::vec::Vec;
 use core::ops::Deref;
 
 use crate::{FrameError, Role, Rules, apply_mask};
 
-/// Bytes in the longest head: two, eight of length, four of mask.
+/// Maximum size of a head in bytes: two, eight of length, four of mask.
 pub const HEAD_MAX: usize = 14;
 
 const FIN: u8 = 0x80;
@@ -19,7 +19,7 @@ const MASK: u8 = 0x80;
 const LEN_16: u8 = 126;
 const LEN_64: u8 = 127;
 
-/// What a frame is.
+/// The kind of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Opcode {
     /// The next fragment of a message.
@@ -28,16 +28,16 @@ pub enum Opcode {
     Text,
     /// A binary message, or its first fragment.
     Binary,
-    /// The sender will send nothing more.
+    /// The sender sends nothing more.
     Close,
-    /// To be answered by a pong with the same payload.
+    /// Requests a pong with the same payload.
     Ping,
-    /// The answer to a ping, or a sign of life that nobody asked for.
+    /// The answer to a ping, or an unsolicited keep-alive.
     Pong,
 }
 
 impl Opcode {
-    /// The four bits on the wire.
+    /// Returns the four bits on the wire.
     #[must_use]
     pub const fn bits(self) -> u8 {
         match self {
@@ -50,7 +50,7 @@ impl Opcode {
         }
     }
 
-    /// The opcode of four bits, or `None` for those that RFC 6455 reserves.
+    /// Returns the opcode of four bits, or `None` for those that RFC 6455 reserves.
     #[must_use]
     pub const fn from_bits(bits: u8) -> Option<Self> {
         Some(match bits {
@@ -64,14 +64,14 @@ impl Opcode {
         })
     }
 
-    /// True for close, ping and pong, which may stand between the fragments of a message.
+    /// Returns true for close, ping and pong, which may appear between the fragments of a message.
     #[must_use]
     pub const fn is_control(self) -> bool {
         matches!(self, Self::Close | Self::Ping | Self::Pong)
     }
 }
 
-/// The bytes in front of a payload, on the stack.
+/// The bytes before a payload, on the stack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FrameHead {
     bytes: [u8; HEAD_MAX],
@@ -79,13 +79,13 @@ pub struct FrameHead {
 }
 
 impl FrameHead {
-    /// The bytes: 2 to 14.
+    /// Returns the bytes: 2 to 14.
     #[must_use]
     pub fn as_slice(&self) -> &[u8] {
         self.bytes.get(..usize::from(self.len)).unwrap_or_default()
     }
 
-    /// The same for a message whose payload permessage-deflate has compressed.
+    /// Marks the payload as compressed by permessage-deflate.
     #[must_use]
     pub const fn deflated(mut self) -> Self {
         let [first, ..] = &mut self.bytes;
@@ -111,8 +111,9 @@ impl Deref for FrameHead {
     }
 }
 
-/// The head of an unfragmented frame (FIN set) with a payload of `payload_len` bytes, the length in its shortest
-/// form. With a mask the payload has to go through [`apply_mask`] before it is sent.
+/// Returns the head of an unfragmented frame (FIN set) with a payload of `payload_len` bytes, the
+/// length in its shortest form. With a mask, the payload must be masked with [`apply_mask`] before
+/// it is sent.
 #[must_use]
 pub fn frame_head(opcode: Opcode, payload_len: usize, mask: Option<[u8; 4]>) -> FrameHead {
     let mut head = FrameHead { bytes: [0; HEAD_MAX], len: 0 };
@@ -136,7 +137,7 @@ pub fn frame_head(opcode: Opcode, payload_len: usize, mask: Option<[u8; 4]>) -> 
     head
 }
 
-/// Appends a whole frame to `out`: head, and payload, masked when `mask` is given.
+/// Appends a complete frame to `out`: the head, and the payload, masked if `mask` is given.
 pub fn encode_frame(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8], mask: Option<[u8; 4]>) {
     let head = frame_head(opcode, payload.len(), mask);
     out.reserve(head.len().saturating_add(payload.len()));
@@ -148,7 +149,7 @@ pub fn encode_frame(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8], mask: Opt
     }
 }
 
-/// A head as it was read, checked by itself.
+/// A parsed head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Head {
     pub(crate) fin: bool,
@@ -156,13 +157,15 @@ pub(crate) struct Head {
     /// The first frame of a compressed message.
     pub(crate) deflated: bool,
     pub(crate) mask: Option<[u8; 4]>,
-    /// Bytes of payload; never above `frame_bytes_max`.
+    /// Payload length in bytes; at most `frame_bytes_max`.
     pub(crate) payload_len: usize,
 }
 
-/// The head at the front of `bytes` with the bytes that it takes, or `None` when it is not there in whole.
+/// Parses the head at the start of `bytes` and returns it with its size, or `None` if it is
+/// incomplete.
 ///
-/// What the first two bytes betray is reported as soon as they are there. With `deflate` messages may be compressed.
+/// Errors in the first two bytes are reported as soon as those are received. With `deflate`,
+/// messages may be compressed.
 pub(crate) fn parse_head(
     bytes: &[u8],
     rules: &Rules,
@@ -196,7 +199,8 @@ pub(crate) fn parse_head(
     Ok(Some((Head { fin, opcode, deflated, mask, payload_len }, used)))
 }
 
-/// What RFC 6455 demands of the first two bytes and goim does not: masking, and small unfragmented control frames.
+/// Checks what RFC 6455 requires of the first two bytes and goim does not: masking, and small
+/// unfragmented control frames.
 fn check_strict(
     role: Role,
     opcode: Opcode,
@@ -220,7 +224,7 @@ fn check_strict(
     Ok(())
 }
 
-/// The payload length that `short_len` gives or announces, and what lies behind it.
+/// Returns the payload length that `short_len` is or announces, and the bytes after it.
 fn parse_len(short_len: u8, rest: &[u8], lenient: bool) -> Result<Option<(u64, &[u8])>, FrameError> {
     let (len, shortest, rest) = match short_len {
         LEN_16 => {

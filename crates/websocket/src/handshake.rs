@@ -1,8 +1,9 @@
-//! The HTTP/1.1 upgrade in front of the frames, for both sides.
+//! The HTTP/1.1 upgrade before the frames, for both sides.
 //!
-//! The server reads a request with [`read_request`] and answers with [`response`] or [`refusal`]; the client sends
-//! [`request`] and reads the answer with [`read_response`]. Neither looks at Host, Origin or subprotocols. The server can take
-//! permessage-deflate; the client never asks for an extension.
+//! The server reads a request with [`read_request`] and answers with [`response`] or [`refusal`];
+//! the client sends [`request`] and reads the response with [`read_response`]. Neither checks Host,
+//! Origin or subprotocols. The server can negotiate permessage-deflate; the client never requests
+//! an extension.
 
 mod client;
 mod server;
@@ -15,13 +16,13 @@ use sha1::{Digest as _, Sha1};
 pub use client::{key_from, read_response, request};
 pub use server::{Upgrade, read_request, refusal, response, response_deflating};
 
-/// Header lines that a request or a response may have at most.
+/// Maximum number of header lines in a request or response.
 pub const HEADERS_MAX: usize = 100;
 
-/// Why there is no upgrade. On the server's side [`refusal`] has the answer for the client.
+/// Why there is no upgrade. On the server's side, [`refusal`] returns the response for the client.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HandshakeError {
-    /// The head is longer than allowed, or has more than [`HEADERS_MAX`] header lines.
+    /// The head exceeds the size limit, or has more than [`HEADERS_MAX`] header lines.
     #[error("head exceeds {0} bytes or {HEADERS_MAX} header lines")]
     HeadTooLong(usize),
     /// Not HTTP/1.
@@ -30,7 +31,7 @@ pub enum HandshakeError {
     /// The request target is not the WebSocket path.
     #[error("the WebSocket is at {expected}")]
     WrongPath {
-        /// The path that would be right.
+        /// The expected path.
         expected: String,
     },
     /// The request's method is not GET.
@@ -48,18 +49,18 @@ pub enum HandshakeError {
     /// `Sec-WebSocket-Key` is missing, empty or not text.
     #[error("Sec-WebSocket-Key must not be empty")]
     NoKey,
-    /// The server answered with another status than 101.
+    /// The server answered with a status other than 101.
     #[error("the server answered with status {0} instead of 101")]
     Status(u16),
-    /// `Sec-WebSocket-Accept` does not belong to the key: whoever answered did not read the request.
+    /// `Sec-WebSocket-Accept` does not match the key: the server did not read the request.
     #[error("Sec-WebSocket-Accept does not belong to the key that was sent")]
     WrongAccept,
-    /// The server uses an extension that nobody asked for.
+    /// The server uses an extension that was not requested.
     #[error("the server uses an extension that was not asked for")]
     UnaskedExtension,
 }
 
-/// The value of `Sec-WebSocket-Accept` that answers `key`: RFC 6455, section 4.2.2.
+/// Returns the value of `Sec-WebSocket-Accept` for `key`: RFC 6455, section 4.2.2.
 fn accept(key: &str) -> String {
     let mut hash = Sha1::new();
     hash.update(key.as_bytes());
@@ -67,22 +68,22 @@ fn accept(key: &str) -> String {
     STANDARD.encode(hash.finalize())
 }
 
-/// The value of the first header of that name; later ones do not count, as in goim.
+/// Returns the value of the first header with this name; later ones are ignored, as in goim.
 fn first_header<'a>(headers: &[httparse::Header<'a>], name: &str) -> Option<&'a [u8]> {
     headers.iter().find(|header| header.name.eq_ignore_ascii_case(name)).map(|header| header.value)
 }
 
-/// True when the `Connection` value contains `upgrade` in any case.
+/// Returns true if the `Connection` value contains `upgrade` in any case.
 fn has_upgrade(connection: &[u8]) -> bool {
     connection.windows(7).any(|window| window.eq_ignore_ascii_case(b"upgrade"))
 }
 
-/// The part of `bytes` that may hold the head.
+/// Returns the part of `bytes` that can contain the head.
 fn bounded(bytes: &[u8], head_bytes_max: usize) -> &[u8] {
     bytes.get(..head_bytes_max).unwrap_or(bytes)
 }
 
-/// What a head that did not parse means: too long, or no HTTP.
+/// Returns the error of a head that did not parse: too long, or not HTTP.
 fn malformed(error: httparse::Error, head_bytes_max: usize) -> HandshakeError {
     match error {
         httparse::Error::TooManyHeaders => HandshakeError::HeadTooLong(head_bytes_max),

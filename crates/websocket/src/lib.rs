@@ -1,16 +1,16 @@
-//! RFC 6455 as bytes and values only: framing, and the HTTP upgrade that precedes it.
+//! RFC 6455 as bytes and values only: frames, and the HTTP upgrade before them.
 //!
-//! This crate owns what a frame looks like, how frames become messages, and the request and the response of the
-//! handshake. It does no I/O and decides nothing about a connection's life: who answers a ping, and when a socket
-//! is closed, is the session's backend. `no_std` with `alloc` proves it. Subprotocols are never negotiated. The one
-//! extension is permessage-deflate without context takeover: it is negotiated here and marked in the frames, and whoever
-//! uses this compresses and inflates.
+//! This crate owns the layout of frames, how frames form messages, and the request and response of
+//! the handshake. It does no I/O; answering pings and closing sockets is left to the session.
+//! `no_std` with `alloc` ensures that. Subprotocols are never negotiated. The only extension is
+//! permessage-deflate without context takeover: it is negotiated and marked in frames here, and
+//! callers compress and inflate.
 //!
-//! Map of the modules: [`frame`] lays out and parses the head of one frame, [`mask`] is the XOR over its payload,
-//! [`reader`] takes events off a byte stream that is split and glued anyhow, [`close`] has the codes and bodies of
-//! close frames, [`error`] says why a stream is broken off, [`handshake`] is the upgrade.
+//! Modules: [`frame`] encodes and parses the head of a frame, [`mask`] is the XOR over its payload,
+//! [`reader`] decodes events from a byte stream, [`close`] has the codes and bodies of close
+//! frames, [`error`] the errors in a stream, [`handshake`] the upgrade.
 //!
-//! A frame as it stands on the wire:
+//! A frame on the wire:
 //!
 //! | bytes | bits | meaning |
 //! |---|---|---|
@@ -20,8 +20,8 @@
 //! | 0, 4 | | mask, when MASK is set |
 //! | length | | payload, under the mask |
 //!
-//! Invariant: no input, however hostile, makes anything here panic, read past what was received, or keep more than
-//! the limits that the caller gave.
+//! Invariant: no input makes anything here panic, read beyond what was received, or store more than
+//! the limits that the caller gives.
 #![no_std]
 #![cfg_attr(
     not(test),

@@ -1,8 +1,8 @@
-//! Events off a stream of frames, whatever the pieces in which it arrives.
+//! Decodes events from a stream of frames that arrives in arbitrary pieces.
 //!
-//! [`Reader`] keeps nothing between calls but an unfinished frame or message, if there is one: an idle connection
-//! costs one pointer, and a message that lies complete in the caller's buffer is unmasked there and never copied.
-//! It answers nothing by itself: pings and closes are events like messages.
+//! [`Reader`] stores only an unfinished frame or message, if there is one: an idle connection costs
+//! one pointer, and a message that is complete in the caller's buffer is unmasked there and never
+//! copied. The reader answers nothing: pings and closes are events like messages.
 
 mod unfinished;
 
@@ -13,87 +13,90 @@ use crate::frame::{Head, parse_head};
 use crate::{FrameError, Opcode, apply_mask, close};
 use unfinished::{Held, Unfinished, kind_of};
 
-/// Who we are. A server reads masked frames and writes bare ones, a client the other way round.
+/// The role of this side. A server reads masked frames and writes unmasked ones, a client the
+/// reverse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// We accepted the connection.
+    /// This side accepted the connection.
     Server,
-    /// We opened the connection.
+    /// This side opened the connection.
     Client,
 }
 
-/// What a [`Reader`] accepts. Must stay the same for the life of a connection.
+/// What a [`Reader`] accepts. Must not change during a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rules {
-    /// Who we are.
+    /// The role of this side.
     pub role: Role,
-    /// Accepts what goim accepts instead of what RFC 6455 demands.
+    /// Accepts what goim accepts instead of what RFC 6455 requires.
     ///
-    /// Text is not checked for UTF-8; masking is optional; a continuation may stand anywhere, and a new data frame
-    /// inside a fragmented message is joined to it; lengths need not be in their shortest form; control frames may
-    /// be long or without FIN, and each is an event of its own; close codes are not checked.
+    /// Text is not checked for UTF-8; masking is optional; a continuation may appear anywhere, and
+    /// a new data frame inside a fragmented message is appended to it; lengths may be in a longer
+    /// form; control frames may be long or without FIN, and each is a separate event; close codes
+    /// are not checked.
     pub lenient: bool,
-    /// Largest payload of one frame, in bytes.
+    /// Maximum payload of one frame, in bytes.
     pub frame_bytes_max: usize,
-    /// Largest message, in bytes, over all of its fragments.
+    /// Maximum size of a message, in bytes, over all of its fragments.
     pub message_bytes_max: usize,
 }
 
-/// How the sender labelled a message.
+/// The type of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// UTF-8, which was checked unless the rules are lenient.
+    /// UTF-8, checked unless the rules are lenient.
     Text,
     /// Any bytes.
     Binary,
-    /// Text or binary under permessage-deflate (RFC 7692), still compressed. Only from [`Reader::deflating`].
+    /// Text or binary under permessage-deflate (RFC 7692), still compressed. Only from
+    /// [`Reader::deflating`].
     Deflated,
 }
 
-/// What was read.
+/// A decoded event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event<'a> {
-    /// A whole message, its fragments joined.
+    /// A complete message, its fragments joined.
     Message {
         /// Text or binary.
         kind: Kind,
-        /// The bytes, unmasked.
+        /// The payload, unmasked.
         payload: &'a [u8],
     },
-    /// To be answered by a pong with the same payload.
+    /// Requests a pong with the same payload.
     Ping(&'a [u8]),
     /// Needs no answer.
     Pong(&'a [u8]),
-    /// The other side sends nothing more; what follows must not be read.
+    /// The peer sends nothing more; bytes after it must not be read.
     Close {
-        /// Why, or `None` when the frame does not say.
+        /// The code; `None` if the frame has none.
         code: Option<u16>,
-        /// More about it, for people. UTF-8, unless the rules are lenient.
+        /// The reason, for people. UTF-8, unless the rules are lenient.
         reason: &'a [u8],
     },
 }
 
-/// Takes events off a stream of frames.
+/// Decodes events from a stream of frames.
 ///
-/// Call [`Reader::next`] with the same buffer and position until it gives `None`; then the buffer is used up and
-/// may be reused for the next read.
+/// Call [`Reader::next`] with the same buffer and position until it returns `None`; then the buffer
+/// is consumed and can be reused for the next read.
 #[derive(Debug, Default)]
 pub struct Reader {
-    /// There only while a frame or a message is unfinished, or was finished by the last call.
+    /// Set only while a frame or a message is unfinished, or if the last call finished it.
     unfinished: Option<Box<Unfinished>>,
-    /// Messages may be compressed.
+    /// Whether messages may be compressed.
     deflate: bool,
 }
 
-/// Where the payload of a finished frame or message lies.
+/// Where the payload of a finished frame or message is.
 enum Found {
     Input(Range<usize>),
     Held(Held),
 }
 
-/// What one step of reading came to.
+/// The result of one step.
 enum Step {
-    /// The input is used up.
+    /// The input is consumed.
     Starved,
     /// A fragment that does not end its message.
     Silent,
@@ -102,7 +105,7 @@ enum Step {
 }
 
 impl Step {
-    /// What the end of a fragment comes to; `kind` when it ends its message.
+    /// Returns the result of the end of a fragment; `kind` if it ends its message.
     fn of_fragment(kind: Option<Kind>) -> Self {
         kind.map_or(Self::Silent, |kind| Self::Done(What::Message(kind), Found::Held(Held::Data)))
     }
@@ -117,44 +120,46 @@ enum What {
 }
 
 impl Reader {
-    /// A reader that holds nothing.
+    /// Creates an empty reader.
     #[must_use]
     pub const fn new() -> Self {
         Self { unfinished: None, deflate: false }
     }
 
-    /// A reader that holds nothing, of a connection with permessage-deflate.
+    /// Creates an empty reader for a connection with permessage-deflate.
     #[must_use]
     pub const fn deflating() -> Self {
         Self { unfinished: None, deflate: true }
     }
 
-    /// True for a connection with permessage-deflate.
+    /// Returns true for a connection with permessage-deflate.
     #[must_use]
     pub const fn deflates(&self) -> bool {
         self.deflate
     }
 
-    /// True when the stream may end here without cutting a frame or a message.
+    /// Returns true if the stream can end here without truncating a frame or a message.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.unfinished.as_ref().is_none_or(|unfinished| unfinished.is_idle())
     }
 
-    /// Bytes of heap that are kept for the unfinished frame and message; 0 when idle.
+    /// Returns the heap memory of the unfinished frame and message in bytes; 0 when idle.
     #[must_use]
     pub fn heap_bytes(&self) -> usize {
         self.unfinished.as_ref().map_or(0, |unfinished| unfinished.heap_bytes())
     }
 
-    /// The next event of `input` from `*at` on, or `None` when the rest of `input` was used up.
+    /// Returns the next event of `input` from `*at` on, or `None` if the rest of `input` was
+    /// consumed.
     ///
-    /// `*at` is moved past what was used. The payload borrows from `input`, where it was unmasked in place, when it
-    /// lies there complete, else from this reader. Limits are checked as soon as a frame's head is there, before
-    /// anything of its payload is kept.
+    /// Advances `*at` past the consumed bytes. The payload borrows from `input`, where it was
+    /// unmasked in place, if it is complete there, otherwise from this reader. Limits are checked
+    /// as soon as a frame's head is complete, before any of its payload is stored.
     ///
     /// # Errors
-    /// See [`FrameError`]. After an error, as after [`Event::Close`], the reader must not be used again.
+    /// See [`FrameError`]. After an error, as after [`Event::Close`], the reader must not be used
+    /// again.
     pub fn next<'a>(
         &'a mut self,
         rules: &Rules,
@@ -187,7 +192,8 @@ impl Reader {
         }))
     }
 
-    /// Gives back the memory of what the last call handed out: an idle connection owns no buffer.
+    /// Frees the memory of the event that the last call returned: an idle connection owns no
+    /// buffer.
     fn reclaim(&mut self) {
         if let Some(unfinished) = &mut self.unfinished {
             unfinished.reclaim();
@@ -205,7 +211,7 @@ impl Reader {
         self.unfinished.get_or_insert_default()
     }
 
-    /// Reads one frame, or as much of it as there is.
+    /// Reads one frame, or the part of it that was received.
     fn step(&mut self, rules: &Rules, input: &mut [u8], at: &mut usize) -> Result<Step, FrameError> {
         if self.unfinished.as_ref().is_none_or(|unfinished| unfinished.frame.is_none()) {
             let Some(head) = self.take_head(rules, input, at)? else { return Ok(Step::Starved) };
@@ -222,7 +228,7 @@ impl Reader {
         self.gather(rules, input, at)
     }
 
-    /// The next frame's head, or `None` when `input` ends inside it; what is there is then kept.
+    /// Returns the next frame's head, or `None` if `input` ends inside it; the part is then stored.
     fn take_head(&mut self, rules: &Rules, input: &[u8], at: &mut usize) -> Result<Option<Head>, FrameError> {
         let rest = input.get(*at..).unwrap_or_default();
         let kept = self.unfinished.as_ref().map_or(0, |unfinished| unfinished.head_len);
@@ -243,14 +249,14 @@ impl Reader {
             *at = at.saturating_add(added);
             return Ok(None);
         };
-        // More than the head may have been added; only the head was used.
+        // More than the head may have been added; only the head was consumed.
         *at = at.saturating_add(used.saturating_sub(kept));
         unfinished.head_len = 0;
         self.release();
         Ok(Some(head))
     }
 
-    /// Checks a head against the message in the making, and the message against its limit.
+    /// Checks a head against the unfinished message, and the message against its limit.
     fn admit(&self, rules: &Rules, head: &Head) -> Result<(), FrameError> {
         if head.opcode.is_control() {
             return Ok(());
@@ -270,7 +276,7 @@ impl Reader {
         Ok(())
     }
 
-    /// A frame whose payload lies complete in the input, at `range`.
+    /// Handles a frame whose payload is complete in the input, at `range`.
     fn whole_frame(
         &mut self,
         rules: &Rules,
@@ -300,7 +306,7 @@ impl Reader {
         Ok(Step::Done(what, Found::Input(range)))
     }
 
-    /// Adds to the frame whose payload comes in pieces.
+    /// Appends to a frame whose payload arrives in pieces.
     fn gather(&mut self, rules: &Rules, input: &mut [u8], at: &mut usize) -> Result<Step, FrameError> {
         let unfinished = self.unfinished();
         let Some((head, received)) = unfinished.frame else { return Ok(Step::Starved) };

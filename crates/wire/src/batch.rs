@@ -5,7 +5,7 @@ use bytes::Bytes;
 
 use crate::{DecodeError, Operation, Packet, PacketBuf};
 
-/// Builds a batch: packets one behind the other.
+/// Builds a batch of packets.
 #[derive(Debug, Default)]
 pub struct BatchBuilder {
     bytes: Vec<u8>,
@@ -13,13 +13,13 @@ pub struct BatchBuilder {
 }
 
 impl BatchBuilder {
-    /// An empty batch.
+    /// Creates an empty batch.
     #[must_use]
     pub const fn new() -> Self {
         Self { bytes: Vec::new(), packets: 0 }
     }
 
-    /// One message as comets want it: `packet` in a batch of its own.
+    /// Returns `packet` in a batch by itself, as comets want it.
     #[must_use]
     pub fn one(packet: Packet<'_>) -> PacketBuf {
         let mut batch = Self { bytes: Vec::with_capacity(packet.encoded_len()), packets: 0 };
@@ -27,38 +27,39 @@ impl BatchBuilder {
         batch.finish()
     }
 
-    /// Adds a packet at the end.
+    /// Appends a packet.
     pub fn push(&mut self, packet: Packet<'_>) {
         packet.encode(&mut self.bytes);
         self.packets = self.packets.saturating_add(1);
     }
 
-    /// Packets added so far.
+    /// Returns the number of packets.
     #[must_use]
     pub fn len(&self) -> usize {
         self.packets
     }
 
-    /// True when nothing was added.
+    /// Returns true if the batch has no packets.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.packets == 0
     }
 
-    /// Bytes that the packets take so far.
+    /// Returns the size of the packets in bytes.
     #[must_use]
     pub fn bytes_len(&self) -> usize {
         self.bytes.len()
     }
 
-    /// The batch as one packet of operation 9, version 1, sequence 0, as job hands it to comet.
+    /// Returns the batch as a packet of operation 9, version 1, sequence 0, as job sends it to
+    /// comet.
     #[must_use]
     pub fn finish(self) -> PacketBuf {
         PacketBuf::push(Operation::RAW, Bytes::from(self.bytes))
     }
 }
 
-/// The packets inside the body of operation 9, in order.
+/// Returns the packets in the body of operation 9, in order.
 #[must_use]
 pub fn packets(body: &[u8]) -> Packets<'_> {
     Packets { rest: body }
@@ -77,7 +78,7 @@ impl<'a> Iterator for Packets<'a> {
         if self.rest.is_empty() {
             return None;
         }
-        // The batch is complete, so its own length is the only bound that is needed.
+        // The batch is complete: its own length is the only limit needed.
         let packet = Packet::from_message(self.rest, usize::MAX);
         let used = packet.as_ref().map_or(self.rest.len(), Packet::encoded_len);
         self.rest = self.rest.get(used..).unwrap_or_default();

@@ -1,8 +1,8 @@
 //! goim's packet format, as bytes and values only.
 //!
-//! This crate owns the layout of a packet, the names of the operations, the bodies of the control packets and
-//! the incremental decoder. It does no I/O, reads no clock and never decodes a backend body. `no_std` with
-//! `alloc` proves it.
+//! This crate owns the layout of packets, the operations, the bodies of control packets, the table
+//! of close reasons and the incremental decoder. It does no I/O, reads no clock and never decodes a
+//! body of the backend; `no_std` with `alloc` ensures that.
 //!
 //! A packet on the wire, all integers big endian and signed:
 //!
@@ -15,18 +15,18 @@
 //! | 12 | 4 | Sequence | the sender's mark, echoed in replies |
 //! | 16 | PacketLen - 16 | Body | |
 //!
-//! Map of the modules: [`header`] is the sixteen bytes, [`packet`] a header with its body, [`stream`] takes
-//! packets off a byte stream that is split and glued anyhow, [`control`] has the bodies of the control packets,
-//! [`batch`] the run of packets that operation 9 carries, [`sync`] the bodies of the operations about timelines,
-//! [`reason`] the table of close reasons and request failures.
+//! Modules: [`header`] is the 16-byte header, [`packet`] a header with its body, [`stream`] decodes
+//! packets from a byte stream, [`control`] has the bodies of control packets, [`batch`] the run of
+//! packets of operation 9, [`sync`] the bodies of the timeline operations, [`reason`] the table of
+//! close reasons and request failures.
 //!
-//! Invariant: no input, however hostile, makes anything here panic, read past what was received, or allocate
-//! more than the limit that the caller gave.
+//! Invariant: no input makes anything here panic, read beyond what was received, or allocate more
+//! than the limit that the caller gives.
 #![no_std]
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic, clippy::unwrap_used)]
 #![warn(clippy::pedantic)]
 #![allow(clippy::module_name_repetitions)]
-#![allow(clippy::doc_markdown, reason = "PacketLen and its like are words of the protocol, not items here")]
+#![allow(clippy::doc_markdown, reason = "PacketLen and its like are names of the protocol, not items here")]
 
 extern crate alloc;
 
@@ -45,32 +45,33 @@ pub use reason::{AuthFailure, CloseReason, ReconnectPolicy, RequestFailure};
 pub use stream::StreamDecoder;
 pub use versions::{Encoding, Schema, TableError, VersionRow, VersionTable};
 
-/// Largest inbound body that goim accepts, in bytes, and the default here.
+/// The largest inbound body that goim accepts, in bytes, and the default here.
 pub const INBOUND_BODY_MAX: usize = 4096;
 
-/// Why bytes are not a packet. Every variant means: close the connection, there is no way back into step.
+/// Why bytes are not a packet. After any of these the connection must be closed: the stream is out
+/// of sync.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
-    /// PacketLen is below 16. goim takes such packets on TCP as empty ones; no client sends them.
+    /// PacketLen is below 16. goim reads such packets on TCP as empty ones; no client sends them.
     #[error("packet length {0} is shorter than its header")]
     TooShort(i32),
     /// The body is larger than the reader allows.
     #[error("packet length {packet_len} exceeds the limit of {limit} bytes")]
     TooLong {
-        /// PacketLen as announced, in bytes.
+        /// The announced PacketLen, in bytes.
         packet_len: i32,
-        /// Largest PacketLen allowed, in bytes.
+        /// The largest allowed PacketLen, in bytes.
         limit: usize,
     },
     /// HeaderLen is not 16.
     #[error("header length is {0}, not 16")]
     BadHeaderLen(i16),
-    /// A message (WebSocket) ends before the packet that it announces.
+    /// A WebSocket message ends before the packet that it announces.
     #[error("packet of {packet_len} bytes announced in a message of {received}")]
     Truncated {
-        /// PacketLen as announced, in bytes.
+        /// The announced PacketLen, in bytes.
         packet_len: i32,
-        /// Bytes that the message holds.
+        /// Size of the message in bytes.
         received: usize,
     },
 }

@@ -1,31 +1,31 @@
-//! A header together with its body: borrowed ([`Packet`]) while it is being read, owned ([`PacketBuf`]) when it
-//! travels between roles.
+//! A header with its body: borrowed ([`Packet`]) while it is decoded, owned ([`PacketBuf`]) between
+//! roles.
 
 use alloc::vec::Vec;
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::{DecodeError, HEADER_LEN, Header, Operation, Sequence, Version, batch};
 
-/// One packet whose body is borrowed from the reader's buffer.
+/// A packet whose body is borrowed from the reader's buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Packet<'a> {
-    /// How the body is to be read.
+    /// The format of the body.
     pub version: Version,
-    /// What the packet is.
+    /// The operation.
     pub operation: Operation,
-    /// The sender's mark.
+    /// The sender's number for the packet.
     pub sequence: Sequence,
-    /// Everything behind the header.
+    /// The body.
     pub body: &'a [u8],
 }
 
 impl<'a> Packet<'a> {
-    /// Reads the packet that a message (one WebSocket message) begins with. Bytes behind it are ignored, as in
+    /// Decodes the packet at the start of a WebSocket message. Bytes after it are ignored, as in
     /// goim.
     ///
     /// # Errors
-    /// [`DecodeError::Truncated`] when the message is shorter than the packet that it announces, and the errors of
-    /// [`check_length`].
+    /// [`DecodeError::Truncated`] if the message is shorter than the packet that it announces, and
+    /// the errors of [`check_length`].
     pub fn from_message(message: &'a [u8], body_max: usize) -> Result<Self, DecodeError> {
         let truncated = |packet_len| DecodeError::Truncated { packet_len, received: message.len() };
         let Some((head, rest)) = message.split_first_chunk::<HEADER_LEN>() else {
@@ -41,13 +41,13 @@ impl<'a> Packet<'a> {
         Self { version: header.version, operation: header.operation, sequence: header.sequence, body }
     }
 
-    /// The header that belongs to this packet.
+    /// Returns the packet's header.
     #[must_use]
     pub fn header(&self) -> Header {
         Header::new(self.version, self.operation, self.sequence, self.body.len())
     }
 
-    /// Bytes that the packet takes on the wire.
+    /// Returns the encoded size in bytes.
     #[must_use]
     pub fn encoded_len(&self) -> usize {
         HEADER_LEN.saturating_add(self.body.len())
@@ -60,7 +60,7 @@ impl<'a> Packet<'a> {
         out.extend_from_slice(self.body);
     }
 
-    /// The packet with a body of its own.
+    /// Copies the body.
     #[must_use]
     pub fn to_owned(&self) -> PacketBuf {
         PacketBuf {
@@ -72,29 +72,30 @@ impl<'a> Packet<'a> {
     }
 }
 
-/// One packet whose body is owned and shared by reference.
+/// A packet whose body is owned and shared by reference.
 ///
-/// This is goim's `Proto` message: what comet hands to logic, and what job hands to comet.
+/// goim's `Proto` message: between comet and logic, and from job to comet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PacketBuf {
-    /// How the body is to be read.
+    /// The format of the body.
     pub version: Version,
-    /// What the packet is.
+    /// The operation.
     pub operation: Operation,
-    /// The sender's mark.
+    /// The sender's number for the packet.
     pub sequence: Sequence,
-    /// Everything behind the header.
+    /// The body.
     pub body: Bytes,
 }
 
 impl PacketBuf {
-    /// A packet that answers nothing, as goim pushes it: version 1, sequence 0.
+    /// Creates a packet that replies to nothing, as goim pushes it: version 1, sequence 0.
     #[must_use]
     pub fn push(operation: Operation, body: Bytes) -> Self {
         Self { version: Version::GOIM, operation, sequence: Sequence::NONE, body }
     }
 
-    /// Returns the operation of the message inside: of a batch (operation 9), that of its first packet.
+    /// Returns the operation of the message inside: for a batch (operation 9), that of its first
+    /// packet.
     #[must_use]
     pub fn carried_operation(&self) -> Operation {
         if self.operation != Operation::RAW {
@@ -104,16 +105,16 @@ impl PacketBuf {
         first.and_then(Result::ok).map_or(Operation::RAW, |first| first.operation)
     }
 
-    /// The same packet, borrowed.
+    /// Borrows the packet.
     #[must_use]
     pub fn as_packet(&self) -> Packet<'_> {
         Packet { version: self.version, operation: self.operation, sequence: self.sequence, body: &self.body }
     }
 
-    /// The packet as it stands on a byte stream.
+    /// Encodes the packet for a byte stream.
     ///
-    /// Operation 9 is the exception that goim makes: its body is a run of complete packets, which on a stream needs
-    /// no wrapping, so the body itself is returned, shared and not copied.
+    /// Operation 9 is an exception of goim's: its body is a run of complete packets and needs no
+    /// header on a stream, so the body itself is returned, shared and not copied.
     #[must_use]
     pub fn to_stream_bytes(&self) -> Bytes {
         if self.operation == Operation::RAW {
@@ -122,7 +123,7 @@ impl PacketBuf {
         self.to_message_bytes()
     }
 
-    /// The packet as the payload of one message (WebSocket): header and body, whatever the operation.
+    /// Encodes the packet as a WebSocket message: header and body, whatever the operation.
     #[must_use]
     pub fn to_message_bytes(&self) -> Bytes {
         let packet = self.as_packet();
@@ -133,10 +134,11 @@ impl PacketBuf {
     }
 }
 
-/// Checks what a header says of lengths and gives the length of the body in bytes.
+/// Checks the lengths in a header and returns the length of the body in bytes.
 ///
 /// # Errors
-/// [`DecodeError::TooLong`], [`DecodeError::BadHeaderLen`], [`DecodeError::TooShort`], in goim's order of checks.
+/// [`DecodeError::TooLong`], [`DecodeError::BadHeaderLen`], [`DecodeError::TooShort`], in goim's
+/// order of checks.
 pub fn check_length(header: &Header, body_max: usize) -> Result<usize, DecodeError> {
     let limit = body_max.saturating_add(HEADER_LEN);
     let Ok(packet_len) = usize::try_from(header.packet_len) else {

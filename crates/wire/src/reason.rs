@@ -1,8 +1,9 @@
 //! Why connections end and requests fail: the one table of codes, labels and reconnect policies.
 //!
-//! Server, client, metrics, logs and `docs/protocol.md` all use this table. Clients that have negotiated a version
-//! get the code in the disconnect packet (operation 6) or in the error packet (operation 25). The range of a code
-//! gives its [`ReconnectPolicy`], so a client can handle codes that it does not know:
+//! Server, client, metrics, logs and `docs/protocol.md` all use this table. Clients that have
+//! negotiated a version get the code in the disconnect packet (operation 6) or in the error packet
+//! (operation 25). The range of a code gives its [`ReconnectPolicy`], so a client can handle codes
+//! that it does not know:
 //!
 //! | code | policy |
 //! |---|---|
@@ -102,7 +103,8 @@ reasons! {
     HandshakeTimeout = 3004, "handshake_timeout";
     /// No heartbeat was received in time.
     HeartbeatTimeout = 3005, "heartbeat_timeout";
-    /// Messages for this session were dropped: a job had marked the server as down, but it was alive.
+    /// Messages for this session were dropped: a job had marked the server as down, but it was
+    /// alive.
     MessagesMissed = 3006, "messages_missed";
     /// The client did not read fast enough.
     SlowConsumer = 3100, "slow_consumer";
@@ -146,7 +148,7 @@ reasons! {
     TooManyDevices = 3506, "too_many_devices";
     /// A compressed body inflates to more than the limit.
     InflatedTooLarge = 3507, "inflated_too_large";
-    /// A body is not compressed as its version says.
+    /// A body cannot be inflated in the encoding of its version.
     BadCompression = 3508, "bad_compression";
 }
 
@@ -191,7 +193,8 @@ subset! {
 }
 
 reasons! {
-    /// Why a request of a negotiated client failed: the code in the error packet (operation 25). The session continues.
+    /// Why a request of a negotiated client failed: the code in the error packet (operation 25).
+    /// The session continues.
     ///
     /// A refresh whose token is not accepted fails with a code of [`AuthFailure`] instead.
     RequestFailure:
@@ -201,7 +204,7 @@ reasons! {
     NotInTime = 3111, "not_in_time";
     /// The service that handles the request cannot be reached.
     Unavailable = 3112, "unavailable";
-    /// The sender has exceeded its rate limit; the error packet says when to retry.
+    /// The sender has exceeded its rate limit; the error packet has the time to wait.
     RateLimited = 3113, "rate_limited";
     /// The request cannot be read.
     BadRequest = 3510, "bad_request";

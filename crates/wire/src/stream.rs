@@ -1,7 +1,7 @@
-//! Packets off a byte stream, whatever the pieces in which it arrives.
+//! Decodes packets from a byte stream that arrives in arbitrary pieces.
 //!
-//! [`StreamDecoder`] keeps nothing between calls but the partial packet, if there is one: an idle connection costs
-//! the size of an empty `Vec`, and a packet that lies complete in the caller's buffer is never copied.
+//! [`StreamDecoder`] stores only the partial packet, if there is one: an idle connection costs an
+//! empty `Vec`, and a packet that is complete in the caller's buffer is never copied.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -9,55 +9,57 @@ use alloc::vec::Vec;
 use crate::packet::check_length;
 use crate::{DecodeError, HEADER_LEN, Header, Packet};
 
-/// Bytes that are reserved at once for what is announced and not yet there. A peer that announces much and sends
-/// little is given little; beyond this, memory grows with what arrives.
+/// Bytes reserved at once for an announced packet. A peer that announces a large packet and sends
+/// little gets no more; beyond this, memory grows with the bytes received.
 const RESERVE_MAX: usize = 64 * 1024;
 
-/// Takes packets off a stream.
+/// Decodes packets from a stream.
 ///
-/// Call [`StreamDecoder::next`] with the same buffer and position until it gives `None`; then the buffer is used up
-/// and may be reused for the next read.
+/// Call [`StreamDecoder::next`] with the same buffer and position until it returns `None`; then the
+/// buffer is consumed and can be reused for the next read.
 #[derive(Debug, Default)]
 pub struct StreamDecoder {
-    /// The packet whose rest has not arrived; a pointer, since nearly every connection has none.
+    /// The partial packet; boxed, since nearly every connection has none.
     partial: Option<Box<Partial>>,
 }
 
 #[derive(Debug, Default)]
 struct Partial {
-    /// The beginning of a packet. Never longer than that packet.
+    /// The start of a packet, never longer than the packet.
     bytes: Vec<u8>,
-    /// The packet is whole, and the last call handed it out.
+    /// Whether the packet is complete and was returned by the last call.
     handed_out: bool,
 }
 
 impl StreamDecoder {
-    /// A decoder that holds nothing.
+    /// Creates an empty decoder.
     #[must_use]
     pub const fn new() -> Self {
         Self { partial: None }
     }
 
-    /// True when the stream may end here without cutting a packet.
+    /// Returns true if the stream can end here without truncating a packet.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.partial.as_ref().is_none_or(|partial| partial.handed_out || partial.bytes.is_empty())
     }
 
-    /// Bytes that are kept for the partial packet; 0 when idle. While there is one, a box of four words holds them.
+    /// Returns the size of the partial packet in bytes; 0 when idle. Its box takes 32 more.
     #[must_use]
     pub fn heap_bytes(&self) -> usize {
         self.partial.as_ref().map_or(0, |partial| partial.bytes.capacity())
     }
 
-    /// The next packet of `input` from `*at` on, or `None` when the rest of `input` was used up.
+    /// Returns the next packet of `input` from `*at` on, or `None` if the rest of `input` was
+    /// consumed.
     ///
-    /// `*at` is moved past what was used. The body borrows from `input` when it lies there complete, else from this
-    /// decoder. `body_max` bounds the body in bytes; it is checked as soon as the header is there, before anything of
-    /// the body is kept.
+    /// Advances `*at` past the consumed bytes. The body borrows from `input` if it is complete
+    /// there, otherwise from this decoder. `body_max` limits the body in bytes; it is checked as
+    /// soon as the header is complete, before any of the body is stored.
     ///
     /// # Errors
-    /// See [`DecodeError`]. After an error the decoder must not be used again: the stream is out of step.
+    /// See [`DecodeError`]. After an error the decoder must not be used again: the stream is out of
+    /// sync.
     pub fn next<'a>(
         &'a mut self,
         input: &'a [u8],
@@ -65,7 +67,7 @@ impl StreamDecoder {
         body_max: usize,
     ) -> Result<Option<Packet<'a>>, DecodeError> {
         if self.partial.as_ref().is_some_and(|partial| partial.handed_out) {
-            // The memory goes back at once: an idle connection owns no buffer.
+            // Free the memory immediately: an idle connection owns no buffer.
             self.partial = None;
         }
         if self.partial.is_none() {
@@ -104,7 +106,7 @@ impl Partial {
         Ok(Some(Packet::new(&header, body)))
     }
 
-    /// Moves bytes from `input` until there are `wanted`; false when `input` ends first.
+    /// Moves bytes from `input` until there are `wanted`; returns false if `input` ends first.
     fn fill(&mut self, input: &[u8], at: &mut usize, wanted: usize) -> bool {
         let missing = wanted.saturating_sub(self.bytes.len());
         let rest = input.get(*at..).unwrap_or_default();
@@ -120,7 +122,7 @@ impl Partial {
     }
 }
 
-/// The packet at the front of `bytes`, with the bytes that it takes, if it is there in whole.
+/// Returns the packet at the start of `bytes` and its size, if it is complete.
 fn whole_packet(bytes: &[u8], body_max: usize) -> Result<Option<(Packet<'_>, usize)>, DecodeError> {
     let Some((head, rest)) = bytes.split_first_chunk::<HEADER_LEN>() else { return Ok(None) };
     let header = Header::parse(head);

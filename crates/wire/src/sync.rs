@@ -1,8 +1,8 @@
 //! Bodies of operations 4, 5 and 20 to 24: `api/sync.proto` as types.
 //!
-//! Both ends of a connection and the HTTP API have these; what a timeline is, they do not know.
+//! Used by both ends of a connection and the HTTP API. Knows nothing of how timelines are stored.
 
-// What prost derives is not ours to lint.
+// Code derived by prost is not ours to lint.
 #![allow(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
 use alloc::string::String;
@@ -10,13 +10,13 @@ use alloc::vec::Vec;
 
 use bytes::Bytes;
 
-/// How far somebody is in a timeline.
+/// A position in a timeline.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, prost::Message)]
 pub struct Position {
-    /// Drawn when the timeline was created; zero: not known.
+    /// Generated when the timeline was created; zero if unknown.
     #[prost(uint64, tag = "1")]
     pub epoch: u64,
-    /// The newest message that is meant; zero: none.
+    /// The latest message up to here; zero for none.
     #[prost(uint64, tag = "2")]
     pub seq: u64,
 }
@@ -24,56 +24,57 @@ pub struct Position {
 /// A message of a timeline.
 #[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct Message {
-    /// Its place: 1, 2, 3 and so on without holes.
+    /// Its sequence: 1, 2, 3 and so on without gaps.
     #[prost(uint64, tag = "1")]
     pub seq: u64,
-    /// What the message is, as in the packet of a push.
+    /// The operation, as in the packet of a push.
     #[prost(int32, tag = "2")]
     pub operation: i32,
-    /// How the body is to be read: a packet version.
+    /// The format of the body: a packet version.
     #[prost(int32, tag = "3")]
     pub version: i32,
-    /// When it was accepted, in milliseconds since 1970.
+    /// When the publisher's request was accepted, in milliseconds since 1970.
     #[prost(int64, tag = "4")]
     pub time_ms: i64,
-    /// The member that has sent it; zero: the backend.
+    /// The member that sent it; zero for the backend.
     #[prost(int64, tag = "5")]
     pub sender: i64,
-    /// What it says.
+    /// The body.
     #[prost(bytes = "bytes", tag = "6")]
     pub body: Bytes,
-    /// It was deleted: there is no body, and the place stays.
+    /// Whether it was deleted: there is no body, only the sequence.
     #[prost(bool, tag = "7")]
     pub deleted: bool,
-    /// There is no body in a schema that the client reads.
+    /// Whether no body is in a schema that the client reads.
     #[prost(bool, tag = "8")]
     pub unreadable: bool,
 }
 
-/// Operation 20: the timeline has grown. Operation 32 has the same body, always with one message.
+/// Operation 20: a timeline has grown. Operation 32 has the same body, always with one message.
 #[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct Notify {
-    /// Its name. Empty, and nothing else with it: words were lost, and each timeline that is followed is to be asked for.
+    /// The timeline's name. Empty, with all other fields empty: notifications were lost, and every
+    /// timeline must be synced.
     #[prost(string, tag = "1")]
     pub timeline: String,
-    /// Where it ends.
+    /// The latest position.
     #[prost(message, optional, tag = "2")]
     pub latest: Option<Position>,
-    /// The newest messages, when they are few and small.
+    /// The latest messages, if they are few and small.
     #[prost(message, repeated, tag = "3")]
     pub messages: Vec<Message>,
 }
 
-/// Operation 21: what comes behind a position?
+/// Operation 21: requests the messages after a position.
 #[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct SyncRequest {
     /// The timeline's name.
     #[prost(string, tag = "1")]
     pub timeline: String,
-    /// What the client has. Absent, or with epoch zero: it begins at the member's cursor.
+    /// The client's position. Absent, or with epoch zero: starts at the member's cursor.
     #[prost(message, optional, tag = "2")]
     pub position: Option<Position>,
-    /// Messages at most; zero: as many as the server gives.
+    /// Maximum number of messages; zero leaves it to the server.
     #[prost(uint32, tag = "3")]
     pub limit: u32,
 }
@@ -84,33 +85,33 @@ pub struct SyncReply {
     /// The timeline's name.
     #[prost(string, tag = "1")]
     pub timeline: String,
-    /// Of the timeline now; zero: nothing was ever appended.
+    /// The current epoch; zero if nothing was ever appended.
     #[prost(uint64, tag = "2")]
     pub epoch: u64,
-    /// Ascending, without holes, behind `after`.
+    /// The messages after `after`, ascending, without gaps.
     #[prost(message, repeated, tag = "3")]
     pub messages: Vec<Message>,
-    /// Where the timeline ends.
+    /// The latest sequence.
     #[prost(uint64, tag = "4")]
     pub latest: u64,
-    /// There is more behind these messages.
+    /// Whether there are more messages after these.
     #[prost(bool, tag = "5")]
     pub more: bool,
-    /// There is a hole between what the client has and these messages.
+    /// Whether there is a gap between the client's position and these messages.
     #[prost(bool, tag = "6")]
     pub gap: bool,
-    /// What the messages follow.
+    /// The sequence before the first message.
     #[prost(uint64, tag = "7")]
     pub after: u64,
 }
 
-/// Operation 23: the member has read up to here.
+/// Operation 23: the member has read messages up to a sequence.
 #[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct Ack {
     /// The timeline's name.
     #[prost(string, tag = "1")]
     pub timeline: String,
-    /// The newest message that was read.
+    /// The latest message that was read.
     #[prost(uint64, tag = "2")]
     pub seq: u64,
 }
@@ -121,10 +122,10 @@ pub struct AckReply {
     /// The timeline's name.
     #[prost(string, tag = "1")]
     pub timeline: String,
-    /// Where the cursor is now.
+    /// The cursor.
     #[prost(uint64, tag = "2")]
     pub seq: u64,
-    /// Messages behind it.
+    /// Number of messages after the cursor.
     #[prost(uint64, tag = "3")]
     pub unread: u64,
 }
@@ -135,13 +136,13 @@ pub struct SendRequest {
     /// The timeline's name.
     #[prost(string, tag = "1")]
     pub to: String,
-    /// What the message is; zero: 4.
+    /// The operation of the message; zero for 4.
     #[prost(int32, tag = "2")]
     pub operation: i32,
-    /// What it says.
+    /// The body.
     #[prost(bytes = "bytes", tag = "3")]
     pub body: Bytes,
-    /// Names the message among those of its sender; empty: it has no name.
+    /// Identifies the message among those of its sender; empty for none.
     #[prost(string, tag = "4")]
     pub client_id: String,
 }
@@ -149,20 +150,20 @@ pub struct SendRequest {
 /// Operation 5.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, prost::Message)]
 pub struct SendReply {
-    /// Where the message is.
+    /// The position of the message.
     #[prost(message, optional, tag = "1")]
     pub position: Option<Position>,
-    /// It was there before.
+    /// Whether it had been appended before.
     #[prost(bool, tag = "2")]
     pub duplicate: bool,
 }
 
-/// A body of these operations.
+/// The body of one of these operations.
 pub trait Body: Sized {
-    /// Reads it; `None` for bytes that are none.
+    /// Decodes the body; `None` if it is malformed.
     fn read(bytes: Bytes) -> Option<Self>;
 
-    /// Writes it.
+    /// Encodes the body.
     fn write(&self) -> Vec<u8>;
 }
 

@@ -1,7 +1,7 @@
-//! The table of packet versions: which schema a body has, and how it is encoded.
+//! The table of packet versions: the schema of a body and its encoding.
 //!
-//! Both ends know it. A number never changes its meaning: rows are only added. What a schema is, only the backend knows; here it is a
-//! number. Compressing and inflating are for others, who have a standard library.
+//! Both ends know it. A number never changes its meaning: rows are only added. A schema is only a
+//! number here; the backend defines it. Compression is in another crate, since it needs `std`.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -9,19 +9,19 @@ use core::str::FromStr;
 
 use crate::Version;
 
-/// A form of the backend's bodies. The first is 1: what goim's clients read.
+/// A schema of the backend's bodies. Schema 1 is the one that goim's clients read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Schema(pub u16);
 
 impl Schema {
-    /// What every client reads.
+    /// The schema that every client reads.
     pub const FIRST: Self = Self(1);
 }
 
-/// How a body is written.
+/// The encoding of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Encoding {
-    /// As it is.
+    /// Not compressed.
     Identity,
     /// RFC 1950.
     Zlib,
@@ -32,10 +32,10 @@ pub enum Encoding {
 }
 
 impl Encoding {
-    /// Every encoding. Of two that a client reads, the later one is the better.
+    /// All encodings. Of two that a client reads, the later one is preferred.
     pub const ALL: [Self; 4] = [Self::Identity, Self::Zlib, Self::Brotli, Self::Zstd];
 
-    /// Its name.
+    /// Returns the name.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -47,18 +47,19 @@ impl Encoding {
     }
 }
 
-/// One row: how a body is to be read whose packet has this version.
+/// A row of the table: the format of a body in a packet with this version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VersionRow {
     /// The version of the packet.
     pub version: Version,
-    /// The form of the body.
+    /// The schema of the body.
     pub schema: Schema,
-    /// How it is written.
+    /// The encoding of the body.
     pub encoding: Encoding,
 }
 
-/// The rows that everybody has: 2 and 3 mean the same in the largest deployed dialect of this protocol.
+/// The fixed rows: 2 and 3 have the same meaning as in the most widely deployed variant of this
+/// protocol.
 const GIVEN: [VersionRow; 4] = [
     row(0, Encoding::Identity),
     row(1, Encoding::Identity),
@@ -73,18 +74,18 @@ const fn row(version: i16, encoding: Encoding) -> VersionRow {
 /// Why rows make no table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TableError {
-    /// Two rows have one version.
-    #[error("version {} is there twice", .0.0)]
+    /// Two rows have the same version.
+    #[error("version {} is listed twice", .0.0)]
     Twice(Version),
-    /// A row has another meaning than everybody gives it, or is missing.
-    #[error("version {} must be `{}`, as everywhere", .0.version.0, .0)]
+    /// A fixed row has another meaning, or is missing.
+    #[error("version {} must be `{}`", .0.version.0, .0)]
     Given(VersionRow),
-    /// A version or a schema that cannot be.
-    #[error("`{0}`: versions and schemas begin with 1")]
+    /// A version or a schema is below 1.
+    #[error("`{0}`: versions and schemas start at 1")]
     Range(VersionRow),
 }
 
-/// The table.
+/// The table of versions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VersionTable {
     /// By version, ascending.
@@ -98,7 +99,7 @@ impl Default for VersionTable {
 }
 
 impl VersionTable {
-    /// A table of these rows, in any order.
+    /// Creates a table of these rows, in any order.
     ///
     /// # Errors
     /// [`TableError`].
@@ -120,33 +121,34 @@ impl VersionTable {
         }
     }
 
-    /// The rows by version, ascending.
+    /// Returns the rows, ascending by version.
     #[must_use]
     pub fn rows(&self) -> &[VersionRow] {
         &self.rows
     }
 
-    /// What a version means; `None` when nobody has said.
+    /// Returns the row of a version; `None` for an unknown one.
     #[must_use]
     pub fn row(&self, version: Version) -> Option<VersionRow> {
         let place = self.rows.binary_search_by_key(&version, |row| row.version).ok()?;
         self.rows.get(place).copied()
     }
 
-    /// The highest version that is there.
+    /// Returns the highest version.
     #[must_use]
     pub fn highest(&self) -> Version {
         self.rows.last().map_or(Version::GOIM, |row| row.version)
     }
 
-    /// The highest schema of those `available` that somebody reads who reads versions up to `protover`.
+    /// Returns the highest of the `available` schemas that a client reads with versions up to
+    /// `protover`.
     #[must_use]
     pub fn schema_for(&self, protover: Version, available: impl Fn(Schema) -> bool) -> Option<Schema> {
         let readable = self.up_to(protover).map(|row| row.schema);
         readable.filter(|schema| available(*schema)).max()
     }
 
-    /// The version of a body of this schema as it is; where there is none, the lowest one that has it.
+    /// Returns the row of this schema that is not compressed; if there is none, its lowest version.
     #[must_use]
     pub fn plain(&self, schema: Schema) -> Option<VersionRow> {
         let mut of_schema = self.rows.iter().filter(|row| row.schema == schema && row.version.0 > 0);
@@ -154,15 +156,15 @@ impl VersionTable {
         of_schema.find(|row| row.encoding == Encoding::Identity).or(first).copied()
     }
 
-    /// The best encoding that somebody reads who reads versions up to `protover`, with a version that says so, whatever its schema:
-    /// for runs of packets, which have schemas of their own.
+    /// Returns the row of the best encoding that a client reads with versions up to `protover`,
+    /// whatever its schema: for runs of packets, which may have several schemas.
     #[must_use]
     pub fn best(&self, protover: Version) -> VersionRow {
         let goim = row(Version::GOIM.0, Encoding::Identity);
         self.up_to(protover).fold(goim, |best, row| if row.encoding > best.encoding { *row } else { best })
     }
 
-    /// The lowest version with this encoding.
+    /// Returns the lowest version with this encoding.
     #[must_use]
     pub fn first_with(&self, encoding: Encoding) -> Option<Version> {
         let found = self.rows.iter().find(|row| row.encoding == encoding && row.version.0 > 0);
@@ -195,7 +197,7 @@ impl FromStr for Encoding {
     }
 }
 
-/// The text that `Display` writes.
+/// Parses the text that `Display` writes.
 impl FromStr for VersionRow {
     type Err = ();
 
@@ -247,10 +249,10 @@ mod tests {
         assert_eq!(with(&["4 = schema 2, zstd", "4 = schema 2, zstd"]), Err(TableError::Twice(Version(4))));
         assert_eq!(
             with(&["4 = schema 0, zstd"]).unwrap_err().to_string(),
-            "`4 = schema 0, zstd`: versions and schemas begin with 1"
+            "`4 = schema 0, zstd`: versions and schemas start at 1"
         );
         let error = VersionTable::new(vec![]).unwrap_err();
-        assert_eq!(error.to_string(), "version 0 must be `0 = schema 1, identity`, as everywhere");
+        assert_eq!(error.to_string(), "version 0 must be `0 = schema 1, identity`");
         let mut rows = GIVEN.to_vec();
         rows.retain(|row| row.version.0 != 2);
         rows.push(VersionRow { encoding: Encoding::Zstd, ..row(2, Encoding::Zlib) });

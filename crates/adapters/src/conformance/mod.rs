@@ -1,9 +1,9 @@
-//! What every adapter of a port must do. Each function takes a way to make a fresh, empty adapter and panics with
-//! the case that failed; a test of the adapter calls it.
+//! Conformance suites: what every adapter of a port must do. Each function takes a way to create an
+//! empty adapter, and panics with the case that failed; a test of the adapter calls it.
 //!
-//! The suites ask for what the ports promise and nothing else: what one adapter does better than promised belongs
-//! into its own tests. Times are passed by a function of the caller, so that an adapter on tokio's clock is tested in
-//! virtual time and one on a server's clock with what that server offers.
+//! The suites test what the ports promise and no more; other guarantees of an adapter are tested by
+//! the adapter. The caller passes a function that lets time pass, so that an adapter on tokio's
+//! clock is tested in virtual time and others in whatever way they offer.
 
 // A suite is test code that happens to be a library: a panic is how it speaks.
 #![allow(clippy::unwrap_used)]

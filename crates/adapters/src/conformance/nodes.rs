@@ -69,7 +69,8 @@ pub async fn nodes<D: NodeDirectory>(make: impl AsyncFn() -> D) {
     assert_eq!(names(&directory), ["a", "b"]);
 }
 
-/// A comet that is silent for longer than `lease` is dropped. `pass` lets time pass for the adapter.
+/// A comet that is silent for longer than `lease` is dropped. `pass` lets time pass for the
+/// adapter.
 ///
 /// # Panics
 /// When the adapter does something else than the port promises.
@@ -89,5 +90,5 @@ pub async fn nodes_expire<D: NodeDirectory, P: Future<Output = ()>>(
     pass(lease * 2 / 3).await;
     assert!(names(&directory).is_empty());
     directory.announce(node("dead")).await.unwrap();
-    assert_eq!(names(&directory), ["dead"], "it may come back");
+    assert_eq!(names(&directory), ["dead"], "it may return");
 }

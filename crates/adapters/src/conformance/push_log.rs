@@ -8,7 +8,7 @@ use goim_ports::{
     PushRecord, PushTarget, RoomId,
 };
 
-/// A record for one session, told apart by its body.
+/// Creates a record for one session, identified by its body.
 #[must_use]
 pub fn record_for_key(key: &str, body: impl Into<Bytes>) -> PushRecord {
     let target = PushTarget::Keys { server: "s1".into(), keys: vec![key.into()] };
@@ -20,13 +20,13 @@ pub fn record_for_key(key: &str, body: impl Into<Bytes>) -> PushRecord {
     }
 }
 
-/// A record for a room, told apart by its body.
+/// Creates a record for a room, identified by its body.
 #[must_use]
 pub fn record_for_room(room: &str, body: impl Into<Bytes>) -> PushRecord {
     PushRecord { target: PushTarget::Room(RoomId::from(room)), ..record_for_key("", body) }
 }
 
-/// Reads until `count` records are there.
+/// Reads until there are `count` records.
 async fn read<R: PushLogReader>(reader: &mut R, count: usize) -> Vec<LogEntry> {
     let mut entries = Vec::new();
     while entries.len() < count {
@@ -44,14 +44,14 @@ fn bodies(entries: &[LogEntry]) -> Vec<String> {
         .collect()
 }
 
-/// What goes in comes out, in order, once; what is too large is refused. The log must have room for 100 records. When a record
-/// was accepted need be kept to the millisecond only.
+/// Every accepted record is read once and in order; a record that is too large is refused. The log
+/// must have room for 100 records. The time of acceptance needs millisecond precision only.
 ///
 /// # Panics
 /// When the adapter does something else than the port promises.
 pub async fn push_log<L: PushLog + ?Sized, R: PushLogReader>(make: impl AsyncFn() -> (std::sync::Arc<L>, R)) {
     let (log, mut reader) = make().await;
-    everything_of_a_record_is_kept(&*log, &mut reader).await;
+    all_fields_are_stored(&*log, &mut reader).await;
     order_per_partition_key(&*log, &mut reader).await;
     a_dropped_read_loses_nothing(&*log, &mut reader).await;
     too_large_is_refused(&*log, &mut reader).await;
@@ -61,7 +61,7 @@ pub async fn push_log<L: PushLog + ?Sized, R: PushLogReader>(make: impl AsyncFn(
     concurrent_appends_all_arrive(log, reader).await;
 }
 
-async fn everything_of_a_record_is_kept<L: PushLog + ?Sized, R: PushLogReader>(log: &L, reader: &mut R) {
+async fn all_fields_are_stored<L: PushLog + ?Sized, R: PushLogReader>(log: &L, reader: &mut R) {
     let keys = vec!["k1".into(), "ключ".into(), "k1".into()];
     let all_bytes: Vec<u8> = (0..=255).collect();
     let targets = [
@@ -88,7 +88,7 @@ async fn everything_of_a_record_is_kept<L: PushLog + ?Sized, R: PushLogReader>(l
     for entry in &entries {
         reader.done(entry.position);
     }
-    // Records of different keys may come in any order.
+    // Records of different keys may be in any order.
     for record in sent {
         let found = entries.iter().position(|entry| entry.record == record);
         entries.remove(found.unwrap_or_else(|| panic!("not in the log: {record:?}")));
@@ -113,7 +113,7 @@ async fn order_per_partition_key<L: PushLog + ?Sized, R: PushLogReader>(log: &L,
 
 async fn a_dropped_read_loses_nothing<L: PushLog + ?Sized, R: PushLogReader>(log: &L, reader: &mut R) {
     for n in 0..20 {
-        // Polled once and dropped, while nothing is there and while something may be.
+        // Polled once and dropped, without and possibly with a record.
         let _ = std::future::poll_fn(|context| {
             std::task::Poll::Ready(reader.read().as_mut().poll(context).is_ready())
         })
@@ -142,7 +142,7 @@ async fn many_in_one_go<L: PushLog + ?Sized, R: PushLogReader>(log: &L, reader: 
     let all_of_them = |accepted| Appended { accepted, error: None };
     assert_eq!(log.append_all(Vec::new()).await, all_of_them(0));
     let records = |from: usize| (from..from + 20).map(|n| record_for_key("k", format!("{n}"))).collect();
-    // The order of the calls counts, with those for single records as well.
+    // Calls keep their order, also with calls for single records.
     let calls =
         (log.append_all(records(0)), log.append(record_for_key("k", "20")), log.append_all(records(21)));
     assert_eq!(calls.0.await, all_of_them(20));
@@ -204,8 +204,8 @@ async fn concurrent_appends_all_arrive<L: PushLog + ?Sized, R: PushLogReader>(
     }
 }
 
-/// A full log holds its writers back, in their order, and says so when it takes too long. For logs that are bounded
-/// on this side; `make` gives one that holds `records_max` records.
+/// A full log makes writers wait, in order, and refuses them after a deadline. For logs that are
+/// bounded on this side; `make` creates one that holds `records_max` records.
 ///
 /// # Panics
 /// When the adapter does something else than the port promises.
@@ -221,10 +221,10 @@ pub async fn push_log_holds_back<L: PushLog + ?Sized, R: PushLogReader>(
     assert_eq!(
         log.append(record_for_key("k", "late")).await,
         Err(AppendError::Full),
-        "read is not handed over"
+        "read records are not delivered yet"
     );
 
-    // Three writers wait; the order of their calls counts, not the order in which they are polled.
+    // Three writers wait; they are accepted in the order of their calls, not of their polls.
     let mut waiting: Vec<_> = ["a", "b", "c"].map(|body| log.append(record_for_key("k", body))).into();
     assert!(waiting.iter().all(|call| matches!(call, Call::Pending(_))));
     let (c, b, a) = (waiting.pop().unwrap(), waiting.pop().unwrap(), waiting.pop().unwrap());
@@ -238,12 +238,13 @@ pub async fn push_log_holds_back<L: PushLog + ?Sized, R: PushLogReader>(
     };
     let (c, a, entries) = tokio::join!(c.into_future(), a.into_future(), free);
     assert_eq!((a, c), (Ok(()), Ok(())));
-    assert_eq!(bodies(&entries), ["a", "c"], "what a dropped append would have written is not there");
+    assert_eq!(bodies(&entries), ["a", "c"], "a dropped append writes nothing");
     entries.iter().for_each(|entry| reader.done(entry.position));
     holds_back_many(&*log, &mut reader, records_max).await;
 }
 
-/// Of many records as many are taken as there is room for, without anything in between; the rest is told by count.
+/// A batch is accepted as far as there is room, without others in between; the result has the
+/// number of accepted records.
 async fn holds_back_many<L: PushLog + ?Sized, R: PushLogReader>(log: &L, reader: &mut R, records_max: usize) {
     let names = |name: &str, count| (0..count).map(|n| format!("{name}{n}")).collect::<Vec<_>>();
     let records = |name: &str, count| {

@@ -45,7 +45,7 @@ async fn by_key<D: SessionDirectory>(directory: D) {
     assert!(servers(&directory, &[]).await.is_empty());
     directory.add(session(1, "a", "s1")).await.unwrap();
     directory.add(session(2, "b", "s2")).await.unwrap();
-    let asked = ["b", "nobody", "a", "b"];
+    let asked = ["b", "missing", "a", "b"];
     let expected = [at("s2"), None, at("s1"), at("s2")];
     assert_eq!(servers(&directory, &asked).await, expected, "one answer for each key, in order");
 }
@@ -71,14 +71,14 @@ async fn replaced<D: SessionDirectory>(directory: D) {
     assert_eq!(members(&directory, &[1]).await, ["k@s2"]);
     directory.add(session(2, "k", "s3")).await.unwrap();
     assert_eq!(members(&directory, &[2]).await, ["k@s3"]);
-    assert!(members(&directory, &[1]).await.is_empty(), "the key has gone over to another member");
+    assert!(members(&directory, &[1]).await.is_empty(), "the key belongs to another member now");
 }
 
 async fn removed_by_the_owner_only<D: SessionDirectory>(directory: D) {
     assert!(!directory.remove(session(1, "k", "s1")).await.unwrap(), "nothing to remove");
     directory.add(session(1, "k", "s1")).await.unwrap();
     directory.add(session(1, "k", "s2")).await.unwrap();
-    assert!(!directory.remove(session(1, "k", "s1")).await.unwrap(), "a late goodbye of the old comet");
+    assert!(!directory.remove(session(1, "k", "s1")).await.unwrap(), "a late removal by the old comet");
     assert_eq!(servers(&directory, &["k"]).await, [at("s2")]);
     assert_eq!(members(&directory, &[1]).await, ["k@s2"]);
     assert!(directory.remove(session(1, "k", "s2")).await.unwrap());
@@ -89,7 +89,7 @@ async fn removed_by_the_owner_only<D: SessionDirectory>(directory: D) {
 
 async fn touched<D: SessionDirectory>(directory: D) {
     directory.touch(session(1, "k", "s1")).await.unwrap();
-    assert_eq!(servers(&directory, &["k"]).await, [at("s1")], "a record that had gone is entered again");
+    assert_eq!(servers(&directory, &["k"]).await, [at("s1")], "a missing record is added again");
     assert_eq!(members(&directory, &[1]).await, ["k@s1"]);
     directory.add(session(1, "k", "s2")).await.unwrap();
     directory.touch(session(1, "k", "s1")).await.unwrap();
@@ -100,7 +100,7 @@ async fn anonymous<D: SessionDirectory>(directory: D) {
     for (mid, key) in [(0, "zero"), (-3, "negative")] {
         directory.add(session(mid, key, "s1")).await.unwrap();
         assert_eq!(servers(&directory, &[key]).await, [at("s1")], "reached by key");
-        assert!(members(&directory, &[mid]).await.is_empty(), "{mid} is nobody in particular");
+        assert!(members(&directory, &[mid]).await.is_empty(), "{mid} is anonymous");
         assert!(directory.remove(session(mid, key, "s1")).await.unwrap());
         assert_eq!(servers(&directory, &[key]).await, [None]);
     }
@@ -128,7 +128,7 @@ async fn a_member_with_many_sessions<D: SessionDirectory>(directory: D) {
     }
 }
 
-/// Records that nobody touches go after `lifetime`, touched ones stay. `pass` lets time pass for the adapter.
+/// Records that are not touched expire after `lifetime`. `pass` lets time pass for the adapter.
 ///
 /// # Panics
 /// When the adapter does something else than the port promises.

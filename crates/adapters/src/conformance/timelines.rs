@@ -24,14 +24,14 @@ fn seq(number: u64) -> TimelineSeq {
     TimelineSeq(number)
 }
 
-/// A message of the backend, accepted now.
+/// Creates a message of the backend, accepted now.
 #[must_use]
 pub fn message(body: impl Into<Bytes>) -> NewMessage {
     let accepted_at = AcceptedAt::now();
     NewMessage { sender: Mid(0), operation: Operation(1000), bodies: Bodies::plain(body.into()), accepted_at }
 }
 
-/// The same on its way into a timeline, without a name.
+/// Creates an append of such a message, without an idempotency key.
 #[must_use]
 pub fn append_of(timeline: TimelineId, body: impl Into<Bytes>) -> Append {
     Append { timeline, message: message(body), idempotency_key: None }
@@ -60,45 +60,45 @@ async fn head(store: &impl TimelineStore, timeline: &TimelineId) -> Head {
     store.heads(vec![timeline.clone()]).await.unwrap()[0]
 }
 
-/// Sequences, ranges, names, tombstones, cursors.
+/// Sequences, ranges, idempotency keys, tombstones, cursors.
 ///
 /// # Panics
 /// When the adapter does something else than the port promises.
 pub async fn timelines<S: TimelineStore + 'static>(make: impl AsyncFn() -> S) {
-    nothing_yet(make().await).await;
-    one_behind_the_other(make().await).await;
-    at_once_from_many(Arc::new(make().await)).await;
+    empty_store(make().await).await;
+    in_order(make().await).await;
+    concurrently(Arc::new(make().await)).await;
     ranges(make().await).await;
-    names_that_look_alike(make().await).await;
+    similar_names(make().await).await;
     every_part_of_a_message(make().await).await;
-    once_only(make().await).await;
+    idempotency_keys(make().await).await;
     deleted(make().await).await;
     read_cursors(make().await).await;
 }
 
-async fn nothing_yet<S: TimelineStore>(store: S) {
+async fn empty_store<S: TimelineStore>(store: S) {
     let timeline = inbox(1);
     assert_eq!(head(&store, &timeline).await, Head::default());
     assert_eq!(read(&store, &timeline, 0, ALL).await, Range::default());
     assert_eq!(store.read_back(timeline.clone(), None, ALL).await.unwrap(), Range::default());
     assert!(!store.delete(timeline.clone(), seq(1)).await.unwrap());
     let cursor = CursorId { mid: Mid(1), timeline };
-    assert_eq!(store.advance(cursor.clone(), seq(5)).await.unwrap(), seq(0), "nothing to have read");
+    assert_eq!(store.advance(cursor.clone(), seq(5)).await.unwrap(), seq(0), "nothing has been read");
     assert_eq!(store.cursors(vec![cursor]).await.unwrap(), [seq(0)]);
     assert!(store.append(Vec::new()).await.unwrap().is_empty());
 }
 
-async fn one_behind_the_other<S: TimelineStore>(store: S) {
+async fn in_order<S: TimelineStore>(store: S) {
     let (mine, other) = (inbox(7), room("live://7"));
     let first = append(&store, &mine, "a").await;
     assert!(first.position.epoch.0 > 0 && first.position.epoch.0 < 1 << 53 && !first.is_duplicate);
     assert_eq!(first.position.seq, seq(1));
     let group = ["b", "x", "c", "y"]
         .map(|body| append_of(if body < "x" { mine.clone() } else { other.clone() }, body));
-    let kept = store.append(group.into()).await.unwrap();
-    assert_eq!(kept.iter().map(|kept| kept.position.seq.0).collect::<Vec<_>>(), [2, 1, 3, 2]);
-    assert_eq!(kept[0].position.epoch, first.position.epoch, "an epoch lasts");
-    assert_ne!(kept[1].position.epoch, first.position.epoch, "each timeline has its own");
+    let stored = store.append(group.into()).await.unwrap();
+    assert_eq!(stored.iter().map(|one| one.position.seq.0).collect::<Vec<_>>(), [2, 1, 3, 2]);
+    assert_eq!(stored[0].position.epoch, first.position.epoch, "an epoch lasts");
+    assert_ne!(stored[1].position.epoch, first.position.epoch, "each timeline has its own");
     let all = read(&store, &mine, 0, ALL).await;
     assert_eq!(all.head, Head { epoch: first.position.epoch, latest: seq(3), first: seq(1) });
     assert_eq!((bodies(&all.messages), seqs(&all.messages)), (vec!["a", "b", "c"], vec![1, 2, 3]));
@@ -107,7 +107,7 @@ async fn one_behind_the_other<S: TimelineStore>(store: S) {
     assert_eq!(heads.iter().map(|head| head.latest.0).collect::<Vec<_>>(), [2, 0, 3]);
 }
 
-async fn at_once_from_many<S: TimelineStore + 'static>(store: Arc<S>) {
+async fn concurrently<S: TimelineStore + 'static>(store: Arc<S>) {
     let timelines = [inbox(1), room("a://1"), room("a://2")];
     let writers: Vec<_> = (0..8)
         .map(|writer| {
@@ -115,10 +115,10 @@ async fn at_once_from_many<S: TimelineStore + 'static>(store: Arc<S>) {
             tokio::spawn(async move {
                 let mut last = [0; 3];
                 for number in 0..50 {
-                    let place = number % 3;
-                    let kept = append(&*store, &timelines[place], format!("{writer}.{number}")).await;
-                    assert!(kept.position.seq.0 > last[place], "later appends come later");
-                    last[place] = kept.position.seq.0;
+                    let index = number % 3;
+                    let stored = append(&*store, &timelines[index], format!("{writer}.{number}")).await;
+                    assert!(stored.position.seq.0 > last[index], "later appends have later sequences");
+                    last[index] = stored.position.seq.0;
                 }
             })
         })
@@ -130,7 +130,7 @@ async fn at_once_from_many<S: TimelineStore + 'static>(store: Arc<S>) {
     for timeline in &timelines {
         let all = read(&*store, timeline, 0, ALL).await;
         let count = all.messages.len() as u64;
-        assert_eq!(seqs(&all.messages), (1..=count).collect::<Vec<_>>(), "no holes");
+        assert_eq!(seqs(&all.messages), (1..=count).collect::<Vec<_>>(), "no gaps");
         total += count;
     }
     assert_eq!(total, 400);
@@ -176,15 +176,15 @@ async fn ranges<S: TimelineStore>(store: S) {
     }
 }
 
-async fn names_that_look_alike<S: TimelineStore>(store: S) {
+async fn similar_names<S: TimelineStore>(store: S) {
     let long = format!("a://{}", "x".repeat(2000));
     let names = ["a://b", "a://bc", "a://b\0c", "a://b\u{1}", "A://b", "a://ü", "a://1", &long, "b://1"];
     let mut timelines: Vec<TimelineId> = names.iter().map(|name| room(name)).collect();
     timelines.extend([inbox(1), inbox(i64::MAX), inbox(256)]);
     for round in 0..3 {
         for (index, timeline) in timelines.iter().enumerate() {
-            let kept = append(&store, timeline, index.to_string()).await;
-            assert_eq!(kept.position.seq, seq(round + 1), "{timeline}");
+            let stored = append(&store, timeline, index.to_string()).await;
+            assert_eq!(stored.position.seq, seq(round + 1), "{timeline}");
         }
     }
     for (index, timeline) in timelines.iter().enumerate() {
@@ -222,14 +222,14 @@ async fn every_part_of_a_message<S: TimelineStore>(store: S) {
     assert_eq!(found, expected.collect::<Vec<_>>());
 }
 
-async fn once_only<S: TimelineStore>(store: S) {
+async fn idempotency_keys<S: TimelineStore>(store: S) {
     let of = |timeline: &TimelineId, sender, name: &str, body: &str| Append {
         timeline: timeline.clone(),
         message: NewMessage { sender: Mid(sender), ..message(body.to_owned()) },
         idempotency_key: IdempotencyKey::new(name.to_owned()),
     };
     let (a, b) = (room("a://1"), room("b://1"));
-    // Appends, and the sequences that are answered; negative for what was there before.
+    // Appends and the expected sequences; negative for duplicates.
     let cases = [
         (vec![of(&a, 1, "x", "first")], vec![1]),
         (vec![of(&a, 1, "x", "again")], vec![-1]),
@@ -239,12 +239,12 @@ async fn once_only<S: TimelineStore>(store: S) {
         (vec![of(&a, 0, "x", "fourth"), of(&a, 1, "x\0", "fifth"), of(&a, 0, "x", "again")], vec![4, 5, -4]),
     ];
     for (appends, expected) in cases {
-        let kept = store.append(appends.clone()).await.unwrap();
-        let signed = |kept: &AppendResult| {
-            let number = i64::try_from(kept.position.seq.0).unwrap();
-            if kept.is_duplicate { -number } else { number }
+        let stored = store.append(appends.clone()).await.unwrap();
+        let signed = |stored: &AppendResult| {
+            let number = i64::try_from(stored.position.seq.0).unwrap();
+            if stored.is_duplicate { -number } else { number }
         };
-        assert_eq!(kept.iter().map(signed).collect::<Vec<_>>(), expected, "{appends:?}");
+        assert_eq!(stored.iter().map(signed).collect::<Vec<_>>(), expected, "{appends:?}");
     }
     let all = read(&store, &a, 0, ALL).await;
     assert_eq!(bodies(&all.messages), ["first", "second", "third", "fourth", "fifth"]);
@@ -285,7 +285,7 @@ async fn read_cursors<S: TimelineStore>(store: S) {
     assert_eq!(store.cursors(asked).await.unwrap(), [seq(0), seq(0), seq(3)]);
 }
 
-/// What is removed by age, number and size. `pass` removes what is not to be kept as of a moment.
+/// Retention by age, number and size. `pass` removes messages that are expired as of a moment.
 ///
 /// # Panics
 /// When the adapter does something else than the port promises.
@@ -316,7 +316,7 @@ pub async fn timelines_retain<S: TimelineStore>(
         });
         store.append(group.collect()).await.unwrap();
     }
-    // A message that was deleted counts until its place goes.
+    // A deleted message counts until it is removed.
     store.delete(room("big://1"), seq(9)).await.unwrap();
     let firsts = async || {
         let heads = store.heads(timelines.to_vec()).await.unwrap();
@@ -329,20 +329,20 @@ pub async fn timelines_retain<S: TimelineStore>(
     assert_eq!(firsts().await, [6, 10, 8, 10, 1]);
     let old = read(&store, &timelines[1], 0, ALL).await;
     assert_eq!(seqs(&old.messages), [10]);
-    assert!(!store.delete(timelines[1].clone(), seq(3)).await.unwrap(), "it is gone");
-    // All too old: the end is where it was.
+    assert!(!store.delete(timelines[1].clone(), seq(3)).await.unwrap(), "it is removed");
+    // All messages have expired: the latest sequence stays.
     pass(&store, at(2_000_000)).await;
     assert_eq!(firsts().await, [6, 11, 8, 11, 1]);
     assert_eq!(read(&store, &timelines[1], 0, ALL).await.messages, []);
     let before = head(&store, &timelines[1]).await;
-    let kept = append(&store, &timelines[1], "next").await.position;
-    assert_eq!((kept.seq, kept.epoch), (seq(11), before.epoch), "sequences go on");
+    let stored = append(&store, &timelines[1], "next").await.position;
+    assert_eq!((stored.seq, stored.epoch), (seq(11), before.epoch), "sequences continue");
     assert_eq!(head(&store, &timelines[1]).await.first, seq(11));
-    // The largest of all stays while it is the newest.
+    // The largest message stays while it is the latest.
     append(&store, &room("big://1"), vec![b'x'; 1000]).await;
     pass(&store, at(1_000_000)).await;
     assert_eq!(head(&store, &room("big://1")).await.first, seq(11));
-    // Long after, a name may be another message's.
+    // After the window, a key can be used again.
     let again = Append {
         timeline: inbox(1),
         message: NewMessage { accepted_at: at(3_000_000), ..message("again") },
@@ -350,11 +350,12 @@ pub async fn timelines_retain<S: TimelineStore>(
     };
     pass(&store, at(3_000_000)).await;
     pass(&store, at(4_000_000)).await;
-    let kept = store.append(vec![again]).await.unwrap()[0];
-    assert!(!kept.is_duplicate);
+    let stored = store.append(vec![again]).await.unwrap()[0];
+    assert!(!stored.is_duplicate);
 }
 
-/// What is left when a store is opened again. `again` ends the store that it is given, in whatever way, and opens what that has left.
+/// A reopened store has all its data. `again` ends the store that it is given, in any way, and
+/// reopens it.
 ///
 /// # Panics
 /// When the adapter does something else than the port promises.
@@ -368,7 +369,7 @@ pub async fn timelines_last<S: TimelineStore>(make: impl AsyncFn() -> S, again: 
     for body in ["a", "b"] {
         append(&store, &timeline, body).await;
     }
-    let kept = store.append(vec![named("c")]).await.unwrap()[0];
+    let stored = store.append(vec![named("c")]).await.unwrap()[0];
     store.delete(timeline.clone(), seq(1)).await.unwrap();
     let cursor = CursorId { mid: Mid(1), timeline: timeline.clone() };
     store.advance(cursor.clone(), seq(2)).await.unwrap();
@@ -378,7 +379,7 @@ pub async fn timelines_last<S: TimelineStore>(make: impl AsyncFn() -> S, again: 
     assert_eq!(read(&store, &timeline, 0, ALL).await, before);
     assert_eq!(store.cursors(vec![cursor]).await.unwrap(), [seq(2)]);
     let known = store.append(vec![named("again")]).await.unwrap()[0];
-    assert_eq!(known, AppendResult { is_duplicate: true, ..kept });
+    assert_eq!(known, AppendResult { is_duplicate: true, ..stored });
     assert_eq!(append(&store, &timeline, "d").await.position.seq, seq(4));
     let store = again(store).await;
     assert_eq!(bodies(&read(&store, &timeline, 0, ALL).await.messages), ["", "b", "c", "d"]);

@@ -1,96 +1,88 @@
-//! Requests to discovery servers, as goim's client makes them, and which server they go to.
+//! Requests to discovery servers, as goim's client sends them, and the choice of the server.
 //!
-//! A request that fails on its way moves on to the next server; what a server answers is the caller's concern.
+//! After a failed request the next server is used; the caller handles what a server responds.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use form_urlencoded::Serializer;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::Request;
-use hyper::header::CONTENT_TYPE;
-use hyper_util::client::legacy::Client as Http;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
-use tokio::time::timeout;
+use goim_ports::{HttpClient as _, HttpRequest};
+use parking_lot::Mutex;
 
 use super::config::{DiscoveryConfig, DiscoveryError};
 use super::instance::{Polled, code_of, read_poll};
+use crate::http::HyperClient;
 
-/// Largest answer that is read, in bytes: ten thousand instances.
-const ANSWER_BYTES_MAX: usize = 16 << 20;
+/// The maximum size of a response, in bytes: about ten thousand instances.
+const RESPONSE_BYTES_MAX: usize = 16 << 20;
 
-/// Asks servers.
+/// A client of the discovery servers.
 pub(super) struct Client {
     config: DiscoveryConfig,
-    http: Http<HttpConnector, Full<Bytes>>,
-    /// `host:port` each.
+    http: HyperClient,
+    /// The servers, as `host:port`.
     servers: Mutex<Vec<String>>,
-    /// Number of the server that is asked, modulo their count.
+    /// The index of the current server, modulo the number of servers.
     turn: AtomicUsize,
 }
 
 impl Client {
     pub(super) fn new(config: DiscoveryConfig) -> Result<Self, DiscoveryError> {
-        let bare = |seed: &String| {
-            let bare = seed.strip_prefix("http://").unwrap_or(seed).trim_end_matches('/');
-            let is_good = bare.rsplit_once(':').is_some_and(|(host, port)| {
+        let address = |seed: &String| {
+            let address = seed.strip_prefix("http://").unwrap_or(seed).trim_end_matches('/');
+            let is_valid = address.rsplit_once(':').is_some_and(|(host, port)| {
                 !host.is_empty()
                     && !host.contains(['/', '@'])
                     && port.parse::<u16>().is_ok_and(|port| port > 0)
             });
-            if is_good { Ok(bare.to_owned()) } else { Err(DiscoveryError::Address(seed.clone())) }
+            if is_valid { Ok(address.to_owned()) } else { Err(DiscoveryError::Address(seed.clone())) }
         };
-        let seeds = config.seeds.iter().map(bare).collect::<Result<Vec<_>, _>>()?;
+        let seeds = config.seeds.iter().map(address).collect::<Result<Vec<_>, _>>()?;
         if seeds.is_empty() {
             return Err(DiscoveryError::NoSeeds);
         }
-        let http = Http::builder(TokioExecutor::new()).build(HttpConnector::new());
-        // Not all processes of a fleet ask the first one.
+        // Different processes start with different servers.
         let turn = AtomicUsize::new(usize::try_from(std::process::id()).unwrap_or(0));
-        Ok(Self { config, http, servers: Mutex::new(seeds), turn })
+        Ok(Self { config, http: HyperClient::new(), servers: Mutex::new(seeds), turn })
     }
 
     pub(super) fn config(&self) -> &DiscoveryConfig {
         &self.config
     }
 
-    /// Takes over the servers that the servers name.
-    pub(super) fn learn_servers(&self, servers: Vec<String>) {
+    /// Replaces the servers by those that discovery names.
+    pub(super) fn set_servers(&self, servers: Vec<String>) {
         if !servers.is_empty() {
-            *self.servers.lock().unwrap_or_else(PoisonError::into_inner) = servers;
+            *self.servers.lock() = servers;
         }
     }
 
-    /// Those that are asked, for people.
+    /// Returns the servers as text for logs and errors.
     pub(super) fn servers(&self) -> String {
-        self.servers.lock().unwrap_or_else(PoisonError::into_inner).join(",")
+        self.servers.lock().join(",")
     }
 
     fn server(&self) -> String {
-        let servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
+        let servers = self.servers.lock();
         servers[self.turn.load(Ordering::Relaxed) % servers.len()].clone()
     }
 
-    /// Asks for what is newer than the timestamps, and waits for it as long as the server does.
+    /// Long-polls for changes after the timestamps.
     pub(super) async fn poll(&self, apps: &[(&str, i64)]) -> Result<Polled, DiscoveryError> {
         let query = Serializer::new(String::new())
             .extend_pairs(apps.iter().map(|(app, _)| ("appid", *app)))
             .extend_pairs([("env", &self.config.env), ("hostname", &self.config.host)])
             .extend_pairs(apps.iter().map(|(_, since)| ("latest_timestamp", since.to_string())))
             .finish();
-        let request = Request::get(format!("http://{}/discovery/polls?{query}", self.server()));
-        let body = self.ask(request.body(Full::default())).await?;
+        let body = self.exchange(&format!("polls?{query}"), None).await?;
         read_poll(&body).map_err(unreadable)
     }
 
-    /// Posts `fields`, with what says who this process is, in goim's order.
+    /// Posts `fields` and the identity of this process, in goim's order.
     pub(super) async fn post(
         &self,
-        what: &str,
+        action: &str,
         app: &str,
         fields: &[(&str, String)],
     ) -> Result<(), DiscoveryError> {
@@ -99,46 +91,37 @@ impl Client {
         let mut form: BTreeMap<&str, &str> = own.into();
         form.extend(fields.iter().map(|(name, value)| (*name, value.as_str())));
         let form = Serializer::new(String::new()).extend_pairs(form).finish();
-        let request = Request::post(format!("http://{}/discovery/{what}", self.server()))
-            .header(CONTENT_TYPE, "application/x-www-form-urlencoded");
-        let body = self.ask(request.body(Full::from(form))).await?;
+        let body = self.exchange(action, Some(form)).await?;
         match code_of(&body).map_err(unreadable)? {
             0 => Ok(()),
             code => Err(DiscoveryError::Refused(code)),
         }
     }
 
-    async fn ask(
-        &self,
-        request: Result<Request<Full<Bytes>>, hyper::http::Error>,
-    ) -> Result<Bytes, DiscoveryError> {
-        let asked = async {
-            let answer = self.http.request(request.map_err(reason)?).await.map_err(reason)?;
-            if answer.status().as_u16() >= 400 {
-                return Err(format!("HTTP status {}", answer.status()));
-            }
-            let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX);
-            Ok(body.collect().await.map_err(|error| error.to_string())?.to_bytes())
+    /// Sends a request to the current server. After a failure the next request uses another server.
+    async fn exchange(&self, path: &str, form: Option<String>) -> Result<Bytes, DiscoveryError> {
+        let headers = match form {
+            Some(_) => vec![("content-type", "application/x-www-form-urlencoded".to_owned())],
+            None => Vec::new(),
         };
-        let deadline = self.config.request_deadline;
-        let answer = timeout(deadline, asked).await;
-        answer.unwrap_or_else(|_| Err(format!("no answer within {deadline:?}"))).map_err(|reason| {
+        let request = HttpRequest {
+            body: form.map(Bytes::from),
+            url: format!("http://{}/discovery/{path}", self.server()),
+            headers,
+            timeout: self.config.request_deadline,
+            answer_bytes_max: RESPONSE_BYTES_MAX,
+        };
+        let result = match self.http.send(request).await {
+            Ok(response) if response.status >= 400 => Err(format!("HTTP status {}", response.status)),
+            Ok(response) => Ok(response.body),
+            Err(error) => Err(error.to_string()),
+        };
+        result.map_err(|reason| {
             let error = DiscoveryError::Unavailable { servers: self.servers(), reason };
             self.turn.fetch_add(1, Ordering::Relaxed);
             error
         })
     }
-}
-
-/// The error with what led to it, which is where the news is.
-fn reason(error: impl std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }
 
 #[allow(clippy::needless_pass_by_value)]

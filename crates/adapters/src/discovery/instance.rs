@@ -1,14 +1,14 @@
-//! Instances as discovery servers give and take them, in all the shapes that their versions have.
+//! Instances as discovery servers return them, in the formats of all server versions.
 
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use serde_json::Value;
 
-/// The code that says that there is nothing new.
+/// The code for "nothing new".
 const NOT_MODIFIED: i64 = -304;
 
-/// One instance of an app. What is missing or null is empty.
+/// One instance of an app. Missing and null fields are empty.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Instance {
     pub(super) region: String,
@@ -16,25 +16,25 @@ pub(super) struct Instance {
     pub(super) env: String,
     pub(super) hostname: String,
     pub(super) addrs: Vec<String>,
-    /// None where it is null: goim's logic counts such an instance as not there.
+    /// `None` when it is null: goim's logic ignores such an instance.
     pub(super) metadata: Option<BTreeMap<String, String>>,
     pub(super) latest_timestamp: i64,
 }
 
-/// What an answer says of one app.
+/// One app in a response.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct App {
-    /// Of all zones.
+    /// The instances of all zones.
     pub(super) instances: Vec<Instance>,
     pub(super) latest_timestamp: i64,
 }
 
-/// An answer to a poll.
+/// The response to a poll.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Polled {
     NothingNew,
-    /// By app; those that have nothing to say are left out.
-    News(BTreeMap<String, App>),
+    /// Updates by app. Apps without changes are omitted.
+    Updates(BTreeMap<String, App>),
     Refused(i64),
 }
 
@@ -66,12 +66,12 @@ struct RawInstance {
     latest_timestamp: i64,
 }
 
-/// The code of an answer.
+/// Returns the code of a response.
 pub(super) fn code_of(body: &[u8]) -> Result<i64, serde_json::Error> {
     serde_json::from_slice::<Envelope>(body).map(|envelope| envelope.code)
 }
 
-/// The answer to a poll. Data that come with any code but 0 are nobody's concern.
+/// Parses the response to a poll. Data is ignored unless the code is 0.
 pub(super) fn read_poll(body: &[u8]) -> Result<Polled, serde_json::Error> {
     let Envelope { code, data } = serde_json::from_slice(body)?;
     match code {
@@ -87,7 +87,7 @@ pub(super) fn read_poll(body: &[u8]) -> Result<Polled, serde_json::Error> {
         let instances = zones.into_values().flatten().flatten().map(Instance::from).collect();
         Some((name, App { instances, latest_timestamp }))
     };
-    Ok(Polled::News(apps.filter_map(app).collect()))
+    Ok(Polled::Updates(apps.filter_map(app).collect()))
 }
 
 impl From<RawInstance> for Instance {

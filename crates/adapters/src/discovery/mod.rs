@@ -1,8 +1,9 @@
-//! Lists of nodes on a bilibili/discovery server: life beside goim's Go processes.
+//! Lists of nodes on a bilibili/discovery server, to run beside goim's Go processes.
 //!
-//! One [`Discovery`] per process: it registers what the process is, renews it, and holds the one long poll by which the process
-//! hears of others. [`DiscoveryNodes`] is the list of comets over it; logics are found and registered by the same. Apps, metadata and requests are
-//! goim's. `client` has what is asked of the server, `watch` and `register` what is made of its answers.
+//! One [`Discovery`] per process registers the process, renews the registration, and runs the long
+//! poll for other processes. [`DiscoveryNodes`] is the list of comets over it; logics are found and
+//! registered with it too. Apps, metadata and requests are goim's. `client` sends requests, `watch`
+//! and `register` use the responses.
 
 mod client;
 mod config;

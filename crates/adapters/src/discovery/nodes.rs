@@ -1,13 +1,15 @@
 //! The list of comets on discovery.
 //!
-//! What this process has said itself is on its list at once; the rest as the server tells it. A comet whose metadata cannot be read
-//! is listed as one that takes no new clients: job must reach it, logic must not send anybody there, and that is what goim's own do.
+//! Changes by this process are listed immediately, others when the server reports them. A comet
+//! with unreadable metadata is listed as offline: job must reach it, logic must not send clients to
+//! it, as in goim.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use goim_ports::{Call, CometNode, NodeDirectory, NodeError, ServerId};
+use parking_lot::{Mutex, MutexGuard};
 
 use super::COMET;
 use super::config::DiscoveryError;
@@ -15,45 +17,46 @@ use super::instance::Instance;
 use super::register::Metadata;
 use super::watch::{Discovery, grpc_addr};
 
-/// Changes of these are told at once.
+/// Metadata fields whose changes are sent immediately.
 const URGENT: [&str; 3] = ["weight", "offline", "addrs"];
 
-/// The comets that discovery knows.
+/// The list of comets over a [`Discovery`].
 #[derive(Debug)]
 pub struct DiscoveryNodes {
-    shared: Arc<Shared>,
+    shared: Arc<NodesShared>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct NodesShared {
     discovery: Arc<Discovery>,
-    state: Mutex<State>,
+    state: Mutex<NodesState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    /// What this process has said: a comet, or that it has gone.
+struct NodesState {
+    /// This process's changes: an announced comet, or `None` for a withdrawn one.
     own: BTreeMap<ServerId, Option<CometNode>>,
-    /// What `list` was made of.
-    told: Arc<Vec<Instance>>,
+    /// The instances that `list` was computed from.
+    instances: Arc<Vec<Instance>>,
     list: Arc<Vec<CometNode>>,
     is_stale: bool,
 }
 
 impl DiscoveryNodes {
-    /// The comets that `discovery` watches; on a comet, which watches logics, only itself.
+    /// Creates the list over `discovery`. On a comet, which watches logics, it holds only this
+    /// comet.
     #[must_use]
     pub fn new(discovery: Arc<Discovery>) -> Self {
-        Self { shared: Arc::new(Shared { discovery, state: Mutex::default() }) }
+        Self { shared: Arc::new(NodesShared { discovery, state: Mutex::default() }) }
     }
 }
 
-impl Shared {
+impl NodesShared {
     async fn announce(&self, mut node: CometNode) -> Result<(), DiscoveryError> {
         let metadata = metadata_of(&node);
         if !self.discovery.registrations.has(COMET).await {
             let addr = node.rpc_addrs.first().cloned().unwrap_or_default();
-            // goim's logic takes no notice of a comet until its counts are told.
+            // goim's logic ignores a comet until it has counts.
             let mut first = metadata.clone();
             first.remove("conn_count");
             first.remove("ip_count");
@@ -85,24 +88,24 @@ impl Shared {
         Ok(())
     }
 
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, NodesState> {
+        self.state.lock()
     }
 
     fn comets(&self) -> Arc<Vec<CometNode>> {
-        let told = self.discovery.instances.borrow().clone();
+        let instances = self.discovery.instances.borrow().clone();
         let mut state = self.state();
-        if state.is_stale || !Arc::ptr_eq(&told, &state.told) {
-            state.list = Arc::new(list(&told, &state.own));
-            (state.told, state.is_stale) = (told, false);
+        if state.is_stale || !Arc::ptr_eq(&instances, &state.instances) {
+            state.list = Arc::new(list(&instances, &state.own));
+            (state.instances, state.is_stale) = (instances, false);
         }
         Arc::clone(&state.list)
     }
 }
 
-fn list(told: &[Instance], own: &BTreeMap<ServerId, Option<CometNode>>) -> Vec<CometNode> {
-    let told = told.iter().filter_map(node_of).map(|node| (node.server.clone(), node));
-    let mut all: BTreeMap<ServerId, CometNode> = told.collect();
+fn list(instances: &[Instance], own: &BTreeMap<ServerId, Option<CometNode>>) -> Vec<CometNode> {
+    let instances = instances.iter().filter_map(node_of).map(|node| (node.server.clone(), node));
+    let mut all: BTreeMap<ServerId, CometNode> = instances.collect();
     for (server, node) in own {
         match node {
             Some(node) => drop(all.insert(server.clone(), node.clone())),
@@ -112,7 +115,7 @@ fn list(told: &[Instance], own: &BTreeMap<ServerId, Option<CometNode>>) -> Vec<C
     all.into_values().collect()
 }
 
-/// None for an instance that cannot be reached at all.
+/// Returns `None` for an instance without a gRPC address.
 fn node_of(instance: &Instance) -> Option<CometNode> {
     let addr = grpc_addr(instance)?;
     let metadata = instance.metadata.clone().unwrap_or_default();

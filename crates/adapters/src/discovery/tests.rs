@@ -1,4 +1,5 @@
-//! Discovery against a server that plays what real ones answered, and against one that behaves as they do.
+//! Discovery against a server that plays what real ones answered, and against one that behaves as
+//! they do.
 
 mod server;
 
@@ -191,7 +192,7 @@ async fn an_answer_with_a_bad_status_or_none_moves_on_to_the_next_server() {
     bad.status(503);
     let mut config = config(&bad.address);
     config.seeds.push(format!("http://{}/", good.address));
-    // Nobody listens there.
+    // No server listens on this port.
     config.seeds.push("127.0.0.1:1".to_owned());
     good.register(COMET, instance(COMET, "c1"));
     let discovery = Arc::new(Discovery::start(config, COMET).await.unwrap());

@@ -1,15 +1,16 @@
-//! The one long poll of a process: what it knows of others, kept up to date.
+//! The long poll of a process, which keeps the instances of other processes up to date.
 //!
-//! Whatever goes wrong, the last list stays: an app that is answered without instances keeps them, since a registry that has lost
-//! everything must not take a cluster down.
+//! After any failure the last list stays in use. An app that is returned without instances keeps
+//! them: a registry that lost its data must not take a cluster down.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout_at};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::client::Client;
 use super::config::{DiscoveryConfig, DiscoveryError};
@@ -20,39 +21,42 @@ use super::{COMET, LOGIC};
 /// The app that discovery servers register as.
 const SERVERS: &str = "infra.discovery";
 
-/// The least time between two polls: a server that answers "nothing new" at once is not asked a thousand times a second.
+/// The minimum time between two polls, for a server that answers "nothing new" without waiting.
 const POLL_PAUSE: Duration = Duration::from_millis(20);
 
-/// A process's place on discovery. Dropping it ends what it does there, without a word to the server; [`Discovery::leave`] says
-/// farewell.
+/// A process's client of discovery. Dropping it stops its tasks without deregistering;
+/// [`Discovery::leave`] deregisters.
 pub struct Discovery {
     pub(super) client: Arc<Client>,
     pub(super) registrations: Registrations,
     pub(super) instances: watch::Receiver<Arc<Vec<Instance>>>,
-    /// What [`Discovery::logics`] gave last, and what it was made of.
+    /// The last result of [`Discovery::logics`], and the instances it was computed from.
     logics: Mutex<(Arc<Vec<Instance>>, Arc<Vec<String>>)>,
-    poller: JoinHandle<()>,
+    _poll_task: AbortOnDropHandle<()>,
 }
 
 impl Discovery {
-    /// Asks for the servers, and begins to watch one app: [`COMET`] or [`LOGIC`]. Must be called inside a tokio runtime.
+    /// Finds the servers, and starts to watch one app: [`COMET`] or [`LOGIC`]. Must be called
+    /// inside a tokio runtime.
     ///
     /// # Errors
-    /// [`DiscoveryError`] when no server has answered within the start's deadline.
+    /// [`DiscoveryError`] when no server answers within the start's deadline.
     pub async fn start(config: DiscoveryConfig, app: &'static str) -> Result<Self, DiscoveryError> {
         debug_assert!([COMET, LOGIC].contains(&app), "{app}");
         let client = Arc::new(Client::new(config)?);
-        let (known, instances) = watch::channel(Arc::default());
-        let mut poll = Poll { client: Arc::clone(&client), apps: BTreeMap::new(), app, known };
-        poll.first().await?;
-        // What is known at the first look is known when this returns; a server that has no such app hangs, or says so.
-        let _ = tokio::time::timeout(client.config().pause, poll.once()).await;
+        let (published, instances) = watch::channel(Arc::default());
+        let mut poller = Poller { client: Arc::clone(&client), apps: BTreeMap::new(), app, published };
+        poller.find_servers().await?;
+        // Instances that exist now are known when this returns. A server that has no such app holds
+        // the poll open or responds so.
+        let _ = tokio::time::timeout(client.config().pause, poller.poll_once()).await;
         let registrations = Registrations::new(Arc::clone(&client));
-        let (logics, poller) = (Mutex::default(), tokio::spawn(poll.run()));
-        Ok(Self { client, registrations, instances, logics, poller })
+        let poll_task = AbortOnDropHandle::new(tokio::spawn(poller.run()));
+        Ok(Self { client, registrations, instances, logics: Mutex::default(), _poll_task: poll_task })
     }
 
-    /// Registers this process as a logic that is reached at `addr` (`grpc://host:port`), and renews that.
+    /// Registers this process as a logic at `addr` (`grpc://host:port`), and renews the
+    /// registration.
     ///
     /// # Errors
     /// [`DiscoveryError`]; then nothing is registered.
@@ -61,12 +65,13 @@ impl Discovery {
         self.registrations.register(LOGIC, addr, metadata).await
     }
 
-    /// Addresses of the logics, as `grpc://host:port`: those of this process's own zone, if there are any, else all. As goim's
-    /// comets choose. The same `Arc` while nothing has changed.
+    /// Returns the addresses of the logics, as `grpc://host:port`: those in this process's zone if
+    /// there are any, otherwise all, as goim's comets choose. Returns the same `Arc` until
+    /// something changes.
     #[must_use]
     pub fn logics(&self) -> Arc<Vec<String>> {
         let instances = self.instances.borrow().clone();
-        let mut logics = self.logics.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut logics = self.logics.lock();
         if !Arc::ptr_eq(&logics.0, &instances) {
             *logics = (Arc::clone(&instances), Arc::new(self.choose(&instances)));
         }
@@ -80,24 +85,18 @@ impl Discovery {
         chosen.filter_map(grpc_addr).collect()
     }
 
-    /// Cancels what is registered.
+    /// Cancels all registrations.
     ///
     /// # Cancel safety
-    /// Dropping the future may leave some of it registered; it ends by itself when it is not renewed.
+    /// Dropping the future may leave some registrations; they expire when they are not renewed.
     pub async fn leave(&self) {
         self.registrations.cancel_all().await;
     }
 }
 
-/// The address that goim dials: the last of its kind.
+/// Returns the address that goim dials: the last gRPC address.
 pub(super) fn grpc_addr(instance: &Instance) -> Option<String> {
     instance.addrs.iter().rfind(|addr| addr.starts_with("grpc://")).cloned()
-}
-
-impl Drop for Discovery {
-    fn drop(&mut self) {
-        self.poller.abort();
-    }
 }
 
 impl std::fmt::Debug for Discovery {
@@ -106,27 +105,27 @@ impl std::fmt::Debug for Discovery {
     }
 }
 
-/// The loop.
-struct Poll {
+/// The polling task.
+struct Poller {
     client: Arc<Client>,
-    /// What is known, with the timestamps that are asked from.
+    /// The known apps, with the timestamps to poll from.
     apps: BTreeMap<&'static str, App>,
     app: &'static str,
-    known: watch::Sender<Arc<Vec<Instance>>>,
+    published: watch::Sender<Arc<Vec<Instance>>>,
 }
 
-impl Poll {
-    /// The servers, before anything else.
-    async fn first(&mut self) -> Result<(), DiscoveryError> {
+impl Poller {
+    /// Polls for the servers, until the start's deadline.
+    async fn find_servers(&mut self) -> Result<(), DiscoveryError> {
         let deadline = Instant::now() + self.client.config().start_deadline;
         let mut last = None;
         loop {
             match timeout_at(deadline, self.client.poll(&[(SERVERS, 0)])).await {
-                Ok(Ok(Polled::News(news))) => {
-                    self.learn(news);
+                Ok(Ok(Polled::Updates(updates))) => {
+                    self.apply(updates);
                     return Ok(());
                 }
-                // An answer all the same: it is there, and will be asked again.
+                // The server is reachable; it is polled again later.
                 Ok(Ok(Polled::NothingNew | Polled::Refused(_))) => return Ok(()),
                 Ok(Err(error)) => last = Some(error),
                 Err(_) => {
@@ -146,15 +145,15 @@ impl Poll {
         let mut failing = false;
         loop {
             let asked = Instant::now();
-            match (self.once().await, failing) {
+            match (self.poll_once().await, failing) {
                 (Ok(()), false) => {}
                 (Ok(()), true) => {
-                    tracing::info!("discovery can be asked again");
+                    tracing::info!("discovery can be polled again");
                     failing = false;
                 }
                 (Err(error), was_failing) => {
                     if !was_failing {
-                        tracing::warn!(%error, app = self.app, "the list of nodes stays as it was");
+                        tracing::warn!(%error, app = self.app, "discovery cannot be polled; keeping the last list of nodes");
                     }
                     failing = true;
                     sleep(self.client.config().pause).await;
@@ -164,12 +163,12 @@ impl Poll {
         }
     }
 
-    /// One poll. An error means a pause.
-    async fn once(&mut self) -> Result<(), DiscoveryError> {
+    /// Polls once. The caller pauses after an error.
+    async fn poll_once(&mut self) -> Result<(), DiscoveryError> {
         let since = |app| self.apps.get(app).map_or(0, |app| app.latest_timestamp);
         let asked = [(SERVERS, since(SERVERS)), (self.app, since(self.app))];
         let polled = self.client.poll(&asked).await.inspect_err(|error| {
-            // The next server may have other timestamps.
+            // Timestamps of the next server may differ.
             if matches!(error, DiscoveryError::Unavailable { .. }) {
                 self.apps.values_mut().for_each(|app| app.latest_timestamp = 0);
             }
@@ -177,29 +176,30 @@ impl Poll {
         match polled {
             Polled::NothingNew => Ok(()),
             Polled::Refused(code) => Err(DiscoveryError::Refused(code)),
-            Polled::News(news) => {
-                let is_too_early =
-                    |app: &&'static str| news.get(*app).is_some_and(|app| app.latest_timestamp == 0);
-                if [SERVERS, self.app].iter().any(is_too_early) {
+            Polled::Updates(updates) => {
+                let lacks_timestamp =
+                    |app: &&'static str| updates.get(*app).is_some_and(|app| app.latest_timestamp == 0);
+                if [SERVERS, self.app].iter().any(lacks_timestamp) {
                     return Err(DiscoveryError::Unreadable("an app without a timestamp".to_owned()));
                 }
-                self.learn(news);
+                self.apply(updates);
                 Ok(())
             }
         }
     }
 
-    /// Takes in what was asked for; answers for others come to whoever has the same name.
-    fn learn(&mut self, mut news: BTreeMap<String, App>) {
+    /// Applies updates of the watched apps. A server may return others to a process with the same
+    /// host name.
+    fn apply(&mut self, mut updates: BTreeMap<String, App>) {
         for app in [SERVERS, self.app] {
-            let Some(new) = news.remove(app).filter(|new| !new.instances.is_empty()) else { continue };
+            let Some(new) = updates.remove(app).filter(|new| !new.instances.is_empty()) else { continue };
             if app == SERVERS {
-                self.client.learn_servers(servers_of(&new, &self.client.config().zone));
+                self.client.set_servers(servers_of(&new, &self.client.config().zone));
             } else {
-                self.known.send_if_modified(|known| {
-                    let is_new = **known != new.instances;
+                self.published.send_if_modified(|published| {
+                    let is_new = **published != new.instances;
                     if is_new {
-                        *known = Arc::new(new.instances.clone());
+                        *published = Arc::new(new.instances.clone());
                     }
                     is_new
                 });
@@ -209,7 +209,7 @@ impl Poll {
     }
 }
 
-/// Of the own zone; none when it has none, and then those that are known stay in use.
+/// Returns the servers in this process's zone. When there are none, the known ones stay in use.
 fn servers_of(app: &App, zone: &str) -> Vec<String> {
     let own = app.instances.iter().filter(|instance| instance.zone == zone);
     own.flat_map(|instance| &instance.addrs)

@@ -1,14 +1,18 @@
-//! Timelines in a folder of this machine, on fjall (docs/decisions/0019): for `goim serve` and for one logic of a cluster.
+//! Timelines in a local folder, on fjall (docs/decisions/0019): for `goim serve` and for a cluster
+//! with one logic.
 //!
-//! What was answered survives the death of the process and of the machine, as far as its disk keeps what it has acknowledged.
-//! Keys and records are in `format`, the open folder and its reads in `tables`, the thread that writes in `writer`, what removes old
-//! messages in `retain`, the handle in `store`.
+//! A write that was confirmed survives the death of the process and of the machine, as far as the
+//! disk stores what it acknowledges. `format` has keys and records, `tables` the open folder and
+//! its reads, `writer` the writer thread, `retain` the removal of expired messages, `store` the
+//! handle.
 
 mod config;
+mod dedup;
 mod format;
 mod retain;
 mod store;
 mod tables;
+mod tail_cache;
 mod writer;
 
 pub use config::EmbeddedConfig;

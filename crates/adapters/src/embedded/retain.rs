@@ -1,8 +1,8 @@
-//! What is not to be kept any longer, removed in the background: a walk over all timelines that asks the writer to cut off their old
-//! ends, a little at a time.
+//! Retention: a background pass over all timelines that asks the writer to remove expired messages,
+//! a few at a time.
 //!
-//! Nothing is read but what a decision needs. Ages and sizes grow along a timeline (a record says how many bytes there were up to it), so
-//! that the place to cut is found by halving.
+//! Age and total size only grow along a timeline, so the first message to keep is found by binary
+//! search.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
@@ -12,48 +12,49 @@ use fjall::Snapshot;
 use goim_ports::{AcceptedAt, Retention, TimelineError, TimelineSeq};
 use tokio::sync::oneshot;
 
-use super::store::Shared;
-use super::tables::{Known, TableError, Tables};
-use super::writer::Job;
+use super::store::StoreState;
+use super::tables::{TableError, Tables, TimelineTail};
+use super::writer::{Queued, Reply, WriteRequest};
 use crate::timeline::key::TimelineKey;
 use crate::timeline::record::Record;
 
-/// Timelines that are looked at before others get the processor.
+/// The number of timelines between two pauses.
 const CHUNK: usize = 256;
 
-/// Messages that one job of the writer removes at most: appends wait for them.
+/// The maximum number of messages that one request removes; appends wait for it.
 const TRIM_MAX: u64 = 1_000;
 
 /// Runs until `stop` is dropped.
-pub(super) fn run(shared: &Shared, jobs: &Sender<Job>, stop: &Receiver<()>) {
+pub(super) fn run(state: &StoreState, queue: &Sender<Queued>, stop: &Receiver<()>) {
     loop {
-        match stop.recv_timeout(shared.config.retention_interval) {
+        match stop.recv_timeout(state.config.retention_interval) {
             Err(RecvTimeoutError::Timeout) => {}
             Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
         }
         let pause =
             |worked: Duration| stop.recv_timeout(worked.saturating_mul(9)) == Err(RecvTimeoutError::Timeout);
-        if let Err(error) = pass(shared, jobs, AcceptedAt::now(), pause) {
-            tracing::warn!(%error, "old messages of timelines stay for now");
+        if let Err(error) = pass(state, queue, AcceptedAt::now(), pause) {
+            tracing::warn!(%error, "expired messages could not be removed; retrying with the next pass");
         }
     }
 }
 
-/// Looks at every timeline once. `pause` is told how long a part of the work has taken; false ends the pass.
+/// Visits every timeline once. `pause` gets the duration of each chunk of work; returning false
+/// ends the pass.
 pub(super) fn pass(
-    shared: &Shared,
-    jobs: &Sender<Job>,
+    state: &StoreState,
+    queue: &Sender<Queued>,
     now: AcceptedAt,
     pause: impl Fn(Duration) -> bool,
 ) -> Result<(), TimelineError> {
-    ask(jobs, |answer| Job::Forget { now, answer })?;
+    ask(queue, |reply| WriteRequest::RotateDedup { now, reply })?;
     let mut from: Option<Vec<u8>> = None;
     loop {
         let begun = Instant::now();
-        let tables = shared.tables()?;
+        let tables = state.tables()?;
         let chunk = keys_from(&tables, from.as_deref()).map_err(unavailable)?;
         for key in &chunk {
-            trim(shared, &tables, jobs, key, now)?;
+            trim(state, &tables, queue, key, now)?;
         }
         let Some(last) = chunk.last() else { return Ok(()) };
         from = Some(last.as_bytes().to_vec());
@@ -64,7 +65,7 @@ pub(super) fn pass(
     }
 }
 
-/// The next timelines behind one.
+/// Returns the keys of the next timelines after `after`.
 fn keys_from(tables: &Tables, after: Option<&[u8]>) -> Result<Vec<TimelineKey>, TableError> {
     use std::ops::Bound::{Excluded, Unbounded};
     let range: (std::ops::Bound<&[u8]>, std::ops::Bound<&[u8]>) = match after {
@@ -81,57 +82,63 @@ fn keys_from(tables: &Tables, after: Option<&[u8]>) -> Result<Vec<TimelineKey>, 
 }
 
 fn trim(
-    shared: &Shared,
+    state: &StoreState,
     tables: &Arc<Tables>,
-    jobs: &Sender<Job>,
+    queue: &Sender<Queued>,
     key: &TimelineKey,
     now: AcceptedAt,
 ) -> Result<(), TimelineError> {
     let Some(timeline) = TimelineKey::read(key.as_bytes()) else { return Ok(()) };
-    let rule = shared.config.rules.of(&timeline);
+    let rule = state.config.rules.of(&timeline);
     let at = tables.database.snapshot();
-    let Some(known) = tables.known_at(&at, key).map_err(unavailable)? else { return Ok(()) };
-    let first = Cut { tables, at: &at, key, known }.first(rule, now).map_err(unavailable)?;
-    let mut from = known.record.first;
+    let Some(tail) = tables.tail_at(&at, key).map_err(unavailable)? else { return Ok(()) };
+    let first = Cut { tables, at: &at, key, tail }.first(rule, now).map_err(unavailable)?;
+    let mut from = tail.record.first;
     while from < first {
         let to = TimelineSeq(first.0.min(from.0.saturating_add(TRIM_MAX)));
         let before = tables.record_at(&at, key, to.previous()).map_err(unavailable)?;
         let Some(Record { total_bytes, .. }) = before else { return Ok(()) };
-        ask(jobs, |answer| Job::Trim { key: key.clone(), first: to, bytes_before: total_bytes, answer })?;
+        ask(queue, |reply| WriteRequest::Trim {
+            key: key.clone(),
+            first: to,
+            bytes_before: total_bytes,
+            reply,
+        })?;
         from = to;
     }
     Ok(())
 }
 
-/// Where to cut.
+/// Finds the first message to keep.
 struct Cut<'a> {
     tables: &'a Tables,
     at: &'a Snapshot,
     key: &'a TimelineKey,
-    known: Known,
+    tail: TimelineTail,
 }
 
 impl Cut<'_> {
-    /// The oldest message that stays.
+    /// Returns the sequence of the oldest message to keep.
     fn first(&self, rule: Retention, now: AcceptedAt) -> Result<TimelineSeq, TableError> {
-        let Known { record, latest, total_bytes } = self.known;
+        let TimelineTail { record, latest, total_bytes } = self.tail;
         let by_count = TimelineSeq(latest.next().0.saturating_sub(rule.messages_max)).min(latest);
         let mut first = record.first.max(by_count);
         let too_many = total_bytes.saturating_sub(rule.bytes_max);
         if too_many > record.bytes_before {
-            // What stays begins behind the first message up to which so much has gone.
+            // The first message at which enough bytes are removed is the last one to remove.
             let enough = self.search(first, latest, |found| found.total_bytes >= too_many)?;
             first = first.max(enough.next().min(latest));
         }
         if rule.age_max != Duration::MAX {
-            let young =
+            let first_young =
                 self.search(first, latest.next(), |found| found.accepted_at().until(now) <= rule.age_max)?;
-            first = first.max(young);
+            first = first.max(first_young);
         }
         Ok(first)
     }
 
-    /// The first in `from..to` of which this is true, `to` when of none; whatever is true of one is true of those behind it.
+    /// Returns the first sequence in `from..to` for which `is_true` holds, or `to`. `is_true` must
+    /// be monotonic: true for all messages after the first one.
     fn search(
         &self,
         from: TimelineSeq,
@@ -139,7 +146,7 @@ impl Cut<'_> {
         is_true: impl Fn(&Record) -> bool,
     ) -> Result<TimelineSeq, TableError> {
         let (mut low, mut high) = (from.0, to.0);
-        // Mostly it is the first.
+        // In most passes nothing is removed: probe the first message first.
         let mut middle = low;
         while low < high {
             match self.tables.record_at(self.at, self.key, TimelineSeq(middle))? {
@@ -152,14 +159,15 @@ impl Cut<'_> {
     }
 }
 
+/// Sends a request to the writer and waits for the result.
 fn ask<T>(
-    jobs: &Sender<Job>,
-    job: impl FnOnce(oneshot::Sender<Result<T, TimelineError>>) -> Job,
+    queue: &Sender<Queued>,
+    request: impl FnOnce(Reply<T>) -> WriteRequest,
 ) -> Result<T, TimelineError> {
-    let (answer, answered) = oneshot::channel();
-    let gone = || TimelineError::Unavailable("the store is being closed".to_owned());
-    jobs.send(job(answer)).map_err(|_| gone())?;
-    answered.blocking_recv().map_err(|_| gone())?
+    let (reply, result) = oneshot::channel();
+    let closing = || TimelineError::Unavailable("the store is closing".to_owned());
+    queue.send(Queued { request: request(reply), admitted: None }).map_err(|_| closing())?;
+    result.blocking_recv().map_err(|_| closing())?
 }
 
 fn unavailable(error: TableError) -> TimelineError {

@@ -1,7 +1,7 @@
-//! The handle: takes what is asked, within bounds, and passes it to the writer or reads it.
+//! The handle: admits requests within bounds, passes writes to the writer thread, and reads.
 
+use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -9,45 +9,48 @@ use goim_ports::{
     AcceptedAt, Append, AppendResult, Call, CursorId, Head, Range, ReadLimit, TimelineError, TimelineId,
     TimelineSeq, TimelineStore,
 };
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Semaphore, oneshot};
 
 use super::config::EmbeddedConfig;
 use super::tables::{EmbeddedError, TableError, Tables};
-use super::writer::{Job, Waiting};
+use super::writer::{Queued, Reply, WriteRequest};
 use super::{retain, writer};
+use crate::timeline::admission::Admission;
 use crate::timeline::key::{TimelineKey, cursor_key};
 
-/// What the handle and the threads share.
-pub(super) struct Shared {
+/// State shared by the handle and the threads.
+pub(super) struct StoreState {
     pub(super) config: EmbeddedConfig,
-    pub(super) waiting: Waiting,
+    admission: Arc<Admission>,
     tables: RwLock<Result<Arc<Tables>, String>>,
-    /// The ones that were closed last: the folder is free when nobody has them any more.
-    closing: std::sync::Mutex<std::sync::Weak<Tables>>,
+    /// The tables that were closed last. The folder is free when all references to them are
+    /// dropped.
+    closing: Mutex<std::sync::Weak<Tables>>,
     reads: Semaphore,
 }
 
-impl Shared {
+impl StoreState {
     pub(super) fn tables(&self) -> Result<Arc<Tables>, TimelineError> {
-        let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
+        let tables = self.tables.read();
         tables.clone().map_err(TimelineError::Unavailable)
     }
 
     pub(super) fn close(&self, reason: &str) {
-        let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
+        let mut tables = self.tables.write();
         if let Ok(open) = &*tables {
-            *self.closing.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(open);
+            *self.closing.lock() = Arc::downgrade(open);
         }
         *tables = Err(reason.to_owned());
     }
 
-    /// Waits until the last read of closed tables is over.
+    /// Waits until the last read of the closed tables has ended.
     pub(super) fn wait_until_closed(&self) -> Result<(), String> {
-        let closing = self.closing.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let closing = self.closing.lock().clone();
         let until = Instant::now() + Duration::from_secs(1);
         while closing.strong_count() > 0 {
             if Instant::now() > until {
-                return Err("reads of before are not over yet".to_owned());
+                return Err("reads of the closed tables have not ended yet".to_owned());
             }
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -55,96 +58,101 @@ impl Shared {
     }
 
     pub(super) fn open(&self, tables: Arc<Tables>) {
-        *self.tables.write().unwrap_or_else(PoisonError::into_inner) = Ok(tables);
+        *self.tables.write() = Ok(tables);
     }
 }
 
-/// Timelines in a folder. Dropping it waits for what was accepted.
+/// Timelines in a folder. Dropping the store writes all accepted requests first.
 pub struct EmbeddedTimelines {
-    shared: Arc<Shared>,
+    state: Arc<StoreState>,
     /// `None` only while being dropped.
-    jobs: Option<Sender<Job>>,
+    queue: Option<Sender<Queued>>,
+    /// Dropped to stop retention.
     stop: Option<Sender<()>>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl std::fmt::Debug for EmbeddedTimelines {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("EmbeddedTimelines").field(&self.shared.config.folder).finish()
+        f.debug_tuple("EmbeddedTimelines").field(&self.state.config.folder).finish()
     }
 }
 
 impl EmbeddedTimelines {
-    /// Opens the folder, or makes it. Blocks while what a killed process has left is read: some seconds at most.
+    /// Opens the folder, or creates it. Blocks while the journal of a killed process is read: some
+    /// seconds at most.
     ///
     /// # Errors
     /// [`EmbeddedError`].
     pub fn open(config: EmbeddedConfig) -> Result<Self, EmbeddedError> {
         let tables = Arc::new(Tables::open(&config)?);
         let reads = Semaphore::new(config.reads_max.max(1));
-        let (waiting, closing) = Default::default();
-        let shared = Shared { tables: RwLock::new(Ok(Arc::clone(&tables))), config, waiting, closing, reads };
-        let shared = Arc::new(shared);
-        let (jobs, taken) = channel();
+        let admission = Admission::new(config.pending_messages_max, config.pending_bytes_max);
+        let closing = Mutex::default();
+        let state =
+            StoreState { tables: RwLock::new(Ok(Arc::clone(&tables))), config, admission, closing, reads };
+        let state = Arc::new(state);
+        let (queue, queued) = channel();
         let (stop, stopped) = channel();
-        let (of_writer, of_retainer) = (Arc::clone(&shared), Arc::clone(&shared));
-        // Not the strong end: else the writer would wait for jobs of the retainer for ever.
-        let from_retainer = jobs.clone();
+        let (of_writer, of_retainer) = (Arc::clone(&state), Arc::clone(&state));
+        // The writer ends when all senders are dropped; retention ends, and drops its own, when
+        // `stop` is dropped.
+        let from_retainer = queue.clone();
         let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new().name(name.to_owned()).spawn(run).map_err(|error| {
-                let folder = shared.config.folder.clone();
+                let folder = state.config.folder.clone();
                 EmbeddedError::Unusable { folder, reason: error.to_string() }
             })
         };
         let threads = vec![
             spawn("timeline-retain", Box::new(move || retain::run(&of_retainer, &from_retainer, &stopped)))?,
-            spawn("timeline-write", Box::new(move || writer::run(&of_writer, &taken, tables)))?,
+            spawn("timeline-write", Box::new(move || writer::run(&of_writer, &queued, tables)))?,
         ];
-        Ok(Self { shared, jobs: Some(jobs), stop: Some(stop), threads })
+        Ok(Self { state, queue: Some(queue), stop: Some(stop), threads })
     }
 
-    /// Removes now what is not to be kept any longer as of a moment; it is done in the background anyway. Blocks.
+    /// Removes messages that are expired as of `now`, immediately instead of in the background.
+    /// Blocks.
     ///
     /// # Errors
     /// [`TimelineError`].
     pub fn retain(&self, now: AcceptedAt) -> Result<(), TimelineError> {
-        let Some(jobs) = &self.jobs else { return Ok(()) };
-        retain::pass(&self.shared, jobs, now, |_| true)
+        let Some(queue) = &self.queue else { return Ok(()) };
+        retain::pass(&self.state, queue, now, |_| true)
     }
 
-    /// Messages that wait to be written.
+    /// The number of messages that wait to be written.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        self.shared.waiting.messages.load(std::sync::atomic::Ordering::Relaxed)
+        self.state.admission.messages()
     }
 
     fn write<T: Send + 'static>(
         &self,
-        job: impl FnOnce(oneshot::Sender<Result<T, TimelineError>>) -> Job,
+        request: impl FnOnce(Reply<T>) -> WriteRequest,
     ) -> Call<Result<T, TimelineError>> {
-        let (answer, answered) = oneshot::channel();
-        let job = job(answer);
-        let config = &self.shared.config;
-        if !self.shared.waiting.enter(&job, config.pending_messages_max, config.pending_bytes_max) {
-            let text = "more waits to be written than may wait; try again later";
-            return Call::Ready(Err(TimelineError::Busy(text.to_owned())));
+        let (reply, result) = oneshot::channel();
+        let request = request(reply);
+        let admitted = match self.state.admission.admit(request.messages(), request.bytes()) {
+            Ok(admitted) => Some(admitted),
+            Err(busy) => return Call::Ready(Err(busy)),
+        };
+        let queued = Queued { request, admitted };
+        if self.queue.as_ref().is_none_or(|queue| queue.send(queued).is_err()) {
+            return Call::Ready(Err(closing()));
         }
-        let sent = self.jobs.as_ref().is_some_and(|jobs| jobs.send(job).is_ok());
-        if !sent {
-            return Call::Ready(Err(closed()));
-        }
-        Call::pending(async move { answered.await.unwrap_or_else(|_| Err(lost())) })
+        Call::pending(async move { result.await.unwrap_or_else(|_| Err(lost())) })
     }
 
     fn read_with<T: Send + 'static>(
         &self,
         read: impl FnOnce(&Tables) -> Result<T, TableError> + Send + 'static,
     ) -> Call<Result<T, TimelineError>> {
-        let shared = Arc::clone(&self.shared);
+        let state = Arc::clone(&self.state);
         Call::pending(async move {
             // The semaphore is never closed.
-            let _permit = shared.reads.acquire().await.ok();
-            let tables = shared.tables()?;
+            let _permit = state.reads.acquire().await.ok();
+            let tables = state.tables()?;
             let read = tokio::task::spawn_blocking(move || read(&tables)).await;
             let read = read.map_err(|error| TimelineError::Unavailable(error.to_string()))?;
             read.map_err(|error| TimelineError::Unavailable(error.text()))
@@ -154,20 +162,20 @@ impl EmbeddedTimelines {
 
 impl Drop for EmbeddedTimelines {
     fn drop(&mut self) {
-        (self.stop, self.jobs) = (None, None);
+        (self.stop, self.queue) = (None, None);
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
     }
 }
 
-fn closed() -> TimelineError {
-    TimelineError::Unavailable("the store is being closed".to_owned())
+fn closing() -> TimelineError {
+    TimelineError::Unavailable("the store is closing".to_owned())
 }
 
-/// The writer went away with the job.
+/// The writer ended before it replied.
 fn lost() -> TimelineError {
-    TimelineError::Unknown("the store was closed meanwhile".to_owned())
+    TimelineError::Unknown("the store was closed before the write was confirmed".to_owned())
 }
 
 fn too_long() -> TimelineError {
@@ -182,7 +190,7 @@ impl TimelineStore for EmbeddedTimelines {
         if appends.iter().any(|append| TimelineKey::new(&append.timeline).is_none()) {
             return Call::Ready(Err(too_long()));
         }
-        self.write(|answer| Job::Append { appends, answer })
+        self.write(|reply| WriteRequest::Append { appends, reply })
     }
 
     fn read(
@@ -208,7 +216,7 @@ impl TimelineStore for EmbeddedTimelines {
     fn heads(&self, timelines: Vec<TimelineId>) -> Call<Result<Vec<Head>, TimelineError>> {
         self.read_with(move |tables| {
             let head = |id: &TimelineId| match TimelineKey::new(id) {
-                Some(key) => Ok(tables.known(&key)?.map(|known| known.head()).unwrap_or_default()),
+                Some(key) => Ok(tables.tail(&key)?.map(|tail| tail.head()).unwrap_or_default()),
                 None => Ok(Head::default()),
             };
             timelines.iter().map(head).collect()
@@ -216,11 +224,11 @@ impl TimelineStore for EmbeddedTimelines {
     }
 
     fn delete(&self, timeline: TimelineId, seq: TimelineSeq) -> Call<Result<bool, TimelineError>> {
-        self.write(|answer| Job::Delete { timeline, seq, answer })
+        self.write(|reply| WriteRequest::Delete { timeline, seq, reply })
     }
 
     fn advance(&self, cursor: CursorId, to: TimelineSeq) -> Call<Result<TimelineSeq, TimelineError>> {
-        self.write(|answer| Job::Advance { cursor, to, answer })
+        self.write(|reply| WriteRequest::Advance { cursor, to, reply })
     }
 
     fn cursors(&self, cursors: Vec<CursorId>) -> Call<Result<Vec<TimelineSeq>, TimelineError>> {

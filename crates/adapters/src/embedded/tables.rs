@@ -1,4 +1,4 @@
-//! The folder, opened: its format, its keyspaces, and everything that is read from them. Writes nothing but what a new folder needs.
+//! The open folder: its format, its keyspaces, and all reads. Writes only what a new folder needs.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use crate::timeline::record::Record;
 /// Why a folder cannot be used for timelines.
 #[derive(Debug, thiserror::Error)]
 pub enum EmbeddedError {
-    /// It is of another format.
+    /// The folder has another format.
     #[error(
         "{}: holds timelines of format {found}, and this version reads format {FORMAT}: use the version that wrote it, or another folder",
         folder.display()
@@ -23,27 +23,27 @@ pub enum EmbeddedError {
     Format {
         /// The folder.
         folder: PathBuf,
-        /// What it says.
+        /// The format that the folder names.
         found: String,
     },
-    /// Something else is in it.
+    /// The folder holds something else.
     #[error("{}: is neither empty nor a folder of timelines: choose another", folder.display())]
     Foreign {
         /// The folder.
         folder: PathBuf,
     },
-    /// Another process has it.
-    #[error("{}: another process is using these timelines; one at a time can", folder.display())]
+    /// Another process uses the folder.
+    #[error("{}: another process is using these timelines; only one at a time can", folder.display())]
     Locked {
         /// The folder.
         folder: PathBuf,
     },
-    /// It cannot be read or written.
+    /// The folder cannot be read or written.
     #[error("{}: cannot be used for timelines: {reason}", folder.display())]
     Unusable {
         /// The folder.
         folder: PathBuf,
-        /// What the system says.
+        /// The error of the system.
         reason: String,
     },
 }
@@ -53,7 +53,7 @@ pub enum EmbeddedError {
 pub(super) enum TableError {
     #[error("{0}")]
     Engine(#[from] fjall::Error),
-    #[error("what stands under a key of {0} cannot be read")]
+    #[error("a value in keyspace {0} cannot be read")]
     Damaged(&'static str),
 }
 
@@ -66,16 +66,16 @@ pub(super) struct Tables {
     pub(super) state: Keyspace,
 }
 
-/// What the writer knows of a timeline.
+/// The latest state of a timeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Known {
+pub(super) struct TimelineTail {
     pub(super) record: TimelineRecord,
     pub(super) latest: TimelineSeq,
-    /// [`Record::total_bytes`] of the newest.
+    /// [`Record::total_bytes`] of the latest message.
     pub(super) total_bytes: u64,
 }
 
-impl Known {
+impl TimelineTail {
     pub(super) fn new(epoch: Epoch) -> Self {
         let record = TimelineRecord { epoch, first: TimelineSeq(1), bytes_before: 0 };
         Self { record, latest: TimelineSeq(0), total_bytes: 0 }
@@ -109,20 +109,25 @@ impl Tables {
         Ok(Self { database, timelines, messages, cursors, state })
     }
 
-    pub(super) fn known(&self, key: &TimelineKey) -> Result<Option<Known>, TableError> {
-        self.known_at(&self.database.snapshot(), key)
+    pub(super) fn tail(&self, key: &TimelineKey) -> Result<Option<TimelineTail>, TableError> {
+        self.tail_at(&self.database.snapshot(), key)
     }
 
-    pub(super) fn known_at(&self, at: &Snapshot, key: &TimelineKey) -> Result<Option<Known>, TableError> {
+    pub(super) fn tail_at(
+        &self,
+        at: &Snapshot,
+        key: &TimelineKey,
+    ) -> Result<Option<TimelineTail>, TableError> {
         let Some(record) = at.get(&self.timelines, key.as_bytes())? else { return Ok(None) };
         let record = TimelineRecord::read(&record).ok_or(TableError::Damaged("timelines"))?;
-        let empty = Known { record, latest: record.first.previous(), total_bytes: record.bytes_before };
+        let empty =
+            TimelineTail { record, latest: record.first.previous(), total_bytes: record.bytes_before };
         let newest = at
             .range(&self.messages, key.message(record.first)..=key.message(TimelineSeq(u64::MAX)))
             .next_back();
         let Some(newest) = newest else { return Ok(Some(empty)) };
         let (seq, found) = read_message(newest.into_inner()?)?;
-        Ok(Some(Known { latest: seq, total_bytes: found.total_bytes, ..empty }))
+        Ok(Some(TimelineTail { latest: seq, total_bytes: found.total_bytes, ..empty }))
     }
 
     pub(super) fn record_at(
@@ -142,14 +147,14 @@ impl Tables {
         limit: ReadLimit,
     ) -> Result<Range, TableError> {
         let at = self.database.snapshot();
-        let Some(known) = self.known_at(&at, key)? else { return Ok(Range::default()) };
-        let from = after.next().max(known.record.first);
-        if from > known.latest {
-            return Ok(Range { head: known.head(), messages: Vec::new() });
+        let Some(tail) = self.tail_at(&at, key)? else { return Ok(Range::default()) };
+        let from = after.next().max(tail.record.first);
+        if from > tail.latest {
+            return Ok(Range { head: tail.head(), messages: Vec::new() });
         }
-        let found = at.range(&self.messages, key.message(from)..=key.message(known.latest));
+        let found = at.range(&self.messages, key.message(from)..=key.message(tail.latest));
         let found = found.map(|guard| read_message(guard.into_inner()?));
-        Ok(Range { head: known.head(), messages: within(found, limit)? })
+        Ok(Range { head: tail.head(), messages: collect_within(found, limit)? })
     }
 
     pub(super) fn read_back(
@@ -159,16 +164,16 @@ impl Tables {
         limit: ReadLimit,
     ) -> Result<Range, TableError> {
         let at = self.database.snapshot();
-        let Some(known) = self.known_at(&at, key)? else { return Ok(Range::default()) };
-        let to = before.map_or(known.latest, TimelineSeq::previous).min(known.latest);
-        if to < known.record.first {
-            return Ok(Range { head: known.head(), messages: Vec::new() });
+        let Some(tail) = self.tail_at(&at, key)? else { return Ok(Range::default()) };
+        let to = before.map_or(tail.latest, TimelineSeq::previous).min(tail.latest);
+        if to < tail.record.first {
+            return Ok(Range { head: tail.head(), messages: Vec::new() });
         }
-        let found = at.range(&self.messages, key.message(known.record.first)..=key.message(to));
+        let found = at.range(&self.messages, key.message(tail.record.first)..=key.message(to));
         let found = found.rev().map(|guard| read_message(guard.into_inner()?));
-        let mut messages = within(found, limit)?;
+        let mut messages = collect_within(found, limit)?;
         messages.reverse();
-        Ok(Range { head: known.head(), messages })
+        Ok(Range { head: tail.head(), messages })
     }
 
     pub(super) fn cursor(&self, key: &[u8]) -> Result<TimelineSeq, TableError> {
@@ -185,8 +190,8 @@ fn read_message((key, value): Pair) -> Result<(TimelineSeq, Record), TableError>
     Ok((seq, record))
 }
 
-/// As many of these as the limit lets through; one at least.
-fn within(
+/// Collects messages up to the limit; at least one.
+fn collect_within(
     found: impl Iterator<Item = Result<(TimelineSeq, Record), TableError>>,
     limit: ReadLimit,
 ) -> Result<Vec<StoredMessage>, TableError> {
@@ -205,7 +210,7 @@ fn within(
 const FORMAT_FILE: &str = "FORMAT";
 const NEW_FORMAT_FILE: &str = "FORMAT.new";
 
-/// True for a folder that is to become one of timelines.
+/// Returns whether the folder is empty and may become a folder of timelines.
 fn is_new(folder: &Path) -> Result<bool, EmbeddedError> {
     let unusable = |error: std::io::Error| EmbeddedError::Unusable {
         folder: folder.to_owned(),
@@ -214,10 +219,10 @@ fn is_new(folder: &Path) -> Result<bool, EmbeddedError> {
     let found = match std::fs::read_to_string(folder.join(FORMAT_FILE)) {
         Ok(found) => found,
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            // The second is what a start has left that was cut off.
+            // The second is left by a start that was interrupted.
             let harmless = ["lost+found", NEW_FORMAT_FILE];
             let mut others = std::fs::read_dir(folder).map_err(unusable)?.flatten();
-            let is_foreign = others.any(|entry| !harmless.iter().any(|known| entry.file_name() == *known));
+            let is_foreign = others.any(|entry| !harmless.iter().any(|name| entry.file_name() == *name));
             return if is_foreign {
                 Err(EmbeddedError::Foreign { folder: folder.to_owned() })
             } else {
@@ -237,7 +242,7 @@ fn format_line() -> String {
     format!("goim timelines {FORMAT}")
 }
 
-/// Written whole or not at all.
+/// Writes the format file atomically.
 fn write_format(folder: &Path) -> std::io::Result<()> {
     let new = folder.join(NEW_FORMAT_FILE);
     std::fs::write(&new, format_line() + "\n")?;
@@ -246,17 +251,17 @@ fn write_format(folder: &Path) -> std::io::Result<()> {
     std::fs::File::open(folder)?.sync_all()
 }
 
-/// An engine's error in words: its own are for its developers.
+/// Returns an engine error as text for operators; the engine's own texts are for its developers.
 pub(super) fn text_of(error: &fjall::Error) -> String {
     match error {
         fjall::Error::Io(error) => error.to_string(),
-        fjall::Error::Poisoned => "an earlier write in the background has failed".to_owned(),
+        fjall::Error::Poisoned => "an earlier background write has failed".to_owned(),
         error => std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string),
     }
 }
 
 impl TableError {
-    /// In words.
+    /// The error as text for operators.
     pub(super) fn text(&self) -> String {
         match self {
             Self::Engine(error) => text_of(error),

@@ -1,292 +1,167 @@
-//! The one thread that writes. What waits is taken together, becomes one durable commit, and is answered.
+//! The single writer thread: it takes all queued requests, writes them as one durable commit, and
+//! replies to each.
 //!
-//! While a commit is on its way to the disk the next ones gather, so that groups grow with the load and an append that is alone waits for
-//! nobody. When a write fails nobody knows what of it is on the disk: its appends are answered so, the folder is closed, and opened again
-//! as often as it takes; until then nothing is taken.
+//! Requests queue while a commit is in progress, so groups grow with the load and a single append
+//! is not delayed. After a failed write it is unknown what is on disk. The appends fail as such,
+//! the folder is closed, and the thread retries to open it; until then requests are refused.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use fjall::{Keyspace, KeyspaceCreateOptions, PersistMode};
+use fjall::PersistMode;
 use goim_ports::{
     AcceptedAt, Append, AppendResult, CursorId, Position, TimelineError, TimelineId, TimelineSeq,
 };
 use tokio::sync::oneshot;
 
-use super::format::{self, TimelineRecord};
-use super::store::Shared;
-use super::tables::{Known, TableError, Tables, text_of};
+use super::dedup::DedupIndex;
+use super::format::TimelineRecord;
+use super::store::StoreState;
+use super::tables::{TableError, Tables, TimelineTail, text_of};
+use super::tail_cache::TailCache;
+use crate::timeline::admission::Admitted;
 use crate::timeline::key::TimelineKey;
 use crate::timeline::record::Record;
-use crate::timeline::{bytes_of, draw_epoch};
+use crate::timeline::{bytes_of, memory_of, new_epoch};
 
-/// How long a folder that could not be opened is left alone.
+/// Pause between two attempts to open a folder.
 const REOPEN_AFTER: Duration = Duration::from_secs(1);
 
-/// Where an answer goes.
-pub(super) type Answer<T> = oneshot::Sender<Result<T, TimelineError>>;
+/// Where the result of a request is sent.
+pub(super) type Reply<T> = oneshot::Sender<Result<T, TimelineError>>;
 
-/// What the thread is asked for.
-pub(super) enum Job {
+/// A request to the writer thread.
+pub(super) enum WriteRequest {
     Append {
         appends: Vec<Append>,
-        answer: Answer<Vec<AppendResult>>,
+        reply: Reply<Vec<AppendResult>>,
     },
     Delete {
         timeline: TimelineId,
         seq: TimelineSeq,
-        answer: Answer<bool>,
+        reply: Reply<bool>,
     },
     Advance {
         cursor: CursorId,
         to: TimelineSeq,
-        answer: Answer<TimelineSeq>,
+        reply: Reply<TimelineSeq>,
     },
-    /// Removes the messages from `record.first` on that are before `first`.
+    /// Removes the messages from `record.first` up to, not including, `first`.
     Trim {
         key: TimelineKey,
         first: TimelineSeq,
         bytes_before: u64,
-        answer: Answer<()>,
+        reply: Reply<()>,
     },
-    /// Forgets names that nobody needs as of a moment.
-    Forget {
+    /// Removes idempotency keys whose window has ended as of `now`.
+    RotateDedup {
         now: AcceptedAt,
-        answer: Answer<()>,
+        reply: Reply<()>,
     },
 }
 
-impl Job {
-    fn messages(&self) -> usize {
+/// A request in the queue. The store's own requests (`Trim`, `RotateDedup`) take no place: one is
+/// queued at a time.
+pub(super) struct Queued {
+    pub(super) request: WriteRequest,
+    /// Freed when the writer takes the request.
+    pub(super) admitted: Option<Admitted>,
+}
+
+impl WriteRequest {
+    /// The number of messages that the request counts as.
+    pub(super) fn messages(&self) -> usize {
         match self {
             Self::Append { appends, .. } => appends.len(),
-            // Of the store's own work one is out at a time.
-            Self::Trim { .. } | Self::Forget { .. } => 0,
+            Self::Trim { .. } | Self::RotateDedup { .. } => 0,
             _ => 1,
         }
     }
 
-    /// Bytes of memory that it takes, roughly.
+    /// The approximate number of bytes of memory that the request takes.
     pub(super) fn bytes(&self) -> usize {
         match self {
-            Self::Append { appends, .. } => appends.iter().map(bytes_of_append).sum(),
-            Self::Trim { .. } | Self::Forget { .. } => 0,
+            Self::Append { appends, .. } => appends.iter().map(memory_of).sum(),
+            Self::Trim { .. } | Self::RotateDedup { .. } => 0,
             _ => 256,
         }
     }
 
     fn refuse(self, error: TimelineError) {
         match self {
-            Self::Append { answer, .. } => drop(answer.send(Err(error))),
-            Self::Delete { answer, .. } => drop(answer.send(Err(error))),
-            Self::Advance { answer, .. } => drop(answer.send(Err(error))),
-            Self::Trim { answer, .. } | Self::Forget { answer, .. } => drop(answer.send(Err(error))),
+            Self::Append { reply, .. } => drop(reply.send(Err(error))),
+            Self::Delete { reply, .. } => drop(reply.send(Err(error))),
+            Self::Advance { reply, .. } => drop(reply.send(Err(error))),
+            Self::Trim { reply, .. } | Self::RotateDedup { reply, .. } => drop(reply.send(Err(error))),
         }
     }
 }
 
-fn bytes_of_append(append: &Append) -> usize {
-    usize::try_from(bytes_of(&append.message)).unwrap_or(usize::MAX).saturating_add(256)
-}
-
-/// What waits for the thread: messages and bytes of them.
-#[derive(Debug, Default)]
-pub(super) struct Waiting {
-    pub(super) messages: AtomicUsize,
-    pub(super) bytes: AtomicUsize,
-}
-
-impl Waiting {
-    /// Makes room, if there is some.
-    pub(super) fn enter(&self, job: &Job, messages_max: usize, bytes_max: usize) -> bool {
-        let fits = |counter: &AtomicUsize, more: usize, max: usize| {
-            let before = counter.fetch_add(more, Ordering::Relaxed);
-            // One that is larger than all the room is taken when it is alone.
-            before == 0 || before.saturating_add(more) <= max
-        };
-        let (messages, bytes) = (job.messages(), job.bytes());
-        let is_in = fits(&self.messages, messages, messages_max) & fits(&self.bytes, bytes, bytes_max);
-        if !is_in {
-            self.leave(messages, bytes);
-        }
-        is_in
-    }
-
-    fn leave(&self, messages: usize, bytes: usize) {
-        self.messages.fetch_sub(messages, Ordering::Relaxed);
-        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
-    }
-}
-
-/// Names of the two newest generations: a name stands for its message for one window at least and for two at most, and an old generation
-/// goes as a whole.
-struct Names {
-    generation: u64,
-    began: AcceptedAt,
-    current: Keyspace,
-    previous: Option<Keyspace>,
-}
-
-impl Names {
-    const KEY: &str = "generation";
-
-    fn name_of(generation: u64) -> String {
-        format!("once.{generation}")
-    }
-
-    fn open(tables: &Tables) -> Result<Self, TableError> {
-        let state = tables.state.get(Self::KEY)?;
-        let numbers: Vec<u64> =
-            state.iter().flat_map(|state| state.chunks_exact(8)).filter_map(format::number).collect();
-        let (generation, began) = match numbers[..] {
-            [generation, began] => (generation, AcceptedAt(began)),
-            _ => (0, AcceptedAt::now()),
-        };
-        let keyspace =
-            |generation| tables.database.keyspace(&Self::name_of(generation), KeyspaceCreateOptions::default);
-        let previous = generation.checked_sub(1).map(keyspace).transpose()?;
-        let names = Self { generation, began, current: keyspace(generation)?, previous };
-        names.save(tables)?;
-        Ok(names)
-    }
-
-    fn save(&self, tables: &Tables) -> Result<(), TableError> {
-        let state = [self.generation.to_be_bytes(), self.began.0.to_be_bytes()].concat();
-        Ok(tables.state.insert(Self::KEY, state)?)
-    }
-
-    fn get(&self, key: &[u8]) -> Result<Option<TimelineSeq>, TableError> {
-        let mut found = self.current.get(key)?;
-        if let (None, Some(previous)) = (&found, &self.previous) {
-            found = previous.get(key)?;
-        }
-        let read = |bytes: fjall::UserValue| {
-            format::number(&bytes).map(TimelineSeq).ok_or(TableError::Damaged("once"))
-        };
-        found.map(read).transpose()
-    }
-
-    /// Begins a new generation when the newest is as old as the window. A clock that has gone back makes the generation last longer.
-    fn forget(&mut self, tables: &Tables, window: Duration, now: AcceptedAt) -> Result<(), TableError> {
-        if now < self.began {
-            self.began = now;
-            return self.save(tables);
-        }
-        if self.began.until(now) < window {
-            return Ok(());
-        }
-        let next =
-            tables.database.keyspace(&Self::name_of(self.generation + 1), KeyspaceCreateOptions::default)?;
-        let current = std::mem::replace(&mut self.current, next);
-        let gone = self.previous.replace(current);
-        (self.generation, self.began) = (self.generation + 1, now);
-        self.save(tables)?;
-        if let Some(gone) = gone {
-            tables.database.delete_keyspace(gone)?;
-        }
-        Ok(())
-    }
-}
-
-/// The ends of timelines, so that an append need not look for them. Within a group nothing goes: the disk does not know yet of what the
-/// group has appended.
-#[derive(Default)]
-struct Ends {
-    young: HashMap<TimelineKey, Known>,
-    old: HashMap<TimelineKey, Known>,
-}
-
-impl Ends {
-    fn get(&mut self, key: &TimelineKey) -> Option<Known> {
-        if let Some(known) = self.young.get(key) {
-            return Some(*known);
-        }
-        let known = self.old.remove(key)?;
-        self.young.insert(key.clone(), known);
-        Some(known)
-    }
-
-    fn put(&mut self, key: &TimelineKey, known: Known) {
-        if let Some(place) = self.young.get_mut(key) {
-            *place = known;
-            return;
-        }
-        self.old.remove(key);
-        self.young.insert(key.clone(), known);
-    }
-
-    /// Between two groups: those that were not asked for since the last `max` others go.
-    fn age(&mut self, max: usize) {
-        if self.young.len() >= max {
-            self.old = std::mem::take(&mut self.young);
-        }
-    }
-}
-
-/// Everything of the thread while the folder is open.
-struct Open {
+/// The writer's state while the folder is open.
+struct OpenStore {
     tables: Arc<Tables>,
-    names: Names,
-    ends: Ends,
+    dedup: DedupIndex,
+    tails: TailCache,
     head_cache_entries: usize,
 }
 
-/// What one commit is made of, and who waits for it.
-struct Group {
+/// One commit: what it writes, and the replies to send when it is done.
+struct CommitGroup {
     batch: fjall::OwnedWriteBatch,
-    named: HashMap<Vec<u8>, TimelineSeq>,
+    /// What the group has added, changed or deleted and reads cannot see yet.
+    dedup_added: HashMap<Vec<u8>, TimelineSeq>,
     cursors: HashMap<Vec<u8>, TimelineSeq>,
     deleted: HashSet<Vec<u8>>,
-    answers: Vec<Box<dyn FnOnce(Option<TimelineError>) + Send>>,
+    replies: Vec<Box<dyn FnOnce(Option<TimelineError>) + Send>>,
 }
 
-impl Group {
-    fn answer<T: Send + 'static>(&mut self, answer: Answer<T>, result: Result<T, TimelineError>) {
-        self.answers.push(Box::new(move |failed| {
-            // Who has gone does not want to know.
-            let _ = answer.send(failed.map_or(result, Err));
+impl CommitGroup {
+    /// Sends `result` after the commit, or the error of the commit.
+    fn reply<T: Send + 'static>(&mut self, reply: Reply<T>, result: Result<T, TimelineError>) {
+        self.replies.push(Box::new(move |failed| {
+            // A caller that dropped its call does not want the result.
+            let _ = reply.send(failed.map_or(result, Err));
         }));
     }
 }
 
-impl Open {
+impl OpenStore {
     fn new(tables: Arc<Tables>, head_cache_entries: usize) -> Result<Self, TableError> {
-        let names = Names::open(&tables)?;
-        Ok(Self { tables, names, ends: Ends::default(), head_cache_entries })
+        let dedup = DedupIndex::open(&tables)?;
+        Ok(Self { tables, dedup, tails: TailCache::default(), head_cache_entries })
     }
 
-    fn known(&mut self, key: &TimelineKey) -> Result<Option<Known>, TableError> {
-        if let Some(known) = self.ends.get(key) {
-            return Ok(Some(known));
+    fn tail(&mut self, key: &TimelineKey) -> Result<Option<TimelineTail>, TableError> {
+        if let Some(tail) = self.tails.get(key) {
+            return Ok(Some(tail));
         }
-        let known = self.tables.known(key)?;
-        if let Some(known) = known {
-            self.ends.put(key, known);
+        let tail = self.tables.tail(key)?;
+        if let Some(tail) = tail {
+            self.tails.put(key, tail);
         }
-        Ok(known)
+        Ok(tail)
     }
 
     /// Writes one durable commit.
-    fn commit(&mut self, jobs: Vec<Job>, window: Duration) -> Result<(), String> {
-        self.ends.age(self.head_cache_entries);
+    fn commit(&mut self, requests: Vec<WriteRequest>, window: Duration) -> Result<(), String> {
+        self.tails.rotate(self.head_cache_entries);
         let batch = self.tables.database.batch().durability(Some(PersistMode::SyncData));
-        let (named, cursors, deleted, answers) = Default::default();
-        let mut group = Group { batch, named, cursors, deleted, answers };
+        let (dedup_added, cursors, deleted, replies) = Default::default();
+        let mut group = CommitGroup { batch, dedup_added, cursors, deleted, replies };
         let mut failure: Option<TableError> = None;
-        for job in jobs {
+        for request in requests {
             if let Some(failure) = &failure {
-                job.refuse(TimelineError::Unavailable(failure.text()));
-            } else if let Err(error) = self.take(&mut group, job, window) {
+                request.refuse(TimelineError::Unavailable(failure.text()));
+            } else if let Err(error) = self.apply(&mut group, request, window) {
                 failure = Some(error);
             }
         }
         let written = match failure {
             None => group.batch.commit().map_err(|error| {
-                // One that refuses because of an earlier failure has not begun.
+                // A poisoned engine refuses before it writes anything.
                 let is_unknown = !matches!(error, fjall::Error::Poisoned);
                 (text_of(&error), is_unknown)
             }),
@@ -296,122 +171,115 @@ impl Open {
             let error = if *is_unknown { TimelineError::Unknown } else { TimelineError::Unavailable };
             error(text.clone())
         });
-        for answer in group.answers {
-            answer(error.clone());
+        for reply in group.replies {
+            reply(error.clone());
         }
         written.map_err(|(text, _)| text)
     }
 
-    fn take(&mut self, group: &mut Group, job: Job, window: Duration) -> Result<(), TableError> {
-        match job {
-            Job::Append { appends, answer } => {
-                let kept = self.append(group, appends);
-                self.settle(group, answer, kept)
-            }
-            Job::Delete { timeline, seq, answer } => {
-                let deleted = self.delete(group, &timeline, seq);
-                self.settle(group, answer, deleted)
-            }
-            Job::Advance { cursor, to, answer } => {
-                let at = self.advance(group, &cursor, to);
-                self.settle(group, answer, at)
-            }
-            Job::Trim { key, first, bytes_before, answer } => {
-                let trimmed = self.trim(group, &key, first, bytes_before);
-                self.settle(group, answer, trimmed)
-            }
-            Job::Forget { now, answer } => {
-                let forgotten = self.names.forget(&self.tables, window, now);
-                self.settle(group, answer, forgotten)
-            }
-        }
-    }
-
-    fn settle<T: Send + 'static>(
+    fn apply(
         &mut self,
-        group: &mut Group,
-        answer: Answer<T>,
-        result: Result<T, TableError>,
+        group: &mut CommitGroup,
+        request: WriteRequest,
+        window: Duration,
     ) -> Result<(), TableError> {
-        match result {
-            Ok(value) => {
-                group.answer(answer, Ok(value));
-                Ok(())
+        match request {
+            WriteRequest::Append { appends, reply } => {
+                let appended = self.append(group, appends);
+                settle(group, reply, appended)
             }
-            Err(error) => {
-                group.answer(answer, Err(TimelineError::Unavailable(error.text())));
-                Err(error)
+            WriteRequest::Delete { timeline, seq, reply } => {
+                let deleted = self.delete(group, &timeline, seq);
+                settle(group, reply, deleted)
+            }
+            WriteRequest::Advance { cursor, to, reply } => {
+                let at = self.advance(group, &cursor, to);
+                settle(group, reply, at)
+            }
+            WriteRequest::Trim { key, first, bytes_before, reply } => {
+                let trimmed = self.trim(group, &key, first, bytes_before);
+                settle(group, reply, trimmed)
+            }
+            WriteRequest::RotateDedup { now, reply } => {
+                let rotated = self.dedup.rotate(&self.tables, window, now);
+                settle(group, reply, rotated)
             }
         }
     }
 
-    fn append(&mut self, group: &mut Group, appends: Vec<Append>) -> Result<Vec<AppendResult>, TableError> {
+    fn append(
+        &mut self,
+        group: &mut CommitGroup,
+        appends: Vec<Append>,
+    ) -> Result<Vec<AppendResult>, TableError> {
         appends.into_iter().map(|append| self.append_one(group, append)).collect()
     }
 
-    fn append_one(&mut self, group: &mut Group, append: Append) -> Result<AppendResult, TableError> {
+    fn append_one(&mut self, group: &mut CommitGroup, append: Append) -> Result<AppendResult, TableError> {
         let Append { timeline, message, idempotency_key: once } = append;
-        // Names were looked at before the job was taken.
+        // The handle has checked the name before it queued the request.
         let key = TimelineKey::new(&timeline).ok_or(TableError::Damaged("timelines"))?;
-        let known = self.known(&key)?;
-        let name = once.map(|once| key.once(message.sender, &once));
-        if let (Some(name), Some(known)) = (&name, known) {
-            let seq = match group.named.get(name) {
-                Some(seq) => Some(*seq),
-                None => self.names.get(name)?,
-            };
-            if let Some(seq) = seq {
-                let position = Position { epoch: known.record.epoch, seq };
-                return Ok(AppendResult { position, is_duplicate: true });
-            }
+        let tail = self.tail(&key)?;
+        let dedup_key = once.map(|once| key.dedup(message.sender, &once));
+        if let (Some(dedup_key), Some(tail)) = (&dedup_key, tail)
+            && let Some(seq) = self.duplicate_of(group, dedup_key)?
+        {
+            let position = Position { epoch: tail.record.epoch, seq };
+            return Ok(AppendResult { position, is_duplicate: true });
         }
-        let mut known = match known {
-            Some(known) => known,
-            None => {
-                let known = Known::new(draw_epoch());
-                group.batch.insert(&self.tables.timelines, key.as_bytes(), known.record.write());
-                known
-            }
-        };
-        known.latest = known.latest.next();
-        known.total_bytes = known.total_bytes.saturating_add(bytes_of(&message));
-        let record = Record::new(message, known.total_bytes);
-        group.batch.insert(&self.tables.messages, key.message(known.latest), record.write());
-        if let Some(name) = name {
-            group.batch.insert(&self.names.current, name.clone(), known.latest.0.to_be_bytes());
-            group.named.insert(name, known.latest);
+        let mut tail = tail.unwrap_or_else(|| {
+            let tail = TimelineTail::new(new_epoch());
+            group.batch.insert(&self.tables.timelines, key.as_bytes(), tail.record.write());
+            tail
+        });
+        tail.latest = tail.latest.next();
+        tail.total_bytes = tail.total_bytes.saturating_add(bytes_of(&message));
+        let record = Record::new(message, tail.total_bytes);
+        group.batch.insert(&self.tables.messages, key.message(tail.latest), record.write());
+        if let Some(dedup_key) = dedup_key {
+            self.dedup.insert(&mut group.batch, dedup_key.clone(), tail.latest);
+            group.dedup_added.insert(dedup_key, tail.latest);
         }
-        self.ends.put(&key, known);
-        Ok(AppendResult { position: known.head().position(), is_duplicate: false })
+        self.tails.put(&key, tail);
+        Ok(AppendResult { position: tail.head().position(), is_duplicate: false })
+    }
+
+    /// Returns the sequence of the message with the same idempotency key, from this group or from
+    /// disk.
+    fn duplicate_of(&self, group: &CommitGroup, dedup_key: &[u8]) -> Result<Option<TimelineSeq>, TableError> {
+        match group.dedup_added.get(dedup_key) {
+            Some(seq) => Ok(Some(*seq)),
+            None => self.dedup.get(dedup_key),
+        }
     }
 
     fn delete(
         &mut self,
-        group: &mut Group,
+        group: &mut CommitGroup,
         timeline: &TimelineId,
         seq: TimelineSeq,
     ) -> Result<bool, TableError> {
         let Some(key) = TimelineKey::new(timeline) else { return Ok(false) };
-        let Some(known) = self.known(&key)? else { return Ok(false) };
-        let place = key.message(seq);
-        if seq < known.record.first || seq > known.latest || group.deleted.contains(&place) {
+        let Some(tail) = self.tail(&key)? else { return Ok(false) };
+        let message_key = key.message(seq);
+        if seq < tail.record.first || seq > tail.latest || group.deleted.contains(&message_key) {
             return Ok(false);
         }
         let found = self.tables.record_at(&self.tables.database.snapshot(), &key, seq)?;
         let Some(deleted) = found.and_then(Record::deleted) else { return Ok(false) };
-        group.batch.insert(&self.tables.messages, place.clone(), deleted.write());
-        group.deleted.insert(place);
+        group.batch.insert(&self.tables.messages, message_key.clone(), deleted.write());
+        group.deleted.insert(message_key);
         Ok(true)
     }
 
     fn advance(
         &mut self,
-        group: &mut Group,
+        group: &mut CommitGroup,
         cursor: &CursorId,
         to: TimelineSeq,
     ) -> Result<TimelineSeq, TableError> {
         let Some(timeline) = TimelineKey::new(&cursor.timeline) else { return Ok(TimelineSeq(0)) };
-        let latest = self.known(&timeline)?.map(|known| known.latest).unwrap_or_default();
+        let latest = self.tail(&timeline)?.map(|tail| tail.latest).unwrap_or_default();
         let key = timeline.cursor(cursor.mid);
         let at = match group.cursors.get(&key) {
             Some(at) => *at,
@@ -428,99 +296,120 @@ impl Open {
 
     fn trim(
         &mut self,
-        group: &mut Group,
+        group: &mut CommitGroup,
         key: &TimelineKey,
         first: TimelineSeq,
         bytes_before: u64,
     ) -> Result<(), TableError> {
-        let Some(mut known) = self.known(key)? else { return Ok(()) };
-        let before = known.record;
-        if first <= before.first || first > known.latest.next() {
+        let Some(mut tail) = self.tail(key)? else { return Ok(()) };
+        let before = tail.record;
+        if first <= before.first || first > tail.latest.next() {
             return Ok(());
         }
         for seq in before.first.0..first.0 {
             group.batch.remove(&self.tables.messages, key.message(TimelineSeq(seq)));
         }
-        known.record = TimelineRecord { first, bytes_before, ..before };
-        group.batch.insert(&self.tables.timelines, key.as_bytes(), known.record.write());
-        self.ends.put(key, known);
+        tail.record = TimelineRecord { first, bytes_before, ..before };
+        group.batch.insert(&self.tables.timelines, key.as_bytes(), tail.record.write());
+        self.tails.put(key, tail);
         Ok(())
     }
 }
 
-/// Runs until nobody can ask any more.
-pub(super) fn run(shared: &Shared, jobs: &Receiver<Job>, tables: Arc<Tables>) {
-    let head_cache_entries = shared.config.head_cache_entries;
-    let mut open = Open::new(tables, head_cache_entries).map_err(|error| error.text());
-    let mut look_again = Instant::now();
+/// Queues the reply of one request. A failure of the engine is passed on: it ends the group.
+fn settle<T: Send + 'static>(
+    group: &mut CommitGroup,
+    reply: Reply<T>,
+    result: Result<T, TableError>,
+) -> Result<(), TableError> {
+    match result {
+        Ok(value) => {
+            group.reply(reply, Ok(value));
+            Ok(())
+        }
+        Err(error) => {
+            group.reply(reply, Err(TimelineError::Unavailable(error.text())));
+            Err(error)
+        }
+    }
+}
+
+/// Runs until all senders are dropped.
+pub(super) fn run(state: &StoreState, queue: &Receiver<Queued>, tables: Arc<Tables>) {
+    let head_cache_entries = state.config.head_cache_entries;
+    let mut open = OpenStore::new(tables, head_cache_entries).map_err(|error| error.text());
+    let mut reopen_at = Instant::now();
     loop {
-        let first = match jobs.recv_timeout(REOPEN_AFTER) {
-            Ok(job) => Some(job),
+        let first = match queue.recv_timeout(REOPEN_AFTER) {
+            Ok(first) => Some(first),
             Err(RecvTimeoutError::Timeout) => None,
             Err(RecvTimeoutError::Disconnected) => return,
         };
-        if open.is_err() && Instant::now() >= look_again {
-            open = reopen(shared);
-            look_again = Instant::now() + REOPEN_AFTER;
+        if open.is_err() && Instant::now() >= reopen_at {
+            open = reopen(state);
+            reopen_at = Instant::now() + REOPEN_AFTER;
         }
         let Some(first) = first else { continue };
-        let group = gather(shared, jobs, first);
+        let requests = gather(state.config.group_messages_max, queue, first);
         let failed = match &mut open {
-            Ok(open) => open.commit(group, shared.config.duplicate_window).err(),
+            Ok(open) => open.commit(requests, state.config.duplicate_window).err(),
             Err(reason) => {
-                for job in group {
-                    job.refuse(TimelineError::Unavailable(reason.clone()));
+                for request in requests {
+                    request.refuse(TimelineError::Unavailable(reason.clone()));
                 }
                 None
             }
         };
         if let Some(reason) = failed {
-            let reason = match free_mib(&shared.config.folder) {
-                Some(free) => {
-                    format!("{reason}; {free} MiB are free on the disk of {}", shared.config.folder.display())
-                }
-                None => reason,
-            };
-            tracing::error!(folder = %shared.config.folder.display(), reason, "timelines cannot be written; trying again until they can");
+            let reason = with_free_space(reason, &state.config.folder);
+            tracing::error!(folder = %state.config.folder.display(), reason, "timelines cannot be written; retrying");
             open = Err(reason.clone());
-            shared.close(&reason);
-            look_again = Instant::now() + REOPEN_AFTER;
+            state.close(&reason);
+            reopen_at = Instant::now() + REOPEN_AFTER;
         }
     }
 }
 
-/// What waits, up to the size of a group.
-fn gather(shared: &Shared, jobs: &Receiver<Job>, first: Job) -> Vec<Job> {
-    let (mut messages, mut bytes) = (first.messages(), first.bytes());
-    let mut group = vec![first];
-    while messages < shared.config.group_messages_max {
-        let Ok(job) = jobs.try_recv() else { break };
-        messages += job.messages();
-        bytes += job.bytes();
-        group.push(job);
+/// Takes all queued requests, up to the size of a group, and frees their places in the queue.
+fn gather(messages_max: usize, queue: &Receiver<Queued>, first: Queued) -> Vec<WriteRequest> {
+    let mut messages = 0;
+    let mut requests = Vec::new();
+    let mut next = Some(first);
+    while let Some(Queued { request, admitted }) = next {
+        drop(admitted);
+        messages += request.messages();
+        requests.push(request);
+        next = if messages < messages_max { queue.try_recv().ok() } else { None };
     }
-    shared.waiting.leave(messages, bytes);
-    group
+    requests
 }
 
-/// What is free on a folder's disk for everybody.
+/// Appends the free space of the folder's disk: a full disk is the likeliest cause.
+fn with_free_space(reason: String, folder: &Path) -> String {
+    match free_mib(folder) {
+        Some(free) => format!("{reason}; {free} MiB are free on the disk of {}", folder.display()),
+        None => reason,
+    }
+}
+
+/// The free space on a folder's disk that an unprivileged process can use.
 fn free_mib(folder: &Path) -> Option<u64> {
     let found = rustix::fs::statvfs(folder).ok()?;
     Some(found.f_bavail.saturating_mul(found.f_frsize) >> 20)
 }
 
-fn reopen(shared: &Shared) -> Result<Open, String> {
-    let opened = shared
+fn reopen(state: &StoreState) -> Result<OpenStore, String> {
+    let opened = state
         .wait_until_closed()
-        .and_then(|()| Tables::open(&shared.config).map(Arc::new).map_err(|error| error.to_string()));
+        .and_then(|()| Tables::open(&state.config).map(Arc::new).map_err(|error| error.to_string()));
     let opened = opened.and_then(|tables| {
-        let open =
-            Open::new(Arc::clone(&tables), shared.config.head_cache_entries).map_err(|error| error.text())?;
-        shared.open(tables);
+        let open = OpenStore::new(Arc::clone(&tables), state.config.head_cache_entries);
+        let open = open.map_err(|error| error.text())?;
+        state.open(tables);
         Ok(open)
     });
     match &opened {
-        Ok(_) => tracing::info!(folder = %shared.config.folder.display(), "timelines can be written again"),
+        Ok(_) => tracing::info!(folder = %state.config.folder.display(), "timelines can be written again"),
         Err(reason) => tracing::debug!(reason, "timelines cannot be opened yet"),
     }
     opened

@@ -1,16 +1,16 @@
-//! Addresses of other nodes, as the node list has them.
+//! Addresses of other nodes, as in the node list.
 
 use tonic::transport::Endpoint;
 
-/// An address that nothing can be reached under.
+/// An invalid address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not the address of a node; it should look like grpc://host:port")]
 pub struct AddressError(String);
 
-/// `grpc://host:port` or `host:port`. Without a host it is this machine: Go nodes that find no address of their own
-/// announce themselves so.
+/// An address as `grpc://host:port` or `host:port`. Without a host it is this machine: Go nodes
+/// that find no address for themselves announce that.
 pub(super) fn endpoint(address: &str) -> Result<Endpoint, AddressError> {
-    // Nodes have no passwords; what somebody has taken for one is not shown.
+    // Nodes have no passwords; credentials in an address are not printed.
     let shown = address.rsplit_once('@').map_or(address, |(_, host)| host);
     let wrong = || AddressError(shown.split(['?', '#']).next().unwrap_or_default().to_owned());
     let rest = address.strip_prefix("grpc://").unwrap_or(address);
@@ -23,10 +23,10 @@ pub(super) fn endpoint(address: &str) -> Result<Endpoint, AddressError> {
     Endpoint::from_shared(format!("http://{host}:{port}")).map_err(|_| wrong())
 }
 
-/// Looks whether something can be reached under an address: `grpc://host:port` or `host:port`.
+/// Checks that an address is `grpc://host:port` or `host:port`.
 ///
 /// # Errors
-/// [`AddressError`] when it makes no sense.
+/// [`AddressError`] if it is invalid.
 pub fn check(address: &str) -> Result<(), AddressError> {
     endpoint(address).map(drop)
 }

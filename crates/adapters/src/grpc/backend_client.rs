@@ -19,10 +19,11 @@ pub struct GrpcBackend {
 }
 
 impl GrpcBackend {
-    /// The backend at `address`, for example `grpc://10.0.0.5:9000`. Connects with the first call.
+    /// Creates a client of the backend at `address`, for example `grpc://10.0.0.5:9000`. Connects
+    /// with the first call.
     ///
     /// # Errors
-    /// [`AddressError`] when the address makes no sense.
+    /// [`AddressError`] if the address is invalid.
     pub fn new(address: &str, config: ClientConfig) -> Result<Self, AddressError> {
         Ok(Self { connection: Arc::new(Connection::new(address, config)?) })
     }
@@ -33,7 +34,7 @@ impl UpstreamPort for GrpcBackend {
         let connection = Arc::clone(&self.connection);
         Call::pending(async move {
             let mut request = tonic::Request::new(handle_req_of(upstream));
-            // The backend hears how long somebody waits.
+            // The backend gets the remaining time as the deadline.
             request.set_timeout(timeout);
             let call = async move |channel| {
                 let client = BackendClient::new(channel);
@@ -49,7 +50,7 @@ fn error_of(status: &Status) -> LogicError {
     match status.code() {
         Code::DeadlineExceeded | Code::Cancelled => LogicError::Late(text),
         Code::Unavailable | Code::ResourceExhausted => LogicError::Unavailable(text),
-        // Not the backend's word, but that of the connection.
+        // The status is of the connection, not of the backend.
         _ if std::error::Error::source(status).is_some() => LogicError::Unavailable(text),
         code => LogicError::Failed(format!("{code:?}: {text}")),
     }

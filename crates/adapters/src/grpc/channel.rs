@@ -1,8 +1,9 @@
-//! The connection of a client: made when it is needed, made again when it is lost or seems dead, and a deadline on
-//! every call.
+//! The connection of a client: opened on demand, replaced after a loss or when it seems dead, with
+//! a deadline on every call.
 //!
-//! There are no pings: Go servers take more than one in five minutes for an attack, and close the connection. So a peer that
-//! has vanished without a word is found by calls that are not answered, and by the kernel when it acknowledges nothing.
+//! There are no pings: Go servers treat more than one in five minutes as an attack and close the
+//! connection. A peer that has vanished is detected by calls without a reply, and by the kernel
+//! when nothing is acknowledged.
 
 use std::future::Future;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -16,14 +17,15 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::address::{self, AddressError};
 
-/// How another node is called.
+/// Timeouts and limits of calls to another node.
 #[derive(Debug, Clone)]
 pub struct ClientConfig {
-    /// How long one call may take. Default 5 s.
+    /// Timeout of a call. Default 5 s.
     pub call_timeout: Duration,
-    /// How long making a connection may take. Default 1 s, as in goim.
+    /// Timeout of connecting. Default 1 s, as in goim.
     pub connect_timeout: Duration,
-    /// Calls one after the other without an answer until the connection is thought dead and a new one made. Default 2.
+    /// Number of consecutive calls without a reply after which the connection is replaced. Default
+    /// 2.
     pub unanswered_max: u32,
 }
 
@@ -37,10 +39,10 @@ impl Default for ClientConfig {
     }
 }
 
-/// What goim's clients give a server to send ahead, in bytes, for a stream and for all.
+/// The windows of goim's clients in bytes, for a stream and for the connection.
 const WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 
-/// Largest reply that is taken, in bytes: what goim's clients take.
+/// Maximum size of a reply in bytes, as in goim's clients.
 pub(super) const REPLY_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 #[derive(Debug)]
@@ -48,7 +50,7 @@ pub(super) struct Connection {
     endpoint: Endpoint,
     config: ClientConfig,
     channel: Mutex<Option<Channel>>,
-    /// Calls since the last answer.
+    /// Calls since the last reply.
     unanswered: AtomicU32,
 }
 
@@ -62,7 +64,7 @@ impl Connection {
         Ok(Self { endpoint, config, channel, unanswered })
     }
 
-    /// Makes a call. The connection is made by it when there is none.
+    /// Makes a call, and connects first if there is no connection.
     pub(super) async fn call<T, F>(&self, call: impl FnOnce(Channel) -> F) -> Result<T, Status>
     where
         F: Future<Output = Result<tonic::Response<T>, Status>>,
@@ -84,8 +86,9 @@ impl Connection {
         self.lock().get_or_insert_with(make).clone()
     }
 
-    /// Of sockets that give up what is not acknowledged in time: a way that was cut and healed is tried again at ever longer
-    /// intervals, up to minutes, where a new connection goes through at once.
+    /// Opens sockets that fail if nothing is acknowledged in time: after a network partition the
+    /// kernel retries at growing intervals, up to minutes, while a new connection succeeds
+    /// immediately.
     fn connector(&self) -> HttpConnector {
         let mut connector = HttpConnector::new();
         connector.enforce_http(false);

@@ -28,10 +28,11 @@ pub struct GrpcComet {
 }
 
 impl GrpcComet {
-    /// The comet at `address`, for example `grpc://10.0.0.1:3109`. Connects with the first call.
+    /// Creates a client of the comet at `address`, for example `grpc://10.0.0.1:3109`. Connects
+    /// with the first call.
     ///
     /// # Errors
-    /// [`AddressError`] when the address makes no sense. Whether somebody is there shows with the first call.
+    /// [`AddressError`] if the address is invalid. An unreachable comet fails the first call.
     pub fn new(address: &str, config: ClientConfig) -> Result<Self, AddressError> {
         Ok(Self { connection: Arc::new(Connection::new(address, config)?) })
     }

@@ -1,7 +1,7 @@
 //! The comets of a node directory, as job reaches them.
 //!
-//! A client is made when its comet is first seen and kept as long as the comet is listed under the same address: a comet that is
-//! listed anew elsewhere gets another.
+//! A client is created when its comet is first listed, and is used as long as the comet has the
+//! same address.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -15,7 +15,7 @@ use super::comet_client::GrpcComet;
 /// The comets that a node directory lists.
 pub struct GrpcComets {
     nodes: Arc<dyn NodeDirectory>,
-    /// Empty for all.
+    /// The zone; empty for all zones.
     zone: String,
     config: ClientConfig,
     known: Mutex<Known>,
@@ -23,14 +23,14 @@ pub struct GrpcComets {
 
 #[derive(Default)]
 struct Known {
-    /// What `comets` was made of.
+    /// The node list of `comets`.
     list: Arc<Vec<CometNode>>,
     comets: HashMap<ServerId, (String, Arc<dyn CometPort>)>,
 }
 
 impl GrpcComets {
-    /// The comets of `nodes`: all, or when `zone` is not empty those of that zone, as goim's job chooses. What is pushed to others is
-    /// for jobs of their zones.
+    /// Creates the pool of the comets in `nodes`: all, or only those of `zone` if it is not empty,
+    /// as in goim's job. Jobs of other zones push to the others.
     #[must_use]
     pub fn new(nodes: Arc<dyn NodeDirectory>, zone: String, config: ClientConfig) -> Self {
         Self { nodes, zone, config, known: Mutex::default() }
@@ -56,7 +56,7 @@ impl Known {
                 Some((_, comet)) => comet,
                 None => match GrpcComet::new(address, config.clone()) {
                     Ok(comet) => {
-                        tracing::info!(server = %node.server, address, "a comet has come");
+                        tracing::info!(server = %node.server, address, "a comet was added");
                         Arc::new(comet) as Arc<dyn CometPort>
                     }
                     Err(error) => {
@@ -68,7 +68,7 @@ impl Known {
             self.comets.insert(node.server.clone(), (address.clone(), comet));
         }
         for server in before.into_keys().filter(|server| !self.comets.contains_key(server)) {
-            tracing::info!(%server, "a comet has gone");
+            tracing::info!(%server, "a comet was removed");
         }
         self.list = list;
     }

@@ -1,4 +1,4 @@
-//! goim's service `goim.comet.Comet` in front of a comet.
+//! goim's service `goim.comet.Comet` over a comet.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -24,9 +24,10 @@ use super::status;
 
 struct CometService(Arc<dyn CometPort>);
 
-/// The service, to be given to [`super::serve`].
+/// Creates the service, for [`super::serve`].
 ///
-/// What is sent is the packet of the request, with its version, operation and sequence: a back end may call directly.
+/// Sends the packet of the request, with its version, operation and sequence: a backend may call
+/// directly.
 #[must_use]
 pub fn comet_service(comet: Arc<dyn CometPort>) -> Routes {
     let own = accepting!(cluster_server::CometServer::new(CometService(Arc::clone(&comet))));
@@ -104,7 +105,7 @@ impl Comet for CometService {
 impl cluster_server::Comet for CometService {
     async fn push_many(&self, request: Request<PushManyReq>) -> Result<Response<PushManyReply>, Status> {
         let pushes = request.into_inner().pushes.into_iter().map(push_of).collect::<Result<Vec<_>, _>>()?;
-        // Whoever calls has no other call for these keys under way, as lanes are made.
+        // Lanes ensure that the caller has no other call for these keys in flight.
         for push in self.0.push_now(pushes) {
             self.0.push(push).await.map_err(|error| status::from_comet(&error))?;
         }

@@ -1,4 +1,4 @@
-//! Values of the ports as messages of `api/`, and back.
+//! Conversions between the values of the ports and the messages of `api/`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use super::proto::protocol::{self, Proto};
 
 pub(super) fn packet_of(proto: Proto) -> PacketBuf {
     PacketBuf {
-        // The wire has sixteen bits; goim takes the low ones.
+        // The wire has 16 bits; goim uses the low ones.
         version: Version(proto.ver as i16),
         operation: Operation(proto.op),
         sequence: Sequence(proto.seq),
@@ -80,7 +80,7 @@ pub(super) fn event_message(event: LifecycleEvent) -> cluster::LifecycleEvent {
     }
 }
 
-/// A packet for the backend.
+/// Converts a packet for the backend.
 pub(crate) fn handle_req_of(upstream: Upstream) -> HandleReq {
     let Upstream { mid, key, packet, schema, .. } = upstream;
     HandleReq {
@@ -111,7 +111,7 @@ pub(super) fn timeline_req_of(request: TimelineRequest) -> cluster::TimelineReq 
     }
 }
 
-/// `None` for a call that a newer comet has and this logic has not.
+/// `None` for a call that a newer comet has and this logic does not.
 pub(super) fn timeline_request_of(request: cluster::TimelineReq) -> Option<TimelineRequest> {
     use cluster::timeline_req::Call;
     let cluster::TimelineReq { mid, key, protover, sequence, call, is_room_member } = request;
@@ -124,10 +124,11 @@ pub(super) fn timeline_request_of(request: cluster::TimelineReq) -> Option<Timel
     Some(TimelineRequest { mid: Mid(mid), key: key.into(), protover, sequence: Sequence(sequence), call })
 }
 
-/// The payload of a push: goim's field, and our extension of the message. `None` if it carries nothing.
+/// Converts the payload of a push: goim's field, and our extension of the message. `None` if it has
+/// neither a body nor a position.
 ///
-/// A schema beyond the range is one that no session reads. A disconnect for an unknown reason, from a newer node,
-/// counts as [`CloseReason::Kicked`].
+/// A schema beyond the range is one that no session reads. A disconnect for an unknown reason, from
+/// a newer node, counts as [`CloseReason::Kicked`].
 pub(crate) fn payload_of<B>(primary: B, extension: Option<protocol::Extension>) -> Option<Payload<B>> {
     let Some(extension) = extension else { return Some(Payload::plain(primary)) };
     let protocol::Extension { bodies, no_primary_body, disconnect, stored } = extension;
@@ -146,7 +147,7 @@ pub(crate) fn payload_of<B>(primary: B, extension: Option<protocol::Extension>) 
     }
 }
 
-/// Names that are none are left out.
+/// Leaves out names that are no timelines.
 pub(super) fn syncing_of(syncing: logic::SyncOptions) -> SyncOptions {
     let position = |known: logic::ResumePosition| {
         let position = Position { epoch: Epoch(known.epoch), seq: TimelineSeq(known.seq) };
@@ -189,7 +190,8 @@ fn stored_message_of(stored: &StoredAt) -> protocol::StoredAt {
     }
 }
 
-/// What goim's messages have no field for; `None` for a push of goim.
+/// Converts the part of a payload that goim's messages have no field for; `None` for a push of
+/// goim.
 pub(crate) fn extension_of<B>(payload: &Payload<B>) -> Option<protocol::Extension> {
     if payload.is_plain() {
         return None;
@@ -207,13 +209,14 @@ pub(crate) fn extension_of<B>(payload: &Payload<B>) -> Option<protocol::Extensio
     })
 }
 
-/// The packet of goim's field, which is required: without a body in the first schema an empty message.
+/// Converts the packet of goim's field, which is required: an empty message if there is no body in
+/// the first schema.
 pub(super) fn primary_proto_of(payload: Payload<PacketBuf>, operation: Operation) -> Proto {
     let empty = || PacketBuf::push(operation, Bytes::new()).to_message_bytes();
     proto_of(payload.into_primary().unwrap_or_else(|| PacketBuf::push(Operation::RAW, empty())))
 }
 
-/// Zero, the value of an absent field, is not a time.
+/// Zero is the value of an absent field.
 pub(super) fn accepted_at_of(micros: u64) -> Option<AcceptedAt> {
     (micros != 0).then_some(AcceptedAt(micros))
 }
@@ -222,7 +225,7 @@ pub(super) fn micros_of(accepted_at: Option<AcceptedAt>) -> u64 {
     accepted_at.map_or(0, |at| at.0)
 }
 
-/// Rooms with no sessions, or with fewer as goim's comets may report, are left out.
+/// Leaves out rooms with zero sessions, or with a negative number, which goim's comets may report.
 pub(super) fn counts_of(rooms: HashMap<String, i32>) -> RoomCounts {
     let count = |(room, count): (String, i32)| match u32::try_from(count) {
         Ok(0) | Err(_) => None,

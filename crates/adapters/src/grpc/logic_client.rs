@@ -29,10 +29,11 @@ pub struct GrpcLogic {
 }
 
 impl GrpcLogic {
-    /// The logic at `address`, for example `grpc://10.0.0.2:3119`. Connects with the first call.
+    /// Creates a client of the logic at `address`, for example `grpc://10.0.0.2:3119`. Connects
+    /// with the first call.
     ///
     /// # Errors
-    /// [`AddressError`] when the address makes no sense. Whether somebody is there shows with the first call.
+    /// [`AddressError`] if the address is invalid. An unreachable logic fails the first call.
     pub fn new(address: &str, config: ClientConfig) -> Result<Self, AddressError> {
         Ok(Self { connection: Arc::new(Connection::new(address, config)?) })
     }
@@ -124,7 +125,7 @@ impl LogicPort for GrpcLogic {
         self.call(async move |mut logic| logic.heartbeat(request).await, drop, status::to_logic)
     }
 
-    /// Compressed, as goim does it: the only call that may be large.
+    /// Compressed, as in goim: the only call that may be large.
     fn renew_online(&self, report: OnlineReport) -> Call<Result<OnlineTotals, LogicError>> {
         let request = OnlineReq { server: report.server.to_string(), room_count: map_of(&report.rooms) };
         self.call(

@@ -1,7 +1,8 @@
-//! Several logics as one: calls take turns, and go to another when one does not answer.
+//! Several logics as one: round robin, with failover.
 //!
-//! A logic that failed a call is passed over for a while, so that one that hangs costs each caller one deadline at most, and
-//! few of them. When all have failed, they are all asked again. Which logics there are is asked with each call: a list may change.
+//! After a failed call a logic is tried last for a while, so that one that hangs costs a caller at
+//! most one deadline, and only a few callers. The list of logics is read with each call, since it
+//! may change.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,13 +17,13 @@ use goim_ports::{
 use super::channel::ClientConfig;
 use super::logic_client::GrpcLogic;
 
-/// How long a logic that failed a call is passed over.
-const REST: Duration = Duration::from_secs(3);
+/// How long a logic is tried last after a failed call.
+const FAILED_FOR: Duration = Duration::from_secs(3);
 
-/// What is wrong before the first call.
-const NOT_ASKED: &str = "none has been asked yet";
+/// The error before the first call.
+const NO_CALL_YET: &str = "no call has been made yet";
 
-/// Gives the addresses of the logics that there are; the same `Arc` while nothing has changed.
+/// Returns the addresses of the logics; the same `Arc` while they have not changed.
 pub type LogicAddresses = Arc<dyn Fn() -> Arc<Vec<String>> + Send + Sync>;
 
 /// The logics that a comet knows.
@@ -37,46 +38,46 @@ struct Shared {
     known: Mutex<Known>,
     next: AtomicUsize,
     started: Instant,
-    /// No logic has done what it was asked for, the last time that one was asked.
-    trouble: Mutex<Option<String>>,
-    is_troubled: AtomicBool,
+    /// The last error, if no logic has served the last call.
+    last_error: Mutex<Option<String>>,
+    has_error: AtomicBool,
 }
 
 #[derive(Default)]
 struct Known {
-    /// What `places` was made of.
+    /// The address list of `endpoints`.
     list: Arc<Vec<String>>,
-    places: Arc<Vec<Arc<Place>>>,
+    endpoints: Arc<Vec<Arc<Endpoint>>>,
 }
 
 #[derive(Debug)]
-struct Place {
+struct Endpoint {
     address: String,
     logic: GrpcLogic,
-    /// Until when it is passed over, in milliseconds since the start.
-    rests_until: AtomicU64,
+    /// Until when it is tried last, in milliseconds since the start.
+    deprioritized_until: AtomicU64,
 }
 
 impl GrpcLogics {
-    /// The logics at `addresses`, whichever they are when one is called.
+    /// Creates a pool of the logics that `addresses` returns at each call.
     #[must_use]
     pub fn new(addresses: LogicAddresses, config: ClientConfig) -> Self {
         let (known, next, started) = (Mutex::default(), AtomicUsize::new(0), Instant::now());
-        let (trouble, is_troubled) = (Mutex::new(Some(NOT_ASKED.to_owned())), AtomicBool::new(true));
-        let shared = Shared { addresses, config, known, next, started, trouble, is_troubled };
+        let (last_error, has_error) = (Mutex::new(Some(NO_CALL_YET.to_owned())), AtomicBool::new(true));
+        let shared = Shared { addresses, config, known, next, started, last_error, has_error };
         Self { shared: Arc::new(shared) }
     }
 
-    /// Why no logic does what it is asked for, as of the last call; `None` while one does.
+    /// Returns why no logic served the last call; `None` if one did.
     #[must_use]
-    pub fn trouble(&self) -> Option<String> {
-        if !self.shared.is_troubled.load(Ordering::Relaxed) {
+    pub fn last_error(&self) -> Option<String> {
+        if !self.shared.has_error.load(Ordering::Relaxed) {
             return None;
         }
-        self.shared.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.shared.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Makes a call, and makes it again at others while none has answered: for calls that may be made twice.
+    /// Makes an idempotent call, at one logic after the other until one replies.
     fn ask<T, E>(
         &self,
         none: fn() -> E,
@@ -90,37 +91,37 @@ impl GrpcLogics {
         let shared = Arc::clone(&self.shared);
         Call::pending(async move {
             let mut last = None;
-            for place in shared.in_turn() {
-                match call(&place.logic).await {
+            for endpoint in shared.in_turn() {
+                match call(&endpoint.logic).await {
                     Err(error) if is_unavailable(&error) => {
-                        shared.failed(&place);
+                        shared.failed(&endpoint);
                         last = Some(error);
                     }
                     answer => {
-                        shared.is_served();
+                        shared.record_success();
                         return answer;
                     }
                 }
             }
             let error = last.unwrap_or_else(none);
-            shared.is_in_trouble(error.to_string());
+            shared.record_error(error.to_string());
             Err(error)
         })
     }
 }
 
 impl GrpcLogics {
-    /// Makes a call at one logic only: for calls that must not be made twice.
+    /// Makes a call at one logic only: for calls that must not be repeated.
     fn ask_once<T: Send + Unpin + 'static>(
         &self,
         call: impl FnOnce(&GrpcLogic) -> Call<Result<T, LogicError>> + Send + 'static,
     ) -> Call<Result<T, LogicError>> {
         let shared = Arc::clone(&self.shared);
         Call::pending(async move {
-            let Some(place) = shared.in_turn().next() else { return Err(no_logic()) };
-            let answer = call(&place.logic).await;
+            let Some(endpoint) = shared.in_turn().next() else { return Err(no_logic()) };
+            let answer = call(&endpoint.logic).await;
             if answer.as_ref().is_err_and(is_unavailable) {
-                shared.failed(&place);
+                shared.failed(&endpoint);
             }
             answer
         })
@@ -128,60 +129,61 @@ impl GrpcLogics {
 }
 
 impl Shared {
-    fn places(&self) -> Arc<Vec<Arc<Place>>> {
+    fn endpoints(&self) -> Arc<Vec<Arc<Endpoint>>> {
         let list = (self.addresses)();
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if !Arc::ptr_eq(&known.list, &list) {
-            known.learn(list, &self.config);
+            known.update(list, &self.config);
         }
-        Arc::clone(&known.places)
+        Arc::clone(&known.endpoints)
     }
 
     fn now(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// All logics, from the one whose turn it is; those that rest come last.
-    fn in_turn(&self) -> impl Iterator<Item = Arc<Place>> + use<> {
-        let places = self.places();
-        let first = self.next.fetch_add(1, Ordering::Relaxed) % places.len().max(1);
+    /// Returns all logics in turn; those that failed recently are last.
+    fn in_turn(&self) -> impl Iterator<Item = Arc<Endpoint>> + use<> {
+        let endpoints = self.endpoints();
+        let first = self.next.fetch_add(1, Ordering::Relaxed) % endpoints.len().max(1);
         let now = self.now();
-        let turn = places[first..].iter().chain(&places[..first]);
+        let turn = endpoints[first..].iter().chain(&endpoints[..first]);
         let (rest, awake): (Vec<_>, Vec<_>) =
-            turn.cloned().partition(|place| place.rests_until.load(Ordering::Relaxed) > now);
+            turn.cloned().partition(|endpoint| endpoint.deprioritized_until.load(Ordering::Relaxed) > now);
         awake.into_iter().chain(rest)
     }
 
-    fn is_served(&self) {
-        if self.is_troubled.load(Ordering::Relaxed) {
-            *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = None;
-            self.is_troubled.store(false, Ordering::Relaxed);
+    fn record_success(&self) {
+        if self.has_error.load(Ordering::Relaxed) {
+            *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            self.has_error.store(false, Ordering::Relaxed);
         }
     }
 
-    fn is_in_trouble(&self, reason: String) {
-        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
-        self.is_troubled.store(true, Ordering::Relaxed);
+    fn record_error(&self, reason: String) {
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
+        self.has_error.store(true, Ordering::Relaxed);
     }
 
-    fn failed(&self, place: &Place) {
-        let rest = u64::try_from(REST.as_millis()).unwrap_or(u64::MAX);
-        place.rests_until.store(self.now().saturating_add(rest), Ordering::Relaxed);
+    fn failed(&self, endpoint: &Endpoint) {
+        let rest = u64::try_from(FAILED_FOR.as_millis()).unwrap_or(u64::MAX);
+        endpoint.deprioritized_until.store(self.now().saturating_add(rest), Ordering::Relaxed);
     }
 }
 
 impl Known {
-    fn learn(&mut self, list: Arc<Vec<String>>, config: &ClientConfig) {
-        let place = |address: &String| {
-            // One that stays keeps its connection.
-            if let Some(known) = self.places.iter().find(|known| known.address == *address) {
+    fn update(&mut self, list: Arc<Vec<String>>, config: &ClientConfig) {
+        let endpoint = |address: &String| {
+            // A logic that stays in the list keeps its connection.
+            if let Some(known) = self.endpoints.iter().find(|known| known.address == *address) {
                 return Some(Arc::clone(known));
             }
             match GrpcLogic::new(address, config.clone()) {
                 Ok(logic) => {
-                    tracing::info!(address, "a logic has come");
-                    let place = Place { address: address.clone(), logic, rests_until: AtomicU64::new(0) };
-                    Some(Arc::new(place))
+                    tracing::info!(address, "a logic was added");
+                    let endpoint =
+                        Endpoint { address: address.clone(), logic, deprioritized_until: AtomicU64::new(0) };
+                    Some(Arc::new(endpoint))
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a logic cannot be reached");
@@ -189,17 +191,17 @@ impl Known {
                 }
             }
         };
-        let places: Vec<Arc<Place>> = list.iter().filter_map(place).collect();
-        for gone in self.places.iter().filter(|known| !list.contains(&known.address)) {
-            tracing::info!(address = gone.address, "a logic has gone");
+        let endpoints: Vec<Arc<Endpoint>> = list.iter().filter_map(endpoint).collect();
+        for gone in self.endpoints.iter().filter(|known| !list.contains(&known.address)) {
+            tracing::info!(address = gone.address, "a logic was removed");
         }
-        (self.list, self.places) = (list, Arc::new(places));
+        (self.list, self.endpoints) = (list, Arc::new(endpoints));
     }
 }
 
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared").field("logics", &self.places()).finish_non_exhaustive()
+        f.debug_struct("Shared").field("logics", &self.endpoints()).finish_non_exhaustive()
     }
 }
 
@@ -244,12 +246,12 @@ impl LogicPort for GrpcLogics {
         self.ask(no_logic, is_unavailable, move |logic| logic.renew_online(report.clone()))
     }
 
-    /// Made once: what the backend has done may not be done twice.
+    /// Called once: the backend may have handled the packet.
     fn receive(&self, upstream: Upstream) -> Call<Result<Bytes, LogicError>> {
         self.ask_once(move |logic| logic.receive(upstream))
     }
 
-    /// Made once: a message may not be appended twice.
+    /// Called once: the message may have been appended.
     fn timeline(&self, request: TimelineRequest) -> Call<Result<Bytes, LogicError>> {
         self.ask_once(move |logic| logic.timeline(request))
     }

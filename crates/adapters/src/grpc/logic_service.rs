@@ -1,4 +1,4 @@
-//! goim's service `goim.logic.Logic` in front of logic.
+//! goim's service `goim.logic.Logic` over logic.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use super::proto::logic::{
 use super::server::accepting;
 use super::status;
 
-/// Answers which comets a client should go to: by platform and by the client's address.
+/// Returns the comets for a client, by platform and by the client's address.
 pub type NodesFn = Arc<dyn Fn(&str, &str) -> NodesReply + Send + Sync>;
 
 struct LogicService {
@@ -30,16 +30,16 @@ struct LogicService {
     nodes: NodesFn,
 }
 
-/// The service, to be given to [`super::serve`].
+/// Creates the service, for [`super::serve`].
 ///
-/// A Go comet does not say where a client comes from; its clients have the address `0.0.0.0`.
+/// A Go comet does not send the client's address, which is then `0.0.0.0`.
 #[must_use]
 pub fn logic_service(logic: Arc<dyn LogicPort>, nodes: NodesFn) -> Routes {
     let own = ClusterServer::new(OwnService { logic: Arc::clone(&logic) });
     Routes::new(accepting!(LogicServer::new(LogicService { logic, nodes }))).add_service(own)
 }
 
-/// What only our own comets ask.
+/// The calls of our own comets.
 struct OwnService {
     logic: Arc<dyn LogicPort>,
 }
@@ -69,7 +69,7 @@ impl ClusterLogic for OwnService {
     }
 }
 
-/// A Go comet does not say where a client comes from.
+/// A Go comet does not send the client's address.
 fn address_of(text: &str) -> IpAddr {
     text.parse().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
 }

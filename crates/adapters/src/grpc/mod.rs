@@ -1,13 +1,13 @@
-//! goim's gRPC services, on both ends.
+//! goim's gRPC services, both ends.
 //!
-//! The servers put a port behind the wire ([`comet_service()`], [`logic_service()`], [`serve`]); the clients put the wire behind
-//! a port ([`GrpcComet`], [`GrpcLogic`]). The contracts are in `api/`: goim's packages, paths and numbers, so each end
-//! works with a Go process on the other. What goim lacks travels in fields from number 16 up, which Go skips, and in calls of
-//! our own (`goim.cluster`), which Go does not know; without them everything works as in goim.
+//! The servers ([`comet_service()`], [`logic_service()`], [`serve`]) call a port; the clients
+//! ([`GrpcComet`], [`GrpcLogic`]) are a port. The contracts are in `api/`: goim's packages, paths
+//! and numbers, so each end works with a Go process. What goim does not have uses fields from
+//! number 16 up, which Go skips, and our own services (`goim.cluster`), without which everything
+//! works as in goim.
 //!
-//! Nothing here decides anything: a request becomes a call of the port, its answer becomes the reply. Errors have the status
-//! UNKNOWN and goim's text. Because that does not tell a refusal from a failure, our servers add a header that says
-//! which it is, and our clients look for it.
+//! Invariant: nothing is decided here. Errors have the status UNKNOWN and goim's text; a header of
+//! ours distinguishes a refusal from a failure.
 
 mod address;
 mod backend_client;

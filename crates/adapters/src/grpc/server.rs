@@ -1,4 +1,4 @@
-//! Serving on a socket: accepting, keepalive, limits and the end.
+//! Serving on a socket: accepting, keep-alive, limits and shutdown.
 
 use std::future::Future;
 use std::pin::{Pin, pin};
@@ -17,11 +17,11 @@ use tonic::transport::Server;
 use tonic::{Code, Status};
 use tower::util::MapResponseLayer;
 
-/// Largest message that is taken, before and after decompression, in bytes: what Go's servers take, so that a message is
-/// not taken by one node and refused by another.
+/// Maximum size of a message before and after decompression, in bytes: the limit of Go's servers,
+/// so that all nodes accept the same messages.
 pub(super) const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// Pause after an accept that failed, for example because the process has no descriptors left.
+/// Pause after a failed accept, for example if the process has no descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Why serving ended early.
@@ -29,16 +29,16 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[error("cannot serve gRPC: {0}")]
 pub struct ServeError(#[from] tonic::transport::Error);
 
-/// Serves `services` on `listener` until `shutdown` comes; then takes no more connections and calls, and returns when
-/// the calls that are under way have ended, or after [`ServerConfig::connection_age_grace`].
+/// Serves `services` on `listener` until `shutdown` resolves. Then accepts no more connections and
+/// calls, and returns when the calls in flight have ended, or after [`ServerConfig::connection_age_grace`].
 ///
-/// Accepting survives whatever goes wrong with one connection, and running out of descriptors.
+/// Errors of single connections, and a lack of descriptors, do not stop accepting.
 ///
 /// # Errors
-/// [`ServeError`] when the server cannot be set up.
+/// [`ServeError`] if the server cannot be set up.
 ///
 /// # Cancel safety
-/// Dropping the future stops accepting at once; calls that are under way go on.
+/// Dropping the future stops accepting immediately; calls in flight continue.
 pub async fn serve(
     listener: TcpListener,
     config: ServerConfig,
@@ -67,14 +67,14 @@ pub async fn serve(
     match timeout(config.connection_age_grace, serving).await {
         Ok(ended) => Ok(ended?),
         Err(_) => {
-            tracing::warn!("calls from other nodes are still under way and are left behind");
+            tracing::warn!("calls from other nodes are still in flight; they are dropped");
             Ok(())
         }
     }
 }
 
-/// What every service of ours takes: gzip, and messages of any size that Go's servers take. Replies are not compressed,
-/// since goim's job cannot read them then, and are not limited.
+/// Sets what all services accept: gzip, and messages up to the limit of Go's servers. Replies are
+/// not compressed, since goim's job cannot read that, and are not limited.
 macro_rules! accepting {
     ($service:expr) => {
         $service
@@ -85,8 +85,8 @@ macro_rules! accepting {
 }
 pub(super) use accepting;
 
-/// A message over the limit is RESOURCE_EXHAUSTED in gRPC's own servers; the library says OUT_OF_RANGE, a status that
-/// nothing else here uses.
+/// Uses RESOURCE_EXHAUSTED for a message above the limit, as gRPC's own servers do; the library
+/// uses OUT_OF_RANGE, which nothing else here uses.
 fn too_large_is_resource_exhausted(mut response: Response<Body>) -> Response<Body> {
     let out_of_range = HeaderValue::from(Code::OutOfRange as i32);
     if let Some(status) = response.headers_mut().get_mut(Status::GRPC_STATUS)
@@ -97,7 +97,7 @@ fn too_large_is_resource_exhausted(mut response: Response<Body>) -> Response<Bod
     response
 }
 
-/// Connections as they come, without end and without errors.
+/// Accepted connections, without end and without errors.
 struct Incoming {
     listener: TcpListener,
     pause: Option<Pin<Box<Sleep>>>,
@@ -114,7 +114,7 @@ impl Stream for Incoming {
             }
             match std::task::ready!(self.listener.poll_accept(context)) {
                 Ok((connection, _)) => {
-                    // Only speed is lost without it.
+                    // Without it only speed is lost.
                     let _ = connection.set_nodelay(true);
                     return Poll::Ready(Some(Ok(connection)));
                 }

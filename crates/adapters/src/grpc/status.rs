@@ -1,7 +1,7 @@
 //! Errors of the ports as statuses, and back.
 //!
-//! goim has one status for everything, UNKNOWN, and its texts are part of the contract. Our header [`KIND`] says what
-//! kind of error it is; a status without it comes from a Go process.
+//! goim has a single status, UNKNOWN, and its texts are part of the contract. Our header [`KIND`]
+//! has the kind of the error; a status without it is from a Go process.
 
 use std::error::Error;
 use std::time::Duration;
@@ -10,26 +10,27 @@ use goim_ports::{AuthFailure, CometError, ConnectError, LogicError};
 use tonic::metadata::{AsciiMetadataValue, MetadataMap, MetadataValue};
 use tonic::{Code, Status};
 
-/// Header that tells errors apart.
+/// Header with the kind of an error.
 const KIND: &str = "goim-error";
 /// Header with the limit that a [`BUSY`] comet has reached.
 const LIMIT: &str = "goim-limit";
 
-/// Header of a refusal: the client is an extended one, and may be told why.
+/// Header of a refusal: the client is negotiated and can receive the reason.
 const EXTENDED: &str = "goim-negotiated";
 
 const UNAVAILABLE: &str = "unavailable";
 const TIMEOUT: &str = "timeout";
 const BUSY: &str = "busy";
 const LIMITED: &str = "limited";
-/// Header with the milliseconds after which a [`LIMITED`] request may be made again.
+/// Header with the time after which a [`LIMITED`] request may be sent again, in milliseconds.
 const RETRY_AFTER_MS: &str = "goim-retry-after-ms";
 
-/// goim's texts for requests that make no sense. The third has two blanks.
+/// goim's texts for invalid requests. The third has two spaces.
 pub(super) const PUSH_ARGUMENTS: &str = "rpc pushmsg arg error";
 pub(super) const BROADCAST_ARGUMENTS: &str = "rpc broadcast arg error";
 pub(super) const ROOM_ARGUMENTS: &str = "rpc broadcast  room arg error";
-/// What a Go comet says when a session did not keep up: it has dropped the message for it and for the keys behind it.
+/// The text of a Go comet when a session was too slow: it has dropped the message for it and for
+/// the keys after it.
 const SESSION_FULL: &str = "signal channel full, msg dropped";
 
 fn of_kind(kind: &'static str, text: String) -> Status {
@@ -42,7 +43,7 @@ fn kind_of(status: &Status) -> Option<&str> {
     status.metadata().get(KIND)?.to_str().ok()
 }
 
-/// True when the other side has answered, as opposed to the connection having failed.
+/// Returns true if the peer has replied, false if the connection failed.
 fn is_answer(status: &Status) -> bool {
     status.code() == Code::Unknown && status.source().is_none()
 }
@@ -114,7 +115,7 @@ pub(super) fn to_connect(status: &Status) -> ConnectError {
     ConnectError { negotiated, ..ConnectError::because(reason.unwrap_or(AuthFailure::AuthRefused), detail) }
 }
 
-/// The same of a call that only our own logics know.
+/// The same for a call that only our own logics have.
 pub(super) fn to_refresh(status: &Status) -> ConnectError {
     match status.code() {
         Code::Unimplemented => ConnectError::unavailable("the logic refreshes no tokens"),
@@ -156,7 +157,7 @@ pub(super) fn to_logic(status: &Status) -> LogicError {
     }
 }
 
-/// The text of an answer; for a failed connection with its cause, which is what an operator needs.
+/// Returns the text of a reply; for a failed connection with its cause, for the operator.
 fn text_of(status: &Status) -> String {
     let mut text = status.message().to_owned();
     let mut cause = status.source();

@@ -1,5 +1,5 @@
-//! The services over real sockets: what was captured from goim, what our own clients make of it, and what happens when
-//! something goes wrong.
+//! The services over real sockets: calls captured from goim, calls of our own clients, and
+//! failures.
 
 mod backend;
 mod captured;
@@ -22,7 +22,7 @@ use tonic::{Request, Status};
 use super::*;
 use fakes::{FakeComet, FakeLogic};
 
-/// A server on a port of its own.
+/// A server on an ephemeral port.
 struct Served {
     address: String,
     stop: Option<oneshot::Sender<()>>,
@@ -35,7 +35,7 @@ impl Served {
     }
 
     async fn at(address: &str, services: Routes, config: ServerConfig) -> Self {
-        // Of a server that is started again somebody's connection may have the port.
+        // After a restart another process may have the port.
         let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
         let listener = loop {
             match TcpListener::bind(address).await {
@@ -68,7 +68,7 @@ impl Served {
     }
 }
 
-/// Sends a message as it is and gives the reply as it is.
+/// Sends an encoded message and returns the encoded reply.
 async fn raw(channel: Channel, path: &str, message: Bytes, gzip: bool) -> Result<Bytes, Status> {
     let mut client = Grpc::new(channel).max_encoding_message_size(usize::MAX);
     if gzip {

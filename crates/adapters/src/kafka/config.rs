@@ -8,7 +8,7 @@ use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError as ClientError;
 
-use super::begin::Begin;
+use super::group_start::GroupStart;
 use super::log::KafkaError;
 
 /// How often metadata is refreshed: new partitions and a recreated topic are noticed within this
@@ -155,7 +155,7 @@ impl KafkaConfig {
     }
 
     /// The properties of the consumer.
-    pub(super) fn consumer(&self, begin: Begin) -> ClientConfig {
+    pub(super) fn consumer(&self, group_start: GroupStart) -> ClientConfig {
         let mut client = self.client();
         client.set("group.id", &self.group);
         // Cooperative: a member that joins or leaves interrupts only the partitions that move.
@@ -167,7 +167,7 @@ impl KafkaConfig {
         }
         // A partition without an offset was added while the group runs, and an offset out of range
         // is before the oldest record: both are read from the beginning.
-        let is_latest = begin == Begin::Open && self.auto_offset_reset == OffsetReset::Latest;
+        let is_latest = group_start == GroupStart::Unknown && self.auto_offset_reset == OffsetReset::Latest;
         client.set("auto.offset.reset", if is_latest { "latest" } else { "earliest" });
         // Offsets are committed after the comets have accepted a record.
         client.set("enable.auto.offset.store", "false").set("enable.auto.commit", "false");

@@ -1,5 +1,7 @@
-//! What happens to sessions, and who is away, on topics. Of sessions: one record an event, JSON, the member's number or the session's key as its key, so that what
-//! happens to one stays in order.
+//! Session events and offline members as records on Kafka topics.
+//!
+//! A session event has the member's id as its key, or the session key of an anonymous session, so
+//! that the events of one member or session stay in order.
 
 use std::time::Duration;
 
@@ -11,15 +13,16 @@ use super::config::KafkaConfig;
 use super::config::refused;
 use super::log::KafkaError;
 
-/// How an event is written.
+/// Encodes an event as JSON.
 pub type WriteEvent = fn(&LifecycleEvent) -> String;
 
-/// The key of a record about a session: the member, so that what is of one stays in order, or the session's own where there is none.
+/// Returns the key of a record about a session: the member's id, or the session key of an anonymous
+/// session.
 pub(super) fn key_of(mid: Mid, key: &SessionKey) -> String {
     if mid.is_anonymous() { key.to_string() } else { mid.0.to_string() }
 }
 
-/// The writing end of the events' topic.
+/// A sink that writes session events to a topic.
 #[derive(Clone)]
 pub struct KafkaEvents {
     producer: FutureProducer,
@@ -29,10 +32,10 @@ pub struct KafkaEvents {
 }
 
 impl KafkaEvents {
-    /// A topic on the brokers of the push log.
+    /// Creates the sink for a topic on the brokers of the push log.
     ///
     /// # Errors
-    /// [`KafkaError::Config`] for a property that librdkafka refuses.
+    /// [`KafkaError::Config`] for a property that librdkafka rejects.
     pub fn new(config: &KafkaConfig, topic: &str, write: WriteEvent) -> Result<Self, KafkaError> {
         let producer = config.producer().create().map_err(|error| refused(&error))?;
         Ok(Self { producer, topic: topic.to_owned(), write, deadline: config.delivery_timeout })
@@ -61,7 +64,7 @@ async fn send_all(
     deadline: Duration,
     records: Vec<(String, String)>,
 ) -> Result<(), LogicError> {
-    // All are on their way before the first is waited for.
+    // All records are sent before the first acknowledgement is awaited.
     let sent: Vec<_> = records
         .iter()
         .map(|(key, value)| {
@@ -74,36 +77,37 @@ async fn send_all(
     Ok(())
 }
 
-/// How a member who is away is written.
-pub type WriteAway = fn(&OfflineMember) -> String;
+/// Encodes an offline member as JSON.
+pub type WriteOffline = fn(&OfflineMember) -> String;
 
-/// Members who are away, on a topic: one record a member and message, the member's number as its key.
+/// A sink that writes offline members to a topic: one record per member and message, with the
+/// member's id as its key.
 #[derive(Clone)]
-pub struct KafkaAway {
+pub struct KafkaOffline {
     producer: FutureProducer,
     topic: String,
-    write: WriteAway,
+    write: WriteOffline,
     deadline: Duration,
 }
 
-impl KafkaAway {
-    /// A topic on the brokers of the push log.
+impl KafkaOffline {
+    /// Creates the sink for a topic on the brokers of the push log.
     ///
     /// # Errors
-    /// [`KafkaError::Config`] for a property that librdkafka refuses.
-    pub fn new(config: &KafkaConfig, topic: &str, write: WriteAway) -> Result<Self, KafkaError> {
+    /// [`KafkaError::Config`] for a property that librdkafka rejects.
+    pub fn new(config: &KafkaConfig, topic: &str, write: WriteOffline) -> Result<Self, KafkaError> {
         let producer = config.producer().create().map_err(|error| refused(&error))?;
         Ok(Self { producer, topic: topic.to_owned(), write, deadline: config.delivery_timeout })
     }
 }
 
-impl std::fmt::Debug for KafkaAway {
+impl std::fmt::Debug for KafkaOffline {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("KafkaAway").field("topic", &self.topic).finish_non_exhaustive()
+        f.debug_struct("KafkaOffline").field("topic", &self.topic).finish_non_exhaustive()
     }
 }
 
-impl OfflineSink for KafkaAway {
+impl OfflineSink for KafkaOffline {
     fn report(&self, members: Vec<OfflineMember>) -> Call<Result<(), LogicError>> {
         let Self { producer, topic, write, deadline } = self.clone();
         let record = move |member: &OfflineMember| (member.mid.to_string(), write(member));

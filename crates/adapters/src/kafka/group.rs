@@ -1,8 +1,9 @@
-//! Who else is in the consumer group.
+//! The other members of the consumer group.
 //!
-//! goim's jobs (sarama) and librdkafka cannot share one: they write the metadata of their subscriptions in forms that the other
-//! cannot read. With a Go leader the group never finishes its rebalance and nobody gets any push; with ours the Go jobs go
-//! empty. So a job of ours looks before it joins.
+//! goim's Go jobs (sarama) and librdkafka cannot share a group: neither can read the other's
+//! subscription metadata. With a Go leader the rebalance never completes and no job gets pushes;
+//! with a librdkafka leader the Go jobs get no partitions. So a job checks the group before it
+//! joins.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 use rdkafka::consumer::{Consumer, ConsumerContext};
 use rdkafka::groups::GroupList;
 
-/// Pause between two questions.
+/// Pause between two requests.
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// The client id of goim's jobs.
@@ -19,33 +20,33 @@ const SARAMA: &str = "sarama";
 /// Why a job does not join the group.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GroupError {
-    /// goim's own jobs are in it.
+    /// goim's Go jobs are members of the group.
     #[error(
-        "consumer group {group} has {members} members of goim's Go jobs ({hosts}), and the two kinds cannot share a group: \
-         stop the Go jobs first, then start this one with the same group; it goes on at their offsets \
+        "consumer group {group} has {members} members of goim's Go jobs ({hosts}), which cannot share a group with this job: \
+         stop the Go jobs first, then start this job with the same group; it continues at their offsets \
          (docs/migrating-from-goim.md, \"Jobs\")"
     )]
     GoJobs {
         /// The group.
         group: String,
-        /// How many of them there are.
+        /// The number of Go jobs.
         members: usize,
-        /// Where they run.
+        /// Their hosts.
         hosts: String,
     },
-    /// The group could not be looked at.
-    #[error("consumer group {group} cannot be looked at through {brokers}: {reason}")]
+    /// The group could not be described.
+    #[error("consumer group {group} cannot be described through {brokers}: {reason}")]
     Unavailable {
         /// The group.
         group: String,
         /// The brokers that were asked.
         brokers: String,
-        /// What the client says.
+        /// The error of the client.
         reason: String,
     },
 }
 
-/// Looks whether goim's jobs are in the group. Blocks for `deadline` at most.
+/// Checks that no Go job is in the group. Blocks for `deadline` at most.
 pub(super) fn check<C: ConsumerContext>(
     consumer: &impl Consumer<C>,
     group: &str,
@@ -57,7 +58,7 @@ pub(super) fn check<C: ConsumerContext>(
         let left = until.saturating_duration_since(Instant::now()).max(PAUSE);
         match consumer.fetch_group_list(Some(group), left) {
             Ok(list) => break list,
-            // A broker that has just started does not know its groups yet.
+            // A broker that has just started has not loaded its groups yet.
             Err(_) if Instant::now() + PAUSE < until => std::thread::sleep(PAUSE),
             Err(error) => {
                 return Err(GroupError::Unavailable {
@@ -77,8 +78,8 @@ pub(super) fn check<C: ConsumerContext>(
     Err(GroupError::GoJobs { group: group.to_owned(), members: hosts.len(), hosts: hosts.join(", ") })
 }
 
-/// The partitions of a topic that members of the group have; `None` while the group is agreeing, or
-/// when that cannot be read.
+/// Returns the partitions of a topic that are assigned to members; `None` during a rebalance, or
+/// when an assignment cannot be read.
 pub(super) fn assigned(list: &GroupList, topic: &str) -> Option<BTreeSet<i32>> {
     let mut all = BTreeSet::new();
     for group in list.groups() {
@@ -92,13 +93,13 @@ pub(super) fn assigned(list: &GroupList, topic: &str) -> Option<BTreeSet<i32>> {
     Some(all)
 }
 
-/// What a group is in that has agreed.
+/// The state of a group whose rebalance is complete.
 const STABLE: &str = "Stable";
 
-/// A topic's partitions in an assignment as consumers write it: a version, and a list of topics
-/// with their partitions.
+/// Reads a topic's partitions from an assignment in the consumer protocol: a version, and a list of
+/// topics with their partitions.
 fn partitions_of(assignment: &[u8], topic: &str) -> Option<Vec<i32>> {
-    // Whoever has nothing may have no assignment at all.
+    // A member without partitions may have an empty assignment.
     if assignment.is_empty() {
         return Some(Vec::new());
     }

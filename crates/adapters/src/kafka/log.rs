@@ -1,19 +1,23 @@
-//! The writing end: records go out in the order of their appends, and whoever appended hears when all replicas have them.
+//! The writer: sends records in the order of their appends, and completes an append when all
+//! replicas have the record.
 //!
-//! What waits is bounded here and not in librdkafka: by records and bytes that are out, and by appends that wait for room. An
-//! append that finds room is handed to librdkafka on the spot; one that does not stands in a row, which a task of its own
-//! empties from the front as acknowledgements come in. Both happen under one lock, so that nobody is overtaken.
+//! The bounds are enforced here and not in librdkafka: records and bytes in flight, and appends
+//! that wait for budget. An append with budget is passed to librdkafka immediately; others queue,
+//! and a task sends them in order as acknowledgements arrive. Both happen under one lock, so no
+//! append overtakes another.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use goim_ports::{AppendError, Appended, Call, PushLog, PushRecord};
+use parking_lot::{Mutex, MutexGuard};
 use rdkafka::ClientContext;
 use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
 use tokio::sync::{Notify, oneshot};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::config::KafkaConfig;
 use super::config::refused;
@@ -21,17 +25,17 @@ use super::metrics::{Count, KafkaWriteStats};
 use super::record;
 use crate::push_size::kafka_len;
 
-/// How long the brokers are asked for the topic at the start.
+/// How long startup waits for the topic.
 const START_DEADLINE: Duration = Duration::from_secs(10);
-/// Pause between two questions.
+/// Pause between two requests.
 const START_PAUSE: Duration = Duration::from_millis(200);
-/// What a record that is out takes in memory besides its key and value.
+/// The memory that a record in flight takes besides its key and value, in bytes.
 const RECORD_OVERHEAD: usize = 256;
 
-/// Why the push log on Kafka does not start.
+/// Why the push log on Kafka cannot start.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KafkaError {
-    /// A property that librdkafka refuses.
+    /// librdkafka rejects a property.
     #[error("kafka: {0}")]
     Config(String),
     /// No broker answers.
@@ -39,10 +43,10 @@ pub enum KafkaError {
     Unavailable {
         /// Which brokers were asked.
         brokers: String,
-        /// What the client says.
+        /// The error of the client.
         reason: String,
     },
-    /// The topic does not exist, and the brokers do not make it by themselves.
+    /// The topic does not exist, and the brokers do not create it.
     #[error(
         "kafka topic {topic} does not exist on {brokers}; create it, with as many partitions as jobs may run at once"
     )]
@@ -57,47 +61,48 @@ pub enum KafkaError {
     Group(#[from] super::GroupError),
 }
 
-type Answer = Result<(), AppendError>;
+type AppendOutcome = Result<(), AppendError>;
 
-/// The writing end of the push log on Kafka.
+/// The writer of the push log on Kafka.
 pub struct KafkaPushLog {
-    shared: Arc<Shared>,
-    pump: tokio::task::JoinHandle<()>,
+    state: Arc<WriterState>,
+    _admit_task: AbortOnDropHandle<()>,
 }
 
-struct Shared {
+struct WriterState {
     config: KafkaConfig,
-    room: Arc<Room>,
-    order: Mutex<Order>,
+    budget: Arc<InFlightBudget>,
+    queue: Mutex<SendQueue>,
 }
 
-/// Everything that must happen in the order of the appends.
-struct Order {
-    producer: ThreadedProducer<Deliveries>,
-    waiting: VecDeque<Waiting>,
+/// The producer, and the appends that wait for budget, in order.
+struct SendQueue {
+    producer: ThreadedProducer<DeliveryContext>,
+    waiting: VecDeque<WaitingAppend>,
 }
 
-/// An append that waits for room.
-struct Waiting {
-    record: Prepared,
-    answer: oneshot::Sender<Answer>,
-    until: Instant,
+/// An append that waits for budget.
+struct WaitingAppend {
+    record: EncodedRecord,
+    answer: oneshot::Sender<AppendOutcome>,
+    deadline: Instant,
 }
 
-/// A record as it goes out.
-struct Prepared {
+/// A record as it is sent.
+struct EncodedRecord {
     key: String,
     value: Vec<u8>,
     timestamp: i64,
 }
 
-/// What may be out, and what is.
+/// The records and bytes in flight, and the counters of the writer.
 #[derive(Default)]
-struct Room {
-    out: Mutex<Out>,
+struct InFlightBudget {
+    in_flight: Mutex<InFlight>,
+    /// Notified when budget is released, and when an append begins to wait.
     freed: Notify,
-    /// librdkafka has given up this producer; another one is wanted.
-    fatal: AtomicBool,
+    /// librdkafka reported a fatal error: the producer must be replaced.
+    is_fatal: AtomicBool,
     appended: Count,
     failed: Count,
     rejected_full: Count,
@@ -105,72 +110,72 @@ struct Room {
 }
 
 #[derive(Debug, Default, Clone, Copy)]
-struct Out {
+struct InFlight {
     records: usize,
     bytes: usize,
 }
 
-/// One record that is out.
-struct Delivery {
-    answer: oneshot::Sender<Answer>,
+/// The state of one record in flight.
+struct PendingDelivery {
+    answer: oneshot::Sender<AppendOutcome>,
     bytes: usize,
 }
 
-/// Hears from librdkafka, on its thread.
-struct Deliveries {
-    room: Arc<Room>,
-    late: String,
+/// The callbacks of librdkafka, which run on its thread.
+struct DeliveryContext {
+    budget: Arc<InFlightBudget>,
+    timeout_text: String,
 }
 
-impl ClientContext for Deliveries {
+impl ClientContext for DeliveryContext {
     fn error(&self, error: ClientError, reason: &str) {
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::Fatal) {
-            self.room.fatal.store(true, Ordering::Release);
-            tracing::error!(reason, "kafka: the producer is given up and made anew");
+            self.budget.is_fatal.store(true, Ordering::Release);
+            tracing::error!(reason, "kafka: fatal producer error; replacing the producer");
         } else {
             tracing::debug!(%error, reason, "kafka");
         }
     }
 }
 
-impl ProducerContext for Deliveries {
-    type DeliveryOpaque = Box<Delivery>;
+impl ProducerContext for DeliveryContext {
+    type DeliveryOpaque = Box<PendingDelivery>;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, delivery: Box<Delivery>) {
-        let Delivery { answer, bytes } = *delivery;
+    fn delivery(&self, result: &DeliveryResult<'_>, delivery: Box<PendingDelivery>) {
+        let PendingDelivery { answer, bytes } = *delivery;
         let outcome = match result {
             Ok(_) => {
-                self.room.appended.add(1);
+                self.budget.appended.add(1);
                 Ok(())
             }
             Err((error, _)) => {
-                self.room.failed.add(1);
+                self.budget.failed.add(1);
                 Err(self.append_error(error, bytes))
             }
         };
-        self.room.give_back(bytes);
-        // Who has dropped the call does not want to know.
+        self.budget.release(bytes);
+        // A caller that dropped its call does not want the result.
         let _ = answer.send(outcome);
     }
 }
 
-impl Deliveries {
-    /// What has become of a record that was on its way. Whatever is not a clear refusal leaves it
-    /// open.
+impl DeliveryContext {
+    /// Maps the error of a record in flight. Everything but a clear refusal is
+    /// [`AppendError::Unknown`].
     fn append_error(&self, error: &ClientError, bytes: usize) -> AppendError {
         match error.rdkafka_error_code() {
             Some(RDKafkaErrorCode::MessageSizeTooLarge) => {
                 let size = bytes.saturating_sub(RECORD_OVERHEAD);
                 AppendError::TooLarge { size, limit: size.saturating_sub(1) }
             }
-            Some(RDKafkaErrorCode::MessageTimedOut) => AppendError::Unknown(self.late.clone()),
+            Some(RDKafkaErrorCode::MessageTimedOut) => AppendError::Unknown(self.timeout_text.clone()),
             Some(code) if is_refusal(code) => AppendError::Unavailable(format!("kafka: {error}")),
             _ => AppendError::Unknown(format!("kafka: {error}")),
         }
     }
 }
 
-/// True for errors with which a broker says that it has not written a record, and will not.
+/// Returns whether the error means that the broker has not written the record and will not.
 pub(super) fn is_refusal(code: RDKafkaErrorCode) -> bool {
     use RDKafkaErrorCode as Code;
     matches!(
@@ -191,31 +196,31 @@ pub(super) fn is_refusal(code: RDKafkaErrorCode) -> bool {
     )
 }
 
-impl Room {
-    fn out(&self) -> MutexGuard<'_, Out> {
-        self.out.lock().unwrap_or_else(PoisonError::into_inner)
+impl InFlightBudget {
+    fn in_flight(&self) -> MutexGuard<'_, InFlight> {
+        self.in_flight.lock()
     }
 
-    /// Takes room for a record, if there is; one record always has room.
-    fn take(&self, bytes: usize, config: &KafkaConfig) -> bool {
-        let mut out = self.out();
+    /// Reserves budget for a record. An empty budget accepts a record of any size.
+    fn try_reserve(&self, bytes: usize, config: &KafkaConfig) -> bool {
+        let mut out = self.in_flight();
         let fits = out.records < config.records_max && out.bytes.saturating_add(bytes) <= config.bytes_max;
         if fits || out.records == 0 {
-            *out = Out { records: out.records + 1, bytes: out.bytes + bytes };
+            *out = InFlight { records: out.records + 1, bytes: out.bytes + bytes };
             return true;
         }
         false
     }
 
-    fn give_back(&self, bytes: usize) {
-        let mut out = self.out();
-        *out = Out { records: out.records.saturating_sub(1), bytes: out.bytes.saturating_sub(bytes) };
+    fn release(&self, bytes: usize) {
+        let mut out = self.in_flight();
+        *out = InFlight { records: out.records.saturating_sub(1), bytes: out.bytes.saturating_sub(bytes) };
         drop(out);
         self.freed.notify_one();
     }
 }
 
-impl Prepared {
+impl EncodedRecord {
     fn new(record: &PushRecord) -> Self {
         let key = record.partition_key().into_owned();
         Self { key, value: record::value(record), timestamp: record::timestamp(record) }
@@ -227,76 +232,73 @@ impl Prepared {
 }
 
 impl KafkaPushLog {
-    /// Connects, and looks whether the topic is there. Must be called inside a tokio runtime.
+    /// Connects and checks that the topic exists. Must be called inside a tokio runtime.
     ///
     /// # Errors
     /// [`KafkaError`], after 10 s at most.
     pub async fn start(config: KafkaConfig) -> Result<Arc<Self>, KafkaError> {
-        let room = Arc::new(Room::default());
-        let producer = producer(&config, &room)?;
+        let budget = Arc::new(InFlightBudget::default());
+        let producer = producer(&config, &budget)?;
         let topic = config.topic.clone();
         let brokers = config.broker_list();
-        let looked = tokio::task::spawn_blocking(move || {
-            let found = look_for_topic(producer.client(), &topic, &brokers);
+        let checked = tokio::task::spawn_blocking(move || {
+            let found = wait_for_topic(producer.client(), &topic, &brokers);
             found.map(|_| producer)
         });
-        let producer = looked.await.map_err(|error| KafkaError::Config(error.to_string()))??;
-        let order = Mutex::new(Order { producer, waiting: VecDeque::new() });
-        let shared = Arc::new(Shared { config, room, order });
-        let pump = tokio::spawn(pump(Arc::clone(&shared)));
-        Ok(Arc::new(Self { shared, pump }))
+        let producer = checked.await.map_err(|error| KafkaError::Config(error.to_string()))??;
+        let queue = Mutex::new(SendQueue { producer, waiting: VecDeque::new() });
+        let state = Arc::new(WriterState { config, budget, queue });
+        let admit_task = AbortOnDropHandle::new(tokio::spawn(admit_waiting(Arc::clone(&state))));
+        Ok(Arc::new(Self { state, _admit_task: admit_task }))
     }
 
-    /// The log's figures at this moment.
+    /// Returns the current figures.
     #[must_use]
     pub fn stats(&self) -> KafkaWriteStats {
-        let room = &self.shared.room;
-        let out = *room.out();
+        let budget = &self.state.budget;
+        let in_flight = *budget.in_flight();
         KafkaWriteStats {
-            records: out.records,
-            bytes: out.bytes,
-            waiting: self.shared.order().waiting.len(),
-            appended: room.appended.get(),
-            rejected_full: room.rejected_full.get(),
-            rejected_too_large: room.rejected_too_large.get(),
-            failed: room.failed.get(),
+            records: in_flight.records,
+            bytes: in_flight.bytes,
+            waiting: self.state.queue().waiting.len(),
+            appended: budget.appended.get(),
+            rejected_full: budget.rejected_full.get(),
+            rejected_too_large: budget.rejected_too_large.get(),
+            failed: budget.failed.get(),
         }
-    }
-}
-
-impl Drop for KafkaPushLog {
-    fn drop(&mut self) {
-        self.pump.abort();
     }
 }
 
 impl std::fmt::Debug for KafkaPushLog {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("KafkaPushLog").field("topic", &self.shared.config.topic).finish_non_exhaustive()
+        f.debug_struct("KafkaPushLog").field("topic", &self.state.config.topic).finish_non_exhaustive()
     }
 }
 
-fn producer(config: &KafkaConfig, room: &Arc<Room>) -> Result<ThreadedProducer<Deliveries>, KafkaError> {
-    let late = format!(
+fn producer(
+    config: &KafkaConfig,
+    budget: &Arc<InFlightBudget>,
+) -> Result<ThreadedProducer<DeliveryContext>, KafkaError> {
+    let timeout_text = format!(
         "kafka topic {} on {} did not acknowledge within {:?}",
         config.topic,
         config.broker_list(),
         config.delivery_timeout,
     );
-    let deliveries = Deliveries { room: Arc::clone(room), late };
+    let deliveries = DeliveryContext { budget: Arc::clone(budget), timeout_text };
     config.producer().create_with_context(deliveries).map_err(|error| refused(&error))
 }
 
-/// Asks for the topic until it is there: brokers that make topics by themselves take a moment.
-/// Gives how many partitions it has.
-pub(super) fn look_for_topic<C: ClientContext>(
+/// Waits until the topic exists, and returns the number of its partitions. Brokers that create
+/// topics automatically take a moment.
+pub(super) fn wait_for_topic<C: ClientContext>(
     client: &rdkafka::client::Client<C>,
     topic: &str,
     brokers: &str,
 ) -> Result<i32, KafkaError> {
-    let until = Instant::now() + START_DEADLINE;
+    let deadline = Instant::now() + START_DEADLINE;
     loop {
-        let left = until.saturating_duration_since(Instant::now());
+        let left = deadline.saturating_duration_since(Instant::now());
         let metadata = client.fetch_metadata(Some(topic), left.max(START_PAUSE)).map_err(|error| {
             KafkaError::Unavailable { brokers: brokers.to_owned(), reason: error.to_string() }
         })?;
@@ -305,110 +307,116 @@ pub(super) fn look_for_topic<C: ClientContext>(
         if partitions > 0 {
             return Ok(i32::try_from(partitions).unwrap_or(i32::MAX));
         }
-        if Instant::now() >= until {
+        if Instant::now() >= deadline {
             return Err(KafkaError::NoTopic { topic: topic.to_owned(), brokers: brokers.to_owned() });
         }
         std::thread::sleep(START_PAUSE);
     }
 }
 
-impl Shared {
-    fn order(&self) -> MutexGuard<'_, Order> {
-        self.order.lock().unwrap_or_else(PoisonError::into_inner)
+impl WriterState {
+    fn queue(&self) -> MutexGuard<'_, SendQueue> {
+        self.queue.lock()
     }
 
-    /// Hands a record, whose room is taken, to librdkafka.
-    fn send(&self, order: &mut Order, record: Prepared, answer: oneshot::Sender<Answer>) {
-        if self.room.fatal.swap(false, Ordering::AcqRel) {
-            match producer(&self.config, &self.room) {
-                // Dropping it takes a moment: what is still in it fails.
-                Ok(new) => drop_elsewhere(std::mem::replace(&mut order.producer, new)),
-                Err(error) => tracing::error!(%error, "no producer can be made"),
+    /// Passes a record to librdkafka. Its budget is reserved.
+    fn send(&self, queue: &mut SendQueue, record: EncodedRecord, answer: oneshot::Sender<AppendOutcome>) {
+        if self.budget.is_fatal.swap(false, Ordering::AcqRel) {
+            match producer(&self.config, &self.budget) {
+                // Dropping a producer blocks until its records have failed.
+                Ok(new) => drop_in_background(std::mem::replace(&mut queue.producer, new)),
+                Err(error) => tracing::error!(%error, "the producer cannot be replaced"),
             }
         }
         let bytes = record.bytes();
-        let out = BaseRecord::with_opaque_to(&self.config.topic, Box::new(Delivery { answer, bytes }))
+        let out = BaseRecord::with_opaque_to(&self.config.topic, Box::new(PendingDelivery { answer, bytes }))
             .key(&record.key)
             .payload(&record.value)
             .timestamp(record.timestamp);
-        if let Err((error, back)) = order.producer.send(out) {
-            let Delivery { answer, bytes } = *back.delivery_opaque;
-            let refused = match order.producer.context().append_error(&error, bytes) {
-                // It has not left.
+        if let Err((error, back)) = queue.producer.send(out) {
+            let PendingDelivery { answer, bytes } = *back.delivery_opaque;
+            let refused = match queue.producer.context().append_error(&error, bytes) {
+                // The record was not sent.
                 AppendError::Unknown(reason) => AppendError::Unavailable(reason),
                 refused => refused,
             };
-            self.room.failed.add(1);
-            self.room.give_back(bytes);
+            self.budget.failed.add(1);
+            self.budget.release(bytes);
             let _ = answer.send(Err(refused));
         }
     }
 
-    /// Takes one append, whose size is right, in its place.
-    fn append(&self, order: &mut Order, record: Prepared) -> Result<oneshot::Receiver<Answer>, AppendError> {
+    /// Sends a checked record, or queues it.
+    fn append(
+        &self,
+        queue: &mut SendQueue,
+        record: EncodedRecord,
+    ) -> Result<oneshot::Receiver<AppendOutcome>, AppendError> {
         let (answer, outcome) = oneshot::channel();
-        if order.waiting.is_empty() && self.room.take(record.bytes(), &self.config) {
-            self.send(order, record, answer);
+        if queue.waiting.is_empty() && self.budget.try_reserve(record.bytes(), &self.config) {
+            self.send(queue, record, answer);
             return Ok(outcome);
         }
-        if self.config.append_timeout.is_zero() || order.waiting.len() >= self.config.waiting_max {
-            self.room.rejected_full.add(1);
+        if self.config.append_timeout.is_zero() || queue.waiting.len() >= self.config.waiting_max {
+            self.budget.rejected_full.add(1);
             return Err(AppendError::Full);
         }
-        let until = Instant::now() + self.config.append_timeout;
-        order.waiting.push_back(Waiting { record, answer, until });
-        // The task has to know of the deadline.
-        self.room.freed.notify_one();
+        let deadline = Instant::now() + self.config.append_timeout;
+        queue.waiting.push_back(WaitingAppend { record, answer, deadline });
+        // The task must learn the new deadline.
+        self.budget.freed.notify_one();
         Ok(outcome)
     }
 
     fn check(&self, record: &PushRecord) -> Result<(), AppendError> {
         let (size, limit) = (kafka_len(record), self.config.record_bytes_max);
         if size > limit {
-            self.room.rejected_too_large.add(1);
+            self.budget.rejected_too_large.add(1);
             return Err(AppendError::TooLarge { size, limit });
         }
         Ok(())
     }
 
-    /// Sends what waits and has room, refuses what has waited too long, and says until when the next may wait.
+    /// Sends waiting appends that have budget, refuses those past their deadline, and returns the
+    /// next deadline.
     fn admit(&self) -> Option<Instant> {
-        let mut order = self.order();
+        let mut queue = self.queue();
         loop {
-            let front = order.waiting.front()?;
-            let (bytes, until) = (front.record.bytes(), front.until);
-            let gone = front.answer.is_closed();
-            let late = Instant::now() >= until;
-            if !gone && !late && !self.room.take(bytes, &self.config) {
-                return Some(until);
+            let front = queue.waiting.front()?;
+            let (bytes, deadline) = (front.record.bytes(), front.deadline);
+            let is_cancelled = front.answer.is_closed();
+            let is_late = Instant::now() >= deadline;
+            if !is_cancelled && !is_late && !self.budget.try_reserve(bytes, &self.config) {
+                return Some(deadline);
             }
-            let Waiting { record, answer, .. } = order.waiting.pop_front()?;
-            if gone {
+            let WaitingAppend { record, answer, .. } = queue.waiting.pop_front()?;
+            if is_cancelled {
                 continue;
             }
-            if late {
-                self.room.rejected_full.add(1);
+            if is_late {
+                self.budget.rejected_full.add(1);
                 let _ = answer.send(Err(AppendError::Full));
                 continue;
             }
-            self.send(&mut order, record, answer);
+            self.send(&mut queue, record, answer);
         }
     }
 }
 
-fn drop_elsewhere(producer: ThreadedProducer<Deliveries>) {
-    // Without a thread it is dropped here, which only takes longer.
+/// Drops a producer on another thread.
+fn drop_in_background(producer: ThreadedProducer<DeliveryContext>) {
+    // Without a thread it is dropped here, which blocks for longer.
     let _ = std::thread::Builder::new().name("kafka producer ends".into()).spawn(move || drop(producer));
 }
 
-/// Keeps the row of those that wait moving.
-async fn pump(shared: Arc<Shared>) {
+/// Admits waiting appends as acknowledgements free budget and as deadlines pass.
+async fn admit_waiting(state: Arc<WriterState>) {
     loop {
-        match shared.admit() {
-            Some(until) => {
-                let _ = tokio::time::timeout_at(until.into(), shared.room.freed.notified()).await;
+        match state.admit() {
+            Some(deadline) => {
+                let _ = tokio::time::timeout_at(deadline.into(), state.budget.freed.notified()).await;
             }
-            None => shared.room.freed.notified().await,
+            None => state.budget.freed.notified().await,
         }
     }
 }
@@ -419,31 +427,32 @@ fn stopped() -> AppendError {
 
 impl PushLog for KafkaPushLog {
     /// # Cancel safety
-    /// A dropped call that still waits for room leaves nothing in the log; one that has left may.
+    /// A dropped call that still waits for budget leaves nothing in the log. A record that was sent
+    /// may still be written.
     fn append(&self, record: PushRecord) -> Call<Result<(), AppendError>> {
-        if let Err(error) = self.shared.check(&record) {
+        if let Err(error) = self.state.check(&record) {
             return Call::Ready(Err(error));
         }
-        let prepared = Prepared::new(&record);
-        let appended = self.shared.append(&mut self.shared.order(), prepared);
+        let prepared = EncodedRecord::new(&record);
+        let appended = self.state.append(&mut self.state.queue(), prepared);
         match appended {
             Ok(outcome) => Call::pending(async move { outcome.await.unwrap_or_else(|_| Err(stopped())) }),
             Err(error) => Call::Ready(Err(error)),
         }
     }
 
-    /// All of them go out under one lock, one behind the other. They may be for several partitions,
-    /// and Kafka acknowledges each by itself: when one fails, some behind it may be in the log
-    /// although they are not counted. The error is then [`AppendError::Unknown`].
+    /// All records are sent under one lock, in order. They may go to several partitions, and Kafka
+    /// acknowledges each one separately. When one fails, later ones may be in the log although they
+    /// are not counted; the error is then [`AppendError::Unknown`].
     ///
     /// # Cancel safety
-    /// A dropped call may leave any of them in the log.
+    /// A dropped call may leave any of the records in the log.
     fn append_all(&self, records: Vec<PushRecord>) -> Call<Appended> {
         let mut error = None;
         let mut prepared = Vec::with_capacity(records.len());
         for record in &records {
-            match self.shared.check(record) {
-                Ok(()) => prepared.push(Prepared::new(record)),
+            match self.state.check(record) {
+                Ok(()) => prepared.push(EncodedRecord::new(record)),
                 Err(wrong) => {
                     error = Some(wrong);
                     break;
@@ -451,9 +460,9 @@ impl PushLog for KafkaPushLog {
             }
         }
         let mut outcomes = Vec::with_capacity(prepared.len());
-        let mut order = self.shared.order();
+        let mut queue = self.state.queue();
         for record in prepared {
-            match self.shared.append(&mut order, record) {
+            match self.state.append(&mut queue, record) {
                 Ok(outcome) => outcomes.push(outcome),
                 Err(full) => {
                     error = Some(full);
@@ -461,14 +470,14 @@ impl PushLog for KafkaPushLog {
                 }
             }
         }
-        drop(order);
+        drop(queue);
         Call::pending(async move {
             let (mut accepted, mut failed, mut is_clear) = (0, None, true);
             for outcome in outcomes {
                 match (outcome.await.unwrap_or_else(|_| Err(stopped())), &failed) {
                     (Ok(()), None) => accepted += 1,
                     (Err(first), None) => failed = Some(first),
-                    // Behind the one that failed.
+                    // A later record is in the log, or may be.
                     (Ok(()) | Err(AppendError::Unknown(_)), Some(_)) => is_clear = false,
                     (Err(_), Some(_)) => {}
                 }

@@ -2,41 +2,41 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Figures of the writing end.
+/// Figures of the writer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct KafkaWriteStats {
     /// Records that wait for their acknowledgement.
     pub records: usize,
     /// Bytes of those.
     pub bytes: usize,
-    /// Appends that wait for room.
+    /// Appends that wait for budget.
     pub waiting: usize,
-    /// Records ever acknowledged.
+    /// Records acknowledged since the start.
     pub appended: u64,
-    /// Appends ever refused because there was no room.
+    /// Appends refused because the log was full.
     pub rejected_full: u64,
-    /// Appends ever refused because the record was too large.
+    /// Appends refused because the record was too large.
     pub rejected_too_large: u64,
-    /// Records of which it is not known whether they are in the log.
+    /// Records whose delivery failed or is unknown.
     pub failed: u64,
 }
 
-/// Figures of the reading end.
+/// Figures of the reader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct KafkaReadStats {
-    /// Partitions that are read here.
+    /// Partitions assigned to this member.
     pub partitions: u64,
-    /// Records ever read.
+    /// Records read since the start.
     pub read: u64,
-    /// Records ever put aside because they are no pushes.
+    /// Records skipped because they are no pushes.
     pub poison: u64,
-    /// How often partitions came or went.
+    /// Rebalances.
     pub rebalances: u64,
-    /// Errors of brokers and connections, which librdkafka gets over by itself.
+    /// Errors of brokers and connections that librdkafka recovers from.
     pub errors: u64,
 }
 
-/// A number that one side raises and the other shows.
+/// A counter or gauge that one thread writes and others read.
 #[derive(Debug, Default)]
 pub(super) struct Count(AtomicU64);
 

@@ -1,24 +1,26 @@
-//! The push log on Kafka: goim's topic, keys, values and partitions, so that logic and job of either kind share it.
+//! The push log on Kafka: goim's topic, keys, values and partitions, so that logic and job of
+//! either kind share it.
 //!
-//! [`KafkaPushLog`] is logic's end, [`KafkaPushLogReader`] job's. What a record looks like is in `record`, and is goim's to the
-//! byte. What is ours is how much is promised: a record is acknowledged by all replicas before its publisher hears so, written once
-//! though the connection breaks in between, and its offset is committed only after the comets took it.
+//! Logic writes with [`KafkaPushLog`], job reads with [`KafkaPushLogReader`]. `record` has the
+//! format, which is byte for byte goim's. The guarantees are stronger: an append completes when all
+//! replicas have the record, a retry does not write it twice, and its offset is committed only
+//! after the comets accepted it.
 
-mod begin;
 mod config;
 mod events;
 mod group;
-mod keeper;
+mod group_member;
+mod group_start;
 mod log;
-mod member;
 mod metrics;
-mod places;
+mod offset_keeper;
+mod partition_progress;
 mod reader;
 mod record;
 mod upstream;
 
 pub use config::{DeadLetter, KafkaConfig, OffsetReset};
-pub use events::{KafkaAway, KafkaEvents, WriteAway, WriteEvent};
+pub use events::{KafkaEvents, KafkaOffline, WriteEvent, WriteOffline};
 pub use group::GroupError;
 pub use log::{KafkaError, KafkaPushLog};
 pub use metrics::{KafkaReadStats, KafkaWriteStats};

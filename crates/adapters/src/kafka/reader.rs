@@ -1,13 +1,12 @@
-//! The reading end: one member of the consumer group.
+//! The reader: one member of the consumer group.
 //!
-//! An offset is committed only when the record, and all before it in its partition, were handed
-//! over ([`PushLogReader::done`]). When partitions move, what was read here and is not handed over
-//! yet is handed over all the same, and read again by their next owner: at least once, never less.
-//! What is said to be done about a partition that has left, or has left and come back, does not
-//! move its offset.
+//! An offset is committed only when its record, and all before it in the partition, were delivered
+//! ([`PushLogReader::done`]). When partitions move, records that were read here are still
+//! delivered, and read again by the next owner: at least once. A `done` for a partition that was
+//! revoked, or revoked and reassigned, moves no offset.
 //!
-//! A member with a name ([`KafkaConfig::instance_id`]) does not leave when it stops: it is back
-//! before its time is over, and goes on with what it had, or the others get it then.
+//! A static member ([`KafkaConfig::instance_id`]) does not leave the group when it stops: it
+//! returns within its session timeout and continues with its partitions, or they are reassigned.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -23,105 +22,106 @@ use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, ThreadedProducer};
 
-use super::begin::{self, Begin};
 use super::config::{DeadLetter, KafkaConfig};
-use super::keeper::Keeper;
+use super::group_member::{GroupMember, MemberState};
+use super::group_start::{self, GroupStart};
 use super::log::KafkaError;
-use super::member::{Member, Shared};
 use super::metrics::KafkaReadStats;
+use super::offset_keeper::OffsetKeeper;
 use super::record;
 
-/// Poison records that are described in the log, of each thousand.
-const POISON_SAID_EVERY: u64 = 1000;
+/// One of this many invalid records is logged.
+const POISON_LOG_INTERVAL: u64 = 1000;
 
-/// The reading end of the push log on Kafka. Dropping it commits what is done and ends the
-/// membership, which blocks for 4 s at most.
+/// The reader of the push log on Kafka. Dropping it commits all progress and leaves the group,
+/// which blocks for 4 s at most.
 pub struct KafkaPushLogReader {
-    consumer: Leaving,
-    shared: Arc<Shared>,
+    consumer: GroupConsumer,
+    state: Arc<MemberState>,
     config: KafkaConfig,
     dead_letters: Option<(String, ThreadedProducer<DefaultProducerContext>)>,
 }
 
-/// How long is waited for the last commit and the farewell to the group.
-const FAREWELL: Duration = Duration::from_secs(2);
-/// Until the partitions of a consumer that leaves are taken from it, and until an agreement is over that nobody has told of.
-const REVOCATION: Duration = Duration::from_millis(200);
-const AGREEMENT: Duration = Duration::from_millis(50);
-/// How often is looked whether the group has agreed.
-const LOOK: Duration = Duration::from_millis(5);
+/// The timeout for the last commit, and for leaving the group.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
+/// The time for the revocation of a leaving consumer's partitions, and for a rebalance that was not
+/// reported yet.
+const REVOKE_TIMEOUT: Duration = Duration::from_millis(200);
+const REBALANCE_GRACE: Duration = Duration::from_millis(50);
+/// The interval at which a leaving consumer is polled.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// A consumer that says farewell elsewhere: with a broker that has gone that can take for ever.
+/// A consumer that leaves the group on another thread: with an unreachable broker that can block
+/// forever.
 ///
-/// While the group is agreeing on who reads what, a consumer that leaves must not be closed: the
-/// answer of the coordinator that comes after its end reaches for the coordinator that is no longer
-/// there (librdkafka 2.12.1: `rd_kafka_cgrp_handle_LeaveGroup` reads through a null pointer, and
-/// the process is gone). So the end of the agreement is waited for, and the group is left before
-/// the consumer is closed: an agreement that began without a word ends meanwhile. When the others
-/// do not agree in time it is closed all the same. A static member does not leave, and is closed at
-/// once.
-struct Leaving {
-    consumer: Option<Arc<StreamConsumer<Member>>>,
+/// A consumer must not be closed during a rebalance: a late response of the coordinator would
+/// dereference a null pointer and crash the process (librdkafka 2.12.1,
+/// `rd_kafka_cgrp_handle_LeaveGroup`). So the thread waits until the rebalance is complete, and
+/// leaves the group before it closes the consumer. After a timeout it closes the consumer anyway. A
+/// static member does not leave and is closed immediately.
+struct GroupConsumer {
+    consumer: Option<Arc<StreamConsumer<GroupMember>>>,
     keeper: Option<JoinHandle<()>>,
     is_static: bool,
 }
 
-/// Leaves the group when it has agreed, or when that has taken too long.
-fn leave_group(consumer: &StreamConsumer<Member>) {
-    let shared = Arc::clone(&consumer.context().shared);
-    hears(consumer, FAREWELL, || shared.is_settled.load(Ordering::SeqCst));
+/// Leaves the group when the rebalance is complete, or after a timeout.
+fn leave_group(consumer: &StreamConsumer<GroupMember>) {
+    let state = Arc::clone(&consumer.context().state);
+    poll_until(consumer, LEAVE_TIMEOUT, || state.is_stable.load(Ordering::SeqCst));
     consumer.unsubscribe();
-    // Without partitions there is nothing to hear.
-    hears(consumer, REVOCATION, || !shared.is_settled.load(Ordering::SeqCst));
-    hears(consumer, AGREEMENT, || false);
+    // The revocation is reported by polling.
+    poll_until(consumer, REVOKE_TIMEOUT, || !state.is_stable.load(Ordering::SeqCst));
+    poll_until(consumer, REBALANCE_GRACE, || false);
 }
 
-/// Hears of rebalances until something is so, or the time has passed. What is read here is not said to be done: others read it again.
-fn hears(consumer: &StreamConsumer<Member>, time: Duration, is_so: impl Fn() -> bool) {
-    let until = Instant::now() + time;
+/// Polls the consumer, which runs the rebalance callbacks, until `is_done` or a timeout. Records
+/// read here are not marked as done: others read them again.
+fn poll_until(consumer: &StreamConsumer<GroupMember>, timeout: Duration, is_done: impl Fn() -> bool) {
+    let deadline = Instant::now() + timeout;
     let mut context = Context::from_waker(Waker::noop());
-    while !is_so() {
-        if Instant::now() >= until {
+    while !is_done() {
+        if Instant::now() >= deadline {
             return;
         }
         let _ = pin!(consumer.recv()).as_mut().poll(&mut context);
-        std::thread::sleep(LOOK);
+        std::thread::sleep(POLL_INTERVAL);
     }
 }
 
-impl Leaving {
-    /// Makes a consumer, its keeper, and a member of the group of them.
-    fn join(config: &KafkaConfig, begin: Begin, shared: &Arc<Shared>) -> Result<Self, KafkaError> {
+impl GroupConsumer {
+    /// Creates a consumer and its offset keeper, and joins the group.
+    fn join(config: &KafkaConfig, start: GroupStart, state: &Arc<MemberState>) -> Result<Self, KafkaError> {
         let refused = |error: ClientError| super::config::refused(&error);
         let (topic, is_verbose) = (config.topic.clone(), config.is_verbose());
-        let member = Member { shared: Arc::clone(shared), topic, is_verbose };
-        let consumer: StreamConsumer<Member> =
-            config.consumer(begin).create_with_context(member).map_err(refused)?;
+        let member = GroupMember { state: Arc::clone(state), topic, is_verbose };
+        let consumer: StreamConsumer<GroupMember> =
+            config.consumer(start).create_with_context(member).map_err(refused)?;
         consumer.subscribe(&[config.topic.as_str()]).map_err(refused)?;
         let consumer = Arc::new(consumer);
-        let keeper = Keeper::new(Arc::clone(&consumer), Arc::clone(shared), config.clone());
-        let keeper = std::thread::Builder::new().name("kafka keeper".into()).spawn(move || keeper.run());
-        let keeper = keeper.map_err(|error| KafkaError::Config(format!("no thread can be made: {error}")))?;
+        let keeper = OffsetKeeper::new(Arc::clone(&consumer), Arc::clone(state), config.clone());
+        let keeper = std::thread::Builder::new().name("kafka offsets".into()).spawn(move || keeper.run());
+        let keeper = keeper.map_err(|error| KafkaError::Config(format!("cannot spawn a thread: {error}")))?;
         Ok(Self { consumer: Some(consumer), keeper: Some(keeper), is_static: config.instance_id.is_some() })
     }
 }
 
-impl std::ops::Deref for Leaving {
-    type Target = StreamConsumer<Member>;
+impl std::ops::Deref for GroupConsumer {
+    type Target = StreamConsumer<GroupMember>;
 
     fn deref(&self) -> &Self::Target {
-        self.consumer.as_deref().expect("taken when it is dropped, and not before")
+        self.consumer.as_deref().expect("the consumer is taken only on drop")
     }
 }
 
-impl Drop for Leaving {
+impl Drop for GroupConsumer {
     fn drop(&mut self) {
         let Some(consumer) = self.consumer.take() else { return };
         let (keeper, is_static) = (self.keeper.take(), self.is_static);
-        let (gone, is_gone) = std::sync::mpsc::channel();
+        let (closed, is_closed) = std::sync::mpsc::channel();
         let leave = move || {
-            consumer.context().shared.stop();
-            // Its last commit is the last of all, but for that of a rebalance.
+            consumer.context().state.stop();
+            // The keeper commits a last time before it ends.
             if keeper.is_some_and(|keeper| keeper.join().is_err()) {
                 tracing::error!("kafka: the thread that commits has panicked");
             }
@@ -129,31 +129,31 @@ impl Drop for Leaving {
                 leave_group(&consumer);
             }
             drop(consumer);
-            // Nobody may wait any longer.
-            let _ = gone.send(());
+            // The receiver may have timed out.
+            let _ = closed.send(());
         };
         let thread = std::thread::Builder::new().name("kafka consumer leaves".into()).spawn(leave);
-        if thread.is_ok() && is_gone.recv_timeout(FAREWELL * 2).is_err() {
-            tracing::warn!("kafka: the group was not left in time; it will notice");
+        if thread.is_ok() && is_closed.recv_timeout(LEAVE_TIMEOUT * 2).is_err() {
+            tracing::warn!("kafka: leaving the group timed out; the session timeout will end the membership");
         }
     }
 }
 
 impl KafkaPushLogReader {
-    /// Looks at topic and group, commits where a new group begins, and joins it. The first records
-    /// may take some seconds to come: the group has to agree first.
+    /// Checks topic and group, commits the start offsets of a new group, and joins it. The first
+    /// records may take some seconds to arrive: the group rebalances first.
     ///
     /// # Errors
-    /// [`KafkaError`]; among them that goim's own jobs are in the group.
+    /// [`KafkaError`], for example [`GroupError::GoJobs`](super::GroupError::GoJobs).
     pub async fn join(config: KafkaConfig) -> Result<Self, KafkaError> {
-        let joined = tokio::task::spawn_blocking(move || Self::join_here(config));
+        let joined = tokio::task::spawn_blocking(move || Self::join_blocking(config));
         joined.await.map_err(|error| KafkaError::Config(error.to_string()))?
     }
 
-    fn join_here(config: KafkaConfig) -> Result<Self, KafkaError> {
+    fn join_blocking(config: KafkaConfig) -> Result<Self, KafkaError> {
         let refused = |error: ClientError| super::config::refused(&error);
-        let begin = begin::settle(&config)?;
-        let shared = Arc::new(Shared::default());
+        let start = group_start::ensure_start_is_committed(&config)?;
+        let state = Arc::new(MemberState::default());
         let dead_letters = match &config.dead_letter {
             DeadLetter::Drop => None,
             DeadLetter::Topic(topic) => {
@@ -161,32 +161,29 @@ impl KafkaPushLogReader {
                 Some((topic.clone(), producer))
             }
         };
-        let consumer = Leaving::join(&config, begin, &shared)?;
-        Ok(Self { consumer, shared, config, dead_letters })
+        let consumer = GroupConsumer::join(&config, start, &state)?;
+        Ok(Self { consumer, state, config, dead_letters })
     }
 
-    /// Joins anew in the place of a member that has fenced itself.
+    /// Replaces a member that was fenced by its own next membership.
     ///
-    /// When a broker was away for longer than the session, librdkafka begins another membership,
-    /// and a commit of the one before that waited for the coordinator is fenced by it: that is the
-    /// end of the consumer (2.12.1), though nobody else has its name.
-    fn join_again(&mut self) -> Result<(), KafkaError> {
-        tracing::info!(
-            group = self.config.group,
-            "kafka: the membership was lost with the broker; joining again"
-        );
-        let shared = Arc::new(self.shared.renewed());
-        let consumer = Leaving::join(&self.config, Begin::Known, &shared)?;
-        let gone = std::mem::replace(&mut self.consumer, consumer);
-        self.shared = shared;
-        // It ends in its own time.
-        let _ = std::thread::Builder::new().name("kafka consumer ends".into()).spawn(move || drop(gone));
+    /// When a broker is unreachable for longer than the session timeout, librdkafka begins another
+    /// membership, which fences a pending commit of the previous one. That ends the consumer
+    /// (2.12.1), though no other member has its name.
+    fn rejoin(&mut self) -> Result<(), KafkaError> {
+        tracing::info!(group = self.config.group, "kafka: the membership was lost; rejoining");
+        let state = Arc::new(self.state.renewed());
+        let consumer = GroupConsumer::join(&self.config, GroupStart::Committed, &state)?;
+        let fenced = std::mem::replace(&mut self.consumer, consumer);
+        self.state = state;
+        // Closing it blocks.
+        let _ = std::thread::Builder::new().name("kafka consumer ends".into()).spawn(move || drop(fenced));
         Ok(())
     }
 
-    /// The figures at this moment; for metrics, to be asked while the reader is elsewhere.
+    /// Returns a function that reads the current figures, for metrics.
     pub fn stats(&self) -> impl Fn() -> KafkaReadStats + Send + Sync + 'static {
-        let counts = Arc::clone(&self.shared.counts);
+        let counts = Arc::clone(&self.state.counts);
         move || KafkaReadStats {
             partitions: counts.partitions.get(),
             read: counts.read.get(),
@@ -196,37 +193,38 @@ impl KafkaPushLogReader {
         }
     }
 
-    /// As when the coordinator was not heard of for too long.
+    /// Simulates a coordinator that was unreachable for too long.
     #[cfg(test)]
-    pub(super) fn loses_its_membership(&self) {
-        self.shared.is_lost.store(true, Ordering::SeqCst);
+    pub(super) fn lose_membership(&self) {
+        self.state.is_membership_lost.store(true, Ordering::SeqCst);
     }
 
-    /// The next record, waited for.
+    /// Waits for the next message. `None` for a record that is no push.
     ///
-    /// Errors come through the same queue as rebalances, hundreds of them while a broker is away. Each must be taken at once,
-    /// or the rebalance behind them is heard of minutes later: librdkafka makes its own pauses between tries.
+    /// Errors use the same queue as rebalances; there are hundreds of them while a broker is
+    /// unreachable. They must be consumed without a pause, or the rebalance queued after them is
+    /// handled minutes later. librdkafka pauses between its attempts.
     async fn next(&self) -> Result<Option<LogEntry>, ReadError> {
         loop {
-            // Said once, and perhaps heard where nobody could tell.
+            // The error event occurs once, and the rebalance polling may have consumed it.
             if let Some((code, reason)) = self.consumer.client().fatal_error() {
-                return Err(self.ended(code, &reason));
+                return Err(self.end_reason(code, &reason));
             }
             match self.consumer.recv().await {
-                Ok(message) => return Ok(self.take(&message)),
-                Err(error) => self.shared.note(&error),
+                Ok(message) => return Ok(self.read_message(&message)),
+                Err(error) => self.state.record_error(&error),
             }
         }
     }
 
-    /// The next record, if one is there.
-    async fn next_now(&self) -> Option<Option<LogEntry>> {
+    /// Returns the next message if one is queued.
+    async fn try_next(&self) -> Option<Option<LogEntry>> {
         let mut next = pin!(self.consumer.recv());
         let polled = poll_fn(|context| {
             Poll::Ready(match next.as_mut().poll(context) {
-                Poll::Ready(Ok(message)) => Some(self.take(&message)),
+                Poll::Ready(Ok(message)) => Some(self.read_message(&message)),
                 Poll::Ready(Err(error)) => {
-                    self.shared.note(&error);
+                    self.state.record_error(&error);
                     None
                 }
                 Poll::Pending => None,
@@ -235,48 +233,47 @@ impl KafkaPushLogReader {
         polled.await
     }
 
-    /// librdkafka has given this consumer up.
-    fn ended(&self, code: RDKafkaErrorCode, reason: &str) -> ReadError {
+    /// Maps a fatal error of the consumer.
+    fn end_reason(&self, code: RDKafkaErrorCode, reason: &str) -> ReadError {
         let KafkaConfig { topic, group, instance_id, .. } = &self.config;
         match (code, instance_id) {
             (RDKafkaErrorCode::FencedInstanceId, Some(name)) => ReadError::Fenced(format!(
-                "another job has joined consumer group {group} under the name of this one, {name:?}, and reads in its place: give each \
-                 job of the group a name of its own with kafka.instance_id (without it the name is comet.node.server, or else the \
-                 host's), or set kafka.instance_id = \"none\" for jobs without names"
+                "another job has joined consumer group {group} with the instance id of this one, {name:?}, and replaces it: give each \
+                 job of the group a unique kafka.instance_id (its default is comet.node.server, or else the host's name), or set \
+                 kafka.instance_id = \"none\" for dynamic members"
             )),
             _ => ReadError::Ended(format!("kafka topic {topic} on {}: {reason}", self.config.broker_list())),
         }
     }
 
-    /// A message as a record; `None` when it is none and was put aside, or is not to be read yet.
-    fn take(&self, message: &BorrowedMessage<'_>) -> Option<LogEntry> {
-        // Of the new topic, at the position of the old one: it is read from its beginning in a
-        // moment.
-        if self.shared.is_remade.load(Ordering::SeqCst) {
+    /// Decodes a message. `None` when it is no push, or must not be read yet.
+    fn read_message(&self, message: &BorrowedMessage<'_>) -> Option<LogEntry> {
+        // A record of the recreated topic at the old position: the keeper rewinds the partition.
+        if self.state.is_topic_recreated.load(Ordering::SeqCst) {
             return None;
         }
         let (partition, offset) = (message.partition(), message.offset());
         let read = record::read(message.payload().unwrap_or_default(), message.timestamp().to_millis());
-        self.shared.counts.read.add(1);
-        self.shared.is_well();
-        let position = self.shared.places().read(partition, offset, read.is_ok());
+        self.state.counts.read.add(1);
+        self.state.record_success();
+        let position = self.state.progress().read(partition, offset, read.is_ok());
         match read {
             Ok(record) => Some(LogEntry { position, record }),
             Err(poison) => {
-                self.put_aside(message, &poison);
+                self.reject(message, &poison);
                 None
             }
         }
     }
 
-    /// Counts a record that is no push, says so, and writes it where such records go.
-    fn put_aside(&self, message: &BorrowedMessage<'_>, poison: &record::Poison) {
+    /// Counts and logs a record that is no push, and writes it to the dead-letter topic.
+    fn reject(&self, message: &BorrowedMessage<'_>, poison: &record::Poison) {
         let (partition, offset) = (message.partition(), message.offset());
-        if self.shared.counts.poison.get().is_multiple_of(POISON_SAID_EVERY) {
+        if self.state.counts.poison.get().is_multiple_of(POISON_LOG_INTERVAL) {
             let topic = self.config.topic.as_str();
-            tracing::warn!(topic, partition, offset, %poison, "a record is no push and is put aside");
+            tracing::warn!(topic, partition, offset, %poison, "skipping a record that is no push");
         }
-        self.shared.counts.poison.add(1);
+        self.state.counts.poison.add(1);
         let Some((topic, producer)) = &self.dead_letters else { return };
         let (partition, offset, poison) = (partition.to_string(), offset.to_string(), poison.to_string());
         let headers = [
@@ -292,7 +289,7 @@ impl KafkaPushLogReader {
         letter.key = message.key();
         letter.payload = message.payload();
         if let Err((error, _)) = producer.send(letter) {
-            tracing::warn!(topic, %error, "a record that is no push could not be kept");
+            tracing::warn!(topic, %error, "a record could not be written to the dead-letter topic");
         }
     }
 }
@@ -310,17 +307,17 @@ impl PushLogReader for KafkaPushLogReader {
                 match self.next().await {
                     Ok(Some(entry)) => break entry,
                     Ok(None) => {}
-                    Err(ReadError::Fenced(_)) if self.shared.is_lost.load(Ordering::SeqCst) => {
-                        self.join_again().map_err(|error| ReadError::Ended(error.to_string()))?;
+                    Err(ReadError::Fenced(_)) if self.state.is_membership_lost.load(Ordering::SeqCst) => {
+                        self.rejoin().map_err(|error| ReadError::Ended(error.to_string()))?;
                     }
                     Err(error) => return Err(error),
                 }
             };
             let this = &*self;
-            // From here on nothing waits, so that dropping the future loses nothing.
+            // No await from here on, so dropping the future loses no record.
             let mut entries = vec![first];
             while entries.len() < this.config.read_records_max {
-                let Some(more) = this.next_now().await else { break };
+                let Some(more) = this.try_next().await else { break };
                 entries.extend(more);
             }
             Ok(Some(entries))
@@ -328,6 +325,6 @@ impl PushLogReader for KafkaPushLogReader {
     }
 
     fn done(&mut self, position: LogPosition) {
-        self.shared.places().done(position);
+        self.state.progress().done(position);
     }
 }

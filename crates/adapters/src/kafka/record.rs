@@ -1,6 +1,8 @@
-//! A push as goim's Kafka record, and back: the value is `goim.logic.PushMsg`, the key what decides the partition.
+//! A push as goim's Kafka record, and back: the value is `goim.logic.PushMsg`, the key selects the
+//! partition.
 //!
-//! When a push was accepted travels as the record's own timestamp, in milliseconds, so that key and value stay goim's.
+//! The time of acceptance is the record's timestamp, in milliseconds, so that key and value are the
+//! same as goim's.
 
 use std::num::NonZeroU32;
 
@@ -10,7 +12,7 @@ use prost::Message;
 use crate::grpc::convert::{extension_of, payload_of};
 use crate::grpc::proto::logic::{PushMsg, push_msg::Type};
 
-/// The value.
+/// Encodes the value.
 pub(super) fn value(record: &PushRecord) -> Vec<u8> {
     let mut message = PushMsg {
         operation: record.operation.0,
@@ -35,7 +37,7 @@ pub(super) fn value(record: &PushRecord) -> Vec<u8> {
     message.encode_to_vec()
 }
 
-/// The timestamp, in milliseconds since 1970.
+/// Returns the timestamp, in milliseconds since 1970.
 pub(super) fn timestamp(record: &PushRecord) -> i64 {
     i64::try_from(record.accepted_at.0 / 1000).unwrap_or(i64::MAX)
 }
@@ -53,7 +55,7 @@ pub(super) enum Poison {
     NoBody,
 }
 
-/// The record that a value stands for. A record without a timestamp, as goim's own have none, counts as accepted now.
+/// Decodes a value. A record without a timestamp, like goim's own, counts as accepted now.
 pub(super) fn read(value: &[u8], timestamp: Option<i64>) -> Result<PushRecord, Poison> {
     let message = PushMsg::decode(value).map_err(|error| Poison::Undecodable(error.to_string()))?;
     let target = match Type::try_from(message.r#type) {
@@ -63,7 +65,7 @@ pub(super) fn read(value: &[u8], timestamp: Option<i64>) -> Result<PushRecord, P
             keys: message.keys.into_iter().map(Into::into).collect(),
         },
         Ok(Type::Room) => PushTarget::Room(message.room.into()),
-        // None and less than none are as fast as it goes.
+        // Zero and negative speeds mean no limit.
         Ok(Type::Broadcast) => {
             PushTarget::All { speed: u32::try_from(message.speed).ok().and_then(NonZeroU32::new) }
         }

@@ -1,6 +1,8 @@
-//! Packets of clients on a topic of the backend: the value is `goim.backend.HandleReq`, the key the member's number, or the session's
-//! key where there is none, so that what one sends stays in order. Nobody answers on a topic: the reply is empty, and says that the
-//! record is there.
+//! Client packets as records on a Kafka topic: the value is `goim.backend.HandleReq`, the key is
+//! the member's id, or the session key of an anonymous session, so that the packets of one sender
+//! stay in order.
+//!
+//! A topic has no replies: the empty reply confirms that the record is written.
 
 use std::time::Duration;
 
@@ -17,7 +19,7 @@ use super::events::key_of;
 use super::log::{KafkaError, is_refusal};
 use crate::grpc::convert::handle_req_of;
 
-/// The writing end of the backend's topic.
+/// An upstream that writes packets to a topic.
 #[derive(Clone)]
 pub struct KafkaUpstream {
     producer: FutureProducer,
@@ -25,10 +27,11 @@ pub struct KafkaUpstream {
 }
 
 impl KafkaUpstream {
-    /// A topic on the brokers of the push log.
+    /// Creates the upstream for a topic on the brokers of the push log.
     ///
     /// # Errors
-    /// [`KafkaError::Config`] for a property that librdkafka refuses. Whether the topic is there shows with the first packet.
+    /// [`KafkaError::Config`] for a property that librdkafka rejects. A missing topic is reported
+    /// with the first packet.
     pub fn new(config: &KafkaConfig, topic: &str) -> Result<Self, KafkaError> {
         let producer = config.producer().create().map_err(|error| refused(&error))?;
         Ok(Self { producer, topic: topic.to_owned() })
@@ -56,7 +59,7 @@ impl UpstreamPort for KafkaUpstream {
     }
 }
 
-/// Whatever is not a clear refusal leaves open whether the backend gets the packet.
+/// Maps an error. Unless it is a clear refusal, the packet may have been written.
 fn failed(error: &ClientError) -> LogicError {
     match error.rdkafka_error_code() {
         Some(code) if is_refusal(code) || code == RDKafkaErrorCode::QueueFull => {

@@ -1,4 +1,4 @@
-//! Addresses as an operator writes them, and those that DNS makes of names.
+//! Addresses from the settings, with names resolved by DNS.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -6,53 +6,44 @@ use std::time::Duration;
 
 use tokio::net::lookup_host;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
 
-/// What an address begins with whose name stands for every address that DNS has for it.
+/// The prefix of a name that is resolved to all its addresses.
 const DNS: &str = "dns://";
-/// How long a name server may take; the last answer stays meanwhile.
+/// The timeout of a lookup; the last result stays in use meanwhile.
 const LOOKUP_DEADLINE: Duration = Duration::from_secs(5);
 
-/// A list of addresses: `grpc://host:port` as it is, `dns://name:port` for each address that the name has, looked up from time to time.
+/// A list of addresses: `grpc://host:port` is used as it is, `dns://name:port` is resolved to all
+/// addresses of the name, periodically.
 #[derive(Debug, Clone)]
 pub struct Addresses {
     now: watch::Receiver<Arc<Vec<String>>>,
-    /// None when there is nothing to look up.
-    _lookups: Option<Arc<Ends>>,
-}
-
-/// A task that ends with the last that holds this.
-#[derive(Debug)]
-struct Ends(JoinHandle<()>);
-
-impl Drop for Ends {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
+    /// `None` when there are no names to resolve.
+    _lookup_task: Option<Arc<AbortOnDropHandle<()>>>,
 }
 
 impl Addresses {
-    /// Looks names up, and again every `refresh`. Must be called inside a tokio runtime.
+    /// Resolves the names now and every `refresh`. Must be called inside a tokio runtime.
     ///
-    /// A name that has no address now may have one later: it is said in the log, and is no error.
+    /// A name without an address is logged and is no error: it may get one later.
     pub async fn start(list: Vec<String>, refresh: Duration) -> Self {
         let has_names = list.iter().any(|address| address.starts_with(DNS));
-        let (told, now) = watch::channel(Arc::new(Vec::new()));
-        let mut lookups = Lookups { list, told, known: Vec::new(), failing: BTreeSet::new() };
-        lookups.once().await;
+        let (published, now) = watch::channel(Arc::new(Vec::new()));
+        let mut lookups = Lookups { list, published, resolved: Vec::new(), failing: BTreeSet::new() };
+        lookups.run_once().await;
         let task = has_names.then(|| {
-            Arc::new(Ends(tokio::spawn(async move {
+            Arc::new(AbortOnDropHandle::new(tokio::spawn(async move {
                 loop {
                     tokio::time::sleep(refresh).await;
-                    lookups.once().await;
+                    lookups.run_once().await;
                 }
             })))
         });
-        Self { now, _lookups: task }
+        Self { now, _lookup_task: task }
     }
 
-    /// Those of this moment; the same `Arc` while nothing has changed.
+    /// Returns the current addresses; the same `Arc` until something changes.
     #[must_use]
     pub fn now(&self) -> Arc<Vec<String>> {
         self.now.borrow().clone()
@@ -61,28 +52,28 @@ impl Addresses {
 
 struct Lookups {
     list: Vec<String>,
-    told: watch::Sender<Arc<Vec<String>>>,
-    /// What each entry of the list stood for last.
-    known: Vec<Vec<String>>,
+    published: watch::Sender<Arc<Vec<String>>>,
+    /// The last result for each entry of the list.
+    resolved: Vec<Vec<String>>,
     failing: BTreeSet<usize>,
 }
 
 impl Lookups {
-    async fn once(&mut self) {
-        self.known.resize(self.list.len(), Vec::new());
+    async fn run_once(&mut self) {
+        self.resolved.resize(self.list.len(), Vec::new());
         for at in 0..self.list.len() {
             match self.list[at].strip_prefix(DNS).map(str::to_owned) {
-                None => self.known[at] = vec![self.list[at].clone()],
+                None => self.resolved[at] = vec![self.list[at].clone()],
                 Some(name) => self.look_up(at, &name).await,
             }
         }
-        let mut all = self.known.concat();
+        let mut all = self.resolved.concat();
         let mut seen = BTreeSet::new();
         all.retain(|address| seen.insert(address.clone()));
-        self.told.send_if_modified(|told| {
-            let is_new = **told != all;
+        self.published.send_if_modified(|published| {
+            let is_new = **published != all;
             if is_new {
-                *told = Arc::new(all);
+                *published = Arc::new(all);
             }
             is_new
         });
@@ -97,7 +88,7 @@ impl Lookups {
             Ok(found) => {
                 let mut found: Vec<String> = found.map(|address| format!("grpc://{address}")).collect();
                 found.sort();
-                self.known[at] = found;
+                self.resolved[at] = found;
                 if self.failing.remove(&at) {
                     tracing::info!(name, "the name has addresses again");
                 }

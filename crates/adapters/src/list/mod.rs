@@ -1,7 +1,7 @@
-//! Nodes by address: a list that the operator keeps, or that DNS keeps for a headless service.
+//! Nodes by address: a static list, or one that DNS provides for a headless service.
 //!
-//! [`Addresses`] are what the list stands for at the moment; [`ListedNodes`] asks each address which comet is there. Nobody announces
-//! itself and nothing is stored: a comet is listed while it answers.
+//! [`Addresses`] resolves the list; [`ListedNodes`] polls each address for its comet. There are no
+//! announcements and nothing is stored: a comet is listed while it responds.
 
 mod addresses;
 mod nodes;

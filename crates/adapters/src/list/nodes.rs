@@ -1,49 +1,45 @@
-//! The list of comets by asking each address which comet is there.
+//! The list of comets, by polling each address.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use goim_ports::{Call, CometNode, CometPort, NodeDirectory, NodeError, ServerId};
-use tokio::task::{JoinHandle, JoinSet};
+use parking_lot::RwLock;
+use tokio::task::JoinSet;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::addresses::Addresses;
 use crate::grpc::{ClientConfig, GrpcComet};
 
-/// Times of a list that is asked.
+/// The timings of a polled list.
 #[derive(Debug, Clone, Copy)]
 pub struct ListedNodesConfig {
-    /// How long a comet is listed that does not answer. Default 10 s.
+    /// How long a comet that does not respond stays listed. Default 10 s.
     pub lease: Duration,
-    /// How often each is asked, and how long it has to answer. Default 1 s.
+    /// The poll interval, and the timeout of a poll. Default 1 s.
     pub refresh: Duration,
 }
 
-/// The comets that answer at some addresses.
+/// The comets that respond at a list of addresses.
 pub struct ListedNodes {
     comets: Arc<RwLock<Arc<Vec<CometNode>>>>,
-    asking: JoinHandle<()>,
+    _poll_task: AbortOnDropHandle<()>,
 }
 
 impl ListedNodes {
-    /// Asks each address once, and goes on doing so. Must be called inside a tokio runtime.
+    /// Polls each address once, and then periodically. Must be called inside a tokio runtime.
     pub async fn start(addresses: Addresses, config: ListedNodesConfig) -> Self {
         let comets = Arc::<RwLock<Arc<Vec<CometNode>>>>::default();
-        let mut asked = Asked { addresses, config, known: HashMap::new(), comets: Arc::clone(&comets) };
-        asked.once().await;
-        let asking = tokio::spawn(async move {
+        let mut poller = Poller { addresses, config, known: HashMap::new(), comets: Arc::clone(&comets) };
+        poller.poll_once().await;
+        let poll_task = tokio::spawn(async move {
             loop {
                 tokio::time::sleep(config.refresh).await;
-                asked.once().await;
+                poller.poll_once().await;
             }
         });
-        Self { comets, asking }
-    }
-}
-
-impl Drop for ListedNodes {
-    fn drop(&mut self) {
-        self.asking.abort();
+        Self { comets, _poll_task: AbortOnDropHandle::new(poll_task) }
     }
 }
 
@@ -53,33 +49,33 @@ impl std::fmt::Debug for ListedNodes {
     }
 }
 
-struct Asked {
+struct Poller {
     addresses: Addresses,
     config: ListedNodesConfig,
-    known: HashMap<String, Known>,
+    known: HashMap<String, ListedAddress>,
     comets: Arc<RwLock<Arc<Vec<CometNode>>>>,
 }
 
-/// What is known of an address.
-struct Known {
+/// The state of one address.
+struct ListedAddress {
     comet: Option<GrpcComet>,
     node: Option<CometNode>,
-    answered: Option<Instant>,
+    answered_at: Option<Instant>,
 }
 
-impl Asked {
-    async fn once(&mut self) {
+impl Poller {
+    async fn poll_once(&mut self) {
         let addresses = self.addresses.now();
         self.known.retain(|address, _| addresses.contains(address));
         let mut answers = JoinSet::new();
         for address in addresses.iter() {
             let config = ClientConfig { call_timeout: self.config.refresh, ..ClientConfig::default() };
-            let known = self.known.entry(address.clone()).or_insert_with(|| Known {
+            let known = self.known.entry(address.clone()).or_insert_with(|| ListedAddress {
                 comet: GrpcComet::new(address, config)
-                    .inspect_err(|error| tracing::warn!(%error, "an address of the list is left out"))
+                    .inspect_err(|error| tracing::warn!(%error, "skipping an invalid address of the list"))
                     .ok(),
                 node: None,
-                answered: None,
+                answered_at: None,
             });
             let Some(comet) = known.comet.clone() else { continue };
             let address = address.clone();
@@ -89,32 +85,33 @@ impl Asked {
             let Ok((address, answer)) = answer else { continue };
             let Some(known) = self.known.get_mut(&address) else { continue };
             match answer {
-                Ok(node) => known.answers(CometNode { rpc_addrs: vec![address], ..node }),
-                Err(error) => tracing::debug!(address, %error, "no comet says that it is there"),
+                Ok(node) => known.update(CometNode { rpc_addrs: vec![address], ..node }),
+                Err(error) => tracing::debug!(address, %error, "no comet responds"),
             }
         }
-        self.tell();
+        self.publish();
     }
 
-    fn tell(&mut self) {
+    fn publish(&mut self) {
         let lease = self.config.lease;
-        let is_there = |known: &&Known| known.answered.is_some_and(|at| at.elapsed() < lease);
+        let is_there = |known: &&ListedAddress| known.answered_at.is_some_and(|at| at.elapsed() < lease);
         let there = self.known.values().filter(is_there).filter_map(|known| known.node.clone());
         let mut comets: Vec<CometNode> = there.collect();
-        // Of two that say they are the same, the later started: an address may have gone to another.
+        // Of two comets with the same name keep the one started later: the other's address may have
+        // been reused.
         comets.sort_by(|a, b| {
             (a.server.as_str(), b.latest_timestamp).cmp(&(b.server.as_str(), a.latest_timestamp))
         });
         comets.dedup_by(|later, first| later.server == first.server);
-        let mut told = self.comets.write().unwrap_or_else(PoisonError::into_inner);
-        if **told != comets {
-            *told = Arc::new(comets);
+        let mut published = self.comets.write();
+        if **published != comets {
+            *published = Arc::new(comets);
         }
     }
 }
 
-impl Known {
-    fn answers(&mut self, mut node: CometNode) {
+impl ListedAddress {
+    fn update(&mut self, mut node: CometNode) {
         let before = self.node.take();
         node.latest_timestamp = match before {
             Some(before)
@@ -124,7 +121,7 @@ impl Known {
             }
             _ => now(),
         };
-        (self.node, self.answered) = (Some(node), Some(Instant::now()));
+        (self.node, self.answered_at) = (Some(node), Some(Instant::now()));
     }
 }
 
@@ -133,7 +130,7 @@ fn now() -> i64 {
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
-/// Nobody announces itself: who is on the list is asked.
+/// Announcements are ignored: the list is polled.
 impl NodeDirectory for ListedNodes {
     fn announce(&self, _: CometNode) -> Call<Result<(), NodeError>> {
         Call::Ready(Ok(()))
@@ -144,6 +141,6 @@ impl NodeDirectory for ListedNodes {
     }
 
     fn comets(&self) -> Arc<Vec<CometNode>> {
-        Arc::clone(&self.comets.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.comets.read())
     }
 }

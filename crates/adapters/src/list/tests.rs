@@ -10,6 +10,7 @@ use goim_ports::{
 };
 use tokio::net::TcpListener;
 use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::*;
 use crate::conformance::node;
@@ -43,7 +44,7 @@ impl CometPort for Comet {
 /// Serves a comet until dropped.
 struct Served {
     address: String,
-    server: tokio::task::JoinHandle<()>,
+    _server_task: AbortOnDropHandle<()>,
 }
 
 impl Served {
@@ -52,7 +53,7 @@ impl Served {
     }
 
     async fn at(address: SocketAddr, comet: Option<CometNode>) -> Self {
-        // Of a server that is started again somebody's connection may have the port.
+        // The port of a restarted server may be in use by an old connection for a moment.
         let until = std::time::Instant::now() + Duration::from_secs(10);
         let listener = loop {
             match TcpListener::bind(address).await {
@@ -64,13 +65,8 @@ impl Served {
         let address = format!("grpc://{}", listener.local_addr().unwrap());
         let services = comet_service(Arc::new(Comet(comet)));
         let served = serve(listener, ServerConfig::default(), services, std::future::pending());
-        Self { address, server: tokio::spawn(async move { served.await.unwrap() }) }
-    }
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        self.server.abort();
+        let task = tokio::spawn(async move { served.await.unwrap() });
+        Self { address, _server_task: AbortOnDropHandle::new(task) }
     }
 }
 

@@ -1,32 +1,33 @@
-//! The comets that a job reaches, as a list that somebody else keeps up to date.
+//! The comets that a job can reach, as a list that the owner updates.
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use goim_ports::{CometPool, CometPort, ServerId};
+use parking_lot::RwLock;
 
-/// A pool that holds what was put into it. In one process that is the one comet.
+/// A pool of comets. In a single process it holds one comet.
 #[derive(Default)]
 pub struct SharedComets(RwLock<HashMap<ServerId, Arc<dyn CometPort>>>);
 
 impl SharedComets {
-    /// A pool without comets.
+    /// Creates an empty pool.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Puts a comet into the pool, in place of one with the same name. A call that is under way goes on with the old
-    /// one, the next goes to the new one.
+    /// Adds a comet, or replaces the one with the same name. A call in progress continues with the
+    /// old one.
     pub fn insert(&self, server: ServerId, comet: Arc<dyn CometPort>) {
-        let replaced = self.0.write().unwrap_or_else(PoisonError::into_inner).insert(server, comet);
+        let replaced = self.0.write().insert(server, comet);
         drop(replaced);
     }
 
-    /// Takes a comet out; the answer says whether it was there.
+    /// Removes a comet, and returns whether it was in the pool.
     pub fn remove(&self, server: &ServerId) -> bool {
-        let removed = self.0.write().unwrap_or_else(PoisonError::into_inner).remove(server);
+        let removed = self.0.write().remove(server);
         removed.is_some()
     }
 }
@@ -39,18 +40,18 @@ impl FromIterator<(ServerId, Arc<dyn CometPort>)> for SharedComets {
 
 impl fmt::Debug for SharedComets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let comets = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let comets = self.0.read();
         f.debug_set().entries(comets.keys()).finish()
     }
 }
 
 impl CometPool for SharedComets {
     fn get(&self, server: &ServerId) -> Option<Arc<dyn CometPort>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(server).cloned()
+        self.0.read().get(server).cloned()
     }
 
     fn all(&self) -> Vec<(ServerId, Arc<dyn CometPort>)> {
-        let comets = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let comets = self.0.read();
         comets.iter().map(|(server, comet)| (server.clone(), Arc::clone(comet))).collect()
     }
 }

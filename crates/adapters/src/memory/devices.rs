@@ -1,13 +1,12 @@
 //! The devices of members, in this process.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
 
 use goim_ports::{Call, Device, DeviceDirectory, DirectoryError, Mid, SessionKey};
 
-use super::lock;
+use parking_lot::Mutex;
 
-/// A device directory in memory. Only members who are on some device have an entry.
+/// A device directory in memory. Only members with a device have an entry.
 #[derive(Debug, Default)]
 pub struct MemoryDevices(Mutex<HashMap<Mid, HashMap<SessionKey, Device>>>);
 
@@ -18,14 +17,14 @@ impl DeviceDirectory for MemoryDevices {
         key: SessionKey,
         device: Device,
     ) -> Call<Result<Vec<(SessionKey, Device)>, DirectoryError>> {
-        let mut members = lock(&self.0);
+        let mut members = self.0.lock();
         let devices = members.entry(mid).or_default();
         devices.insert(key, device);
         Call::Ready(Ok(devices.iter().map(|(key, device)| (key.clone(), device.clone())).collect()))
     }
 
     fn forget(&self, mid: Mid, keys: Vec<SessionKey>) -> Call<Result<(), DirectoryError>> {
-        let mut members = lock(&self.0);
+        let mut members = self.0.lock();
         if let Some(devices) = members.get_mut(&mid) {
             devices.retain(|key, _| !keys.contains(key));
             if devices.is_empty() {

@@ -1,11 +1,11 @@
-//! Adapters that keep everything in this process: for `goim serve`, for tests, and as the model that the others are
-//! compared with.
+//! Adapters that store everything in this process: for `goim serve`, for tests, and as the model
+//! for the other adapters.
 //!
-//! Nothing here does I/O. Every answer is ready at once, except an append to a full push log, which waits for room.
-//! State is lost with the process; what must survive it belongs into another adapter.
+//! Nothing here does I/O. Every call is ready immediately, except an append to a full push log,
+//! which waits for room. State is lost with the process.
 //!
-//! Locks are plain mutexes around plain state: each is held for a few map operations and never across a call to
-//! somebody else, so that comet's shards may call from their own threads.
+//! Each lock is held for a few map operations and never across a call to another component, so that
+//! comet's shards may call from their own threads.
 
 mod comets;
 mod config;
@@ -16,8 +16,6 @@ mod rooms;
 mod sessions;
 mod timelines;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 pub use comets::SharedComets;
 pub use config::PushLogConfig;
 pub use devices::MemoryDevices;
@@ -26,8 +24,3 @@ pub use push_log::{MemoryPushLog, MemoryPushLogReader, PushLogStats, push_log};
 pub use rooms::MemoryRooms;
 pub use sessions::MemorySessions;
 pub use timelines::MemoryTimelines;
-
-/// Locks in spite of a panic elsewhere: every change of state here is complete before the lock is given back.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}

@@ -1,26 +1,25 @@
 //! The list of comets, for comets in this process.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use goim_ports::{Call, CometNode, NodeDirectory, NodeError, ServerId};
+use parking_lot::Mutex;
 use tokio::time::Instant;
-
-use super::lock;
 
 /// A node directory in memory.
 #[derive(Debug)]
 pub struct MemoryNodes {
     lease: Duration,
-    state: Mutex<State>,
+    state: Mutex<NodesState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct NodesState {
     nodes: BTreeMap<ServerId, Node>,
     snapshot: Option<Arc<Vec<CometNode>>>,
-    /// The newest timestamp given out. Each new one is larger, also when the clock is set back.
+    /// The latest assigned timestamp. Each new one is larger, also when the clock is set back.
     timestamp: i64,
 }
 
@@ -37,20 +36,21 @@ impl Default for MemoryNodes {
 }
 
 impl MemoryNodes {
-    /// An empty list. A comet that does not announce itself for 90 s is dropped, as by goim's discovery.
+    /// Creates an empty list. A comet that does not announce itself for 90 s is removed, as by
+    /// goim's discovery.
     #[must_use]
     pub fn new() -> Self {
         Self::with_lease(Duration::from_secs(90))
     }
 
-    /// An empty list with another time after which a silent comet is dropped. Should be several report intervals.
+    /// Creates an empty list with another lease. It should be several report intervals.
     #[must_use]
     pub fn with_lease(lease: Duration) -> Self {
         Self { lease, state: Mutex::default() }
     }
 }
 
-impl State {
+impl NodesState {
     fn announce(&mut self, mut node: CometNode, now: Instant) {
         if let Some(known) = self.nodes.get_mut(&node.server) {
             node.latest_timestamp = known.node.latest_timestamp;
@@ -89,17 +89,17 @@ fn nanos_since_1970() -> i64 {
 
 impl NodeDirectory for MemoryNodes {
     fn announce(&self, node: CometNode) -> Call<Result<(), NodeError>> {
-        lock(&self.state).announce(node, Instant::now());
+        self.state.lock().announce(node, Instant::now());
         Call::Ready(Ok(()))
     }
 
     fn withdraw(&self, server: ServerId) -> Call<Result<(), NodeError>> {
-        lock(&self.state).withdraw(&server);
+        self.state.lock().withdraw(&server);
         Call::Ready(Ok(()))
     }
 
     fn comets(&self) -> Arc<Vec<CometNode>> {
-        lock(&self.state).comets(Instant::now(), self.lease)
+        self.state.lock().comets(Instant::now(), self.lease)
     }
 }
 

@@ -1,93 +1,94 @@
-//! The push log inside this process: one ordered queue with a bound, a writing end and a reading end.
+//! The push log in this process: one bounded, ordered queue with a writer and a reader.
 //!
-//! A record takes up room from its append until it is handed over ([`PushLogReader::done`]), not only until it is
-//! read: so slow receivers hold the publishers back, and the memory of everything on its way is bounded here. When
-//! the log is full, appends wait in the order in which they were called.
+//! A record counts against the bound from its append until it is delivered
+//! ([`PushLogReader::done`]), not only until it is read. So slow receivers hold publishers back,
+//! and all memory in flight is bounded here. When the log is full, appends wait in the order of
+//! their calls.
 //!
-//! There is one partition, so records of all keys are in the order of their appends.
+//! There is one partition, so records of all keys keep the order of their appends.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::Duration;
 
 use goim_ports::{
     AppendError, Appended, BoxFuture, Call, LogEntry, LogPosition, PushLog, PushLogReader, PushRecord,
     PushTarget, ReadError,
 };
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use super::config::PushLogConfig;
-use super::lock;
 use crate::push_size::kafka_len;
 
 const PARTITION: i32 = 0;
 
-/// What a record takes besides its own bytes: its place in the queue, and the allocations' own.
+/// The overhead of a record in bytes: its queue entry and its allocations.
 const RECORD_OVERHEAD: usize = 160;
 
 /// Figures of a push log, for metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PushLogStats {
-    /// Records appended and not handed over.
+    /// Undelivered records.
     pub records: usize,
-    /// Bytes of those, with the addition per record.
+    /// Undelivered bytes, with the overhead per record.
     pub bytes: usize,
-    /// The most that `records` has been.
-    pub records_high: usize,
-    /// The most that `bytes` has been.
-    pub bytes_high: usize,
+    /// The peak of `records`.
+    pub records_peak: usize,
+    /// The peak of `bytes`.
+    pub bytes_peak: usize,
     /// Appends that wait for room.
     pub waiting: usize,
-    /// Records ever appended.
+    /// Records appended since the start.
     pub appended: u64,
-    /// Appends ever refused because the log was full.
+    /// Appends refused because the log was full.
     pub rejected_full: u64,
-    /// Appends ever refused because the record was too large.
+    /// Appends refused because the record was too large.
     pub rejected_too_large: u64,
 }
 
-/// A push log in memory: the writing end and the reading end.
+/// Creates a push log in memory: its writer and its reader.
 ///
-/// The log closes when the writing end is dropped (all its clones) or told to; the reader then gets what is left,
-/// and after that `None`. It also closes when the reader is dropped, since nobody would hand anything over.
+/// The log closes when the writer is dropped (all its clones) or closed. The reader then gets the
+/// remaining records, and after them `None`. The log also closes when the reader is dropped.
 #[must_use]
 pub fn push_log(config: PushLogConfig) -> (Arc<MemoryPushLog>, MemoryPushLogReader) {
-    let shared = Arc::new(Shared { config, state: Mutex::default(), news: Notify::new() });
+    let shared = Arc::new(LogShared { config, state: Mutex::default(), readable: Notify::new() });
     (Arc::new(MemoryPushLog { shared: Arc::clone(&shared) }), MemoryPushLogReader { shared })
 }
 
-/// The writing end of a push log in memory.
+/// The writer of a push log in memory.
 #[derive(Debug)]
 pub struct MemoryPushLog {
-    shared: Arc<Shared>,
+    shared: Arc<LogShared>,
 }
 
-/// The reading end of a push log in memory.
+/// The reader of a push log in memory.
 #[derive(Debug)]
 pub struct MemoryPushLogReader {
-    shared: Arc<Shared>,
+    shared: Arc<LogShared>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct LogShared {
     config: PushLogConfig,
-    state: Mutex<State>,
-    /// Tells the reader that there are records, or that there will be none.
-    news: Notify,
+    state: Mutex<LogState>,
+    /// Notified when records are appended, and when the log is closed.
+    readable: Notify,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct LogState {
     unread: VecDeque<LogEntry>,
-    /// Since when each of them is there.
+    /// When each of them was appended.
     unread_since: VecDeque<Instant>,
     pace: Pace,
-    /// Sizes of the records that take up room, oldest first: those that were read, then those that were not.
+    /// Sizes of the undelivered records, oldest first: read ones, then unread ones.
     sizes: VecDeque<usize>,
     /// Offset of the first of `sizes`.
     first_offset: i64,
-    waiting: BTreeMap<u64, Waiting>,
+    waiting: BTreeMap<u64, WaitingAppend>,
     next_ticket: u64,
     /// Bytes of the waiting records.
     waiting_bytes: usize,
@@ -95,19 +96,18 @@ struct State {
     stats: PushLogStats,
 }
 
-/// One append that waits for room.
 /// How fast records are read.
 #[derive(Debug, Default)]
 struct Pace {
-    /// Since when `read` counts.
+    /// The time from which `read` counts.
     since: Option<Instant>,
     read: usize,
     per_second: f64,
 }
 
-/// Time over which the pace is taken.
+/// The interval over which the pace is measured.
 const PACE_INTERVAL: Duration = Duration::from_millis(250);
-/// Records that may be unread at any pace.
+/// The number of records that may be unread at any pace.
 const UNREAD_MIN: usize = 32;
 
 impl Pace {
@@ -121,7 +121,7 @@ impl Pace {
         }
     }
 
-    /// Records that may be unread so that none becomes too old.
+    /// Returns the number of records that may be unread so that none gets too old.
     fn unread_max(&self, config: &PushLogConfig) -> usize {
         if config.age_max == Duration::MAX {
             return usize::MAX;
@@ -130,25 +130,26 @@ impl Pace {
     }
 }
 
+/// One append that waits for room.
 #[derive(Debug)]
-struct Waiting {
-    /// What is not in the log yet, with sizes; never empty.
-    left: VecDeque<(PushRecord, usize)>,
-    /// How many of its records are.
-    taken: usize,
+struct WaitingAppend {
+    /// The records that are not in the log yet, with sizes; never empty.
+    pending: VecDeque<(PushRecord, usize)>,
+    /// The number of its records that are in the log.
+    accepted: usize,
     answer: oneshot::Sender<Appended>,
 }
 
 impl MemoryPushLog {
-    /// Takes no more appends. Those that wait are refused; what was accepted is still read.
+    /// Closes the log. Waiting appends are refused; accepted records can still be read.
     pub fn close(&self) {
         self.shared.close();
     }
 
-    /// The log's figures at this moment.
+    /// Returns the current figures.
     #[must_use]
     pub fn stats(&self) -> PushLogStats {
-        let state = lock(&self.shared.state);
+        let state = self.shared.state.lock();
         PushLogStats { waiting: state.waiting.len(), ..state.stats }
     }
 }
@@ -164,7 +165,7 @@ impl PushLog for MemoryPushLog {
     /// A dropped call that still waits for room leaves nothing in the log.
     fn append(&self, record: PushRecord) -> Call<Result<(), AppendError>> {
         let config = &self.shared.config;
-        let mut state = lock(&self.shared.state);
+        let mut state = self.shared.state.lock();
         if let Err(error) = state.check(&record, config) {
             return Call::Ready(Err(error));
         }
@@ -172,76 +173,78 @@ impl PushLog for MemoryPushLog {
         if state.waiting.is_empty() && state.has_room(size, config, now) {
             state.accept(record, size, now);
             drop(state);
-            self.shared.news.notify_one();
+            self.shared.readable.notify_one();
             return Call::Ready(Ok(()));
         }
         let waiting = VecDeque::from([(record, size)]);
         self.wait(state, waiting, 0).map(|Appended { error, .. }| error.map_or(Ok(()), Err))
     }
 
-    /// Under one lock and with one wake-up of the reader. When the log is full what is left waits in one place, and is
-    /// let in piece by piece; nothing gets in between.
+    /// All records are appended under one lock, with one wake-up of the reader. When the log is
+    /// full the rest waits as one append and is accepted piece by piece; no other append gets in
+    /// between.
     ///
     /// # Cancel safety
-    /// A dropped call that still waits for room leaves what was let in so far.
+    /// A dropped call that still waits for room leaves the records accepted so far.
     fn append_all(&self, records: Vec<PushRecord>) -> Call<Appended> {
         let config = &self.shared.config;
         let count = records.len();
-        let mut state = lock(&self.shared.state);
-        let wrong = records.iter().enumerate().find_map(|(index, record)| {
+        let mut state = self.shared.state.lock();
+        let rejected = records.iter().enumerate().find_map(|(index, record)| {
             state.check(record, config).err().map(|error| Appended { accepted: index, error: Some(error) })
         });
-        let mut left: VecDeque<_> = records
+        let mut pending: VecDeque<_> = records
             .into_iter()
-            .take(wrong.as_ref().map_or(count, |wrong| wrong.accepted))
+            .take(rejected.as_ref().map_or(count, |rejected| rejected.accepted))
             .map(|record| {
                 let size = size_of_record(&record);
                 (record, size)
             })
             .collect();
-        let right = left.len();
+        let total = pending.len();
         if state.waiting.is_empty() {
-            state.accept_from(&mut left, config);
+            state.accept_from(&mut pending, config);
         }
-        let taken = right - left.len();
-        let all_of_them = wrong.unwrap_or(Appended { accepted: count, error: None });
-        if left.is_empty() {
+        let accepted = total - pending.len();
+        let complete = rejected.unwrap_or(Appended { accepted: count, error: None });
+        if pending.is_empty() {
             drop(state);
-            if taken > 0 {
-                self.shared.news.notify_one();
+            if accepted > 0 {
+                self.shared.readable.notify_one();
             }
-            return Call::Ready(all_of_them);
+            return Call::Ready(complete);
         }
-        if taken > 0 {
-            self.shared.news.notify_one();
+        if accepted > 0 {
+            self.shared.readable.notify_one();
         }
-        let call = self.wait(state, left, taken);
-        call.map(move |appended| if appended.error.is_none() { all_of_them } else { appended })
+        let call = self.wait(state, pending, accepted);
+        call.map(move |appended| if appended.error.is_none() { complete } else { appended })
     }
 }
 
 impl MemoryPushLog {
-    /// Puts `left` behind those that wait for room, or refuses it. `taken` records of the same call are in the log.
+    /// Queues `pending` behind the waiting appends, or refuses it. `accepted` records of the same
+    /// call are in the log.
     fn wait(
         &self,
-        mut state: MutexGuard<'_, State>,
-        left: VecDeque<(PushRecord, usize)>,
-        taken: usize,
+        mut state: MutexGuard<'_, LogState>,
+        pending: VecDeque<(PushRecord, usize)>,
+        accepted: usize,
     ) -> Call<Appended> {
         let config = &self.shared.config;
-        let size = left.iter().map(|(_, size)| size).sum();
+        let size = pending.iter().map(|(_, size)| size).sum();
         if config.append_timeout.is_zero() || !state.may_wait(size, config) {
-            state.stats.rejected_full += left.len() as u64;
-            return Call::Ready(Appended { accepted: taken, error: Some(AppendError::Full) });
+            state.stats.rejected_full += pending.len() as u64;
+            return Call::Ready(Appended { accepted, error: Some(AppendError::Full) });
         }
-        let (ticket, answer) = state.wait(left, taken);
+        let (ticket, answer) = state.wait(pending, accepted);
         drop(state);
-        let place = Place { shared: Arc::clone(&self.shared), ticket };
-        Call::Pending(Box::pin(place.wait(answer, Instant::now() + config.append_timeout)))
+        let guard = WaitGuard { shared: Arc::clone(&self.shared), ticket };
+        Call::Pending(Box::pin(guard.wait(answer, Instant::now() + config.append_timeout)))
     }
 }
 
-impl State {
+impl LogState {
     fn check(&mut self, record: &PushRecord, config: &PushLogConfig) -> Result<(), AppendError> {
         let (size, limit) = (kafka_len(record), config.record_bytes_max);
         if size > limit {
@@ -274,14 +277,14 @@ impl State {
         stats.appended += 1;
         stats.records += 1;
         stats.bytes += size;
-        stats.records_high = stats.records_high.max(stats.records);
-        stats.bytes_high = stats.bytes_high.max(stats.bytes);
+        stats.records_peak = stats.records_peak.max(stats.records);
+        stats.bytes_peak = stats.bytes_peak.max(stats.bytes);
     }
 
-    /// Takes records off the front of `left` as long as there is room, and says how many bytes those had.
-    fn accept_from(&mut self, left: &mut VecDeque<(PushRecord, usize)>, config: &PushLogConfig) -> usize {
+    /// Accepts records from the front of `pending` while there is room, and returns their bytes.
+    fn accept_from(&mut self, pending: &mut VecDeque<(PushRecord, usize)>, config: &PushLogConfig) -> usize {
         let (mut bytes, now) = (0, Instant::now());
-        while let Some((record, size)) = left.pop_front_if(|(_, size)| self.has_room(*size, config, now)) {
+        while let Some((record, size)) = pending.pop_front_if(|(_, size)| self.has_room(*size, config, now)) {
             self.accept(record, size, now);
             bytes += size;
         }
@@ -290,122 +293,123 @@ impl State {
 
     fn wait(
         &mut self,
-        left: VecDeque<(PushRecord, usize)>,
-        taken: usize,
+        pending: VecDeque<(PushRecord, usize)>,
+        accepted: usize,
     ) -> (u64, oneshot::Receiver<Appended>) {
         let ticket = self.next_ticket;
         self.next_ticket += 1;
-        self.waiting_bytes += sum_of_sizes(&left);
+        self.waiting_bytes += sum_of_sizes(&pending);
         let (sender, answer) = oneshot::channel();
-        self.waiting.insert(ticket, Waiting { left, taken, answer: sender });
+        self.waiting.insert(ticket, WaitingAppend { pending, accepted, answer: sender });
         (ticket, answer)
     }
 
-    /// Takes an append off the waiting ones; `None` when it was accepted or refused already.
-    fn give_up(&mut self, ticket: u64) -> Option<Waiting> {
+    /// Removes a waiting append; `None` when it was accepted or refused already.
+    fn cancel_wait(&mut self, ticket: u64) -> Option<WaitingAppend> {
         let waiting = self.waiting.remove(&ticket)?;
-        self.waiting_bytes -= sum_of_sizes(&waiting.left);
+        self.waiting_bytes -= sum_of_sizes(&waiting.pending);
         Some(waiting)
     }
 
-    /// Accepts what waits, in its order, as long as there is room; true when there was any.
+    /// Accepts waiting records in order while there is room. Returns whether any were accepted.
     fn admit(&mut self, config: &PushLogConfig) -> bool {
         let before = self.stats.appended;
         while let Some((ticket, mut waiting)) = self.waiting.pop_first() {
             let already = self.stats.appended;
-            self.waiting_bytes -= self.accept_from(&mut waiting.left, config);
-            waiting.taken += usize::try_from(self.stats.appended - already).unwrap_or(usize::MAX);
-            if !waiting.left.is_empty() {
+            self.waiting_bytes -= self.accept_from(&mut waiting.pending, config);
+            waiting.accepted += usize::try_from(self.stats.appended - already).unwrap_or(usize::MAX);
+            if !waiting.pending.is_empty() {
                 self.waiting.insert(ticket, waiting);
                 break;
             }
-            // An append that was dropped in this moment is in the log all the same, as with any other log.
-            let _ = waiting.answer.send(Appended { accepted: waiting.taken, error: None });
+            // If the call was dropped just now, the record is in the log anyway, as with any other
+            // log.
+            let _ = waiting.answer.send(Appended { accepted: waiting.accepted, error: None });
         }
         self.stats.appended > before
     }
 
     fn done(&mut self, offset: i64) {
         let read = self.sizes.len() - self.unread.len();
-        let handed_over = usize::try_from(offset - self.first_offset + 1).unwrap_or(0).min(read);
-        let bytes: usize = self.sizes.drain(..handed_over).sum();
-        self.first_offset += handed_over as i64;
-        self.stats.records -= handed_over;
+        let delivered = usize::try_from(offset - self.first_offset + 1).unwrap_or(0).min(read);
+        let bytes: usize = self.sizes.drain(..delivered).sum();
+        self.first_offset += delivered as i64;
+        self.stats.records -= delivered;
         self.stats.bytes -= bytes;
     }
 }
 
-impl Shared {
+impl LogShared {
     fn close(&self) {
         let waiting = {
-            let mut state = lock(&self.state);
+            let mut state = self.state.lock();
             state.closed = true;
             state.waiting_bytes = 0;
             std::mem::take(&mut state.waiting)
         };
-        for Waiting { taken, answer, .. } in waiting.into_values() {
-            let _ = answer.send(Appended { accepted: taken, error: Some(closed()) });
+        for WaitingAppend { accepted, answer, .. } in waiting.into_values() {
+            let _ = answer.send(Appended { accepted, error: Some(closed()) });
         }
-        self.news.notify_one();
+        self.readable.notify_one();
     }
 
-    fn admit(&self, mut state: MutexGuard<'_, State>) {
+    fn admit(&self, mut state: MutexGuard<'_, LogState>) {
         let any = state.admit(&self.config);
         drop(state);
         if any {
-            self.news.notify_one();
+            self.readable.notify_one();
         }
     }
 }
 
-/// The place of one append among the waiting ones, given up when dropped.
-struct Place {
-    shared: Arc<Shared>,
+/// The registration of a waiting append, removed on drop.
+struct WaitGuard {
+    shared: Arc<LogShared>,
     ticket: u64,
 }
 
-impl Place {
+impl WaitGuard {
     async fn wait(self, mut answer: oneshot::Receiver<Appended>, deadline: Instant) -> Appended {
-        // The sender is dropped without an answer only together with the place.
+        // The sender is dropped without an answer only together with this guard.
         let lost = |()| Appended { accepted: 0, error: Some(closed()) };
         if let Ok(answer) = tokio::time::timeout_at(deadline, &mut answer).await {
             return answer.unwrap_or_else(|_| lost(()));
         }
-        // Under the lock, since the answer may have come after the deadline struck.
+        // Under the lock, since the append may have been accepted after the deadline.
         self.refuse().unwrap_or_else(|| answer.try_recv().unwrap_or_else(|_| lost(())))
     }
 
-    /// Gives the place up at the deadline; `None` when the answer has been given.
+    /// Refuses the append at the deadline; `None` when it has completed.
     fn refuse(&self) -> Option<Appended> {
-        let mut state = lock(&self.shared.state);
-        let waiting = state.give_up(self.ticket)?;
-        state.stats.rejected_full += waiting.left.len() as u64;
-        // A large record in front may have kept out smaller ones behind it.
+        let mut state = self.shared.state.lock();
+        let waiting = state.cancel_wait(self.ticket)?;
+        state.stats.rejected_full += waiting.pending.len() as u64;
+        // Smaller appends may have waited behind this one.
         self.shared.admit(state);
-        Some(Appended { accepted: waiting.taken, error: Some(AppendError::Full) })
+        Some(Appended { accepted: waiting.accepted, error: Some(AppendError::Full) })
     }
 }
 
-impl Drop for Place {
+impl Drop for WaitGuard {
     fn drop(&mut self) {
-        let mut state = lock(&self.shared.state);
-        if state.give_up(self.ticket).is_some() {
-            // A large record in front may have kept out smaller ones behind it.
+        let mut state = self.shared.state.lock();
+        if state.cancel_wait(self.ticket).is_some() {
+            // Smaller appends may have waited behind this one.
             self.shared.admit(state);
         }
     }
 }
 
 impl MemoryPushLogReader {
-    /// `None` when there is nothing to read yet.
+    /// Returns `None` when there is nothing to read yet.
     fn take(&self) -> Option<Option<Vec<LogEntry>>> {
-        let mut state = lock(&self.shared.state);
+        let mut state = self.shared.state.lock();
         let count = state.unread.len().min(self.shared.config.read_records_max.max(1));
         if count > 0 {
             state.unread_since.drain(..count);
             state.pace.read(count, Instant::now());
             let read = state.unread.drain(..count).collect();
-            // What keeps others out may have been the age of what was read now.
+            // Waiting appends may have been blocked by the age of the records read now.
             self.shared.admit(state);
             return Some(Some(read));
         }
@@ -417,9 +421,10 @@ impl MemoryPushLogReader {
             if let Some(answer) = self.take() {
                 return answer;
             }
-            // What is told between the look and the wait is kept for the wait.
-            self.shared.news.notified().await;
-            // Who has told is often the first of many that are ready to append: what they append is read in one go.
+            // A notification between the check and the wait is stored.
+            self.shared.readable.notified().await;
+            // The notifier is often the first of many tasks ready to append: let them append first,
+            // and read all in one go.
             tokio::task::yield_now().await;
         }
     }
@@ -431,7 +436,7 @@ impl PushLogReader for MemoryPushLogReader {
     }
 
     fn done(&mut self, position: LogPosition) {
-        let mut state = lock(&self.shared.state);
+        let mut state = self.shared.state.lock();
         state.done(position.offset);
         self.shared.admit(state);
     }
@@ -451,7 +456,7 @@ fn sum_of_sizes(records: &VecDeque<(PushRecord, usize)>) -> usize {
     records.iter().map(|(_, size)| size).sum()
 }
 
-/// Bytes that a record takes in memory, near enough for a bound.
+/// Returns the approximate memory of a record in bytes.
 fn size_of_record(record: &PushRecord) -> usize {
     let target = match &record.target {
         PushTarget::Keys { keys, .. } => keys.iter().map(|key| key.as_str().len() + 32).sum(),

@@ -1,26 +1,25 @@
-//! How many sessions each room has: one report per comet, and their sum.
+//! Session counts of rooms: one report per comet, and their sum.
 //!
-//! The sum is made when somebody asks for the first time after a change, and then shared. With one comet there is
-//! nothing to add up: its report is the answer.
+//! The sum is computed on the first read after a change and then shared. With one comet its report
+//! is the sum.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use goim_ports::{Call, DirectoryError, RoomCounts, RoomDirectory, ServerId};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::lock;
-
-/// A report that is older counts no more: its comet is gone.
+/// The age above which a report is ignored: its comet is dead.
 const FRESH_FOR: Duration = Duration::from_secs(5 * 60);
 
 /// A room directory in memory.
 #[derive(Debug, Default)]
-pub struct MemoryRooms(Mutex<State>);
+pub struct MemoryRooms(Mutex<RoomsState>);
 
 #[derive(Debug, Default)]
-struct State {
+struct RoomsState {
     reports: HashMap<ServerId, Report>,
     totals: Option<RoomCounts>,
 }
@@ -32,15 +31,16 @@ struct Report {
 }
 
 impl MemoryRooms {
-    /// A directory without reports.
+    /// Creates a directory without reports.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 }
 
-impl State {
-    /// Gives the replaced report and totals back, so that the caller can free them after unlocking.
+impl RoomsState {
+    /// Replaces a report. Returns the replaced report and sum, so that the caller frees them after
+    /// unlocking.
     fn report(
         &mut self,
         server: ServerId,
@@ -51,9 +51,9 @@ impl State {
     }
 
     fn totals(&mut self, now: Instant) -> RoomCounts {
-        let known = self.reports.len();
+        let count_before = self.reports.len();
         self.reports.retain(|_, report| now.saturating_duration_since(report.at) <= FRESH_FOR);
-        if self.reports.len() != known {
+        if self.reports.len() != count_before {
             self.totals = None;
         }
         Arc::clone(self.totals.get_or_insert_with(|| sum(&self.reports)))
@@ -80,13 +80,13 @@ fn sum(reports: &HashMap<ServerId, Report>) -> RoomCounts {
 
 impl RoomDirectory for MemoryRooms {
     fn report(&self, server: ServerId, rooms: RoomCounts) -> Call<Result<(), DirectoryError>> {
-        let replaced = lock(&self.0).report(server, rooms, Instant::now());
+        let replaced = self.0.lock().report(server, rooms, Instant::now());
         drop(replaced);
         Call::Ready(Ok(()))
     }
 
     fn totals(&self) -> Call<Result<RoomCounts, DirectoryError>> {
-        Call::Ready(Ok(lock(&self.0).totals(Instant::now())))
+        Call::Ready(Ok(self.0.lock().totals(Instant::now())))
     }
 }
 

@@ -1,30 +1,29 @@
 //! Which comet holds which session, for comets in this process.
 //!
-//! Two maps: key to record, and member to keys. An anonymous session has no entry in the second. Both are cut into
-//! stripes with a lock each, and records are small: with a million sessions every byte counts. The key's text is
-//! shared with whoever handed it in. Both say which comet has the session, so that who comes from the member need not
-//! look at the record: among a million sessions each look waits for memory. The comet stands there as a number, since there
-//! are few of them; its name is kept for good.
+//! Two maps: key to record, and member to keys. An anonymous session has no entry in the second.
+//! Both are striped, with a lock per stripe. Records are small, since with a million sessions every
+//! byte counts: the key's text is shared with the caller, and a comet is a number (its name is
+//! never removed). Both maps hold the comet, so that a lookup by member needs no second one: each
+//! is a cache miss.
 //!
-//! Lock order: the stripe of a key, then the stripe of a member, then the comets' names. A change of one session is made
-//! under its key's lock from beginning to end, so that the two maps agree about it.
-//!
-//! Records do not expire: a comet in the same process cannot die without its directory.
+//! Lock order: the stripe of a key, then the stripe of a member, then the comets' names. A session
+//! is changed under its key's lock, so that the two maps agree about it. Records do not expire: a
+//! comet in the same process cannot die without its directory.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, RandomState};
-use std::sync::{Mutex, PoisonError, RwLock};
 
 use goim_ports::{
     Call, DirectoryError, Mid, ServerId, SessionDirectory, SessionKey, SessionRecord, SessionRef,
 };
 
-use super::lock;
+use parking_lot::{Mutex, RwLock};
 
-/// Enough that two cores rarely meet, few enough that the empty maps weigh nothing.
+/// The number of stripes: enough that cores rarely contend, few enough that empty maps are
+/// negligible.
 const STRIPES: usize = 64;
 
-/// Below this capacity a map keeps its memory: it is not worth the copying.
+/// The capacity up to which a map is never shrunk: it is not worth the copying.
 const SHRINK_ABOVE: usize = 256;
 
 /// A session directory in memory.
@@ -36,7 +35,7 @@ pub struct MemorySessions {
     servers: RwLock<Vec<ServerId>>,
 }
 
-/// A comet: its place in the list of names.
+/// A comet: its index in the list of names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Server(u32);
 
@@ -50,7 +49,7 @@ struct Record {
 #[derive(Debug)]
 enum Keys {
     One(SessionKey, Server),
-    // Boxed so that the many who have one key do not pay for the few who have more.
+    // Boxed, so that the many members with one key do not pay for the few with more.
     #[allow(clippy::box_collection)]
     Many(Box<HashMap<SessionKey, Server>>),
 }
@@ -71,13 +70,13 @@ impl MemorySessions {
         Self { hasher, by_key, by_mid, servers: RwLock::default() }
     }
 
-    /// Sessions entered and not removed.
+    /// Returns the number of sessions.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.by_key.iter().map(|stripe| lock(stripe).len()).sum()
+        self.by_key.iter().map(|stripe| stripe.lock().len()).sum()
     }
 
-    /// True when no session is entered.
+    /// Returns whether there are no sessions.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -91,37 +90,37 @@ impl MemorySessions {
         &self.by_mid[self.stripe(&mid)]
     }
 
-    /// Takes the stripe from other bits of the hash than the map takes its slot from.
+    /// Returns the index of a stripe, from other bits of the hash than the map uses.
     fn stripe(&self, of: &impl Hash) -> usize {
         (self.hasher.hash_one(of) >> 40) as usize % STRIPES
     }
 
     fn number_of(&self, server: &ServerId) -> Option<Server> {
-        let servers = self.servers.read().unwrap_or_else(PoisonError::into_inner);
-        place_of(&servers, server)
+        let servers = self.servers.read();
+        index_of(&servers, server)
     }
 
     fn number(&self, server: ServerId) -> Server {
         if let Some(known) = self.number_of(&server) {
             return known;
         }
-        let mut servers = self.servers.write().unwrap_or_else(PoisonError::into_inner);
-        // Another may have been quicker.
-        place_of(&servers, &server).unwrap_or_else(|| {
+        let mut servers = self.servers.write();
+        // Another thread may have added it.
+        index_of(&servers, &server).unwrap_or_else(|| {
             servers.push(server);
             Server(servers.len() as u32 - 1)
         })
     }
 
     fn name(&self, server: Server) -> ServerId {
-        self.servers.read().unwrap_or_else(PoisonError::into_inner)[server.0 as usize].clone()
+        self.servers.read()[server.0 as usize].clone()
     }
 
     fn enter(&self, session: SessionRef) {
         let SessionRef { mid, key, server } = session;
         let server = self.number(server);
-        let mut records = lock(self.stripe_of_key(&key));
-        // The old entry goes with its key, so that the text is shared with the new session and not with the old one.
+        let mut records = self.stripe_of_key(&key).lock();
+        // The old key is removed too, so that the stored text is shared with the new session.
         if let Some((old_key, old)) = records.remove_entry(&key) {
             self.unlink(old.mid, &old_key);
         }
@@ -131,7 +130,7 @@ impl MemorySessions {
 
     fn leave(&self, session: &SessionRef) -> bool {
         let Some(server) = self.number_of(&session.server) else { return false };
-        let mut records = lock(self.stripe_of_key(&session.key));
+        let mut records = self.stripe_of_key(&session.key).lock();
         let owned = |record: &Record| record.server == server && same_member(record.mid, session.mid);
         if !records.get(&session.key).is_some_and(owned) {
             return false;
@@ -146,7 +145,7 @@ impl MemorySessions {
         if mid.is_anonymous() {
             return;
         }
-        let mut members = lock(self.stripe_of_mid(mid));
+        let mut members = self.stripe_of_mid(mid).lock();
         match members.get_mut(&mid) {
             Some(keys) => keys.insert(key.clone(), server),
             None => drop(members.insert(mid, Keys::One(key.clone(), server))),
@@ -157,7 +156,7 @@ impl MemorySessions {
         if mid.is_anonymous() {
             return;
         }
-        let mut members = lock(self.stripe_of_mid(mid));
+        let mut members = self.stripe_of_mid(mid).lock();
         if members.get_mut(&mid).is_some_and(|keys| keys.remove(key)) {
             members.remove(&mid);
             shrink(&mut members);
@@ -165,7 +164,7 @@ impl MemorySessions {
     }
 
     fn server_of(&self, key: &SessionKey) -> Option<ServerId> {
-        let server = lock(self.stripe_of_key(key)).get(key).map(|record| record.server);
+        let server = self.stripe_of_key(key).lock().get(key).map(|record| record.server);
         server.map(|server| self.name(server))
     }
 
@@ -173,7 +172,7 @@ impl MemorySessions {
         let mut add = |key: &SessionKey, server: Server| {
             found.push(SessionRecord { key: key.clone(), server: self.name(server) });
         };
-        match lock(self.stripe_of_mid(mid)).get(&mid) {
+        match self.stripe_of_mid(mid).lock().get(&mid) {
             None => {}
             Some(Keys::One(key, server)) => add(key, *server),
             Some(Keys::Many(keys)) => keys.iter().for_each(|(key, server)| add(key, *server)),
@@ -184,7 +183,7 @@ impl MemorySessions {
 impl Keys {
     fn insert(&mut self, key: SessionKey, server: Server) {
         match self {
-            // The old entry goes with its key: the text is shared with the new session.
+            // The old key is removed too, so that the stored text is shared with the new session.
             Self::Many(keys) => {
                 keys.remove(&key);
                 keys.insert(key, server);
@@ -196,7 +195,7 @@ impl Keys {
         }
     }
 
-    /// True when nothing is left.
+    /// Returns whether no key is left.
     fn remove(&mut self, key: &SessionKey) -> bool {
         match self {
             Self::One(only, _) => only == key,
@@ -214,17 +213,17 @@ impl Keys {
     }
 }
 
-fn place_of(servers: &[ServerId], server: &ServerId) -> Option<Server> {
-    servers.iter().position(|known| known == server).map(|place| Server(place as u32))
+fn index_of(servers: &[ServerId], server: &ServerId) -> Option<Server> {
+    servers.iter().position(|known| known == server).map(|index| Server(index as u32))
 }
 
-/// Nobody in particular is nobody in particular, whatever the number.
+/// Returns whether two ids are the same member. All anonymous ids are the same.
 fn same_member(a: Mid, b: Mid) -> bool {
     a == b || (a.is_anonymous() && b.is_anonymous())
 }
 
-/// Gives memory back when three quarters of it are unused, and leaves room to grow again without copying at once.
-/// One that is empty gives back all: a small table in a large free stretch would keep its page from the system.
+/// Releases memory when three quarters of it are unused, with room to grow again without copying.
+/// An empty map releases everything: a small table in a large free range would keep its page.
 fn shrink<K: Eq + Hash, V>(map: &mut HashMap<K, V>) {
     if map.is_empty() {
         *map = HashMap::with_hasher(map.hasher().clone());
@@ -233,7 +232,7 @@ fn shrink<K: Eq + Hash, V>(map: &mut HashMap<K, V>) {
     }
 }
 
-/// The same for the keys of one member.
+/// Shrinks the keys of one member likewise.
 fn shrink_keys(keys: &mut HashMap<SessionKey, Server>) {
     if keys.capacity() > SHRINK_ABOVE && keys.len() < keys.capacity() / 4 {
         keys.shrink_to(keys.len().saturating_mul(2));
@@ -246,13 +245,14 @@ impl SessionDirectory for MemorySessions {
         Call::Ready(Ok(()))
     }
 
-    /// True also needs the member to be the same: a key that another member has taken over is no longer this session.
+    /// Returns true only if the member is the same too: a key that another member has taken is a
+    /// different session.
     fn remove(&self, session: SessionRef) -> Call<Result<bool, DirectoryError>> {
         Call::Ready(Ok(self.leave(&session)))
     }
 
     fn touch(&self, session: SessionRef) -> Call<Result<(), DirectoryError>> {
-        let known = lock(self.stripe_of_key(&session.key)).contains_key(&session.key);
+        let known = self.stripe_of_key(&session.key).lock().contains_key(&session.key);
         if !known {
             self.enter(session);
         }
@@ -320,7 +320,8 @@ mod tests {
 
     #[test]
     fn a_record_is_small() {
-        // What a session costs here besides the text of its key: one slot in each map, at a load of 7/16 to 7/8.
+        // The memory of a session besides the key's text: one slot in each map, at a load of 7/16
+        // to 7/8.
         assert_eq!(size_of::<(SessionKey, Record)>(), 32);
         assert_eq!(size_of::<(Mid, Keys)>(), 32);
     }
@@ -329,8 +330,8 @@ mod tests {
     fn memory_is_given_back() {
         let sessions = MemorySessions::new();
         let capacity = |sessions: &MemorySessions| -> usize {
-            let keys: usize = sessions.by_key.iter().map(|stripe| lock(stripe).capacity()).sum();
-            let mids: usize = sessions.by_mid.iter().map(|stripe| lock(stripe).capacity()).sum();
+            let keys: usize = sessions.by_key.iter().map(|stripe| stripe.lock().capacity()).sum();
+            let mids: usize = sessions.by_mid.iter().map(|stripe| stripe.lock().capacity()).sum();
             keys + mids
         };
         for n in 1..=100_000 {
@@ -343,7 +344,7 @@ mod tests {
         assert!(sessions.is_empty());
         let empty = capacity(&sessions);
         assert!(empty <= STRIPES * 2 * SHRINK_ABOVE && empty < full / 4, "{full} entries, then {empty}");
-        assert!(sessions.by_mid.iter().all(|stripe| lock(stripe).is_empty()));
+        assert!(sessions.by_mid.iter().all(|stripe| stripe.lock().is_empty()));
     }
 
     #[test]
@@ -352,14 +353,14 @@ mod tests {
         sessions.enter(session(1, "k"));
         let newer = session(1, "k");
         sessions.enter(newer.clone());
-        let kept = lock(sessions.stripe_of_key(&newer.key)).keys().next().cloned().expect("entered");
+        let kept = sessions.stripe_of_key(&newer.key).lock().keys().next().cloned().expect("entered");
         assert!(std::ptr::eq(kept.as_str(), newer.key.as_str()));
         let mut found = Vec::new();
         sessions.sessions_of_member(Mid(1), &mut found);
         assert!(std::ptr::eq(found[0].key.as_str(), newer.key.as_str()));
     }
 
-    /// Threads enter and remove sessions of the same few keys; when all are still, both maps must say the same.
+    /// Threads add and remove sessions of the same few keys; afterwards both maps must agree.
     #[test]
     fn the_two_maps_agree_whatever_threads_do() {
         const KEYS: u64 = 16;
@@ -386,7 +387,7 @@ mod tests {
             }
         });
         let record = |key: &SessionKey| {
-            lock(sessions.stripe_of_key(key)).get(key).map(|record| (record.mid, record.server.0))
+            sessions.stripe_of_key(key).lock().get(key).map(|record| (record.mid, record.server.0))
         };
         let mut by_key: Vec<_> = (0..KEYS)
             .map(|n| SessionKey::from(format!("k{n}")))
@@ -394,7 +395,7 @@ mod tests {
             .filter(|(mid, ..)| !mid.is_anonymous())
             .collect();
         let mut by_mid = Vec::new();
-        for (mid, keys) in sessions.by_mid.iter().flat_map(|stripe| std::mem::take(&mut *lock(stripe))) {
+        for (mid, keys) in sessions.by_mid.iter().flat_map(|stripe| std::mem::take(&mut *stripe.lock())) {
             match keys {
                 Keys::One(key, server) => by_mid.push((mid, key, server.0)),
                 Keys::Many(keys) => {

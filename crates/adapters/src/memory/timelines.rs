@@ -1,8 +1,7 @@
-//! Timelines in this process: the model that the durable ones are compared with, and what `goim serve` runs on without a folder.
-//! They live as long as the process, and their epochs say so.
+//! Timelines in this process: the model for the durable stores, and the store of `goim serve`
+//! without a folder. They last as long as the process; their epochs change with it.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Mutex;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,44 +9,44 @@ use goim_ports::{
     AcceptedAt, Append, AppendResult, Bodies, Call, CursorId, Epoch, Head, IdempotencyKey, Mid, Position,
     Range, ReadLimit, RetentionRules, StoredMessage, TimelineError, TimelineId, TimelineSeq, TimelineStore,
 };
+use parking_lot::Mutex;
 
-use super::lock;
-use crate::timeline::{bytes_of, draw_epoch};
+use crate::timeline::{bytes_of, new_epoch};
 
 /// A timeline store in memory.
 #[derive(Debug)]
 pub struct MemoryTimelines {
     rules: RetentionRules,
-    /// How long a name stands for its message, at least.
+    /// How long an idempotency key is remembered, at least.
     window: Duration,
-    state: Mutex<State>,
+    state: Mutex<StoreState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct StoreState {
     timelines: HashMap<TimelineId, Timeline>,
     cursors: HashMap<CursorId, TimelineSeq>,
-    once: HashMap<(TimelineId, Mid, IdempotencyKey), (TimelineSeq, AcceptedAt)>,
+    dedup: HashMap<(TimelineId, Mid, IdempotencyKey), (TimelineSeq, AcceptedAt)>,
 }
 
 #[derive(Debug)]
 struct Timeline {
     epoch: Epoch,
     first: TimelineSeq,
-    messages: VecDeque<Entry>,
+    messages: VecDeque<StoredEntry>,
     bytes: u64,
 }
 
-/// A message with its size when it came: one that was deleted counts until its place goes.
+/// A message with the size that it was stored with: a deleted message counts until it is removed.
 #[derive(Debug)]
-struct Entry {
+struct StoredEntry {
     stored: StoredMessage,
     bytes: u64,
 }
 
 impl Timeline {
     fn new() -> Self {
-        Self { epoch: draw_epoch(), first: TimelineSeq(1), messages: VecDeque::new(), bytes: 0 }
+        Self { epoch: new_epoch(), first: TimelineSeq(1), messages: VecDeque::new(), bytes: 0 }
     }
 
     fn head(&self) -> Head {
@@ -56,30 +55,30 @@ impl Timeline {
         Head { epoch: self.epoch, latest, first: self.first }
     }
 
-    /// The place in the list, for a sequence that is kept.
+    /// Returns the index of a stored sequence.
     fn index_of(&self, seq: TimelineSeq) -> Option<usize> {
         let index = usize::try_from(seq.0.checked_sub(self.first.0)?).ok()?;
         (index < self.messages.len()).then_some(index)
     }
 
-    fn drop_first(&mut self) {
-        if let Some(gone) = self.messages.pop_front() {
-            self.bytes = self.bytes.saturating_sub(gone.bytes);
-            self.first = gone.stored.seq.next();
+    fn remove_first(&mut self) {
+        if let Some(removed) = self.messages.pop_front() {
+            self.bytes = self.bytes.saturating_sub(removed.bytes);
+            self.first = removed.stored.seq.next();
         }
     }
 }
 
 impl MemoryTimelines {
-    /// An empty store. A name (see [`IdempotencyKey`]) stands for its message for `window` at least.
+    /// Creates an empty store that remembers an [`IdempotencyKey`] for `window` at least.
     #[must_use]
     pub fn new(rules: RetentionRules, window: Duration) -> Self {
         Self { rules, window, state: Mutex::default() }
     }
 
-    /// Removes what is not to be kept any longer, as of `now`.
+    /// Removes messages that are expired as of `now`.
     pub fn retain(&self, now: AcceptedAt) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         for (id, timeline) in &mut state.timelines {
             let rule = self.rules.of(id);
             while let Some(oldest) = timeline.messages.front() {
@@ -90,30 +89,30 @@ impl MemoryTimelines {
                 if !is_old && (is_newest || !is_beyond) {
                     break;
                 }
-                timeline.drop_first();
+                timeline.remove_first();
             }
         }
-        state.once.retain(|_, (_, at)| at.until(now) <= self.window);
+        state.dedup.retain(|_, (_, at)| at.until(now) <= self.window);
     }
 }
 
-impl State {
+impl StoreState {
     fn append(&mut self, append: Append) -> AppendResult {
         let Append { timeline: id, message, idempotency_key: once } = append;
-        let name = once.map(|once| (id.clone(), message.sender, once));
+        let dedup_key = once.map(|once| (id.clone(), message.sender, once));
         let timeline = self.timelines.entry(id).or_insert_with(Timeline::new);
         let epoch = timeline.epoch;
-        if let Some((seq, _)) = name.as_ref().and_then(|name| self.once.get(name)) {
+        if let Some((seq, _)) = dedup_key.as_ref().and_then(|key| self.dedup.get(key)) {
             return AppendResult { position: Position { epoch, seq: *seq }, is_duplicate: true };
         }
         let seq = timeline.head().latest.next();
-        if let Some(name) = name {
-            self.once.insert(name, (seq, message.accepted_at));
+        if let Some(dedup_key) = dedup_key {
+            self.dedup.insert(dedup_key, (seq, message.accepted_at));
         }
         let bytes = bytes_of(&message);
         timeline.bytes += bytes;
         let stored = StoredMessage { seq, message, is_deleted: false };
-        timeline.messages.push_back(Entry { stored, bytes });
+        timeline.messages.push_back(StoredEntry { stored, bytes });
         AppendResult { position: Position { epoch, seq }, is_duplicate: false }
     }
 
@@ -122,11 +121,14 @@ impl State {
     }
 }
 
-/// As many of these, oldest first, as the limit lets through; one at least.
-fn within<'m>(entries: impl Iterator<Item = &'m Entry>, limit: ReadLimit) -> Vec<StoredMessage> {
+/// Collects messages up to the limit; at least one.
+fn collect_within<'m>(
+    entries: impl Iterator<Item = &'m StoredEntry>,
+    limit: ReadLimit,
+) -> Vec<StoredMessage> {
     let mut bytes = 0;
     let mut taken: Vec<StoredMessage> = Vec::new();
-    for Entry { stored, .. } in entries.take(limit.messages.max(1)) {
+    for StoredEntry { stored, .. } in entries.take(limit.messages.max(1)) {
         bytes += bytes_of(&stored.message);
         if !taken.is_empty() && bytes > limit.bytes as u64 {
             break;
@@ -138,7 +140,7 @@ fn within<'m>(entries: impl Iterator<Item = &'m Entry>, limit: ReadLimit) -> Vec
 
 impl TimelineStore for MemoryTimelines {
     fn append(&self, appends: Vec<Append>) -> Call<Result<Vec<AppendResult>, TimelineError>> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         Call::Ready(Ok(appends.into_iter().map(|append| state.append(append)).collect()))
     }
 
@@ -148,10 +150,10 @@ impl TimelineStore for MemoryTimelines {
         after: TimelineSeq,
         limit: ReadLimit,
     ) -> Call<Result<Range, TimelineError>> {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         let Some(timeline) = state.timelines.get(&timeline) else { return Call::Ready(Ok(Range::default())) };
         let from = timeline.index_of(after.next().max(timeline.first)).unwrap_or(timeline.messages.len());
-        let messages = within(timeline.messages.range(from..), limit);
+        let messages = collect_within(timeline.messages.range(from..), limit);
         Call::Ready(Ok(Range { head: timeline.head(), messages }))
     }
 
@@ -161,26 +163,26 @@ impl TimelineStore for MemoryTimelines {
         before: Option<TimelineSeq>,
         limit: ReadLimit,
     ) -> Call<Result<Range, TimelineError>> {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         let Some(timeline) = state.timelines.get(&timeline) else { return Call::Ready(Ok(Range::default())) };
         let end = match before {
             Some(before) if before <= timeline.first => 0,
             Some(before) => timeline.index_of(before).unwrap_or(timeline.messages.len()),
             None => timeline.messages.len(),
         };
-        let mut messages = within(timeline.messages.range(..end).rev(), limit);
+        let mut messages = collect_within(timeline.messages.range(..end).rev(), limit);
         messages.reverse();
         Call::Ready(Ok(Range { head: timeline.head(), messages }))
     }
 
     fn heads(&self, timelines: Vec<TimelineId>) -> Call<Result<Vec<Head>, TimelineError>> {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         let head = |id: &TimelineId| state.timelines.get(id).map(Timeline::head).unwrap_or_default();
         Call::Ready(Ok(timelines.iter().map(head).collect()))
     }
 
     fn delete(&self, timeline: TimelineId, seq: TimelineSeq) -> Call<Result<bool, TimelineError>> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let Some(timeline) = state.timelines.get_mut(&timeline) else { return Call::Ready(Ok(false)) };
         let Some(index) = timeline.index_of(seq) else { return Call::Ready(Ok(false)) };
         let found = &mut timeline.messages[index].stored;
@@ -193,7 +195,7 @@ impl TimelineStore for MemoryTimelines {
     }
 
     fn advance(&self, cursor: CursorId, to: TimelineSeq) -> Call<Result<TimelineSeq, TimelineError>> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let to = to.min(state.latest(&cursor.timeline));
         let at = state.cursors.get(&cursor).copied().unwrap_or_default();
         if to > at {
@@ -203,7 +205,7 @@ impl TimelineStore for MemoryTimelines {
     }
 
     fn cursors(&self, cursors: Vec<CursorId>) -> Call<Result<Vec<TimelineSeq>, TimelineError>> {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         let at = |cursor: &CursorId| state.cursors.get(cursor).copied().unwrap_or_default();
         Call::Ready(Ok(cursors.iter().map(at).collect()))
     }

@@ -1,97 +1,57 @@
-//! The handle: takes what is asked, within bounds, passes appends to the writers, and reads.
+//! The handle: admits appends within bounds, passes them to the writers, and reads.
 
 use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use goim_ports::{
-    AcceptedAt, Append, AppendResult, Call, CursorId, Epoch, Head, Range, ReadLimit, StoredMessage,
-    TimelineError, TimelineId, TimelineSeq, TimelineStore,
+    AcceptedAt, Append, AppendResult, Call, CursorId, Epoch, Head, Range, RateLimitedLog, ReadLimit,
+    StoredMessage, TimelineError, TimelineId, TimelineSeq, TimelineStore,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio_postgres::Row;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::config::PostgresConfig;
-use super::link::{Link, Place, PostgresError};
-use super::writer::Job;
+use super::connection::{Connection, ConnectionTarget, PostgresError};
+use super::writer::WriteRequest;
 use super::{retain, schema, writer};
-use crate::timeline::bytes_of;
+use crate::timeline::admission::Admission;
 use crate::timeline::key::{TimelineKey, cursor_key};
+use crate::timeline::memory_of;
 use crate::timeline::record::Record;
 
-/// What the handle and its tasks share.
-pub(super) struct Shared {
+/// State shared by the handle and its tasks.
+pub(super) struct StoreState {
     pub(super) config: PostgresConfig,
-    pub(super) place: Place,
-    waiting_messages: AtomicUsize,
-    waiting_bytes: AtomicUsize,
-    said_at: Mutex<Option<Instant>>,
+    pub(super) target: ConnectionTarget,
+    write_failure_log: RateLimitedLog,
 }
 
-impl Shared {
-    /// Says in the log, once a second at most, that nothing can be kept.
-    pub(super) fn complain(&self, error: &TimelineError) {
-        let mut said_at = self.said_at.lock().unwrap_or_else(PoisonError::into_inner);
-        if said_at.is_none_or(|at| at.elapsed() >= Duration::from_secs(1)) {
-            *said_at = Some(Instant::now());
-            tracing::warn!(%error, "messages cannot be kept");
+impl StoreState {
+    /// Logs that messages cannot be stored, at most once a second.
+    pub(super) fn log_write_failure(&self, error: &TimelineError) {
+        if let Some(suppressed) = self.write_failure_log.try_log(Instant::now()) {
+            tracing::warn!(%error, suppressed, "messages cannot be stored");
         }
-    }
-}
-
-/// Room among what waits; given back when it is dropped.
-pub(super) struct Waited {
-    shared: Arc<Shared>,
-    messages: usize,
-    bytes: usize,
-}
-
-impl Waited {
-    fn enter(shared: &Arc<Shared>, appends: &[(TimelineKey, Append)]) -> Option<Self> {
-        let messages = appends.len();
-        let of_one = |append: &Append| {
-            usize::try_from(bytes_of(&append.message)).unwrap_or(usize::MAX).saturating_add(256)
-        };
-        let bytes = appends.iter().map(|(_, append)| of_one(append)).fold(0, usize::saturating_add);
-        let fits = |counter: &AtomicUsize, more: usize, max: usize| {
-            let before = counter.fetch_add(more, Ordering::Relaxed);
-            // One that is larger than all the room is taken when it is alone.
-            before == 0 || before.saturating_add(more) <= max
-        };
-        let waited = Self { shared: Arc::clone(shared), messages, bytes };
-        let is_in = fits(&shared.waiting_messages, messages, shared.config.pending_messages_max)
-            & fits(&shared.waiting_bytes, bytes, shared.config.pending_bytes_max);
-        is_in.then_some(waited)
-    }
-}
-
-impl Drop for Waited {
-    fn drop(&mut self) {
-        self.shared.waiting_messages.fetch_sub(self.messages, Ordering::Relaxed);
-        self.shared.waiting_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
 /// Timelines on PostgreSQL.
 pub struct PostgresTimelines {
-    shared: Arc<Shared>,
-    writers: Vec<mpsc::UnboundedSender<Job>>,
-    readers: Arc<Vec<Link>>,
+    state: Arc<StoreState>,
+    admission: Arc<Admission>,
+    writers: Vec<mpsc::UnboundedSender<WriteRequest>>,
+    readers: Arc<Vec<Connection>>,
     next_reader: AtomicUsize,
-    retainer: tokio::task::JoinHandle<()>,
+    _retain_task: AbortOnDropHandle<()>,
     hasher: std::hash::BuildHasherDefault<std::hash::DefaultHasher>,
 }
 
 impl std::fmt::Debug for PostgresTimelines {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("PostgresTimelines").field(&self.shared.place.name).finish()
-    }
-}
-
-impl Drop for PostgresTimelines {
-    fn drop(&mut self) {
-        self.retainer.abort();
+        f.debug_tuple("PostgresTimelines").field(&self.state.target.name).finish()
     }
 }
 
@@ -112,7 +72,7 @@ const READ_BACK: &str = "SELECT t.epoch, t.first, t.latest, m.seq, m.record FROM
 const HEADS: &str = "SELECT name, epoch, first, latest FROM goim_timelines WHERE name = ANY($1::bytea[])";
 const FIND: &str = "SELECT m.record FROM goim_timelines t JOIN goim_messages m ON m.timeline = t.id \
     WHERE t.name = $1 AND m.seq = $2 AND m.seq >= t.first";
-/// What was read is what is written over: two who delete at once do it once.
+/// Replaces a record only if it is unchanged: of two concurrent deletes one succeeds.
 const REPLACE: &str = "UPDATE goim_messages m SET record = $3 FROM goim_timelines t \
     WHERE t.name = $1 AND m.timeline = t.id AND m.seq = $2 AND m.record = $4 RETURNING 1";
 const ADVANCE: &str = "INSERT INTO goim_cursors AS c (mid, name, seq) \
@@ -121,70 +81,78 @@ const ADVANCE: &str = "INSERT INTO goim_cursors AS c (mid, name, seq) \
 const CURSORS: &str = "SELECT c.mid, c.name, c.seq FROM goim_cursors c \
     JOIN unnest($1::bigint[], $2::bytea[]) AS w(mid, name) USING (mid, name)";
 
-/// Longest name of a timeline: what an index of PostgreSQL holds.
+/// The maximum length of a timeline's key: the limit of an index entry of PostgreSQL.
 const NAME_BYTES_MAX: usize = 2_600;
 
 impl PostgresTimelines {
-    /// Connects, and makes the tables when they are not there.
+    /// Connects, and creates or migrates the tables.
     ///
     /// # Errors
     /// [`PostgresError`].
     pub async fn connect(config: PostgresConfig) -> Result<Self, PostgresError> {
-        let place = Place::new(&config.url, config.deadline)?;
-        let mut client = place.connect().await?;
-        schema::migrate(&mut client, &place.name).await?;
-        let (waiting_messages, waiting_bytes, said_at) = Default::default();
-        let readers = (0..config.readers.max(1)).map(|_| Link::new(place.clone())).collect();
-        let shared = Arc::new(Shared { config, place, waiting_messages, waiting_bytes, said_at });
-        let writers = (0..shared.config.writers.max(1))
+        let target = ConnectionTarget::new(&config.url, config.deadline)?;
+        let mut client = target.connect().await?;
+        schema::migrate(&mut client, &target.name).await?;
+        let readers = (0..config.readers.max(1)).map(|_| Connection::new(target.clone())).collect();
+        let admission = Admission::new(config.pending_messages_max, config.pending_bytes_max);
+        let state = Arc::new(StoreState { config, target, write_failure_log: RateLimitedLog::default() });
+        let writers = (0..state.config.writers.max(1))
             .map(|_| {
-                let (jobs, taken) = mpsc::unbounded_channel();
-                tokio::spawn(writer::run(Arc::clone(&shared), taken));
-                jobs
+                let (queue, queued) = mpsc::unbounded_channel();
+                tokio::spawn(writer::run(Arc::clone(&state), queued));
+                queue
             })
             .collect();
-        let retainer = tokio::spawn(retain::run(Arc::clone(&shared)));
+        let retain_task = AbortOnDropHandle::new(tokio::spawn(retain::run(Arc::clone(&state))));
         let (next_reader, hasher) = Default::default();
-        Ok(Self { shared, writers, readers: Arc::new(readers), next_reader, retainer, hasher })
+        Ok(Self {
+            state,
+            admission,
+            writers,
+            readers: Arc::new(readers),
+            next_reader,
+            _retain_task: retain_task,
+            hasher,
+        })
     }
 
-    /// Removes now what is not to be kept any longer as of a moment; it is done in the background anyway.
+    /// Removes messages that are expired as of `now`, immediately instead of in the background.
     ///
     /// # Errors
     /// [`TimelineError`].
     pub async fn retain(&self, now: AcceptedAt) -> Result<(), TimelineError> {
-        retain::pass(&self.shared, &Link::new(self.shared.place.clone()), now, false).await
+        retain::pass(&self.state, &Connection::new(self.state.target.clone()), now, false).await
     }
 
-    /// Always the same writer for a timeline.
+    /// Returns the index of the writer of a timeline; it is always the same.
     fn writer_of(&self, key: &TimelineKey) -> usize {
         let mut hasher = self.hasher.build_hasher();
         hasher.write(key.as_bytes());
         usize::try_from(hasher.finish()).unwrap_or_default() % self.writers.len()
     }
 
-    /// Runs `work` with a connection for reads.
+    /// Runs `work` with the next read connection.
     fn with_reader<T, F>(&self, work: impl FnOnce(Reader) -> F) -> Call<Result<T, TimelineError>>
     where
         F: Future<Output = Result<T, TimelineError>> + Send + 'static,
         T: Send + 'static,
     {
-        let place = self.next_reader.fetch_add(1, Ordering::Relaxed) % self.readers.len();
-        Call::pending(work(Reader { links: Arc::clone(&self.readers), place }))
+        let index = self.next_reader.fetch_add(1, Ordering::Relaxed) % self.readers.len();
+        Call::pending(work(Reader { connections: Arc::clone(&self.readers), index }))
     }
 }
 
-/// One of the connections for reads.
+/// One of the read connections.
 struct Reader {
-    links: Arc<Vec<Link>>,
-    place: usize,
+    connections: Arc<Vec<Connection>>,
+    index: usize,
 }
 
 impl std::ops::Deref for Reader {
-    type Target = Link;
+    type Target = Connection;
 
-    fn deref(&self) -> &Link {
-        &self.links[self.place]
+    fn deref(&self) -> &Connection {
+        &self.connections[self.index]
     }
 }
 
@@ -202,7 +170,7 @@ fn head_of(row: &Row, first_column: usize) -> Head {
     Head { epoch: Epoch(number(0)), first: TimelineSeq(number(1)), latest: TimelineSeq(number(2)) }
 }
 
-/// The rows of a read; the last of them may be of more than the limit allows.
+/// Reads a page of rows. The last row may exceed the limit; then it is left out.
 fn range_of(rows: &[Row], limit: ReadLimit) -> Result<Range, TimelineError> {
     let Some(first) = rows.first() else { return Ok(Range::default()) };
     let head = head_of(first, 0);
@@ -228,7 +196,8 @@ fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-/// The limits of a statement. A record is longer than its bodies by little: the page may have some messages less than it could.
+/// Returns the limits of a statement, in rows and in bytes of records. A record is slightly longer
+/// than its bodies, so a page may have a few messages fewer than allowed.
 fn limits_of(limit: ReadLimit) -> (i64, i64) {
     let bytes = i64::try_from(limit.bytes).unwrap_or(i64::MAX);
     (
@@ -246,28 +215,30 @@ impl TimelineStore for PostgresTimelines {
             self.writers.iter().map(|_| Default::default()).collect();
         for (index, append) in appends.into_iter().enumerate() {
             let Some(key) = key_of(&append.timeline) else { return too_long() };
-            let (places, part) = &mut parts[self.writer_of(&key)];
-            places.push(index);
+            let (indexes, part) = &mut parts[self.writer_of(&key)];
+            indexes.push(index);
             part.push((key, append));
         }
-        // All or none: what is of one request goes into one transaction, with the writer of its first timeline.
-        if parts.iter().filter(|(places, _)| !places.is_empty()).count() > 1 {
-            parts = vec![gathered(parts)];
+        // A call is all or nothing: it is written in one transaction, by one writer.
+        if parts.iter().filter(|(indexes, _)| !indexes.is_empty()).count() > 1 {
+            parts = vec![merged(parts)];
         }
-        let place = parts.iter().position(|(places, _)| !places.is_empty()).unwrap_or_default();
-        let Some((_, part)) = parts.into_iter().nth(place) else { return Call::Ready(Ok(Vec::new())) };
-        let Some(waited) = Waited::enter(&self.shared, &part) else {
-            let text = "more waits to be written than may wait; try again later";
-            return Call::Ready(Err(TimelineError::Busy(text.to_owned())));
+        let writer = parts.iter().position(|(indexes, _)| !indexes.is_empty()).unwrap_or_default();
+        let Some((_, part)) = parts.into_iter().nth(writer) else { return Call::Ready(Ok(Vec::new())) };
+        let bytes = part.iter().map(|(_, append)| memory_of(append)).fold(0, usize::saturating_add);
+        let admitted = match self.admission.admit(part.len(), bytes) {
+            Ok(admitted) => admitted,
+            Err(busy) => return Call::Ready(Err(busy)),
         };
-        let (answer, answered) = oneshot::channel();
-        let job = Job { appends: part, answer, _waited: waited };
-        if self.writers[place].send(job).is_err() {
-            return Call::Ready(Err(TimelineError::Unavailable("the store is being closed".to_owned())));
+        let (reply, result) = oneshot::channel();
+        let request = WriteRequest { appends: part, reply, _admitted: admitted };
+        if self.writers[writer].send(request).is_err() {
+            return Call::Ready(Err(TimelineError::Unavailable("the store is closing".to_owned())));
         }
         Call::pending(async move {
-            let lost = || TimelineError::Unknown("the store was closed meanwhile".to_owned());
-            answered.await.unwrap_or_else(|_| Err(lost()))
+            let lost =
+                || TimelineError::Unknown("the store was closed before the write was confirmed".to_owned());
+            result.await.unwrap_or_else(|_| Err(lost()))
         })
     }
 
@@ -343,7 +314,7 @@ impl TimelineStore for PostgresTimelines {
 
     fn cursors(&self, cursors: Vec<CursorId>) -> Call<Result<Vec<TimelineSeq>, TimelineError>> {
         self.with_reader(|reader| async move {
-            // Of a name that is too long there is no cursor.
+            // A timeline whose name is too long has no cursor.
             let named: Vec<Option<(i64, TimelineKey)>> = cursors
                 .iter()
                 .map(|cursor| {
@@ -364,12 +335,10 @@ impl TimelineStore for PostgresTimelines {
     }
 }
 
-/// All parts of a request as one, in the order in which its appends were given.
-fn gathered(
-    parts: Vec<(Vec<usize>, Vec<(TimelineKey, Append)>)>,
-) -> (Vec<usize>, Vec<(TimelineKey, Append)>) {
+/// Merges all parts of a call into one, in the order of its appends.
+fn merged(parts: Vec<(Vec<usize>, Vec<(TimelineKey, Append)>)>) -> (Vec<usize>, Vec<(TimelineKey, Append)>) {
     let mut all: Vec<(usize, (TimelineKey, Append))> =
-        parts.into_iter().flat_map(|(places, part)| places.into_iter().zip(part)).collect();
-    all.sort_by_key(|(place, _)| *place);
+        parts.into_iter().flat_map(|(indexes, part)| indexes.into_iter().zip(part)).collect();
+    all.sort_by_key(|(index, _)| *index);
     all.into_iter().unzip()
 }

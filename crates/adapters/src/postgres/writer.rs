@@ -1,9 +1,10 @@
-//! Appends, grouped into transactions. Each writer is a task with a connection of its own; what is of one timeline alone always goes to the
-//! same one, so that writers seldom wait for each other.
+//! The writer tasks: each groups appends into transactions on its own connection. All appends
+//! to one timeline use the same writer, so that writers rarely wait for each other's row locks.
 //!
-//! A transaction locks the rows of its timelines, in the order of their ids, before it looks at anything: what two logics append to one
-//! timeline at once comes one behind the other, and each sees the names of the other. When a commit gets no answer nobody knows whether it
-//! was done, and its publishers are told so.
+//! A transaction locks the rows of its timelines, in the order of their ids, before it reads
+//! anything. So concurrent appends of two logics to one timeline are serialised, and each sees the
+//! idempotency keys of the other. When a commit gets no answer its outcome is unknown, and its
+//! publishers get [`TimelineError::Unknown`].
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -14,100 +15,107 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Error, Row};
 
-use super::link::{Link, Prepared};
-use super::store::{Shared, Waited};
+use super::connection::{Connection, PreparedClient, text_of};
+use super::store::StoreState;
+use crate::timeline::admission::Admitted;
 use crate::timeline::key::TimelineKey;
 use crate::timeline::record::Record;
-use crate::timeline::{bytes_of, draw_epoch};
+use crate::timeline::{bytes_of, new_epoch};
 
-/// Appends of one request that go to one writer.
-pub(super) struct Job {
+/// The appends of one call that go to one writer.
+pub(super) struct WriteRequest {
     pub(super) appends: Vec<(TimelineKey, Append)>,
-    pub(super) answer: oneshot::Sender<Result<Vec<AppendResult>, TimelineError>>,
-    /// Its room among what waits, given back when it is dropped.
-    pub(super) _waited: Waited,
+    pub(super) reply: oneshot::Sender<Result<Vec<AppendResult>, TimelineError>>,
+    /// Freed when the request is dropped, after its transaction.
+    pub(super) _admitted: Admitted,
 }
 
 const ENSURE: &str = "INSERT INTO goim_timelines (name, epoch) SELECT * FROM unnest($1::bytea[], $2::bigint[]) \
     ON CONFLICT (name) DO NOTHING";
 const LOCK: &str = "SELECT id, name, epoch, latest, total_bytes FROM goim_timelines WHERE name = ANY($1::bytea[]) \
     ORDER BY id FOR UPDATE";
-const KNOWN: &str = "SELECT o.timeline, o.sender, o.name, o.seq FROM goim_once o \
-    JOIN unnest($1::bigint[], $2::bigint[], $3::bytea[]) AS w(timeline, sender, name) USING (timeline, sender, name)";
-const MESSAGES: &str = "INSERT INTO goim_messages (timeline, seq, accepted_at, total_bytes, record) \
+const FIND_KEYS: &str = "SELECT d.timeline, d.sender, d.idempotency_key, d.seq FROM goim_dedup d \
+    JOIN unnest($1::bigint[], $2::bigint[], $3::bytea[]) AS w(timeline, sender, idempotency_key) \
+    USING (timeline, sender, idempotency_key)";
+const INSERT_MESSAGES: &str = "INSERT INTO goim_messages (timeline, seq, accepted_at, total_bytes, record) \
     SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bytea[])";
-const NAMES: &str = "INSERT INTO goim_once (timeline, sender, name, seq, kept_at) \
+const INSERT_KEYS: &str = "INSERT INTO goim_dedup (timeline, sender, idempotency_key, seq, stored_at) \
     SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bytea[], $4::bigint[], $5::bigint[])";
-const HEADS: &str = "UPDATE goim_timelines t SET latest = n.latest, total_bytes = n.total_bytes \
+const UPDATE_HEADS: &str = "UPDATE goim_timelines t SET latest = n.latest, total_bytes = n.total_bytes \
     FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS n(id, latest, total_bytes) WHERE t.id = n.id";
 
-/// Runs until nobody can ask any more.
-pub(super) async fn run(shared: Arc<Shared>, mut jobs: mpsc::UnboundedReceiver<Job>) {
-    let link = Link::new(shared.place.clone());
-    while let Some(first) = jobs.recv().await {
+/// Runs until all senders are dropped.
+pub(super) async fn run(state: Arc<StoreState>, mut queue: mpsc::UnboundedReceiver<WriteRequest>) {
+    let connection = Connection::new(state.target.clone());
+    while let Some(first) = queue.recv().await {
         let mut count = first.appends.len();
         let mut group = vec![first];
-        while count < shared.config.group_messages_max {
-            let Ok(job) = jobs.try_recv() else { break };
-            count += job.appends.len();
-            group.push(job);
+        while count < state.config.group_messages_max {
+            let Ok(request) = queue.try_recv() else { break };
+            count += request.appends.len();
+            group.push(request);
         }
-        match write(&link, &group).await {
-            Ok(kept) => {
-                let mut kept = kept.into_iter();
-                for job in group {
-                    let own = kept.by_ref().take(job.appends.len()).collect();
-                    // Who has gone does not want to know.
-                    let _ = job.answer.send(Ok(own));
+        match write(&connection, &group).await {
+            Ok(results) => {
+                let mut results = results.into_iter();
+                for request in group {
+                    let own = results.by_ref().take(request.appends.len()).collect();
+                    // A caller that dropped its call does not want the result.
+                    let _ = request.reply.send(Ok(own));
                 }
             }
             Err(error) => {
-                shared.complain(&error);
-                for job in group {
-                    let _ = job.answer.send(Err(error.clone()));
+                state.log_write_failure(&error);
+                for request in group {
+                    let _ = request.reply.send(Err(error.clone()));
                 }
             }
         }
     }
 }
 
-/// Why a group is not written.
-enum Failed {
-    /// Nothing of it is kept.
-    Before(Error),
-    /// It may be.
+/// Why a group was not written.
+enum WriteFailure {
+    /// Nothing was stored.
+    BeforeCommit(Error),
+    /// It may have been stored.
     AtCommit(Error),
 }
 
-/// Writes a group; once more when it turns out, before the commit, that the connection was gone, or that two waited for each other.
-async fn write(link: &Link, group: &[Job]) -> Result<Vec<AppendResult>, TimelineError> {
-    let place = link.place();
+/// Writes a group. Retries once when, before the commit, the connection turns out to be closed or a
+/// deadlock is found.
+async fn write(connection: &Connection, group: &[WriteRequest]) -> Result<Vec<AppendResult>, TimelineError> {
+    let target = connection.target();
     let mut last = TimelineError::Unavailable(String::new());
     for _ in 0..2 {
-        let prepared = link.get().await?;
-        let failed = match tokio::time::timeout(place.deadline, attempt(&prepared, group)).await {
-            Ok(Ok(kept)) => return Ok(kept),
-            Ok(Err(failed)) => failed,
+        let client = connection.client().await?;
+        let failure = match tokio::time::timeout(target.deadline, attempt(&client, group)).await {
+            Ok(Ok(results)) => return Ok(results),
+            Ok(Err(failure)) => failure,
             Err(_) => {
-                // The connection is closed with that, and a transaction that is not committed goes.
-                link.forget().await;
-                let text = format!("postgres {}: no answer within {:?}", place.name, place.deadline);
+                // This closes the connection, and the server rolls back a transaction that is not
+                // committed.
+                connection.reset().await;
+                let text = format!("postgres {}: no answer within {:?}", target.name, target.deadline);
                 return Err(TimelineError::Unknown(text));
             }
         };
-        // Nothing of this transaction must be in the next one.
-        link.forget().await;
-        match failed {
-            Failed::Before(error) => {
-                last = link.unavailable(&error);
-                let is_gone = error.is_closed() || prepared.client.is_closed();
-                if !is_gone && error.code() != Some(&SqlState::T_R_DEADLOCK_DETECTED) {
+        // Nothing of this transaction may be in the next one.
+        connection.reset().await;
+        match failure {
+            WriteFailure::BeforeCommit(error) => {
+                last = connection.unavailable(&error);
+                let is_closed = error.is_closed() || client.client.is_closed();
+                if !is_closed && error.code() != Some(&SqlState::T_R_DEADLOCK_DETECTED) {
                     return Err(last);
                 }
             }
-            Failed::AtCommit(error) if error.as_db_error().is_some() => return Err(link.unavailable(&error)),
-            Failed::AtCommit(error) => {
-                let text = format!("postgres {}: {}", place.name, super::link::text_of(&error));
+            // The server answered: it rejected the commit.
+            WriteFailure::AtCommit(error) if error.as_db_error().is_some() => {
+                return Err(connection.unavailable(&error));
+            }
+            WriteFailure::AtCommit(error) => {
+                let text = format!("postgres {}: {}", target.name, text_of(&error));
                 return Err(TimelineError::Unknown(text));
             }
         }
@@ -115,160 +123,171 @@ async fn write(link: &Link, group: &[Job]) -> Result<Vec<AppendResult>, Timeline
     Err(last)
 }
 
-async fn attempt(prepared: &Prepared, group: &[Job]) -> Result<Vec<AppendResult>, Failed> {
-    let kept = in_transaction(prepared, group).await.map_err(Failed::Before)?;
-    prepared.client.batch_execute("COMMIT").await.map_err(Failed::AtCommit)?;
-    Ok(kept)
+async fn attempt(client: &PreparedClient, group: &[WriteRequest]) -> Result<Vec<AppendResult>, WriteFailure> {
+    let results = in_transaction(client, group).await.map_err(WriteFailure::BeforeCommit)?;
+    client.client.batch_execute("COMMIT").await.map_err(WriteFailure::AtCommit)?;
+    Ok(results)
 }
 
-/// A timeline as the transaction has it.
-struct Line {
+/// The row of a timeline that the transaction has locked, with its uncommitted appends.
+struct TimelineRow {
     id: i64,
     epoch: Epoch,
     latest: i64,
     total_bytes: i64,
-    has_grown: bool,
+    is_changed: bool,
 }
 
-/// What is to be inserted, by column.
+/// The columns of the messages to insert.
 #[derive(Default)]
-struct Rows {
+struct MessageColumns {
     timelines: Vec<i64>,
     seqs: Vec<i64>,
     accepted: Vec<i64>,
     totals: Vec<i64>,
     records: Vec<Vec<u8>>,
-    named: Named,
+    keys: KeyColumns,
 }
 
+/// The columns of the idempotency keys to find or insert.
 #[derive(Default)]
-struct Named {
+struct KeyColumns {
     timelines: Vec<i64>,
     senders: Vec<i64>,
-    names: Vec<Vec<u8>>,
+    keys: Vec<Vec<u8>>,
     seqs: Vec<i64>,
-    kept_at: Vec<i64>,
+    stored_at: Vec<i64>,
 }
 
-async fn in_transaction(prepared: &Prepared, group: &[Job]) -> Result<Vec<AppendResult>, Error> {
-    let appends: Vec<&(TimelineKey, Append)> = group.iter().flat_map(|job| &job.appends).collect();
+async fn in_transaction(client: &PreparedClient, group: &[WriteRequest]) -> Result<Vec<AppendResult>, Error> {
+    let appends: Vec<&(TimelineKey, Append)> = group.iter().flat_map(|request| &request.appends).collect();
     let mut names: Vec<&[u8]> = appends.iter().map(|(key, _)| key.as_bytes()).collect();
     names.sort_unstable();
     names.dedup();
-    prepared.client.batch_execute("BEGIN").await?;
-    let mut lines = lock(prepared, &names).await?;
-    if lines.len() < names.len() {
-        let new: Vec<&[u8]> = names.iter().copied().filter(|name| !lines.contains_key(*name)).collect();
-        let epochs: Vec<i64> = new.iter().map(|_| draw_epoch().0.cast_signed()).collect();
-        run_one(prepared, ENSURE, &[&new, &epochs]).await?;
-        lines = lock(prepared, &names).await?;
+    client.client.batch_execute("BEGIN").await?;
+    let mut rows = lock(client, &names).await?;
+    if rows.len() < names.len() {
+        let new: Vec<&[u8]> = names.iter().copied().filter(|name| !rows.contains_key(*name)).collect();
+        let epochs: Vec<i64> = new.iter().map(|_| new_epoch().0.cast_signed()).collect();
+        execute(client, ENSURE, &[&new, &epochs]).await?;
+        rows = lock(client, &names).await?;
     }
-    let mut known = known_names(prepared, &appends, &lines).await?;
-    let (mut rows, mut kept) = (Rows::default(), Vec::with_capacity(appends.len()));
+    let mut known = find_keys(client, &appends, &rows).await?;
+    let (mut columns, mut results) = (MessageColumns::default(), Vec::with_capacity(appends.len()));
     for (key, append) in appends {
-        if let Some(line) = lines.get_mut(key.as_bytes()) {
-            kept.push(line.append(append, &mut known, &mut rows));
+        if let Some(row) = rows.get_mut(key.as_bytes()) {
+            results.push(row.append(append, &mut known, &mut columns));
         }
     }
-    insert(prepared, rows, &lines).await?;
-    Ok(kept)
+    insert(client, columns, &rows).await?;
+    Ok(results)
 }
 
-async fn lock(prepared: &Prepared, names: &[&[u8]]) -> Result<BTreeMap<Vec<u8>, Line>, Error> {
-    let statement = prepared.statement(LOCK).await?;
-    let rows = prepared.client.query(&statement, &[&names]).await?;
-    let line = |row: Row| {
+async fn lock(client: &PreparedClient, names: &[&[u8]]) -> Result<BTreeMap<Vec<u8>, TimelineRow>, Error> {
+    let statement = client.statement(LOCK).await?;
+    let rows = client.client.query(&statement, &[&names]).await?;
+    let read = |row: Row| {
         let epoch = Epoch(row.get::<_, i64>(2).cast_unsigned());
-        let line =
-            Line { id: row.get(0), epoch, latest: row.get(3), total_bytes: row.get(4), has_grown: false };
-        (row.get(1), line)
+        let (latest, total_bytes) = (row.get(3), row.get(4));
+        (row.get(1), TimelineRow { id: row.get(0), epoch, latest, total_bytes, is_changed: false })
     };
-    Ok(rows.into_iter().map(line).collect())
+    Ok(rows.into_iter().map(read).collect())
 }
 
-/// Names that are there, with the sequences of their messages.
-type Known = HashMap<(i64, i64, Vec<u8>), i64>;
+/// The sequences of messages by timeline, sender and idempotency key.
+type KnownKeys = HashMap<(i64, i64, Vec<u8>), i64>;
 
-async fn known_names(
-    prepared: &Prepared,
+async fn find_keys(
+    client: &PreparedClient,
     appends: &[&(TimelineKey, Append)],
-    lines: &BTreeMap<Vec<u8>, Line>,
-) -> Result<Known, Error> {
-    let mut asked = Named::default();
+    rows: &BTreeMap<Vec<u8>, TimelineRow>,
+) -> Result<KnownKeys, Error> {
+    let mut wanted = KeyColumns::default();
     for (key, append) in appends {
-        let (Some(once), Some(line)) = (&append.idempotency_key, lines.get(key.as_bytes())) else { continue };
-        asked.timelines.push(line.id);
-        asked.senders.push(append.message.sender.0);
-        asked.names.push(once.as_bytes().to_vec());
+        let (Some(once), Some(row)) = (&append.idempotency_key, rows.get(key.as_bytes())) else { continue };
+        wanted.timelines.push(row.id);
+        wanted.senders.push(append.message.sender.0);
+        wanted.keys.push(once.as_bytes().to_vec());
     }
-    if asked.names.is_empty() {
-        return Ok(Known::new());
+    if wanted.keys.is_empty() {
+        return Ok(KnownKeys::new());
     }
-    let statement = prepared.statement(KNOWN).await?;
-    let values: [&(dyn ToSql + Sync); 3] = [&asked.timelines, &asked.senders, &asked.names];
-    let rows = prepared.client.query(&statement, &values).await?;
-    Ok(rows.into_iter().map(|row| ((row.get(0), row.get(1), row.get(2)), row.get(3))).collect())
+    let statement = client.statement(FIND_KEYS).await?;
+    let values: [&(dyn ToSql + Sync); 3] = [&wanted.timelines, &wanted.senders, &wanted.keys];
+    let found = client.client.query(&statement, &values).await?;
+    Ok(found.into_iter().map(|row| ((row.get(0), row.get(1), row.get(2)), row.get(3))).collect())
 }
 
-impl Line {
-    fn append(&mut self, append: &Append, known: &mut Known, rows: &mut Rows) -> AppendResult {
+impl TimelineRow {
+    /// Appends one message, unless its idempotency key is known.
+    fn append(
+        &mut self,
+        append: &Append,
+        known: &mut KnownKeys,
+        columns: &mut MessageColumns,
+    ) -> AppendResult {
         let at = |epoch, seq: i64| Position { epoch, seq: TimelineSeq(seq.cast_unsigned()) };
         let message = &append.message;
-        let name =
+        let key =
             append.idempotency_key.as_ref().map(|once| (self.id, message.sender.0, once.as_bytes().to_vec()));
-        if let Some(seq) = name.as_ref().and_then(|name| known.get(name)) {
+        if let Some(seq) = key.as_ref().and_then(|key| known.get(key)) {
             return AppendResult { position: at(self.epoch, *seq), is_duplicate: true };
         }
         self.latest = self.latest.saturating_add(1);
-        self.total_bytes =
-            self.total_bytes.saturating_add(i64::try_from(bytes_of(message)).unwrap_or(i64::MAX));
-        self.has_grown = true;
-        rows.timelines.push(self.id);
-        rows.seqs.push(self.latest);
-        rows.accepted.push(message.accepted_at.0.cast_signed());
-        rows.totals.push(self.total_bytes);
-        rows.records.push(Record::new(message.clone(), self.total_bytes.cast_unsigned()).write());
-        if let Some(name) = name {
-            let (timeline, sender, text) = name.clone();
-            rows.named.timelines.push(timeline);
-            rows.named.senders.push(sender);
-            rows.named.names.push(text);
-            rows.named.seqs.push(self.latest);
-            rows.named.kept_at.push(message.accepted_at.0.cast_signed());
-            known.insert(name, self.latest);
+        let bytes = i64::try_from(bytes_of(message)).unwrap_or(i64::MAX);
+        self.total_bytes = self.total_bytes.saturating_add(bytes);
+        self.is_changed = true;
+        columns.timelines.push(self.id);
+        columns.seqs.push(self.latest);
+        columns.accepted.push(message.accepted_at.0.cast_signed());
+        columns.totals.push(self.total_bytes);
+        columns.records.push(Record::new(message.clone(), self.total_bytes.cast_unsigned()).write());
+        if let Some(key) = key {
+            let (timeline, sender, text) = key.clone();
+            columns.keys.timelines.push(timeline);
+            columns.keys.senders.push(sender);
+            columns.keys.keys.push(text);
+            columns.keys.seqs.push(self.latest);
+            columns.keys.stored_at.push(message.accepted_at.0.cast_signed());
+            known.insert(key, self.latest);
         }
         AppendResult { position: at(self.epoch, self.latest), is_duplicate: false }
     }
 }
 
-async fn insert(prepared: &Prepared, rows: Rows, lines: &BTreeMap<Vec<u8>, Line>) -> Result<(), Error> {
-    if rows.seqs.is_empty() {
+async fn insert(
+    client: &PreparedClient,
+    columns: MessageColumns,
+    rows: &BTreeMap<Vec<u8>, TimelineRow>,
+) -> Result<(), Error> {
+    if columns.seqs.is_empty() {
         return Ok(());
     }
-    let grown: Vec<&Line> = lines.values().filter(|line| line.has_grown).collect();
-    let of = |field: fn(&Line) -> i64| grown.iter().map(|line| field(line)).collect::<Vec<_>>();
-    let (ids, latest, totals) = (of(|line| line.id), of(|line| line.latest), of(|line| line.total_bytes));
-    let Rows { timelines, seqs, accepted, totals: bytes, records, named } = rows;
-    // They go out together, and are done in this order.
-    let messages: [&(dyn ToSql + Sync); 5] = [&timelines, &seqs, &accepted, &bytes, &records];
-    let heads: [&(dyn ToSql + Sync); 3] = [&ids, &latest, &totals];
-    let of_names: [&(dyn ToSql + Sync); 5] =
-        [&named.timelines, &named.senders, &named.names, &named.seqs, &named.kept_at];
-    let names =
-        async { if named.names.is_empty() { Ok(()) } else { run_one(prepared, NAMES, &of_names).await } };
+    let changed: Vec<&TimelineRow> = rows.values().filter(|row| row.is_changed).collect();
+    let column = |field: fn(&TimelineRow) -> i64| changed.iter().map(|row| field(row)).collect::<Vec<_>>();
+    let (ids, latest, totals) =
+        (column(|row| row.id), column(|row| row.latest), column(|row| row.total_bytes));
+    let MessageColumns { timelines, seqs, accepted, totals: bytes, records, keys } = columns;
+    let message_values: [&(dyn ToSql + Sync); 5] = [&timelines, &seqs, &accepted, &bytes, &records];
+    let head_values: [&(dyn ToSql + Sync); 3] = [&ids, &latest, &totals];
+    let key_values: [&(dyn ToSql + Sync); 5] =
+        [&keys.timelines, &keys.senders, &keys.keys, &keys.seqs, &keys.stored_at];
+    let insert_keys =
+        async { if keys.keys.is_empty() { Ok(()) } else { execute(client, INSERT_KEYS, &key_values).await } };
+    // The statements are pipelined: sent together, run by the server in this order.
     let all = futures_util::future::try_join3(
-        run_one(prepared, MESSAGES, &messages),
-        run_one(prepared, HEADS, &heads),
-        names,
+        execute(client, INSERT_MESSAGES, &message_values),
+        execute(client, UPDATE_HEADS, &head_values),
+        insert_keys,
     );
     all.await.map(drop)
 }
 
-async fn run_one(
-    prepared: &Prepared,
+async fn execute(
+    client: &PreparedClient,
     text: &'static str,
     values: &[&(dyn ToSql + Sync)],
 ) -> Result<(), Error> {
-    let statement = prepared.statement(text).await?;
-    prepared.client.execute(&statement, values).await.map(drop)
+    let statement = client.statement(text).await?;
+    client.client.execute(&statement, values).await.map(drop)
 }

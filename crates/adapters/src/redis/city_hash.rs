@@ -1,7 +1,8 @@
-//! CityHash32 of version 1.1: which of the 64 fields of a comet's report a room stands in, as goim has it.
+//! CityHash32 of version 1.1, as in goim: it selects the field of a comet's report that holds a
+//! room.
 //!
-//! Checked against goim's values, one for each of the four classes of length and their edges. Bytes of the shortest class
-//! count with their sign.
+//! Checked against goim's values, one for each of the four classes of length and their edges. Bytes
+//! of the shortest class count with their sign.
 
 const C1: u32 = 0xcc9e_2d51;
 const C2: u32 = 0x1b87_3593;

@@ -1,5 +1,5 @@
-//! The devices of members: a hash of our own for each member, beside goim's keys. Field: the session's key; value: when it came, in
-//! microseconds, and the platform behind a colon.
+//! The devices of members: a hash for each member. Field: the session key; value: the time of
+//! connecting in microseconds, a colon, and the platform.
 
 use goim_ports::{AcceptedAt, Call, Device, DeviceDirectory, DirectoryError, Mid, SessionKey};
 use redis::cmd;
@@ -7,9 +7,9 @@ use redis::cmd;
 use super::sessions::answer;
 use super::store::RedisStore;
 
-/// How long a member's devices are kept that nothing is heard of: longer than any session is likely to last. What is old is found out
-/// by the sessions themselves.
-const KEPT_SECONDS: u64 = 30 * 24 * 60 * 60;
+/// The expiry of a member's devices, in seconds: longer than any session is likely to last. An
+/// entry is removed earlier when its session turns out to have ended.
+const EXPIRY_SECONDS: u64 = 30 * 24 * 60 * 60;
 
 /// A device directory on Redis.
 #[derive(Debug, Clone)]
@@ -18,14 +18,14 @@ pub struct RedisDevices {
 }
 
 impl RedisDevices {
-    /// The directory that `store` holds.
+    /// Creates the directory on `store`.
     #[must_use]
     pub fn new(store: RedisStore) -> Self {
         Self { store }
     }
 }
 
-fn of_member(mid: Mid) -> String {
+fn member_key(mid: Mid) -> String {
     format!("goim:devices:{mid}")
 }
 
@@ -44,10 +44,10 @@ impl DeviceDirectory for RedisDevices {
     ) -> Call<Result<Vec<(SessionKey, Device)>, DirectoryError>> {
         let store = self.store.clone();
         Call::pending(async move {
-            let (name, value) = (of_member(mid), format!("{}:{}", device.since.0, device.platform));
+            let (name, value) = (member_key(mid), format!("{}:{}", device.since.0, device.platform));
             let commands = vec![
                 cmd("HSET").arg(&name).arg(key.as_str()).arg(value).to_owned(),
-                cmd("EXPIRE").arg(&name).arg(KEPT_SECONDS).to_owned(),
+                cmd("EXPIRE").arg(&name).arg(EXPIRY_SECONDS).to_owned(),
                 cmd("HGETALL").arg(&name).to_owned(),
             ];
             let fields: Vec<String> = answer(store.run(commands).await?.pop())?;
@@ -59,7 +59,7 @@ impl DeviceDirectory for RedisDevices {
         let store = self.store.clone();
         Call::pending(async move {
             let mut forget = cmd("HDEL");
-            forget.arg(of_member(mid));
+            forget.arg(member_key(mid));
             keys.iter().for_each(|key| {
                 forget.arg(key.as_str());
             });

@@ -1,105 +1,103 @@
-//! Whether Redis can be used, and what of its word can be believed.
+//! The health of Redis, and which of its answers can be trusted.
 //!
-//! Half of it may fail: a server without memory, a replica, a full disk, too few replicas: it
-//! answers questions, deletes perhaps, and takes no new word. So that somebody is *there* can be
-//! believed as long as it is read; that somebody is **not** there cannot, while nobody can say that
-//! he is, nor for the time in which comets say it again. Every command teaches it, and so does a
-//! small write that is made from time to time ([`super::RedisConfig::check_interval`]): one for
-//! each of [`CANARIES`] parts of a cluster, since one of its masters may refuse what the others
-//! take.
+//! Redis may fail in part: out of memory, a replica, a full disk, too few replicas. It answers
+//! reads and refuses writes. A session that is found can then still be trusted. A session that is
+//! *not* found cannot: comets cannot register it, and need some time after the recovery. Every
+//! command updates the health, and so does a small periodic write
+//! ([`super::RedisConfig::check_interval`]), one for each of [`CANARIES`] ranges of a cluster's
+//! slots, since a single master may refuse what the others accept.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use redis::{Cmd, ErrorKind, RedisError as ClientError, ServerErrorKind, Value, cmd};
 
-/// Parts of a cluster's slots that are written to: more than a cluster is likely to have masters.
+/// The number of slot ranges of a cluster that get a canary write: more than a cluster is likely to
+/// have masters.
 const CANARIES: u16 = 32;
-/// Slots of a cluster.
+/// The number of slots of a cluster.
 const SLOTS: u16 = 16_384;
-/// Rounds without an answer, one behind the other, until Redis counts as silent: one may be an
-/// accident.
-const SILENT_ROUNDS: u32 = 2;
-/// Servers that are remembered as known.
+/// The number of consecutive rounds without an answer after which Redis counts as unresponsive.
+const FAILED_ROUNDS: u32 = 2;
+/// The maximum number of remembered server run ids.
 const SERVERS_MAX: usize = 1_024;
 
-/// What is wrong with Redis at this moment.
+/// The current fault of Redis.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum RedisTrouble {
-    /// It does not answer, or not with what was asked for.
+pub enum RedisFault {
+    /// It does not answer, or answers with an unexpected value.
     #[error("redis does not answer: {0}")]
-    Silent(String),
-    /// It answers, and takes nothing new.
+    Unresponsive(String),
+    /// It answers reads and refuses writes.
     #[error("redis refuses writes: {0}")]
     RefusesWrites(String),
 }
 
-/// What cannot be believed of what Redis says.
+/// Which results cannot be trusted.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Doubt {
-    /// It has lost what it had: of a member's sessions some may be entered again and others not
-    /// yet.
+pub(super) enum Untrusted {
+    /// All results: Redis lost its data, and of a member's sessions some may be registered again
+    /// and others not yet.
     Everything(&'static str),
-    /// That somebody is not there.
+    /// That a session was not found.
     Absence(String),
 }
 
-/// What is known of Redis.
+/// The health of Redis.
 #[derive(Debug, Default)]
 pub(super) struct Health {
     epoch: Option<String>,
     lost_at: Option<Instant>,
-    trouble: Option<RedisTrouble>,
-    /// When the last trouble was over.
-    ended_at: Option<Instant>,
-    silent_rounds: u32,
-    /// What the servers call themselves: another word for each start of each.
+    fault: Option<RedisFault>,
+    /// When the last fault ended.
+    recovered_at: Option<Instant>,
+    failed_rounds: u32,
+    /// The run ids of the servers. A server has a new one after each start.
     servers: BTreeSet<String>,
-    /// It was a master and is one no longer, or the other way round.
-    has_moved: bool,
+    /// The server refused a write as a replica: a failover may have happened.
+    role_changed: bool,
 }
 
-/// What has changed for whoever has said something to Redis.
+/// What a new observation changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Change {
+pub(super) enum HealthChange {
     Nothing,
-    /// Trouble has begun, or is of another kind.
-    Trouble(RedisTrouble),
-    /// It is over. What was said last before may be lost when `is_loss`.
-    Over {
-        trouble: RedisTrouble,
+    /// A fault began, or its kind changed.
+    Fault(RedisFault),
+    /// The fault ended. With `is_loss` the last writes before it may be lost.
+    Recovered {
+        fault: RedisFault,
         is_loss: bool,
     },
-    /// What was said is lost, all or the last of it.
+    /// Data was lost: all of it, or the last writes.
     Loss,
 }
 
 impl Health {
-    /// Takes in what stands under [`super::store::EPOCH`]. Another value than before, or none where
-    /// there was one, is a loss.
-    pub(super) fn learn_epoch(&mut self, epoch: Option<String>) -> Change {
+    /// Records the value of [`super::store::EPOCH`]. A changed or missing value is a loss.
+    pub(super) fn record_epoch(&mut self, epoch: Option<String>) -> HealthChange {
         let is_lost = self.epoch.is_some() && self.epoch != epoch;
-        // Nobody could say anything again since.
+        // No comet has been able to write since the loss.
         let is_still_lost = epoch.is_none() && self.lost_at.is_some();
         self.epoch = epoch;
         if is_lost || is_still_lost {
             self.lost_at = Some(Instant::now());
         }
-        if is_lost { Change::Loss } else { Change::Nothing }
+        if is_lost { HealthChange::Loss } else { HealthChange::Nothing }
     }
 
-    /// Time since somebody first wrote into a Redis that was empty, by the clock of who did; `None`
-    /// when nobody has, or when it has not been looked at.
+    /// Returns the time since the first write after Redis was empty, by the writer's clock; `None`
+    /// when there was none or the epoch has not been read.
     pub(super) fn epoch_age(&self, now: Duration) -> Option<Duration> {
         let began: u64 = self.epoch.as_ref()?.parse().ok()?;
         Some(now.saturating_sub(Duration::from_nanos(began)))
     }
 
-    /// Takes in what the servers call themselves. One that was not there before has been started
-    /// since, or has taken another's place: the last that was said before may not be in it.
-    pub(super) fn learn_servers(&mut self, servers: BTreeSet<String>) -> Change {
+    /// Records the servers' run ids. A new one means that a server was started or replaced, so the
+    /// last writes may be lost.
+    pub(super) fn record_servers(&mut self, servers: BTreeSet<String>) -> HealthChange {
         if servers.is_empty() {
-            return Change::Nothing;
+            return HealthChange::Nothing;
         }
         let is_lost = !self.servers.is_empty() && !servers.is_subset(&self.servers);
         if self.servers.len() > SERVERS_MAX {
@@ -108,79 +106,86 @@ impl Health {
         self.servers.extend(servers);
         if is_lost {
             self.lost_at = Some(Instant::now());
-            return Change::Loss;
+            return HealthChange::Loss;
         }
-        Change::Nothing
+        HealthChange::Nothing
     }
 
-    /// A write was refused.
-    pub(super) fn refused(&mut self, reason: String) -> Change {
-        self.has_moved |= reason.contains("READONLY");
-        self.silent_rounds = 0;
-        self.begins(RedisTrouble::RefusesWrites(reason))
+    #[cfg(test)]
+    pub(super) fn knows_servers(&self) -> bool {
+        !self.servers.is_empty()
     }
 
-    /// A round of small writes had no answer.
-    pub(super) fn silent(&mut self, reason: String) -> Change {
-        self.silent_rounds = self.silent_rounds.saturating_add(1);
-        if self.silent_rounds < SILENT_ROUNDS {
-            return Change::Nothing;
+    /// Records a refused write.
+    pub(super) fn record_refusal(&mut self, reason: String) -> HealthChange {
+        self.role_changed |= reason.contains("READONLY");
+        self.failed_rounds = 0;
+        self.begin(RedisFault::RefusesWrites(reason))
+    }
+
+    /// Records a round of canary writes without an answer.
+    pub(super) fn record_no_answer(&mut self, reason: String) -> HealthChange {
+        self.failed_rounds = self.failed_rounds.saturating_add(1);
+        if self.failed_rounds < FAILED_ROUNDS {
+            return HealthChange::Nothing;
         }
-        self.begins(RedisTrouble::Silent(reason))
+        self.begin(RedisFault::Unresponsive(reason))
     }
 
-    fn begins(&mut self, trouble: RedisTrouble) -> Change {
+    fn begin(&mut self, fault: RedisFault) -> HealthChange {
         let is_known = self
-            .trouble
+            .fault
             .as_ref()
-            .is_some_and(|known| std::mem::discriminant(known) == std::mem::discriminant(&trouble));
-        self.trouble = Some(trouble.clone());
-        if is_known { Change::Nothing } else { Change::Trouble(trouble) }
+            .is_some_and(|known| std::mem::discriminant(known) == std::mem::discriminant(&fault));
+        self.fault = Some(fault.clone());
+        if is_known { HealthChange::Nothing } else { HealthChange::Fault(fault) }
     }
 
-    /// A round of small writes was taken.
-    pub(super) fn is_well(&mut self) -> Change {
-        self.silent_rounds = 0;
-        let Some(trouble) = self.trouble.take() else { return Change::Nothing };
-        self.ended_at = Some(Instant::now());
-        // Another server may have taken its place, without the last that was said.
-        Change::Over { trouble, is_loss: std::mem::take(&mut self.has_moved) }
+    /// Records a successful round of canary writes.
+    pub(super) fn record_success(&mut self) -> HealthChange {
+        self.failed_rounds = 0;
+        let Some(fault) = self.fault.take() else { return HealthChange::Nothing };
+        self.recovered_at = Some(Instant::now());
+        // After a failover the last writes may be missing.
+        HealthChange::Recovered { fault, is_loss: std::mem::take(&mut self.role_changed) }
     }
 
-    pub(super) fn trouble(&self) -> Option<&RedisTrouble> {
-        self.trouble.as_ref()
+    pub(super) fn fault(&self) -> Option<&RedisFault> {
+        self.fault.as_ref()
     }
 
     pub(super) fn since_loss(&self) -> Option<Duration> {
         self.lost_at.map(|at| at.elapsed())
     }
 
-    /// True when nothing is wrong and nothing was for `time`: whoever is there has had that long to
-    /// say so.
-    pub(super) fn is_calm(&self, time: Duration) -> bool {
+    /// Returns whether there is no fault and was none for `time`: every live comet has had that
+    /// long to register.
+    pub(super) fn is_healthy_for(&self, time: Duration) -> bool {
         let is_past = |at: Option<Instant>| at.is_none_or(|at| at.elapsed() >= time);
-        self.trouble.is_none() && is_past(self.ended_at) && is_past(self.lost_at)
+        self.fault.is_none() && is_past(self.recovered_at) && is_past(self.lost_at)
     }
 
-    /// What cannot be believed: for `recovery_grace` after a loss, and for `settling` after any
-    /// trouble.
-    pub(super) fn doubt(&self, recovery_grace: Duration, settling: Duration) -> Option<Doubt> {
+    /// Returns what cannot be trusted: for `recovery_grace` after a loss, and for `settling` after
+    /// a fault.
+    pub(super) fn untrusted(&self, recovery_grace: Duration, settling: Duration) -> Option<Untrusted> {
         if self.since_loss().is_some_and(|since| since < recovery_grace) {
-            return Some(Doubt::Everything("it has lost its sessions, and comets are entering them again"));
+            return Some(Untrusted::Everything(
+                "it has lost its sessions, and comets are registering them again",
+            ));
         }
-        if let Some(trouble) = &self.trouble {
-            return Some(Doubt::Absence(format!("who is not found may be there all the same: {trouble}")));
+        if let Some(fault) = &self.fault {
+            return Some(Untrusted::Absence(format!("a session that is not found may exist: {fault}")));
         }
-        let is_recent = self.ended_at.is_some_and(|at| at.elapsed() < settling);
+        let is_recent = self.recovered_at.is_some_and(|at| at.elapsed() < settling);
         is_recent.then(|| {
-            Doubt::Absence(
-                "it could not be written to until now, and comets enter their sessions again".to_owned(),
+            Untrusted::Absence(
+                "it recovered just now, and comets are registering their sessions again".to_owned(),
             )
         })
     }
 }
 
-/// Why Redis has refused to write, when that is what the error says.
+/// Returns the reason when the error is a refused write.
 pub(super) fn refusal_of(error: &ClientError) -> Option<String> {
     const REFUSALS: [&str; 10] = [
         "OOM",
@@ -195,7 +200,7 @@ pub(super) fn refusal_of(error: &ClientError) -> Option<String> {
         "NOMASTERLINK",
     ];
     let of_server = |code: &str, details: Option<&str>| {
-        let text = details.filter(|details| !details.is_empty()).unwrap_or("no more is said");
+        let text = details.filter(|details| !details.is_empty()).unwrap_or("no details");
         REFUSALS.contains(&code).then(|| format!("{code} {text}"))
     };
     if let Some(refusal) = error.code().and_then(|code| of_server(code, error.detail()))
@@ -205,18 +210,19 @@ pub(super) fn refusal_of(error: &ClientError) -> Option<String> {
     }
     let errors = error.clone().into_server_errors()?;
     let refusals = errors.iter().filter_map(|(_, error)| of_server(error.code(), error.details()));
-    // The cause says more than its consequence.
+    // Prefer the cause to `EXECABORT`, its consequence.
     refusals.min_by_key(|refusal| refusal.starts_with("EXECABORT"))
 }
 
-/// True when Redis answers, and will not have us: trying again does not help.
+/// Returns whether Redis rejects this client, so that retrying does not help.
 pub(super) fn is_rejection(error: &ClientError) -> bool {
-    // An end within the handshake is none of these: a server that goes, or comes, ends it so too.
+    // A connection closed during the handshake is no rejection: a starting or stopping server does
+    // that too.
     let is_certificate = error.is_io_error() && {
         let text = error.to_string().to_lowercase();
         ["certificate", "fatal alert", "invalidcontenttype", "corrupt message", "unknownissuer"]
             .iter()
-            .any(|word| text.contains(word))
+            .any(|part| text.contains(part))
     };
     let code = error.code().unwrap_or_default();
     matches!(error.kind(), ErrorKind::AuthenticationFailed | ErrorKind::InvalidClientConfig)
@@ -225,10 +231,10 @@ pub(super) fn is_rejection(error: &ClientError) -> bool {
         || is_certificate
         || ["WRONGPASS", "NOAUTH", "invalid username-password", "Password authentication failed"]
             .iter()
-            .any(|word| error.to_string().contains(word))
+            .any(|part| error.to_string().contains(part))
 }
 
-/// Small writes: to each part of a cluster, or one.
+/// Returns the keys of the canary writes: one for each slot range of a cluster, or a single one.
 pub(super) fn canaries(is_cluster: bool) -> Vec<String> {
     if !is_cluster {
         return vec!["goim:canary".to_owned()];
@@ -246,13 +252,13 @@ pub(super) fn canaries(is_cluster: bool) -> Vec<String> {
     found.into_iter().flatten().collect()
 }
 
-/// A write that writes nothing: only what is there already would be set, and nothing is. Redis
-/// refuses it as it would any other.
+/// Builds a canary write. It changes nothing: `XX` sets only existing keys, and the key never
+/// exists. Redis refuses it like any other write.
 pub(super) fn canary(name: &str) -> Cmd {
     cmd("SET").arg(name).arg(1).arg("XX").to_owned()
 }
 
-/// The slot of a hash tag: CRC16 (XMODEM), as Redis's specification of clusters has it.
+/// Returns the slot of a hash tag: CRC16 (XMODEM), as in the Redis cluster specification.
 fn slot_of(tag: &[u8]) -> u16 {
     let crc =
         tag.iter().fold(0_u16, |crc, byte| {
@@ -263,18 +269,20 @@ fn slot_of(tag: &[u8]) -> u16 {
     crc % SLOTS
 }
 
-/// What the servers that have answered `INFO server` call themselves: one text, or one for each.
-pub(super) fn servers_of(answer: &Value) -> BTreeSet<String> {
+/// Returns the run ids from the answers to `INFO server`: one text, or one for each server.
+pub(super) fn run_ids_of(answer: &Value) -> BTreeSet<String> {
     match answer {
-        Value::BulkString(text) => name_in(&String::from_utf8_lossy(text)).into_iter().collect(),
-        Value::SimpleString(text) | Value::VerbatimString { text, .. } => name_in(text).into_iter().collect(),
-        Value::Array(values) => values.iter().flat_map(servers_of).collect(),
-        Value::Map(pairs) => pairs.iter().flat_map(|(_, value)| servers_of(value)).collect(),
+        Value::BulkString(text) => run_id_in(&String::from_utf8_lossy(text)).into_iter().collect(),
+        Value::SimpleString(text) | Value::VerbatimString { text, .. } => {
+            run_id_in(text).into_iter().collect()
+        }
+        Value::Array(values) => values.iter().flat_map(run_ids_of).collect(),
+        Value::Map(pairs) => pairs.iter().flat_map(|(_, value)| run_ids_of(value)).collect(),
         _ => BTreeSet::new(),
     }
 }
 
-fn name_in(info: &str) -> Option<String> {
+fn run_id_in(info: &str) -> Option<String> {
     info.lines().find_map(|line| line.strip_prefix("run_id:")).map(|name| name.trim().to_owned())
 }
 
@@ -292,28 +300,33 @@ mod tests {
     }
 
     #[test]
-    fn one_silent_round_is_no_trouble_and_one_refusal_is() {
+    fn one_failed_round_is_no_fault_and_one_refusal_is() {
         let mut health = Health::default();
-        assert_eq!(health.silent("late".to_owned()), Change::Nothing);
-        assert_eq!(health.is_well(), Change::Nothing);
-        assert_eq!(health.silent("late".to_owned()), Change::Nothing);
-        assert!(health.is_calm(Duration::MAX));
-        assert!(matches!(health.silent("late".to_owned()), Change::Trouble(RedisTrouble::Silent(_))));
+        assert_eq!(health.record_no_answer("late".to_owned()), HealthChange::Nothing);
+        assert_eq!(health.record_success(), HealthChange::Nothing);
+        assert_eq!(health.record_no_answer("late".to_owned()), HealthChange::Nothing);
+        assert!(health.is_healthy_for(Duration::MAX));
         assert!(matches!(
-            health.refused("OOM x".to_owned()),
-            Change::Trouble(RedisTrouble::RefusesWrites(_))
+            health.record_no_answer("late".to_owned()),
+            HealthChange::Fault(RedisFault::Unresponsive(_))
         ));
-        assert_eq!(health.refused("OOM y".to_owned()), Change::Nothing, "said once");
+        assert!(matches!(
+            health.record_refusal("OOM x".to_owned()),
+            HealthChange::Fault(RedisFault::RefusesWrites(_))
+        ));
+        assert_eq!(health.record_refusal("OOM y".to_owned()), HealthChange::Nothing, "reported once");
         let hour = Duration::from_secs(3600);
-        assert!(matches!(health.doubt(hour, hour), Some(Doubt::Absence(text)) if text.contains("OOM y")));
-        assert!(matches!(health.is_well(), Change::Over { is_loss: false, .. }));
-        assert!(health.doubt(hour, hour).is_some() && health.doubt(hour, Duration::ZERO).is_none());
-        assert!(!health.is_calm(hour) && health.is_calm(Duration::ZERO));
+        assert!(
+            matches!(health.untrusted(hour, hour), Some(Untrusted::Absence(text)) if text.contains("OOM y"))
+        );
+        assert!(matches!(health.record_success(), HealthChange::Recovered { is_loss: false, .. }));
+        assert!(health.untrusted(hour, hour).is_some() && health.untrusted(hour, Duration::ZERO).is_none());
+        assert!(!health.is_healthy_for(hour) && health.is_healthy_for(Duration::ZERO));
     }
 
     #[test]
-    fn refusals_are_told_from_other_errors() {
-        let said =
+    fn refusals_are_distinguished_from_other_errors() {
+        let error_of =
             |text: &str| redis::parse_redis_value(text.as_bytes()).unwrap().extract_error().unwrap_err();
         for (text, refusal) in [
             ("-OOM command not allowed when used memory > 'maxmemory'.", true),
@@ -330,10 +343,10 @@ mod tests {
             ("-WRONGTYPE Operation against a key holding the wrong kind of value", false),
             ("-ERR unknown command", false),
         ] {
-            let error = said(&format!("{text}\r\n"));
+            let error = error_of(&format!("{text}\r\n"));
             assert_eq!(refusal_of(&error).is_some(), refusal, "{text}: {error:?}");
             if let Some(reason) = refusal_of(&error) {
-                assert_eq!(reason, text[1..], "as Redis says it");
+                assert_eq!(reason, text[1..], "Redis's text");
             }
         }
         for (text, rejection) in [
@@ -342,24 +355,24 @@ mod tests {
             ("-LOADING Redis is loading the dataset in memory", false),
             ("-OOM command not allowed when used memory > 'maxmemory'.", false),
         ] {
-            assert_eq!(is_rejection(&said(&format!("{text}\r\n"))), rejection, "{text}");
+            assert_eq!(is_rejection(&error_of(&format!("{text}\r\n"))), rejection, "{text}");
         }
     }
 
     #[test]
-    fn another_server_and_an_epoch_that_has_gone_are_losses() {
+    fn another_server_and_a_missing_epoch_are_losses() {
         let mut health = Health::default();
         let named = |name: &str| BTreeSet::from([name.to_owned()]);
-        assert_eq!(health.learn_servers(named("a")), Change::Nothing);
-        assert_eq!(health.learn_servers(BTreeSet::new()), Change::Nothing, "it may not be told");
-        assert_eq!(health.learn_servers(named("a")), Change::Nothing);
-        assert_eq!(health.learn_servers(named("b")), Change::Loss);
+        assert_eq!(health.record_servers(named("a")), HealthChange::Nothing);
+        assert_eq!(health.record_servers(BTreeSet::new()), HealthChange::Nothing, "it may be hidden");
+        assert_eq!(health.record_servers(named("a")), HealthChange::Nothing);
+        assert_eq!(health.record_servers(named("b")), HealthChange::Loss);
         let hour = Duration::from_secs(3600);
-        assert!(matches!(health.doubt(hour, hour), Some(Doubt::Everything(_))));
-        assert_eq!(health.learn_epoch(Some("1".to_owned())), Change::Nothing);
-        assert_eq!(health.learn_epoch(None), Change::Loss);
-        assert_eq!(health.learn_epoch(None), Change::Nothing);
-        assert_eq!(health.learn_epoch(Some("2".to_owned())), Change::Nothing);
+        assert!(matches!(health.untrusted(hour, hour), Some(Untrusted::Everything(_))));
+        assert_eq!(health.record_epoch(Some("1".to_owned())), HealthChange::Nothing);
+        assert_eq!(health.record_epoch(None), HealthChange::Loss);
+        assert_eq!(health.record_epoch(None), HealthChange::Nothing);
+        assert_eq!(health.record_epoch(Some("2".to_owned())), HealthChange::Nothing);
     }
 
     #[test]
@@ -367,7 +380,7 @@ mod tests {
         let mut health = Health::default();
         let age = |health: &Health, now_ms: u64| health.epoch_age(Duration::from_millis(now_ms));
         assert_eq!(age(&health, 1), None);
-        health.learn_epoch(Some("2000000000".to_owned()));
+        health.record_epoch(Some("2000000000".to_owned()));
         assert_eq!(age(&health, 2_700), Some(Duration::from_millis(700)));
         assert_eq!(age(&health, 1_000), Some(Duration::ZERO), "the other clock is ahead");
     }

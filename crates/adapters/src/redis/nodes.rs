@@ -1,38 +1,38 @@
-//! The list of comets by leases: each keeps a record alive that goes by itself when the comet does.
+//! The list of comets by leases: each comet renews a record that expires when the comet dies.
 //!
-//! `goim:node:<server>` is the record, `goim:nodes` the set of names to ask for. A snapshot is kept
-//! up to date behind the calls; while Redis does not answer, it stays as it was: comets do not go
-//! because the list cannot be read. Nor do they because Redis has come back empty, or could not be
-//! written to: a comet whose lease is over is asked whether it is there (`lapsed`), and whoever
-//! does not know it finds its address in `goim:comet:<server>`, a copy of the record that outlives
-//! the lease by far. Who says farewell takes name and copy with him, and goes at once. `goim:epoch`
-//! has a value that is made anew when Redis has come back empty; who sees another than before keeps
-//! the comets that he knew for a lease, in which they say that they are there.
-//! [`RedisNodes::losses`] tells of it, for those who must say again what they had said.
+//! `goim:node:<server>` is the record, `goim:nodes` the set of names. A snapshot is refreshed in
+//! the background and stays unchanged while Redis does not answer. A comet without a lease may be
+//! alive: Redis may have lost its data or refused the renewal. It is probed (`expired_leases`) at
+//! the address in `goim:comet:<server>`, a copy of the record that outlives the lease. A comet that
+//! withdraws removes name and copy, and is unlisted immediately. `goim:epoch` changes when Redis
+//! was emptied; then all known comets stay listed for a lease, and [`RedisNodes::losses`] notifies
+//! those who must register their data again.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use goim_ports::{Call, CometNode, DirectoryError, NodeDirectory, NodeError, ServerId};
+use parking_lot::RwLock;
 use redis::{Cmd, cmd};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
 
-use super::lapsed::{Answers, Lapsed};
+use super::expired_leases::{CometProbe, ExpiredLeases};
 use super::sessions::answer;
 use super::store::{EPOCH, RedisStore, now};
 
 const NAMES: &str = "goim:nodes";
-/// How long the copy of a comet's record stays that says nothing any more, in seconds: longer than
-/// Redis is likely to refuse writes.
+/// The expiry of the copy of a comet's record, in seconds: longer than Redis is likely to refuse
+/// writes.
 const COPY_SECONDS: u64 = 24 * 60 * 60;
-/// How long a process that starts waits for the answers of comets without a lease.
-const FIRST_ANSWERS: Duration = Duration::from_secs(2);
+/// How long startup waits for probes of comets without a lease.
+const FIRST_PROBES: Duration = Duration::from_secs(2);
 
 /// Times of a node directory.
 #[derive(Debug, Clone, Copy)]
 pub struct RedisNodesConfig {
-    /// How long a comet is listed that is silent. Default 10 s. Must be several of its announcements.
+    /// How long a silent comet stays listed. Default 10 s. Must be several announcement intervals.
     pub lease: Duration,
     /// How often the list is read. Default 1 s.
     pub refresh: Duration,
@@ -46,24 +46,24 @@ impl Default for RedisNodesConfig {
 
 /// A node directory on Redis.
 pub struct RedisNodes {
-    shared: Arc<Shared>,
-    refresher: tokio::task::JoinHandle<()>,
+    state: Arc<NodesState>,
+    _refresh_task: AbortOnDropHandle<()>,
 }
 
-struct Shared {
+struct NodesState {
     store: RedisStore,
     config: RedisNodesConfig,
     snapshot: RwLock<Arc<Vec<CometNode>>>,
     announced: tokio::sync::Mutex<Vec<Announced>>,
-    /// Held while the list is read: one after the other.
-    lapsed: tokio::sync::Mutex<Lapsed>,
+    /// Held while the list is read, so that reads are serialised.
+    expired: tokio::sync::Mutex<ExpiredLeases>,
 }
 
-/// What this process has announced.
+/// A comet that this process has announced.
 struct Announced {
     node: CometNode,
-    /// When the last announcement that was answered began: its lease is this long at least.
-    begun: Instant,
+    /// When the last confirmed announcement was sent: its lease lasts at least from then.
+    started_at: Instant,
 }
 
 /// A comet's record.
@@ -82,73 +82,67 @@ struct Record {
 }
 
 impl RedisNodes {
-    /// Reads the list and goes on doing so. `answers` asks a comet whose lease is over whether it
-    /// is there; without it such a comet is gone. Must be called inside a tokio runtime.
+    /// Reads the list, and refreshes it in the background. `probe` checks comets whose leases have
+    /// expired; without it they are removed. Must be called inside a tokio runtime.
     ///
     /// # Errors
-    /// [`NodeError`] when the list cannot be read at all.
+    /// [`NodeError`] when the list cannot be read.
     pub async fn start(
         store: RedisStore,
         config: RedisNodesConfig,
-        answers: Option<Answers>,
+        probe: Option<CometProbe>,
     ) -> Result<Self, NodeError> {
         let (snapshot, announced) = Default::default();
-        let lapsed = tokio::sync::Mutex::new(Lapsed::new(answers, config.lease));
-        let shared = Arc::new(Shared { store, config, snapshot, announced, lapsed });
-        shared.refresh().await.map_err(unavailable)?;
-        shared.first_answers().await.map_err(unavailable)?;
-        let refresher = tokio::spawn(refresh(Arc::clone(&shared)));
-        Ok(Self { shared, refresher })
+        let expired = tokio::sync::Mutex::new(ExpiredLeases::new(probe, config.lease));
+        let state = Arc::new(NodesState { store, config, snapshot, announced, expired });
+        state.refresh().await.map_err(unavailable)?;
+        state.first_probes().await.map_err(unavailable)?;
+        let refresh_task = AbortOnDropHandle::new(tokio::spawn(refresh(Arc::clone(&state))));
+        Ok(Self { state, _refresh_task: refresh_task })
     }
 
-    /// How often what was said to Redis has been lost: it has come back empty, or is another, or a lease has ended before it
-    /// was renewed.
+    /// Returns the number of losses, as a watch: Redis lost data or was replaced, or a lease
+    /// expired before its renewal.
     #[must_use]
     pub fn losses(&self) -> watch::Receiver<u64> {
-        self.shared.store.losses()
-    }
-}
-
-impl Drop for RedisNodes {
-    fn drop(&mut self) {
-        self.refresher.abort();
+        self.state.store.losses()
     }
 }
 
 impl std::fmt::Debug for RedisNodes {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RedisNodes").field("store", &self.shared.store).finish_non_exhaustive()
+        f.debug_struct("RedisNodes").field("store", &self.state.store).finish_non_exhaustive()
     }
 }
 
-async fn refresh(shared: Arc<Shared>) {
+async fn refresh(state: Arc<NodesState>) {
     let mut failing = false;
     loop {
-        tokio::time::sleep(shared.config.refresh).await;
-        match (shared.refresh().await, failing) {
+        tokio::time::sleep(state.config.refresh).await;
+        match (state.refresh().await, failing) {
             (Ok(()), false) | (Err(_), true) => {}
             (Ok(()), true) => {
                 tracing::info!("the list of comets can be read again");
                 failing = false;
             }
             (Err(error), false) => {
-                tracing::warn!(%error, "the list of comets stays as it was");
+                tracing::warn!(%error, "the list of comets cannot be read; keeping the last one");
                 failing = true;
             }
         }
     }
 }
 
-impl Shared {
+impl NodesState {
     async fn refresh(&self) -> Result<(), DirectoryError> {
-        let mut lapsed = self.lapsed.lock().await;
+        let mut expired = self.expired.lock().await;
         let asked = vec![cmd("GET").arg(EPOCH).to_owned(), cmd("SMEMBERS").arg(NAMES).to_owned()];
         let mut answers = self.store.run(asked).await?.into_iter();
         let epoch: Option<String> = answer(answers.next())?;
         let mut names: Vec<String> = answer(answers.next())?;
-        self.store.learn(epoch);
+        self.store.record_epoch(epoch);
         names.sort_unstable();
-        let records = self.records(&names, record_of).await?;
+        let records = self.records(&names, record_name).await?;
         let (mut comets, mut without_lease) = (Vec::with_capacity(names.len()), Vec::new());
         for (name, found) in names.iter().zip(records) {
             match found {
@@ -156,34 +150,34 @@ impl Shared {
                 None => without_lease.push(name.clone()),
             }
         }
-        let before = Arc::clone(&self.snapshot.read().unwrap_or_else(PoisonError::into_inner));
+        let before = Arc::clone(&self.snapshot.read());
         let (candidates, unknown) = self.candidates(&before, &names, without_lease).await?;
-        let keeps = self.keeps();
-        let (kept, gone) = lapsed.judge(candidates, self.store.is_calm(self.config.lease), keeps);
-        // What one process takes for gone another may reach, and its name could not be put on the
-        // list again.
-        if self.store.trouble().is_none() {
+        let keep_all = self.keep_all();
+        let (kept, gone) =
+            expired.classify(candidates, self.store.is_healthy_for(self.config.lease), keep_all);
+        // Another process may reach a comet that this one does not, and while Redis refuses writes
+        // its name could not be added again.
+        if self.store.fault().is_none() {
             let gone = gone.iter().map(|comet| comet.server.to_string());
-            self.forget(gone.chain(unknown).filter(|name| names.contains(name)).collect()).await;
+            self.unlist(gone.chain(unknown).filter(|name| names.contains(name)).collect()).await;
         }
-        self.store.count_without_lease(kept.len());
+        self.store.set_without_lease(kept.len());
         comets.extend(kept);
         let comets = Arc::new(comets);
-        let mut snapshot = self.snapshot.write().unwrap_or_else(PoisonError::into_inner);
+        let mut snapshot = self.snapshot.write();
         if *snapshot != comets {
             *snapshot = comets;
         }
         Ok(())
     }
 
-    /// True for a lease after Redis has lost what it had.
-    fn keeps(&self) -> bool {
+    /// Returns whether Redis lost its data less than a lease ago.
+    fn keep_all(&self) -> bool {
         self.store.since_loss().is_some_and(|since| since < self.config.lease)
     }
 
-    /// The comets that may be there without a lease, and the names of which nothing is known. Those
-    /// whose names have gone, and the copies of their records with them, have said farewell, unless
-    /// it is Redis that has lost them.
+    /// Returns the comets that may be alive without a lease, and the names about which nothing is
+    /// known. A known comet whose name and copy are missing has withdrawn, unless Redis lost them.
     async fn candidates(
         &self,
         before: &[CometNode],
@@ -201,11 +195,11 @@ impl Shared {
             .chain(nameless.iter().map(|comet| comet.server.to_string()))
             .collect();
         candidates.extend(without_lease.iter().filter_map(|name| known(name)).cloned());
-        for (name, copy) in copied.iter().zip(self.records(&copied, copy_of).await?) {
+        for (name, copy) in copied.iter().zip(self.records(&copied, copy_name).await?) {
             match (copy, known(name)) {
                 (Some(copy), None) => candidates.push(copy),
                 (Some(_), Some(comet)) => candidates.push(comet.clone()),
-                (None, Some(comet)) if self.keeps() => candidates.push(comet.clone()),
+                (None, Some(comet)) if self.keep_all() => candidates.push(comet.clone()),
                 (None, _) => unknown.push(name.clone()),
             }
         }
@@ -231,31 +225,30 @@ impl Shared {
         names.iter().zip(answers).map(read).collect()
     }
 
-    /// Waits for what comets without a lease say to a process that has just started, and takes it
-    /// in.
-    async fn first_answers(&self) -> Result<(), DirectoryError> {
-        let until = Instant::now() + FIRST_ANSWERS;
-        if self.lapsed.lock().await.is_settled() && self.store.stats().without_lease == 0 {
+    /// Waits at startup for the probes of comets without a lease, and applies them.
+    async fn first_probes(&self) -> Result<(), DirectoryError> {
+        let until = Instant::now() + FIRST_PROBES;
+        if self.expired.lock().await.is_idle() && self.store.stats().without_lease == 0 {
             return Ok(());
         }
-        while !self.lapsed.lock().await.is_settled() && Instant::now() < until {
+        while !self.expired.lock().await.is_idle() && Instant::now() < until {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         self.refresh().await
     }
 
-    /// Takes names off the list whose comets are gone. One that has come back meanwhile puts itself
-    /// on it again with its next word. The copy of its record stays: it has not said farewell.
-    async fn forget(&self, gone: Vec<String>) {
+    /// Removes the names of dead comets from the list. One that is alive again adds itself with its
+    /// next announcement. The copy of its record stays, since it has not withdrawn.
+    async fn unlist(&self, gone: Vec<String>) {
         let removed = gone.iter().map(|name| cmd("SREM").arg(NAMES).arg(name).to_owned()).collect();
         if let Err(error) = self.store.run(removed).await {
-            tracing::debug!(%error, "names of comets that are gone stay on the list for now");
+            tracing::debug!(%error, "the names of dead comets could not be removed; retrying with the next refresh");
         }
     }
 
     async fn announce(&self, mut node: CometNode) -> Result<(), DirectoryError> {
         let mut announced = self.announced.lock().await;
-        let begun = Instant::now();
+        let started_at = Instant::now();
         let known = announced.iter().position(|known| known.node.server == node.server);
         node.latest_timestamp = match known.map(|known| &announced[known].node) {
             Some(known) if is_same(known, &node) => known.latest_timestamp,
@@ -267,19 +260,24 @@ impl Shared {
         let name = node.server.as_str().to_owned();
         let commands = vec![
             cmd("SET").arg(EPOCH).arg(now()).arg("NX").to_owned(),
-            cmd("SET").arg(record_of(&name)).arg(&record).arg("PX").arg(lease).arg("GET").to_owned(),
+            cmd("SET").arg(record_name(&name)).arg(&record).arg("PX").arg(lease).arg("GET").to_owned(),
             cmd("SADD").arg(NAMES).arg(&name).to_owned(),
-            cmd("SET").arg(copy_of(&name)).arg(record).arg("EX").arg(COPY_SECONDS).to_owned(),
+            cmd("SET").arg(copy_name(&name)).arg(record).arg("EX").arg(COPY_SECONDS).to_owned(),
         ];
         let before: Option<String> = answer(self.store.run(commands).await?.into_iter().nth(1))?;
-        // Redis may have taken an announcement whose answer never came, when all was over: the time counts too.
-        let may_have_ended = known.is_some_and(|known| announced[known].begun.elapsed() > self.config.lease);
+        // Redis may have applied an unconfirmed announcement after the lease had expired, so the
+        // elapsed time counts too.
+        let may_have_ended =
+            known.is_some_and(|known| announced[known].started_at.elapsed() > self.config.lease);
         if may_have_ended || before.is_none() && known.is_some() {
-            // Meanwhile its sessions may have been removed.
-            tracing::warn!(server = name, "the lease of this comet had ended; it says again what it has");
-            self.store.lost();
+            // Its sessions may have been swept.
+            tracing::warn!(
+                server = name,
+                "the lease of this comet had expired; it registers its sessions again"
+            );
+            self.store.record_loss();
         }
-        let node = Announced { node, begun };
+        let node = Announced { node, started_at };
         match known {
             Some(known) => announced[known] = node,
             None => announced.push(node),
@@ -290,26 +288,26 @@ impl Shared {
 
     async fn withdraw(&self, server: ServerId) -> Result<(), DirectoryError> {
         self.announced.lock().await.retain(|known| known.node.server != server);
-        // Else it might be kept for one that Redis has lost.
-        let mut without = Vec::clone(&self.snapshot.read().unwrap_or_else(PoisonError::into_inner));
+        // Otherwise it would count as a comet whose records Redis lost.
+        let mut without = Vec::clone(&self.snapshot.read());
         without.retain(|comet| comet.server != server);
-        *self.snapshot.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(without);
+        *self.snapshot.write() = Arc::new(without);
         let commands = vec![
-            cmd("DEL").arg(record_of(server.as_str())).to_owned(),
+            cmd("DEL").arg(record_name(server.as_str())).to_owned(),
             cmd("SREM").arg(NAMES).arg(server.as_str()).to_owned(),
-            cmd("DEL").arg(copy_of(server.as_str())).to_owned(),
+            cmd("DEL").arg(copy_name(server.as_str())).to_owned(),
         ];
         self.store.run(commands).await?;
         self.refresh().await
     }
 }
 
-fn record_of(name: &str) -> String {
+fn record_name(name: &str) -> String {
     ["goim:node:", name].concat()
 }
 
-/// Where the copy is that outlives the lease.
-fn copy_of(name: &str) -> String {
+/// The key of the copy of the record that outlives the lease.
+fn copy_name(name: &str) -> String {
     ["goim:comet:", name].concat()
 }
 
@@ -364,16 +362,16 @@ impl Record {
 
 impl NodeDirectory for RedisNodes {
     fn announce(&self, node: CometNode) -> Call<Result<(), NodeError>> {
-        let shared = Arc::clone(&self.shared);
-        Call::pending(async move { shared.announce(node).await.map_err(unavailable) })
+        let state = Arc::clone(&self.state);
+        Call::pending(async move { state.announce(node).await.map_err(unavailable) })
     }
 
     fn withdraw(&self, server: ServerId) -> Call<Result<(), NodeError>> {
-        let shared = Arc::clone(&self.shared);
-        Call::pending(async move { shared.withdraw(server).await.map_err(unavailable) })
+        let state = Arc::clone(&self.state);
+        Call::pending(async move { state.withdraw(server).await.map_err(unavailable) })
     }
 
     fn comets(&self) -> Arc<Vec<CometNode>> {
-        Arc::clone(&self.shared.snapshot.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.state.snapshot.read())
     }
 }

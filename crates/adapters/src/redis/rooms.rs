@@ -1,9 +1,8 @@
-//! How many sessions each room has: goim's reports `ol_<server>`, one for each comet, in up to 64 fields by the hash of the room's
-//! name.
+//! Session counts of rooms: goim's reports `ol_<server>`, one for each comet, in up to 64 fields by
+//! the hash of the room's name.
 //!
-//! A report replaces the one before as a whole, in one transaction: rooms that have emptied leave nothing behind, and a comet
-//! without rooms has no report. The sum is made of the reports of the comets that are known, and kept for a while, so that asking
-//! costs nothing.
+//! A report replaces the previous one in one transaction, so empty rooms leave nothing behind and a
+//! comet without rooms has no report. The sum over the known comets is cached.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -19,25 +18,25 @@ use super::city_hash::city_hash32;
 use super::sessions::answer;
 use super::store::RedisStore;
 
-/// Fields of a report.
+/// The number of fields of a report.
 const FIELDS: u32 = 64;
-/// A report that is older counts no more: its comet is gone.
+/// The age above which a report is ignored: its comet is dead.
 const FRESH_FOR: Duration = Duration::from_secs(5 * 60);
 
-/// The comets whose reports count, at this moment.
+/// Returns the comets whose reports count now.
 pub type Servers = Arc<dyn Fn() -> Vec<ServerId> + Send + Sync>;
 
 /// A room directory on Redis.
 #[derive(Clone)]
 pub struct RedisRooms {
-    shared: Arc<Shared>,
+    state: Arc<RoomsState>,
 }
 
-struct Shared {
+struct RoomsState {
     store: RedisStore,
     servers: Servers,
     refresh: Duration,
-    /// Held while the sum is made, so that many who ask make it once.
+    /// Held while the sum is computed, so that concurrent callers compute it once.
     totals: Mutex<Option<(Instant, RoomCounts)>>,
 }
 
@@ -52,32 +51,33 @@ struct Record {
 }
 
 impl RedisRooms {
-    /// The directory that `store` holds. `servers` are the comets whose reports count; a sum is used for `refresh`.
+    /// Creates the directory on `store`. `servers` are the comets whose reports count; a sum is
+    /// cached for `refresh`.
     #[must_use]
     pub fn new(store: RedisStore, servers: Servers, refresh: Duration) -> Self {
-        Self { shared: Arc::new(Shared { store, servers, refresh, totals: Mutex::default() }) }
+        Self { state: Arc::new(RoomsState { store, servers, refresh, totals: Mutex::default() }) }
     }
 
     async fn write(&self, server: ServerId, rooms: RoomCounts) -> Result<(), DirectoryError> {
-        let shared = &self.shared;
-        let name = of_server(&server);
+        let state = &self.state;
+        let name = report_name(&server);
         let mut commands = vec![cmd("DEL").arg(&name).to_owned()];
         for (field, record) in records(&server, &rooms, seconds_since_1970()) {
             commands.push(cmd("HSET").arg(&name).arg(field).arg(record).to_owned());
         }
         if commands.len() > 1 {
-            commands.push(cmd("EXPIRE").arg(&name).arg(shared.store.expire_seconds()).to_owned());
+            commands.push(cmd("EXPIRE").arg(&name).arg(state.store.expire_seconds()).to_owned());
         }
-        shared.store.run_as_one(commands).await?;
-        // Who has reported wants to see it in the sum.
-        *shared.totals.lock().await = None;
+        state.store.run_atomically(commands).await?;
+        // The reporting comet expects its report in the sum.
+        *state.totals.lock().await = None;
         Ok(())
     }
 
     async fn sum(&self) -> Result<RoomCounts, DirectoryError> {
-        let mut totals = self.shared.totals.lock().await;
+        let mut totals = self.state.totals.lock().await;
         if let Some((made, counts)) = &*totals
-            && made.elapsed() < self.shared.refresh
+            && made.elapsed() < self.state.refresh
         {
             return Ok(Arc::clone(counts));
         }
@@ -87,21 +87,22 @@ impl RedisRooms {
     }
 
     async fn read(&self) -> Result<RoomCounts, DirectoryError> {
-        let servers = (self.shared.servers)();
+        let servers = (self.state.servers)();
         let asked: Vec<Cmd> =
-            servers.iter().map(|server| cmd("HVALS").arg(of_server(server)).to_owned()).collect();
-        let answers = self.shared.store.run(asked).await?;
+            servers.iter().map(|server| cmd("HVALS").arg(report_name(server)).to_owned()).collect();
+        let answers = self.state.store.run(asked).await?;
         let oldest = seconds_since_1970() - i64::try_from(FRESH_FOR.as_secs()).unwrap_or(i64::MAX);
         let mut counts: HashMap<RoomId, u32> = HashMap::new();
         let mut stale = Vec::new();
-        // While reports cannot be written, an old one says more than none.
-        let are_renewed = self.shared.store.doubt().is_none();
+        // While reports cannot be renewed, an old one is better than none.
+        let are_renewed = self.state.store.untrusted().is_none();
         for (server, fields) in servers.iter().zip(answers) {
             let records = parse(server, fields)?;
-            // Every report is written anew as a whole; a Go logic writes only the fields that have rooms.
+            // Our reports are rewritten as a whole; a Go logic writes only the fields that have
+            // rooms.
             match records.iter().map(|record| record.updated).max() {
                 Some(updated) if updated < oldest && are_renewed => {
-                    stale.push(cmd("DEL").arg(of_server(server)).to_owned());
+                    stale.push(cmd("DEL").arg(report_name(server)).to_owned());
                     continue;
                 }
                 Some(_) | None => {}
@@ -111,8 +112,8 @@ impl RedisRooms {
                 *total = total.saturating_add(u32::try_from(count).unwrap_or(0));
             }
         }
-        if let Err(error) = self.shared.store.run(stale).await {
-            tracing::debug!(%error, "reports of comets that are gone stay for now");
+        if let Err(error) = self.state.store.run(stale).await {
+            tracing::debug!(%error, "the reports of dead comets could not be deleted; retrying with the next sum");
         }
         Ok(Arc::new(counts))
     }
@@ -120,11 +121,11 @@ impl RedisRooms {
 
 impl std::fmt::Debug for RedisRooms {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RedisRooms").field("store", &self.shared.store).finish_non_exhaustive()
+        f.debug_struct("RedisRooms").field("store", &self.state.store).finish_non_exhaustive()
     }
 }
 
-pub(super) fn of_server(server: &ServerId) -> String {
+pub(super) fn report_name(server: &ServerId) -> String {
     ["ol_", server.as_str()].concat()
 }
 
@@ -133,7 +134,7 @@ fn seconds_since_1970() -> i64 {
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
-/// The fields of a report and what stands in them.
+/// Returns the fields of a report and their values.
 pub(super) fn records(server: &ServerId, rooms: &HashMap<RoomId, u32>, updated: i64) -> Vec<(u32, String)> {
     let mut fields: BTreeMap<u32, BTreeMap<String, i32>> = BTreeMap::new();
     for (room, count) in rooms {
@@ -148,7 +149,7 @@ pub(super) fn records(server: &ServerId, rooms: &HashMap<RoomId, u32>, updated: 
     fields.into_iter().map(|(field, rooms)| (field, text(rooms))).collect()
 }
 
-/// The characters that Go's JSON escapes and others need not.
+/// Escapes the characters that Go's JSON encoder escapes and others need not.
 fn go_escaped(json: String) -> String {
     const SPECIAL: [(char, &str); 5] = [
         ('<', "\\u003c"),
@@ -165,13 +166,13 @@ fn go_escaped(json: String) -> String {
         .fold(json, |json, (special, escape)| json.replace(special, escape))
 }
 
-/// The records of a comet. One that cannot be read is passed over: the others still count.
+/// Parses the records of a comet. An unreadable record is skipped; the others still count.
 fn parse(server: &ServerId, fields: Value) -> Result<Vec<Record>, DirectoryError> {
     let fields: Vec<Vec<u8>> = answer(Some(fields))?;
     let read = |field: Vec<u8>| match serde_json::from_slice::<Record>(&field) {
         Ok(record) => Some(record),
         Err(error) => {
-            tracing::debug!(%server, %error, "a room report that cannot be read");
+            tracing::debug!(%server, %error, "skipping an unreadable room report");
             None
         }
     };

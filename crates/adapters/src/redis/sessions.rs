@@ -1,11 +1,12 @@
-//! Which comet holds which session: goim's `key_<key>` and `mid_<mid>`, and the sessions of each comet beside them.
+//! Which comet holds which session: goim's `key_<key>` and `mid_<mid>`, and the sessions of each
+//! comet.
 //!
-//! goim's records say on which comet a key is, but not whose it is; `goim:sessions:<server>` does. Where it has no word, as of
-//! sessions that a Go logic has entered, goim's records are believed.
+//! goim's records name the comet of a key but not its member; `goim:sessions:<server>` does. Where
+//! it has no entry, as for sessions that a Go logic registered, goim's records are trusted.
 //!
-//! When Redis has come back without what it had, comets enter their sessions again, which takes some seconds. Until then nobody can
-//! say that somebody is *not* there, and a question that finds nobody fails instead: a push that is answered with success must not
-//! miss a session that was there all the time.
+//! After Redis has lost its data, comets register their sessions again, which takes some seconds.
+//! Until then a lookup that finds nothing fails: a push that succeeds must not miss an existing
+//! session.
 
 use std::collections::BTreeSet;
 
@@ -15,18 +16,19 @@ use goim_ports::{
 };
 use redis::{Cmd, FromRedisValue, Value, cmd};
 
-use super::ends;
-use super::health::Doubt;
+use super::health::Untrusted;
+use super::session_ends;
 use super::store::{EPOCH, RedisStore, now};
 
-/// Removes a key if it has this value; answers how many it removed.
+/// Deletes a key if it has this value; returns the number of deleted keys.
 const DELETE_IF: &str =
     "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0";
-/// Removes a field of a hash if it has this value.
+/// Deletes a field of a hash if it has this value.
 const DELETE_FIELD_IF: &str = "if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then return redis.call('HDEL', KEYS[1], ARGV[1]) end return 0";
-/// How long it is known that a comet's sessions were swept: a comet that was away for longer is told nothing by it.
+/// The expiry of the record of a sweep, in seconds. A comet that was cut off for longer does not
+/// learn of the sweep.
 const SWEPT_SECONDS: u64 = 24 * 60 * 60;
-/// Sessions that are swept together.
+/// The number of sessions in one block of a sweep.
 const SWEEP_BLOCK: usize = 512;
 
 /// A session directory on Redis.
@@ -36,36 +38,37 @@ pub struct RedisSessions {
 }
 
 impl RedisSessions {
-    /// The directory that `store` holds.
+    /// Creates the directory on `store`.
     #[must_use]
     pub fn new(store: RedisStore) -> Self {
         Self { store }
     }
 
-    /// Removes all sessions of a comet that has died, as long as they are still its own; answers how many there were.
-    /// `goes_on` is asked before each block of 512: a comet that is back must keep what it has.
+    /// Removes all sessions that still belong to a dead comet, and returns their number.
+    /// `may_continue` is called before each block of 512: a comet that is alive again must keep its
+    /// sessions.
     ///
     /// # Errors
-    /// [`DirectoryError`]; what is left can be swept again. Nothing is removed unless that can be noted: a comet that is alive after all
-    /// must find out.
+    /// [`DirectoryError`]; the rest can be swept again. Nothing is removed unless the sweep can be
+    /// recorded: a comet that is alive after all must learn of it.
     pub async fn sweep(
         &self,
         server: &ServerId,
-        goes_on: impl Fn() -> bool,
+        may_continue: impl Fn() -> bool,
     ) -> Result<usize, DirectoryError> {
         let mut swept = 0;
         let mut cursor = 0_u64;
         loop {
             let scan =
-                cmd("HSCAN").arg(of_server(server)).arg(cursor).arg("COUNT").arg(SWEEP_BLOCK).to_owned();
+                cmd("HSCAN").arg(server_name(server)).arg(cursor).arg("COUNT").arg(SWEEP_BLOCK).to_owned();
             let page = self.store.run(vec![scan]).await?;
             let (next, fields): (u64, Vec<String>) = answer(page.into_iter().next())?;
-            if !goes_on() {
+            if !may_continue() {
                 return Ok(swept);
             }
             if swept == 0 && !fields.is_empty() {
                 let note =
-                    cmd("SET").arg(swept_of(server)).arg(now()).arg("EX").arg(SWEPT_SECONDS).to_owned();
+                    cmd("SET").arg(swept_name(server)).arg(now()).arg("EX").arg(SWEPT_SECONDS).to_owned();
                 self.store.run(vec![note]).await?;
             }
             let commands = fields.chunks_exact(2).flat_map(|pair| {
@@ -73,8 +76,9 @@ impl RedisSessions {
                 let session = SessionRef { mid, key: pair[0].as_str().into(), server: server.clone() };
                 removal(&session)
             });
-            // Behind the removals: a comet that is alive after all finds another mark, and enters its sessions again.
-            let unmark = cmd("DEL").arg(mark_of(server)).to_owned();
+            // After the removals: a comet that is alive after all finds another mark, and registers
+            // its sessions again.
+            let unmark = cmd("DEL").arg(mark_name(server)).to_owned();
             self.store.run(commands.chain([unmark]).collect()).await?;
             swept += fields.len() / 2;
             cursor = next;
@@ -84,19 +88,20 @@ impl RedisSessions {
         }
     }
 
-    /// goim's commands in goim's order, and ours behind them.
+    /// Returns goim's commands in goim's order, followed by our own.
     fn entry(&self, session: &SessionRef) -> Vec<Cmd> {
         let expire = self.store.expire_seconds();
         let SessionRef { mid, key, server } = session;
         let mut commands = Vec::with_capacity(6);
         if !mid.is_anonymous() {
-            commands.push(cmd("HSET").arg(of_member(*mid)).arg(key.as_str()).arg(server.as_str()).to_owned());
-            commands.push(cmd("EXPIRE").arg(of_member(*mid)).arg(expire).to_owned());
+            commands
+                .push(cmd("HSET").arg(member_name(*mid)).arg(key.as_str()).arg(server.as_str()).to_owned());
+            commands.push(cmd("EXPIRE").arg(member_name(*mid)).arg(expire).to_owned());
         }
-        commands.push(cmd("SET").arg(of_key(key)).arg(server.as_str()).to_owned());
-        commands.push(cmd("EXPIRE").arg(of_key(key)).arg(expire).to_owned());
-        commands.push(cmd("HSET").arg(of_server(server)).arg(key.as_str()).arg(mid.0).to_owned());
-        commands.push(cmd("EXPIRE").arg(of_server(server)).arg(expire).to_owned());
+        commands.push(cmd("SET").arg(key_name(key)).arg(server.as_str()).to_owned());
+        commands.push(cmd("EXPIRE").arg(key_name(key)).arg(expire).to_owned());
+        commands.push(cmd("HSET").arg(server_name(server)).arg(key.as_str()).arg(mid.0).to_owned());
+        commands.push(cmd("EXPIRE").arg(server_name(server)).arg(expire).to_owned());
         commands
     }
 
@@ -104,11 +109,11 @@ impl RedisSessions {
         self.store.run(self.entry(&session)).await.map(|_| ())
     }
 
-    async fn keep(&self, session: SessionRef) -> Result<(), DirectoryError> {
+    async fn renew(&self, session: SessionRef) -> Result<(), DirectoryError> {
         let expire = self.store.expire_seconds();
         let renewed = |name: String| cmd("EXPIRE").arg(name).arg(expire).to_owned();
         let commands =
-            [of_member(session.mid), of_key(&session.key), of_server(&session.server)].map(renewed);
+            [member_name(session.mid), key_name(&session.key), server_name(&session.server)].map(renewed);
         let answers = self.store.run(commands.into()).await?;
         let [of_member, of_key, of_server]: [i64; 3] = match answers.as_slice() {
             [a, b, c] => [number(a)?, number(b)?, number(c)?],
@@ -118,9 +123,9 @@ impl RedisSessions {
         if of_key == 1 && of_server == 1 && has_member {
             return Ok(());
         }
-        // Redis has lost some of it, or all. What another comet has is another's.
+        // Some or all records are lost. A key that another comet holds is left alone.
         if of_key == 1 {
-            let asked = self.store.run(vec![cmd("GET").arg(of_key_name(&session)).to_owned()]).await?;
+            let asked = self.store.run(vec![cmd("GET").arg(key_name(&session.key)).to_owned()]).await?;
             let holder: Option<String> = answer(asked.into_iter().next())?;
             if holder.is_some_and(|holder| holder != session.server.as_str()) {
                 return Ok(());
@@ -134,21 +139,22 @@ impl RedisSessions {
         answers.first().map_or(Ok(false), |removed| Ok(number(removed)? == 1))
     }
 
-    /// A mark that stands as long as the comet reports and nothing was removed, by a sweep or with all that Redis had.
+    /// Returns a mark that is stable while the comet reports and no session was removed, by a sweep
+    /// or by a loss of data.
     async fn generation_of(&self, server: ServerId) -> Result<Generation, DirectoryError> {
-        let mark = mark_of(&server);
+        let mark = mark_name(&server);
         let asked = vec![
             cmd("SET").arg(EPOCH).arg(now()).arg("NX").to_owned(),
             cmd("SET").arg(&mark).arg(now()).arg("NX").to_owned(),
             cmd("EXPIRE").arg(&mark).arg(self.store.expire_seconds()).to_owned(),
             cmd("GET").arg(&mark).to_owned(),
-            cmd("GET").arg(swept_of(&server)).to_owned(),
+            cmd("GET").arg(swept_name(&server)).to_owned(),
             self.epoch(),
         ];
         let mut answers = self.store.run(asked).await?.into_iter().skip(3);
         let entered: String = answer(answers.next())?;
         let swept_at: Option<u64> = answer(answers.next())?;
-        self.store.learn(answer(answers.next())?);
+        self.store.record_epoch(answer(answers.next())?);
         Ok(Generation::new(&entered, swept_at))
     }
 
@@ -158,15 +164,15 @@ impl RedisSessions {
         }
         let mut asked = cmd("MGET");
         keys.iter().for_each(|key| {
-            asked.arg(of_key(key));
+            asked.arg(key_name(key));
         });
         let mut answers = self.store.run(vec![asked, self.epoch()]).await?.into_iter();
         let servers: Vec<Option<String>> = answer(answers.next())?;
-        self.store.learn(answer(answers.next())?);
+        self.store.record_epoch(answer(answers.next())?);
         let named = |server: Option<String>| server.filter(|server| !server.is_empty()).map(ServerId::from);
         let servers: Vec<Option<ServerId>> = servers.into_iter().map(named).collect();
         if servers.iter().any(Option::is_none) {
-            self.can_tell_absence()?;
+            self.require_trusted_absence()?;
         }
         Ok(servers)
     }
@@ -175,28 +181,28 @@ impl RedisSessions {
         cmd("GET").arg(EPOCH).to_owned()
     }
 
-    /// Fails while somebody who is not found may be there all the same.
-    fn can_tell_absence(&self) -> Result<(), DirectoryError> {
-        match self.store.doubt() {
+    /// Fails while a session that is not found may exist.
+    fn require_trusted_absence(&self) -> Result<(), DirectoryError> {
+        match self.store.untrusted() {
             None => Ok(()),
-            Some(Doubt::Everything(reason)) => Err(self.store.unavailable(reason)),
-            Some(Doubt::Absence(reason)) => Err(self.store.unavailable(&reason)),
+            Some(Untrusted::Everything(reason)) => Err(self.store.unavailable(reason)),
+            Some(Untrusted::Absence(reason)) => Err(self.store.unavailable(&reason)),
         }
     }
 
-    /// Fails while of what is found a part may be missing.
-    fn can_tell_presence(&self) -> Result<(), DirectoryError> {
-        match self.store.doubt() {
-            Some(Doubt::Everything(reason)) => Err(self.store.unavailable(reason)),
-            Some(Doubt::Absence(_)) | None => Ok(()),
+    /// Fails while a result may be incomplete.
+    fn require_trusted_presence(&self) -> Result<(), DirectoryError> {
+        match self.store.untrusted() {
+            Some(Untrusted::Everything(reason)) => Err(self.store.unavailable(reason)),
+            Some(Untrusted::Absence(_)) | None => Ok(()),
         }
     }
 
-    /// True when nobody is taken for gone who may be there: Redis is read and written, and has been
-    /// long enough for comets to say what they have.
+    /// Returns whether absence can be trusted: Redis is healthy, and has been for long enough that
+    /// all comets could register their sessions.
     #[must_use]
     pub fn is_trusted(&self) -> bool {
-        self.store.doubt().is_none()
+        self.store.untrusted().is_none()
     }
 
     async fn find_of(&self, mids: Vec<Mid>) -> Result<Vec<SessionRecord>, DirectoryError> {
@@ -206,12 +212,12 @@ impl RedisSessions {
             return Ok(Vec::new());
         }
         let mut asked: Vec<Cmd> =
-            mids.iter().map(|mid| cmd("HGETALL").arg(of_member(*mid)).to_owned()).collect();
+            mids.iter().map(|mid| cmd("HGETALL").arg(member_name(*mid)).to_owned()).collect();
         asked.push(self.epoch());
         let mut answers = self.store.run(asked).await?;
-        self.store.learn(answer(answers.pop())?);
-        // Of a member's sessions some may be entered again and others not yet.
-        self.can_tell_presence()?;
+        self.store.record_epoch(answer(answers.pop())?);
+        // Some of a member's sessions may not be registered again yet.
+        self.require_trusted_presence()?;
         let mut claims = Vec::new();
         for (mid, fields) in mids.iter().zip(answers) {
             let fields: Vec<String> = answer(Some(fields))?;
@@ -223,21 +229,22 @@ impl RedisSessions {
         let claimed: BTreeSet<Mid> = claims.iter().map(|(mid, _)| *mid).collect();
         let (confirmed, has_gaps) = self.confirm(claims).await?;
         if has_gaps || claimed.len() < mids.len() {
-            self.can_tell_absence()?;
+            self.require_trusted_absence()?;
         }
         Ok(confirmed)
     }
 
-    /// Leaves those that are still so: a key may have gone to another comet, or to another member.
-    /// True when a key has no record at all: it may have ended, or its record has.
+    /// Returns the records that are still valid: a key may belong to another comet or member now.
+    /// The flag is true when some key has no record: its session may have ended, or its record is
+    /// lost.
     async fn confirm(
         &self,
         claims: Vec<(Mid, SessionRecord)>,
     ) -> Result<(Vec<SessionRecord>, bool), DirectoryError> {
         let asked = claims.iter().flat_map(|(_, SessionRecord { key, server })| {
             [
-                cmd("GET").arg(of_key(key)).to_owned(),
-                cmd("HGET").arg(of_server(server)).arg(key.as_str()).to_owned(),
+                cmd("GET").arg(key_name(key)).to_owned(),
+                cmd("HGET").arg(server_name(server)).arg(key.as_str()).to_owned(),
             ]
         });
         let answers = self.store.run(asked.collect()).await?;
@@ -247,8 +254,8 @@ impl RedisSessions {
             let holder: Option<String> = answer(found.first().cloned())?;
             let member: Option<i64> = answer(found.get(1).cloned())?;
             has_gaps |= holder.is_none();
-            let is_there = holder.is_some_and(|holder| holder == record.server.as_str());
-            if is_there && member.is_none_or(|member| member == mid.0) {
+            let is_current = holder.is_some_and(|holder| holder == record.server.as_str());
+            if is_current && member.is_none_or(|member| member == mid.0) {
                 confirmed.push(record);
             }
         }
@@ -256,44 +263,41 @@ impl RedisSessions {
     }
 }
 
-fn of_key(key: &SessionKey) -> String {
+fn key_name(key: &SessionKey) -> String {
     ["key_", key.as_str()].concat()
 }
 
-fn of_key_name(session: &SessionRef) -> String {
-    of_key(&session.key)
-}
-
-fn of_member(mid: Mid) -> String {
+fn member_name(mid: Mid) -> String {
     format!("mid_{mid}")
 }
 
-fn of_server(server: &ServerId) -> String {
+fn server_name(server: &ServerId) -> String {
     ["goim:sessions:", server.as_str()].concat()
 }
 
-/// The mark of what a comet has entered.
-fn mark_of(server: &ServerId) -> String {
+/// The key of the mark of a comet's sessions.
+fn mark_name(server: &ServerId) -> String {
     ["goim:entered:", server.as_str()].concat()
 }
 
-/// Has when a comet's sessions were last swept.
-fn swept_of(server: &ServerId) -> String {
+/// The key of the time of the last sweep of a comet's sessions.
+fn swept_name(server: &ServerId) -> String {
     ["goim:swept:", server.as_str()].concat()
 }
 
-/// The first of them answers 1 when the session was still its comet's.
+/// Returns the commands that remove a session. The first returns 1 when the session still belonged
+/// to the comet.
 fn removal(session: &SessionRef) -> Vec<Cmd> {
     let SessionRef { mid, key, server } = session;
     let mut commands = vec![
-        cmd("EVAL").arg(DELETE_IF).arg(1).arg(of_key(key)).arg(server.as_str()).to_owned(),
-        cmd("HDEL").arg(of_server(server)).arg(key.as_str()).to_owned(),
+        cmd("EVAL").arg(DELETE_IF).arg(1).arg(key_name(key)).arg(server.as_str()).to_owned(),
+        cmd("HDEL").arg(server_name(server)).arg(key.as_str()).to_owned(),
     ];
     if !mid.is_anonymous() {
         let member = cmd("EVAL")
             .arg(DELETE_FIELD_IF)
             .arg(1)
-            .arg(of_member(*mid))
+            .arg(member_name(*mid))
             .arg(key.as_str())
             .arg(server.as_str())
             .to_owned();
@@ -303,12 +307,12 @@ fn removal(session: &SessionRef) -> Vec<Cmd> {
 }
 
 pub(super) fn unreadable(what: &str) -> DirectoryError {
-    DirectoryError::Unavailable(format!("redis: an answer to {what} that makes no sense"))
+    DirectoryError::Unavailable(format!("redis: unexpected answer to {what}"))
 }
 
-/// Redis's answer as a value.
+/// Converts an answer of Redis.
 pub(super) fn answer<T: FromRedisValue>(value: Option<Value>) -> Result<T, DirectoryError> {
-    value.and_then(|value| T::from_redis_value(value).ok()).ok_or_else(|| unreadable("a question"))
+    value.and_then(|value| T::from_redis_value(value).ok()).ok_or_else(|| unreadable("a query"))
 }
 
 fn number(value: &Value) -> Result<i64, DirectoryError> {
@@ -321,7 +325,7 @@ fn number(value: &Value) -> Result<i64, DirectoryError> {
 impl SessionDirectory for RedisSessions {
     fn note_end(&self, end: SessionEnd) -> Call<Result<(), DirectoryError>> {
         let store = self.store.clone();
-        Call::pending(async move { ends::note(&store, end).await })
+        Call::pending(async move { session_ends::append(&store, end).await })
     }
 
     fn ends_after(
@@ -329,7 +333,7 @@ impl SessionDirectory for RedisSessions {
         mark: Option<EndCursor>,
     ) -> Call<Result<(EndCursor, Vec<SessionEnd>), DirectoryError>> {
         let store = self.store.clone();
-        Call::pending(async move { ends::after(&store, mark).await })
+        Call::pending(async move { session_ends::read_after(&store, mark).await })
     }
 
     fn add(&self, session: SessionRef) -> Call<Result<(), DirectoryError>> {
@@ -344,7 +348,7 @@ impl SessionDirectory for RedisSessions {
 
     fn touch(&self, session: SessionRef) -> Call<Result<(), DirectoryError>> {
         let this = self.clone();
-        Call::pending(async move { this.keep(session).await })
+        Call::pending(async move { this.renew(session).await })
     }
 
     fn servers_of(&self, keys: &[SessionKey]) -> Call<Result<Vec<Option<ServerId>>, DirectoryError>> {

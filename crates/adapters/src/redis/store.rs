@@ -1,11 +1,12 @@
-//! One connection to Redis, whatever stands behind it: a server, a cluster, or a master that Sentinels know.
+//! A shared connection to Redis: a server, a cluster, or a master behind Sentinels.
 //!
-//! Everybody shares it: commands of many callers go out together and come back in order. It is made anew when it breaks; a
-//! command that was out then fails, and its caller decides. How many are out is bounded; more wait, within their deadline.
+//! Commands of all callers are pipelined. The connection is reopened when it breaks; pending
+//! commands then fail, and their callers decide. The number of pending commands is bounded; further
+//! ones wait within their deadline.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::future::try_join_all;
@@ -17,44 +18,44 @@ use redis::{AsyncConnectionConfig, Cmd, ErrorKind, Pipeline, RedisResult, Value}
 use tokio::sync::{Mutex, Semaphore, watch};
 use tokio::time::timeout;
 
+use super::clients::ClientFactory;
 use super::config::{RedisConfig, RedisPlace};
-use super::health::{self, Change, Doubt, Health, RedisTrouble};
-use super::open::Opening;
+use super::health::{self, Health, HealthChange, RedisFault, Untrusted};
 
-/// Why Redis is not used.
+/// Why the connection to Redis failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RedisError {
-    /// The address makes no sense.
+    /// The address cannot be parsed.
     #[error("redis {place}: {reason}")]
     Address {
-        /// What was given, without a password.
+        /// The address, without a password.
         place: String,
-        /// What is wrong.
+        /// The reason.
         reason: String,
     },
-    /// A file of TLS cannot be read.
+    /// A TLS file cannot be read.
     #[error("{}: {reason}", path.display())]
     File {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the system.
         reason: String,
     },
-    /// It does not answer.
+    /// Redis does not answer.
     #[error("redis {place} does not answer: {reason}")]
     Unavailable {
-        /// Where it should be, without a password.
+        /// The address, without a password.
         place: String,
-        /// What the client says.
+        /// The error of the client.
         reason: String,
     },
-    /// It answers, and does not let this process in: a wrong password, a certificate that is not
-    /// trusted. Waiting does not mend it.
-    #[error("redis {place} lets nobody in with these settings: {reason}")]
+    /// Redis rejects this client: a wrong password, an untrusted certificate. Retrying does not
+    /// help.
+    #[error("redis {place} rejects the connection with these settings: {reason}")]
     Rejected {
-        /// Where it is, without a password.
+        /// The address, without a password.
         place: String,
-        /// What it says.
+        /// The error of Redis or of TLS.
         reason: String,
     },
 }
@@ -62,59 +63,59 @@ pub enum RedisError {
 /// Figures of a connection to Redis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RedisStats {
-    /// Commands and rounds of small writes that were refused, as a whole or in part.
+    /// Commands and canary rounds that were refused, in whole or in part.
     pub refused: u64,
-    /// Times that Redis was seen to have lost what it had, or the last of it.
+    /// Detected losses of data: all of it, or the last writes.
     pub losses: u64,
-    /// It refuses writes at this moment.
+    /// Whether it refuses writes now.
     pub refuses_writes: bool,
-    /// It does not answer at this moment.
-    pub is_silent: bool,
-    /// Comets whose leases are over, and which are listed because they answer.
+    /// Whether it does not answer now.
+    pub is_unavailable: bool,
+    /// Comets without a lease that are listed because they respond.
     pub without_lease: u64,
 }
 
-/// A connection to Redis. Cloning shares it.
+/// A connection to Redis. Clones share it.
 #[derive(Clone)]
 pub struct RedisStore {
-    shared: Arc<Shared>,
+    state: Arc<StoreState>,
 }
 
-/// Has a value that is made anew when Redis has come back without what it had.
+/// The key whose value changes when Redis has lost its data.
 pub(super) const EPOCH: &str = "goim:epoch";
 
-/// The clock in nanoseconds since 1970, for what must differ from before.
+/// Returns the time in nanoseconds since 1970, for values that must differ from earlier ones.
 pub(super) fn now() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
-struct Shared {
-    health: std::sync::Mutex<Health>,
+struct StoreState {
+    health: parking_lot::Mutex<Health>,
     losses: watch::Sender<u64>,
     refused: AtomicU64,
     seen_losses: AtomicU64,
     without_lease: AtomicU64,
-    way: Way,
+    connection: Connection,
     config: RedisConfig,
     place: String,
     permits: Semaphore,
 }
 
-enum Way {
+enum Connection {
     Single(ConnectionManager),
     Cluster(ClusterConnection),
     Sentinel(Box<Master>),
 }
 
-/// The master of the moment, asked for anew when it is no longer one.
+/// The current master, resolved again after a failover.
 struct Master {
     client: Mutex<SentinelClient>,
     connection: Mutex<Option<MultiplexedConnection>>,
 }
 
 impl RedisStore {
-    /// Connects, and asks for a sign of life.
+    /// Connects, and sends a `PING`.
     ///
     /// # Errors
     /// [`RedisError`], after the deadline at most.
@@ -122,7 +123,7 @@ impl RedisStore {
         let place = config.place.to_string();
         let deadline = config.deadline;
         let unavailable = |reason: String| RedisError::Unavailable { place: place.clone(), reason };
-        let way = timeout(deadline.saturating_mul(2), Way::open(&config))
+        let connection = timeout(deadline.saturating_mul(2), Connection::open(&config))
             .await
             .map_err(|_| unavailable(format!("no answer within {deadline:?}")))??;
         let permits = Semaphore::new(config.commands_max.max(1));
@@ -130,243 +131,248 @@ impl RedisStore {
         let (health, refused, seen_losses, without_lease) = Default::default();
         let interval = config.check_interval;
         let place_text = place.clone();
-        let shared = Arc::new(Shared {
+        let state = Arc::new(StoreState {
             health,
             losses,
             refused,
             seen_losses,
             without_lease,
-            way,
+            connection,
             place: place_text,
             permits,
             config,
         });
-        let ping = shared.within_deadline(shared.way.run(vec![redis::cmd("PING")])).await;
+        let ping = state.within_deadline(state.connection.run(vec![redis::cmd("PING")])).await;
         ping.map_err(|failure| failure.into_error(&place))?;
-        tokio::spawn(check(Arc::downgrade(&shared), interval));
-        Ok(Self { shared })
+        tokio::spawn(check(Arc::downgrade(&state), interval));
+        Ok(Self { state })
     }
 
-    /// Takes in what stands under [`EPOCH`]. Another value than before, or none where there was one, says that what Redis had is
-    /// lost.
-    pub(super) fn learn(&self, epoch: Option<String>) {
-        let change = self.shared.health().learn_epoch(epoch);
-        self.shared.tell(change);
+    /// Records the value of [`EPOCH`]. A changed or missing value means that Redis lost its data.
+    pub(super) fn record_epoch(&self, epoch: Option<String>) {
+        let change = self.state.health().record_epoch(epoch);
+        self.state.apply(change);
     }
 
-    /// Time since Redis was last seen to have lost what it had.
+    /// Returns the time since the last detected loss.
     pub(super) fn since_loss(&self) -> Option<Duration> {
-        self.shared.health().since_loss()
+        self.state.health().since_loss()
     }
 
-    /// Time since somebody first wrote into this Redis after it was empty; `None` when nobody has.
-    /// As of the last look at the list of comets.
+    /// Returns the time since the first write after Redis was empty; `None` when there was none. As
+    /// of the last read of the list of comets.
     #[must_use]
     pub fn epoch_age(&self) -> Option<Duration> {
         let now = u64::try_from(now()).unwrap_or_default();
-        self.shared.health().epoch_age(Duration::from_nanos(now))
+        self.state.health().epoch_age(Duration::from_nanos(now))
     }
 
-    /// What is wrong at this moment, if anything is.
+    /// Returns the current fault.
     #[must_use]
-    pub fn trouble(&self) -> Option<RedisTrouble> {
-        self.shared.health().trouble().cloned()
+    pub fn fault(&self) -> Option<RedisFault> {
+        self.state.health().fault().cloned()
     }
 
-    /// What cannot be believed of what it says.
-    pub(super) fn doubt(&self) -> Option<Doubt> {
-        let RedisConfig { recovery_grace, settling, .. } = self.shared.config;
-        self.shared.health().doubt(recovery_grace, settling)
+    /// Returns which results cannot be trusted now.
+    pub(super) fn untrusted(&self) -> Option<Untrusted> {
+        let RedisConfig { recovery_grace, settling, .. } = self.state.config;
+        self.state.health().untrusted(recovery_grace, settling)
     }
 
-    /// True when nothing is wrong and nothing was for `time`.
-    pub(super) fn is_calm(&self, time: Duration) -> bool {
-        self.shared.health().is_calm(time)
+    /// Returns whether there is no fault and was none for `time`.
+    pub(super) fn is_healthy_for(&self, time: Duration) -> bool {
+        self.state.health().is_healthy_for(time)
     }
 
-    /// The figures of this moment.
+    /// Returns the current figures.
     #[must_use]
     pub fn stats(&self) -> RedisStats {
-        let trouble = self.trouble();
+        let fault = self.fault();
         RedisStats {
-            refused: self.shared.refused.load(Ordering::Relaxed),
-            losses: self.shared.seen_losses.load(Ordering::Relaxed),
-            refuses_writes: matches!(trouble, Some(RedisTrouble::RefusesWrites(_))),
-            is_silent: matches!(trouble, Some(RedisTrouble::Silent(_))),
-            without_lease: self.shared.without_lease.load(Ordering::Relaxed),
+            refused: self.state.refused.load(Ordering::Relaxed),
+            losses: self.state.seen_losses.load(Ordering::Relaxed),
+            refuses_writes: matches!(fault, Some(RedisFault::RefusesWrites(_))),
+            is_unavailable: matches!(fault, Some(RedisFault::Unresponsive(_))),
+            without_lease: self.state.without_lease.load(Ordering::Relaxed),
         }
     }
 
-    /// Takes in how many comets are listed without a lease.
-    pub(super) fn count_without_lease(&self, count: usize) {
-        self.shared.without_lease.store(count as u64, Ordering::Relaxed);
+    /// Sets the number of comets that are listed without a lease.
+    pub(super) fn set_without_lease(&self, count: usize) {
+        self.state.without_lease.store(count as u64, Ordering::Relaxed);
     }
 
-    /// Says that something of what this process had said is lost.
-    pub(super) fn lost(&self) {
-        self.shared.losses.send_modify(|losses| *losses += 1);
+    /// Records that data of this process was lost.
+    pub(super) fn record_loss(&self) {
+        self.state.losses.send_modify(|losses| *losses += 1);
     }
 
-    /// How often Redis was seen to have lost what it had.
+    /// Whether a check has read the servers' run ids.
+    #[cfg(test)]
+    pub(super) fn knows_servers(&self) -> bool {
+        self.state.health().knows_servers()
+    }
+
+    /// Returns the number of losses, as a watch.
     pub(super) fn losses(&self) -> watch::Receiver<u64> {
-        self.shared.losses.subscribe()
+        self.state.losses.subscribe()
     }
 
     pub(super) fn unavailable(&self, reason: &str) -> DirectoryError {
-        self.shared.unavailable(reason)
+        self.state.unavailable(reason)
     }
 
-    /// How long what is written lives, in whole seconds, as Redis wants it.
+    /// Returns the expiry of written keys in whole seconds, as Redis wants it.
     pub(super) fn expire_seconds(&self) -> u64 {
-        self.shared.config.session_ttl.as_secs().max(1)
+        self.state.config.session_ttl.as_secs().max(1)
     }
 
-    /// Sends commands together and gives their answers in order. In a cluster each goes to its own node.
+    /// Pipelines commands and returns their answers in order. In a cluster each is sent to its own
+    /// node.
     pub(super) async fn run(&self, commands: Vec<Cmd>) -> Result<Vec<Value>, DirectoryError> {
         if commands.is_empty() {
             return Ok(Vec::new());
         }
-        let shared = &self.shared;
-        let count = u32::try_from(commands.len().min(shared.config.commands_max)).unwrap_or(u32::MAX);
+        let state = &self.state;
+        let count = u32::try_from(commands.len().min(state.config.commands_max)).unwrap_or(u32::MAX);
         let work = async {
             // The semaphore is never closed.
-            let _permits = shared.permits.acquire_many(count).await.ok();
-            shared.way.run(commands).await
+            let _permits = state.permits.acquire_many(count).await.ok();
+            state.connection.run(commands).await
         };
-        shared.answered(shared.within_deadline(work).await)
+        state.checked(state.within_deadline(work).await)
     }
 
-    /// The same as one transaction; all commands must be about one key.
-    pub(super) async fn run_as_one(&self, commands: Vec<Cmd>) -> Result<(), DirectoryError> {
+    /// Runs commands as one transaction; all must use the same key.
+    pub(super) async fn run_atomically(&self, commands: Vec<Cmd>) -> Result<(), DirectoryError> {
         let mut pipeline = Pipeline::with_capacity(commands.len());
         pipeline.atomic();
         for command in commands {
             pipeline.add_command(command).ignore();
         }
-        let shared = &self.shared;
-        shared.answered(shared.within_deadline(shared.way.run_as_one(&pipeline)).await)
+        let state = &self.state;
+        state.checked(state.within_deadline(state.connection.run_atomically(&pipeline)).await)
     }
 }
 
 impl std::fmt::Debug for RedisStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("RedisStore").field(&self.shared.place).finish()
+        f.debug_tuple("RedisStore").field(&self.state.place).finish()
     }
 }
 
 /// Why a command has no answer.
 enum Failure {
-    Late(Duration),
-    Said(redis::RedisError),
+    Timeout(Duration),
+    Redis(redis::RedisError),
 }
 
 impl Failure {
     fn text(&self) -> String {
         match self {
-            Self::Late(deadline) => format!("no answer within {deadline:?}"),
-            Self::Said(error) => error.to_string(),
+            Self::Timeout(deadline) => format!("no answer within {deadline:?}"),
+            Self::Redis(error) => error.to_string(),
         }
     }
 
     fn into_error(self, place: &str) -> RedisError {
         let (place, reason) = (place.to_owned(), self.text());
         match self {
-            Self::Said(error) if health::is_rejection(&error) => RedisError::Rejected { place, reason },
+            Self::Redis(error) if health::is_rejection(&error) => RedisError::Rejected { place, reason },
             _ => RedisError::Unavailable { place, reason },
         }
     }
 }
 
-/// Makes small writes from time to time, as long as somebody has the connection.
-async fn check(shared: Weak<Shared>, interval: Duration) {
-    let names = match shared.upgrade() {
-        Some(shared) => health::canaries(matches!(shared.way, Way::Cluster(_))),
+/// Sends canary writes periodically while the connection exists.
+async fn check(state: Weak<StoreState>, interval: Duration) {
+    let names = match state.upgrade() {
+        Some(state) => health::canaries(matches!(state.connection, Connection::Cluster(_))),
         None => return,
     };
     loop {
-        let Some(shared) = shared.upgrade() else { return };
-        shared.check(&names).await;
-        drop(shared);
+        let Some(state) = state.upgrade() else { return };
+        state.check(&names).await;
+        drop(state);
         tokio::time::sleep(interval).await;
     }
 }
 
-impl Shared {
-    fn health(&self) -> MutexGuard<'_, Health> {
-        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+impl StoreState {
+    fn health(&self) -> parking_lot::MutexGuard<'_, Health> {
+        self.health.lock()
     }
 
     async fn within_deadline<T>(&self, work: impl Future<Output = RedisResult<T>>) -> Result<T, Failure> {
         let deadline = self.config.deadline;
         match timeout(deadline, work).await {
-            Ok(answer) => answer.map_err(Failure::Said),
+            Ok(answer) => answer.map_err(Failure::Redis),
             Err(_) => {
-                self.way.has_stalled().await;
-                Err(Failure::Late(deadline))
+                self.connection.reset_stalled().await;
+                Err(Failure::Timeout(deadline))
             }
         }
     }
 
-    /// Learns from an answer, and puts it into the port's words.
-    fn answered<T>(&self, answer: Result<T, Failure>) -> Result<T, DirectoryError> {
-        if let Err(Failure::Said(error)) = &answer
+    /// Updates the health from a result, and converts its error.
+    fn checked<T>(&self, answer: Result<T, Failure>) -> Result<T, DirectoryError> {
+        if let Err(Failure::Redis(error)) = &answer
             && let Some(reason) = health::refusal_of(error)
         {
-            self.is_refused(reason);
+            self.record_refusal(reason);
         }
         answer.map_err(|failure| self.unavailable(&failure.text()))
     }
 
-    fn is_refused(&self, reason: String) {
+    fn record_refusal(&self, reason: String) {
         self.refused.fetch_add(1, Ordering::Relaxed);
-        let change = self.health().refused(reason);
-        self.tell(change);
+        let change = self.health().record_refusal(reason);
+        self.apply(change);
     }
 
-    /// One round: who the servers are, and whether they can be written to.
+    /// Runs one check: the servers' run ids, and a round of canary writes.
     async fn check(&self, names: &[String]) {
         let asked = vec![redis::cmd("INFO").arg("server").to_owned()];
-        // It may be kept from us; whether Redis is there shows with what follows.
-        if let Ok(answers) = self.within_deadline(self.way.run(asked)).await {
-            let change = self.health().learn_servers(answers.iter().flat_map(health::servers_of).collect());
-            self.tell(change);
+        // `INFO` may be denied; the canary writes show whether Redis answers.
+        if let Ok(answers) = self.within_deadline(self.connection.run(asked)).await {
+            let change = self.health().record_servers(answers.iter().flat_map(health::run_ids_of).collect());
+            self.apply(change);
         }
         let canaries = names.iter().map(|name| health::canary(name)).collect();
-        let change = match self.within_deadline(self.way.run(canaries)).await {
-            Ok(_) => self.health().is_well(),
+        let change = match self.within_deadline(self.connection.run(canaries)).await {
+            Ok(_) => self.health().record_success(),
             Err(failure) => {
                 let refusal = match &failure {
-                    Failure::Said(error) => health::refusal_of(error),
-                    Failure::Late(_) => None,
+                    Failure::Redis(error) => health::refusal_of(error),
+                    Failure::Timeout(_) => None,
                 };
                 match refusal {
-                    Some(reason) => return self.is_refused(reason),
-                    None => self.health().silent(failure.text()),
+                    Some(reason) => return self.record_refusal(reason),
+                    None => self.health().record_no_answer(failure.text()),
                 }
             }
         };
-        self.tell(change);
+        self.apply(change);
     }
 
-    /// Says once what has changed, and to whoever must say again what he had said.
-    fn tell(&self, change: Change) {
+    /// Logs a change of health, and notifies those who must register their data again.
+    fn apply(&self, change: HealthChange) {
         let redis = self.place.as_str();
         match change {
-            Change::Nothing => return,
-            Change::Trouble(trouble) => {
-                tracing::warn!(redis, "{trouble}; nobody is taken for gone meanwhile");
+            HealthChange::Nothing => return,
+            HealthChange::Fault(fault) => {
+                tracing::warn!(redis, "{fault}; sessions that are not found are not reported as absent");
                 return;
             }
-            Change::Over { trouble, is_loss } => {
-                tracing::info!(redis, was = %trouble, "redis can be read and written again");
+            HealthChange::Recovered { fault, is_loss } => {
+                tracing::info!(redis, was = %fault, "redis can be read and written again");
                 if !is_loss {
                     return;
                 }
             }
-            Change::Loss => tracing::warn!(
-                redis,
-                "redis has lost what it had, or is another; comets say again what they have"
-            ),
+            HealthChange::Loss => {
+                tracing::warn!(redis, "redis lost data or was replaced; comets register their sessions again")
+            }
         }
         self.seen_losses.fetch_add(1, Ordering::Relaxed);
         self.losses.send_modify(|losses| *losses += 1);
@@ -377,11 +383,11 @@ impl Shared {
     }
 }
 
-impl Way {
+impl Connection {
     async fn open(config: &RedisConfig) -> Result<Self, RedisError> {
         let unavailable =
-            |error: redis::RedisError| Failure::Said(error).into_error(&config.place.to_string());
-        let opening = Opening::new(config)?;
+            |error: redis::RedisError| Failure::Redis(error).into_error(&config.place.to_string());
+        let factory = ClientFactory::new(config)?;
         let deadline = config.deadline;
         match &config.place {
             RedisPlace::Single(url) => {
@@ -391,17 +397,17 @@ impl Way {
                     .set_min_delay(Duration::from_millis(20))
                     .set_max_delay(Duration::from_secs(1))
                     .set_number_of_retries(3);
-                ConnectionManager::new_with_config(opening.single(url)?, manager)
+                ConnectionManager::new_with_config(factory.single(url)?, manager)
                     .await
                     .map(Self::Single)
                     .map_err(unavailable)
             }
             RedisPlace::Cluster(nodes) => {
-                let client = opening.cluster(nodes)?;
+                let client = factory.cluster(nodes)?;
                 client.get_async_connection().await.map(Self::Cluster).map_err(unavailable)
             }
             RedisPlace::Sentinel { sentinels, master, sign_in } => {
-                let client = opening.sentinel(sentinels, master, sign_in)?;
+                let client = factory.sentinel(sentinels, master, sign_in)?;
                 let master = Master { client: Mutex::new(client), connection: Mutex::default() };
                 master.connection(deadline).await.map_err(unavailable)?;
                 Ok(Self::Sentinel(Box::new(master)))
@@ -423,27 +429,28 @@ impl Way {
                 let pipeline = all(&commands);
                 let mut connection = master.connection(Duration::MAX).await?;
                 let answers = pipeline.query_async(&mut connection).await;
-                master.look_at(answers).await
+                master.check_master(answers).await
             }
         }
     }
 
-    async fn run_as_one(&self, pipeline: &Pipeline) -> RedisResult<()> {
+    async fn run_atomically(&self, pipeline: &Pipeline) -> RedisResult<()> {
         match self {
             Self::Single(manager) => pipeline.exec_async(&mut manager.clone()).await,
             Self::Cluster(connection) => pipeline.exec_async(&mut connection.clone()).await,
             Self::Sentinel(master) => {
                 let mut connection = master.connection(Duration::MAX).await?;
                 let done = pipeline.exec_async(&mut connection).await;
-                master.look_at(done).await
+                master.check_master(done).await
             }
         }
     }
 }
 
-impl Way {
-    /// A master that hangs may have been replaced: the Sentinels are asked again. The others look after themselves.
-    async fn has_stalled(&self) {
+impl Connection {
+    /// Forgets a master that hangs, since it may have been replaced. The other clients recover by
+    /// themselves.
+    async fn reset_stalled(&self) {
         if let Self::Sentinel(master) = self {
             *master.connection.lock().await = None;
         }
@@ -466,14 +473,14 @@ impl Master {
         }
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(deadline.min(Duration::from_secs(2))))
-            // Each call has a deadline of its own.
+            // Each call has its own deadline.
             .set_response_timeout(None);
         let made = self.client.lock().await.get_async_connection_with_config(&config).await?;
         Ok(connection.insert(made).clone())
     }
 
-    /// Forgets the connection when the answer says that it is broken, or that this is no master any longer.
-    async fn look_at<T>(&self, answer: RedisResult<T>) -> RedisResult<T> {
+    /// Drops the connection when it is broken, or when the server is no master any more.
+    async fn check_master<T>(&self, answer: RedisResult<T>) -> RedisResult<T> {
         if let Err(error) = &answer {
             let is_replica = error.kind() == ErrorKind::Server(redis::ServerErrorKind::ReadOnly);
             if is_replica || error.is_connection_dropped() || error.is_io_error() || error.is_timeout() {

@@ -1,13 +1,13 @@
-//! Names of timelines as bytes: short, and none the beginning of another.
+//! Names of timelines as bytes: short, and none a prefix of another.
 
 use goim_ports::{CursorId, IdempotencyKey, Mid, TimelineId, TimelineSeq};
 
-/// The key of a timeline, the beginning of those of its messages.
+/// The key of a timeline: the prefix of the keys of its messages.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct TimelineKey(Box<[u8]>);
 
 impl TimelineKey {
-    /// `None` for a name that is longer than 64 KiB, less what else stands in a key.
+    /// Returns `None` for a name longer than 65,000 bytes: fjall's keys have at most 64 KiB.
     pub(crate) fn new(timeline: &TimelineId) -> Option<Self> {
         const NAME_BYTES_MAX: usize = 65_000;
         Some(Self(match timeline {
@@ -20,7 +20,7 @@ impl TimelineKey {
         }))
     }
 
-    /// The timeline that a key is of, if it is one.
+    /// Returns the timeline of a key, or `None` when it is not a timeline's key.
     pub(crate) fn read(key: &[u8]) -> Option<TimelineId> {
         match key.split_first()? {
             (1, mid) => Some(TimelineId::Inbox(Mid(i64::from_be_bytes(mid.try_into().ok()?)))),
@@ -40,8 +40,8 @@ impl TimelineKey {
         [&self.0, &seq.0.to_be_bytes()[..]].concat()
     }
 
-    pub(crate) fn once(&self, sender: Mid, name: &IdempotencyKey) -> Vec<u8> {
-        [&self.0, &sender.0.to_be_bytes()[..], name.as_bytes()].concat()
+    pub(crate) fn dedup(&self, sender: Mid, key: &IdempotencyKey) -> Vec<u8> {
+        [&self.0, &sender.0.to_be_bytes()[..], key.as_bytes()].concat()
     }
 
     pub(crate) fn cursor(&self, mid: Mid) -> Vec<u8> {
@@ -49,7 +49,7 @@ impl TimelineKey {
     }
 }
 
-/// The key of a cursor; `None` as for [`TimelineKey::new`].
+/// Returns the key of a cursor; `None` as for [`TimelineKey::new`].
 pub(crate) fn cursor_key(cursor: &CursorId) -> Option<Vec<u8>> {
     Some(TimelineKey::new(&cursor.timeline)?.cursor(cursor.mid))
 }
@@ -59,15 +59,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_key_begins_another() {
+    fn no_key_is_a_prefix_of_another() {
         let names = ["a://b", "a://bc", "a://b\0\0", "mid://x", "\u{1}://"];
         let mut timelines: Vec<TimelineId> = names.map(|name| TimelineId::Room(name.into())).into();
         timelines.extend([1, 256, i64::MAX].map(|mid| TimelineId::Inbox(Mid(mid))));
         let keys: Vec<TimelineKey> = timelines.iter().map(|id| TimelineKey::new(id).unwrap()).collect();
-        for (place, key) in keys.iter().enumerate() {
-            assert_eq!(TimelineKey::read(key.as_bytes()).as_ref(), timelines.get(place));
-            for (other_place, other) in keys.iter().enumerate() {
-                assert!(place == other_place || !other.as_bytes().starts_with(key.as_bytes()));
+        for (index, key) in keys.iter().enumerate() {
+            assert_eq!(TimelineKey::read(key.as_bytes()).as_ref(), timelines.get(index));
+            for (other_index, other) in keys.iter().enumerate() {
+                assert!(index == other_index || !other.as_bytes().starts_with(key.as_bytes()));
             }
         }
         let long = TimelineId::Room("x".repeat(65_001).into());

@@ -1,4 +1,5 @@
-//! A message as durable stores keep it: protobuf, so that a later version may add to it.
+//! The stored form of a message in durable stores: protobuf, so that a later version may add
+//! fields.
 
 use bytes::Bytes;
 use goim_ports::{
@@ -6,7 +7,7 @@ use goim_ports::{
 };
 use prost::Message as _;
 
-/// A message as it is kept.
+/// A stored message.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct Record {
     #[prost(int64, tag = "1")]
@@ -16,8 +17,8 @@ pub(crate) struct Record {
     /// Microseconds since 1970.
     #[prost(fixed64, tag = "3")]
     accepted_at: u64,
-    /// Bytes of the bodies of all messages of the timeline up to and with this one, those that are gone too: how much lies between
-    /// two messages is a subtraction.
+    /// The bytes of the bodies of all messages of the timeline up to this one, including removed
+    /// ones. The size of a range of messages is a difference.
     #[prost(uint64, tag = "4")]
     pub(crate) total_bytes: u64,
     #[prost(bytes = "bytes", tag = "5")]
@@ -30,7 +31,7 @@ pub(crate) struct Record {
     is_deleted: bool,
 }
 
-/// The body in one more schema.
+/// The body in an additional schema.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Body {
     #[prost(uint32, tag = "1")]
@@ -54,7 +55,7 @@ impl Record {
         }
     }
 
-    /// `None` for what is no record.
+    /// Returns `None` for bytes that are no record.
     pub(crate) fn read(bytes: Bytes) -> Option<Self> {
         Self::decode(bytes).ok()
     }
@@ -67,7 +68,7 @@ impl Record {
         AcceptedAt(self.accepted_at)
     }
 
-    /// Bytes of the bodies.
+    /// Returns the bytes of the bodies.
     pub(crate) fn body_bytes(&self) -> usize {
         self.bodies
             .iter()
@@ -76,7 +77,7 @@ impl Record {
             .saturating_add(self.body.len())
     }
 
-    /// The same place without its body; `None` when it was so before.
+    /// Returns the tombstone of the message; `None` when it is deleted already.
     pub(crate) fn deleted(self) -> Option<Self> {
         if self.is_deleted {
             return None;
@@ -123,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_on_disk_stays_readable() {
+    fn the_record_format_is_stable() {
         let message = NewMessage {
             sender: Mid(5),
             operation: Operation(1000),

@@ -122,7 +122,7 @@ impl Shard {
         match result {
             Ok(body) if body.is_empty() || !connection.session.is_open() => {}
             Ok(body) => {
-                connection.session.tell(self.egress.pool(), Operation::SYNC_REPLY, &body);
+                connection.session.send_control(self.egress.pool(), Operation::SYNC_REPLY, &body);
                 self.stats.packets_out(Operation::SYNC_REPLY, 1, goim_wire::HEADER_LEN + body.len());
                 self.stage(slot);
             }

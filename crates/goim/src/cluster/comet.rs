@@ -50,7 +50,7 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
     let rpc = rpc.map(serve::Reserved::listen).transpose()?;
     let asked = logics.clone();
     state.add_condition(move || {
-        asked.trouble().map(|reason| format!("logic: none does what it is asked: {reason}"))
+        asked.last_error().map(|reason| format!("logic: none does what it is asked: {reason}"))
     });
     let comet = Comet::start(
         config.comet.clone(),

@@ -68,7 +68,7 @@ pub(super) fn register_redis(registry: &mut Registry, store: RedisStore) {
                 "1 while Redis answers but rejects writes",
                 u64::from(stats.refuses_writes),
             ),
-            ("goim_redis_unavailable", "1 while Redis does not answer", u64::from(stats.is_silent)),
+            ("goim_redis_unavailable", "1 while Redis does not answer", u64::from(stats.is_unavailable)),
             (
                 "goim_redis_comets_without_lease",
                 "Comets that are listed without a lease because they answer probes",

@@ -94,7 +94,7 @@ impl Transient for StartError {
 /// Makes the process not ready while Redis is in trouble, because no session could be registered.
 fn add_redis_condition(state: &ServerState, store: &RedisStore) {
     let store = store.clone();
-    state.add_condition(move || store.trouble().map(|trouble| trouble.to_string()));
+    state.add_condition(move || store.fault().map(|fault| fault.to_string()));
 }
 
 /// Spawns a task that is aborted when the handle is dropped.

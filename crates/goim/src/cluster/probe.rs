@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use goim_adapters::grpc::{ClientConfig, GrpcComet};
-use goim_adapters::redis::Answers;
+use goim_adapters::redis::CometProbe;
 use goim_ports::{Call, CometError, CometNode, CometPort};
 
 /// The maximum time for the answer.
@@ -12,7 +12,7 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Returns the probe. Each call opens a connection: probes are rare, and a connection on which
 /// pushes are stuck proves nothing.
-pub(super) fn answers() -> Answers {
+pub(super) fn answers() -> CometProbe {
     Arc::new(|node: &CometNode| {
         let config = ClientConfig { call_timeout: TIMEOUT, ..ClientConfig::default() };
         let address = node.rpc_addrs.first();

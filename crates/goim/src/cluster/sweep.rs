@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use goim_adapters::redis::{Answers, RedisSessions};
+use goim_adapters::redis::{CometProbe, RedisSessions};
 use goim_ports::{CometNode, NodeDirectory, ServerId};
 
 /// Between two probes of a comet that has left the list and answers.
@@ -29,7 +29,7 @@ struct Unlisted {
 pub(super) async fn run(
     sessions: RedisSessions,
     nodes: Arc<dyn NodeDirectory>,
-    answers: Answers,
+    answers: CometProbe,
     interval: Duration,
 ) {
     let listed = |nodes: &dyn NodeDirectory| -> BTreeMap<ServerId, CometNode> {

@@ -1,7 +1,7 @@
-//! The one number that is needed of the disconnect notice, read without a JSON library: this crate has none.
+//! Reads the code of a disconnect packet, without a JSON library.
 
-/// The member `code` of the notice (body of operation 6), or `None` when the body is no JSON object or has no such
-/// member that is a number from 0 to 65535.
+/// Returns the member `code` of the body of operation 6; `None` if the body is no JSON object, or
+/// has no such member with a number from 0 to 65535.
 #[must_use]
 pub fn disconnect_code(body: &[u8]) -> Option<u16> {
     let mut depth = 0_usize;
@@ -25,7 +25,8 @@ pub fn disconnect_code(body: &[u8]) -> Option<u16> {
     None
 }
 
-/// A string behind its opening quote, escapes left as they are, and what follows the closing quote.
+/// Returns a string after its opening quote, escapes left as they are, and the bytes after the
+/// closing quote.
 fn string(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let mut escaped = false;
     let end = bytes.iter().position(|&byte| {
@@ -36,7 +37,7 @@ fn string(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((bytes.get(..end)?, bytes.get(end.checked_add(1)?..)?))
 }
 
-/// The digits at the front, unless they are part of something else.
+/// Parses the digits at the front, unless they are part of another value.
 fn number(bytes: &[u8]) -> Option<u16> {
     let end = bytes.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(bytes.len());
     let (digits, behind) = bytes.split_at_checked(end)?;

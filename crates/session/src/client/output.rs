@@ -1,4 +1,4 @@
-//! What the client's end is about to write, and the batch that it is taking apart.
+//! The output of the client's end, and the batch that is being split.
 
 use alloc::vec::Vec;
 
@@ -8,12 +8,12 @@ use goim_wire::{DecodeError, Packet, batch};
 use super::Masks;
 use crate::Transport;
 
-/// Bytes that wait to be written. Owns no memory while nothing waits.
+/// The bytes to write. Owns no memory while empty.
 pub(super) struct Output {
     transport: Transport,
     masks: Masks,
     bytes: Vec<u8>,
-    /// Bytes at the front that are written already.
+    /// Number of bytes at the front that are written already.
     written: usize,
 }
 
@@ -34,7 +34,7 @@ impl Output {
         self.transport.encode(packet, mask, &mut self.bytes);
     }
 
-    /// Adds a control frame of WebSocket.
+    /// Appends a WebSocket control frame.
     pub(super) fn frame(&mut self, opcode: Opcode, payload: &[u8]) {
         websocket::encode_frame(&mut self.bytes, opcode, payload, Some((self.masks)()));
     }
@@ -45,16 +45,17 @@ impl Output {
             self.bytes = Vec::new();
             self.written = 0;
         } else if self.written > self.bytes.len() / 2 {
-            // More is gone than waits: moving the rest to the front costs less than it cost to write.
+            // More is written than left: moving the rest costs less than it cost to write.
             self.bytes.drain(..self.written);
             self.written = 0;
         }
     }
 }
 
-/// The packets of operation 9 that were not handed out yet.
+/// The packets of operation 9 that were not returned yet.
 ///
-/// The run is copied once, so that the driver gets its packets one by one and may stop between two of them.
+/// The run is copied once, so that the driver gets its packets one by one and may stop between two
+/// of them.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
     bytes: Vec<u8>,
@@ -71,7 +72,7 @@ impl Batch {
         self.at = 0;
     }
 
-    /// True when every packet was handed out. Gives the memory back then.
+    /// Returns true if every packet was returned. Frees the memory then.
     pub(super) fn is_empty(&mut self) -> bool {
         let empty = self.at >= self.bytes.len();
         if empty {

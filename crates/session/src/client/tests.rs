@@ -1,4 +1,4 @@
-//! Both ends of a connection on a link that cuts and glues the bytes anyhow, in virtual time.
+//! Both ends of a connection in virtual time, over a link that splits and joins the bytes anywhere.
 
 use alloc::boxed::Box;
 use alloc::string::{String, ToString};
@@ -37,9 +37,9 @@ fn opening(transport: Transport) -> Opening<'static> {
     }
 }
 
-/// What a client was told, owned.
+/// An event of a client, owned.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Told {
+enum ClientEvent {
     Authenticated(Vec<u8>),
     Reply(Sequence, PacketBuf),
     Failed(Sequence, Vec<u8>),
@@ -50,36 +50,37 @@ enum Told {
     Disconnect(Option<u16>, ReconnectPolicy),
 }
 
-/// Feeds one piece to the client, which must take all of it.
-fn feed(client: &mut ClientSession, now: Millis, piece: &[u8]) -> (Vec<Told>, Result<(), Ended>) {
+/// Passes one piece to the client, which must consume all of it.
+fn feed(client: &mut ClientSession, now: Millis, piece: &[u8]) -> (Vec<ClientEvent>, Result<(), Ended>) {
     let mut piece = piece.to_vec();
-    let (mut at, mut told) = (0, Vec::new());
+    let (mut at, mut events) = (0, Vec::new());
     loop {
-        told.push(match client.step(now, &mut piece, &mut at) {
-            Err(ended) => return (told, Err(ended)),
+        events.push(match client.step(now, &mut piece, &mut at) {
+            Err(ended) => return (events, Err(ended)),
             Ok(ClientStep::Idle) => break,
             Ok(ClientStep::Handled) => continue,
-            Ok(ClientStep::Authenticated { reply }) => Told::Authenticated(reply.to_vec()),
-            Ok(ClientStep::Reply { request, packet }) => Told::Reply(request, packet.to_owned()),
-            Ok(ClientStep::Failed { request, error }) => Told::Failed(request, error.to_vec()),
-            Ok(ClientStep::Online { count }) => Told::Online(count),
-            Ok(ClientStep::Push(packet)) => Told::Push(packet.to_owned()),
+            Ok(ClientStep::Authenticated { reply }) => ClientEvent::Authenticated(reply.to_vec()),
+            Ok(ClientStep::Reply { request, packet }) => ClientEvent::Reply(request, packet.to_owned()),
+            Ok(ClientStep::Failed { request, error }) => ClientEvent::Failed(request, error.to_vec()),
+            Ok(ClientStep::Online { count }) => ClientEvent::Online(count),
+            Ok(ClientStep::Push(packet)) => ClientEvent::Push(packet.to_owned()),
             Ok(ClientStep::Compressed { version, body }) => {
-                // "Inflated" here is read backwards.
+                // "Inflated" means reversed here.
                 let run = body.iter().rev().copied().collect();
-                let compressed = Told::Compressed(version, body.to_vec());
+                let compressed = ClientEvent::Compressed(version, body.to_vec());
                 client.take_run(run);
                 compressed
             }
-            Ok(ClientStep::Unmatched(packet)) => Told::Unmatched(packet.to_owned()),
-            Ok(ClientStep::Disconnect { code, reconnect, .. }) => Told::Disconnect(code, reconnect),
+            Ok(ClientStep::Unmatched(packet)) => ClientEvent::Unmatched(packet.to_owned()),
+            Ok(ClientStep::Disconnect { code, reconnect, .. }) => ClientEvent::Disconnect(code, reconnect),
         });
     }
     assert_eq!(at, piece.len(), "input left over");
-    (told, Ok(()))
+    (events, Ok(()))
 }
 
-/// A server that accepts every token, says that 7 are online and answers backend packets with their body.
+/// A server that accepts every token, reports 7 sessions online and answers backend packets with
+/// their body.
 struct Server {
     rules: ServerRules,
     pool: OutboxPool,
@@ -120,7 +121,7 @@ impl Server {
         loop {
             match self.session.step(&self.rules, &mut self.pool, now, &mut piece, &mut at)? {
                 Step::Idle => break,
-                // The rules here take no permessage-deflate.
+                // The rules here do not negotiate permessage-deflate.
                 Step::Handled { .. } | Step::Inflate { .. } => {}
                 Step::Authenticate { token } => {
                     self.token = token.to_vec();
@@ -161,13 +162,13 @@ impl Server {
     }
 }
 
-/// Both ends. Bytes travel in pieces whose sizes come from `cuts`, over and over.
+/// Both ends. Bytes are delivered in pieces with the sizes of `cuts`, in turn.
 struct Link {
     client: ClientSession,
     server: Server,
     cuts: Vec<usize>,
     next_cut: usize,
-    told: Vec<Told>,
+    events: Vec<ClientEvent>,
 }
 
 impl Link {
@@ -177,13 +178,13 @@ impl Link {
 
     fn with(transport: Transport, cuts: Vec<usize>, rules: ClientRules) -> Self {
         let client = ClientSession::new(Arc::new(rules), opening(transport), TOKEN.to_vec(), masks(7), START);
-        Self { client, server: Server::new(transport), cuts, next_cut: 0, told: Vec::new() }
+        Self { client, server: Server::new(transport), cuts, next_cut: 0, events: Vec::new() }
     }
 
     fn open(transport: Transport, cuts: Vec<usize>) -> Self {
         let mut link = Self::new(transport, cuts);
         link.run(START);
-        assert_eq!(link.take(), [Told::Authenticated(Vec::new())]);
+        assert_eq!(link.take(), [ClientEvent::Authenticated(Vec::new())]);
         link
     }
 
@@ -195,7 +196,7 @@ impl Link {
         piece
     }
 
-    /// Carries bytes to and fro until none is left.
+    /// Delivers bytes in both directions until none is left.
     fn run(&mut self, now: Millis) {
         loop {
             let up = self.client.output().to_vec();
@@ -209,8 +210,8 @@ impl Link {
             let mut rest = down.as_slice();
             while !rest.is_empty() {
                 let piece = self.cut(&mut rest);
-                let (told, result) = feed(&mut self.client, now, piece);
-                self.told.extend(told);
+                let (events, result) = feed(&mut self.client, now, piece);
+                self.events.extend(events);
                 result.unwrap();
             }
             if up.is_empty() && down.is_empty() {
@@ -219,8 +220,8 @@ impl Link {
         }
     }
 
-    fn take(&mut self) -> Vec<Told> {
-        core::mem::take(&mut self.told)
+    fn take(&mut self) -> Vec<ClientEvent> {
+        core::mem::take(&mut self.events)
     }
 }
 
@@ -229,7 +230,7 @@ fn packet(operation: i32, sequence: Sequence, body: &[u8]) -> PacketBuf {
     PacketBuf { version, operation, sequence, body: Bytes::copy_from_slice(body) }
 }
 
-/// Something that happens on a connection.
+/// An action on a connection.
 #[derive(Debug, Clone)]
 enum Action {
     Request(i32, Vec<u8>),
@@ -251,8 +252,9 @@ fn action() -> impl Strategy<Value = Action> {
     ]
 }
 
-/// Does `action` on the link and says what the client must be told because of it, replies and pushes apart.
-fn act(link: &mut Link, action: Action, replies: &mut Vec<Told>, pushes: &mut Vec<Told>) {
+/// Does `action` on the link and returns the expected events of the client, replies and pushes
+/// apart.
+fn act(link: &mut Link, action: Action, replies: &mut Vec<ClientEvent>, pushes: &mut Vec<ClientEvent>) {
     match action {
         Action::Carry => link.run(START),
         Action::Request(op, body) => {
@@ -265,19 +267,19 @@ fn act(link: &mut Link, action: Action, replies: &mut Vec<Told>, pushes: &mut Ve
                 12 | 14 | 16 => (op + 1, body),
                 _ => (op, body),
             };
-            replies.push(Told::Reply(request, packet(op, request, &body)));
+            replies.push(ClientEvent::Reply(request, packet(op, request, &body)));
         }
         Action::Push(op, body) => {
             let push = packet(op, Sequence::NONE, &body);
             link.server.push(&push);
-            pushes.push(Told::Push(push));
+            pushes.push(ClientEvent::Push(push));
         }
         Action::Batch(bodies) => {
             let mut batch = BatchBuilder::new();
             for body in &bodies {
                 let push = packet(1000, Sequence::NONE, body);
                 batch.push(push.as_packet());
-                pushes.push(Told::Push(push));
+                pushes.push(ClientEvent::Push(push));
             }
             link.server.push(&batch.finish());
         }
@@ -286,7 +288,7 @@ fn act(link: &mut Link, action: Action, replies: &mut Vec<Told>, pushes: &mut Ve
 
 proptest! {
     #[test]
-    fn any_chunking_tells_the_same(
+    fn any_chunking_gives_the_same_events(
         websocket: bool,
         cuts in prop::collection::vec(1_usize..200, 1..20),
         actions in prop::collection::vec(action(), 0..60),
@@ -299,10 +301,10 @@ proptest! {
             act(&mut link, action, &mut replies, &mut pushes);
         }
         link.run(START);
-        let (told_pushes, told_replies): (Vec<_>, Vec<_>) =
-            link.take().into_iter().partition(|told| matches!(told, Told::Push(_)));
-        prop_assert_eq!(told_replies, replies);
-        prop_assert_eq!(told_pushes, pushes);
+        let (events_pushes, events_replies): (Vec<_>, Vec<_>) =
+            link.take().into_iter().partition(|events| matches!(events, ClientEvent::Push(_)));
+        prop_assert_eq!(events_replies, replies);
+        prop_assert_eq!(events_pushes, pushes);
         prop_assert_eq!(link.client.requests_len(), 0);
         prop_assert!(link.client.output().is_empty());
     }
@@ -342,7 +344,7 @@ fn heartbeats_are_sent_on_time_and_keep_both_ends_alive() {
             link.client.handle_timeout(now).unwrap();
             link.run(now);
             assert_eq!(link.server.heartbeats, beat);
-            assert_eq!(link.take(), [Told::Online(7)]);
+            assert_eq!(link.take(), [ClientEvent::Online(7)]);
             assert_eq!(link.server.session.expired(now.after(Duration::from_secs(240))), None);
         }
     });
@@ -362,7 +364,7 @@ fn a_silent_server_is_dead_after_the_timeout_and_not_before() {
 }
 
 #[test]
-fn a_reply_behind_other_packets_and_a_driver_that_does_not_read_are_no_silence() {
+fn a_late_reply_and_a_driver_that_does_not_read_are_no_dead_connection() {
     let mut link = Link::open(Transport::Stream, vec![100]);
     let sent = link.client.deadline();
     link.client.handle_timeout(sent).unwrap();
@@ -379,7 +381,7 @@ fn a_reply_behind_other_packets_and_a_driver_that_does_not_read_are_no_silence()
     link.client.handle_timeout(much_later).unwrap();
     assert_eq!(link.client.deadline(), much_later.after(Duration::from_secs(15)));
     link.run(much_later);
-    assert_eq!(link.take(), [Told::Online(7)]);
+    assert_eq!(link.take(), [ClientEvent::Online(7)]);
 }
 
 #[test]
@@ -418,10 +420,10 @@ fn a_refused_upgrade_ends_the_session() {
 
 #[test]
 fn a_slow_upgrade_answer_with_frames_glued_on_loses_nothing() {
-    // Everything that the server says comes at once, behind the upgrade's answer.
+    // Everything from the server is received together, after the response to the upgrade.
     let mut link = Link::new(Transport::WebSocket, vec![usize::MAX]);
     link.run(START);
-    assert_eq!(link.take(), [Told::Authenticated(Vec::new())]);
+    assert_eq!(link.take(), [ClientEvent::Authenticated(Vec::new())]);
 }
 
 #[test]
@@ -439,31 +441,31 @@ fn requests_are_bounded_and_replies_find_them_in_any_order() {
     for reply in &replies {
         reply.as_packet().encode(&mut bytes);
     }
-    let (told, _) = feed(&mut link.client, START, &bytes);
+    let (events, _) = feed(&mut link.client, START, &bytes);
     let expect = [
-        Told::Reply(third, replies[0].clone()),
-        Told::Failed(second, b"{}".to_vec()),
-        Told::Reply(first, replies[2].clone()),
+        ClientEvent::Reply(third, replies[0].clone()),
+        ClientEvent::Failed(second, b"{}".to_vec()),
+        ClientEvent::Reply(first, replies[2].clone()),
     ];
-    assert_eq!(told, expect);
+    assert_eq!(events, expect);
     assert!(link.client.takes_requests());
 }
 
 #[test]
-fn what_belongs_to_nothing_is_told_and_not_an_error() {
+fn unmatched_packets_are_steps_and_not_errors() {
     let mut link = Link::open(Transport::Stream, vec![100]);
-    let check = |link: &mut Link, packet: PacketBuf, expect: fn(PacketBuf) -> Told| {
+    let check = |link: &mut Link, packet: PacketBuf, expect: fn(PacketBuf) -> ClientEvent| {
         let bytes = packet.to_message_bytes();
         assert_eq!(feed(&mut link.client, START, &bytes), (vec![expect(packet)], Ok(())));
     };
-    check(&mut link, packet(13, Sequence(99), b"room"), Told::Unmatched);
-    check(&mut link, packet(8, Sequence(1), b""), Told::Unmatched);
-    check(&mut link, packet(25, Sequence(99), b"{}"), Told::Unmatched);
-    check(&mut link, packet(4, Sequence(99), b""), Told::Unmatched);
-    check(&mut link, packet(3, Sequence(1), b"odd length"), Told::Unmatched);
-    check(&mut link, packet(20, Sequence::NONE, b"notify"), Told::Push);
-    check(&mut link, packet(1000, Sequence(99), b"a push may have a mark"), Told::Push);
-    check(&mut link, packet(-7, Sequence::NONE, b""), Told::Push);
+    check(&mut link, packet(13, Sequence(99), b"room"), ClientEvent::Unmatched);
+    check(&mut link, packet(8, Sequence(1), b""), ClientEvent::Unmatched);
+    check(&mut link, packet(25, Sequence(99), b"{}"), ClientEvent::Unmatched);
+    check(&mut link, packet(4, Sequence(99), b""), ClientEvent::Unmatched);
+    check(&mut link, packet(3, Sequence(1), b"odd length"), ClientEvent::Unmatched);
+    check(&mut link, packet(20, Sequence::NONE, b"notify"), ClientEvent::Push);
+    check(&mut link, packet(1000, Sequence(99), b"a push may have a mark"), ClientEvent::Push);
+    check(&mut link, packet(-7, Sequence::NONE, b""), ClientEvent::Push);
 }
 
 #[test]
@@ -484,7 +486,7 @@ fn bodies_and_output_are_bounded() {
 }
 
 #[test]
-fn a_length_out_of_bounds_ends_the_session_before_the_body_comes() {
+fn a_length_above_the_limit_ends_the_session_before_the_body() {
     let mut link = Link::open(Transport::Stream, vec![100]);
     let huge = [0x7f, 0xff, 0xff, 0xff, 0, 16, 0, 1, 0, 0, 0, 9, 0, 0, 0, 0];
     let (_, result) = feed(&mut link.client, START, &huge);
@@ -501,23 +503,23 @@ fn a_batch_with_garbage_inside_ends_the_session_after_its_good_packets() {
     let batch = packet(9, Sequence::NONE, &body).to_message_bytes();
     let mut bytes = Vec::new();
     websocket::encode_frame(&mut bytes, Opcode::Binary, &batch, None);
-    let (told, result) = feed(&mut link.client, START, &bytes);
-    assert_eq!(told, [Told::Push(good)]);
+    let (events, result) = feed(&mut link.client, START, &bytes);
+    assert_eq!(events, [ClientEvent::Push(good)]);
     assert!(matches!(result, Err(Ended::Framing(FramingError::Packet(_)))), "{result:?}");
 }
 
 #[test]
-fn an_extended_client_is_told_why_and_what_next() {
+fn a_negotiated_client_gets_the_reason_and_the_reconnect_policy() {
     both(|transport| {
         let mut link = Link::new(transport, vec![5]);
         link.server.negotiated = true;
         link.run(START);
-        assert_eq!(link.take(), [Told::Authenticated(br#"{"code":0}"#.to_vec())]);
-        let farewell = br#"{"code":3500,"reason":"superseded"}"#;
-        link.server.session.close(&mut link.server.pool, CloseReason::Superseded, farewell);
+        assert_eq!(link.take(), [ClientEvent::Authenticated(br#"{"code":0}"#.to_vec())]);
+        let notice = br#"{"code":3500,"reason":"superseded"}"#;
+        link.server.session.close(&mut link.server.pool, CloseReason::Superseded, notice);
         let bytes = link.server.output();
-        let (told, result) = feed(&mut link.client, START, &bytes);
-        assert_eq!(told, [Told::Disconnect(Some(3500), ReconnectPolicy::Never)]);
+        let (events, result) = feed(&mut link.client, START, &bytes);
+        assert_eq!(events, [ClientEvent::Disconnect(Some(3500), ReconnectPolicy::Never)]);
         let closed = if transport == Transport::WebSocket { Err(Ended::Closed) } else { Ok(()) };
         assert_eq!(result, closed);
     });
@@ -560,10 +562,13 @@ fn a_run_that_is_compressed_is_taken_apart_when_it_is_inflated() {
         run.reverse();
         let packet = PacketBuf { version: Version(3), ..PacketBuf::push(Operation::RAW, run.clone().into()) };
         server.session.push(&mut server.pool, &EncodedPush::whole(packet), LIMIT);
-        let (told, ended) = feed(&mut client, now, &server.output());
+        let (events, ended) = feed(&mut client, now, &server.output());
         ended.unwrap();
-        let expected =
-            [Told::Compressed(Version(3), run), Told::Push(inner[0].clone()), Told::Push(inner[1].clone())];
-        assert_eq!(told, expected, "{transport:?}");
+        let expected = [
+            ClientEvent::Compressed(Version(3), run),
+            ClientEvent::Push(inner[0].clone()),
+            ClientEvent::Push(inner[1].clone()),
+        ];
+        assert_eq!(events, expected, "{transport:?}");
     }
 }

@@ -1,4 +1,4 @@
-//! The client's side: sends the request, reads the answer.
+//! The client's side: the request and the parser of the response.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -7,10 +7,11 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::{HEADERS_MAX, HandshakeError, accept, bounded, first_header, has_upgrade, malformed};
 
-/// The request for an upgrade.
+/// Returns the request for an upgrade.
 ///
-/// `host` is the authority that was dialled, `key` comes from [`key_from`], `headers` are sent behind ours. Control
-/// characters in any of them are left out, so that no value can bring a line of its own.
+/// `host` is the authority of the server, `key` is from [`key_from`], and `headers` follow the
+/// headers of the handshake. Control characters are removed, so that no value can add a header
+/// line.
 #[must_use]
 pub fn request(host: &str, path: &str, key: &str, headers: &[(&str, &str)]) -> Vec<u8> {
     let mut out = String::new();
@@ -33,20 +34,20 @@ pub fn request(host: &str, path: &str, key: &str, headers: &[(&str, &str)]) -> V
     out.into_bytes()
 }
 
-/// The key for [`request`]. `nonce` should be drawn anew for each connection.
+/// Returns the key for [`request`]. Generate a new `nonce` for each connection.
 #[must_use]
 pub fn key_from(nonce: [u8; 16]) -> String {
     STANDARD.encode(nonce)
 }
 
-/// Reads the answer at the front of `bytes` to a request that was sent with `key`.
+/// Parses the response at the start of `bytes` to a request with `key`.
 ///
-/// `None` when it is not there in whole: call again with more. Else how many bytes it takes; what lies behind belongs
-/// to the frames. `head_bytes_max` bounds the answer's head in bytes.
+/// `None` if it is incomplete: call again with more bytes. Otherwise returns its size; the bytes
+/// after it are frames. `head_bytes_max` limits the size of the response's head in bytes.
 ///
 /// # Errors
-/// [`HandshakeError::HeadTooLong`] and [`HandshakeError::NotHttp`] for what is no answer,
-/// [`HandshakeError::Status`] for a refusal (its body is not read), else what is wrong with the upgrade.
+/// [`HandshakeError::HeadTooLong`] and [`HandshakeError::NotHttp`] for an invalid response,
+/// [`HandshakeError::Status`] for a refusal (its body is not read), or the error in the upgrade.
 pub fn read_response(
     bytes: &[u8],
     key: &str,

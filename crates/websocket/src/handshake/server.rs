@@ -1,5 +1,5 @@
-//! The server's side: reads the request, answers it. Header for header as goim does, with a bound on the size and
-//! with an answer where goim closes without a word.
+//! The server's side: the parser of the request and the response. The headers are goim's, with a
+//! size limit, and with a response where goim closes silently.
 
 use alloc::format;
 use alloc::string::{String, ToString as _};
@@ -7,28 +7,29 @@ use alloc::vec::Vec;
 
 use super::{HEADERS_MAX, HandshakeError, accept, bounded, first_header, has_upgrade, malformed};
 
-/// What a request for an upgrade says that matters later.
+/// The parts of an upgrade request that are used later.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Upgrade {
-    /// `Sec-WebSocket-Key`, for [`response`]. Neither its length nor its encoding was checked.
+    /// `Sec-WebSocket-Key`, for [`response`]. Its length and encoding are not checked.
     pub key: String,
     /// The first `Cookie` header, or empty. Bytes that are not UTF-8 are replaced.
     pub cookie: String,
     /// The first `User-Agent` header, or empty. Bytes that are not UTF-8 are replaced.
     pub user_agent: String,
-    /// The client offers permessage-deflate (RFC 7692) in a form that [`response_deflating`] answers.
+    /// Whether the client offers permessage-deflate (RFC 7692) in a form that
+    /// [`response_deflating`] accepts.
     pub deflate: bool,
 }
 
-/// Reads the request at the front of `bytes`.
+/// Parses the request at the start of `bytes`.
 ///
-/// `None` when it is not there in whole: call again with more. Else what it says, and how many bytes it takes; what
-/// lies behind belongs to the frames. `path` must be the request's target byte for byte: no query, no absolute form.
-/// `head_bytes_max` bounds the request in bytes.
+/// `None` if it is incomplete: call again with more bytes. Otherwise returns the request and its
+/// size; the bytes after it are frames. `path` must equal the request's target byte for byte: no
+/// query, no absolute form. `head_bytes_max` limits the size of the request in bytes.
 ///
 /// # Errors
-/// See [`HandshakeError`]; the first that applies of: size and syntax, path, method, version, upgrade, connection,
-/// key.
+/// The first [`HandshakeError`] that applies, in this order: size and syntax, path, method,
+/// version, upgrade, connection, key.
 pub fn read_request(
     bytes: &[u8],
     path: &str,
@@ -76,7 +77,8 @@ fn upgrade_of(headers: &[httparse::Header<'_>]) -> Result<Upgrade, HandshakeErro
     })
 }
 
-/// True when one of the offers can be taken. One that bounds the server's window cannot: the window is always of 32 KiB.
+/// Returns true if one of the offers is acceptable. An offer that limits the server's window is
+/// not: the window is always 32 KiB.
 fn offers_deflate(headers: &[httparse::Header<'_>]) -> bool {
     let named = headers.iter().filter(|header| header.name.eq_ignore_ascii_case("Sec-WebSocket-Extensions"));
     let values = named.filter_map(|header| core::str::from_utf8(header.value).ok());
@@ -86,19 +88,20 @@ fn offers_deflate(headers: &[httparse::Header<'_>]) -> bool {
     })
 }
 
-/// Parameters that ask for what is done anyway, or allow what is not made use of.
+/// Parameters that require what is done anyway, or permit what is not used.
 fn is_harmless(parameter: &str) -> bool {
     let name = parameter.split('=').next().unwrap_or_default().trim_end();
     matches!(name, "client_no_context_takeover" | "server_no_context_takeover" | "client_max_window_bits")
 }
 
-/// The answer that makes the connection a WebSocket: goim's four lines in goim's order.
+/// Returns the response that completes the upgrade: goim's four lines in goim's order.
 #[must_use]
 pub fn response(key: &str) -> Vec<u8> {
     response_with(key, "")
 }
 
-/// The same, and permessage-deflate is taken: neither side keeps anything from one message to the next.
+/// Returns the same response with permessage-deflate accepted: neither side keeps context between
+/// messages.
 #[must_use]
 pub fn response_deflating(key: &str) -> Vec<u8> {
     response_with(
@@ -116,8 +119,8 @@ fn response_with(key: &str, more: &str) -> Vec<u8> {
     .into_bytes()
 }
 
-/// A complete answer that says what is wrong with a request and what would be right; to be sent before the
-/// connection is closed.
+/// Returns a complete response that names the error in a request and the expected value; send it
+/// before closing the connection.
 #[must_use]
 pub fn refusal(error: &HandshakeError) -> Vec<u8> {
     let (status, extra) = match error {
@@ -135,7 +138,7 @@ pub fn refusal(error: &HandshakeError) -> Vec<u8> {
         | HandshakeError::WrongAccept
         | HandshakeError::UnaskedExtension => ("400 Bad Request", ""),
     };
-    // RFC 9110 wants the upgrade option named in Connection when Upgrade is sent.
+    // RFC 9110 requires the upgrade option in Connection if Upgrade is sent.
     let connection = if matches!(error, HandshakeError::WrongVersion) { "close, Upgrade" } else { "close" };
     let body = format!("{error}\n");
     format!(

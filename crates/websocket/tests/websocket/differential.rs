@@ -1,10 +1,10 @@
-//! The same frames into this codec and into `tungstenite`, by RFC 6455 strictly: both must see the same events and
-//! give up at the same place.
+//! The same frames into this codec and into `tungstenite`, strictly by RFC 6455: both must return
+//! the same events and fail at the same frame.
 //!
-//! Known differences, which are kept out or mapped: `tungstenite` accepts lengths that are not in their shortest
-//! form (not generated), knows close code 1014 as reserved (not generated), and turns a close code that is not
-//! allowed into a close of its own with code 1002 (counted as an error here). It finds bad text only when the frame
-//! is whole, this codec as soon as the bytes are there.
+//! Known differences, which are excluded or mapped: `tungstenite` accepts lengths that are not in
+//! their shortest form (not generated), treats close code 1014 as reserved (not generated), and
+//! turns an invalid close code into a close with code 1002 (counted as an error here). It reports
+//! invalid text only when the frame is complete, this codec as soon as the bytes are received.
 
 use std::io::{self, Read, Write};
 
@@ -17,7 +17,7 @@ use tungstenite::{Message, WebSocket};
 use crate::invariants::{End, Seen, read};
 use crate::pieces;
 
-/// Bytes to be read, in pieces, and then nothing more; what is written is forgotten.
+/// Input in pieces, then the end of the stream; output is discarded.
 struct Pieces {
     bytes: Vec<u8>,
     lens: Vec<usize>,
@@ -101,7 +101,7 @@ fn ours(bytes: &[u8], lens: &[usize], role: Role) -> (Vec<Seen>, Ending) {
     (events, ending)
 }
 
-/// One frame, right or wrong.
+/// One frame, valid or invalid.
 #[derive(Debug, Clone)]
 struct Frame {
     first: u8,
@@ -126,7 +126,8 @@ fn bytes() -> impl Strategy<Value = Vec<u8>> {
     ]
 }
 
-/// A message as it should be: cut anywhere, in the middle of characters too, with pings and pongs between.
+/// A valid message: split anywhere, inside characters too, with pings and pongs between the
+/// fragments.
 fn message() -> impl Strategy<Value = Vec<Frame>> {
     let cuts = prop::collection::vec(any::<Index>(), 0..3);
     let controls = prop::collection::vec((any::<bool>(), prop::collection::vec(any::<u8>(), 0..126)), 0..2);
@@ -150,10 +151,10 @@ fn message() -> impl Strategy<Value = Vec<Frame>> {
     })
 }
 
-/// A frame of any kind, mostly one that breaks a rule.
+/// A frame of any kind, mostly an invalid one.
 fn stray() -> impl Strategy<Value = Vec<Frame>> {
     (any::<u8>(), prop::bool::weighted(0.2), bytes()).prop_map(|(first, wrong_masking, payload)| {
-        // Reserved bits would hide all else if they were as likely as the rest.
+        // Reserved bits would hide all other errors if they were as likely.
         let first = if first & 0x30 == 0x30 { first } else { first & 0x8f };
         vec![Frame { first, wrong_masking, payload }]
     })
@@ -197,7 +198,7 @@ proptest! {
         let ours = ours(cut, &lens, role);
         let mut theirs = theirs(cut, &lens, role);
         if ours.1 == Ending::Failed && theirs.1 == Ending::Used {
-            // Bad text is found here before its frame is whole, there only then.
+            // This codec reports invalid text before its frame is complete, `tungstenite` after.
             theirs = self::theirs(&bytes, &[bytes.len()], role);
         }
         prop_assert_eq!(ours, theirs);

@@ -1,4 +1,4 @@
-//! The frames and handshakes of `testdata/wire`, laid out by hand from RFC 6455 and goim's rules.
+//! The frames and handshakes of `testdata/wire`, which were written from RFC 6455 and goim's rules.
 
 use goim_websocket::{FrameError, Kind, Opcode, Role, Rules, encode_frame, frame_head, handshake};
 use serde_json::{Value, json};
@@ -183,7 +183,7 @@ fn a_request_is_written() {
 }
 
 #[test]
-fn a_refusal_says_what_would_be_right() {
+fn a_refusal_names_the_expected_value() {
     let refusal = |request: &[u8]| {
         let error = handshake::read_request(request, "/sub", 8192).unwrap_err();
         String::from_utf8(handshake::refusal(&error)).unwrap()

@@ -1,5 +1,5 @@
-//! Tests of the WebSocket codec: against the golden files of `testdata/wire`, against another implementation, and of
-//! what holds for any bytes.
+//! Tests of the WebSocket codec: golden files of `testdata/wire`, another implementation, and
+//! properties of arbitrary bytes.
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
 mod differential;

@@ -1,4 +1,4 @@
-//! What a reader costs: nothing when idle, and no copy of what lies complete in the input.
+//! The memory of a reader: none when idle, and no copy of what is complete in the input.
 
 use goim_websocket::{Event, Kind, Opcode, Reader, Role, Rules, encode_frame};
 
@@ -20,7 +20,7 @@ fn an_idle_reader_is_small() {
 }
 
 #[test]
-fn a_whole_message_is_unmasked_where_it_lies() {
+fn a_complete_message_is_unmasked_in_place() {
     for len in [0, 1, 125, 126, 65535, 65536] {
         let payload = vec![b'x'; len];
         let mut input = frame(Opcode::Binary, &payload);
@@ -50,9 +50,9 @@ fn a_ping_inside_a_message_is_not_copied_either() {
     assert!(!reader.is_empty(), "the message is unfinished");
 }
 
-/// However a message came, once the next call has found nothing more the reader owns nothing.
+/// After any message, once the next call finds no more input, the reader owns nothing.
 #[test]
-fn memory_goes_back_after_a_message() {
+fn memory_is_freed_after_a_message() {
     let mut first = frame(Opcode::Binary, &[7; 5000]);
     first[0] &= 0x7f;
     let fragmented =
@@ -74,9 +74,9 @@ fn memory_goes_back_after_a_message() {
     }
 }
 
-/// An event that was put together from pieces is no longer unfinished, even before the next call.
+/// An event that was assembled from pieces is not unfinished, even before the next call.
 #[test]
-fn what_was_handed_out_is_finished() {
+fn a_returned_event_is_finished() {
     for opcode in [Opcode::Binary, Opcode::Ping] {
         let bytes = frame(opcode, b"payload");
         let (first, second) = bytes.split_at(9);
@@ -88,7 +88,7 @@ fn what_was_handed_out_is_finished() {
     }
 }
 
-/// Who announces much and sends little is given little.
+/// A peer that announces a large payload and sends little gets little memory.
 #[test]
 fn an_announced_length_alone_reserves_no_memory() {
     let mut input = frame(Opcode::Binary, &vec![0; 1 << 20]);
@@ -98,7 +98,8 @@ fn an_announced_length_alone_reserves_no_memory() {
     assert!(reader.heap_bytes() <= 66 * 1024, "{} bytes for 6 received", reader.heap_bytes());
 }
 
-/// A million fragments of one byte must not take a million moves of what is there: memory grows by doubling.
+/// A million fragments of one byte must not move the buffer a million times: memory grows by
+/// doubling.
 #[test]
 fn tiny_fragments_do_not_cost_a_move_each() {
     let mut reader = Reader::new();

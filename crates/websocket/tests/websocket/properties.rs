@@ -1,5 +1,5 @@
-//! What holds for any frames and any bytes, however they are cut: the checks of `fuzz/invariants`, fed with random
-//! bytes, with golden entries, and with golden entries that were damaged.
+//! Properties of arbitrary frames and bytes, split anywhere: the checks of `fuzz/invariants`, with
+//! random bytes, golden entries and damaged golden entries.
 
 use goim_websocket::{Kind, Role, Rules};
 use proptest::prelude::*;
@@ -25,7 +25,7 @@ fn any_event() -> impl Strategy<Value = Seen> {
     ]
 }
 
-/// All that the golden files have as bytes.
+/// Returns all bytes of the golden files.
 fn golden_bytes() -> Vec<Vec<u8>> {
     let (frames, handshakes) = (load("frames.json"), load("handshakes.json"));
     let mut all: Vec<_> = entries(&frames, "reads").iter().map(|entry| hex(&entry["bytes"])).collect();

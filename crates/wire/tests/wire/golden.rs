@@ -1,4 +1,5 @@
-//! The packets of `testdata/wire`, laid out by hand from goim's protocol, against reader and writer.
+//! Decodes and encodes the golden packets of `testdata/wire`, which were written from goim's
+//! protocol.
 
 use crate::golden_file::{captured, entries, hex, load, size_or};
 use goim_wire::{
@@ -30,7 +31,8 @@ fn name_of(error: DecodeError) -> &'static str {
     }
 }
 
-/// Reads `bytes` in pieces of `piece` bytes: the packets, the error, and the bytes that wait for more.
+/// Decodes `bytes` in pieces of `piece` bytes. Returns the packets, the error, and the number of
+/// bytes of an incomplete packet.
 fn read(bytes: &[u8], piece: usize, body_max: usize) -> (Vec<PacketBuf>, Result<usize, &'static str>) {
     let mut decoder = StreamDecoder::new();
     let mut found = Vec::new();
@@ -94,7 +96,7 @@ fn messages() {
     }
 }
 
-/// A good batch comes apart into `inner`, is put together from it, and goes bare onto a stream.
+/// A valid batch is split into `inner`, built from it, and encoded without a header on a stream.
 fn check_batch(entry: &Value, expected: &PacketBuf) {
     let inner = packets(&entry["inner"]);
     let read: Vec<_> = batch::packets(&expected.body).map(|packet| packet.unwrap().to_owned()).collect();

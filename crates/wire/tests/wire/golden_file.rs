@@ -7,10 +7,11 @@ pub(crate) fn load(name: &str) -> Value {
     load_from("wire", name)
 }
 
-/// What running goim processes sent in each captured connection of one transport (`tcp` or `ws`): name and bytes.
+/// The packets that running goim processes sent in each captured connection of one transport (`tcp`
+/// or `ws`): name and bytes.
 ///
-/// Those files put no blank behind a count, so `(70)*125821` may be read in several ways; connections with such
-/// a text are left out.
+/// Those files have no space after a count, so `(70)*125821` is ambiguous; connections with such a
+/// text are skipped.
 pub(crate) fn captured(transport: &str) -> Vec<(String, Vec<u8>)> {
     let file = load_from("goim-v2", "frames.json");
     let mut connections = Vec::new();
@@ -22,7 +23,7 @@ pub(crate) fn captured(transport: &str) -> Vec<(String, Vec<u8>)> {
         });
         if entry["transport"] == transport && clear {
             let bytes: Vec<u8> = received.iter().flat_map(hex).collect();
-            // Handshakes that were tried by hand are entries too.
+            // Handshakes of manual tests are entries too.
             if !bytes.starts_with(b"HTTP/") {
                 connections.push((entry["name"].to_string(), bytes));
             }
@@ -37,14 +38,14 @@ fn load_from(folder: &str, name: &str) -> Value {
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// The entries of a list. An empty one would test nothing, so it is an error.
+/// Returns the entries of a list. An empty list would test nothing, so it is an error.
 pub(crate) fn entries<'a>(file: &'a Value, list: &str) -> &'a [Value] {
     let entries = file[list].as_array().unwrap_or_else(|| panic!("no list {list}"));
     assert!(!entries.is_empty(), "{list} is empty");
     entries
 }
 
-/// The bytes of a member: `0a(61)*3 0b` is `0a6161610b`.
+/// Returns the bytes of a member: `0a(61)*3 0b` is `0a6161610b`.
 pub(crate) fn hex(value: &Value) -> Vec<u8> {
     let text = value.as_str().unwrap_or_else(|| panic!("no hex: {value}"));
     let mut out = Vec::new();
@@ -65,7 +66,7 @@ fn digits(text: &str) -> Vec<u8> {
     (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
 }
 
-/// A number, or what it is when absent.
+/// Returns a number, or its default if it is absent.
 pub(crate) fn size_or(value: &Value, default: usize) -> usize {
     value.as_u64().map_or(default, |size| size.try_into().unwrap())
 }

@@ -1,4 +1,4 @@
-//! Tests of the packet format: against the golden files of `testdata/wire`, and of what holds for any bytes.
+//! Tests of the packet format: golden files of `testdata/wire`, and properties of arbitrary bytes.
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
 mod golden;

@@ -1,5 +1,5 @@
-//! What holds for any packets and any bytes, however they are cut: the checks of `fuzz/invariants`, fed with random
-//! packets, with golden ones, and with golden ones that were damaged.
+//! Properties of arbitrary packets and bytes, split anywhere: the checks of `fuzz/invariants`, with
+//! random packets, golden packets and damaged golden packets.
 
 use goim_wire::{HEADER_LEN, Operation, PacketBuf, Sequence, StreamDecoder, Version, batch::BatchBuilder};
 use proptest::prelude::*;
@@ -30,7 +30,7 @@ fn encode(packets: &[PacketBuf]) -> Vec<u8> {
     bytes
 }
 
-/// All that the golden files have as bytes.
+/// Returns all bytes of the golden files.
 fn golden_bytes() -> Vec<Vec<u8>> {
     let (packets, bodies) = (load("packets.json"), load("bodies.json"));
     let of = |file, list, member: &str| -> Vec<_> {
@@ -117,7 +117,7 @@ fn golden_bytes_keep_the_invariants() {
     }
 }
 
-/// A packet that lies complete in the input is lent from there; only one that was cut is put together elsewhere.
+/// A packet that is complete in the input is borrowed from it; only a split one is copied.
 #[test]
 fn complete_packets_are_not_copied() {
     let packets: Vec<_> =
@@ -145,7 +145,7 @@ fn complete_packets_are_not_copied() {
     assert_eq!(decoder.heap_bytes(), 0, "the memory of a packet that was handed out is kept");
 }
 
-/// A header that announces too much is refused before anything of the body is kept.
+/// A header with a length above the limit is refused before any of the body is stored.
 #[test]
 fn a_refused_length_keeps_nothing() {
     let header = goim_wire::Header::new(Version(1), Operation(1000), Sequence(1), 4097).to_bytes();

@@ -1,4 +1,5 @@
-//! The bodies of timelines in `testdata/wire/sync.json`, laid out by hand from `api/sync.proto`, against the types.
+//! The timeline bodies of `testdata/wire/sync.json`, which were written from `api/sync.proto`,
+//! against the types.
 
 use crate::golden_file::{entries, hex, load};
 use bytes::Bytes;
@@ -43,7 +44,8 @@ fn messages(value: &Value) -> Vec<Message> {
     value.as_array().into_iter().flatten().map(message).collect()
 }
 
-/// Reads `given` as a body of this kind and writes what was read; `None` when it is none. `fields` says what must have been read.
+/// Decodes `given` as a body of this kind and encodes it again; `None` if it is malformed. `fields`
+/// is the expected value.
 fn again(kind: &str, given: &[u8], fields: &Value) -> Option<Vec<u8>> {
     fn of<B: Body + PartialEq + std::fmt::Debug>(given: &[u8], expected: B) -> Option<Vec<u8>> {
         let read = B::read(Bytes::copy_from_slice(given))?;

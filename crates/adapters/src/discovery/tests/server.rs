@@ -1,9 +1,10 @@
-//! Two discovery servers for tests: one that plays answers, one that keeps a registry as the real ones do, as far as goim uses it.
+//! Two discovery servers for tests: one that plays answers, one that keeps a registry as the real
+//! ones do, as far as goim uses it.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,12 +14,13 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// A request as it came.
+/// A received request.
 #[derive(Debug, Clone)]
 pub(super) struct Asked {
     pub(super) method: String,
@@ -49,7 +51,7 @@ pub(super) fn instance(app: &str, host: &str) -> Value {
 async fn listen(address: SocketAddr) -> TcpListener {
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.set_reuseaddr(true).unwrap();
-    // Of a server that is started again somebody's connection may have the port.
+    // The port of a restarted server may be in use by an old connection for a moment.
     let until = std::time::Instant::now() + Duration::from_secs(10);
     while let Err(error) = socket.bind(address) {
         assert!(std::time::Instant::now() < until, "{address}: {error}");
@@ -87,10 +89,6 @@ where
     })
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Plays answers in order; a request beyond them waits for one.
 pub(super) struct Scripted {
     pub(super) address: String,
@@ -116,10 +114,10 @@ impl Scripted {
         let server = serve(listener, move |asked| {
             let (script, mut news) = (Arc::clone(&script), news.subscribe());
             async move {
-                lock(&script).asked.push(asked);
+                script.lock().asked.push(asked);
                 loop {
                     {
-                        let mut script = lock(&script);
+                        let mut script = script.lock();
                         if let Some(status) = script.status {
                             return (status, String::new());
                         }
@@ -135,20 +133,20 @@ impl Scripted {
     }
 
     pub(super) fn answers(&self, text: &str) {
-        lock(&self.state).answers.push_back(text.to_owned());
+        self.state.lock().answers.push_back(text.to_owned());
         let _ = self.told.send(());
     }
 
     pub(super) fn status(&self, status: u16) {
-        lock(&self.state).status = Some(status);
+        self.state.lock().status = Some(status);
     }
 
     pub(super) fn unplayed(&self) -> usize {
-        lock(&self.state).answers.len()
+        self.state.lock().answers.len()
     }
 
     pub(super) fn asked(&self) -> Vec<Asked> {
-        lock(&self.state).asked.clone()
+        self.state.lock().asked.clone()
     }
 }
 
@@ -196,12 +194,12 @@ impl Registry {
         self.register("infra.discovery", own);
     }
 
-    /// It is gone, and what it knew with it.
+    /// Stops the server; its registry is lost.
     pub(super) async fn stop(&mut self) {
         let server = self.server.take().unwrap();
         server.abort();
         let _ = server.await;
-        let mut state = lock(&self.shared.state);
+        let mut state = self.shared.state.lock();
         *state = State { clock: state.clock + 100, ..State::default() };
     }
 
@@ -211,13 +209,13 @@ impl Registry {
         self.register_itself();
     }
 
-    /// Goes on after this is dropped.
+    /// Keeps the registry after this is dropped.
     pub(super) fn keep(mut self) {
         self.server.take();
     }
 
     pub(super) fn register(&self, app: &str, instance: Value) {
-        let mut state = lock(&self.shared.state);
+        let mut state = self.shared.state.lock();
         state.clock += 1;
         let clock = state.clock;
         let (changed, instances) = state.apps.entry(app.to_owned()).or_default();
@@ -229,16 +227,16 @@ impl Registry {
     }
 
     pub(super) fn forget_everything(&self) {
-        lock(&self.shared.state).apps.clear();
+        self.shared.state.lock().apps.clear();
     }
 
     /// Answers every post with this code.
     pub(super) fn refuse(&self, code: i64) {
-        lock(&self.shared.state).refuses = Some(code);
+        self.shared.state.lock().refuses = Some(code);
     }
 
     pub(super) fn asked(&self) -> Vec<Asked> {
-        lock(&self.shared.state).asked.clone()
+        self.shared.state.lock().asked.clone()
     }
 
     /// How often something was posted for an app.
@@ -265,7 +263,7 @@ impl Shared {
     }
 
     async fn answer(&self, asked: Asked) -> String {
-        lock(&self.state).asked.push(asked.clone());
+        self.state.lock().asked.push(asked.clone());
         if asked.method == "GET" {
             return self.poll(&asked).await;
         }
@@ -275,7 +273,7 @@ impl Shared {
     }
 
     fn post(&self, asked: &Asked) -> i64 {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         if let Some(code) = state.refuses {
             return code;
         }
@@ -335,7 +333,7 @@ impl Shared {
     }
 
     fn newer_than(&self, apps: &[(String, i64)]) -> serde_json::Map<String, Value> {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         let mut changed = serde_json::Map::new();
         for (app, since) in apps {
             let Some((at, instances)) = state.apps.get(app).filter(|(at, _)| at > since) else { continue };

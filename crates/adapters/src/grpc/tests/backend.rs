@@ -1,4 +1,4 @@
-//! The backend as a service: what it is asked, and what its answers mean.
+//! The backend as a service: its requests, and the meaning of its replies.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use super::*;
 use crate::grpc::proto::backend::backend_server::{Backend, BackendServer};
 use crate::grpc::proto::backend::{HandleReply, HandleReq};
 
-/// A backend that answers as the body asks.
+/// A backend that replies as the body of the request asks.
 #[derive(Default)]
 struct Own(Arc<Mutex<Vec<HandleReq>>>);
 
@@ -39,7 +39,7 @@ fn upstream(body: &'static [u8]) -> Upstream {
 }
 
 #[tokio::test]
-async fn packets_reach_the_backend_and_answers_come_back() {
+async fn packets_reach_the_backend_and_replies_return() {
     let asked = Arc::new(Mutex::default());
     let served = Served::new(Routes::new(BackendServer::new(Own(Arc::clone(&asked))))).await;
     let backend = GrpcBackend::new(&format!("grpc://{}", served.address), ClientConfig::default()).unwrap();
@@ -67,9 +67,9 @@ async fn packets_reach_the_backend_and_answers_come_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_that_is_told_to_go_takes_no_call_with_it() {
+async fn a_connection_that_drains_fails_no_call() {
     let asked = Arc::new(Mutex::default());
-    // Every connection is told to go, again and again, while calls are under way on it.
+    // Every connection is drained, again and again, with calls in flight.
     let config =
         ServerConfig { connection_age_max: Some(Duration::from_millis(40)), ..ServerConfig::default() };
     let routes = Routes::new(BackendServer::new(Own(Arc::clone(&asked))));

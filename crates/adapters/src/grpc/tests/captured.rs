@@ -24,7 +24,7 @@ fn captured() -> Vec<Captured> {
     let file: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
     let message = |call: &Value, side: &str| {
         let unpacked = call[format!("{side}_message_hex")].as_str().map(hex);
-        // Without gzip the message stands behind the five bytes of its prefix.
+        // Without gzip the message follows the five bytes of its prefix.
         unpacked
             .unwrap_or_else(|| hex(call[format!("{side}_data_hex")].as_str().unwrap()).split_off_or_empty(5))
     };
@@ -52,7 +52,8 @@ impl SplitOffOrEmpty for Bytes {
     }
 }
 
-/// Reads a message and writes it again. The order of a map is nobody's, so entries are compared as a set of bytes.
+/// Decodes a message and encodes it again. The order of a map is undefined, so entries are compared
+/// as a set of bytes.
 #[track_caller]
 fn check<M: Message + Default + PartialEq + std::fmt::Debug>(path: &str, bytes: &Bytes) {
     let message = M::decode(bytes.clone()).unwrap();
@@ -63,7 +64,7 @@ fn check<M: Message + Default + PartialEq + std::fmt::Debug>(path: &str, bytes: 
         bytes.sort_unstable();
         bytes
     };
-    // A field that we did not know would be missing.
+    // An unknown field would be missing.
     assert_eq!(sorted(&again), sorted(bytes), "{path} {message:?}");
     if !path.ends_with("/RenewOnline") && !path.ends_with("/Rooms") {
         assert_eq!(again, bytes.to_vec(), "{path} {message:?}");
@@ -116,7 +117,7 @@ async fn row_71_a_comet_answers_captured_calls_as_goim_does() {
     let mut errors = 0;
     for call in captured().into_iter().filter(|call| call.path.starts_with("/goim.comet.Comet/")) {
         if call.text == "signal channel full, msg dropped" || call.path.ends_with("/Rooms") {
-            // These say something of the Go process at that moment.
+            // These depend on the state of the Go process at that time.
             continue;
         }
         let answer = raw(channel.clone(), &call.path, call.request.clone(), false).await;
@@ -137,7 +138,7 @@ async fn row_71_a_comet_answers_captured_calls_as_goim_does() {
     assert_eq!(errors, 3);
 }
 
-/// What job, or anybody else, sends.
+/// Requests of job and of other callers.
 #[tokio::test]
 async fn rows_68_69_and_105_a_comet_gets_what_the_request_says() {
     let comet = Arc::new(FakeComet::default());

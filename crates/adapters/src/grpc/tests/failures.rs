@@ -1,4 +1,4 @@
-//! Peers that are not there, go, come back or hang; and the end of a server.
+//! Peers that are unreachable, stop, restart or hang; and the shutdown of a server.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ fn push() -> KeyPush {
 }
 
 #[tokio::test]
-async fn a_comet_that_is_gone_is_unavailable_and_found_again_when_it_is_back() {
+async fn a_stopped_comet_is_unavailable_until_it_restarts() {
     let comet = Arc::new(FakeComet::default());
     let mut served = Served::comet(&comet).await;
     let address = served.address.clone();
@@ -38,7 +38,7 @@ async fn a_comet_that_is_gone_is_unavailable_and_found_again_when_it_is_back() {
 }
 
 #[tokio::test]
-async fn a_comet_that_does_not_answer_is_given_a_deadline() {
+async fn a_comet_that_does_not_answer_times_out() {
     let comet = Arc::new(FakeComet::default());
     let served = Served::comet(&comet).await;
     let config = ClientConfig { call_timeout: Duration::from_millis(50), ..ClientConfig::default() };
@@ -53,7 +53,7 @@ async fn a_comet_that_does_not_answer_is_given_a_deadline() {
     remote.push(push()).await.unwrap();
 }
 
-/// A peer that takes the connection and says nothing: as one whose machine has lost its network.
+/// A peer that accepts the connection and sends nothing: as if its machine had lost the network.
 #[tokio::test]
 async fn a_dead_connection_is_replaced() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -87,7 +87,8 @@ async fn a_dead_connection_is_replaced() {
     }
 }
 
-/// goim's clients ping every ten seconds, also without a call under way. A server that counts pings hangs up after four.
+/// goim's clients ping every ten seconds, even without a call in flight. A server that counts pings
+/// closes after four.
 #[tokio::test]
 async fn a_client_may_ping_as_often_as_it_likes() {
     let comet = Arc::new(FakeComet::default());

@@ -1,4 +1,4 @@
-//! A comet and a logic that write down what they are asked and answer what the test wants.
+//! A comet and a logic that record their calls and return what the test wants.
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -11,14 +11,14 @@ use goim_ports::{
 
 use super::*;
 
-/// Calls as text, so that they can be compared whatever they are.
+/// The calls as text, so that any can be compared.
 #[derive(Default)]
 pub(super) struct FakeComet {
     pub(super) calls: Mutex<Vec<String>>,
-    /// Answers of the next calls; then `Ok`.
+    /// Results of the next calls; then `Ok`.
     pub(super) answers: Mutex<VecDeque<Result<(), CometError>>>,
     pub(super) rooms: Mutex<Vec<RoomId>>,
-    /// Never answers.
+    /// Never replies.
     pub(super) hangs: std::sync::atomic::AtomicBool,
 }
 
@@ -120,7 +120,7 @@ impl LogicPort for FakeLogic {
     }
 }
 
-/// Answers with what it was asked.
+/// Returns its arguments.
 pub(super) fn nodes() -> NodesFn {
     Arc::new(|platform, client_ip| NodesReply {
         domain: platform.to_owned(),

@@ -1,4 +1,4 @@
-//! A port behind the wire must be the same as the port itself: same calls, same answers.
+//! A port over the wire must equal the port itself: same calls, same results.
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
@@ -96,7 +96,7 @@ async fn a_comet_is_the_same_over_the_wire() {
         comet.answers.lock().unwrap().extend(answers);
         let over_the_wire = ask_comet(&remote).await;
         assert_eq!(comet.take_calls(), direct_calls);
-        // The text of an error is handed on in the words of the one who says it.
+        // The text of an error is passed on unchanged.
         let normal = |answer: &CometAnswer| match answer {
             Err(CometError::Unavailable(text)) => format!("unavailable {}", text.contains("gone")),
             other => format!("{other:?}"),
@@ -109,7 +109,7 @@ async fn a_comet_is_the_same_over_the_wire() {
 }
 
 #[tokio::test]
-async fn rooms_come_over_the_wire() {
+async fn rooms_are_the_same_over_the_wire() {
     let comet = Arc::new(FakeComet::default());
     *comet.rooms.lock().unwrap() = vec!["live://1".into(), "no scheme".into()];
     let served = Served::comet(&comet).await;
@@ -255,7 +255,7 @@ async fn many_pushes_are_taken_in_order_until_one_is_not() {
     );
 }
 
-/// Rooms that change, told to who asks.
+/// A room set that changes.
 struct Told(std::sync::Mutex<RoomsDelta>);
 
 impl CometPort for Told {
@@ -283,7 +283,7 @@ impl CometPort for Told {
 }
 
 #[tokio::test]
-async fn what_is_new_of_rooms_comes_over_the_wire() {
+async fn room_deltas_are_the_same_over_the_wire() {
     let stripes = vec![
         StripeDelta {
             stripe: 3,
@@ -309,8 +309,8 @@ async fn what_is_new_of_rooms_comes_over_the_wire() {
 }
 
 #[tokio::test]
-async fn a_comet_of_goims_does_not_know_our_calls() {
-    // A server with another service answers as a Go comet does.
+async fn a_comet_of_goim_does_not_support_our_calls() {
+    // A server with another service replies as a Go comet does.
     let served = Served::logic(&Arc::default()).await;
     let remote = GrpcComet::new(&format!("grpc://{}", served.address), ClientConfig::default()).unwrap();
     assert_eq!(remote.push_many(Vec::new()).await, Err(CometError::Unsupported));

@@ -13,7 +13,8 @@ fn is_pending<T>(call: &Call<T>) -> bool {
 
 #[tokio::test(start_paused = true)]
 async fn conforms() {
-    // Without the bound of age, which lets in only as much unread as is lately read: the suite writes first and reads then.
+    // Without the bound of age, which lets in only as much unread as is lately read: the suite
+    // writes first and reads then.
     conformance::push_log(async || {
         push_log(PushLogConfig { age_max: Duration::MAX, ..PushLogConfig::default() })
     })
@@ -53,7 +54,7 @@ async fn bytes_are_bounded_and_given_back() {
         calls.push(log.append(record_for_key("k", vec![0; 1_000])));
     }
     assert!(
-        log.stats().bytes <= bytes_max && log.stats().bytes_high > bytes_max - 2_000,
+        log.stats().bytes <= bytes_max && log.stats().bytes_peak > bytes_max - 2_000,
         "{:?}",
         log.stats()
     );
@@ -148,8 +149,8 @@ async fn without_a_reader_nothing_is_accepted() {
     assert!(matches!(log.append(record_for_key("k", "3")).await, Err(AppendError::Unavailable(_))));
 }
 
-/// Writers on several threads against a log that is nearly always full: nothing is lost, doubled or out of order, and
-/// the bound holds.
+/// Writers on several threads against a log that is nearly always full: nothing is lost, doubled or
+/// out of order, and the bound holds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn writers_on_threads_are_held_back_in_order() {
     const WRITERS: usize = 8;

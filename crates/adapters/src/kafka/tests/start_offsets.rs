@@ -1,9 +1,8 @@
-//! Where a reader begins: new groups, new partitions, topics that are made again, offsets that are
-//! gone.
+//! Start offsets: new groups, new partitions, recreated topics, offsets out of range.
 
 use std::collections::BTreeSet;
-use std::sync::Mutex;
 
+use parking_lot::Mutex;
 use rdkafka::TopicPartitionList;
 use rdkafka::admin::NewPartitions;
 use rdkafka::topic_partition_list::Offset;
@@ -20,7 +19,7 @@ async fn raise(broker: &str, topic: &str, partitions: usize) {
     assert!(raised.iter().all(Result::is_ok), "{raised:?}");
 }
 
-async fn make_again(broker: &str, topic: &str, partitions: i32) {
+async fn recreate(broker: &str, topic: &str, partitions: i32) {
     let admin = admin(broker);
     let gone = admin.delete_topics(&[topic], &AdminOptions::new()).await.unwrap();
     assert!(gone.iter().all(Result::is_ok), "{gone:?}");
@@ -30,14 +29,14 @@ async fn make_again(broker: &str, topic: &str, partitions: i32) {
         let made = admin.create_topics([&new], &AdminOptions::new()).await.unwrap();
         match &made[0] {
             Ok(_) => return,
-            // The old one is not quite gone.
+            // The old topic is not completely deleted yet.
             Err(error) => assert!(Instant::now() < until, "{error:?}"),
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
-/// What a reader has seen and said to be done, on a task of its own.
+/// The records that a reader task has read and marked as done.
 #[derive(Clone, Default)]
 struct Seen(Arc<Mutex<BTreeSet<String>>>);
 
@@ -48,7 +47,7 @@ impl Seen {
         let task = tokio::spawn(async move {
             while let Ok(Some(entries)) = reader.read().await {
                 for entry in entries {
-                    of_task.0.lock().unwrap().extend(bodies(std::slice::from_ref(&entry)));
+                    of_task.0.lock().extend(bodies(std::slice::from_ref(&entry)));
                     reader.done(entry.position);
                 }
             }
@@ -57,11 +56,11 @@ impl Seen {
     }
 
     fn missing(&self, of: &[String]) -> Vec<String> {
-        let seen = self.0.lock().unwrap();
+        let seen = self.0.lock();
         of.iter().filter(|body| !seen.contains(*body)).cloned().collect()
     }
 
-    /// Waits until all of these are seen.
+    /// Waits until all of these have been read.
     async fn has(&self, what: &str, of: &[String]) {
         let until = Instant::now() + Duration::from_secs(40);
         while !self.missing(of).is_empty() {
@@ -77,7 +76,7 @@ impl Seen {
     }
 }
 
-/// One push to each of many keys, so that all partitions have some.
+/// Appends one push to each of many keys, so that all partitions have some.
 async fn append_to_all(log: &KafkaPushLog, round: &str) -> Vec<String> {
     let mut sent = Vec::new();
     for n in 0..48 {
@@ -88,7 +87,7 @@ async fn append_to_all(log: &KafkaPushLog, round: &str) -> Vec<String> {
     sent
 }
 
-/// Appends what is in the log before anybody reads, and is not for a group that begins at the end.
+/// Appends records that a group starting at the end must not read.
 async fn newest(config: KafkaConfig) -> (KafkaConfig, Arc<KafkaPushLog>) {
     let config = KafkaConfig { auto_offset_reset: OffsetReset::Latest, ..config };
     let log = KafkaPushLog::start(config.clone()).await.unwrap();
@@ -97,8 +96,9 @@ async fn newest(config: KafkaConfig) -> (KafkaConfig, Arc<KafkaPushLog>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn partitions_that_are_raised_under_load_are_read_from_their_beginning() {
-    let Some(broker) = broker() else { return };
+#[ignore = "needs Kafka: scripts/test.sh"]
+async fn partitions_added_under_load_are_read_from_their_beginning() {
+    let broker = broker();
     let (config, log) = newest(with_topic(&broker, 4).await).await;
     let reader = KafkaPushLogReader::join(config.clone()).await.unwrap();
     let (seen, task) = Seen::by(reader);
@@ -106,7 +106,7 @@ async fn partitions_that_are_raised_under_load_are_read_from_their_beginning() {
     seen.has("before they are raised", &sent).await;
     raise(&broker, &config.topic, 12).await;
     let raised = Instant::now();
-    // One that starts now knows all of them at once, and the reader does not.
+    // A log that starts now knows all partitions; the reader does not yet.
     let knows_all = KafkaPushLog::start(config.clone()).await.unwrap();
     sent.extend(append_to_all(&knows_all, "new").await);
     for round in 0..10 {
@@ -120,8 +120,9 @@ async fn partitions_that_are_raised_under_load_are_read_from_their_beginning() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn partitions_that_are_raised_while_a_member_with_a_name_is_away_are_read() {
-    let Some(broker) = broker() else { return };
+#[ignore = "needs Kafka: scripts/test.sh"]
+async fn partitions_added_while_a_static_member_is_offline_are_read() {
+    let broker = broker();
     let config = KafkaConfig {
         instance_id: Some("job1".to_owned()),
         session_timeout: Duration::from_secs(30),
@@ -142,15 +143,16 @@ async fn partitions_that_are_raised_while_a_member_with_a_name_is_away_are_read(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_job_of_a_new_group_that_dies_before_its_first_commit_is_followed_where_it_began() {
-    let Some(broker) = broker() else { return };
+#[ignore = "needs Kafka: scripts/test.sh"]
+async fn a_new_group_restarts_at_its_start_after_a_crash_before_the_first_commit() {
+    let broker = broker();
     for name in [None, Some("job1".to_owned())] {
         let config = KafkaConfig { instance_id: name, ..with_topic(&broker, 4).await };
         let (config, log) = newest(config).await;
-        let mut child = child::Reader::start(&config);
+        let mut child = child_process::Reader::start(&config);
         child.reads_after(|| log.append(record_for_key("k0", "is read, and not done"))).await;
         child.kill();
-        let sent = append_to_all(&log, "while nobody reads").await;
+        let sent = append_to_all(&log, "without a reader").await;
         let (seen, task) = Seen::by(KafkaPushLogReader::join(config.clone()).await.unwrap());
         seen.has("of a killed job", &sent).await;
         seen.has("of a killed job", &["is read, and not done".to_owned()]).await;
@@ -160,8 +162,9 @@ async fn a_job_of_a_new_group_that_dies_before_its_first_commit_is_followed_wher
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_job_of_a_new_group_that_is_stopped_before_its_first_commit_is_followed_where_it_began() {
-    let Some(broker) = broker() else { return };
+#[ignore = "needs Kafka: scripts/test.sh"]
+async fn a_new_group_continues_after_a_stop_before_the_first_periodic_commit() {
+    let broker = broker();
     for name in [None, Some("job1".to_owned())] {
         let config = KafkaConfig {
             commit_interval: Duration::from_secs(3600),
@@ -174,7 +177,7 @@ async fn a_job_of_a_new_group_that_is_stopped_before_its_first_commit_is_followe
         let done = read(&mut reader, 1).await;
         reader.done(done[0].position);
         tokio::task::spawn_blocking(move || drop(reader)).await.unwrap();
-        let sent = append_to_all(&log, "while nobody reads").await;
+        let sent = append_to_all(&log, "without a reader").await;
         let (seen, task) = Seen::by(KafkaPushLogReader::join(config.clone()).await.unwrap());
         seen.has("of a stopped job", &sent).await;
         assert_eq!(seen.missing(&["before-0".to_owned(), "done".to_owned()]).len(), 2, "its commit was made");
@@ -183,8 +186,9 @@ async fn a_job_of_a_new_group_that_is_stopped_before_its_first_commit_is_followe
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn jobs_of_a_new_group_that_start_at_once_lose_nothing() {
-    let Some(broker) = broker() else { return };
+#[ignore = "needs Kafka: scripts/test.sh"]
+async fn concurrently_started_jobs_of_a_new_group_lose_nothing() {
+    let broker = broker();
     let (config, log) = newest(with_topic(&broker, 6).await).await;
     let joins: Vec<_> = (0..3)
         .map(|_| {
@@ -204,7 +208,7 @@ async fn jobs_of_a_new_group_that_start_at_once_lose_nothing() {
         tasks.push(task);
     }
     becomes("every push is seen by one of them", || {
-        let all: BTreeSet<String> = all.iter().flat_map(|seen| seen.0.lock().unwrap().clone()).collect();
+        let all: BTreeSet<String> = all.iter().flat_map(|seen| seen.0.lock().clone()).collect();
         sent.iter().all(|body| all.contains(body))
     })
     .await;
@@ -212,30 +216,33 @@ async fn jobs_of_a_new_group_that_start_at_once_lose_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_topic_that_is_made_again_is_read_from_its_beginning() {
-    let Some(broker) = broker() else { return };
-    // Fewer records than the old topic had, and more: then the old position is one in the new topic
-    // too. At once, and after the reader has noticed that there is no topic.
+#[ignore = "needs Kafka: scripts/test.sh"]
+async fn a_recreated_topic_is_read_from_its_beginning() {
+    let broker = broker();
+    // Fewer records than the old topic had, and more: then the old position is valid in the new
+    // topic. Immediately, and after the reader has noticed that the topic is missing.
     for (records, is_slow) in [(5, false), (60, false), (60, true)] {
         let (config, mut log) = newest(with_topic(&broker, 1).await).await;
-        let (seen, task) = Seen::by(KafkaPushLogReader::join(config.clone()).await.unwrap());
+        let reader = KafkaPushLogReader::join(config.clone()).await.unwrap();
+        let stats = reader.stats();
+        let (seen, task) = Seen::by(reader);
         let sent: Vec<String> = append_to_all(&log, "old").await;
         seen.has("of the old topic", &sent).await;
         becomes("all of it is committed", || committed(&config, 1) == 96).await;
         if is_slow {
+            let errors = stats().errors;
             let gone = admin(&broker).delete_topics(&[&config.topic], &AdminOptions::new()).await.unwrap();
             assert!(gone.iter().all(Result::is_ok), "{gone:?}");
-            // A log that is there would make the topic again by itself, with the partitions that
-            // the broker gives.
+            // A running log would recreate the topic, with the broker's default partitions.
             drop(std::mem::replace(
                 &mut log,
                 KafkaPushLog::start(with_topic(&broker, 1).await).await.unwrap(),
             ));
-            tokio::time::sleep(Duration::from_secs(8)).await;
+            becomes("the reader has missed the topic", || stats().errors > errors).await;
             let _ = with_named_topic(&broker, &config.topic, 1).await;
             log = KafkaPushLog::start(config.clone()).await.unwrap();
         } else {
-            make_again(&broker, &config.topic, 1).await;
+            recreate(&broker, &config.topic, 1).await;
         }
         let again = KafkaPushLog::start(config.clone()).await.unwrap();
         let mut sent = Vec::new();
@@ -247,7 +254,7 @@ async fn a_topic_that_is_made_again_is_read_from_its_beginning() {
             }
         }
         seen.has(&format!("of the new topic, {records} twice, slow: {is_slow}"), &sent).await;
-        // Whoever has written to the old one writes to the new one.
+        // A log of the old topic writes to the new one.
         log.append(record_for_key("k", "by the old log")).await.unwrap();
         seen.has("of the old log", &["by the old log".to_owned()]).await;
         becomes("all of it is committed", || committed(&config, 1) == 2 * records + 1).await;
@@ -256,8 +263,9 @@ async fn a_topic_that_is_made_again_is_read_from_its_beginning() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_position_that_retention_has_taken_is_followed_by_the_oldest_that_is_left() {
-    let Some(broker) = broker() else { return };
+#[ignore = "needs Kafka: scripts/test.sh"]
+async fn after_retention_removed_a_position_reading_continues_at_the_oldest_record() {
+    let broker = broker();
     let (config, log) = newest(with_topic(&broker, 1).await).await;
     let mut reader = KafkaPushLogReader::join(config.clone()).await.unwrap();
     let sent = append_to_all(&log, "new").await;
@@ -274,10 +282,11 @@ async fn a_position_that_retention_has_taken_is_followed_by_the_oldest_that_is_l
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_group_of_which_some_partitions_have_offsets_goes_on_and_misses_nothing_of_the_others() {
-    let Some(broker) = broker() else { return };
+#[ignore = "needs Kafka: scripts/test.sh"]
+async fn partitions_without_offsets_of_a_known_group_are_read_from_their_beginning() {
+    let broker = broker();
     let (config, log) = newest(with_topic(&broker, 3).await).await;
-    // As a group of goim's own jobs: committed where something was pushed, and nowhere else.
+    // Like a group of Go jobs: committed only where something was pushed.
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", &broker)
         .set("group.id", &config.group)
@@ -289,7 +298,7 @@ async fn a_group_of_which_some_partitions_have_offsets_goes_on_and_misses_nothin
     let mut known = TopicPartitionList::new();
     known.add_partition_offset(&config.topic, 1, Offset::Offset(end)).unwrap();
     tokio::task::block_in_place(|| consumer.commit(&known, rdkafka::consumer::CommitMode::Sync).unwrap());
-    let sent = append_to_all(&log, "while nobody reads").await;
+    let sent = append_to_all(&log, "without a reader").await;
     let (seen, task) = Seen::by(KafkaPushLogReader::join(config.clone()).await.unwrap());
     seen.has("of a group that goes on", &sent).await;
     task.abort();

@@ -1,4 +1,5 @@
-//! Connections: made when they are first wanted and made again when they have broken, with the statements that are used on them.
+//! Connections that are opened on first use and reopened when they break, and their prepared
+//! statements.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -15,83 +16,84 @@ use goim_ports::TimelineError;
 /// Why PostgreSQL cannot be used for timelines.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PostgresError {
-    /// The address makes no sense. It is not shown, nor what is wrong with it: a password may be in any part of it.
-    #[error("the address cannot be read; wants postgres://user:password@host:port/database")]
+    /// The address cannot be parsed. Neither it nor the reason is shown: a password may be in any
+    /// part of it.
+    #[error("the address cannot be read; expected postgres://user:password@host:port/database")]
     Address,
-    /// It does not answer, or refuses.
-    #[error("postgres {place}: {reason}")]
+    /// The server does not answer, or refuses.
+    #[error("postgres {target}: {reason}")]
     Unavailable {
-        /// Where it should be, without a password.
-        place: String,
-        /// What it says.
+        /// Hosts, ports and database, without a password.
+        target: String,
+        /// The error of the server or the system.
         reason: String,
     },
-    /// It answers, and does not let this process in: a wrong password, no such database. Waiting
-    /// does not mend it.
-    #[error("postgres {place} lets nobody in with this address: {reason}")]
+    /// The server rejects the credentials or the database name. Retrying does not help.
+    #[error("postgres {target} rejects the login of this address: {reason}")]
     Rejected {
-        /// Where it is, without a password.
-        place: String,
-        /// What it says.
+        /// Hosts, ports and database, without a password.
+        target: String,
+        /// The error of the server.
         reason: String,
     },
-    /// The tables are of another version.
+    /// The tables have a version that this process does not support.
     #[error(
-        "postgres {place}: has timelines of version {found}, and this reads up to version {known}: use the version that wrote them"
+        "postgres {target}: holds timelines of version {found}, and this version of goim supports version {supported}: use the version that wrote them"
     )]
     Schema {
-        /// Where it is.
-        place: String,
-        /// What the tables say.
+        /// Hosts, ports and database, without a password.
+        target: String,
+        /// The version of the tables.
         found: i64,
-        /// What is known here.
-        known: i64,
+        /// The newest version that this process supports.
+        supported: i64,
     },
 }
 
-/// Where PostgreSQL is.
+/// Where to connect, and the deadline.
 #[derive(Clone)]
-pub(super) struct Place {
+pub(super) struct ConnectionTarget {
     config: Arc<tokio_postgres::Config>,
-    /// Without a password.
+    /// For logs and errors: without a password.
     pub(super) name: Arc<str>,
     pub(super) deadline: Duration,
 }
 
-impl Place {
+impl ConnectionTarget {
     pub(super) fn new(url: &str, deadline: Duration) -> Result<Self, PostgresError> {
         let Ok(mut config) = escaped(url).parse::<tokio_postgres::Config>() else {
             return Err(PostgresError::Address);
         };
-        // What names no place, as an empty text, is no address either.
+        // An address without a host parses, but names nothing.
         if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
             return Err(PostgresError::Address);
         }
-        let name = shown(&config);
+        let name = display_name(&config);
         config.connect_timeout(deadline).application_name("goim");
         config.tcp_user_timeout(deadline.saturating_mul(2));
         Ok(Self { config: Arc::new(config), name: name.into(), deadline })
     }
 
     pub(super) async fn connect(&self) -> Result<Client, PostgresError> {
-        let failed = |reason: String| PostgresError::Unavailable { place: self.name.to_string(), reason };
+        let failed = |reason: String| PostgresError::Unavailable { target: self.name.to_string(), reason };
         let connecting = tokio::time::timeout(self.deadline, self.config.connect(NoTls)).await;
         let connected = connecting.map_err(|_| failed(format!("no answer within {:?}", self.deadline)))?;
         let (client, connection) = connected.map_err(|error| match is_rejection(&error) {
-            true => PostgresError::Rejected { place: self.name.to_string(), reason: text_of(&error) },
+            true => PostgresError::Rejected { target: self.name.to_string(), reason: text_of(&error) },
             false => failed(text_of(&error)),
         })?;
         let name = Arc::clone(&self.name);
         tokio::spawn(async move {
             if let Err(error) = connection.await {
-                tracing::debug!(postgres = &*name, error = text_of(&error), "a connection has ended");
+                tracing::debug!(postgres = &*name, error = text_of(&error), "connection closed");
             }
         });
         Ok(client)
     }
 }
 
-/// True when the server has judged who asks, or the address lacks what it wants to judge by.
+/// Returns whether the server rejected the login, or the address lacks the password that the server
+/// asks for.
 fn is_rejection(error: &tokio_postgres::Error) -> bool {
     const REJECTIONS: [SqlState; 3] = [
         SqlState::INVALID_PASSWORD,
@@ -102,21 +104,21 @@ fn is_rejection(error: &tokio_postgres::Error) -> bool {
         || std::error::Error::source(error).is_some_and(|source| source.to_string() == "password missing")
 }
 
-/// An address with a password that has an `@` in it as it is: the last one is before the host.
+/// Escapes an unescaped `@` in the password: only the last `@` separates it from the host.
 fn escaped(url: &str) -> Cow<'_, str> {
     let Some((scheme, rest)) = url.split_once("://") else { return Cow::Borrowed(url) };
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
-    let (authority, behind) = rest.split_at(end);
+    let (authority, suffix) = rest.split_at(end);
     match authority.rsplit_once('@') {
-        Some((who, host)) if who.contains('@') => {
-            Cow::Owned(format!("{scheme}://{}@{host}{behind}", who.replace('@', "%40")))
+        Some((login, host)) if login.contains('@') => {
+            Cow::Owned(format!("{scheme}://{}@{host}{suffix}", login.replace('@', "%40")))
         }
         _ => Cow::Borrowed(url),
     }
 }
 
-/// Where it is, for people: hosts, ports and the database, and nothing else of the address.
-fn shown(config: &tokio_postgres::Config) -> String {
+/// Returns hosts, ports and database of an address, for logs and errors.
+fn display_name(config: &tokio_postgres::Config) -> String {
     let ports = config.get_ports();
     let port_of = |nth: usize| ports.get(nth).or(ports.first()).copied().unwrap_or(5432);
     let host = |(nth, host): (usize, &Host)| match host {
@@ -130,46 +132,47 @@ fn shown(config: &tokio_postgres::Config) -> String {
     }
 }
 
-/// A connection that is made again when it has broken.
-pub(super) struct Link {
-    place: Place,
-    client: Mutex<Option<Arc<Prepared>>>,
+/// A connection that is reopened when it has broken.
+pub(super) struct Connection {
+    target: ConnectionTarget,
+    client: Mutex<Option<Arc<PreparedClient>>>,
 }
 
-/// A connection with its statements.
-pub(super) struct Prepared {
+/// An open connection with its prepared statements.
+pub(super) struct PreparedClient {
     pub(super) client: Client,
     statements: Mutex<Vec<(&'static str, Statement)>>,
 }
 
-impl Link {
-    pub(super) fn new(place: Place) -> Self {
-        Self { place, client: Mutex::default() }
+impl Connection {
+    pub(super) fn new(target: ConnectionTarget) -> Self {
+        Self { target, client: Mutex::default() }
     }
 
-    pub(super) fn place(&self) -> &Place {
-        &self.place
+    pub(super) fn target(&self) -> &ConnectionTarget {
+        &self.target
     }
 
-    /// The connection, made if there is none that lives.
-    pub(super) async fn get(&self) -> Result<Arc<Prepared>, TimelineError> {
+    /// Returns the open connection, or opens one.
+    pub(super) async fn client(&self) -> Result<Arc<PreparedClient>, TimelineError> {
         let mut current = self.client.lock().await;
         if let Some(client) = current.as_ref().filter(|client| !client.client.is_closed()) {
             return Ok(Arc::clone(client));
         }
         let made =
-            self.place.connect().await.map_err(|error| TimelineError::Unavailable(error.to_string()))?;
-        let made = Arc::new(Prepared { client: made, statements: Mutex::default() });
+            self.target.connect().await.map_err(|error| TimelineError::Unavailable(error.to_string()))?;
+        let made = Arc::new(PreparedClient { client: made, statements: Mutex::default() });
         *current = Some(Arc::clone(&made));
         Ok(made)
     }
 
-    /// Gives the connection up: what it does is not known any more.
-    pub(super) async fn forget(&self) {
+    /// Drops the connection, whose state is unknown. The next use opens another.
+    pub(super) async fn reset(&self) {
         *self.client.lock().await = None;
     }
 
-    /// Rows of one statement, within the deadline. Asked once more on a new connection when the old one turns out to be gone.
+    /// Runs one statement within the deadline and returns its rows. Retries once when the
+    /// connection turns out to be closed.
     pub(super) async fn query(
         &self,
         text: &'static str,
@@ -177,12 +180,12 @@ impl Link {
     ) -> Result<Vec<Row>, TimelineError> {
         let mut last = TimelineError::Unavailable(String::new());
         for _ in 0..2 {
-            let prepared = self.get().await?;
-            let asked = async {
+            let prepared = self.client().await?;
+            let query = async {
                 let statement = prepared.statement(text).await?;
                 prepared.client.query(&statement, values).await
             };
-            match tokio::time::timeout(self.place.deadline, asked).await {
+            match tokio::time::timeout(self.target.deadline, query).await {
                 Ok(Ok(rows)) => return Ok(rows),
                 Ok(Err(error)) => {
                     last = self.unavailable(&error);
@@ -191,9 +194,9 @@ impl Link {
                     }
                 }
                 Err(_) => {
-                    self.forget().await;
+                    self.reset().await;
                     let reason =
-                        format!("postgres {}: no answer within {:?}", self.place.name, self.place.deadline);
+                        format!("postgres {}: no answer within {:?}", self.target.name, self.target.deadline);
                     return Err(TimelineError::Unavailable(reason));
                 }
             }
@@ -202,15 +205,15 @@ impl Link {
     }
 
     pub(super) fn unavailable(&self, error: &tokio_postgres::Error) -> TimelineError {
-        TimelineError::Unavailable(format!("postgres {}: {}", self.place.name, text_of(error)))
+        TimelineError::Unavailable(format!("postgres {}: {}", self.target.name, text_of(error)))
     }
 }
 
-impl Prepared {
-    /// The statement, prepared once.
+impl PreparedClient {
+    /// Returns the statement, prepared on first use.
     pub(super) async fn statement(&self, text: &'static str) -> Result<Statement, tokio_postgres::Error> {
         let mut statements = self.statements.lock().await;
-        if let Some((_, statement)) = statements.iter().find(|(known, _)| *known == text) {
+        if let Some((_, statement)) = statements.iter().find(|(prepared, _)| *prepared == text) {
             return Ok(statement.clone());
         }
         let statement = self.client.prepare(text).await?;
@@ -219,7 +222,7 @@ impl Prepared {
     }
 }
 
-/// An error in the server's own words, where it has some.
+/// Returns the server's message, or the cause of a client error.
 pub(super) fn text_of(error: &tokio_postgres::Error) -> String {
     match error.as_db_error() {
         Some(error) => error.message().to_owned(),
@@ -232,7 +235,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_is_read_in_every_form_and_shown_without_what_is_secret() {
+    fn addresses_of_all_forms_are_parsed_and_shown_without_passwords() {
         for (url, password, name) in [
             ("postgres://goim:sesame@h:1/db", "sesame", "h:1/db"),
             ("postgresql://goim:p@sesame@h/db?connect_timeout=1", "p@sesame", "h:5432/db"),
@@ -243,12 +246,12 @@ mod tests {
             ("host=h port=1 user=goim password=sesame dbname=db", "sesame", "h:1/db"),
             ("host=/run/pg user=goim password='p sesame'", "p sesame", "/run/pg:5432"),
         ] {
-            let place = Place::new(url, Duration::from_secs(1)).unwrap();
-            assert_eq!(place.config.get_password(), Some(password.as_bytes()), "{url}");
-            assert_eq!(&*place.name, name, "{url}");
+            let target = ConnectionTarget::new(url, Duration::from_secs(1)).unwrap();
+            assert_eq!(target.config.get_password(), Some(password.as_bytes()), "{url}");
+            assert_eq!(&*target.name, name, "{url}");
         }
         for url in ["", "sesame", "postgres://goim:sesame", "host=h sesame", "mysql://goim:sesame@h/db"] {
-            let error = Place::new(url, Duration::from_secs(1)).err();
+            let error = ConnectionTarget::new(url, Duration::from_secs(1)).err();
             assert_eq!(error, Some(PostgresError::Address), "{url}");
         }
     }

@@ -1,6 +1,8 @@
-//! Ends of sessions that logics tell each other: a stream of Redis (`goim:ends`, Redis 5), of which some thousands are kept.
+//! Session-end orders between logics: a Redis stream (`goim:ends`, Redis 5) of some thousand
+//! entries.
 //!
-//! Each entry is one JSON object in the field `end`. A long list of members or keys becomes several entries.
+//! Each entry is one JSON object in the field `end`. A long list of members or keys is split into
+//! several entries.
 
 use goim_ports::{CloseReason, DirectoryError, EndCursor, EndTarget, Mid, SessionEnd};
 use redis::{Cmd, cmd};
@@ -9,12 +11,12 @@ use serde::{Deserialize, Serialize};
 use super::sessions::answer;
 use super::store::RedisStore;
 
-const ENDS: &str = "goim:ends";
-/// Entries that are kept, about: far more than are noted between two questions of a logic.
-const KEPT: usize = 4_096;
-/// Members or keys of one entry.
-const PART: usize = 1_000;
-/// Entries that are read at once.
+const STREAM: &str = "goim:ends";
+/// The approximate length of the stream: far more than is appended between two reads of a logic.
+const ENTRIES_MAX: usize = 4_096;
+/// The maximum number of members or keys in one entry.
+const TARGETS_MAX: usize = 1_000;
+/// The maximum number of entries in one read.
 const PAGE: usize = 1_000;
 
 /// An entry.
@@ -39,17 +41,17 @@ impl Entry {
                     let keys = keys.iter().map(ToString::to_string).collect();
                     Self { keys, ..empty() }
                 };
-                keys.chunks(PART).map(part).collect()
+                keys.chunks(TARGETS_MAX).map(part).collect()
             }
             EndTarget::Mids(mids) => {
                 let part = |mids: &[Mid]| Self { mids: mids.iter().map(|mid| mid.0).collect(), ..empty() };
-                mids.chunks(PART).map(part).collect()
+                mids.chunks(TARGETS_MAX).map(part).collect()
             }
             EndTarget::Room(room) => vec![Self { room: Some(room.to_string()), ..empty() }],
         }
     }
 
-    fn end(self) -> SessionEnd {
+    fn into_end(self) -> SessionEnd {
         let of = match self.room {
             Some(room) => EndTarget::Room(room.into()),
             None if self.mids.is_empty() => {
@@ -63,40 +65,40 @@ impl Entry {
     }
 }
 
-pub(super) async fn note(store: &RedisStore, end: SessionEnd) -> Result<(), DirectoryError> {
+pub(super) async fn append(store: &RedisStore, end: SessionEnd) -> Result<(), DirectoryError> {
     let commands: Vec<Cmd> = Entry::of(end)
         .iter()
-        // An entry is plain data, and always JSON.
+        // Plain data always serialises.
         .filter_map(|entry| serde_json::to_string(entry).ok())
         .map(|entry| {
             let mut command = cmd("XADD");
-            command.arg(ENDS).arg("MAXLEN").arg("~").arg(KEPT).arg("*").arg("end").arg(entry);
+            command.arg(STREAM).arg("MAXLEN").arg("~").arg(ENTRIES_MAX).arg("*").arg("end").arg(entry);
             command
         })
         .collect();
     store.run(commands).await.map(drop)
 }
 
-/// A stream's entries as Redis gives them: an id, and names and values of fields.
+/// Entries as Redis returns them: an id, and the names and values of the fields.
 type Entries = Vec<(String, Vec<String>)>;
 
-pub(super) async fn after(
+pub(super) async fn read_after(
     store: &RedisStore,
-    mark: Option<EndCursor>,
+    cursor: Option<EndCursor>,
 ) -> Result<(EndCursor, Vec<SessionEnd>), DirectoryError> {
-    let Some(EndCursor(mark)) = mark else {
-        let newest = cmd("XREVRANGE").arg(ENDS).arg("+").arg("-").arg("COUNT").arg(1).to_owned();
+    let Some(EndCursor(cursor)) = cursor else {
+        let newest = cmd("XREVRANGE").arg(STREAM).arg("+").arg("-").arg("COUNT").arg(1).to_owned();
         let entries: Entries = answer(store.run(vec![newest]).await?.into_iter().next())?;
         let newest = entries.into_iter().next().map_or_else(|| "0-0".to_owned(), |(id, _)| id);
         return Ok((EndCursor(newest), Vec::new()));
     };
     let mut asked = cmd("XREAD");
-    asked.arg("COUNT").arg(PAGE).arg("STREAMS").arg(ENDS).arg(&mark);
+    asked.arg("COUNT").arg(PAGE).arg("STREAMS").arg(STREAM).arg(&cursor);
     let streams: Option<Vec<(String, Entries)>> = answer(store.run(vec![asked]).await?.into_iter().next())?;
     let entries: Entries = streams.into_iter().flatten().flat_map(|(_, entries)| entries).collect();
-    let mark = entries.last().map_or(mark, |(id, _)| id.clone());
-    let end = |fields: &[String]| serde_json::from_str(fields.get(1)?).ok().map(Entry::end);
-    Ok((EndCursor(mark), entries.iter().filter_map(|(_, fields)| end(fields)).collect()))
+    let cursor = entries.last().map_or(cursor, |(id, _)| id.clone());
+    let end = |fields: &[String]| serde_json::from_str(fields.get(1)?).ok().map(Entry::into_end);
+    Ok((EndCursor(cursor), entries.iter().filter_map(|(_, fields)| end(fields)).collect()))
 }
 
 #[cfg(test)]
@@ -121,7 +123,7 @@ mod tests {
             let entries = Entry::of(end).into_iter();
             let read = entries.map(|entry| {
                 let text = serde_json::to_string(&entry).unwrap();
-                serde_json::from_str::<Entry>(&text).unwrap().end()
+                serde_json::from_str::<Entry>(&text).unwrap().into_end()
             });
             assert_eq!(read.collect::<Vec<_>>(), expected);
         }

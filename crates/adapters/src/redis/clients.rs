@@ -1,4 +1,4 @@
-//! Clients of Redis as the settings describe them: addresses, TLS, who signs in. Opens no connection.
+//! Creates Redis clients from the settings: addresses, TLS, logins. Opens no connection.
 
 use std::path::Path;
 use std::time::Duration;
@@ -11,32 +11,33 @@ use redis::{Client, ClientTlsConfig, ConnectionAddr, IntoConnectionInfo, TlsCert
 use super::config::{RedisConfig, RedisTls};
 use super::store::RedisError;
 
-/// What clients are made of.
-pub(super) struct Opening<'a> {
+/// Creates clients with common socket and TLS settings.
+pub(super) struct ClientFactory<'a> {
     config: &'a RedisConfig,
     socket: TcpSettings,
     certificates: TlsCertificates,
 }
 
-impl<'a> Opening<'a> {
-    /// Reads the files of TLS.
+impl<'a> ClientFactory<'a> {
+    /// Reads the TLS files.
     ///
     /// # Errors
     /// [`RedisError::File`].
     pub(super) fn new(config: &'a RedisConfig) -> Result<Self, RedisError> {
-        // What is not acknowledged in time is not tried again at ever longer intervals: the connection is made anew.
+        // Unacknowledged data breaks the connection soon, instead of being retransmitted at ever
+        // longer intervals.
         let socket =
             TcpSettings::default().set_nodelay(true).set_user_timeout(config.deadline.saturating_mul(2));
         Ok(Self { config, socket, certificates: read(&config.tls)? })
     }
 
     pub(super) fn single(&self, url: &str) -> Result<Client, RedisError> {
-        let info = url.into_connection_info().map_err(|error| self.wrong(&error))?;
+        let info = url.into_connection_info().map_err(|error| self.address_error(&error))?;
         let is_tls = is_tls(info.addr());
         let info = info.set_tcp_settings(self.socket.clone());
         let client =
             if is_tls { Client::build_with_tls(info, self.certificates.clone()) } else { Client::open(info) };
-        client.map_err(|error| self.wrong(&error))
+        client.map_err(|error| self.address_error(&error))
     }
 
     pub(super) fn cluster(&self, nodes: &[String]) -> Result<ClusterClient, RedisError> {
@@ -48,7 +49,7 @@ impl<'a> Opening<'a> {
         if nodes.iter().any(|node| node.starts_with("rediss:")) {
             builder = builder.certs(self.certificates.clone());
         }
-        builder.build().map_err(|error| self.wrong(&error))
+        builder.build().map_err(|error| self.address_error(&error))
     }
 
     pub(super) fn sentinel(
@@ -57,12 +58,12 @@ impl<'a> Opening<'a> {
         master: &str,
         sign_in: &str,
     ) -> Result<SentinelClient, RedisError> {
-        let wrong = |error| self.wrong(&error);
+        let address_error = |error| self.address_error(&error);
         let infos = sentinels.iter().map(|url| url.as_str().into_connection_info());
-        let infos = infos.collect::<Result<Vec<_>, _>>().map_err(wrong)?;
+        let infos = infos.collect::<Result<Vec<_>, _>>().map_err(address_error)?;
         let addrs = infos.iter().map(|info| info.addr().clone());
         let mut builder =
-            SentinelClientBuilder::new(addrs, master, SentinelServerType::Master).map_err(wrong)?;
+            SentinelClientBuilder::new(addrs, master, SentinelServerType::Master).map_err(address_error)?;
         if let Some(first) = infos.first() {
             let known = first.redis_settings();
             if let Some(user) = known.username() {
@@ -75,7 +76,7 @@ impl<'a> Opening<'a> {
                 builder = builder.set_client_to_sentinel_certificates(self.certificates.clone());
             }
         }
-        let at_master = sign_in.into_connection_info().map_err(wrong)?;
+        let at_master = sign_in.into_connection_info().map_err(address_error)?;
         let known = at_master.redis_settings();
         builder = builder
             .set_client_to_redis_db(known.db())
@@ -92,11 +93,11 @@ impl<'a> Opening<'a> {
                 .set_client_to_redis_tls_mode(TlsMode::Secure)
                 .set_client_to_redis_certificates(self.certificates.clone());
         }
-        builder.build().map_err(wrong)
+        builder.build().map_err(address_error)
     }
 
-    fn wrong(&self, error: &redis::RedisError) -> RedisError {
-        // What the client says more may quote the address.
+    fn address_error(&self, error: &redis::RedisError) -> RedisError {
+        // The rest of the client's message may quote the address.
         let reason = format!("no address of redis: {:?}", error.kind());
         RedisError::Address { place: self.config.place.to_string(), reason }
     }

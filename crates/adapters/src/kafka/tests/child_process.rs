@@ -1,5 +1,4 @@
-//! A reader in a process of its own, to be killed: this test binary, called for one test that is
-//! none.
+//! A reader in a child process that tests can kill: this test binary, run for a single test.
 
 use std::future::IntoFuture;
 use std::io::{BufRead, BufReader};
@@ -10,7 +9,8 @@ use super::*;
 
 const CONFIG: &str = "GOIM_TEST_READER";
 
-/// A process that reads, says what, and does nothing about it unless it is told to.
+/// A child process that prints the records that it reads, and marks them as done only when
+/// `is_working`.
 pub(super) struct Reader {
     child: Child,
     lines: mpsc::Receiver<String>,
@@ -21,7 +21,7 @@ impl Reader {
         Self::start_with(config, false)
     }
 
-    /// One that says of all that it is done.
+    /// Starts one that marks all records as done.
     pub(super) fn start_working(config: &KafkaConfig) -> Self {
         Self::start_with(config, true)
     }
@@ -36,7 +36,7 @@ impl Reader {
             config.group
         );
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "kafka::tests::child::reads", "--ignored", "--nocapture"])
+            .args(["--exact", "kafka::tests::child_process::reads", "--ignored", "--nocapture"])
             .env(CONFIG, text)
             .stdout(Stdio::piped())
             .spawn()
@@ -47,12 +47,12 @@ impl Reader {
         Self { child, lines }
     }
 
-    /// What it has read since the last time.
+    /// Returns the records read since the last call.
     pub(super) fn has_read(&self) -> Vec<String> {
         self.lines.try_iter().filter_map(|line| Some(line.split_once("read: ")?.1.to_owned())).collect()
     }
 
-    /// Pushes until it reads something.
+    /// Pushes until it reads a record.
     pub(super) async fn reads_after<F>(&mut self, push: impl Fn() -> F)
     where
         F: IntoFuture<Output = Result<(), AppendError>>,
@@ -65,7 +65,7 @@ impl Reader {
         }
     }
 
-    /// As a crash does.
+    /// Kills it, like a crash.
     pub(super) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();

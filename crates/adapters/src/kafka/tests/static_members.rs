@@ -1,4 +1,4 @@
-//! Members with names: they come back to what they had, and no two have one name.
+//! Static members: they resume with their partitions, and names are unique.
 
 use goim_ports::ReadError;
 
@@ -8,15 +8,21 @@ fn named(config: &KafkaConfig, name: &str) -> KafkaConfig {
     KafkaConfig { instance_id: Some(name.to_owned()), ..config.clone() }
 }
 
-/// Pushes to all partitions every 20 ms and measures from the push until one of the processes has
-/// read it.
+/// Pushes to all partitions every 20 ms, and measures the time until one of the processes has read
+/// the push.
 struct Load {
     sent: std::collections::HashMap<String, Instant>,
     longest: Duration,
 }
 
 impl Load {
-    async fn run(&mut self, log: &KafkaPushLog, readers: &[&child::Reader], round: &str, time: Duration) {
+    async fn run(
+        &mut self,
+        log: &KafkaPushLog,
+        readers: &[&child_process::Reader],
+        round: &str,
+        time: Duration,
+    ) {
         let until = Instant::now() + time;
         let mut n = 0;
         while Instant::now() < until {
@@ -25,11 +31,11 @@ impl Load {
             log.append(record_for_key(&format!("k{n}"), body.clone())).await.unwrap();
             self.sent.insert(body, Instant::now());
             tokio::time::sleep(Duration::from_millis(20)).await;
-            self.hear(readers);
+            self.collect(readers);
         }
     }
 
-    fn hear(&mut self, readers: &[&child::Reader]) {
+    fn collect(&mut self, readers: &[&child_process::Reader]) {
         for body in readers.iter().flat_map(|reader| reader.has_read()) {
             if let Some(since) = self.sent.remove(&body) {
                 self.longest = self.longest.max(since.elapsed());
@@ -39,14 +45,15 @@ impl Load {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_member_that_is_killed_and_comes_back_goes_on_at_once_and_no_other_notices() {
-    let Some(broker) = broker() else { return };
-    // Nobody waits for this to be over.
+#[ignore = "needs Kafka: scripts/test.sh"]
+async fn a_killed_static_member_resumes_without_a_rebalance() {
+    let broker = broker();
+    // No test waits for the session timeout.
     let config = KafkaConfig { session_timeout: Duration::from_secs(30), ..with_topic(&broker, 8).await };
     let log = KafkaPushLog::start(config.clone()).await.unwrap();
     let mut other = KafkaPushLogReader::join(named(&config, "job2")).await.unwrap();
     let stats = other.stats();
-    let mut victim = child::Reader::start_working(&named(&config, "job1"));
+    let mut victim = child_process::Reader::start_working(&named(&config, "job1"));
     let other = tokio::spawn(async move {
         let mut seen = 0;
         while let Ok(Some(entries)) = other.read().await {
@@ -57,7 +64,7 @@ async fn a_member_that_is_killed_and_comes_back_goes_on_at_once_and_no_other_not
         }
         seen
     });
-    // To all partitions, so that some are the victim's.
+    // To all partitions, so that the victim gets some.
     let push = || async {
         for n in 0..16 {
             log.append(record_for_key(&format!("k{n}"), "x")).await?;
@@ -70,18 +77,19 @@ async fn a_member_that_is_killed_and_comes_back_goes_on_at_once_and_no_other_not
     for round in 0..3 {
         victim.kill();
         let killed = Instant::now();
-        victim = child::Reader::start_working(&named(&config, "job1"));
+        victim = child_process::Reader::start_working(&named(&config, "job1"));
         victim.reads_after(push).await;
         eprintln!("round {round}: reads {:?} after it was killed", killed.elapsed());
         assert!(killed.elapsed() < Duration::from_secs(15), "{:?}", killed.elapsed());
     }
-    assert_eq!(stats().rebalances, rebalances, "the other has noticed");
+    assert_eq!(stats().rebalances, rebalances, "the other was rebalanced");
     other.abort();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_member_with_a_name_that_stops_and_comes_back_goes_on_at_once() {
-    let Some(broker) = broker() else { return };
+#[ignore = "needs Kafka: scripts/test.sh"]
+async fn a_stopped_static_member_resumes_immediately() {
+    let broker = broker();
     let config = KafkaConfig {
         session_timeout: Duration::from_secs(30),
         instance_id: Some("job1".to_owned()),
@@ -103,8 +111,9 @@ async fn a_member_with_a_name_that_stops_and_comes_back_goes_on_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_member_with_a_name_may_stop_while_the_group_is_agreeing() {
-    let Some(broker) = broker() else { return };
+#[ignore = "needs Kafka: scripts/test.sh"]
+async fn a_static_member_may_stop_during_a_rebalance() {
+    let broker = broker();
     let config = with_topic(&broker, 8).await;
     for nth in 0..20 {
         let config = named(&config, &format!("job{}", nth % 3));
@@ -118,8 +127,9 @@ async fn a_member_with_a_name_may_stop_while_the_group_is_agreeing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_two_members_with_one_name_the_first_is_told_and_ends() {
-    let Some(broker) = broker() else { return };
+#[ignore = "needs Kafka: scripts/test.sh"]
+async fn of_two_members_with_one_name_the_first_is_fenced() {
+    let broker = broker();
     let config = KafkaConfig { instance_id: Some("job1".to_owned()), ..with_topic(&broker, 2).await };
     let (log, mut first) = both_ends(&config).await;
     log.append(record_for_key("k", "before")).await.unwrap();
@@ -133,12 +143,12 @@ async fn of_two_members_with_one_name_the_first_is_told_and_ends() {
             }
         }
     };
-    let ended = tokio::time::timeout(Duration::from_secs(20), ended).await.expect("it is told");
+    let ended = tokio::time::timeout(Duration::from_secs(20), ended).await.expect("it is fenced");
     let ReadError::Fenced(text) = &ended else { panic!("{ended:?}") };
     for part in ["\"job1\"", &config.group, "kafka.instance_id", "comet.node.server"] {
         assert!(text.contains(part), "{part} in {text}");
     }
-    assert_eq!(first.read().await, Err(ended), "again and again");
+    assert_eq!(first.read().await, Err(ended), "permanently");
     log.append(record_for_key("k", "after")).await.unwrap();
     let entries = read(&mut second, 1).await;
     assert!(
@@ -148,8 +158,9 @@ async fn of_two_members_with_one_name_the_first_is_told_and_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_member_that_is_fenced_by_a_membership_of_its_own_joins_again() {
-    let Some(broker) = broker() else { return };
+#[ignore = "needs Kafka: scripts/test.sh"]
+async fn a_member_fenced_by_its_own_next_membership_rejoins() {
+    let broker = broker();
     let config = KafkaConfig { instance_id: Some("job1".to_owned()), ..with_topic(&broker, 2).await };
     let (log, mut reader) = both_ends(&config).await;
     let stats = reader.stats();
@@ -157,9 +168,9 @@ async fn a_member_that_is_fenced_by_a_membership_of_its_own_joins_again() {
     let entries = read(&mut reader, 1).await;
     reader.done(entries[0].position);
     becomes("it is committed", || committed(&config, 2) == 1).await;
-    // Another membership under its name, in which nobody lives any more.
+    // Another membership with the same name, whose process is stopped.
     let mut other = KafkaPushLogReader::join(config.clone()).await.unwrap();
-    reader.loses_its_membership();
+    reader.lose_membership();
     let until = Instant::now() + Duration::from_secs(30);
     while other.stats()().partitions == 0 {
         assert!(Instant::now() < until, "the other has no partitions");
@@ -169,7 +180,7 @@ async fn a_member_that_is_fenced_by_a_membership_of_its_own_joins_again() {
     for n in 0..8 {
         log.append(record_for_key(&format!("k{n}"), format!("{n}"))).await.unwrap();
     }
-    // What it reads before it hears of that is not committed, and comes again.
+    // Records read before the fencing are not committed, and are read again.
     let until = Instant::now() + Duration::from_secs(30);
     while committed(&config, 2) < 9 {
         assert!(Instant::now() < until, "{} are committed", committed(&config, 2));
@@ -182,10 +193,8 @@ async fn a_member_that_is_fenced_by_a_membership_of_its_own_joins_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_member_with_a_name_goes_on_after_a_broker_was_away_for_longer_than_its_session() {
-    if broker().is_none() {
-        return;
-    }
+#[ignore = "needs Kafka: scripts/test.sh"]
+async fn a_static_member_resumes_after_a_broker_outage_longer_than_its_session() {
     let (own, broker) = OwnBroker::start();
     let config = KafkaConfig { instance_id: Some("job1".to_owned()), ..with_topic(&broker, 4).await };
     let (log, mut reader) = both_ends(&config).await;
@@ -201,15 +210,14 @@ async fn a_member_with_a_name_goes_on_after_a_broker_was_away_for_longer_than_it
             entries.extend(read(&mut reader, 1).await);
         }
         own.script("kill");
-        // So there is a commit that waits until the coordinator is back, and the membership is
-        // another one by then.
+        // So a commit waits until the coordinator is back, when the membership has changed.
         entries.iter().for_each(|entry| reader.done(entry.position));
-        let away = tokio::time::timeout(config.session_timeout + Duration::from_secs(2), async {
+        let outage = tokio::time::timeout(config.session_timeout + Duration::from_secs(2), async {
             loop {
-                reader.read().await.expect("a broker that is away is no end");
+                reader.read().await.expect("an unreachable broker is no fatal error");
             }
         });
-        assert!(away.await.is_err());
+        assert!(outage.await.is_err());
         own.script("start");
         let until = Instant::now() + Duration::from_secs(20);
         while committed(&config, 4) < 8 * (round + 1) {
@@ -222,12 +230,12 @@ async fn a_member_with_a_name_goes_on_after_a_broker_was_away_for_longer_than_it
     }
 }
 
-/// A job that is killed thirty times while pushes run. `KILLS` and `SESSION` (in ms) in the
-/// environment change it.
+/// A job that is killed thirty times under load. The environment variables `KILLS` and `SESSION`
+/// (in ms) change it.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes minutes; for the figures of docs/reliability.md"]
-async fn thirty_kills_under_load() {
-    let Some(broker) = broker() else { return };
+async fn thirty_kills_under_load_takes_minutes() {
+    let broker = broker();
     let number = |name: &str, default: u64| std::env::var(name).map_or(default, |text| text.parse().unwrap());
     let config = KafkaConfig {
         session_timeout: Duration::from_millis(number("SESSION", 10_000)),
@@ -236,8 +244,8 @@ async fn thirty_kills_under_load() {
     };
     let log = KafkaPushLog::start(config.clone()).await.unwrap();
     let mut readers = [
-        child::Reader::start_working(&named(&config, "job1")),
-        child::Reader::start_working(&named(&config, "job2")),
+        child_process::Reader::start_working(&named(&config, "job1")),
+        child_process::Reader::start_working(&named(&config, "job2")),
     ];
     for reader in &mut readers {
         reader.reads_after(|| log.append(record_for_key(&unique("k"), "x"))).await;
@@ -245,13 +253,13 @@ async fn thirty_kills_under_load() {
     let mut load = Load { sent: Default::default(), longest: Duration::ZERO };
     for round in 0..number("KILLS", 30) {
         let nth = usize::try_from(round % 2).unwrap();
-        load.hear(&[&readers[nth]]);
+        load.collect(&[&readers[nth]]);
         readers[nth].kill();
-        readers[nth] = child::Reader::start_working(&named(&config, &format!("job{}", nth + 1)));
-        let both: Vec<&child::Reader> = readers.iter().collect();
+        readers[nth] = child_process::Reader::start_working(&named(&config, &format!("job{}", nth + 1)));
+        let both: Vec<&child_process::Reader> = readers.iter().collect();
         load.run(&log, &both, &round.to_string(), Duration::from_secs(3)).await;
     }
-    let both: Vec<&child::Reader> = readers.iter().collect();
+    let both: Vec<&child_process::Reader> = readers.iter().collect();
     load.run(&log, &both, "end", Duration::from_secs(20)).await;
     eprintln!("longest from push to read {:?}; {} not read", load.longest, load.sent.len());
 }
