@@ -36,7 +36,7 @@ pub(crate) struct Events {
 impl Events {
     pub(crate) fn new(config: EventsConfig, server: ServerId) -> Self {
         let queue = RetryQueue::new(RetryRules {
-            queued_max: config.waiting_max,
+            queued_max: config.queued_max,
             batch_max: config.batch_max.get(),
             backoff_min: BACKOFF_MIN,
             backoff_max: BACKOFF_MAX,

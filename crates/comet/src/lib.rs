@@ -50,12 +50,13 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 pub use config::{
-    Config, DrainConfig, LimitsConfig, ListenConfig, NodeConfig, RecoveryConfig, SendConfig, TlsConfig,
+    CompressionConfig, Config, DrainConfig, EventsConfig, LevelsConfig, LimitsConfig, ListenConfig,
+    NodeConfig, RecoveryConfig, SendConfig, SyncConfig, TlsConfig,
 };
 pub use goim_session::SlowConsumerPolicy;
 
 pub use listen::StartError;
-pub use listener::ListenAddrs;
+pub use listener::{ListenAddrs, ListenerKind, Listeners, PerListener};
 
 use inbox::{Notice, ShardHandle};
 use shard::Shard;
@@ -101,13 +102,9 @@ impl Comet {
     /// [`StartError`]; then nothing is left running.
     pub fn start(config: Config, needs: Dependencies) -> Result<Self, StartError> {
         let count = config.shards.map_or_else(cores, std::num::NonZeroUsize::get);
-        let certificates = match &config.tls {
-            None => None,
-            Some(files) => {
-                let store = tls::CertificateStore::load(&files.cert_file, &files.key_file);
-                Some(Arc::new(store.map_err(|error| StartError::Tls(error.to_string()))?))
-            }
-        };
+        let load = |(cert_file, key_file)| tls::CertificateStore::load(cert_file, key_file).map(Arc::new);
+        let certificates = config.tls.files().map(load).transpose();
+        let certificates = certificates.map_err(|error| StartError::Tls(error.to_string()))?;
         let listening = listen::open(&config, count, certificates.is_some())?;
         let shared = Arc::new(Shared::new(config, needs.logic, needs.runtime.clone(), certificates));
         let (shards, stats, threads) = start_shards(&shared, listening.shards)?;
@@ -203,7 +200,7 @@ impl Comet {
             tracing::warn!(%error, "could not leave the node list; clients may still be sent here");
         }
         let drain = &self.shared.config.drain;
-        self.end_shards(drain.sessions_per_second, drain.deadline, drain.reconnect_delay_max);
+        self.end_shards(drain.sessions_per_second, drain.timeout, drain.reconnect_delay_max);
         let threads = std::mem::take(&mut *self.threads.lock());
         let joined = tokio::task::spawn_blocking(move || {
             threads.into_iter().for_each(|thread| drop(thread.join()));
@@ -294,9 +291,9 @@ fn keep_running(index: usize, shard: Shard) {
 }
 
 async fn watch_certificate(shared: Arc<Shared>) {
-    let (Some(store), Some(files)) = (&shared.certificates, &shared.config.tls) else { return };
+    let Some(store) = &shared.certificates else { return };
     loop {
-        tokio::time::sleep(files.reload_interval).await;
+        tokio::time::sleep(shared.config.tls.reload_interval).await;
         match store.reload_if_changed() {
             Ok(true) => tracing::info!("the certificate has changed; new connections use the new one"),
             Ok(false) => {}

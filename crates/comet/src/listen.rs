@@ -7,7 +7,7 @@ use mio::net::TcpListener;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::config::Config;
-use crate::listener::{KINDS, ListenAddrs, ListenerKind};
+use crate::listener::{ListenAddrs, ListenerKind};
 
 /// Why a comet did not start.
 #[derive(Debug, thiserror::Error)]
@@ -40,10 +40,10 @@ pub(crate) struct Listening {
 pub(crate) fn open(config: &Config, shards: usize, tls: bool) -> Result<Listening, StartError> {
     let mut open =
         Listening { shards: (0..shards).map(|_| Vec::new()).collect(), addrs: ListenAddrs::default() };
-    for kind in KINDS.into_iter().filter(|kind| tls || !kind.tls) {
-        for addr in kind.configured(&config.listen) {
+    for (kind, addrs) in config.listen.addrs.iter().filter(|(kind, _)| tls || !kind.is_tls()) {
+        for addr in addrs {
             let bound = open.open_one(config, kind, *addr)?;
-            kind.bound(&mut open.addrs).push(bound);
+            open.addrs[kind].push(bound);
         }
     }
     Ok(open)

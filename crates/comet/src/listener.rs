@@ -1,33 +1,12 @@
-//! The kinds of listeners: which protocol, transport and encryption a connection uses.
+//! The kinds of listeners, as one table: setting, metric label, text and default of each.
 //!
-//! Owns the tables that go by kind. The sockets are opened in `listen` and accepted in `shard`.
+//! A new kind is one variant and one row.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::{Deref, DerefMut, Index, IndexMut};
 
 use goim_session::Transport;
-
-use crate::config::ListenConfig;
-
-/// The addresses that a comet is bound to, by kind of listener, in the order of its configuration.
-#[derive(Debug, Clone, Default)]
-pub struct ListenAddrs {
-    /// Plain TCP.
-    pub tcp: Vec<SocketAddr>,
-    /// TCP inside TLS.
-    pub tcp_tls: Vec<SocketAddr>,
-    /// WebSocket.
-    pub websocket: Vec<SocketAddr>,
-    /// WebSocket inside TLS.
-    pub websocket_tls: Vec<SocketAddr>,
-    /// Plain TCP, danmaku protocol.
-    pub danmaku_tcp: Vec<SocketAddr>,
-    /// TCP inside TLS, danmaku protocol.
-    pub danmaku_tcp_tls: Vec<SocketAddr>,
-    /// WebSocket, danmaku protocol.
-    pub danmaku_websocket: Vec<SocketAddr>,
-    /// WebSocket inside TLS, danmaku protocol.
-    pub danmaku_websocket_tls: Vec<SocketAddr>,
-}
+use goim_settings::{Faults, Plain, Schema, Setting, Settings};
 
 /// The protocol that the clients of a listener use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -38,74 +17,220 @@ pub(crate) enum Dialect {
     Danmaku,
 }
 
-/// Protocol, transport and encryption of a listener; all its connections have the same.
+/// What a listener expects of its connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct ListenerKind {
-    pub(crate) dialect: Dialect,
-    pub(crate) transport: Transport,
-    pub(crate) tls: bool,
+pub enum ListenerKind {
+    /// goim's protocol over TCP.
+    Tcp,
+    /// goim's protocol over TCP inside TLS.
+    TcpTls,
+    /// goim's protocol over WebSocket.
+    Websocket,
+    /// goim's protocol over WebSocket inside TLS.
+    WebsocketTls,
+    /// The danmaku protocol over TCP.
+    DanmakuTcp,
+    /// The danmaku protocol over TCP inside TLS.
+    DanmakuTcpTls,
+    /// The danmaku protocol over WebSocket.
+    DanmakuWebsocket,
+    /// The danmaku protocol over WebSocket inside TLS.
+    DanmakuWebsocketTls,
 }
 
-/// All kinds. Counters by kind are in this order.
-pub(crate) const KINDS: [ListenerKind; 8] = [
-    goim(Transport::Stream, false),
-    goim(Transport::Stream, true),
-    goim(Transport::WebSocket, false),
-    goim(Transport::WebSocket, true),
-    danmaku(Transport::Stream, false),
-    danmaku(Transport::Stream, true),
-    danmaku(Transport::WebSocket, false),
-    danmaku(Transport::WebSocket, true),
+/// What is known of one kind.
+struct Row {
+    /// The setting in `comet.listen`.
+    name: &'static str,
+    /// The label of metrics and logs.
+    label: &'static str,
+    /// The text of the setting.
+    text: &'static str,
+    /// The port of the default address; none: closed by default.
+    port: Option<u16>,
+    dialect: Dialect,
+    transport: Transport,
+    tls: bool,
+}
+
+const fn row(
+    name: &'static str,
+    label: &'static str,
+    port: Option<u16>,
+    (dialect, transport, tls): (Dialect, Transport, bool),
+    text: &'static str,
+) -> Row {
+    Row { name, label, text, port, dialect, transport, tls }
+}
+
+/// In the order of [`ListenerKind::ALL`].
+#[rustfmt::skip]
+const ROWS: [Row; 8] = [
+    row("tcp", "tcp", Some(3101), (Dialect::Goim, Transport::Stream, false),
+        "TCP."),
+    row("tcp_tls", "tls", None, (Dialect::Goim, Transport::Stream, true),
+        "TCP inside TLS; needs a certificate."),
+    row("websocket", "ws", Some(3102), (Dialect::Goim, Transport::WebSocket, false),
+        "WebSocket."),
+    row("websocket_tls", "wss", Some(3103), (Dialect::Goim, Transport::WebSocket, true),
+        "WebSocket inside TLS. The default opens only when a certificate is configured."),
+    row("danmaku_tcp", "danmaku_tcp", None, (Dialect::Danmaku, Transport::Stream, false),
+        "TCP for clients of the danmaku protocol (docs/protocol.md)."),
+    row("danmaku_tcp_tls", "danmaku_tls", None, (Dialect::Danmaku, Transport::Stream, true),
+        "The danmaku protocol over TCP inside TLS; needs a certificate."),
+    row("danmaku_websocket", "danmaku_ws", None, (Dialect::Danmaku, Transport::WebSocket, false),
+        "The danmaku protocol over WebSocket."),
+    row("danmaku_websocket_tls", "danmaku_wss", None, (Dialect::Danmaku, Transport::WebSocket, true),
+        "The danmaku protocol over WebSocket inside TLS; needs a certificate."),
 ];
 
-const fn goim(transport: Transport, tls: bool) -> ListenerKind {
-    ListenerKind { dialect: Dialect::Goim, transport, tls }
-}
-
-const fn danmaku(transport: Transport, tls: bool) -> ListenerKind {
-    ListenerKind { dialect: Dialect::Danmaku, transport, tls }
-}
-
 impl ListenerKind {
-    /// The addresses that the configuration has for this kind.
-    pub(crate) fn configured(self, listen: &ListenConfig) -> &[SocketAddr] {
-        match (self.dialect, self.transport, self.tls) {
-            (Dialect::Goim, Transport::Stream, false) => &listen.tcp,
-            (Dialect::Goim, Transport::Stream, true) => &listen.tcp_tls,
-            (Dialect::Goim, Transport::WebSocket, false) => &listen.websocket,
-            (Dialect::Goim, Transport::WebSocket, true) => &listen.websocket_tls,
-            (Dialect::Danmaku, Transport::Stream, false) => &listen.danmaku_tcp,
-            (Dialect::Danmaku, Transport::Stream, true) => &listen.danmaku_tcp_tls,
-            (Dialect::Danmaku, Transport::WebSocket, false) => &listen.danmaku_websocket,
-            (Dialect::Danmaku, Transport::WebSocket, true) => &listen.danmaku_websocket_tls,
-        }
+    /// All kinds. Counters by kind are in this order.
+    pub const ALL: [Self; ROWS.len()] = [
+        Self::Tcp,
+        Self::TcpTls,
+        Self::Websocket,
+        Self::WebsocketTls,
+        Self::DanmakuTcp,
+        Self::DanmakuTcpTls,
+        Self::DanmakuWebsocket,
+        Self::DanmakuWebsocketTls,
+    ];
+
+    const fn row(self) -> &'static Row {
+        &ROWS[self as usize]
     }
 
-    /// The addresses that listeners of this kind are bound to.
-    pub(crate) fn bound(self, addrs: &mut ListenAddrs) -> &mut Vec<SocketAddr> {
-        match (self.dialect, self.transport, self.tls) {
-            (Dialect::Goim, Transport::Stream, false) => &mut addrs.tcp,
-            (Dialect::Goim, Transport::Stream, true) => &mut addrs.tcp_tls,
-            (Dialect::Goim, Transport::WebSocket, false) => &mut addrs.websocket,
-            (Dialect::Goim, Transport::WebSocket, true) => &mut addrs.websocket_tls,
-            (Dialect::Danmaku, Transport::Stream, false) => &mut addrs.danmaku_tcp,
-            (Dialect::Danmaku, Transport::Stream, true) => &mut addrs.danmaku_tcp_tls,
-            (Dialect::Danmaku, Transport::WebSocket, false) => &mut addrs.danmaku_websocket,
-            (Dialect::Danmaku, Transport::WebSocket, true) => &mut addrs.danmaku_websocket_tls,
-        }
+    /// The setting in `comet.listen`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        self.row().name
     }
 
-    /// Returns the label for metrics and logs.
+    /// True if connections are encrypted, so that a certificate is needed.
+    #[must_use]
+    pub const fn is_tls(self) -> bool {
+        self.row().tls
+    }
+
+    /// True if clients talk the danmaku protocol.
+    #[must_use]
+    pub const fn is_danmaku(self) -> bool {
+        matches!(self.row().dialect, Dialect::Danmaku)
+    }
+
+    /// True if packets travel in WebSocket messages.
+    #[must_use]
+    pub const fn is_websocket(self) -> bool {
+        matches!(self.row().transport, Transport::WebSocket)
+    }
+
+    /// The label of metrics and logs.
     pub(crate) const fn label(self) -> &'static str {
-        match (self.dialect, self.transport, self.tls) {
-            (Dialect::Goim, Transport::Stream, false) => "tcp",
-            (Dialect::Goim, Transport::Stream, true) => "tls",
-            (Dialect::Goim, Transport::WebSocket, false) => "ws",
-            (Dialect::Goim, Transport::WebSocket, true) => "wss",
-            (Dialect::Danmaku, Transport::Stream, false) => "danmaku_tcp",
-            (Dialect::Danmaku, Transport::Stream, true) => "danmaku_tls",
-            (Dialect::Danmaku, Transport::WebSocket, false) => "danmaku_ws",
-            (Dialect::Danmaku, Transport::WebSocket, true) => "danmaku_wss",
+        self.row().label
+    }
+
+    pub(crate) const fn dialect(self) -> Dialect {
+        self.row().dialect
+    }
+
+    pub(crate) const fn transport(self) -> Transport {
+        self.row().transport
+    }
+}
+
+/// One `T` for each kind of listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PerListener<T>([T; ROWS.len()]);
+
+impl<T> PerListener<T> {
+    /// All of them, with their kinds.
+    pub fn iter(&self) -> impl Iterator<Item = (ListenerKind, &T)> {
+        ListenerKind::ALL.into_iter().zip(&self.0)
+    }
+}
+
+impl<T> Index<ListenerKind> for PerListener<T> {
+    type Output = T;
+
+    fn index(&self, kind: ListenerKind) -> &T {
+        &self.0[kind as usize]
+    }
+}
+
+impl<T> IndexMut<ListenerKind> for PerListener<T> {
+    fn index_mut(&mut self, kind: ListenerKind) -> &mut T {
+        &mut self.0[kind as usize]
+    }
+}
+
+/// Addresses by kind of listener: those of a configuration, or those that a comet listens on, in
+/// the same order.
+pub type ListenAddrs = PerListener<Vec<SocketAddr>>;
+
+/// The addresses of `comet.listen`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listeners(ListenAddrs);
+
+impl Deref for Listeners {
+    type Target = ListenAddrs;
+
+    fn deref(&self) -> &ListenAddrs {
+        &self.0
+    }
+}
+
+impl DerefMut for Listeners {
+    fn deref_mut(&mut self) -> &mut ListenAddrs {
+        &mut self.0
+    }
+}
+
+impl Default for Listeners {
+    fn default() -> Self {
+        let addr = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        Self(PerListener(ROWS.map(|row| row.port.map(addr).into_iter().collect())))
+    }
+}
+
+impl Settings for Listeners {
+    const TEXT: &'static str = "The addresses of the listeners.";
+
+    fn schema() -> Schema<Self> {
+        let setting = |kind: ListenerKind| {
+            Setting::new::<Vec<SocketAddr>, Plain>(
+                kind.name(),
+                kind.row().text,
+                move |all: &Self| &all.0[kind],
+                move |all: &mut Self| &mut all.0[kind],
+            )
+        };
+        Schema::of(Self::TEXT, ListenerKind::ALL.map(setting).into(), Vec::new())
+    }
+
+    /// Whether the addresses can be opened depends on the certificate: see [`crate::Config`].
+    fn check(&self, _faults: &mut Faults) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_in_the_order_of_the_kinds() {
+        for (at, kind) in ListenerKind::ALL.into_iter().enumerate() {
+            assert_eq!(kind as usize, at);
+            assert_eq!(kind.name().ends_with("_tls"), kind.is_tls(), "{kind:?}");
+            assert_eq!(kind.name().starts_with("danmaku_"), kind.is_danmaku(), "{kind:?}");
+            assert_eq!(kind.name().contains("websocket"), kind.is_websocket(), "{kind:?}");
         }
+    }
+
+    #[test]
+    fn three_kinds_have_a_default_address() {
+        let open = Listeners::default();
+        let open = open.iter().filter(|(_, addrs)| !addrs.is_empty());
+        let names: Vec<_> = open.map(|(kind, addrs)| (kind.name(), addrs[0].port())).collect();
+        assert_eq!(names, [("tcp", 3101), ("websocket", 3102), ("websocket_tls", 3103)]);
     }
 }

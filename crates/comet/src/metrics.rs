@@ -9,7 +9,7 @@ use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 
 use crate::inbox::ShardHandle;
-use crate::listener::KINDS;
+use crate::listener::ListenerKind;
 use crate::message::CompressionStats;
 use crate::shared::Shared;
 use crate::stats::{BOUNDS_US, DROPS, Histogram, RANGES, ShardStats, SharedCounter};
@@ -77,7 +77,7 @@ impl CometCollector {
     }
 
     fn connections(&self, out: &mut DescriptorEncoder<'_>) -> Encoded {
-        let kinds = || KINDS.iter().map(|kind| kind.label());
+        let kinds = || ListenerKind::ALL.iter().map(|kind| kind.label());
         let reasons = CloseReason::ALL.iter().map(|reason| reason.label());
         let held = self.rows("transport", kinds(), |shard, index| shard.connections[index].get());
         let accepted = self.rows("transport", kinds(), |shard, index| shard.accepted[index].get());

@@ -8,7 +8,7 @@ use std::time::Duration;
 use goim_ports::Operation;
 use goim_session::CloseReason;
 
-use crate::listener::{KINDS, ListenerKind};
+use crate::listener::ListenerKind;
 
 /// Ranges of operations that are counted separately.
 pub(crate) const RANGES: [&str; 4] = ["control", "message", "backend", "other"];
@@ -129,12 +129,12 @@ fn raise(number: &AtomicU64, amount: u64) {
 /// All counters of one shard.
 #[derive(Debug, Default)]
 pub(crate) struct ShardStats {
-    /// Open connections, by [`KINDS`].
-    pub(crate) connections: [Gauge; KINDS.len()],
+    /// Open connections, by [`ListenerKind::ALL`].
+    pub(crate) connections: [Gauge; ListenerKind::ALL.len()],
     /// Authenticated ones among them.
     pub(crate) sessions: Gauge,
-    /// Connections accepted, by [`KINDS`].
-    pub(crate) accepted: [Counter; KINDS.len()],
+    /// Connections accepted, by [`ListenerKind::ALL`].
+    pub(crate) accepted: [Counter; ListenerKind::ALL.len()],
     /// Errors of accept.
     pub(crate) accept_errors: Counter,
     /// Packets in, by [`RANGES`].
@@ -196,6 +196,6 @@ impl ShardStats {
     }
 
     pub(crate) fn kind_index(kind: ListenerKind) -> usize {
-        KINDS.iter().position(|other| *other == kind).unwrap_or(0)
+        kind as usize
     }
 }

@@ -1,18 +1,19 @@
-//! What a process says when it is up: a few lines for people, the same and more for the log.
+//! The announcement of a process that is up: a few lines for people, the same and more for the log.
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use goim_comet::ListenerKind;
 use goim_logic::{IdentityConfig, IdentityMethod, PushProtection};
 
 use crate::serve::{Addrs, Running};
 use crate::{Config, machine, timelines};
 
-/// The room of the examples, and the port where `goim connect` looks by itself.
+/// The room of the examples, and the default port of `goim connect`.
 const ROOM: &str = "live://1000";
 const TCP_PORT: u16 = 3101;
 
-/// For standard output: where to connect, a push that works as it stands, the next step.
+/// For standard output: where to connect, and commands to try.
 pub(crate) fn text(config: &Config, running: &Running) -> String {
     let addrs = running.addrs();
     let program = std::env::args().next().unwrap_or_else(|| "goim".to_owned());
@@ -27,12 +28,12 @@ pub(crate) fn text(config: &Config, running: &Running) -> String {
         line("danmaku", &danmaku.join("  "));
     }
     line("push API", &format!("http://{}  {}", reachable(addrs.http), running.logic().push_protection()));
-    line("operation", &format!("http://{}/metrics  /healthz  /readyz", reachable(addrs.http)));
+    line("admin", &format!("http://{}/metrics  /healthz  /readyz", reachable(addrs.http)));
     let rpc = |addr: Option<SocketAddr>| addr.map_or("closed".to_owned(), |addr| addr.to_string());
     line("gRPC", &format!("comet {}  logic {}", rpc(addrs.comet_rpc), rpc(addrs.logic_rpc)));
     line("identity", running.logic().identity());
-    if let Some(place) = timelines::place(config) {
-        line("timelines", &place);
+    if let Some(location) = timelines::location(config) {
+        line("timelines", &location);
     }
     let _ = write!(
         text,
@@ -43,25 +44,25 @@ pub(crate) fn text(config: &Config, running: &Running) -> String {
     text
 }
 
-/// For the log: the same as fields, and what the bounded queues may take at worst.
+/// For the log: the same as fields, and the worst-case memory of the bounded queues.
 pub(crate) fn log(config: &Config, running: &Running) {
     let addrs = running.addrs();
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         server = %running.server(),
-        tcp = ?addrs.tcp,
-        websocket = ?addrs.websocket,
-        tcp_tls = ?addrs.tcp_tls,
-        websocket_tls = ?addrs.websocket_tls,
+        tcp = ?addrs.clients[ListenerKind::Tcp],
+        websocket = ?addrs.clients[ListenerKind::Websocket],
+        tcp_tls = ?addrs.clients[ListenerKind::TcpTls],
+        websocket_tls = ?addrs.clients[ListenerKind::WebsocketTls],
         http = %addrs.http,
         comet_rpc = ?addrs.comet_rpc,
         logic_rpc = ?addrs.logic_rpc,
         push = %running.logic().push_protection(),
-        timelines = ?timelines::place(config),
+        timelines = ?timelines::location(config),
         "up"
     );
     if config.logic.identity.method == IdentityMethod::Open {
-        tracing::warn!("identity is open: clients are believed what they say of themselves");
+        tracing::warn!("identity is open: clients are trusted with any identity that they claim");
     }
     let MemoryBound { push_log, in_flight, http_bodies, sessions } =
         memory_bound(config, machine::open_files_max());
@@ -69,7 +70,7 @@ pub(crate) fn log(config: &Config, running: &Running) {
         push_log,
         job_in_flight = in_flight,
         http_bodies,
-        session_queues_if_nobody_reads = sessions,
+        session_queues_if_no_client_reads = sessions,
         "worst-case memory of the bounded queues, in MiB"
     );
 }
@@ -88,7 +89,7 @@ fn memory_bound(config: &Config, open_files_max: Option<u64>) -> MemoryBound {
     let product = |a: usize, b: usize| mib((a as u64).saturating_mul(b as u64));
     let http = &config.logic.http;
     let comet = &config.comet;
-    // Every session is an open file.
+    // Every session uses an open file.
     let sessions = open_files_max.map_or(usize::MAX, |max| usize::try_from(max).unwrap_or(usize::MAX));
     MemoryBound {
         push_log: mib(config.push_log.bytes_max as u64),
@@ -98,37 +99,34 @@ fn memory_bound(config: &Config, open_files_max: Option<u64>) -> MemoryBound {
     }
 }
 
+/// The URLs of the listeners for goim's protocol.
 fn clients(config: &Config, addrs: &Addrs) -> Vec<String> {
-    let path = &config.comet.listen.websocket_path;
-    let urls = |scheme: &str, addrs: &[SocketAddr], path: &str| -> Vec<String> {
-        addrs.iter().map(|addr| format!("{scheme}://{}{path}", reachable(*addr))).collect()
-    };
-    [
-        urls("tcp", &addrs.tcp, ""),
-        urls("ws", &addrs.websocket, path),
-        urls("tls", &addrs.tcp_tls, ""),
-        urls("wss", &addrs.websocket_tls, path),
-    ]
-    .concat()
+    urls(config, addrs, |kind| !kind.is_danmaku())
 }
 
-/// The same for clients of the dialect of live danmaku.
+/// The URLs of the listeners for the danmaku protocol.
 fn danmaku(config: &Config, addrs: &Addrs) -> Vec<String> {
-    let path = &config.comet.listen.websocket_path;
-    let doors = [
-        ("tcp", &addrs.danmaku_tcp, ""),
-        ("ws", &addrs.danmaku_websocket, path.as_str()),
-        ("tls", &addrs.danmaku_tcp_tls, ""),
-        ("wss", &addrs.danmaku_websocket_tls, path.as_str()),
-    ];
-    let url = |scheme: &str, addr: &SocketAddr, path: &str| format!("{scheme}://{}{path}", reachable(*addr));
-    doors
-        .into_iter()
-        .flat_map(|(scheme, addrs, path)| addrs.iter().map(move |addr| url(scheme, addr, path)))
-        .collect()
+    urls(config, addrs, ListenerKind::is_danmaku)
 }
 
-/// An address that this machine can connect to: "every interface" is none.
+fn urls(config: &Config, addrs: &Addrs, is_wanted: impl Fn(ListenerKind) -> bool) -> Vec<String> {
+    let url = |kind: ListenerKind, addr: &SocketAddr| {
+        let (scheme, path) = match (kind.is_websocket(), kind.is_tls()) {
+            (false, false) => ("tcp", ""),
+            (false, true) => ("tls", ""),
+            (true, false) => ("ws", config.comet.listen.websocket_path.as_str()),
+            (true, true) => ("wss", config.comet.listen.websocket_path.as_str()),
+        };
+        format!("{scheme}://{}{path}", reachable(*addr))
+    };
+    let wanted = addrs.clients.iter().filter(|(kind, _)| is_wanted(*kind));
+    let mut kinds: Vec<_> = wanted.collect();
+    // Without TLS first: the example of the announcement uses the first.
+    kinds.sort_by_key(|(kind, _)| kind.is_tls());
+    kinds.into_iter().flat_map(|(kind, addrs)| addrs.iter().map(move |addr| url(kind, addr))).collect()
+}
+
+/// An address that this machine can connect to, in place of "every interface".
 fn reachable(addr: SocketAddr) -> SocketAddr {
     let ip = match addr.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -138,12 +136,12 @@ fn reachable(addr: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, addr.port())
 }
 
-/// The command of a client that is let in, and what it needs.
+/// The command of a client that is accepted, and what it needs.
 fn connect(program: &str, url: &str, identity: &IdentityConfig) -> String {
     match identity.method {
         IdentityMethod::Open => format!(":\n  {program} connect{url} --room {ROOM} --accepts 1000"),
         IdentityMethod::Webhook => format!(
-            ", with a token that the backend takes:\n  \
+            ", with a token that the backend accepts:\n  \
              {program} connect{url} --token '{{\"token\":\"...\",\"room_id\":\"{ROOM}\"}}'"
         ),
         IdentityMethod::Jwt => {
@@ -165,15 +163,15 @@ fn connect(program: &str, url: &str, identity: &IdentityConfig) -> String {
     }
 }
 
-/// Nothing where `goim connect` finds the server by itself.
+/// Empty if the default of `goim connect` is right.
 fn url_option(config: &Config, addrs: &Addrs) -> String {
-    match addrs.tcp.first() {
+    match addrs.clients[ListenerKind::Tcp].first() {
         Some(addr) if reachable(*addr) == SocketAddr::from((Ipv4Addr::LOCALHOST, TCP_PORT)) => String::new(),
         _ => clients(config, addrs).first().map(|url| format!(" --url {url}")).unwrap_or_default(),
     }
 }
 
-/// A push to the example's room that works as it stands, given the key where one is needed.
+/// A push to the room of the example that works as printed, given the API key if one is needed.
 fn curl(http: SocketAddr, protection: PushProtection) -> String {
     let key = match protection {
         PushProtection::LoopbackOnly => "",
@@ -218,7 +216,7 @@ mod tests {
              \"$(goim token --mid 1 --room live://1000 --private-key key.pem --audience chat --body)\""
         );
         identity.method = IdentityMethod::Webhook;
-        assert!(connect("goim", "", &identity).contains("that the backend takes"));
+        assert!(connect("goim", "", &identity).contains("that the backend accepts"));
     }
 
     #[test]

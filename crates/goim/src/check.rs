@@ -1,288 +1,269 @@
-//! Which good values do not go together. Everything here is decided before a port opens.
+//! Checks of a whole configuration, before a port opens: values that must fit together across
+//! crates, files that must be readable, and what one role needs. What concerns one crate is checked
+//! beside its settings.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
-use std::time::Duration;
 
-use goim_comet::TlsConfig;
+use goim_comet::ListenerKind;
 use goim_logic::IdentityMethod;
+use goim_ports::{ServiceUrl, VersionRow, VersionTable};
+use goim_settings::Faults;
 
 use crate::Config;
-use crate::settings::{ConfigError, Fault};
+use crate::config::Directory;
+use crate::settings::{ConfigError, shown};
 
-impl Config {
-    /// Says whether a process can run with this.
-    ///
-    /// # Errors
-    /// [`ConfigError::Faults`] with everything that is impossible, each with what to do.
-    pub fn check(&self) -> Result<(), ConfigError> {
-        let mut faults = Faults(Vec::new());
-        tls(self, &mut faults);
-        redis(self, &mut faults);
-        faults.add_if(
-            self.timelines.folder.is_some() && self.timelines.postgres.is_some(),
-            "timelines.folder and timelines.postgres are both set: messages are kept in one place, choose it",
-        );
-        listeners(self, &mut faults);
-        limits(self, &mut faults);
-        if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log.level) {
-            faults.add(format!(
-                "log.level = {:?}: {error}; wants `info` or directives such as `info,goim_comet=debug`",
-                self.log.level
-            ));
-        }
-        if faults.0.is_empty() { Ok(()) } else { Err(ConfigError::Faults(faults.0)) }
-    }
-
-    /// Every address that is to be listened on, with the setting that says so.
-    pub(crate) fn listeners(&self) -> Vec<(&'static str, SocketAddr)> {
-        let listen = &self.comet.listen;
-        let tls_is_on = self.comet.tls.is_some();
-        let mut all = Vec::new();
-        let mut add = |key, addrs: &[SocketAddr]| all.extend(addrs.iter().map(|addr| (key, *addr)));
-        add("comet.listen.tcp", &listen.tcp);
-        add("comet.listen.websocket", &listen.websocket);
-        if tls_is_on {
-            add("comet.listen.tcp_tls", &listen.tcp_tls);
-            add("comet.listen.websocket_tls", &listen.websocket_tls);
-            add("comet.listen.danmaku_tcp_tls", &listen.danmaku_tcp_tls);
-            add("comet.listen.danmaku_websocket_tls", &listen.danmaku_websocket_tls);
-        }
-        add("comet.listen.danmaku_tcp", &listen.danmaku_tcp);
-        add("comet.listen.danmaku_websocket", &listen.danmaku_websocket);
-        add("http.listen", &[self.http.listen]);
-        add("rpc.comet", self.rpc.comet.as_slice());
-        add("rpc.logic", self.rpc.logic.as_slice());
-        all
-    }
+/// What a configuration is to be used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Not known: only what every role needs is checked.
+    Any,
+    /// The whole system in one process.
+    Serve,
+    /// A comet of a cluster.
+    Comet,
+    /// A logic of a cluster.
+    Logic,
+    /// A job of a cluster.
+    Job,
 }
 
 impl Config {
-    /// The same for the whole system in one process, where who may connect and where they connect are both known.
+    /// Checks whether a process can run with this for `purpose`.
     ///
     /// # Errors
-    /// [`ConfigError::Faults`], as [`Config::check`].
-    pub fn check_serve(&self) -> Result<(), ConfigError> {
-        self.check()?;
-        let identity = &self.logic.identity;
-        if identity.method != IdentityMethod::Open || identity.allow_remote {
-            return Ok(());
-        }
-        let is_public =
-            |(key, addr): &(&str, SocketAddr)| key.starts_with("comet.listen.") && !addr.ip().is_loopback();
-        let Some((key, addr)) = self.listeners().into_iter().find(is_public) else { return Ok(()) };
-        Err(ConfigError::Faults(vec![Fault::Combination(format!(
-            "{key} = {addr} lets others in than this machine, and logic.identity.method = \"open\" believes whatever they say they \
-             are: choose \"jwt\" or \"webhook\", or listen on 127.0.0.1, or, in a network that you trust, set \
-             logic.identity.allow_remote = true"
-        ))]))
+    /// [`ConfigError::Faults`] with everything that is wrong.
+    pub fn check(&self, purpose: Purpose) -> Result<(), ConfigError> {
+        let faults: Vec<_> =
+            faults_of(self, purpose).into_iter().map(|fault| shown(self, fault, |_| None)).collect();
+        if faults.is_empty() { Ok(()) } else { Err(ConfigError::Faults(faults)) }
+    }
+
+    /// Every address to listen on, with its setting.
+    pub(crate) fn listeners(&self) -> Vec<(String, SocketAddr)> {
+        let is_open = |kind: ListenerKind| !kind.is_tls() || self.comet.tls.is_set();
+        let clients = self.comet.listen.addrs.iter().filter(|(kind, _)| is_open(*kind));
+        let clients =
+            clients.flat_map(|(kind, addrs)| addrs.iter().map(move |addr| (client_setting(kind), *addr)));
+        let others = [
+            ("http.listen", Some(self.http.listen)),
+            ("rpc.comet", self.rpc.comet),
+            ("rpc.logic", self.rpc.logic),
+        ];
+        let others = others.into_iter().filter_map(|(key, addr)| Some((key.to_owned(), addr?)));
+        clients.chain(others).collect()
     }
 }
 
-struct Faults(Vec<Fault>);
-
-impl Faults {
-    fn add(&mut self, text: impl Into<String>) {
-        self.0.push(Fault::Combination(text.into()));
-    }
-
-    fn add_if(&mut self, wrong: bool, text: impl Into<String>) {
-        if wrong {
-            self.add(text);
-        }
-    }
+/// The setting with the addresses of one kind of listener.
+pub(crate) fn client_setting(kind: ListenerKind) -> String {
+    format!("comet.listen.{}", kind.name())
 }
 
-fn redis(config: &Config, faults: &mut Faults) {
-    let redis = &config.redis;
-    let files = [
-        ("redis.ca_file", &redis.ca_file),
-        ("redis.cert_file", &redis.cert_file),
-        ("redis.key_file", &redis.key_file),
-    ];
-    for (key, path) in files {
-        if let Some(path) = path {
-            readable(key, path, faults);
-        }
+/// Everything that is wrong with a configuration for `purpose`.
+pub(crate) fn faults_of(config: &Config, purpose: Purpose) -> Vec<goim_settings::Fault> {
+    let mut faults = Faults::default();
+    faults.group("", config);
+    files(config, &mut faults);
+    match purpose {
+        Purpose::Any => {}
+        Purpose::Serve => open_identity(config, &mut faults),
+        Purpose::Comet => for_comet(config, &mut faults),
+        Purpose::Logic => for_logic(config, &mut faults),
+        Purpose::Job => listed_comets(config, &mut faults),
     }
+    faults.into_vec()
+}
+
+/// What concerns several groups; part of [`Config`]'s own checks.
+pub(crate) fn combinations(config: &Config, faults: &mut Faults) {
     faults.add_if(
-        redis.cert_file.is_some() != redis.key_file.is_some(),
-        "redis.cert_file and redis.key_file belong together: set both, or neither",
+        config.timelines.folder.is_some() && config.timelines.postgres.is_some(),
+        "timelines.folder",
+        "must not be set together with timelines.postgres: messages are stored in one of them",
     );
-    let addresses = || redis.cluster.iter().chain(&redis.sentinels).chain([&redis.url]);
     faults.add_if(
-        files.iter().any(|(_, path)| path.is_some()) && !addresses().any(|url| url.reveal().starts_with("rediss:")),
-        "redis has files for TLS, but no address that begins with rediss://: write redis.url, redis.cluster or redis.sentinels so",
+        config.push_log.append_timeout >= config.logic.push.append_timeout,
+        "push_log.append_timeout",
+        "must be less than logic.push.append_timeout, so that a full log is reported as such",
     );
+    addresses(config, faults);
+    redis(config, faults);
 }
 
-fn tls(config: &Config, faults: &mut Faults) {
-    let listen = &config.comet.listen;
-    match &config.comet.tls {
-        Some(pair) => {
-            let TlsConfig { cert_file, key_file, reload_interval } = pair;
-            let (cert, key) = (!cert_file.as_os_str().is_empty(), !key_file.as_os_str().is_empty());
-            faults.add_if(
-                cert && !key,
-                "comet.tls.cert_file is set without comet.tls.key_file: name the key too",
-            );
-            faults.add_if(
-                key && !cert,
-                "comet.tls.key_file is set without comet.tls.cert_file: name the certificate too",
-            );
-            let both = readable("comet.tls.cert_file", cert_file, faults)
-                & readable("comet.tls.key_file", key_file, faults);
-            if both && let Err(error) = pair.check() {
-                faults.add(format!("comet.tls: {error}"));
-            }
-            positive("comet.tls.reload_interval", *reload_interval, faults);
-            faults.add_if(
-                listen.tcp_tls.is_empty()
-                    && listen.websocket_tls.is_empty()
-                    && listen.danmaku_tcp_tls.is_empty()
-                    && listen.danmaku_websocket_tls.is_empty(),
-                "a certificate is configured, but comet.listen.tcp_tls and comet.listen.websocket_tls are both empty: open one",
-            );
-        }
-        None => {
-            let needs = "needs comet.tls.cert_file and comet.tls.key_file";
-            faults.add_if(!listen.tcp_tls.is_empty(), format!("comet.listen.tcp_tls {needs}"));
-            faults
-                .add_if(!listen.danmaku_tcp_tls.is_empty(), format!("comet.listen.danmaku_tcp_tls {needs}"));
-            let danmaku = !listen.danmaku_websocket_tls.is_empty();
-            faults.add_if(danmaku, format!("comet.listen.danmaku_websocket_tls {needs}"));
-            // The default address stays closed without a certificate; one that somebody wrote is meant.
-            let usual = goim_comet::ListenConfig::default().websocket_tls;
-            let written = !listen.websocket_tls.is_empty() && listen.websocket_tls != usual;
-            faults.add_if(written, format!("comet.listen.websocket_tls {needs}"));
-        }
-    }
-}
-
-/// True when the file is named and can be read.
-fn readable(key: &str, path: &Path, faults: &mut Faults) -> bool {
-    if path.as_os_str().is_empty() {
-        return false;
-    }
-    let result = std::fs::read(path);
-    if let Err(error) = &result {
-        faults.add(format!("{key} = \"{}\" cannot be read: {error}", path.display()));
-    }
-    result.is_ok()
-}
-
-fn listeners(config: &Config, faults: &mut Faults) {
+fn addresses(config: &Config, faults: &mut Faults) {
     let all = config.listeners();
     for (at, (key, addr)) in all.iter().enumerate() {
         for (other_key, other) in all.iter().skip(at + 1) {
             faults.add_if(
                 collide(*addr, *other),
-                format!("{key} and {other_key} both want {addr}: give one of them another port"),
+                key,
+                format!("conflicts with {other_key}, which also uses {addr}: change one of the ports"),
             );
         }
     }
-    let listen = &config.comet.listen;
-    faults.add_if(
-        listen.tcp.is_empty()
-            && listen.websocket.is_empty()
-            && listen.danmaku_tcp.is_empty()
-            && listen.danmaku_websocket.is_empty()
-            && config.comet.tls.is_none(),
-        "no client could connect: comet.listen.tcp and comet.listen.websocket are both empty and there is no certificate for TLS",
-    );
-    faults.add_if(
-        !listen.websocket_path.starts_with('/') || listen.websocket_path.contains(char::is_whitespace),
-        format!("comet.listen.websocket_path = {:?}: wants a path such as /sub", listen.websocket_path),
-    );
-    faults.add_if(listen.backlog < 1, "comet.listen.backlog: wants at least 1");
 }
 
-/// True when both cannot be listened on at once.
+/// True if the two addresses cannot be listened on at the same time.
 fn collide(one: SocketAddr, other: SocketAddr) -> bool {
     let everywhere = |ip: IpAddr| ip.is_unspecified();
-    let same_place = one.ip() == other.ip()
+    let overlap = one.ip() == other.ip()
         || one.is_ipv4() == other.is_ipv4() && (everywhere(one.ip()) || everywhere(other.ip()));
-    one.port() != 0 && one.port() == other.port() && same_place
+    one.port() != 0 && one.port() == other.port() && overlap
 }
 
-fn limits(config: &Config, faults: &mut Faults) {
-    let (comet, job) = (&config.comet, &config.job);
-    let packet = comet.limits.body_bytes_max.saturating_add(goim_wire::HEADER_LEN);
-    if let Err(error) = goim_ports::VersionTable::new(config.versions.rows.clone()) {
-        faults.add(format!("versions.rows: {error}"));
-    }
-    for (key, to) in
-        [("events.url", &config.events.url), ("timelines.offline_url", &config.timelines.offline_url)]
-    {
-        let Some(to) = to else { continue };
-        let known = ["http://", "https://", "kafka://"];
-        let is_known =
-            known.iter().any(|scheme| to.reveal().strip_prefix(scheme).is_some_and(|rest| !rest.is_empty()));
-        faults.add_if(!is_known, format!("{key} = {to:?}: wants http://, https:// or kafka://topic"));
-    }
-    positive("comet.events.interval", comet.events.interval, faults);
-    let levels = comet.compression.levels;
-    faults.add_if(!(1..=9).contains(&levels.zlib), "comet.compression.levels.zlib: wants 1 to 9");
-    faults.add_if(levels.brotli > 11, "comet.compression.levels.brotli: wants 0 to 11");
-    faults.add_if(!(1..=19).contains(&levels.zstd), "comet.compression.levels.zstd: wants 1 to 19");
+fn redis(config: &Config, faults: &mut Faults) {
+    let redis = &config.redis;
     faults.add_if(
-        comet.compression.inflated_bytes_max < comet.limits.body_bytes_max,
-        "comet.compression.inflated_bytes_max: wants no less than comet.limits.body_bytes_max",
+        redis.cert_file.is_some() != redis.key_file.is_some(),
+        if redis.cert_file.is_some() { "redis.cert_file" } else { "redis.key_file" },
+        "redis.cert_file and redis.key_file must be set together",
     );
-    faults.add_if(comet.limits.connections_max == 0, "comet.limits.connections_max: wants at least 1");
-    faults.add_if(
-        comet.limits.request_head_bytes_max < 256,
-        "comet.limits.request_head_bytes_max: wants at least 256 B, or no browser's upgrade request fits",
-    );
-    faults.add_if(
-        comet.send.queue_bytes_max < packet,
-        format!(
-            "comet.send.queue_bytes_max is smaller than one packet ({packet} B: comet.limits.body_bytes_max and the header): \
-             raise it"
+    let files = [
+        ("redis.ca_file", &redis.ca_file),
+        ("redis.cert_file", &redis.cert_file),
+        ("redis.key_file", &redis.key_file),
+    ];
+    let mut urls = redis.cluster.iter().chain(&redis.sentinels).chain([&redis.url]);
+    if let Some((key, _)) = files.iter().find(|(_, path)| path.is_some()) {
+        faults.add_if(
+            !urls.any(|url| url.reveal().starts_with("rediss:")),
+            key,
+            "is for TLS, but none of redis.url, redis.cluster and redis.sentinels begins with rediss://",
+        );
+    }
+}
+
+/// Files that are named must be readable, and the certificate must match its key.
+fn files(config: &Config, faults: &mut Faults) {
+    let (redis, tls) = (&config.redis, &config.comet.tls);
+    for (key, path) in [
+        ("redis.ca_file", &redis.ca_file),
+        ("redis.cert_file", &redis.cert_file),
+        ("redis.key_file", &redis.key_file),
+    ] {
+        is_readable(key, path.as_deref(), faults);
+    }
+    let both = is_readable("comet.tls.cert_file", tls.cert_file.as_deref(), faults)
+        & is_readable("comet.tls.key_file", tls.key_file.as_deref(), faults);
+    if both {
+        faults.add_error("comet.tls.cert_file", tls.check_files());
+    }
+}
+
+/// True if the file is named and can be read.
+fn is_readable(key: &str, path: Option<&Path>, faults: &mut Faults) -> bool {
+    let Some(path) = path else { return false };
+    let result = std::fs::read(path);
+    faults.add_error(key, result.as_ref().map(drop).map_err(|error| format!("cannot be read: {error}")));
+    result.is_ok()
+}
+
+/// With open identity, only this machine may connect unless the operator permits others.
+fn open_identity(config: &Config, faults: &mut Faults) {
+    let identity = &config.logic.identity;
+    if identity.method != IdentityMethod::Open || identity.allow_remote {
+        return;
+    }
+    let is_public =
+        |(key, addr): &(String, SocketAddr)| key.starts_with("comet.listen.") && !addr.ip().is_loopback();
+    if let Some((key, addr)) = config.listeners().into_iter().find(is_public) {
+        faults.add(
+            &key,
+            format!(
+                "{addr} accepts clients of other machines, and logic.identity.method = \"open\" trusts any identity \
+                 that they claim: choose \"jwt\" or \"webhook\", or listen on 127.0.0.1, or, in a network that you \
+                 trust, set logic.identity.allow_remote = true"
+            ),
+        );
+    }
+}
+
+fn for_comet(config: &Config, faults: &mut Faults) {
+    match config.rpc.comet {
+        None => faults.add("rpc.comet", "must be set: jobs reach this comet there"),
+        Some(addr) => faults.add_if(
+            addr.ip().is_unspecified() && config.comet.node.rpc_addr.is_none(),
+            "rpc.comet",
+            "is every address of this machine: set comet.node.rpc_addr to the address under which jobs reach this comet, \
+             or rpc.comet to one that they reach",
         ),
-    );
-    faults.add_if(comet.send.queued_commands_max == 0, "comet.send.queued_commands_max: wants at least 1");
-    faults.add_if(comet.send.paced_broadcasts_max == 0, "comet.send.paced_broadcasts_max: wants at least 1");
-    faults.add_if(comet.node.weight < 0, "comet.node.weight: wants 0 or more");
-    faults.add_if(config.push_log.records_max == 0, "push_log.records_max: wants at least 1");
-    faults.add_if(config.push_log.read_records_max == 0, "push_log.read_records_max: wants at least 1");
-    faults.add_if(
-        config.push_log.append_timeout >= config.logic.push.append_timeout,
-        "push_log.append_timeout: wants less than logic.push.append_timeout, so that a full log says so",
-    );
-    faults.add_if(job.in_flight.bytes_max == 0, "job.in_flight.bytes_max: wants more than zero");
-    faults.add_if(
-        config.logic.identity.webhook.timeout >= config.logic.directory_timeout,
-        "logic.identity.webhook.timeout: wants less than logic.directory_timeout, which ends the wait for it",
-    );
-    positive("job.comet.call_timeout", job.comet.call_timeout, faults);
-    positive("job.comet.probe_interval", job.comet.probe_interval, faults);
-    if let Err(error) = config.logic.validate() {
-        faults.add(error.to_string());
     }
-    let grpc = &config.rpc.server;
-    faults.add_if(grpc.calls_max == 0, "rpc.server.calls_max: wants at least 1");
-    positive("rpc.server.keepalive_interval", grpc.keepalive_interval, faults);
-    positive("rpc.server.keepalive_timeout", grpc.keepalive_timeout, faults);
-    positive("rpc.server.connection_age_max", grpc.connection_age_max.unwrap_or(Duration::MAX), faults);
-    positive("comet.limits.handshake_timeout", comet.limits.handshake_timeout, faults);
-    positive("comet.report_interval", comet.report_interval, faults);
+    if config.cluster.directory == Directory::Discovery {
+        return;
+    }
+    faults.add_if(
+        config.cluster.logic.is_empty(),
+        "cluster.logic",
+        "must name a logic, such as [\"grpc://10.0.0.2:3119\"], or dns://name:port",
+    );
+    node_addresses("cluster.logic", &config.cluster.logic, faults);
 }
 
-fn positive(key: &str, duration: Duration, faults: &mut Faults) {
-    faults.add_if(duration.is_zero(), format!("{key}: wants more than zero"));
+fn for_logic(config: &Config, faults: &mut Faults) {
+    listed_comets(config, faults);
+    let is_unspecified = config.rpc.logic.is_some_and(|addr| addr.ip().is_unspecified());
+    faults.add_if(
+        config.cluster.directory == Directory::Discovery && is_unspecified && config.cluster.logic_addr.is_none(),
+        "rpc.logic",
+        "is every address of this machine: set cluster.logic_addr to the address under which comets reach this logic, \
+         or rpc.logic to one that they reach",
+    );
+}
+
+fn listed_comets(config: &Config, faults: &mut Faults) {
+    if config.cluster.directory != Directory::List {
+        return;
+    }
+    faults.add_if(
+        config.cluster.comets.is_empty(),
+        "cluster.comets",
+        "must name a comet, such as [\"grpc://10.0.0.1:3109\"], or dns://name:port",
+    );
+    node_addresses("cluster.comets", &config.cluster.comets, faults);
+}
+
+/// Names are looked up later; only the form of an address is checked here.
+fn node_addresses(key: &str, addresses: &[String], faults: &mut Faults) {
+    for address in addresses {
+        faults.add_error(key, goim_adapters::grpc::check_address(&address.replacen("dns://", "grpc://", 1)));
+    }
+}
+
+/// The check of `versions.rows`.
+pub(crate) fn rows(rows: &[VersionRow]) -> Result<(), String> {
+    VersionTable::new(rows.to_vec()).map(drop).map_err(|error| error.to_string())
+}
+
+/// The check of a destination of events.
+pub(crate) fn destination(url: &Option<ServiceUrl>) -> Result<(), &'static str> {
+    let Some(url) = url else { return Ok(()) };
+    let mut known = ["http://", "https://", "kafka://"].into_iter();
+    let is_known = known.any(|scheme| url.reveal().strip_prefix(scheme).is_some_and(|rest| !rest.is_empty()));
+    if is_known { Ok(()) } else { Err("must be http://, https:// or kafka://topic") }
+}
+
+/// The check of `log.level`.
+pub(crate) fn log_level(level: &str) -> Result<(), String> {
+    let parsed = tracing_subscriber::EnvFilter::try_new(level);
+    parsed
+        .map(drop)
+        .map_err(|error| format!("{error}; must be `info` or directives such as `info,goim_comet=debug`"))
 }
 
 #[cfg(test)]
 mod tests {
+    use super::Purpose;
     use crate::settings::{Sources, load};
 
-    /// Sets these over the defaults and expects one fault with `expect` in it; none when it is empty.
+    /// Sets these over the defaults and expects one fault with `expect` in it; none when it is
+    /// empty.
     fn check(set: &[&str], expect: &str) {
         let sources =
             Sources { set: set.iter().map(|text| (*text).to_owned()).collect(), ..Sources::default() };
         let config = load(&sources).unwrap().config;
-        match config.check() {
+        match config.check(Purpose::Any) {
             Ok(()) => assert_eq!(expect, "", "{set:?} passed"),
             Err(error) => {
                 let text = error.to_string();
@@ -311,28 +292,34 @@ mod tests {
         let junk = format!("comet.tls.key_file={}", file("junk.pem", "no key".to_owned()));
         check(&[&cert, &junk], "junk.pem");
         check(&[&cert, &key], "");
-        check(&[&cert], "cert_file is set without comet.tls.key_file");
-        check(&[&key], "key_file is set without comet.tls.cert_file");
+        check(&[&cert], "comet.tls.cert_file = ");
+        check(&[&key], "comet.tls.key_file = ");
         check(
             &["redis.url=rediss://x", "redis.ca_file=/nonexistent"],
-            "redis.ca_file = \"/nonexistent\" cannot be read",
+            "redis.ca_file = \"/nonexistent\": cannot be read",
         );
         check(
             &["redis.url=rediss://x", "redis.cert_file=/dev/null"],
-            "redis.cert_file and redis.key_file belong together",
+            "redis.cert_file and redis.key_file must be set together",
         );
-        check(&["redis.ca_file=/dev/null"], "no address that begins with rediss://");
+        check(&["redis.ca_file=/dev/null"], "begins with rediss://");
         check(&["comet.tls.reload_interval=3s"], "");
         check(
             &[&cert, &key, "comet.tls.reload_interval=0s"],
-            "comet.tls.reload_interval: wants more than zero",
+            "comet.tls.reload_interval = \"0s\": must be greater than zero",
         );
         check(
             &[&cert, "comet.tls.key_file=/nonexistent"],
-            "comet.tls.key_file = \"/nonexistent\" cannot be read",
+            "comet.tls.key_file = \"/nonexistent\": cannot be read",
         );
-        check(&["comet.listen.tcp_tls=:3104"], "comet.listen.tcp_tls needs comet.tls.cert_file");
-        check(&["comet.listen.websocket_tls=:3104"], "comet.listen.websocket_tls needs");
+        check(
+            &["comet.listen.tcp_tls=:3104"],
+            "comet.listen.tcp_tls = [\"0.0.0.0:3104\"]: needs comet.tls.cert_file",
+        );
+        check(
+            &["comet.listen.websocket_tls=:3104"],
+            "comet.listen.websocket_tls = [\"0.0.0.0:3104\"]: needs",
+        );
         check(&[&cert, &key, "comet.listen.websocket_tls="], "both empty");
         std::fs::remove_dir_all(&folder).unwrap();
     }
@@ -341,14 +328,14 @@ mod tests {
     fn addresses() {
         check(
             &["comet.listen.websocket=:3101"],
-            "comet.listen.tcp and comet.listen.websocket both want 127.0.0.1:3101",
+            "comet.listen.tcp = [\"127.0.0.1:3101\"]: conflicts with comet.listen.websocket",
         );
-        check(&["http.listen=127.0.0.1:3101"], "comet.listen.tcp and http.listen both want");
-        check(&["rpc.comet=127.0.0.1:3119"], "rpc.comet and rpc.logic both want 127.0.0.1:3119");
+        check(&["http.listen=127.0.0.1:3101"], "conflicts with http.listen");
+        check(&["rpc.comet=127.0.0.1:3119"], "rpc.comet = \"127.0.0.1:3119\": conflicts with rpc.logic");
         check(&["comet.listen.tcp=:0", "comet.listen.websocket=:0"], "");
         check(&["comet.listen.tcp=10.0.0.1:3101,10.0.0.2:3101"], "");
         check(&["comet.listen.tcp=", "comet.listen.websocket="], "no client could connect");
-        check(&["comet.listen.websocket_path=sub"], "wants a path such as /sub");
+        check(&["comet.listen.websocket_path=sub"], "must be a path such as /sub");
         check(&["rpc.comet=none", "rpc.logic=none"], "");
     }
 
@@ -356,7 +343,7 @@ mod tests {
     fn open_identity_is_for_this_machine() {
         let check = |set: &[&str]| {
             let set = set.iter().map(|text| (*text).to_owned()).collect();
-            load(&Sources { set, ..Sources::default() }).unwrap().config.check_serve()
+            load(&Sources { set, ..Sources::default() }).unwrap().config.check(Purpose::Serve)
         };
         check(&[]).unwrap();
         let secret = format!("logic.identity.jwt.secrets={}", "x".repeat(32));
@@ -374,16 +361,37 @@ mod tests {
 
     #[test]
     fn sizes_and_times() {
-        check(&["comet.send.queue_bytes_max=1 KiB"], "smaller than one packet (4112 B");
-        check(&["comet.limits.handshake_timeout=0s"], "handshake_timeout: wants more than zero");
-        check(&["comet.report_interval=0"], "report_interval: wants more than zero");
-        check(&["comet.send.queued_commands_max=0"], "queued_commands_max: wants at least 1");
+        check(&["comet.send.queue_bytes_max=1 KiB"], "must be at least one packet (4112 B");
+        check(
+            &["comet.limits.handshake_timeout=0s"],
+            "handshake_timeout = \"0s\": must be greater than zero",
+        );
+        check(&["comet.report_interval=0"], "report_interval = \"0s\": must be greater than zero");
+        check(&["comet.send.queued_commands_max=0"], "queued_commands_max = 0: must be at least 1");
         check(&["logic.node.heartbeat=0s"], "logic.node.heartbeat");
         check(&["logic.http.api_keys=short"], "logic.http.api_keys");
-        check(&["push_log.append_timeout=5s"], "push_log.append_timeout: wants less");
+        check(&["push_log.append_timeout=5s"], "must be less than logic.push.append_timeout");
         check(&["log.level=goim_comet=loud"], "log.level");
         check(&["log.level=info,goim_comet=debug"], "");
-        check(&["versions.rows=0 = schema 1, identity"], "versions.rows: version 1 must be");
-        check(&["comet.compression.levels.zstd=20"], "levels.zstd: wants 1 to 19");
+        check(&["versions.rows=0 = schema 1, identity"], "version 1 must be");
+        check(&["comet.compression.levels.zstd=20"], "levels.zstd = 20: must be from 1 to 19");
+    }
+
+    #[test]
+    fn each_role_checks_what_it_needs() {
+        let check = |purpose, set: &[&str], expect: &str| {
+            let set = set.iter().map(|text| (*text).to_owned()).collect();
+            let config = load(&Sources { set, ..Sources::default() }).unwrap().config;
+            let text = config.check(purpose).map_or_else(|error| error.to_string(), |()| String::new());
+            assert!(text.contains(expect) && text.is_empty() == expect.is_empty(), "{text}");
+        };
+        check(Purpose::Comet, &[], "");
+        check(Purpose::Comet, &["rpc.comet=none"], "rpc.comet: must be set");
+        check(Purpose::Comet, &["rpc.comet=:3109"], "is every address of this machine");
+        check(Purpose::Comet, &["rpc.comet=:3109", "comet.node.rpc_addr=10.0.0.1:3109"], "");
+        check(Purpose::Comet, &["cluster.logic="], "cluster.logic = []: must name a logic");
+        check(Purpose::Job, &["cluster.directory=list"], "cluster.comets = []: must name a comet");
+        check(Purpose::Logic, &["cluster.directory=list", "cluster.comets=x"], "cluster.comets = ");
+        check(Purpose::Logic, &["cluster.directory=discovery", "rpc.logic=:3119"], "set cluster.logic_addr");
     }
 }

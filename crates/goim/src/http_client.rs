@@ -1,6 +1,7 @@
 //! One HTTP request for a command line: blocking, one connection, plain text.
 //!
-//! Not a client for programs: there is no pool, no redirect, no TLS. A push API behind TLS is reached with `curl`.
+//! It is not for programs: it has no pool, no redirects, no TLS. Use `curl` for a push API behind
+//! TLS.
 
 use std::time::Duration;
 
@@ -10,10 +11,10 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-/// Largest answer that is read, in bytes. The API's own are below 200.
-const ANSWER_BYTES_MAX: usize = 1 << 20;
+/// The maximum size of a response, in bytes. Those of the API are below 200.
+const RESPONSE_BYTES_MAX: usize = 1 << 20;
 
-/// What is asked.
+/// A request.
 pub(crate) struct Request<'a> {
     /// `http://host:port`.
     pub(crate) server: &'a str,
@@ -21,66 +22,66 @@ pub(crate) struct Request<'a> {
     pub(crate) path: &'a str,
     /// Headers besides `host` and `content-length`.
     pub(crate) headers: Vec<(&'static str, String)>,
-    /// What is sent.
+    /// The body.
     pub(crate) body: Vec<u8>,
-    /// For everything together.
-    pub(crate) deadline: Duration,
+    /// From the connection to the last byte of the response.
+    pub(crate) timeout: Duration,
 }
 
-/// What came back.
+/// A response.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct Response {
     /// HTTP status.
     pub(crate) status: u16,
     /// The body.
     pub(crate) body: Vec<u8>,
 }
 
-/// Why there is no answer.
+/// Why there is no response.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RequestError {
-    /// The server's address is none.
+    /// The server's address is not usable.
     #[error("{0}")]
     Url(String),
-    /// Nobody listens there, or it is no HTTP.
+    /// No server listens there, or it does not talk HTTP.
     #[error("cannot reach {server}: {reason}; is `goim serve` running there?")]
     Unreachable {
         /// As given.
         server: String,
-        /// What went wrong.
+        /// The error.
         reason: String,
     },
     /// It took too long.
-    #[error("{server} did not answer within {} s", .deadline.as_secs())]
+    #[error("{server} did not answer within {} s", .timeout.as_secs())]
     Timeout {
         /// As given.
         server: String,
-        /// How long it had.
-        deadline: Duration,
+        /// The time it had.
+        timeout: Duration,
     },
 }
 
 impl Request<'_> {
-    /// Sends it with POST and waits for the answer.
-    pub(crate) fn post(self) -> Result<Answer, RequestError> {
+    /// Sends it as a POST and waits for the response.
+    pub(crate) fn post(self) -> Result<Response, RequestError> {
         let authority = authority(self.server)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let unreachable =
             |reason: String| RequestError::Unreachable { server: self.server.to_owned(), reason };
         let runtime = runtime.map_err(|error| unreachable(error.to_string()))?;
-        let (server, deadline) = (self.server.to_owned(), self.deadline);
+        let (server, timeout) = (self.server.to_owned(), self.timeout);
         runtime.block_on(async {
-            match tokio::time::timeout(deadline, self.exchange(&authority)).await {
+            match tokio::time::timeout(timeout, self.exchange(&authority)).await {
                 Ok(result) => result.map_err(|error| unreachable(error.to_string())),
-                Err(_) => Err(RequestError::Timeout { server, deadline }),
+                Err(_) => Err(RequestError::Timeout { server, timeout }),
             }
         })
     }
 
-    async fn exchange(&self, authority: &str) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
+    async fn exchange(&self, authority: &str) -> Result<Response, Box<dyn std::error::Error + Send + Sync>> {
         let stream = TcpStream::connect(authority).await?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        // Ends when the sender is dropped or the server closes; its error comes to the sender too.
+        // It ends when the sender is dropped or the server closes; the sender gets its error too.
         tokio::spawn(connection);
         let mut request = hyper::Request::post(self.path).header("host", authority);
         for (name, value) in &self.headers {
@@ -89,24 +90,26 @@ impl Request<'_> {
         let body = Full::new(Bytes::from(self.body.clone()));
         let response = sender.send_request(request.body(body)?).await?;
         let status = response.status().as_u16();
-        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await?.to_bytes().to_vec();
-        Ok(Answer { status, body })
+        let body =
+            Limited::new(response.into_body(), RESPONSE_BYTES_MAX).collect().await?.to_bytes().to_vec();
+        Ok(Response { status, body })
     }
 }
 
 /// `host:port` of `http://host[:port]`.
 fn authority(server: &str) -> Result<String, RequestError> {
-    let wrong = |why: &str| Err(RequestError::Url(format!("{server:?} is no address of a push API: {why}")));
+    let wrong =
+        |why: &str| Err(RequestError::Url(format!("{server:?} is not the address of a push API: {why}")));
     let Some(rest) = server.strip_prefix("http://") else {
         return wrong(if server.starts_with("https://") {
-            "only http:// is spoken here; use curl for https://"
+            "only http:// is supported; use curl for https://"
         } else {
-            "wants http://host:port"
+            "must be http://host:port"
         });
     };
     let rest = rest.strip_suffix('/').unwrap_or(rest);
     if rest.is_empty() || rest.contains(['/', '?', '#', '@', ' ']) {
-        return wrong("wants http://host:port and nothing after it");
+        return wrong("must be http://host:port and nothing after it");
     }
     let has_port =
         rest.rsplit_once(':').is_some_and(|(host, port)| !host.ends_with(':') && port.parse::<u16>().is_ok());

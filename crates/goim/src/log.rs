@@ -1,4 +1,4 @@
-//! The log on standard error, for a process that runs `goim serve`.
+//! The log on standard error.
 
 use std::io::{self, IsTerminal};
 
@@ -6,10 +6,10 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{LogConfig, LogFormat};
 
-/// Turns the log on for the whole process. Called once; a second call changes nothing, since embedders and tests may
-/// have a log of their own.
+/// Starts the log of the whole process. A second call changes nothing, because embedders and tests
+/// may have their own subscriber.
 pub fn start(config: &LogConfig) {
-    // `Config::check` has read the directives already.
+    // `Config::check` has rejected directives that cannot be parsed.
     let filter = EnvFilter::try_new(&config.level).unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     let _ = match config.format {

@@ -1,16 +1,16 @@
-//! What the process asks of the machine it runs on: its name and its limit of open files.
+//! The machine: its host name and the limit of open files.
 
 use std::io;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// The machine's host name; `localhost` when it has none.
+/// The machine's host name; `localhost` if it has none.
 pub(crate) fn host_name() -> String {
     let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
     if name.is_empty() { "localhost".to_owned() } else { name }
 }
 
-/// Open files that this process may have after [`raise_open_files`]; `None` is no limit.
+/// The limit of open files before and after [`raise_open_files`]; `None` is no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct OpenFiles {
     /// The limit at start.
@@ -22,7 +22,7 @@ pub(crate) struct OpenFiles {
 /// Raises the soft limit of open files to the hard one: every connection is an open file.
 ///
 /// # Errors
-/// What the system said; the limit is as it was then.
+/// The system's error; the limit is unchanged then.
 pub(crate) fn raise_open_files() -> io::Result<OpenFiles> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current != maximum {
@@ -31,7 +31,7 @@ pub(crate) fn raise_open_files() -> io::Result<OpenFiles> {
     Ok(OpenFiles { before: current, now: maximum })
 }
 
-/// The limit of open files as it is; `None` is no limit.
+/// The current limit of open files; `None` is no limit.
 pub(crate) fn open_files_max() -> Option<u64> {
     getrlimit(Resource::Nofile).current
 }

@@ -1,4 +1,4 @@
-//! The `goim` binary: hands its arguments to the command they name.
+//! The `goim` binary: runs the command that its arguments name.
 
 use std::process::ExitCode;
 

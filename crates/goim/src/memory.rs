@@ -1,19 +1,20 @@
-//! Giving memory back to the system. Owns when that is asked for; what is free to be given back is the owners' backend.
+//! Returns free memory to the system. This module decides when; it frees nothing itself.
 //!
-//! The allocator keeps what was freed, in case it is wanted again, and after a mass departure or a burst of traffic that
-//! is nearly everything. Asking it to let go means a walk over its free lists with its locks held, so it is done when the
-//! system has become quiet, and under traffic that never ends only after many connections have gone.
+//! The allocator retains freed memory for later use. After a mass disconnect or a burst of traffic
+//! that is nearly all of it. Returning it walks the free lists with the allocator's locks held, so
+//! it is done when the system is idle, and under constant traffic only after many connections have
+//! closed.
 
 use std::time::{Duration, Instant};
 
-/// How often the system is looked at.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// Looks without anything new after which the system counts as quiet: by then its parts have let go of what they kept.
-const QUIET_LOOKS: u32 = 3;
-/// Between two times that memory is given back while it is not quiet.
+/// Between two samples of the activity.
+const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
+/// Equal samples after which the system counts as idle: by then its parts have freed their buffers.
+const IDLE_SAMPLES: u32 = 3;
+/// The minimum time between two trims while the system is busy.
 const BUSY_INTERVAL: Duration = Duration::from_secs(60);
 
-/// What a system has done up to some moment.
+/// What a system has done up to a moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Activity {
     /// Connections held.
@@ -22,16 +23,16 @@ pub(crate) struct Activity {
     pub(crate) pushes: u64,
 }
 
-/// Decides when memory is given back.
+/// Decides when memory is returned.
 #[derive(Debug)]
 struct Watch {
     seen: Activity,
-    /// Looks since something was new.
+    /// Equal samples in a row.
     same: u32,
-    /// What there was when memory was given back.
+    /// The activity at the last trim.
     trimmed: Activity,
     trimmed_at: Instant,
-    /// The most connections since then.
+    /// The highest number of connections since then.
     peak: usize,
 }
 
@@ -40,15 +41,15 @@ impl Watch {
         Self { seen: Activity::default(), same: 0, trimmed: Activity::default(), trimmed_at: now, peak: 0 }
     }
 
-    /// Takes a look; true when memory should be given back now.
-    fn look(&mut self, activity: Activity, now: Instant) -> bool {
+    /// Adds a sample; true if memory should be returned now.
+    fn sample(&mut self, activity: Activity, now: Instant) -> bool {
         self.same = if activity == self.seen { self.same + 1 } else { 0 };
-        let quiet = self.same >= QUIET_LOOKS;
+        let idle = self.same >= IDLE_SAMPLES;
         self.seen = activity;
         self.peak = self.peak.max(activity.connections);
-        let gone = self.peak - activity.connections;
-        let many_gone = gone > self.peak / 4 && now.duration_since(self.trimmed_at) >= BUSY_INTERVAL;
-        if (quiet && activity != self.trimmed) || many_gone {
+        let closed = self.peak - activity.connections;
+        let many_closed = closed > self.peak / 4 && now.duration_since(self.trimmed_at) >= BUSY_INTERVAL;
+        if (idle && activity != self.trimmed) || many_closed {
             self.trimmed = activity;
             self.trimmed_at = now;
             self.peak = activity.connections;
@@ -58,17 +59,17 @@ impl Watch {
     }
 }
 
-/// Gives memory back whenever `activity` says that it is time. Does not end.
+/// Returns memory whenever `activity` permits it. Does not end.
 ///
 /// # Cancel safety
 /// May be dropped at any time.
-pub(crate) async fn keep_small(activity: impl Fn() -> Activity) {
+pub(crate) async fn trim_when_idle(activity: impl Fn() -> Activity) {
     let mut watch = Watch::new(Instant::now());
     loop {
-        tokio::time::sleep(LOOK_INTERVAL).await;
-        if watch.look(activity(), Instant::now()) {
-            // Off the threads that serve: it may take milliseconds for every hundred megabytes.
-            let _ = tokio::task::spawn_blocking(give_back).await;
+        tokio::time::sleep(SAMPLE_INTERVAL).await;
+        if watch.sample(activity(), Instant::now()) {
+            // Not on a thread of the runtime: it may take milliseconds per 100 MB.
+            let _ = tokio::task::spawn_blocking(trim).await;
         }
     }
 }
@@ -76,27 +77,28 @@ pub(crate) async fn keep_small(activity: impl Fn() -> Activity) {
 /// Asks the allocator to return free pages.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[allow(unsafe_code)]
-fn give_back() {
-    // SAFETY: takes a number, touches nothing but the allocator's own state, and may be called from any thread at any time.
+fn trim() {
+    // SAFETY: it takes a number, touches only the allocator's state, and may be called from any
+    // thread at any time.
     unsafe {
         libc::malloc_trim(0);
     }
 }
 
-/// Other allocators give back by themselves, or not at all.
+/// Other allocators return memory by themselves, or not at all.
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-fn give_back() {}
+fn trim() {}
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn memory_is_given_back_once_after_each_time_of_activity() {
+    fn memory_is_returned_once_after_each_period_of_activity() {
         let start = Instant::now();
         let mut watch = Watch::new(start);
-        let looks = [
-            // second, connections, pushes, given back
+        let samples = [
+            // second, connections, pushes, returned
             (1, 0, 0, false),
             (2, 10_000, 0, false),
             (3, 10_000, 0, false),
@@ -107,16 +109,16 @@ mod tests {
             (8, 10_000, 7, false),
             (9, 10_000, 7, false),
             (10, 10_000, 7, true),
-            // It never becomes quiet: after a minute, when more than a quarter has gone.
+            // It never becomes idle: after a minute, when more than a quarter has closed.
             (11, 9_000, 8, false),
             (12, 5_000, 9, false),
             (69, 5_000, 10, false),
             (70, 5_000, 11, true),
             (71, 5_000, 12, false),
         ];
-        for (second, connections, pushes, expect) in looks {
+        for (second, connections, pushes, expect) in samples {
             let now = start + Duration::from_secs(second);
-            assert_eq!(watch.look(Activity { connections, pushes }, now), expect, "at {second} s");
+            assert_eq!(watch.sample(Activity { connections, pushes }, now), expect, "at {second} s");
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Metrics of the process as a whole, read when somebody asks. Names are those that Prometheus's own clients use.
+//! Metrics of the process as a whole, read on each scrape. The names are those of Prometheus's own
+//! clients.
 
 use std::fmt;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -15,7 +16,7 @@ use crate::machine;
 /// Adds them to `registry`.
 pub(crate) fn register(registry: &mut Registry) {
     let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
-    registry.register("goim_build", "What is running", build);
+    registry.register("goim_build", "The running version", build);
     registry.register_collector(Box::new(Process { started: Instant::now(), started_at: SystemTime::now() }));
 }
 
@@ -40,13 +41,13 @@ impl Collector for Process {
         gauge(
             &mut encoder,
             "process_max_fds",
-            "Most open files allowed",
+            "Maximum number of open files",
             machine::open_files_max().map(as_float),
         )?;
         gauge(
             &mut encoder,
             "process_resident_memory_bytes",
-            "Memory in RAM",
+            "Resident memory",
             resident_bytes().map(as_float),
         )?;
         gauge(&mut encoder, "process_threads", "Threads", threads().map(as_float))?;
@@ -54,7 +55,7 @@ impl Collector for Process {
             let counter = ConstCounter::new(seconds);
             let metric = encoder.encode_descriptor(
                 "process_cpu_seconds",
-                "Processor time used",
+                "User and system CPU time",
                 None,
                 counter.metric_type(),
             )?;
@@ -64,7 +65,7 @@ impl Collector for Process {
     }
 }
 
-/// A gauge; left out where this machine does not tell.
+/// Writes a gauge, unless the machine does not provide the value.
 fn gauge(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
@@ -81,7 +82,8 @@ fn as_float(number: u64) -> f64 {
     number as f64
 }
 
-/// Since Linux 6.2 the folder's size is the number of files in it; before, it is zero and they are counted.
+/// Since Linux 6.2 the size of the directory is the number of files in it. Before it is zero, and
+/// the files are counted.
 fn open_files() -> Option<u64> {
     match std::fs::metadata("/proc/self/fd").ok()?.len() {
         0 => Some(std::fs::read_dir("/proc/self/fd").ok()?.count() as u64),
@@ -89,7 +91,7 @@ fn open_files() -> Option<u64> {
     }
 }
 
-/// A line of `/proc/self/status`, its number.
+/// The number in a line of `/proc/self/status`.
 fn status(name: &str) -> Option<u64> {
     let text = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
@@ -104,8 +106,8 @@ fn threads() -> Option<u64> {
     status("Threads")
 }
 
-/// User and system time: fields 14 and 15 of `/proc/self/stat`, in ticks of 10 ms, counted after the process's name,
-/// which may hold blanks.
+/// User and system time: fields 14 and 15 of `/proc/self/stat`, in ticks of 10 ms, counted after
+/// the process's name, which may contain blanks.
 fn cpu_seconds() -> Option<f64> {
     const TICKS_PER_SECOND: f64 = 100.0;
     let text = std::fs::read_to_string("/proc/self/stat").ok()?;
@@ -121,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_machine_tells() {
+    fn the_machine_provides_all_values() {
         let mut registry = Registry::default();
         register(&mut registry);
         let mut text = String::new();

@@ -1,4 +1,4 @@
-//! Metrics of the push log between logic and job, read when somebody asks.
+//! Metrics of the push log between logic and job, read on each scrape.
 
 use std::fmt;
 use std::sync::Arc;
@@ -31,19 +31,23 @@ impl Collector for Depth {
             rejected_too_large,
         } = self.0.stats();
         for (name, help, value) in [
-            ("goim_push_log_records", "Records accepted and not handed over", records),
-            ("goim_push_log_records_peak", "The most that there have been", records_peak),
-            ("goim_push_log_bytes", "Bytes of those records, with their housekeeping", bytes),
-            ("goim_push_log_bytes_peak", "The most that there have been", bytes_peak),
-            ("goim_push_log_waiting", "Pushes that wait for room in the log", waiting),
+            ("goim_push_log_records", "Records accepted and not delivered yet", records),
+            ("goim_push_log_records_peak", "The highest number of records so far", records_peak),
+            ("goim_push_log_bytes", "Bytes of those records, with their overhead", bytes),
+            ("goim_push_log_bytes_peak", "The highest number of bytes so far", bytes_peak),
+            ("goim_push_log_waiting", "Pushes waiting for space in the log", waiting),
         ] {
             let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
             gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
         }
         for (name, help, value) in [
             ("goim_push_log_appended", "Records accepted", appended),
-            ("goim_push_log_rejected_full", "Records refused because the log was full", rejected_full),
-            ("goim_push_log_rejected_too_large", "Records refused because of their size", rejected_too_large),
+            ("goim_push_log_rejected_full", "Records rejected because the log was full", rejected_full),
+            (
+                "goim_push_log_rejected_too_large",
+                "Records rejected because of their size",
+                rejected_too_large,
+            ),
         ] {
             let counter = ConstCounter::new(value);
             counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;

@@ -1,4 +1,5 @@
-//! Putting the routes of the configuration in, and the ways of events and of members who are away: which transport each destination means.
+//! Connects the destinations of the configuration to logic: routes of packets, session events, and
+//! notifications for offline members. The scheme of a URL selects the transport.
 
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use goim_logic::{event_json, offline_json};
 
 use crate::Config;
 
-/// A route that cannot be.
+/// A destination that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("{setting}: {to}: {reason}")]
 pub struct RouteError {
@@ -20,16 +21,16 @@ pub struct RouteError {
     reason: String,
 }
 
-/// Puts all routes in.
+/// Adds all routes and destinations.
 pub(crate) fn install(logic: &Arc<Logic>, config: &Config) -> Result<(), RouteError> {
     for route in &config.logic.upstream.routes {
         let error =
             |reason: String| RouteError { setting: "logic.upstream.routes", to: route.to.clone(), reason };
         let to = destination(logic, config, route.to.reveal(), route.secret.clone()).map_err(error)?;
         logic.route(route.clone(), to).map_err(|overlap| error(overlap.to_string()))?;
-        tracing::info!(operations = ?route.operations, to = %route.to, "packets of these operations go to the backend");
+        tracing::info!(operations = ?route.operations, to = %route.to, "route for packets");
     }
-    away(logic, config)?;
+    offline(logic, config)?;
     let Some(to) = &config.events.url else { return Ok(()) };
     let error = |reason: String| RouteError { setting: "events.url", to: to.clone(), reason };
     match to.reveal().strip_prefix("kafka://") {
@@ -43,36 +44,36 @@ pub(crate) fn install(logic: &Arc<Logic>, config: &Config) -> Result<(), RouteEr
             logic.set_event_sink(logic.event_webhook(hook));
         }
     }
-    tracing::info!(%to, "events of sessions are told");
+    tracing::info!(%to, "destination of session events");
     Ok(())
 }
 
-/// Puts in who hears of members who are away.
-fn away(logic: &Arc<Logic>, config: &Config) -> Result<(), RouteError> {
+/// Adds the destination of notifications for offline members.
+fn offline(logic: &Arc<Logic>, config: &Config) -> Result<(), RouteError> {
     let Some(to) = &config.timelines.offline_url else { return Ok(()) };
     let error = |reason: String| RouteError { setting: "timelines.offline_url", to: to.clone(), reason };
     match to.reveal().strip_prefix("kafka://") {
-        Some(topic) => logic.set_offline_sink(away_on_kafka(config, topic).map_err(error)?),
+        Some(topic) => logic.set_offline_sink(offline_on_kafka(config, topic).map_err(error)?),
         None => {
             let secret = config.timelines.offline_secret.clone();
             let hook = WebhookConfig { url: to.clone(), secret, ..WebhookConfig::default() };
             logic.set_offline_sink(logic.offline_webhook(hook));
         }
     }
-    tracing::info!(%to, "members who are away are told of");
+    tracing::info!(%to, "destination of notifications for offline members");
     Ok(())
 }
 
 #[cfg(feature = "cluster")]
-fn away_on_kafka(config: &Config, topic: &str) -> Result<Arc<dyn OfflineSink>, String> {
+fn offline_on_kafka(config: &Config, topic: &str) -> Result<Arc<dyn OfflineSink>, String> {
     let kafka = crate::cluster::kafka(config);
-    let away =
+    let offline =
         goim_adapters::kafka::KafkaOffline::new(&kafka, topic, |member| offline_json(member).to_string());
-    Ok(Arc::new(away.map_err(|error| error.to_string())?))
+    Ok(Arc::new(offline.map_err(|error| error.to_string())?))
 }
 
 #[cfg(not(feature = "cluster"))]
-fn away_on_kafka(_: &Config, _: &str) -> Result<Arc<dyn OfflineSink>, String> {
+fn offline_on_kafka(_: &Config, _: &str) -> Result<Arc<dyn OfflineSink>, String> {
     Err("this binary was built without Kafka".to_owned())
 }
 
@@ -103,7 +104,7 @@ fn destination(
     }
     match to.strip_prefix("kafka://") {
         Some(topic) if !topic.is_empty() => on_kafka(config, topic),
-        _ => Err("wants http://, https://, grpc://host:port or kafka://topic".to_owned()),
+        _ => Err("must be http://, https://, grpc://host:port or kafka://topic".to_owned()),
     }
 }
 

@@ -1,4 +1,4 @@
-//! The store of timelines as the settings describe it, for every composition that has a logic.
+//! The store of timelines, as the settings describe it, for every composition with a logic.
 
 use std::sync::Arc;
 
@@ -7,27 +7,27 @@ use goim_adapters::embedded::{EmbeddedConfig, EmbeddedError, EmbeddedTimelines};
 use goim_adapters::postgres::{PostgresConfig, PostgresError, PostgresTimelines};
 use goim_ports::{Retention, RetentionRules, TimelineStore};
 
-use crate::config::{Config, KindRule, TimelinesConfig};
-use crate::wait::Passing;
+use crate::config::{Config, RetentionOverride, TimelinesConfig};
+use crate::wait::Transient;
 
-/// Why there is no store.
+/// Why the store cannot be opened.
 #[derive(Debug, thiserror::Error)]
-pub enum TimelinesError {
-    /// The folder cannot be used.
+pub enum TimelineStoreError {
+    /// The directory cannot be used.
     #[error("timelines.folder: {0}")]
     Folder(#[from] EmbeddedError),
-    /// PostgreSQL cannot.
+    /// PostgreSQL cannot be used.
     #[cfg(feature = "cluster")]
     #[error("timelines.postgres: {0}")]
     Postgres(#[from] PostgresError),
-    /// This binary knows no PostgreSQL.
+    /// This binary has no support for PostgreSQL.
     #[cfg(not(feature = "cluster"))]
     #[error("timelines.postgres: this binary was built without the feature `cluster`")]
     NotBuilt,
 }
 
-impl Passing for TimelinesError {
-    fn waits_for(&self) -> Option<String> {
+impl Transient for TimelineStoreError {
+    fn waiting_for(&self) -> Option<String> {
         match self {
             #[cfg(feature = "cluster")]
             Self::Postgres(PostgresError::Unavailable { reason, .. }) => Some(format!("postgres: {reason}")),
@@ -36,8 +36,9 @@ impl Passing for TimelinesError {
     }
 }
 
-/// Opens the store; `None` when none is configured. A folder blocks while what a killed process has left is read.
-pub(crate) async fn open(config: &Config) -> Result<Option<Arc<dyn TimelineStore>>, TimelinesError> {
+/// Opens the store; `None` if none is configured. A directory blocks while it recovers after a
+/// crash.
+pub(crate) async fn open(config: &Config) -> Result<Option<Arc<dyn TimelineStore>>, TimelineStoreError> {
     let settings = &config.timelines;
     if let Some(url) = &settings.postgres {
         return postgres(settings, url.reveal()).await.map(Some);
@@ -55,7 +56,10 @@ pub(crate) async fn open(config: &Config) -> Result<Option<Arc<dyn TimelineStore
 }
 
 #[cfg(feature = "cluster")]
-async fn postgres(settings: &TimelinesConfig, url: &str) -> Result<Arc<dyn TimelineStore>, TimelinesError> {
+async fn postgres(
+    settings: &TimelinesConfig,
+    url: &str,
+) -> Result<Arc<dyn TimelineStore>, TimelineStoreError> {
     let config = PostgresConfig {
         pending_messages_max: settings.pending_messages_max,
         pending_bytes_max: settings.pending_bytes_max,
@@ -66,12 +70,12 @@ async fn postgres(settings: &TimelinesConfig, url: &str) -> Result<Arc<dyn Timel
 }
 
 #[cfg(not(feature = "cluster"))]
-async fn postgres(_: &TimelinesConfig, _: &str) -> Result<Arc<dyn TimelineStore>, TimelinesError> {
-    Err(TimelinesError::NotBuilt)
+async fn postgres(_: &TimelinesConfig, _: &str) -> Result<Arc<dyn TimelineStore>, TimelineStoreError> {
+    Err(TimelineStoreError::NotBuilt)
 }
 
-/// Where they are, for the start-up message; `None` when nothing is kept.
-pub(crate) fn place(config: &Config) -> Option<String> {
+/// Where timelines are stored, for the startup message; `None` if nowhere.
+pub(crate) fn location(config: &Config) -> Option<String> {
     match (&config.timelines.postgres, &config.timelines.folder) {
         (Some(_), _) => Some("on PostgreSQL".to_owned()),
         (None, Some(folder)) => Some(folder.display().to_string()),
@@ -81,14 +85,17 @@ pub(crate) fn place(config: &Config) -> Option<String> {
 
 fn rules(settings: &TimelinesConfig) -> RetentionRules {
     let TimelinesConfig { messages_max, age_max, bytes_max, .. } = *settings;
-    let otherwise = Retention { messages_max, age_max, bytes_max };
-    let rule = |rule: &KindRule| {
+    let default = Retention { messages_max, age_max, bytes_max };
+    let rule = |rule: &RetentionOverride| {
         let retention = Retention {
-            messages_max: rule.messages_max.unwrap_or(otherwise.messages_max),
-            age_max: rule.age_max.unwrap_or(otherwise.age_max),
-            bytes_max: rule.bytes_max.unwrap_or(otherwise.bytes_max),
+            messages_max: rule.messages_max.unwrap_or(default.messages_max),
+            age_max: rule.age_max.unwrap_or(default.age_max),
+            bytes_max: rule.bytes_max.unwrap_or(default.bytes_max),
         };
         (rule.kind.clone(), retention)
     };
-    RetentionRules { retention_overrides: settings.retention_overrides.iter().map(rule).collect(), otherwise }
+    RetentionRules {
+        retention_overrides: settings.retention_overrides.iter().map(rule).collect(),
+        otherwise: default,
+    }
 }

@@ -1,111 +1,106 @@
-//! Waiting for engines that are away while a process starts.
+//! Waiting during startup for engines that are unavailable.
 //!
-//! A process that ends because Redis is away for a moment is started again by somebody, at ever
-//! longer intervals, and its neighbours with it. So it waits: not ready, with what it waits for on
-//! `/readyz`, once in the log, and as long as it takes. What waiting does not mend, such as a wrong
-//! password, ends it at once.
+//! A process that ends because Redis is unavailable for a moment is restarted at ever longer
+//! intervals, and its neighbours with it. So it waits instead: not ready, with the reason on
+//! `/readyz` and once in the log, for as long as it takes. What waiting does not fix, such as a
+//! wrong password, ends it immediately.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
 
-use crate::operate::{self, Operation};
+use crate::admin::{self, ServerState};
 use crate::serve::{Bound, StartError};
 
-/// The pause after the first try, and the longest; each is shortened by up to a half, so that a
-/// fleet does not come at once.
-const PAUSE_MIN: Duration = Duration::from_millis(100);
-const PAUSE_MAX: Duration = Duration::from_secs(3);
+/// The first and the longest delay between attempts. Each is shortened by up to a half, so that the
+/// processes of a fleet do not retry at the same moment.
+const DELAY_MIN: Duration = Duration::from_millis(100);
+const DELAY_MAX: Duration = Duration::from_secs(3);
 
-/// An error that waiting may mend.
-pub(crate) trait Passing: std::fmt::Display {
-    /// What is waited for and why, without addresses; `None` when waiting does not mend it.
-    fn waits_for(&self) -> Option<String>;
+/// An error that may pass.
+pub(crate) trait Transient: std::fmt::Display {
+    /// What to wait for and why, without addresses; `None` if waiting does not help.
+    fn waiting_for(&self) -> Option<String>;
 }
 
-/// Tries to reach `what` until it works, or until it is sure that it will not.
+/// Repeats `attempt` until it succeeds or fails with an error that waiting does not fix.
 ///
 /// # Cancel safety
-/// Dropping the future ends the try that is under way.
-pub(crate) async fn until_there<T, E, F>(
-    operation: &Operation,
+/// Dropping the future cancels the current attempt.
+pub(crate) async fn until_available<T, E, F>(
+    state: &ServerState,
     what: &'static str,
     mut attempt: impl FnMut() -> F,
 ) -> Result<T, E>
 where
-    E: Passing,
+    E: Transient,
     F: Future<Output = Result<T, E>>,
 {
-    operation.waits_for(Some(what.to_owned()));
+    state.set_waiting(Some(what.to_owned()));
     let began = Instant::now();
-    let mut pause = PAUSE_MIN;
-    let mut is_said = false;
+    let mut delay = DELAY_MIN;
+    let mut is_logged = false;
     loop {
         let error = match attempt().await {
-            Ok(there) => {
-                operation.waits_for(None);
-                if is_said {
-                    tracing::info!(what, waited = ?began.elapsed(), "what was waited for is there");
+            Ok(available) => {
+                state.set_waiting(None);
+                if is_logged {
+                    tracing::info!(what, waited = ?began.elapsed(), "available; startup continues");
                 }
-                return Ok(there);
+                return Ok(available);
             }
             Err(error) => error,
         };
-        let Some(reason) = error.waits_for() else { return Err(error) };
-        if is_said {
+        let Some(reason) = error.waiting_for() else { return Err(error) };
+        if is_logged {
             tracing::debug!(what, %error, "still waiting");
         } else {
-            tracing::warn!(what, %error, "the start waits; it goes on when this is over");
-            is_said = true;
+            tracing::warn!(what, %error, "startup waits until this is available");
+            is_logged = true;
         }
-        operation.waits_for(Some(reason));
-        tokio::time::sleep(shortened(pause)).await;
-        pause = (pause * 2).min(PAUSE_MAX);
+        state.set_waiting(Some(reason));
+        tokio::time::sleep(shortened(delay)).await;
+        delay = (delay * 2).min(DELAY_MAX);
     }
 }
 
-fn shortened(pause: Duration) -> Duration {
-    // Keyed anew for each process, and each time.
+fn shortened(delay: Duration) -> Duration {
+    // A RandomState has other keys each time.
     let random = u32::try_from(RandomState::new().hash_one(0) >> 32).unwrap_or_default();
-    pause.mul_f64(1.0 - f64::from(random) / f64::from(u32::MAX) / 2.0)
+    delay.mul_f64(1.0 - f64::from(random) / f64::from(u32::MAX) / 2.0)
 }
 
-/// The operator's pages while a process starts, on the listener that its API will have. Dropping it
-/// ends them: nobody else is let in, and who has connected already gets one answer.
-pub(crate) struct StartPages(JoinHandle<()>);
+/// The admin endpoints during startup, on the listener of the later API. Dropping it stops
+/// accepting; connections that are open get one response each.
+pub(crate) struct StartupEndpoints {
+    _serving: AbortOnDropHandle<()>,
+}
 
-impl StartPages {
-    /// Serves them beside `bound`, which stays as it is: what connects is taken by whoever asks
-    /// first.
+impl StartupEndpoints {
+    /// Serves them on a copy of the listener `bound`.
     ///
     /// # Errors
     /// [`StartError::Listen`] when there are no descriptors left.
-    pub(crate) fn beside(bound: Bound, operation: &Arc<Operation>) -> Result<(Self, Bound), StartError> {
+    pub(crate) fn beside(bound: Bound, state: &Arc<ServerState>) -> Result<(Self, Bound), StartError> {
         let Bound { listener, addr } = bound;
         let twice = || {
             let own = listener.into_std()?;
-            let other = TcpListener::from_std(own.try_clone()?)?;
-            Ok((TcpListener::from_std(own)?, other))
+            let copy = TcpListener::from_std(own.try_clone()?)?;
+            Ok((TcpListener::from_std(own)?, copy))
         };
-        let (listener, other) =
-            twice().map_err(|error| StartError::Listen { addr, setting: "http.listen", error })?;
-        let pages = operate::router_while_starting(Arc::clone(operation));
-        // Connections are tasks of their own, which go on when this one ends.
+        let (listener, copy) =
+            twice().map_err(|error| StartError::Listen { addr, setting: "http.listen".to_owned(), error })?;
+        let router = admin::router_while_starting(Arc::clone(state));
+        // Connections are separate tasks, which continue when this one ends.
         let serving = tokio::spawn(async move {
-            if let Err(error) = axum::serve(other, pages).await {
-                tracing::error!(%error, "the operator's pages have ended");
+            if let Err(error) = axum::serve(copy, router).await {
+                tracing::error!(%error, "the admin endpoints ended during startup");
             }
         });
-        Ok((Self(serving), Bound { listener, addr }))
-    }
-}
-
-impl Drop for StartPages {
-    fn drop(&mut self) {
-        self.0.abort();
+        Ok((Self { _serving: AbortOnDropHandle::new(serving) }, Bound { listener, addr }))
     }
 }
 
@@ -114,42 +109,44 @@ mod tests {
     use super::*;
 
     #[derive(Debug, PartialEq)]
-    struct Away(bool);
+    struct Unavailable {
+        transient: bool,
+    }
 
-    impl std::fmt::Display for Away {
+    impl std::fmt::Display for Unavailable {
         fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.write_str("away")
+            f.write_str("unavailable")
         }
     }
 
-    impl Passing for Away {
-        fn waits_for(&self) -> Option<String> {
-            self.0.then(|| "an engine".to_owned())
+    impl Transient for Unavailable {
+        fn waiting_for(&self) -> Option<String> {
+            self.transient.then(|| "an engine".to_owned())
         }
     }
 
     #[tokio::test]
-    async fn it_is_tried_until_it_is_there_or_hopeless() {
-        let operation = Operation::default();
-        let mut tries = 0;
-        let there = until_there(&operation, "an engine", || {
-            tries += 1;
-            let result = if tries < 4 { Err(Away(true)) } else { Ok(tries) };
+    async fn attempts_end_with_success_or_a_permanent_error() {
+        let state = ServerState::default();
+        let mut attempts = 0;
+        let available = until_available(&state, "an engine", || {
+            attempts += 1;
+            let result = if attempts < 4 { Err(Unavailable { transient: true }) } else { Ok(attempts) };
             async move { result }
         });
         let began = Instant::now();
-        assert_eq!(there.await, Ok(4));
+        assert_eq!(available.await, Ok(4));
         assert!(began.elapsed() >= Duration::from_millis(350), "half of 100, 200 and 400 ms at least");
-        let hopeless: Result<(), _> =
-            until_there(&operation, "an engine", || async { Err(Away(false)) }).await;
-        assert_eq!(hopeless, Err(Away(false)));
+        let permanent: Result<(), _> =
+            until_available(&state, "an engine", || async { Err(Unavailable { transient: false }) }).await;
+        assert_eq!(permanent, Err(Unavailable { transient: false }));
     }
 
     #[test]
-    fn pauses_are_shortened_by_up_to_a_half() {
+    fn delays_are_shortened_by_up_to_a_half() {
         for _ in 0..1000 {
-            let pause = shortened(PAUSE_MAX);
-            assert!(pause >= PAUSE_MAX.mul_f64(0.49) && pause <= PAUSE_MAX, "{pause:?}");
+            let delay = shortened(DELAY_MAX);
+            assert!(delay >= DELAY_MAX.mul_f64(0.49) && delay <= DELAY_MAX, "{delay:?}");
         }
     }
 }

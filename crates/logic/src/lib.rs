@@ -40,8 +40,8 @@ mod webhook;
 
 pub use batch::{BatchError, BatchMessage, Delivery, Receivers};
 pub use config::{
-    ApiKey, Backoff, Config, ConfigError, DevicePolicy, HttpConfig, IdentityConfig, IdentityMethod,
-    JwtConfig, NodeInfoConfig, PushConfig, SendConfig, TimelinesConfig, UpstreamConfig,
+    ApiKey, Backoff, Config, DevicePolicy, HttpConfig, IdentityConfig, IdentityMethod, JwtConfig,
+    NodeInfoConfig, PushConfig, SendConfig, TimelinesConfig, UpstreamConfig, WebhookConfig,
 };
 pub use events::event_json;
 pub use goim_ports::Secret;
@@ -55,4 +55,3 @@ pub use push_writer::PushError;
 pub use route::config::RouteConfig;
 pub use timelines::push::{AppendedMessage, StoredPush, StoredTo};
 pub use timelines::{LongPollError, SendRule, TimelineRequestError, offline_json};
-pub use webhook::WebhookConfig;

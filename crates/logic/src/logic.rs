@@ -90,7 +90,7 @@ impl fmt::Display for PushProtection {
 impl Logic {
     /// Builds a logic. Spawns no task and opens no connection.
     ///
-    /// `config` should have passed [`Config::validate`].
+    /// `config` should have passed its [checks](goim_settings::Settings::check).
     ///
     /// # Errors
     /// [`KeyError`] when a key for signed tokens cannot be read.

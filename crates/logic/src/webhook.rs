@@ -5,34 +5,14 @@
 //! misbehaving backend costs no more than its callers' time.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
-use goim_ports::{HttpClient, HttpError, HttpRequest, HttpResponse, RateLimitedLog, Secret, ServiceUrl};
+use goim_ports::{HttpClient, HttpError, HttpRequest, HttpResponse, RateLimitedLog};
 use tokio::sync::Semaphore;
 
 use crate::circuit_breaker::CircuitBreaker;
-
-/// The settings of a webhook.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WebhookConfig {
-    /// The URL: `http://` or `https://`.
-    pub url: ServiceUrl,
-    /// Sent as `Authorization: Bearer`, so that the backend can authenticate the caller. Default
-    /// none.
-    pub secret: Option<Secret>,
-    /// From the call to the last byte of the answer. Default 2 s.
-    pub timeout: Duration,
-    /// The maximum number of concurrent calls. Further calls wait for `timeout` and then fail.
-    /// Default 256.
-    pub calls_max: usize,
-}
-
-impl Default for WebhookConfig {
-    fn default() -> Self {
-        Self { url: ServiceUrl::default(), secret: None, timeout: Duration::from_secs(2), calls_max: 256 }
-    }
-}
+pub(crate) use crate::config::WebhookConfig;
 
 /// Why a call has no usable answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

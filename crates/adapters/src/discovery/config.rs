@@ -1,30 +1,33 @@
-//! What an operator can set of discovery, and why it cannot be used.
+//! The settings of discovery, and its errors.
 
 use std::time::Duration;
 
-/// Settings of a process's place on a discovery server.
+/// Settings of a process's registration on a discovery server.
 #[derive(Debug, Clone)]
 pub struct DiscoveryConfig {
-    /// `host:port` of some discovery servers. More are found by them. Default none.
+    /// `host:port` of some discovery servers, which name the others. Default none.
     pub seeds: Vec<String>,
     /// Region of this process, for example `sh`.
     pub region: String,
-    /// Zone of this process, for example `sh001`. Servers want one.
+    /// Zone of this process, for example `sh001`. Servers require one.
     pub zone: String,
-    /// Deployment environment, for example `dev`. Servers want one, and know only who has the same.
+    /// Deployment environment, for example `dev`. Servers require one, and list only processes with
+    /// the same.
     pub env: String,
-    /// Name of this process. Must be its own: the server hands news for one name to whoever of that name asks first. A comet's is
-    /// what its sessions are found by.
+    /// The name of this process. It must be unique: a server sends a change to only one process of
+    /// a name. The sessions of a comet are registered under it.
     pub host: String,
-    /// How often a registration is renewed. Default 30 s, as goim; servers drop who is silent for 90 s.
+    /// How often a registration is renewed. Default 30 s, as goim; servers remove a process that is
+    /// silent for 90 s.
     pub renew: Duration,
-    /// How often the load of a comet is told. Default 10 s, as goim. Other changes are told at once.
+    /// How often the load of a comet is sent. Default 10 s, as goim. Other changes are sent
+    /// immediately.
     pub set: Duration,
-    /// How long one request may take. Default 40 s: a poll without news takes 30.
+    /// The maximum duration of one request. Default 40 s: a poll without changes takes 30 s.
     pub request_deadline: Duration,
-    /// Pause after a request that failed. Default 1 s, as goim.
+    /// The delay after a failed request. Default 1 s, as goim.
     pub pause: Duration,
-    /// How long the first answer may take when the process starts. Default 10 s.
+    /// The maximum time for the first response at startup. Default 10 s.
     pub start_deadline: Duration,
 }
 
@@ -46,28 +49,28 @@ impl Default for DiscoveryConfig {
     }
 }
 
-/// Why discovery did not do what was asked.
+/// Why a call to discovery failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DiscoveryError {
     /// No server is named.
     #[error("no discovery server is named")]
     NoSeeds,
-    /// A server's address is none.
+    /// A server's address is not usable.
     #[error("`{0}` is not the address of a discovery server; it should look like host:port")]
     Address(String),
-    /// None of the servers has answered in time.
+    /// No server has answered in time.
     #[error("discovery {servers} does not answer: {reason}")]
     Unavailable {
-        /// Who was asked.
+        /// The servers that were tried.
         servers: String,
-        /// What went wrong last.
+        /// The last error.
         reason: String,
     },
-    /// A server has answered that it will not.
+    /// A server has rejected the request.
     #[error("discovery answers {0}{hint}", hint = hint(*.0))]
     Refused(i64),
-    /// The answer makes no sense.
-    #[error("discovery's answer cannot be read: {0}")]
+    /// The response cannot be parsed.
+    #[error("discovery's response cannot be parsed: {0}")]
     Unreadable(String),
 }
 

@@ -1,39 +1,44 @@
-//! What an operator can set of timelines in a folder, with the reasons for the defaults.
+//! The settings of timelines in a directory, with the reasons for the defaults.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use goim_ports::RetentionRules;
 
-/// Settings of timelines in a folder.
+/// Settings of timelines in a directory.
 #[derive(Debug, Clone)]
 pub struct EmbeddedConfig {
-    /// The folder, made when it is not there. One process at a time has it.
+    /// The directory; it is created if necessary. It belongs to one process at a time.
     pub folder: PathBuf,
-    /// How long messages are kept.
+    /// How long messages are stored.
     pub rules: RetentionRules,
-    /// How long a name stands for its message, at least; twice as long at most.
+    /// The minimum time for which an idempotency key identifies its message; the maximum is twice
+    /// that.
     pub duplicate_window: Duration,
-    /// Messages that may wait to be written; more are refused. Default 100,000.
+    /// The maximum number of messages that wait to be written; further ones are rejected. Default
+    /// 100,000.
     pub pending_messages_max: usize,
-    /// Bytes of them. Default 64 MiB.
+    /// The maximum size of these messages. Default 64 MiB.
     pub pending_bytes_max: usize,
-    /// Messages of one durable commit. More make fewer and longer ones; what waits goes together anyway. Default 4,096.
+    /// The maximum number of messages of one durable commit. Default 4,096. A higher value makes
+    /// fewer and longer commits; messages that wait are committed together anyway.
     pub group_messages_max: usize,
-    /// Reads that may be under way; more wait. Default 64: a disk has nothing of more.
+    /// The maximum number of concurrent reads; further ones wait. Default 64: more do not make a
+    /// disk faster.
     pub reads_max: usize,
-    /// Memory for what is read from the disk again and again. Default 64 MiB.
+    /// The size of the cache of data that is read repeatedly. Default 64 MiB.
     pub cache_bytes: u64,
-    /// Timelines of which the end is known without a look at the disk: at least so many of those asked for lately, up to twice as many,
-    /// about 100 bytes each. Default 1,000,000: a look takes some 30 microseconds of the one thread that writes.
+    /// The number of entries in the cache of latest sequence numbers, up to twice as many, about
+    /// 100 bytes each. Default 1,000,000: a miss takes about 30 microseconds of the one thread that
+    /// writes.
     pub head_cache_entries: usize,
-    /// Time between two passes over all timelines that remove what is not to be kept any longer. Default 60 s. A pass takes a tenth of a
-    /// processor at most, however many timelines there are.
+    /// The time between two passes that remove expired messages. Default 60 s. A pass takes a tenth
+    /// of a core at most, for any number of timelines.
     pub retention_interval: Duration,
 }
 
 impl EmbeddedConfig {
-    /// The defaults, in a folder.
+    /// The defaults, in a directory.
     #[must_use]
     pub fn new(folder: PathBuf, rules: RetentionRules, duplicate_window: Duration) -> Self {
         Self {

@@ -15,6 +15,7 @@ mod channel;
 mod comet_client;
 mod comet_pool;
 mod comet_service;
+mod config;
 pub(crate) mod convert;
 mod logic_client;
 mod logic_pool;
@@ -49,11 +50,12 @@ pub use channel::ClientConfig;
 pub use comet_client::GrpcComet;
 pub use comet_pool::GrpcComets;
 pub use comet_service::comet_service;
+pub use config::ServerConfig;
 pub use logic_client::GrpcLogic;
 pub use logic_pool::{GrpcLogics, LogicAddresses};
 pub use logic_service::{NodesFn, logic_service};
 pub use proto::logic::{Backoff, NodesReply};
-pub use server::{ServeError, ServerConfig, serve};
+pub use server::{ServeError, serve};
 pub use tonic::service::Routes;
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use super::config::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::time::{Sleep, sleep, timeout};
@@ -23,44 +24,13 @@ pub(super) const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Pause after a failed accept, for example if the process has no descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Limits of connections from other nodes. The defaults are goim's `rpcServer`, if it has them.
-///
-/// Clients may ping at any rate: goim's ping every ten seconds, even when idle.
-#[derive(Debug, Clone)]
-pub struct ServerConfig {
-    /// Time without traffic after which a connection is pinged. Default 60 s.
-    pub keepalive_interval: Duration,
-    /// Time without a reply to a ping after which a connection is closed. Default 20 s.
-    pub keepalive_timeout: Duration,
-    /// Age at which a connection is drained, so that clients spread over new nodes. Default 2 h.
-    /// `None`: never.
-    pub connection_age_max: Option<Duration>,
-    /// Time for calls in flight after that, and after the shutdown. Default 20 s.
-    pub grace: Duration,
-    /// Maximum number of calls in flight on one connection. Default 4,096; further ones wait at the
-    /// client.
-    pub calls_max: u32,
-}
-
-impl Default for ServerConfig {
-    fn default() -> Self {
-        Self {
-            keepalive_interval: Duration::from_secs(60),
-            keepalive_timeout: Duration::from_secs(20),
-            connection_age_max: Some(Duration::from_secs(2 * 60 * 60)),
-            grace: Duration::from_secs(20),
-            calls_max: 4_096,
-        }
-    }
-}
-
 /// Why serving ended early.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot serve gRPC: {0}")]
 pub struct ServeError(#[from] tonic::transport::Error);
 
 /// Serves `services` on `listener` until `shutdown` resolves. Then accepts no more connections and
-/// calls, and returns when the calls in flight have ended, or after [`ServerConfig::grace`].
+/// calls, and returns when the calls in flight have ended, or after [`ServerConfig::connection_age_grace`].
 ///
 /// Errors of single connections, and a lack of descriptors, do not stop accepting.
 ///
@@ -79,7 +49,7 @@ pub async fn serve(
         .http2_keepalive_interval(Some(config.keepalive_interval))
         .http2_keepalive_timeout(Some(config.keepalive_timeout))
         .max_concurrent_streams(config.calls_max)
-        .max_connection_age_grace(config.grace);
+        .max_connection_age_grace(config.connection_age_grace);
     if let Some(age) = config.connection_age_max {
         server = server.max_connection_age(age);
     }
@@ -94,7 +64,7 @@ pub async fn serve(
         ended = &mut serving => return Ok(ended?),
         () = shutdown => drop(stop),
     }
-    match timeout(config.grace, serving).await {
+    match timeout(config.connection_age_grace, serving).await {
         Ok(ended) => Ok(ended?),
         Err(_) => {
             tracing::warn!("calls from other nodes are still in flight; they are dropped");

@@ -8,6 +8,7 @@
 //! comet's shards may call from their own threads.
 
 mod comets;
+mod config;
 mod devices;
 mod nodes;
 mod push_log;
@@ -16,9 +17,10 @@ mod sessions;
 mod timelines;
 
 pub use comets::SharedComets;
+pub use config::PushLogConfig;
 pub use devices::MemoryDevices;
 pub use nodes::MemoryNodes;
-pub use push_log::{MemoryPushLog, MemoryPushLogReader, PushLogConfig, PushLogStats, push_log};
+pub use push_log::{MemoryPushLog, MemoryPushLogReader, PushLogStats, push_log};
 pub use rooms::MemoryRooms;
 pub use sessions::MemorySessions;
 pub use timelines::MemoryTimelines;

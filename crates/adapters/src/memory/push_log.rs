@@ -19,52 +19,13 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
+use super::config::PushLogConfig;
 use crate::push_size::kafka_len;
 
 const PARTITION: i32 = 0;
 
 /// The overhead of a record in bytes: its queue entry and its allocations.
 const RECORD_OVERHEAD: usize = 160;
-
-/// Bounds of a push log in memory.
-#[derive(Debug, Clone)]
-pub struct PushLogConfig {
-    /// The maximum number of undelivered records. Default 65,536. At least one is always accepted.
-    pub records_max: usize,
-    /// The maximum number of undelivered bytes, with a fixed overhead per record. Default 64 MiB.
-    /// An empty log accepts one record of any size that `record_bytes_max` allows.
-    pub bytes_max: usize,
-    /// How long an append waits for room before it is refused. Default 3 s. Zero refuses
-    /// immediately.
-    pub append_timeout: Duration,
-    /// The maximum number of waiting appends. Default 1,024. Further ones are refused immediately.
-    pub waiting_max: usize,
-    /// The maximum size of one record in bytes, counted as goim's Kafka client counts it: 26 plus
-    /// the lengths of the record's key and of its protobuf form. Default 1,000,000, as in goim.
-    pub record_bytes_max: usize,
-    /// The maximum age of an unread record. Default 100 ms: job stops reading when receivers do not
-    /// keep up, and a message must not age here without its publisher knowing. Appends wait while
-    /// the oldest unread record is older, or while as many are unread as were recently read in that
-    /// time. [`Duration::MAX`] means no limit.
-    pub age_max: Duration,
-    /// The maximum number of records in one read. Default 1,024: about what publishers append in
-    /// one round of the runtime.
-    pub read_records_max: usize,
-}
-
-impl Default for PushLogConfig {
-    fn default() -> Self {
-        Self {
-            records_max: 65_536,
-            bytes_max: 64 * 1024 * 1024,
-            append_timeout: Duration::from_secs(3),
-            waiting_max: 1_024,
-            record_bytes_max: 1_000_000,
-            age_max: Duration::from_millis(100),
-            read_records_max: 1024,
-        }
-    }
-}
 
 /// Figures of a push log, for metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -304,7 +265,7 @@ impl LogState {
 
     fn may_wait(&self, size: usize, config: &PushLogConfig) -> bool {
         let fits = self.waiting_bytes.saturating_add(size) <= config.bytes_max;
-        self.waiting.len() < config.waiting_max && (fits || self.waiting.is_empty())
+        self.waiting.len() < config.pending_appends_max && (fits || self.waiting.is_empty())
     }
 
     fn accept(&mut self, record: PushRecord, size: usize, now: Instant) {

@@ -1,4 +1,4 @@
-//! What an operator can set of timelines on PostgreSQL, with the reasons for the defaults.
+//! The settings of timelines on PostgreSQL, with the reasons for the defaults.
 
 use std::time::Duration;
 
@@ -7,30 +7,34 @@ use goim_ports::RetentionRules;
 /// Settings of timelines on PostgreSQL.
 #[derive(Clone)]
 pub struct PostgresConfig {
-    /// Where it is: `postgres://user:password@host:port/database`. The tables are made when they are not there.
+    /// The database: `postgres://user:password@host:port/database`. The tables are created if
+    /// necessary.
     pub url: String,
-    /// How long messages are kept.
+    /// How long messages are stored.
     pub rules: RetentionRules,
-    /// How long a name stands for its message, at least.
+    /// The minimum time for which an idempotency key identifies its message.
     pub duplicate_window: Duration,
-    /// How long connecting, and a statement, may take. Default 5 s.
+    /// The maximum duration of connecting, and of a statement. Default 5 s.
     pub deadline: Duration,
-    /// Messages that may wait to be written; more are refused. Default 100,000.
+    /// The maximum number of messages that wait to be written; further ones are rejected. Default
+    /// 100,000.
     pub pending_messages_max: usize,
-    /// Bytes of them. Default 64 MiB.
+    /// The maximum size of these messages. Default 64 MiB.
     pub pending_bytes_max: usize,
-    /// Messages of one transaction. Default 2,048.
+    /// The maximum number of messages of one transaction. Default 2,048.
     pub group_messages_max: usize,
-    /// Transactions of this process at once, each on a connection of its own; a timeline's messages are always in the same one. Default 4.
+    /// The number of concurrent transactions of this process, each on its own connection. All
+    /// messages of one timeline use the same one. Default 4.
     pub writers: usize,
-    /// Connections for reads, over each of which many are under way. Default 2.
+    /// The number of connections for reads, which are pipelined. Default 2.
     pub readers: usize,
-    /// Time between two passes that remove what is not to be kept any longer; one process of all does it. Default 60 s.
+    /// The time between two passes that remove expired messages; one process of all runs it.
+    /// Default 60 s.
     pub retention_interval: Duration,
 }
 
 impl PostgresConfig {
-    /// The defaults, at an address.
+    /// The defaults, for a database.
     #[must_use]
     pub fn new(url: String, rules: RetentionRules, duplicate_window: Duration) -> Self {
         Self {
@@ -49,7 +53,7 @@ impl PostgresConfig {
 }
 
 impl std::fmt::Debug for PostgresConfig {
-    /// Leaves out the address: a password may be in it.
+    /// Omits the URL, which may contain a password.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("PostgresConfig").field("writers", &self.writers).finish_non_exhaustive()
     }

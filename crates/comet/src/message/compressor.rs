@@ -61,7 +61,7 @@ impl Compressor {
         if encoding == Encoding::Identity || body.len() < self.config.threshold_bytes {
             return None;
         }
-        let compressed = compress(encoding, body, self.config.levels);
+        let compressed = compress(encoding, body, self.config.levels.into());
         let output = compressed.as_ref().map_or(body.len(), Vec::len);
         self.by_encoding[encoding as usize].count(body.len(), output);
         compressed.map(Bytes::from)
@@ -69,7 +69,7 @@ impl Compressor {
 
     /// Encodes a body whose version must be compressed, whatever that gains.
     pub(super) fn compress_always(&self, encoding: Encoding, body: &[u8]) -> Bytes {
-        compress_always(encoding, body, self.config.levels).into()
+        compress_always(encoding, body, self.config.levels.into()).into()
     }
 
     /// Returns the frame of a message for clients with permessage-deflate. `None` when it is below
@@ -79,7 +79,7 @@ impl Compressor {
             if message.len() < self.config.threshold_bytes {
                 return None;
             }
-            let deflated = deflate_message(message, self.config.levels);
+            let deflated = deflate_message(message, self.config.levels.into());
             self.deflated.count(message.len(), deflated.as_ref().map_or(message.len(), Vec::len));
             deflated
         })

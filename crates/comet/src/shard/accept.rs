@@ -62,7 +62,8 @@ impl Shard {
             self.stats.closed(reason);
             return;
         }
-        let tls = self.shared.certificates.as_ref().filter(|_| kind.tls).map(|store| store.server_config());
+        let tls =
+            self.shared.certificates.as_ref().filter(|_| kind.is_tls()).map(|store| store.server_config());
         match Socket::new(stream, tls.as_ref()) {
             Ok(socket) => self.open_connection(listener, socket, remote),
             Err(error) => {
@@ -81,7 +82,7 @@ impl Shard {
         let kind = self.listeners.kind(listener);
         self.scans.accept_history.note(self.now, self.connections.newest());
         let generation = self.connections.next_generation();
-        let session = ServerSession::new(kind.transport, self.listeners.rules(), self.now);
+        let session = ServerSession::new(kind.transport(), self.listeners.rules(), self.now);
         let slot = self.connections.insert(Connection::new(socket, session, generation, listener, remote));
         self.stats.connections[ShardStats::kind_index(kind)].up();
         self.idle.note_connections(self.connections.len());

@@ -64,7 +64,7 @@ impl Shard {
     /// Returns the token as goim has it. `None` when it is no token of the listener's protocol.
     fn goim_token(&mut self, slot: u32, token: Bytes) -> Option<Bytes> {
         let connection = &mut self.connections[slot];
-        match self.listeners.kind(connection.listener).dialect {
+        match self.listeners.kind(connection.listener).dialect() {
             Dialect::Goim => Some(token),
             Dialect::Danmaku => {
                 let auth = danmaku::read_auth(&token, &self.shared.config.listen.danmaku_room_type)?;
@@ -77,7 +77,7 @@ impl Shard {
     /// Closes a connection that gets no session.
     fn refuse(&mut self, slot: u32, reason: CloseReason) {
         let connection = &mut self.connections[slot];
-        if self.listeners.kind(connection.listener).dialect == Dialect::Danmaku {
+        if self.listeners.kind(connection.listener).dialect() == Dialect::Danmaku {
             connection.session.reply_refused(self.egress.pool(), danmaku::REFUSED);
         }
         self.close(slot, reason);
@@ -151,7 +151,7 @@ impl Shard {
     fn negotiate(&mut self, slot: u32, accepted: &Accepted) -> Option<Version> {
         let profiles = &self.shared.profiles;
         let connection = &mut self.connections[slot];
-        let dialect = self.listeners.kind(connection.listener).dialect;
+        let dialect = self.listeners.kind(connection.listener).dialect();
         let protover = accepted.protover.filter(|_| dialect == Dialect::Goim);
         let protover = protover.map(|protover| protover.min(profiles.table().highest()));
         if dialect == Dialect::Goim {
@@ -164,7 +164,7 @@ impl Shard {
 
     fn reply_welcome(&mut self, slot: u32, accepted: &Accepted, protover: Option<Version>, rooms: &[RoomId]) {
         let connection = &mut self.connections[slot];
-        let dialect = self.listeners.kind(connection.listener).dialect;
+        let dialect = self.listeners.kind(connection.listener).dialect();
         let reply = match protover {
             Some(protover) => welcome(accepted, protover, rooms, &self.shared.server),
             None if dialect == Dialect::Danmaku => danmaku::WELCOME.to_vec(),

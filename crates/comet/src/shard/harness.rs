@@ -14,7 +14,7 @@ use mio::{Events, Poll};
 use super::{Parts, Shard};
 use crate::connection::ConnectionId;
 use crate::inbox::{Inbox, ShardHandle};
-use crate::listener::KINDS;
+use crate::listener::ListenerKind;
 use crate::shared::{Shared, session_rules};
 use crate::stats::ShardStats;
 use crate::transport::Stream;
@@ -34,7 +34,7 @@ impl Shard {
         let rules = session_rules(&shared.config);
         let parts = Parts { stats, poll, inbox, listeners: Vec::new(), rules };
         let mut shard = Self::new(0, Arc::from([handle]), shared, parts)?;
-        shard.listeners.set_kinds(vec![KINDS[0]]);
+        shard.listeners.set_kinds(vec![ListenerKind::Tcp]);
         Ok(shard)
     }
 

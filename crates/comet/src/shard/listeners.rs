@@ -189,7 +189,6 @@ mod tests {
 
     use super::*;
     use crate::config::Config;
-    use crate::listener::KINDS;
     use crate::shared::session_rules;
 
     /// One listener that admits ten connections per second, and clients that have connected to it.
@@ -200,7 +199,7 @@ mod tests {
         let mut limits = Config::default().limits;
         limits.accepts_per_second_max = NonZeroU32::new(10);
         let rules = session_rules(&Config::default());
-        let listeners = Listeners::new(&poll, vec![(socket, KINDS[0])], rules, &limits).unwrap();
+        let listeners = Listeners::new(&poll, vec![(socket, ListenerKind::Tcp)], rules, &limits).unwrap();
         let clients = (0..clients).map(|_| std::net::TcpStream::connect(addr).unwrap()).collect();
         let mut events = Events::with_capacity(8);
         poll.poll(&mut events, Some(Duration::from_secs(5))).unwrap();
@@ -230,7 +229,7 @@ mod tests {
         assert!(matches!(listeners.accept(0, Millis(3000)), Accept::Nothing), "no client waits any more");
         assert!(!listeners.can_accept(Millis(4000)));
         listeners.close();
-        assert!(listeners.len() == 0 && !listeners.has(token) && listeners.kind(0) == KINDS[0]);
+        assert!(listeners.len() == 0 && !listeners.has(token) && listeners.kind(0) == ListenerKind::Tcp);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use goim_comet::{Comet, Config, Dependencies};
+use goim_comet::{Comet, Config, Dependencies, ListenerKind};
 use goim_ports::{
     Accepted, Call, CometNode, ConnectError, ConnectRequest, Generation, LogicError, LogicPort, Mid,
     NodeDirectory, NodeError, OnlineReport, OnlineTotals, Operation, Payload, RoomCounts, ServerId,
@@ -129,9 +129,9 @@ pub fn start(change: impl FnOnce(&mut Config)) -> Server {
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("runtime");
     let free: SocketAddr = "127.0.0.1:0".parse().expect("an address");
     let mut config = Config { report_interval: Duration::from_millis(20), ..Config::default() };
-    config.listen.tcp = vec![free];
-    config.listen.websocket = vec![free];
-    config.listen.websocket_tls = vec![];
+    config.listen.addrs[ListenerKind::Tcp] = vec![free];
+    config.listen.addrs[ListenerKind::Websocket] = vec![free];
+    config.listen.addrs[ListenerKind::WebsocketTls] = vec![];
     config.shards = std::num::NonZeroUsize::new(2);
     change(&mut config);
     let world = Arc::new(Recorder::default());
@@ -143,7 +143,7 @@ pub fn start(change: impl FnOnce(&mut Config)) -> Server {
 
 impl Server {
     pub fn client(&self) -> Client {
-        Client::connect(self.comet.addrs().tcp[0])
+        Client::connect(self.comet.addrs()[ListenerKind::Tcp][0])
     }
 
     /// Returns a client that has authenticated with this token.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::harness::{Client, eventually, start};
-use goim_comet::SlowConsumerPolicy;
+use goim_comet::{ListenerKind, SlowConsumerPolicy};
 
 #[test]
 fn connections_in_total_and_per_address() {
@@ -14,7 +14,7 @@ fn connections_in_total_and_per_address() {
         config.limits.connections_max = 3;
         config.limits.connections_per_address_max = NonZeroU32::new(2);
     });
-    let addr = server.comet.addrs().tcp[0];
+    let addr = server.comet.addrs()[ListenerKind::Tcp][0];
     let from = |source: [u8; 4]| {
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         socket.bind(&std::net::SocketAddr::from((source, 0)).into()).unwrap();
@@ -40,7 +40,7 @@ fn connections_in_total_and_per_address() {
 fn a_connection_without_a_handshake_is_closed() {
     let server = start(|config| config.limits.handshake_timeout = Duration::from_millis(300));
     let mut tcp = server.client();
-    let mut websocket = Client::connect(server.comet.addrs().websocket[0]);
+    let mut websocket = Client::connect(server.comet.addrs()[ListenerKind::Websocket][0]);
     websocket.socket.write_all(b"GET /sub HTTP/1.1\r\nHost:").unwrap();
     let began = Instant::now();
     assert!(tcp.ends() && websocket.ends());
@@ -51,7 +51,7 @@ fn a_connection_without_a_handshake_is_closed() {
 #[test]
 fn an_endless_request_head_is_refused() {
     let server = start(|_| {});
-    let mut client = Client::connect(server.comet.addrs().websocket[0]);
+    let mut client = Client::connect(server.comet.addrs()[ListenerKind::Websocket][0]);
     // The server may end the connection before everything is written.
     let _ = client.socket.write_all(format!("GET /sub HTTP/1.1\r\nX: {}", "y".repeat(20_000)).as_bytes());
     assert!(client.ends());
@@ -161,7 +161,7 @@ fn a_paced_broadcast_is_spread_over_time_and_reaches_all_once() {
 #[test]
 fn a_strict_listener_reports_what_was_wrong_with_a_frame() {
     let server = start(|config| config.listen.websocket_lenient = false);
-    let mut client = Client::connect(server.comet.addrs().websocket[0]);
+    let mut client = Client::connect(server.comet.addrs()[ListenerKind::Websocket][0]);
     client
         .socket
         .write_all(

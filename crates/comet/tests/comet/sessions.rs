@@ -1,6 +1,7 @@
 //! Sessions on a running comet: keys that reconnect, rooms, late answers of logic, what is reported
 //! at the end.
 
+use goim_comet::ListenerKind;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -148,7 +149,7 @@ fn a_drain_closes_all_sessions_at_a_pace_and_leaves_no_record() {
     }
     assert!(server.world.withdrawn.load(Ordering::SeqCst));
     assert!(server.world.directory.lock().unwrap().is_empty());
-    assert!(std::net::TcpStream::connect(server.comet.addrs().tcp[0]).is_err());
+    assert!(std::net::TcpStream::connect(server.comet.addrs()[ListenerKind::Tcp][0]).is_err());
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::harness::{Server, packet, start};
-use goim_comet::TlsConfig;
+use goim_comet::{ListenerKind, TlsConfig};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 /// A temporary folder with a certificate for `localhost` and its key.
@@ -51,9 +51,9 @@ fn write(path: &Path, text: &str) {
 fn server(files: &Files) -> Server {
     start(|config| {
         let free = "127.0.0.1:0".parse().unwrap();
-        config.listen.tcp_tls = vec![free];
-        config.listen.websocket_tls = vec![free];
-        config.tls = Some(TlsConfig::new(files.path("cert.pem"), files.path("key.pem")));
+        config.listen.addrs[ListenerKind::TcpTls] = vec![free];
+        config.listen.addrs[ListenerKind::WebsocketTls] = vec![free];
+        config.tls = TlsConfig::new(files.path("cert.pem"), files.path("key.pem"));
     })
 }
 
@@ -83,7 +83,7 @@ fn packets_over_tls_and_frames_over_tls() {
     let files = Files::new("both");
     let roots = files.write();
     let server = server(&files);
-    let mut tcp = connect(server.comet.addrs().tcp_tls[0], &roots);
+    let mut tcp = connect(server.comet.addrs()[ListenerKind::TcpTls][0], &roots);
     tcp.write_all(&[packet(7, 1, b"a"), packet(2, 2, b"")].concat()).unwrap();
     assert_eq!(read(&mut tcp, 36), [packet(8, 1, b""), packet(3, 2, &[0; 4])].concat());
     // More than a record, more than the socket takes at once.
@@ -93,7 +93,7 @@ fn packets_over_tls_and_frames_over_tls() {
     assert_eq!(read(&mut tcp, 3_000_016), packet(1000, 0, &big));
     assert_eq!(read(&mut tcp, 21), packet(1000, 0, b"after"));
 
-    let mut ws = connect(server.comet.addrs().websocket_tls[0], &roots);
+    let mut ws = connect(server.comet.addrs()[ListenerKind::WebsocketTls][0], &roots);
     ws.write_all(
         b"GET /sub HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
           Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n",
@@ -118,7 +118,7 @@ fn a_client_that_does_not_use_tls_is_answered_and_counted() {
     let files = Files::new("plain");
     files.write();
     let server = server(&files);
-    let mut plain = TcpStream::connect(server.comet.addrs().websocket_tls[0]).unwrap();
+    let mut plain = TcpStream::connect(server.comet.addrs()[ListenerKind::WebsocketTls][0]).unwrap();
     plain.set_read_timeout(Some(crate::harness::TIMEOUT)).unwrap();
     plain.write_all(b"GET /sub HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
     let mut answer = String::new();
@@ -132,7 +132,7 @@ fn a_new_certificate_is_for_new_connections_and_a_bad_one_changes_nothing() {
     let files = Files::new("reload");
     let old_roots = files.write();
     let server = server(&files);
-    let addr = server.comet.addrs().tcp_tls[0];
+    let addr = server.comet.addrs()[ListenerKind::TcpTls][0];
     let mut old = connect(addr, &old_roots);
     old.write_all(&packet(7, 1, b"old")).unwrap();
     read(&mut old, 16);

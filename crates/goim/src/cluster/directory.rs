@@ -1,25 +1,27 @@
-//! How the processes of a cluster find each other: the directory that the settings name, behind what the roles need of it.
+//! How the processes of a cluster find each other: the directory that the settings name, as the
+//! roles need it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use goim_adapters::discovery::{self, Discovery, DiscoveryConfig, DiscoveryNodes};
-use goim_adapters::grpc::{LogicAddresses, check_address};
+use goim_adapters::grpc::LogicAddresses;
 use goim_adapters::list::{Addresses, ListedNodes, ListedNodesConfig};
 use goim_adapters::redis::{RedisNodes, RedisNodesConfig, RedisStore};
 use goim_ports::NodeDirectory;
 use tokio::sync::watch;
 
-use super::answering::answers;
+use super::probe::answers;
 use super::{StartError, engines};
 use crate::{Config, Directory as Kind};
 
-/// How often names are looked up. Services come and go within seconds, and name servers keep answers for about that long.
+/// How often DNS names are resolved. Services change within seconds, and name servers cache answers
+/// for about that long.
 const LOOKUP_INTERVAL: Duration = Duration::from_secs(5);
-/// How often is looked whether comets had the time to announce themselves.
+/// Between two checks whether comets had the time to announce themselves.
 const ANNOUNCEMENT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Who looks.
+/// The role of this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Role {
     Comet,
@@ -31,26 +33,15 @@ pub(super) enum Role {
 pub(super) struct Directory {
     /// The comets.
     pub(super) nodes: Arc<dyn NodeDirectory>,
-    /// How often what this process has said was lost, where that can be known.
+    /// The number of times that the directory has lost its entries, where that can be detected.
     pub(super) losses: Option<watch::Receiver<u64>>,
-    /// The connection to Redis, where the list is there.
+    /// The connection to Redis, if the list is on Redis.
     pub(super) store: Option<RedisStore>,
     discovery: Option<Arc<Discovery>>,
 }
 
-/// Says what no waiting mends, before anything is waited for.
-pub(super) fn check_settings(config: &Config, role: Role) -> Result<(), StartError> {
-    let kind = config.cluster.directory;
-    if kind == Kind::List && role != Role::Comet {
-        listed_comets(config)?;
-    }
-    if kind != Kind::Discovery && role == Role::Comet {
-        listed_logics(config)?;
-    }
-    Ok(())
-}
-
-/// Opens the directory that the settings name. `store` is a connection to Redis that there is anyway.
+/// Opens the directory that the settings name. `store` is a connection to Redis that exists
+/// already.
 pub(super) async fn open(
     config: &Config,
     role: Role,
@@ -62,15 +53,17 @@ pub(super) async fn open(
                 Some(store) => store,
                 None => engines::redis(config).await?,
             };
-            let times = RedisNodesConfig { lease: config.cluster.lease, refresh: config.cluster.refresh };
+            let times =
+                RedisNodesConfig { lease: config.cluster.lease, refresh: config.cluster.refresh_interval };
             let nodes = Arc::new(RedisNodes::start(store.clone(), times, Some(answers())).await?);
             let losses = Some(nodes.losses());
             Ok(Directory { nodes, losses, store: Some(store), discovery: None })
         }
         Kind::List => {
-            let comets = if role == Role::Comet { Vec::new() } else { listed_comets(config)? };
+            let comets = if role == Role::Comet { Vec::new() } else { config.cluster.comets.clone() };
             let addresses = Addresses::start(comets, LOOKUP_INTERVAL).await;
-            let times = ListedNodesConfig { lease: config.cluster.lease, refresh: config.cluster.refresh };
+            let times =
+                ListedNodesConfig { lease: config.cluster.lease, refresh: config.cluster.refresh_interval };
             let nodes = Arc::new(ListedNodes::start(addresses, times).await);
             Ok(Directory { nodes, losses: None, store: None, discovery: None })
         }
@@ -83,31 +76,11 @@ pub(super) async fn open(
     }
 }
 
-fn listed_comets(config: &Config) -> Result<Vec<String>, StartError> {
-    if config.cluster.comets.is_empty() {
-        return Err(StartError::NoComet);
-    }
-    config.cluster.comets.iter().try_for_each(|address| check(address)).map_err(StartError::Comets)?;
-    Ok(config.cluster.comets.clone())
-}
-
-fn listed_logics(config: &Config) -> Result<(), StartError> {
-    if config.cluster.logic.is_empty() {
-        return Err(StartError::NoLogic);
-    }
-    config.cluster.logic.iter().try_for_each(|address| check(address)).map_err(StartError::Logic)
-}
-
-/// Names are looked up later; what stands before the port is theirs.
-fn check(address: &str) -> Result<(), goim_adapters::grpc::AddressError> {
-    check_address(&address.replacen("dns://", "grpc://", 1))
-}
-
 fn discovery_config(config: &Config, role: Role) -> DiscoveryConfig {
     let node = &config.comet.node;
     let host = config.cluster.discovery_host.clone().filter(|_| role != Role::Comet);
     let host = host.unwrap_or_else(|| match role {
-        // By this name its sessions are found.
+        // Its sessions are registered under this name.
         Role::Comet => node.server.to_string(),
         Role::Logic => format!("{}-logic", node.server),
         Role::Job => format!("{}-job", node.server),
@@ -123,49 +96,45 @@ fn discovery_config(config: &Config, role: Role) -> DiscoveryConfig {
 }
 
 impl Directory {
-    /// Waits until comets have had the time to put themselves on a list that Redis has lost, or has
-    /// never had. A job that reads before would drop what is for comets that it does not know yet.
+    /// Waits until comets have had the time to add themselves to a list that Redis has lost, or has
+    /// never had. A job that reads earlier would drop messages for comets that it does not know
+    /// yet.
     ///
     /// # Cancel safety
-    /// Dropping the future does no harm.
+    /// Dropping the future has no effect.
     pub(super) async fn comets_have_announced_themselves(&self, config: &Config) {
         let Some(store) = &self.store else { return };
-        // A comet whose Redis has come back needs an announcement or two.
-        let announcing = config.comet.report_interval * 3 + config.cluster.refresh;
+        // After Redis returns, a comet needs one or two announcements.
+        let announcing = config.comet.report_interval * 3 + config.cluster.refresh_interval;
         let announcing = announcing.min(config.cluster.lease);
         let began = Instant::now();
-        // When nobody writes into it at all there is nobody to wait for.
+        // If no process ever writes to it, there is no comet to wait for.
         while store.epoch_age().unwrap_or(began.elapsed()) < announcing {
-            tokio::time::sleep(config.cluster.refresh.min(ANNOUNCEMENT_PAUSE)).await;
+            tokio::time::sleep(config.cluster.refresh_interval.min(ANNOUNCEMENT_PAUSE)).await;
         }
     }
 
     /// The logics, for a comet.
-    pub(super) async fn logics(&self, config: &Config) -> Result<LogicAddresses, StartError> {
+    pub(super) async fn logics(&self, config: &Config) -> LogicAddresses {
         if let Some(discovery) = self.discovery.clone() {
-            return Ok(Arc::new(move || discovery.logics()));
+            return Arc::new(move || discovery.logics());
         }
-        listed_logics(config)?;
         let addresses = Addresses::start(config.cluster.logic.clone(), LOOKUP_INTERVAL).await;
-        Ok(Arc::new(move || addresses.now()))
+        Arc::new(move || addresses.now())
     }
 
-    /// Says that a logic is here, where logics are found that way.
+    /// Registers this logic, if the directory lists logics.
     pub(super) async fn announce_logic(
         &self,
         config: &Config,
         rpc: Option<std::net::SocketAddr>,
     ) -> Result<(), StartError> {
         let (Some(discovery), Some(rpc)) = (&self.discovery, rpc) else { return Ok(()) };
-        let addr = match config.cluster.logic_addr {
-            Some(addr) => addr,
-            None if rpc.ip().is_unspecified() => return Err(StartError::NoLogicAddress),
-            None => rpc,
-        };
+        let addr = config.cluster.logic_addr.unwrap_or(rpc);
         Ok(discovery.register_logic(format!("grpc://{addr}"), config.comet.node.weight).await?)
     }
 
-    /// Says farewell, where somebody would wait for it.
+    /// Removes the registration, if the directory would wait for its lease.
     pub(super) async fn leave(&self) {
         if let Some(discovery) = &self.discovery {
             discovery.leave().await;

@@ -1,4 +1,4 @@
-//! The engines as the settings describe them.
+//! The engines, as the settings describe them.
 
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ pub(crate) fn kafka(config: &Config) -> KafkaConfig {
         dead_letter: settings.dead_letter_topic.map_or(DeadLetter::Drop, DeadLetter::Topic),
         records_max: log.records_max,
         bytes_max: log.bytes_max,
-        waiting_max: log.waiting_max,
+        waiting_max: log.pending_appends_max,
         append_timeout: log.append_timeout,
         delivery_timeout: settings.delivery_timeout,
         record_bytes_max: config.logic.push.record_bytes_max,
@@ -39,11 +39,10 @@ pub(crate) fn kafka(config: &Config) -> KafkaConfig {
     }
 }
 
-/// What librdkafka may take beyond the time that a record has: it looks for late ones once a
-/// second.
+/// How late librdkafka may report an expired record: it checks once per second.
 const LATE: Duration = Duration::from_secs(2);
 
-/// The longest that the push log on Kafka may take for its answer to one append.
+/// The maximum time that the push log on Kafka takes for one append.
 pub(super) fn append_timeout(config: &Config) -> Duration {
     config.push_log.append_timeout + config.kafka.delivery_timeout + LATE
 }
@@ -66,18 +65,16 @@ pub(super) async fn redis(config: &Config) -> Result<RedisStore, StartError> {
     } else {
         RedisPlace::Single(settings.url.reveal().to_owned())
     };
-    let (session_ttl, deadline, recovery_grace) =
-        (settings.session_ttl, settings.deadline, settings.recovery_grace);
     let identity = settings.cert_file.clone().zip(settings.key_file.clone());
     let tls = RedisTls { ca_file: settings.ca_file.clone(), identity };
     let config = RedisConfig {
         place,
-        session_ttl,
-        deadline,
-        recovery_grace,
-        // Comets that could not renew their leases must have had the time to.
-        settling: recovery_grace.max(config.cluster.lease),
-        check_interval: config.cluster.refresh,
+        session_ttl: settings.session_ttl,
+        deadline: settings.command_timeout,
+        recovery_grace: settings.recovery_grace,
+        // At least a lease, so that comets have had the time to renew theirs.
+        settling: settings.recovery_grace.max(config.cluster.lease),
+        check_interval: config.cluster.refresh_interval,
         tls,
         ..RedisConfig::default()
     };

@@ -8,40 +8,43 @@ use goim_job::Job;
 use goim_ports::ReadError;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use super::directory::{self, Role};
-use super::{RoleError, Running, StartError, engines, metrics, pages};
-use crate::operate::Operation;
-use crate::serve::{self, told};
-use crate::wait::until_there;
+use super::{RoleError, Running, StartError, admin, engines, metrics, spawn_scoped};
+use crate::admin::ServerState;
+use crate::check::Purpose;
+use crate::serve;
+use crate::wait::until_available;
 use crate::{Config, process_metrics};
 
-/// Starts a job. Must be called inside a tokio runtime.
+/// Starts a job. It must be called inside a tokio runtime.
 ///
 /// # Errors
-/// [`StartError`]; among them that goim's own jobs are in the group. Nothing is left running.
+/// [`StartError`], for example that goim's own jobs are in the group. Nothing is left running.
 pub async fn start(mut config: Config) -> Result<Running, StartError> {
-    config.check()?;
+    config.check(Purpose::Job)?;
     config.complete();
-    directory::check_settings(&config, Role::Job)?;
-    let shown = serve::listen("cluster.job_admin_listen", config.cluster.job_admin_listen).await?;
-    let pages_addr = shown.addr;
-    let operation = Arc::new(Operation::default());
-    let (stop, stopping) = watch::channel(false);
-    let pages = super::Endless::spawn(pages::serve(shown, Arc::clone(&operation), stopping.clone()));
+    let endpoints = serve::listen("cluster.job_admin_listen", config.cluster.job_admin_listen).await?;
+    let admin_addr = endpoints.addr;
+    let state = Arc::new(ServerState::default());
+    let stop = CancellationToken::new();
+    let stop_guard = stop.clone().drop_guard();
+    let endpoints = spawn_scoped(admin::serve(endpoints, Arc::clone(&state), stop.clone()));
     let directory =
-        until_there(&operation, "the list of comets", || directory::open(&config, Role::Job, None)).await?;
+        until_available(&state, "the list of comets", || directory::open(&config, Role::Job, None)).await?;
     if let Some(store) = &directory.store {
-        super::depends_on_redis(&operation, store);
+        super::add_redis_condition(&state, store);
     }
-    operation.waits_for(Some("the comets: they put themselves on the list".to_owned()));
+    state.set_waiting(Some("the comets, which add themselves to the list".to_owned()));
     directory.comets_have_announced_themselves(&config).await;
     let zone = config.comet.node.zone.clone();
     let comets = Arc::new(GrpcComets::new(directory.nodes, zone, ClientConfig::default()));
     let kafka = engines::kafka(&config);
     let instance = kafka.instance_id.clone();
     let join = || async { Ok(KafkaPushLogReader::join(kafka.clone()).await?) };
-    let reader = until_there::<_, StartError, _>(&operation, "kafka", join).await?;
+    let reader = until_available::<_, StartError, _>(&state, "kafka", join).await?;
 
     let stats = reader.stats();
     let job = Job::new(config.job.clone(), Box::new(reader), comets);
@@ -52,23 +55,32 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
         metrics::register_redis(&mut registry, store);
     }
     process_metrics::register(&mut registry);
-    let lines = vec![
-        ("pages", pages_addr.to_string()),
-        (
-            "kafka",
-            format!(
-                "{} on {}, group {}{}",
-                config.kafka.topic,
-                config.kafka.brokers.join(","),
-                config.kafka.group,
-                instance.map_or(String::new(), |name| format!(" as {name}")),
-            ),
-        ),
-    ];
-    let pages = pages.into_task();
+    let lines = vec![("admin", admin_addr.to_string()), ("kafka", kafka_line(&config, instance))];
+    let endpoints = endpoints.detach();
+    let (running, failed) = run(job, stop);
+    state.set_ready(registry);
+    let drain = move || -> super::Stop {
+        Box::pin(async move {
+            state.begin_drain();
+            drop(stop_guard);
+            serve::log_panic("job", running.await);
+            serve::log_panic("the admin endpoints", endpoints.await);
+        })
+    };
+    Ok(Running { role: "job", lines, reload: Box::new(|| ()), stop: Box::new(drain), failed })
+}
+
+fn kafka_line(config: &Config, instance: Option<String>) -> String {
+    let kafka = &config.kafka;
+    let instance = instance.map_or(String::new(), |name| format!(" as {name}"));
+    format!("{} on {}, group {}{instance}", kafka.topic, kafka.brokers.join(","), kafka.group)
+}
+
+/// Runs the job until `stop` is cancelled or it fails, and reports the failure.
+fn run(job: Job, stop: CancellationToken) -> (JoinHandle<()>, watch::Receiver<Option<RoleError>>) {
     let (fail, failed) = watch::channel(None);
-    let working = tokio::spawn(async move {
-        if let Err(error) = job.run(told(stopping)).await {
+    let running = tokio::spawn(async move {
+        if let Err(error) = job.run(stop.cancelled_owned()).await {
             let text = error.to_string();
             let failure = match error {
                 ReadError::Fenced(_) => RoleError::Misconfigured(text),
@@ -77,17 +89,5 @@ pub async fn start(mut config: Config) -> Result<Running, StartError> {
             let _ = fail.send(Some(failure));
         }
     });
-    operation.is_up(registry);
-    let stop = move || -> super::Stop {
-        Box::pin(async move {
-            operation.is_draining();
-            // A closed channel would tell them too.
-            let _ = stop.send(true);
-            serve::report("job", working.await);
-            if let Some(pages) = pages {
-                serve::report("the operator's pages", pages.await);
-            }
-        })
-    };
-    Ok(Running { role: "job", lines, reload: Box::new(|| ()), stop: Box::new(stop), failed })
+    (running, failed)
 }

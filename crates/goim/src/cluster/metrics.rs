@@ -1,4 +1,4 @@
-//! Metrics of the push log on Kafka and of Redis, read when somebody asks.
+//! Metrics of the push log on Kafka and of Redis, read on each scrape.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,26 +11,26 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
-/// Adds those of the writing end.
+/// Adds those of the producer.
 pub(super) fn register_log(registry: &mut Registry, log: Arc<KafkaPushLog>) {
     let read = move || {
         let stats = log.stats();
         let gauges = vec![
-            ("goim_push_log_records", "Records that wait for their acknowledgement", stats.records as u64),
-            ("goim_push_log_bytes", "Bytes of those records, with their housekeeping", stats.bytes as u64),
-            ("goim_push_log_waiting", "Pushes that wait for room in the log", stats.waiting as u64),
+            ("goim_push_log_records", "Records waiting for their acknowledgement", stats.records as u64),
+            ("goim_push_log_bytes", "Bytes of those records, with their overhead", stats.bytes as u64),
+            ("goim_push_log_waiting", "Pushes waiting for space in the log", stats.waiting as u64),
         ];
         let counters = vec![
             ("goim_push_log_appended", "Records acknowledged", stats.appended),
             (
                 "goim_push_log_failed",
-                "Records of which it is not known whether they are in the log",
+                "Records with an unknown outcome: they may or may not be in the log",
                 stats.failed,
             ),
-            ("goim_push_log_rejected_full", "Records refused because there was no room", stats.rejected_full),
+            ("goim_push_log_rejected_full", "Records rejected because the log was full", stats.rejected_full),
             (
                 "goim_push_log_rejected_too_large",
-                "Records refused because of their size",
+                "Records rejected because of their size",
                 stats.rejected_too_large,
             ),
         ];
@@ -39,18 +39,18 @@ pub(super) fn register_log(registry: &mut Registry, log: Arc<KafkaPushLog>) {
     registry.register_collector(Box::new(Figures(Box::new(read))));
 }
 
-/// Adds those of the reading end.
+/// Adds those of the consumer.
 pub(super) fn register_reader(
     registry: &mut Registry,
     stats: impl Fn() -> KafkaReadStats + Send + Sync + 'static,
 ) {
     let read = move || {
         let stats = stats();
-        let gauges = vec![("goim_kafka_partitions", "Partitions that are read here", stats.partitions)];
+        let gauges = vec![("goim_kafka_partitions", "Partitions assigned to this process", stats.partitions)];
         let counters = vec![
             ("goim_kafka_read", "Records read", stats.read),
-            ("goim_kafka_poison", "Records put aside because they are no pushes", stats.poison),
-            ("goim_kafka_rebalances", "Times that partitions came or went", stats.rebalances),
+            ("goim_kafka_poison", "Records skipped because they are not pushes", stats.poison),
+            ("goim_kafka_rebalances", "Rebalances of the partitions of this process", stats.rebalances),
             ("goim_kafka_read_errors", "Errors of brokers and connections while reading", stats.errors),
         ];
         (gauges, counters)
@@ -65,23 +65,19 @@ pub(super) fn register_redis(registry: &mut Registry, store: RedisStore) {
         let gauges = vec![
             (
                 "goim_redis_refuses_writes",
-                "1 while Redis answers and takes nothing new",
+                "1 while Redis answers but rejects writes",
                 u64::from(stats.refuses_writes),
             ),
             ("goim_redis_unavailable", "1 while Redis does not answer", u64::from(stats.is_unavailable)),
             (
                 "goim_redis_comets_without_lease",
-                "Comets whose leases are over, and that are listed because they answer",
+                "Comets that are listed without a lease because they answer probes",
                 stats.without_lease,
             ),
         ];
         let counters = vec![
-            ("goim_redis_writes_refused", "Commands that Redis has refused to carry out", stats.refused),
-            (
-                "goim_redis_losses",
-                "Times that Redis was seen to have lost what it had, or to be another",
-                stats.losses,
-            ),
+            ("goim_redis_writes_refused", "Commands that Redis rejected", stats.refused),
+            ("goim_redis_losses", "Detected losses of the data on Redis", stats.losses),
         ];
         (gauges, counters)
     };

@@ -1,12 +1,12 @@
-//! Removing the sessions of comets that have died.
+//! Removes the sessions of comets that have failed.
 //!
-//! Every logic does it: a comet that leaves the list, by its own word or because its lease has
-//! ended, has its sessions removed at once and completely, as long as it is not back and does not
-//! answer when it is asked. Two logics that do the same do no harm: a session that is its comet's
-//! no longer is left alone.
+//! Every logic does this. When a comet leaves the list, deliberately or because its lease ended,
+//! its sessions are removed immediately and completely, unless it has returned or answers a probe.
+//! Several logics may do it at the same time: a session that has moved to another comet is not
+//! removed.
 //!
-//! While Redis refuses writes or is silent, and for a lease behind that, nothing is removed: comets
-//! could not say that they are there, and what is removed could not be entered again.
+//! While Redis rejects writes or does not answer, and for one lease after that, nothing is removed:
+//! comets could not renew their leases, and removed sessions could not be registered again.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,17 +15,17 @@ use std::time::{Duration, Instant};
 use goim_adapters::redis::{CometProbe, RedisSessions};
 use goim_ports::{CometNode, NodeDirectory, ServerId};
 
-/// How long a comet that has left the list and answers is left alone.
-const ASK_INTERVAL: Duration = Duration::from_secs(1);
+/// Between two probes of a comet that has left the list and answers.
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A comet that is not on the list any more.
+/// A comet that has left the list.
 #[derive(Clone)]
-struct Gone {
+struct Unlisted {
     node: CometNode,
     answered: Option<Instant>,
 }
 
-/// Sweeps as long as it is polled; looks at the list every `interval`.
+/// Sweeps as long as it is polled; reads the list every `interval`.
 pub(super) async fn run(
     sessions: RedisSessions,
     nodes: Arc<dyn NodeDirectory>,
@@ -36,39 +36,39 @@ pub(super) async fn run(
         nodes.comets().iter().map(|comet| (comet.server.clone(), comet.clone())).collect()
     };
     let mut known = listed(&*nodes);
-    let mut gone: BTreeMap<ServerId, Gone> = BTreeMap::new();
+    let mut unlisted: BTreeMap<ServerId, Unlisted> = BTreeMap::new();
     loop {
         tokio::time::sleep(interval).await;
         let now = listed(&*nodes);
         for (server, node) in known {
             if !now.contains_key(&server) {
-                gone.entry(server).or_insert(Gone { node, answered: None });
+                unlisted.entry(server).or_insert(Unlisted { node, answered: None });
             }
         }
-        gone.retain(|server, _| !now.contains_key(server));
+        unlisted.retain(|server, _| !now.contains_key(server));
         known = now;
         if !sessions.is_trusted() {
             continue;
         }
-        for (server, comet) in gone.clone() {
-            if comet.answered.is_some_and(|at| at.elapsed() < ASK_INTERVAL) {
+        for (server, comet) in unlisted.clone() {
+            if comet.answered.is_some_and(|at| at.elapsed() < PROBE_INTERVAL) {
                 continue;
             }
             if answers(&comet.node).await {
-                gone.insert(server, Gone { answered: Some(Instant::now()), ..comet });
+                unlisted.insert(server, Unlisted { answered: Some(Instant::now()), ..comet });
                 continue;
             }
-            let goes_on =
+            let may_continue =
                 || sessions.is_trusted() && !nodes.comets().iter().any(|comet| comet.server == server);
-            match sessions.sweep(&server, goes_on).await {
-                // Stopped on the way: what is left is looked at again.
+            match sessions.sweep(&server, may_continue).await {
+                // Interrupted: the rest is removed in the next round.
                 Ok(_) if !sessions.is_trusted() => {}
                 Ok(swept) => {
-                    tracing::info!(%server, swept, "the sessions of a comet that has gone are removed");
-                    gone.remove(&server);
+                    tracing::info!(%server, swept, "removed the sessions of a failed comet");
+                    unlisted.remove(&server);
                 }
                 Err(error) => {
-                    tracing::warn!(%server, %error, "the sessions of a comet that has gone stay for now")
+                    tracing::warn!(%server, %error, "cannot remove the sessions of a failed comet; retrying")
                 }
             }
         }

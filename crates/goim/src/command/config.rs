@@ -1,8 +1,9 @@
-//! `goim config`: the documented defaults, a check, or what a process would run with.
+//! `goim config`: the documented defaults, a check, or the configuration in effect.
 
 use clap::Args;
 
 use super::{Failure, SettingsArguments, print};
+use crate::check::Purpose;
 use crate::settings::{document, effective};
 
 /// Without options: every setting with its documentation and default, as a TOML file.
@@ -11,34 +12,36 @@ use crate::settings::{document, effective};
 pub(super) struct Arguments {
     #[command(flatten)]
     settings: SettingsArguments,
-    /// Say whether a process could run with this configuration
+    /// Check whether a process can run with this configuration
     #[arg(long)]
     check: bool,
-    /// Print what a process would run with, and where each value comes from; secrets are left out
+    /// Print the configuration in effect, each value with its origin; secrets are redacted
     #[arg(long)]
     effective: bool,
 }
 
 const AFTER_HELP: &str = "\
 Examples:
-  goim config > goim.toml                       a file to start from
-  goim config --check --config goim.toml        is it right?
+  goim config > goim.toml                       write a file to start from
+  goim config --check --config goim.toml        check it
   goim config --effective --config goim.toml --set comet.shards=2";
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let asked = arguments.check || arguments.effective;
-    if !asked {
+    if !arguments.check && !arguments.effective {
         if arguments.settings.config.is_some() || !arguments.settings.set.is_empty() {
             return Err(Failure::usage(
-                "--config and --set go with --check or --effective; alone, `goim config` prints the defaults",
+                "--config and --set need --check or --effective; without them, `goim config` prints the defaults",
             ));
         }
         return print(&document());
     }
-    let loaded = arguments.settings.load()?;
-    if arguments.effective {
-        print(&effective(&loaded))?;
+    if !arguments.effective {
+        arguments.settings.load_for(Purpose::Any)?;
+        return print("the configuration is valid\n");
     }
-    loaded.config.check()?;
-    if arguments.check { print("the configuration is good\n") } else { Ok(()) }
+    // What can be read is printed before the faults.
+    let loaded = arguments.settings.load()?;
+    print(&effective(&loaded))?;
+    loaded.check(Purpose::Any)?;
+    if arguments.check { print("the configuration is valid\n") } else { Ok(()) }
 }

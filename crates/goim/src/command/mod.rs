@@ -1,7 +1,7 @@
 //! The commands of the binary.
 //!
-//! Each command is a module with its arguments and a `run`. What they share is here: how arguments are read, how a
-//! command ends, where its output goes.
+//! Each command is a module with its arguments and a `run`. This module has what they share:
+//! reading arguments, exit statuses, output.
 
 mod config;
 mod connect;
@@ -19,9 +19,10 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::settings::{ConfigError, Loaded, Sources, load};
+use crate::check::Purpose;
+use crate::settings::{ConfigError, Loaded, Sources, load, load_for};
 
-/// goim: holds very many long connections and pushes messages to them.
+/// goim: a push server for very many long-lived connections.
 #[derive(Debug, Parser)]
 #[command(name = "goim", version, max_term_width = 110, after_help = AFTER_HELP)]
 struct Cli {
@@ -31,9 +32,9 @@ struct Cli {
 
 const AFTER_HELP: &str = "\
 Start here:
-  goim serve                                    the whole system in one process
-  goim connect --room live://1000               in another terminal: a client
-  goim push room live://1000 --body hello       in a third: a push to it
+  goim serve                                    run the whole system in one process
+  goim connect --room live://1000               connect a client, in another terminal
+  goim push room live://1000 --body hello       push to it, in a third
 
 Exit status: 0 done, 1 failed, 64 wrong arguments or configuration, 69 server not reached.";
 
@@ -41,22 +42,22 @@ Exit status: 0 done, 1 failed, 64 wrong arguments or configuration, 69 server no
 enum Command {
     /// Run comet, logic and job in this process
     Serve(serve::Arguments),
-    /// Run comet, the role that holds the clients' connections, in a cluster
+    /// Run comet, the role that owns the clients' connections, in a cluster
     #[cfg(feature = "cluster")]
     Comet(role::Arguments),
-    /// Run logic, the role that knows sessions and takes pushes, in a cluster
+    /// Run logic, the role that tracks sessions and accepts pushes, in a cluster
     #[cfg(feature = "cluster")]
     Logic(role::Arguments),
-    /// Run job, the role that hands pushes over to comets, in a cluster
+    /// Run job, the role that delivers pushes to comets, in a cluster
     #[cfg(feature = "cluster")]
     Job(role::Arguments),
     /// Print, check or explain the configuration
     Config(config::Arguments),
-    /// Be a client in the terminal
+    /// Connect a client in the terminal
     Connect(connect::Arguments),
-    /// Push a message by way of the HTTP API
+    /// Push a message through the HTTP API
     Push(push::Arguments),
-    /// Print a signed token, for trying out
+    /// Print a signed token, for testing
     Token(token::Arguments),
     /// Moved to a separate program
     #[command(hide = true, disable_help_flag = true)]
@@ -68,7 +69,7 @@ enum Command {
     Version,
 }
 
-/// Runs the command that the arguments name and says how the process should end.
+/// Runs the command that the arguments name and returns the exit status.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     let cli = match Cli::try_parse_from(&arguments) {
@@ -79,7 +80,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
         Err(error) => {
             let _ = error.print();
-            // Help and version are what was asked for.
+            // Help and version were requested.
             return ExitCode::SUCCESS;
         }
     };
@@ -111,7 +112,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-/// The text of a mistake without what stands behind the `=` of an argument: a setting in the wrong place may be a secret.
+/// The text of an error without the values behind the `=` of arguments: a setting in the wrong
+/// place may be a secret.
 fn without_values(text: &str, arguments: &[OsString]) -> String {
     let values = arguments.iter().filter_map(|argument| argument.to_str()?.split_once('='));
     values.filter(|(_, value)| !value.is_empty()).fold(text.to_owned(), |text, (name, value)| {
@@ -119,7 +121,7 @@ fn without_values(text: &str, arguments: &[OsString]) -> String {
     })
 }
 
-/// Why a command did not do what it was told.
+/// Why a command failed.
 #[derive(Debug)]
 struct Failure {
     code: u8,
@@ -129,7 +131,7 @@ struct Failure {
 impl Failure {
     /// Wrong arguments or configuration: `EX_USAGE`.
     const USAGE: u8 = 64;
-    /// Nobody answers: `EX_UNAVAILABLE`.
+    /// The server does not answer: `EX_UNAVAILABLE`.
     const UNAVAILABLE: u8 = 69;
 
     fn new(text: impl Into<String>) -> Self {
@@ -157,7 +159,7 @@ impl From<ConfigError> for Failure {
     }
 }
 
-/// Writes to standard output. A reader that has gone (`| head`) is no failure.
+/// Writes to standard output. A closed pipe (`| head`) is not a failure.
 fn print(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
@@ -168,24 +170,34 @@ fn print(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// Where a command takes the configuration from.
+/// The sources of the configuration of a command.
 #[derive(Debug, Args)]
 struct SettingsArguments {
-    /// Take settings from this TOML file; `goim config` prints one with all of them
+    /// Read settings from this TOML file; `goim config` prints one with all of them
     #[arg(long, value_name = "FILE", env = "GOIM_CONFIG")]
     config: Option<PathBuf>,
-    /// Set one setting, over file and environment; may be given many times
+    /// Set one setting, overriding file and environment; may be given many times
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
 }
 
 impl SettingsArguments {
+    /// Reads the settings.
     fn load(&self) -> Result<Loaded, ConfigError> {
+        load(&self.sources())
+    }
+
+    /// Reads the settings and checks them for `purpose`.
+    fn load_for(&self, purpose: Purpose) -> Result<Loaded, ConfigError> {
+        load_for(&self.sources(), purpose)
+    }
+
+    fn sources(&self) -> Sources {
         let text = |value: OsString| value.to_string_lossy().into_owned();
-        load(&Sources {
+        Sources {
             file: self.config.clone(),
             environment: std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect(),
             set: self.set.clone(),
-        })
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! `goim push`: one push by way of the HTTP API, as a back end would send it.
+//! `goim push`: one push through the HTTP API, as a backend sends it.
 
 use std::io::{self, IsTerminal, Read};
 use std::path::PathBuf;
@@ -7,13 +7,14 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 
 use super::{Failure, print};
-use crate::http_client::{Answer, Request, RequestError, escape};
+use crate::http_client::{Request, RequestError, Response, escape};
 
-/// How long the server may take. Longer than its own deadline for a push, so that its answer is seen.
-const ANSWER_DEADLINE: Duration = Duration::from_secs(40);
+/// The maximum time for the response. It is longer than the server's own timeout for a push, so
+/// that its response is seen.
+const TIMEOUT: Duration = Duration::from_secs(40);
 
-/// Exit status: 0 accepted, 1 refused, 64 wrong arguments, 69 server not reached. Accepted means that the message is in
-/// the push log, not that somebody has it.
+/// Exit status: 0 accepted, 1 rejected, 64 wrong arguments, 69 server not reached. Accepted means
+/// that the message is in the push log, not that a client has received it.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(super) struct Arguments {
@@ -28,13 +29,14 @@ pub(super) struct Arguments {
         value_name = "URL"
     )]
     server: String,
-    /// Key for the push API, when the server asks for one
+    /// API key, if the server requires one
     #[arg(long, global = true, env = "GOIM_API_KEY", hide_env_values = true, value_name = "KEY")]
     api_key: Option<String>,
-    /// Operation of the packet; by key, member and to all, only sessions that accept it get the message
+    /// Operation of the packet; pushes by key, by member and to all reach only sessions that accept
+    /// it
     #[arg(long, global = true, default_value_t = 1000, allow_negative_numbers = true, value_name = "NUMBER")]
     operation: i32,
-    /// The message; without this and without --file it is read from standard input
+    /// The message; without this and --file it is read from standard input
     #[arg(long, global = true, conflicts_with = "file", value_name = "TEXT")]
     body: Option<String>,
     /// A file with the message; `-` is standard input
@@ -71,7 +73,7 @@ enum Target {
     },
     /// To every session
     All {
-        /// Sessions a second; without it, as fast as it goes
+        /// Sessions per second; by default as fast as possible
         #[arg(long, value_name = "NUMBER")]
         speed: Option<u32>,
     },
@@ -84,17 +86,16 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     if let Some(key) = &arguments.api_key {
         headers.push(("authorization", format!("Bearer {key}")));
     }
-    let request =
-        Request { server: &arguments.server, path: &path, headers, body, deadline: ANSWER_DEADLINE };
-    let answer = request.post().map_err(|error| match error {
+    let request = Request { server: &arguments.server, path: &path, headers, body, timeout: TIMEOUT };
+    let response = request.post().map_err(|error| match error {
         RequestError::Url(_) => Failure::usage(error.to_string()),
         _ => Failure::unavailable(error.to_string()),
     })?;
-    accepted(&answer)?;
+    accepted(&response)?;
     print("accepted\n")
 }
 
-/// The request target that asks for this push.
+/// The request target of this push.
 fn path(target: &Target, operation: i32) -> Result<String, Failure> {
     let list = |name: &str, values: &mut dyn Iterator<Item = String>| -> String {
         values.map(|value| format!("&{name}={}", escape(&value))).collect()
@@ -114,7 +115,9 @@ fn path(target: &Target, operation: i32) -> Result<String, Failure> {
                 .split_once("://")
                 .filter(|(kind, room)| !kind.is_empty() && !room.is_empty())
                 .ok_or_else(|| {
-                    Failure::usage(format!("{room:?} is no room: wants type://room, such as live://1000"))
+                    Failure::usage(format!(
+                        "{room:?} is not a room: it must be type://room, such as live://1000"
+                    ))
                 })?;
             format!("/goim/push/room?operation={operation}&type={}&room={}", escape(kind), escape(room))
         }
@@ -143,22 +146,22 @@ fn body(arguments: &Arguments) -> Result<Vec<u8>, Failure> {
     Ok(body)
 }
 
-/// Reads the API's envelope: `{"code":0,"message":""}` is yes.
-fn accepted(answer: &Answer) -> Result<(), Failure> {
-    let envelope: Option<serde_json::Value> = serde_json::from_slice(&answer.body).ok();
+/// Reads the envelope of the response: `{"code":0,"message":""}` means accepted.
+fn accepted(response: &Response) -> Result<(), Failure> {
+    let envelope: Option<serde_json::Value> = serde_json::from_slice(&response.body).ok();
     let field = |name: &str| envelope.as_ref().and_then(|envelope| envelope.get(name));
     let code = field("code").and_then(serde_json::Value::as_i64);
     let message = field("message").and_then(serde_json::Value::as_str).unwrap_or_default();
-    match (answer.status, code) {
+    match (response.status, code) {
         (200, Some(0)) => Ok(()),
         (_, Some(code)) if !message.is_empty() => {
-            Err(Failure::new(format!("refused: {message} (code {code})")))
+            Err(Failure::new(format!("rejected: {message} (code {code})")))
         }
-        (_, Some(code)) => Err(Failure::new(format!("refused with code {code} and no reason"))),
+        (_, Some(code)) => Err(Failure::new(format!("rejected with code {code} and no reason"))),
         (status, None) => {
-            let text = String::from_utf8_lossy(&answer.body);
+            let text = String::from_utf8_lossy(&response.body);
             let text: String = text.trim().chars().take(200).collect();
-            Err(Failure::new(format!("no answer of a goim push API: status {status}, {text:?}")))
+            Err(Failure::new(format!("not a response of a goim push API: status {status}, {text:?}")))
         }
     }
 }
@@ -191,19 +194,19 @@ mod tests {
     }
 
     #[test]
-    fn answers_are_told_apart() {
+    fn responses_are_distinguished() {
         let check = |status: u16, body: &str, expect: &str| {
-            let answer = Answer { status, body: body.as_bytes().to_vec() };
-            let text = accepted(&answer).err().map(|failure| failure.text).unwrap_or_default();
+            let response = Response { status, body: body.as_bytes().to_vec() };
+            let text = accepted(&response).err().map(|failure| failure.text).unwrap_or_default();
             assert!(
                 text.contains(expect) && text.is_empty() == expect.is_empty(),
                 "{status} {body}: {text:?}"
             );
         };
         check(200, r#"{"code":0,"message":""}"#, "");
-        check(200, r#"{"code":-400,"message":""}"#, "refused with code -400");
-        check(400, r#"{"code":-400,"message":"bad op"}"#, "refused: bad op (code -400)");
+        check(200, r#"{"code":-400,"message":""}"#, "rejected with code -400");
+        check(400, r#"{"code":-400,"message":"bad op"}"#, "rejected: bad op (code -400)");
         check(404, "404 page not found", "status 404, \"404 page not found\"");
-        check(200, "<html>", "no answer of a goim push API");
+        check(200, "<html>", "not a response of a goim push API");
     }
 }

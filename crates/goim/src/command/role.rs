@@ -1,4 +1,4 @@
-//! `goim comet`, `goim logic`, `goim job`: one role of a cluster, brought up and down.
+//! `goim comet`, `goim logic`, `goim job`: one role of a cluster, started and stopped.
 
 use std::fmt::Write as _;
 use std::future::Future;
@@ -8,10 +8,11 @@ use goim_adapters::discovery::DiscoveryError;
 
 use super::serve::{Signals, open_files, runtime};
 use super::{Failure, SettingsArguments, print};
+use crate::check::Purpose;
 use crate::cluster::{self, RoleError, Running, StartError};
 use crate::{Config, log};
 
-/// Runs one role of a cluster. Stops gently on SIGTERM and SIGINT, at once on the second one.
+/// Runs one role of a cluster. SIGTERM and SIGINT stop it gracefully, a second signal immediately.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(super) struct Arguments {
@@ -25,43 +26,42 @@ Examples, each on a machine of its own:
   goim comet --set redis.url=redis://10.0.0.9:6379 --set cluster.logic=grpc://10.0.0.2:3119 --set rpc.comet=10.0.0.3:3109
   goim job   --set redis.url=redis://10.0.0.9:6379 --set kafka.brokers=10.0.0.8:9092
 
-`goim config` prints all settings with their meaning; a role takes no notice of those of the others.";
+`goim config` prints all settings with their meaning; a role ignores those of the others.";
 
 pub(super) fn comet(arguments: &Arguments) -> Result<(), Failure> {
-    run(arguments, cluster::start_comet)
+    run(arguments, Purpose::Comet, cluster::start_comet)
 }
 
 pub(super) fn logic(arguments: &Arguments) -> Result<(), Failure> {
-    run(arguments, cluster::start_logic)
+    run(arguments, Purpose::Logic, cluster::start_logic)
 }
 
 pub(super) fn job(arguments: &Arguments) -> Result<(), Failure> {
-    run(arguments, cluster::start_job)
+    run(arguments, Purpose::Job, cluster::start_job)
 }
 
-fn run<F>(arguments: &Arguments, start: impl FnOnce(Config) -> F) -> Result<(), Failure>
+fn run<F>(arguments: &Arguments, purpose: Purpose, start: impl FnOnce(Config) -> F) -> Result<(), Failure>
 where
     F: Future<Output = Result<Running, StartError>>,
 {
-    let config = arguments.settings.load()?.config;
-    config.check()?;
+    let config = arguments.settings.load_for(purpose)?.config;
     log::start(&config.log);
     open_files(&config);
     let runtime = runtime()?;
-    let result = runtime.block_on(run_until_told(start(config)));
-    // What hangs in a system call must not keep the process.
+    let result = runtime.block_on(run_until_stopped(start(config)));
+    // A thread that hangs in a system call must not prevent the exit.
     runtime.shutdown_background();
     result
 }
 
-async fn run_until_told(start: impl Future<Output = Result<Running, StartError>>) -> Result<(), Failure> {
-    // Signals are caught before anything is up, so that none is lost.
+async fn run_until_stopped(start: impl Future<Output = Result<Running, StartError>>) -> Result<(), Failure> {
+    // Signals are caught before anything runs, so that none is lost.
     let mut signals =
         Signals::catch().map_err(|error| Failure::new(format!("cannot catch signals: {error}")))?;
     let running = tokio::select! {
         running = start => running.map_err(Failure::from)?,
         name = signals.stop(|| ()) => {
-            tracing::info!(signal = name, "stopped before it was up");
+            tracing::info!(signal = name, "stopped during startup");
             return Ok(());
         }
     };
@@ -69,17 +69,17 @@ async fn run_until_told(start: impl Future<Output = Result<Running, StartError>>
     tracing::info!(role = running.role, version = env!("CARGO_PKG_VERSION"), lines = ?running.lines, "up");
     let failure = tokio::select! {
         name = signals.stop(|| running.reload()) => {
-            tracing::info!(signal = name, "draining; a second signal stops at once");
+            tracing::info!(signal = name, "draining; a second signal stops immediately");
             None
         }
         reason = running.failed() => {
-            tracing::error!(%reason, "draining, since this cannot go on");
+            tracing::error!(%reason, "draining after a failure");
             Some(reason.into())
         }
     };
     tokio::select! {
         () = running.drain() => tracing::info!("drained"),
-        name = signals.stop(|| ()) => tracing::warn!(signal = name, "stopped at once"),
+        name = signals.stop(|| ()) => tracing::warn!(signal = name, "stopped immediately"),
     }
     failure.map_or(Ok(()), Err)
 }

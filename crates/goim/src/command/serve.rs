@@ -1,14 +1,15 @@
-//! `goim serve`: brings the system up, says so, and brings it down when asked.
+//! `goim serve`: starts the system, announces it, and stops it on a signal.
 
 use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{Failure, SettingsArguments, print};
+use crate::check::Purpose;
 use crate::serve::{self, StartError};
 use crate::{Config, announcement, log, machine};
 
-/// Runs comet, logic and job in this process, with nothing else installed. Stops gently on SIGTERM and SIGINT, at once on
-/// the second one.
+/// Runs comet, logic and job in this process, with nothing else installed. SIGTERM and SIGINT stop
+/// it gracefully, a second signal immediately.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(super) struct Arguments {
@@ -26,18 +27,17 @@ Examples:
 `goim config` prints all settings with their meaning.";
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let config = arguments.settings.load()?.config;
-    config.check()?;
+    let config = arguments.settings.load_for(Purpose::Serve)?.config;
     log::start(&config.log);
     open_files(&config);
     let runtime = runtime()?;
-    let result = runtime.block_on(serve_until_told(config));
-    // What hangs in a system call must not keep the process.
+    let result = runtime.block_on(serve_until_stopped(config));
+    // A thread that hangs in a system call must not prevent the exit.
     runtime.shutdown_background();
     result
 }
 
-/// What the roles' tasks run on.
+/// The runtime of the roles' tasks.
 pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -46,24 +46,24 @@ pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
         .map_err(|error| Failure::new(format!("cannot start the runtime: {error}")))
 }
 
-async fn serve_until_told(config: Config) -> Result<(), Failure> {
-    // Signals are caught before anything is up, so that none is lost.
+async fn serve_until_stopped(config: Config) -> Result<(), Failure> {
+    // Signals are caught before anything runs, so that none is lost.
     let mut signals =
         Signals::catch().map_err(|error| Failure::new(format!("cannot catch signals: {error}")))?;
     let running = tokio::select! {
         running = serve::start(config.clone()) => running.map_err(Failure::from)?,
         name = signals.stop(|| ()) => {
-            tracing::info!(signal = name, "stopped before it was up");
+            tracing::info!(signal = name, "stopped during startup");
             return Ok(());
         }
     };
     announcement::log(&config, &running);
     print(&announcement::text(&config, &running))?;
     let name = signals.stop(|| serve::reload(running.comet())).await;
-    tracing::info!(signal = name, "draining; a second signal stops at once");
+    tracing::info!(signal = name, "draining; a second signal stops immediately");
     tokio::select! {
         () = running.drain() => tracing::info!("drained"),
-        name = signals.stop(|| ()) => tracing::warn!(signal = name, "stopped at once, sessions are cut off"),
+        name = signals.stop(|| ()) => tracing::warn!(signal = name, "stopped immediately, open sessions are cut"),
     }
     Ok(())
 }
@@ -74,13 +74,15 @@ impl From<StartError> for Failure {
             StartError::Config(error) => error.into(),
             StartError::Comet(goim_comet::StartError::Tls(_)) => Self::usage(error.to_string()),
             #[cfg(feature = "cluster")]
-            StartError::Timelines(crate::TimelinesError::Postgres(_)) => Self::unavailable(error.to_string()),
+            StartError::TimelineStore(crate::TimelineStoreError::Postgres(_)) => {
+                Self::unavailable(error.to_string())
+            }
             other => Self::new(other.to_string()),
         }
     }
 }
 
-/// Every connection is an open file.
+/// Raises the limit of open files, because every connection is an open file.
 pub(super) fn open_files(config: &Config) {
     let limit = match machine::raise_open_files() {
         Ok(limit) => limit,
@@ -91,7 +93,7 @@ pub(super) fn open_files(config: &Config) {
     };
     let shown = |limit: Option<u64>| limit.map_or("none".to_owned(), |limit| limit.to_string());
     tracing::info!(before = shown(limit.before), now = shown(limit.now), "limit of open files");
-    // The default is no wish of anybody's: then the line above says enough.
+    // The default is not a requirement: then the line above is enough.
     let usual = goim_comet::LimitsConfig::default().connections_max;
     let wanted = config.comet.limits.connections_max;
     if let Some(now) = limit.now.filter(|now| wanted != usual && *now < wanted as u64) {
@@ -119,7 +121,7 @@ impl Signals {
         })
     }
 
-    /// The next signal that asks to stop. On SIGHUP, which does not, `reload` is called.
+    /// Waits for the next signal that asks to stop. On SIGHUP `reload` is called.
     pub(super) async fn stop(&mut self, reload: impl Fn()) -> &'static str {
         loop {
             tokio::select! {

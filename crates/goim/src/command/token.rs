@@ -1,4 +1,4 @@
-//! `goim token`: a signed token for trying out, as the backend would hand it out.
+//! `goim token`: a signed token for testing, as the backend would issue it.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -7,10 +7,11 @@ use clap::Args;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Map, Value, json};
 
-use super::{Failure, print};
-use crate::settings::read_duration;
+use goim_settings::parse_duration;
 
-/// Shortest secret, as the server has it.
+use super::{Failure, print};
+
+/// The minimum length of a secret, as on the server.
 const SECRET_BYTES_MIN: usize = 32;
 
 /// Exit status: 0 printed, 64 wrong arguments.
@@ -20,22 +21,22 @@ pub(super) struct Arguments {
     /// The member
     #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
     mid: i64,
-    /// The only key that the session may have
+    /// The only key that the session may use
     #[arg(long, value_name = "TEXT")]
     key: Option<String>,
-    /// A room that the session is in from the start; may be given many times
+    /// A room that the session joins at login; may be given many times
     #[arg(long, value_name = "TYPE://ROOM")]
     room: Vec<String>,
-    /// Rooms that it may be in: a name, or the beginning of names with * behind; may be given many times
+    /// Rooms that it may join: a name, or a prefix with *; may be given many times
     #[arg(long, value_name = "PATTERN")]
     allow: Vec<String>,
-    /// Whom the token is for
+    /// Audience of the token (aud)
     #[arg(long, value_name = "TEXT")]
     audience: Option<String>,
-    /// Whom the token is from
+    /// Issuer of the token (iss)
     #[arg(long, value_name = "TEXT")]
     issuer: Option<String>,
-    /// How long it is good: 90s, 1h, 30m
+    /// Lifetime of the token: 90s, 1h, 30m
     #[arg(long, default_value = "1h", value_name = "DURATION")]
     expires: String,
     /// A further claim, its value in JSON; may be given many times
@@ -53,10 +54,10 @@ pub(super) struct Arguments {
     /// A private key in PEM: RSA (RS256), P-256 (ES256) or Ed25519 (EdDSA), PKCS #8
     #[arg(long, value_name = "FILE")]
     private_key: Option<PathBuf>,
-    /// Name of the key (kid)
+    /// Id of the key (kid)
     #[arg(long, value_name = "TEXT")]
     kid: Option<String>,
-    /// Print the whole body of the auth packet in place of the token alone
+    /// Print the whole body of the auth packet instead of the token alone
     #[arg(long)]
     body: bool,
 }
@@ -88,7 +89,7 @@ fn key(arguments: &Arguments) -> Result<(Algorithm, EncodingKey), Failure> {
             Ok((Algorithm::HS256, EncodingKey::from_secret(secret.as_bytes())))
         }
         (Some(_), None) => {
-            Err(Failure::usage("the secret must have at least 32 bytes, as the server wants it"))
+            Err(Failure::usage("the secret must have at least 32 bytes, as the server requires"))
         }
         (None, Some(path)) => read_key(path),
         _ => {
@@ -108,21 +109,21 @@ fn read_key(path: &Path) -> Result<(Algorithm, EncodingKey), Failure> {
     let found = readers.into_iter().find_map(|(algorithm, read)| Some((algorithm, read(&pem).ok()?)));
     found.ok_or_else(|| {
         Failure::usage(format!(
-            "{} is no private key of RSA, P-256 or Ed25519 in PEM (PKCS #8)",
+            "{} is not a private key of RSA, P-256 or Ed25519 in PEM (PKCS #8)",
             path.display()
         ))
     })
 }
 
 fn claims(arguments: &Arguments) -> Result<Map<String, Value>, Failure> {
-    let lasts = read_duration(&arguments.expires).ok_or_else(|| {
-        Failure::usage(format!("--expires {}: wants a duration such as 10m or 1h", arguments.expires))
+    let lifetime = parse_duration(&arguments.expires).ok_or_else(|| {
+        Failure::usage(format!("--expires {}: must be a duration such as 10m or 1h", arguments.expires))
     })?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     let mut claims = Map::new();
     claims.insert("mid".to_owned(), arguments.mid.into());
     claims.insert("iat".to_owned(), now.as_secs().into());
-    claims.insert("exp".to_owned(), (now + lasts).as_secs().into());
+    claims.insert("exp".to_owned(), (now + lifetime).as_secs().into());
     for (name, text) in [("key", &arguments.key), ("aud", &arguments.audience), ("iss", &arguments.issuer)] {
         if let Some(text) = text {
             claims.insert(name.to_owned(), text.as_str().into());
@@ -136,7 +137,7 @@ fn claims(arguments: &Arguments) -> Result<Map<String, Value>, Failure> {
     for claim in &arguments.claim {
         let wrong = || {
             Failure::usage(format!(
-                "--claim {claim}: wants NAME=JSON, for example role=\\\"admin\\\" or level=3"
+                "--claim {claim}: must be NAME=JSON, for example role=\\\"admin\\\" or level=3"
             ))
         };
         let (name, value) = claim.split_once('=').ok_or_else(wrong)?;

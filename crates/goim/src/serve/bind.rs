@@ -1,4 +1,4 @@
-//! Listening, and what to say when it fails: the address, the setting, and what to do.
+//! Opening listeners, and errors that name the address, the setting and the remedy.
 
 use std::io;
 use std::net::SocketAddr;
@@ -7,12 +7,12 @@ use tokio::net::{TcpListener, TcpSocket};
 
 use crate::Config;
 use crate::settings::ConfigError;
-use crate::wait::Passing;
+use crate::wait::Transient;
 
 /// Why a system did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The configuration is impossible.
+    /// The configuration cannot be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// An address cannot be listened on.
@@ -20,29 +20,29 @@ pub enum StartError {
     Listen {
         /// The address.
         addr: SocketAddr,
-        /// The setting that it comes from.
-        setting: &'static str,
-        /// What the system said.
+        /// The setting with the address.
+        setting: String,
+        /// The system's error.
         error: io::Error,
     },
     /// A key for signed tokens cannot be used.
     #[error(transparent)]
     Key(#[from] goim_logic::KeyError),
-    /// Packets of clients cannot go where they should.
+    /// A destination of packets or events cannot be used.
     #[error(transparent)]
     Route(#[from] crate::RouteError),
-    /// Messages cannot be kept where they should be.
+    /// The store of timelines cannot be used.
     #[error(transparent)]
-    Timelines(#[from] crate::TimelinesError),
+    TimelineStore(#[from] crate::TimelineStoreError),
     /// comet did not start for another reason: its certificate, its threads.
     #[error("comet does not start: {0}")]
     Comet(goim_comet::StartError),
 }
 
-impl Passing for StartError {
-    fn waits_for(&self) -> Option<String> {
+impl Transient for StartError {
+    fn waiting_for(&self) -> Option<String> {
         match self {
-            Self::Timelines(error) => error.waits_for(),
+            Self::TimelineStore(error) => error.waiting_for(),
             _ => None,
         }
     }
@@ -58,7 +58,7 @@ fn remedy(error: &io::Error, setting: &str) -> String {
         }
         io::ErrorKind::PermissionDenied => {
             format!(
-                "ports below 1024 need the capability CAP_NET_BIND_SERVICE: give it, or choose another with {other}"
+                "ports below 1024 need the capability CAP_NET_BIND_SERVICE: grant it, or choose another with {other}"
             )
         }
         io::ErrorKind::AddrNotAvailable => {
@@ -68,35 +68,31 @@ fn remedy(error: &io::Error, setting: &str) -> String {
     }
 }
 
-/// A listener and where it is.
+/// A listener and its address.
 pub(crate) struct Bound {
     pub(crate) listener: TcpListener,
     pub(crate) addr: SocketAddr,
 }
 
-/// Listens on `addr`, which `setting` named.
-pub(crate) async fn listen(setting: &'static str, addr: SocketAddr) -> Result<Bound, StartError> {
+/// Listens on `addr`, the value of `setting`.
+pub(crate) async fn listen(setting: &str, addr: SocketAddr) -> Result<Bound, StartError> {
     let bound = async {
         let listener = TcpListener::bind(addr).await?;
         let addr = listener.local_addr()?;
         Ok(Bound { listener, addr })
     };
-    bound.await.map_err(|error| StartError::Listen { addr, setting, error })
+    bound.await.map_err(|error| StartError::Listen { addr, setting: setting.to_owned(), error })
 }
 
 /// The same, if there is an address.
-pub(crate) async fn listen_if(
-    setting: &'static str,
-    addr: Option<SocketAddr>,
-) -> Result<Option<Bound>, StartError> {
+pub(crate) async fn listen_if(setting: &str, addr: Option<SocketAddr>) -> Result<Option<Bound>, StartError> {
     match addr {
         Some(addr) => listen(setting, addr).await.map(Some),
         None => Ok(None),
     }
 }
 
-/// An address that is taken, and where nobody is answered yet: who connects is refused, as long as
-/// what would answer waits for an engine.
+/// A bound address that does not accept connections yet, because its service waits for an engine.
 #[cfg(feature = "cluster")]
 pub(crate) struct Reserved {
     socket: TcpSocket,
@@ -104,13 +100,13 @@ pub(crate) struct Reserved {
     setting: &'static str,
 }
 
-/// Connections that may wait to be accepted, as many as tokio lets wait.
+/// The maximum number of connections waiting to be accepted, as tokio has it.
 #[cfg(feature = "cluster")]
 const BACKLOG: u32 = 1024;
 
 #[cfg(feature = "cluster")]
 impl Reserved {
-    /// Takes `addr`, which `setting` named.
+    /// Binds `addr`, the value of `setting`.
     pub(crate) fn new(setting: &'static str, addr: SocketAddr) -> Result<Self, StartError> {
         let bound = || {
             let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
@@ -119,22 +115,24 @@ impl Reserved {
             let addr = socket.local_addr()?;
             Ok(Self { socket, addr, setting })
         };
-        bound().map_err(|error| StartError::Listen { addr, setting, error })
+        bound().map_err(|error| StartError::Listen { addr, setting: setting.to_owned(), error })
     }
 
-    /// Answers from now on.
+    /// Starts to listen.
     pub(crate) fn listen(self) -> Result<Bound, StartError> {
         let Self { socket, addr, setting } = self;
         let listener = socket.listen(BACKLOG);
-        let listener = listener.map_err(|error| StartError::Listen { addr, setting, error })?;
+        let listener =
+            listener.map_err(|error| StartError::Listen { addr, setting: setting.to_owned(), error })?;
         Ok(Bound { listener, addr })
     }
 }
 
-/// Looks whether the clients' ports are free.
+/// Tests whether the clients' ports are free.
 ///
-/// comet's shards share each port (`SO_REUSEPORT`), and so would a second goim of the same user: both would start, and
-/// the system would spread the clients over them. A socket without the option is refused where another listens.
+/// comet's shards share each port (`SO_REUSEPORT`). A second goim of the same user could share it
+/// too: both would start, and the kernel would spread the clients over them. A bind without that
+/// option fails where another process listens.
 pub(crate) fn probe_clients(config: &Config) -> Result<(), StartError> {
     for (setting, addr) in config.listeners() {
         if !setting.starts_with("comet.") || addr.port() == 0 {
@@ -142,7 +140,8 @@ pub(crate) fn probe_clients(config: &Config) -> Result<(), StartError> {
         }
         let probe = || -> io::Result<()> {
             let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-            // Ports of connections that have just ended count as free, as for comet's own listeners.
+            // Ports of connections that have just ended count as free, as for comet's own
+            // listeners.
             socket.set_reuseaddr(true)?;
             socket.bind(addr)
         };
@@ -155,11 +154,9 @@ pub(crate) fn probe_clients(config: &Config) -> Result<(), StartError> {
 pub(crate) fn comet_error(error: goim_comet::StartError, config: &Config) -> StartError {
     match error {
         goim_comet::StartError::Listen { addr, error } => {
-            let named = config
-                .listeners()
-                .into_iter()
-                .find(|(setting, own)| setting.starts_with("comet.") && *own == addr);
-            StartError::Listen { addr, setting: named.map_or("comet.listen", |(setting, _)| setting), error }
+            let mut clients = config.listeners().into_iter().filter(|(key, _)| key.starts_with("comet."));
+            let setting = clients.find(|(_, own)| *own == addr).map(|(setting, _)| setting);
+            StartError::Listen { addr, setting: setting.unwrap_or_else(|| "comet.listen".to_owned()), error }
         }
         other => StartError::Comet(other),
     }

@@ -1,24 +1,24 @@
-//! goim's gRPC services in front of this process's roles, for processes of a cluster.
+//! goim's gRPC services of this process's roles, for processes of a cluster.
 
-use std::future::Future;
 use std::sync::Arc;
 
 use goim_adapters::grpc::{self, Backoff, NodesFn, NodesReply, Routes, ServerConfig};
 use goim_logic::Logic;
+use tokio_util::sync::CancellationToken;
 
 use super::bind::Bound;
 
-/// Serves until `shutdown` is done. A server that ends before has hit a bug of ours or of the system; the rest of the process
-/// goes on, since its clients do not need it.
+/// Serves until `stop` is cancelled. A server that ends earlier is a bug here or in the system; the
+/// process continues, since its clients do not need the server.
 pub(crate) async fn serve(
     name: &'static str,
     bound: Bound,
     config: ServerConfig,
     services: Routes,
-    shutdown: impl Future<Output = ()> + Send,
+    stop: CancellationToken,
 ) {
-    if let Err(error) = grpc::serve(bound.listener, config, services, shutdown).await {
-        tracing::error!(%error, service = name, "a gRPC server has ended");
+    if let Err(error) = grpc::serve(bound.listener, config, services, stop.cancelled_owned()).await {
+        tracing::error!(%error, service = name, "a gRPC server ended");
     }
 }
 

@@ -1,100 +1,66 @@
-//! The table against what it describes: every field has a row, every row works, and what is printed is what holds.
+//! Every setting can be set and printed, and the printed defaults are the defaults.
 
 use std::collections::BTreeSet;
 
+use goim_settings::{Input, Value};
+
+use super::toml_value::{structured, to_toml};
 use super::*;
 
-/// Fields without a row of their own, with the reason.
-const WITHOUT_ROW: [(&str, &str); 5] = [
-    ("comet.events.enabled", "follows events.url"),
-    ("comet.versions", "follows versions.rows"),
-    ("logic.versions", "follows versions.rows"),
-    ("push_log.record_bytes_max", "follows logic.push.record_bytes_max"),
-    ("comet.tls", "an optional group; its fields have rows"),
-];
-
-/// The printed defaults are committed as an example, so that they can be read without running anything.
+/// The printed defaults are committed as an example, so that they can be read without running
+/// anything.
 const COMMITTED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/goim.toml");
+
+/// Sets `text` as `--set` does.
+fn set(setting: &Setting, config: &mut Config, text: &str) -> Option<()> {
+    let parsed = structured(text).and_then(|value| setting.set(config, Input::Value(&value)));
+    parsed.or_else(|| setting.set(config, Input::Text(text)))
+}
 
 /// All values as text.
 fn values(config: &Config) -> Vec<(&'static str, String)> {
-    table().iter().map(|setting| (setting.key, format!("{:?}", (setting.get)(config)))).collect()
-}
-
-/// The paths of all fields, read off the configuration's `Debug` form: what is nested by `Name {` is a step of the path,
-/// any other value a leaf.
-fn fields(config: &Config) -> BTreeSet<String> {
-    let text = format!("{config:#?}");
-    let mut path: Vec<&str> = Vec::new();
-    let mut found = BTreeSet::new();
-    // Depth inside a value that is no configuration, such as a list or a tuple.
-    let mut inside = 0_usize;
-    for line in text.lines().skip(1).map(str::trim) {
-        let opens = line.ends_with(['{', '[', '(']);
-        let closes = line.starts_with(['}', ']', ')']);
-        if inside > 0 {
-            inside = if closes {
-                inside - 1
-            } else if opens {
-                inside + 1
-            } else {
-                inside
-            };
-        } else if closes {
-            path.pop();
-        } else if let Some((name, value)) = line.split_once(": ") {
-            if value.ends_with("Config {") || matches!(value, "Backoff {" | "Levels {") {
-                path.push(name);
-                continue;
-            }
-            found.insert([path.as_slice(), &[name]].concat().join("."));
-            inside = usize::from(opens);
-        }
-    }
-    found
-}
-
-#[test]
-fn every_field_has_a_row() {
-    let fields = fields(&Config::default());
-    assert!(fields.len() > 60, "only {} fields were found: {fields:?}", fields.len());
-    let keys: BTreeSet<String> = table().iter().map(|setting| setting.key.to_owned()).collect();
-    let excused: BTreeSet<String> = WITHOUT_ROW.iter().map(|(field, _)| (*field).to_owned()).collect();
-    let missing: Vec<_> = fields.difference(&keys).filter(|field| !excused.contains(*field)).collect();
-    assert!(missing.is_empty(), "fields without a setting: {missing:?}");
-    let dead: Vec<_> = excused.difference(&fields).collect();
-    assert!(dead.is_empty(), "excuses for fields that do not exist: {dead:?}");
+    table().iter().map(|setting| (setting.key(), format!("{:?}", setting.get(config)))).collect()
 }
 
 #[test]
 fn names_are_unique_everywhere() {
     let keys: BTreeSet<_> = table().iter().map(Setting::key).collect();
     assert_eq!(keys.len(), table().len());
-    let variables: BTreeSet<_> = table().iter().map(Setting::variable).collect();
+    let variables: BTreeSet<_> = table().iter().map(variable).collect();
     assert_eq!(variables.len(), table().len());
 }
 
 #[test]
-fn sections_are_documented_once_and_stand_together() {
+fn sections_are_documented_once_and_contiguous() {
     let mut seen: Vec<&str> = Vec::new();
     for setting in table() {
-        let section = setting.key.rsplit_once('.').map_or("", |(section, _)| section);
+        let section = setting.key().rsplit_once('.').map_or("", |(section, _)| section);
         if seen.last() != Some(&section) {
-            assert!(!seen.contains(&section), "[{section}] is torn apart by {}", setting.key);
-            assert_eq!(SECTIONS.iter().filter(|(key, _)| *key == section).count(), 1, "text of [{section}]");
+            assert!(!seen.contains(&section), "[{section}] is interrupted by {}", setting.key());
+            assert_eq!(
+                SCHEMA.sections.iter().filter(|known| known.key == section).count(),
+                1,
+                "text of [{section}]"
+            );
             seen.push(section);
         }
     }
-    assert_eq!(seen.len(), SECTIONS.len(), "a text belongs to no section");
+    assert_eq!(seen.len(), SCHEMA.sections.len(), "a section without settings has a text");
 }
 
 #[test]
 fn documentation_fits_a_terminal() {
-    for line in document().lines() {
-        assert!(line.chars().count() <= 110, "too long: {line}");
+    // Values may be longer.
+    for line in document().lines().filter(|line| line.starts_with('#')) {
+        assert!(line.chars().count() <= 100, "too long: {line}");
     }
     for setting in table() {
-        assert!(setting.doc.ends_with(['.', ']']), "{}: {:?}", setting.key, setting.doc);
+        assert!(
+            setting.text().trim().ends_with(['.', ']']),
+            "{}: {:?}",
+            setting.key(),
+            setting.text().trim()
+        );
     }
 }
 
@@ -110,54 +76,55 @@ fn the_printed_defaults_are_the_defaults() {
     default.complete();
     assert_eq!(values(&config), values(&default));
     assert_eq!(format!("{config:?}"), format!("{default:?}"));
-    config.check().unwrap();
+    config.check(crate::check::Purpose::Any).unwrap();
 }
 
 #[test]
 fn the_printed_examples_can_be_used() {
-    for setting in table().iter().filter(|setting| (setting.get)(&Config::default()).is_none()) {
+    for setting in table().iter().filter(|setting| setting.get(&Config::default()).is_none()) {
         let mut config = Config::default();
         assert!(
-            (setting.set)(&mut config, Input::Text(setting.example)).is_some(),
+            set(setting, &mut config, setting.shown_example()).is_some(),
             "{}: {:?}",
-            setting.key,
-            setting.example
+            setting.key(),
+            setting.shown_example()
         );
-        let shown =
-            (setting.get)(&config).unwrap_or_else(|| panic!("{} does not keep its example", setting.key));
-        let example = if setting.secret { super::value::REDACTED } else { setting.example };
+        let value = setting.get(&config);
+        let value = value.unwrap_or_else(|| panic!("{} is not set by its example", setting.key()));
+        let shown = to_toml(value).to_string();
+        let example = if setting.is_secret() { REDACTED } else { setting.shown_example() };
         assert!(
-            [example.to_owned(), format!("\"{example}\"")].contains(&shown.to_string()),
+            [example.to_owned(), format!("\"{example}\"")].contains(&shown),
             "{}: {shown}",
-            setting.key
+            setting.key()
         );
     }
 }
 
 #[test]
-fn a_row_changes_its_own_field_and_no_other() {
+fn a_setting_changes_only_its_field() {
     for setting in table() {
-        let other = match (setting.get)(&Config::default()) {
-            None => setting.example.to_owned(),
-            Some(toml::Value::Boolean(flag)) => (!flag).to_string(),
-            Some(toml::Value::Integer(number)) => (number + 1).to_string(),
-            Some(toml::Value::Float(number)) => (number / 2.0).to_string(),
-            Some(toml::Value::Array(_)) if setting.secret => "another-secret-of-enough-bytes".to_owned(),
-            Some(toml::Value::Array(_)) if setting.key.ends_with("slow_consumer") => "7 close".to_owned(),
-            Some(toml::Value::Array(_)) if setting.key == "logic.upstream.routes" => {
+        let other = match setting.get(&Config::default()) {
+            None => setting.shown_example().to_owned(),
+            Some(Value::Bool(flag)) => (!flag).to_string(),
+            Some(Value::Integer(number)) => (number + 1).to_string(),
+            Some(Value::Float(number)) => (number / 2.0).to_string(),
+            Some(Value::List(_)) if setting.is_secret() => "another-secret-of-enough-bytes".to_owned(),
+            Some(Value::List(_)) if setting.key().ends_with("slow_consumer") => "7 close".to_owned(),
+            Some(Value::List(_)) if setting.key() == "logic.upstream.routes" => {
                 "[{ operations = \"1000..1999\", to = \"http://127.0.0.1:8000/\" }]".to_owned()
             }
-            Some(toml::Value::Array(_)) if setting.key == "versions.rows" => "4 = schema 2, zstd".to_owned(),
-            Some(toml::Value::Array(_)) if setting.key == "logic.timelines.send.allowed" => {
+            Some(Value::List(_)) if setting.key() == "versions.rows" => "4 = schema 2, zstd".to_owned(),
+            Some(Value::List(_)) if setting.key() == "logic.timelines.send.allowed" => {
                 "live://*: 4, 1000..1999; mid://*: 1000".to_owned()
             }
-            Some(toml::Value::Array(_)) if setting.key == "timelines.retention_overrides" => {
+            Some(Value::List(_)) if setting.key() == "timelines.retention_overrides" => {
                 "live: 1000 messages, 1h, 8MiB".to_owned()
             }
-            Some(toml::Value::Array(_)) => "127.0.0.1:9".to_owned(),
-            Some(toml::Value::Table(_)) if setting.secret => "{ name = \"text\" }".to_owned(),
-            Some(toml::Value::Table(_)) => "{ sh = [\"a\"] }".to_owned(),
-            Some(toml::Value::String(text)) => match text.as_str() {
+            Some(Value::List(_)) => "127.0.0.1:9".to_owned(),
+            Some(Value::Table(_)) if setting.is_secret() => "{ name = \"text\" }".to_owned(),
+            Some(Value::Table(_)) => "{ sh = [\"a\"] }".to_owned(),
+            Some(Value::Text(text)) => match text.as_str() {
                 "pretty" => "json".to_owned(),
                 "latest" => "earliest".to_owned(),
                 "redis" => "list".to_owned(),
@@ -171,21 +138,16 @@ fn a_row_changes_its_own_field_and_no_other() {
                 }
                 text => format!("{text}x"),
             },
-            Some(value) => panic!("{}: {value}", setting.key),
         };
         let (before, mut config) = (Config::default(), Config::default());
-        assert!(
-            (setting.set)(&mut config, Input::Text(&other)).is_some(),
-            "{} refuses {other:?}",
-            setting.key
-        );
+        assert!(set(setting, &mut config, &other).is_some(), "{} rejects {other:?}", setting.key());
         let changed: Vec<_> = values(&before)
             .into_iter()
             .zip(values(&config))
             .filter(|(old, new)| old != new)
             .map(|((key, _), _)| key)
             .collect();
-        assert_eq!(changed, [setting.key], "after {} = {other}", setting.key);
+        assert_eq!(changed, [setting.key()], "after {} = {other}", setting.key());
     }
 }
 

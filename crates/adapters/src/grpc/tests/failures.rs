@@ -126,7 +126,7 @@ async fn a_client_may_ping_as_often_as_it_likes() {
 async fn a_stopping_server_lets_calls_end_but_not_for_ever() {
     let comet = Arc::new(FakeComet::default());
     comet.hangs.store(true, Ordering::Relaxed);
-    let config = ServerConfig { grace: Duration::from_millis(200), ..ServerConfig::default() };
+    let config = ServerConfig { connection_age_grace: Duration::from_millis(200), ..ServerConfig::default() };
     let mut served = Served::at("127.0.0.1:0", comet_service(Arc::clone(&comet) as Arc<_>), config).await;
     let remote = GrpcComet::new(&served.address, ClientConfig::default()).unwrap();
     let call = tokio::spawn(remote.push(push()).into_future());

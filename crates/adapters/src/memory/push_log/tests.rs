@@ -90,7 +90,7 @@ async fn a_small_record_does_not_overtake_a_large_one_that_waits() {
 
 #[tokio::test]
 async fn the_number_of_waiting_appends_is_bounded() {
-    let (log, _reader) = push_log(PushLogConfig { waiting_max: 2, ..small(1) });
+    let (log, _reader) = push_log(PushLogConfig { pending_appends_max: 2, ..small(1) });
     let calls: Vec<_> = (0..4).map(|_| log.append(record_for_key("k", ""))).collect();
     assert_eq!(calls.iter().map(is_pending).collect::<Vec<_>>(), [false, true, true, false]);
     assert_eq!(log.stats().rejected_full, 1);

@@ -8,38 +8,38 @@ use std::time::{Duration, SystemTime};
 use rustls::{ClientConfig, HandshakeKind};
 
 use super::pair::{self, Chunks, Folder, Identity, Pair, Rng, VERSIONS};
-use crate::config::TlsConfig;
 use crate::tls::certificate::{CertificateError, CertificateStore};
 use crate::tls::session::TlsError;
 
 struct Files {
     folder: Folder,
-    config: TlsConfig,
+    cert: PathBuf,
+    key: PathBuf,
 }
 
 impl Files {
     fn new() -> Self {
         let folder = Folder::new();
-        let config = TlsConfig::new(folder.path("tls.crt"), folder.path("tls.key"));
-        Self { folder, config }
+        let (cert, key) = (folder.path("tls.crt"), folder.path("tls.key"));
+        Self { folder, cert, key }
     }
 
     fn with(identity: &Identity) -> Self {
         let files = Self::new();
-        identity.write(&files.config.cert_file, &files.config.key_file);
+        identity.write(&files.cert, &files.key);
         files
     }
 
     fn load(&self) -> Result<CertificateStore, CertificateError> {
-        CertificateStore::load(&self.config.cert_file, &self.config.key_file)
+        CertificateStore::load(&self.cert, &self.key)
     }
 
     fn cert(&self) -> &PathBuf {
-        &self.config.cert_file
+        &self.cert
     }
 
     fn key(&self) -> &PathBuf {
-        &self.config.key_file
+        &self.key
     }
 }
 

@@ -1,6 +1,6 @@
-//! What a typed line means.
+//! The commands of the input.
 
-/// One line of input, understood.
+/// One parsed line of input.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Line {
     /// Nothing to do.
@@ -12,13 +12,13 @@ pub(super) enum Line {
         /// The body.
         body: Vec<u8>,
     },
-    /// Be in this room; `None`: in none.
+    /// Change to this room; `None`: leave the room.
     Room(Option<String>),
-    /// Want these operations.
+    /// Subscribe to these operations.
     Subscribe(Vec<i32>),
-    /// Want them no more.
+    /// Unsubscribe from them.
     Unsubscribe(Vec<i32>),
-    /// Show what can be typed.
+    /// Show the commands.
     Help,
     /// End.
     Quit,
@@ -29,16 +29,16 @@ a line of text             sends it (operation 4)
 /send 1000 text            sends text with operation 1000
 /hex 1000 c0ffee           sends bytes with operation 1000
 /room live://2             changes the room; /room alone leaves it
-/sub 1001,1002             wants pushes with these operations
-/unsub 1001                wants them no more
-/quit                      ends; so does the end of the input
+/sub 1001,1002             subscribes to pushes with these operations
+/unsub 1001                unsubscribes from them
+/quit                      ends; as the end of the input does
 //text                     sends a text that begins with a slash
 ";
 
 /// goim's operation for a message from a client.
 const SEND_MESSAGE: i32 = 4;
 
-/// Reads a line. The error says what would be right.
+/// Reads a line. The error explains what would be right.
 pub(super) fn read(line: &str) -> Result<Line, String> {
     let line = line.trim_end_matches(['\r', '\n']);
     if let Some(text) = line.strip_prefix("//") {
@@ -72,7 +72,7 @@ pub(super) fn read(line: &str) -> Result<Line, String> {
     }
 }
 
-/// A number, then whatever follows the blank behind it.
+/// A number, and the text after the following blank.
 fn operation_and(rest: &str) -> Option<(i32, &str)> {
     let rest = rest.trim_start();
     let (operation, text) = rest.split_once(' ').unwrap_or((rest, ""));
@@ -93,7 +93,7 @@ fn operations(rest: &str) -> Result<Vec<i32>, String> {
     let list: Option<Vec<i32>> =
         rest.split([',', ' ']).filter(|part| !part.is_empty()).map(|part| part.parse().ok()).collect();
     list.filter(|list| !list.is_empty())
-        .ok_or_else(|| "wants operations separated by commas: 1001,1002".to_owned())
+        .ok_or_else(|| "must be operations separated by commas: 1001,1002".to_owned())
 }
 
 #[cfg(test)]
@@ -108,7 +108,7 @@ mod tests {
             ("hello\r\n", send(4, b"hello")),
             ("", Ok(Line::Empty)),
             ("//path", send(4, b"/path")),
-            ("/send 1000 two words", send(1000, b"two words")),
+            ("/send 1000 two parts", send(1000, b"two parts")),
             ("/send 1000", send(1000, b"")),
             ("/send -7 x", send(-7, b"x")),
             ("/hex 1000 c0 ffee", send(1000, &[0xc0, 0xff, 0xee])),

@@ -1,7 +1,8 @@
 //! `goim connect`: a client in the terminal, and in a pipe.
 //!
-//! Pushes and replies go to standard output, one after the other; what happens to the connection, and mistakes in typing,
-//! to standard error. Lines are carried out in the order in which they are typed, while pushes go on being shown.
+//! Pushes and replies are printed to standard output; the state of the connection and input errors
+//! to standard error. Lines are executed in the order of the input, while pushes continue to be
+//! printed.
 
 mod line;
 mod show;
@@ -18,26 +19,28 @@ use tokio::sync::mpsc;
 use super::{Failure, print};
 use line::Line;
 
-/// Lines that wait to be carried out. Further ones wait in the pipe.
+/// The maximum number of lines that wait for execution. Further ones stay in the pipe.
 const LINES_MAX: usize = 16;
 
-/// Exit status: 0 ended as asked, 1 ended by the server for good, 64 wrong arguments, 69 server not reached.
+/// Exit status: 0 ended on request, 1 ended by the server permanently, 64 wrong arguments, 69
+/// server not reached.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(super) struct Arguments {
-    /// The server: tcp://, ws://, tls:// or wss://, host, port; ports and the path /sub may be left out
+    /// The server: tcp://, ws://, tls:// or wss://, host, port; ports and the path /sub may be left
+    /// out
     #[arg(long, default_value = "tcp://127.0.0.1:3101", value_name = "URL")]
     url: Endpoint,
-    /// The member; 0 is nobody in particular
+    /// The member; 0 is anonymous
     #[arg(long, default_value_t = 0, allow_negative_numbers = true, value_name = "NUMBER")]
     mid: i64,
-    /// Name of this session, for pushes by key; without it the server draws one
+    /// Key of this session, for pushes by key; by default the server generates one
     #[arg(long, value_name = "TEXT")]
     key: Option<String>,
-    /// The room to be in, as type://room
+    /// The room to join, as type://room
     #[arg(long, value_name = "ROOM")]
     room: Option<String>,
-    /// Operations that are wanted from pushes by key, by member and to all, separated by commas
+    /// Operations to accept from pushes by key, by member and to all, separated by commas
     #[arg(
         long,
         value_delimiter = ',',
@@ -46,28 +49,28 @@ pub(super) struct Arguments {
         value_name = "LIST"
     )]
     accepts: Vec<i32>,
-    /// Where the client says that it runs
+    /// The client's platform, such as web
     #[arg(long, value_name = "TEXT")]
     platform: Option<String>,
-    /// The whole body of the auth packet, in place of --mid, --key, --room, --accepts and --platform
+    /// The whole body of the auth packet, instead of --mid, --key, --room, --accepts and --platform
     #[arg(long, conflicts_with_all = ["mid", "key", "room", "accepts", "platform"], value_name = "JSON")]
     token: Option<String>,
-    /// Certificates to trust for tls:// and wss:// in place of the system's, a PEM file
+    /// Certificates to trust for tls:// and wss:// instead of the system's, a PEM file
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
-    /// Show all bodies as hexadecimal digits; by default only those that are no text
+    /// Print all bodies as hexadecimal digits; by default only those that are not text
     #[arg(long)]
     hex: bool,
-    /// End after this many pushes, whatever the input does
+    /// End after this many pushes, even if the input continues
     #[arg(long, value_name = "NUMBER")]
     count: Option<u64>,
-    /// Go on when the input ends, until interrupted
+    /// Continue after the end of the input, until interrupted
     #[arg(long)]
     stay: bool,
 }
 
 const AFTER_HELP: &str = "\
-What is typed is sent; /help lists the commands.
+Each line of input is sent; /help lists the commands.
 
 Examples:
   goim connect --room live://1000 --mid 17
@@ -83,7 +86,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         .build()
         .map_err(|error| Failure::new(format!("cannot start the runtime: {error}")))?;
     let result = runtime.block_on(talk(config, arguments));
-    // The thread that reads the input may wait for a line that nobody types.
+    // The thread that reads the input may be blocked.
     runtime.shutdown_background();
     result
 }
@@ -120,14 +123,14 @@ async fn talk(config: ClientConfig, arguments: &Arguments) -> Result<(), Failure
     let stays = arguments.stay || arguments.count.is_some();
     let result = tokio::select! {
         shown = show_events(events, arguments) => shown,
-        typed = carry_out(&client, arguments.hex, stays) => typed,
+        typed = execute_input(&client, arguments.hex, stays) => typed,
         _ = tokio::signal::ctrl_c() => Ok(()),
     };
     client.close().await;
     result
 }
 
-/// Shows what comes until enough has come or the client has stopped for good.
+/// Prints events until there were enough or the client has stopped permanently.
 async fn show_events(mut events: Events, arguments: &Arguments) -> Result<(), Failure> {
     let mut left = arguments.count;
     while let Some(event) = events.recv().await {
@@ -151,54 +154,54 @@ async fn show_events(mut events: Events, arguments: &Arguments) -> Result<(), Fa
             }
             Event::Connected { endpoint, reply } => {
                 let key = reply.key.map(|key| format!(", key {key}")).unwrap_or_default();
-                say(&format!("connected to {endpoint}{key}"));
+                note(&format!("connected to {endpoint}{key}"));
             }
-            Event::Online(count) => say(&format!("{count} online in the room")),
+            Event::Online(count) => note(&format!("{count} online in the room")),
             Event::Disconnected { reason, retry_in: Some(delay) } => {
-                say(&format!("disconnected: {reason}; again in {:.1} s", delay.as_secs_f32()));
+                note(&format!("disconnected: {reason}; retrying in {:.1} s", delay.as_secs_f32()));
             }
             Event::Disconnected { reason, retry_in: None } => {
-                return Err(Failure::new(format!("disconnected for good: {reason}")));
+                return Err(Failure::new(format!("disconnected permanently: {reason}")));
             }
             Event::ConnectFailed { error, retry_in: Some(delay) } => {
-                say(&format!("cannot connect: {error}; again in {:.1} s", delay.as_secs_f32()));
+                note(&format!("cannot connect: {error}; retrying in {:.1} s", delay.as_secs_f32()));
             }
             Event::ConnectFailed { error, retry_in: None } => {
                 return Err(Failure::new(format!("cannot connect: {error}")));
             }
-            // The client may learn to tell more.
-            other => say(&format!("{other:?}")),
+            // Later versions of the client may have more events.
+            other => note(&format!("{other:?}")),
         }
     }
     Ok(())
 }
 
-/// Does what the input says, line by line, until it ends.
-async fn carry_out(client: &Client, hex: bool, stays: bool) -> Result<(), Failure> {
+/// Executes the input line by line until it ends.
+async fn execute_input(client: &Client, hex: bool, stays: bool) -> Result<(), Failure> {
     if io::stdin().is_terminal() {
-        say("type to send, /help for commands, /quit to end");
+        note("type to send, /help for commands, /quit to end");
     }
     let mut lines = read_lines();
     while let Some(line) = lines.recv().await {
         let done = match line::read(&line) {
-            Err(mistake) => Err(mistake),
+            Err(error) => Err(error),
             Ok(Line::Quit) => return Ok(()),
-            Ok(line) => carry_out_one(client, line, hex).await?,
+            Ok(line) => execute(client, line, hex).await?,
         };
-        if let Err(mistake) = done {
-            say(&mistake);
+        if let Err(error) = done {
+            note(&error);
         }
     }
     if stays { std::future::pending().await } else { Ok(()) }
 }
 
-/// The inner error is what the server or the client has against the line; it ends nothing.
-async fn carry_out_one(client: &Client, line: Line, hex: bool) -> Result<Result<(), String>, Failure> {
+/// Executes one line. The inner error concerns this line only.
+async fn execute(client: &Client, line: Line, hex: bool) -> Result<Result<(), String>, Failure> {
     let list = |operations: &[i32]| operations.iter().copied().map(Operation).collect::<Vec<_>>();
     Ok(match line {
         Line::Empty | Line::Quit => Ok(()),
         Line::Help => {
-            say(line::HELP.trim_end());
+            note(line::HELP.trim_end());
             Ok(())
         }
         Line::Send { operation, body } => match client.send(Operation(operation), body).await {
@@ -214,25 +217,27 @@ async fn carry_out_one(client: &Client, line: Line, hex: bool) -> Result<Result<
         },
         Line::Room(Some(room)) => {
             let changed = client.change_room(room.clone()).await;
-            changed.map(|()| say(&format!("in room {room}"))).map_err(|error| error.to_string())
+            changed.map(|()| note(&format!("in room {room}"))).map_err(|error| error.to_string())
         }
         Line::Room(None) => {
-            client.leave_room().await.map(|()| say("in no room")).map_err(|error| error.to_string())
+            client.leave_room().await.map(|()| note("in no room")).map_err(|error| error.to_string())
         }
         Line::Subscribe(operations) => {
             let changed = client.subscribe(&list(&operations)).await;
-            changed.map(|()| say(&format!("subscribed to {operations:?}"))).map_err(|error| error.to_string())
+            changed
+                .map(|()| note(&format!("subscribed to {operations:?}")))
+                .map_err(|error| error.to_string())
         }
         Line::Unsubscribe(operations) => {
             let changed = client.unsubscribe(&list(&operations)).await;
             changed
-                .map(|()| say(&format!("unsubscribed from {operations:?}")))
+                .map(|()| note(&format!("unsubscribed from {operations:?}")))
                 .map_err(|error| error.to_string())
         }
     })
 }
 
-/// Lines of standard input, read on a thread of their own since reading blocks.
+/// Lines of standard input, read on a separate thread because reading blocks.
 fn read_lines() -> mpsc::Receiver<String> {
     let (sender, lines) = mpsc::channel(LINES_MAX);
     std::thread::spawn(move || {
@@ -246,7 +251,7 @@ fn read_lines() -> mpsc::Receiver<String> {
     lines
 }
 
-/// To standard error; nothing is lost when nobody reads it.
-fn say(text: &str) {
+/// Prints to standard error. Errors are ignored, because they do not affect the session.
+fn note(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }

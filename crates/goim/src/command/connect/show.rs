@@ -1,8 +1,8 @@
-//! How bodies look in a terminal.
+//! Printing bodies in a terminal.
 
-/// A body as text where it is one, else as hexadecimal digits.
+/// A body as text if it is printable text, otherwise as hexadecimal digits.
 ///
-/// Control characters would reach the terminal, and through it whoever sits there; such a body is no text.
+/// Control characters of a body could control the terminal, so a body with them is not text.
 pub(super) fn body(bytes: &[u8], always_hex: bool) -> String {
     let text = str::from_utf8(bytes).ok().filter(|text| !always_hex && text.chars().all(is_plain));
     match text {
@@ -11,7 +11,7 @@ pub(super) fn body(bytes: &[u8], always_hex: bool) -> String {
     }
 }
 
-/// Tabs and line ends are fine, other controls are not; neither is what reverses the direction of writing.
+/// Permits tabs and line ends, but no other controls and no changes of the writing direction.
 fn is_plain(c: char) -> bool {
     let turns = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     !turns && (!c.is_control() || matches!(c, '\t' | '\n' | '\r'))

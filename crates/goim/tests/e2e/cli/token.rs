@@ -49,9 +49,9 @@ fn wrong_arguments_are_refused_with_the_remedy() {
     check_refused(
         &["token", "--mid", "1", "--secret", SECRET, "--expires", "soon"],
         64,
-        &["wants a duration"],
+        &["must be a duration"],
     );
-    check_refused(&["token", "--mid", "1", "--secret", SECRET, "--claim", "x"], 64, &["wants NAME=JSON"]);
+    check_refused(&["token", "--mid", "1", "--secret", SECRET, "--claim", "x"], 64, &["must be NAME=JSON"]);
     check_refused(
         &["token", "--mid", "1", "--private-key", "/nonexistent"],
         64,

@@ -71,7 +71,7 @@ impl World {
         let settings = Settings::new()
             .set("timelines.postgres", &postgres.database())
             .set("cluster.lease", "2s")
-            .set("redis.deadline", "500ms")
+            .set("redis.command_timeout", "500ms")
             .set("redis.recovery_grace", "1s")
             .set("comet.recovery.sessions_per_second", "50");
         let cluster = Cluster::start(&settings);

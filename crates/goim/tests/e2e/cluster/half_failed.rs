@@ -190,7 +190,7 @@ fn while_redis_refuses_writes_nothing_that_was_accepted_is_lost() {
 #[test]
 #[ignore = "needs Kafka: scripts/test.sh"]
 fn a_redis_that_returns_with_its_data_after_a_lease_loses_no_session() {
-    let cluster = Cluster::start(&settings().set("redis.deadline", "300ms"));
+    let cluster = Cluster::start(&settings().set("redis.command_timeout", "300ms"));
     let server = Server::at(cluster.addrs);
     let mut subscribers = BOTH.map(|transport| Subscriber::come(&server, transport));
     for round in 0..3 {

@@ -116,7 +116,7 @@ fn row_109_members_on_one_comet_are_one_record_with_the_first_key() {
 #[test]
 #[ignore = "needs Kafka: scripts/test.sh"]
 fn row_110_without_redis_established_sessions_are_served() {
-    let cluster = Cluster::start(&Settings::new().set("redis.deadline", "300ms"));
+    let cluster = Cluster::start(&Settings::new().set("redis.command_timeout", "300ms"));
     let server = Server::at(cluster.addrs);
     let room = unique("live") + "://1";
     let who = Who::new().room(&room).accepts(&[1000]);
@@ -213,7 +213,7 @@ fn row_114_what_is_pushed_while_no_job_runs_arrives_when_one_starts() {
 fn a_comet_that_starts_is_on_the_list_without_an_interruption() {
     let cluster = Cluster::without_job(&Settings::new());
     let key = "goim:node:h1";
-    let settings = cluster.settings().set("cluster.lease", "1500ms").set("cluster.refresh", "1s");
+    let settings = cluster.settings().set("cluster.lease", "1500ms").set("cluster.refresh_interval", "1s");
     let coming = std::thread::spawn(move || try_comet(&settings));
     eventually("it is listed", || cluster.redis.has(key));
     while !coming.is_finished() {

@@ -101,7 +101,7 @@ impl Role {
             ("comet.listen.websocket_tls", ""),
             ("rpc.comet", "127.0.0.1:0"),
             ("rpc.logic", "127.0.0.1:0"),
-            ("cluster.refresh", "20ms"),
+            ("cluster.refresh_interval", "20ms"),
             ("comet.report_interval", "50ms"),
         ];
         let mut command = Command::new(env!("CARGO_BIN_EXE_goim"));
@@ -236,7 +236,7 @@ fn a_role_waits_for_redis_and_then_for_kafka_and_is_ready_when_they_are_availabl
                 .filter(|line| line.contains(text) && line.contains(&format!("what=\"{of_redis}\"")))
                 .count()
         };
-        assert_eq!((count("the start waits"), count("what was waited for is there")), (1, 1), "{said}");
+        assert_eq!((count("startup waits"), count("startup continues")), (1, 1), "{said}");
     }
 }
 
@@ -337,7 +337,9 @@ fn what_waiting_does_not_mend_ends_a_role_with_its_reason() {
     let url = format!("redis://{}", nobody.addr);
     let output = Role::start("comet", &[("redis.url", &url), ("cluster.logic", "")]).end();
     assert_eq!(output.status.code(), Some(64));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("cluster.logic names no logic"));
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("cluster.logic = [] (--set): must name a logic")
+    );
     // The password again, and now the right one.
     let right = format!("redis://:right@{addr}");
     let mut process = Role::start("comet", &[("redis.url", &right), ("cluster.logic", "grpc://127.0.0.1:1")]);

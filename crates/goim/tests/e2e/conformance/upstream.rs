@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::harness::{BOTH, Client, Packet, Transport, eventually, unique};
-use goim_comet::{Comet, Config, Dependencies};
+use goim_comet::{Comet, Config, Dependencies, ListenerKind};
 use goim_ports::{
     Accepted, Call, CometNode, ConnectError, ConnectRequest, LogicError, LogicPort, Mid, NodeDirectory,
     NodeError, OnlineReport, OnlineTotals, Operation, RoomId, ServerId, SessionKey, SessionRef, Upstream,
@@ -102,9 +102,9 @@ impl Setup {
         let logic = Arc::new(Recorder::default());
         let mut config = Config::default();
         let any = vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 0))];
-        config.listen.tcp = any.clone();
-        config.listen.websocket = any;
-        config.listen.websocket_tls = Vec::new();
+        config.listen.addrs[ListenerKind::Tcp] = any.clone();
+        config.listen.addrs[ListenerKind::Websocket] = any;
+        config.listen.addrs[ListenerKind::WebsocketTls] = Vec::new();
         let needs = Dependencies {
             logic: logic.clone(),
             nodes: Arc::new(NoDirectory),
@@ -116,8 +116,8 @@ impl Setup {
 
     fn open(&self, transport: Transport) -> Client {
         let addrs = self.comet.addrs();
-        let addrs = if transport == Transport::Tcp { &addrs.tcp } else { &addrs.websocket };
-        Client::open_at(addrs[0], transport)
+        let kind = if transport == Transport::Tcp { ListenerKind::Tcp } else { ListenerKind::Websocket };
+        Client::open_at(addrs[kind][0], transport)
     }
 
     fn login(&self, transport: Transport) -> Client {

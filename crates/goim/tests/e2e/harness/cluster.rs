@@ -115,7 +115,7 @@ impl Cluster {
             .set("kafka.group", &topic)
             // What is pushed before the group has agreed is read too.
             .set("kafka.auto_offset_reset", "earliest")
-            .set("cluster.refresh", "20ms")
+            .set("cluster.refresh_interval", "20ms")
             .set("cluster.room_counts_ttl", "20ms")
             .set("cluster.comet_admin_listen", "127.0.0.1:0")
             .set("cluster.job_admin_listen", "127.0.0.1:0");
@@ -172,8 +172,8 @@ impl Cluster {
 
     /// Each role's `/readyz`: status and text.
     pub fn readiness(&self) -> [(&'static str, u16, String); 3] {
-        let job = line(self.job.as_ref().expect("a job runs"), "pages");
-        let comet = line(self.comet.as_ref().expect("a comet runs"), "pages");
+        let job = line(self.job.as_ref().expect("a job runs"), "admin");
+        let comet = line(self.comet.as_ref().expect("a comet runs"), "admin");
         [("job", job), ("comet", comet), ("logic", line(&self.logic, "http"))].map(|(role, pages)| {
             let answer = Http::connect(pages.parse().unwrap()).request("GET", "/readyz", &[], b"");
             (role, answer.status, answer.text())
@@ -182,12 +182,12 @@ impl Cluster {
 
     /// The value of a metric of the job.
     pub fn job_metric(&self, name: &str) -> Option<f64> {
-        metric(line(self.job.as_ref().expect("a job runs"), "pages").parse().unwrap(), name)
+        metric(line(self.job.as_ref().expect("a job runs"), "admin").parse().unwrap(), name)
     }
 
     /// The figures of the comet.
     pub fn comet_metrics(&self) -> String {
-        let pages = line(self.comet.as_ref().expect("a comet runs"), "pages").parse().unwrap();
+        let pages = line(self.comet.as_ref().expect("a comet runs"), "admin").parse().unwrap();
         Http::connect(pages).request("GET", "/metrics", &[], b"").text()
     }
 

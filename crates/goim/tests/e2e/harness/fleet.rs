@@ -10,12 +10,12 @@ use super::{DEADLINE, eventually, unique};
 
 /// Short times, so that what has died is noticed soon.
 const SETTINGS: [&str; 8] = [
-    "redis.deadline=500ms",
+    "redis.command_timeout=500ms",
     "kafka.auto_offset_reset=oldest",
     "kafka.session_timeout=3s",
     "kafka.delivery_timeout=3s",
     "cluster.lease=3s",
-    "cluster.refresh=100ms",
+    "cluster.refresh_interval=100ms",
     "comet.report_interval=200ms",
     "log.level=info",
 ];

@@ -8,6 +8,7 @@ use std::sync::{LazyLock, OnceLock};
 
 use goim::serve::Running;
 use goim::settings::{Sources, load};
+use goim_comet::ListenerKind;
 use tokio::runtime::Runtime;
 
 use super::Transport;
@@ -126,8 +127,8 @@ impl Server {
         let running = RUNTIME.block_on(goim::serve::start(config)).unwrap_or_else(|error| panic!("{error}"));
         let addrs = running.addrs();
         let addrs = Addrs {
-            tcp: addrs.tcp[0],
-            websocket: addrs.websocket[0],
+            tcp: addrs.clients[ListenerKind::Tcp][0],
+            websocket: addrs.clients[ListenerKind::Websocket][0],
             http: addrs.http,
             comet_rpc: addrs.comet_rpc.expect("comet's gRPC is on"),
             logic_rpc: addrs.logic_rpc.expect("logic's gRPC is on"),

@@ -11,7 +11,7 @@ use crate::harness::{BOTH, Client, DEADLINE, Packet, Settings, Transport, Who, e
 fn on_sigterm_sessions_end_at_the_pace_and_the_exit_code_is_zero() {
     const SESSIONS: usize = 60;
     let settings =
-        Settings::new().set("comet.drain.sessions_per_second", "30").set("comet.drain.deadline", "20s");
+        Settings::new().set("comet.drain.sessions_per_second", "30").set("comet.drain.timeout", "20s");
     let mut process = Process::start(&settings);
     let sessions: Vec<Client> =
         (0..SESSIONS).map(|nth| Client::login(&process.server, BOTH[nth % 2], &Who::new())).collect();
@@ -54,7 +54,7 @@ fn on_sigterm_sessions_end_at_the_pace_and_the_exit_code_is_zero() {
 #[test]
 fn sessions_that_stay_are_closed_at_the_deadline() {
     let settings =
-        Settings::new().set("comet.drain.sessions_per_second", "1").set("comet.drain.deadline", "1s");
+        Settings::new().set("comet.drain.sessions_per_second", "1").set("comet.drain.timeout", "1s");
     let mut process = Process::start(&settings);
     let mut sessions: Vec<Client> =
         (0..20).map(|nth| Client::login(&process.server, BOTH[nth % 2], &Who::new())).collect();
@@ -72,7 +72,7 @@ fn sessions_that_stay_are_closed_at_the_deadline() {
 fn pushes_accepted_before_sigterm_reach_the_sessions_that_are_still_connected() {
     const PUSHES: usize = 50;
     let settings =
-        Settings::new().set("comet.drain.sessions_per_second", "2").set("comet.drain.deadline", "2s");
+        Settings::new().set("comet.drain.sessions_per_second", "2").set("comet.drain.timeout", "2s");
     let mut process = Process::start(&settings);
     let room = unique("drain") + "://1";
     let sessions: Vec<Client> =
@@ -159,7 +159,7 @@ fn come_back(process: &Process, nth: usize, who: &Who) -> Client {
 #[test]
 fn a_second_sigterm_ends_the_wait() {
     let settings =
-        Settings::new().set("comet.drain.sessions_per_second", "1").set("comet.drain.deadline", "30s");
+        Settings::new().set("comet.drain.sessions_per_second", "1").set("comet.drain.timeout", "30s");
     let mut process = Process::start(&settings);
     let _sessions: Vec<Client> =
         (0..30).map(|_| Client::login(&process.server, Transport::Tcp, &Who::new())).collect();

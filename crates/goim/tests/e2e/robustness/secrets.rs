@@ -68,7 +68,7 @@ const PORTS: [&str; 9] = [
     "rpc.logic=127.0.0.1:0",
     "cluster.comet_admin_listen=127.0.0.1:0",
     "cluster.job_admin_listen=127.0.0.1:0",
-    "redis.deadline=200ms",
+    "redis.command_timeout=200ms",
     "log.level=trace",
 ];
 
