@@ -256,9 +256,9 @@ async fn many_pushes_are_taken_in_order_until_one_is_not() {
 }
 
 /// A room set that changes.
-struct Told(std::sync::Mutex<RoomsDelta>);
+struct ChangedRooms(std::sync::Mutex<RoomsDelta>);
 
-impl CometPort for Told {
+impl CometPort for ChangedRooms {
     fn push(&self, _: KeyPush) -> Call<Result<(), CometError>> {
         Call::Ready(Ok(()))
     }
@@ -294,18 +294,20 @@ async fn room_deltas_are_the_same_over_the_wire() {
         StripeDelta { stripe: 63, complete: false, added: Vec::new(), removed: vec!["live://9".into()] },
     ];
     let news = RoomsDelta { version: RoomsRevision { epoch: u64::MAX, stripes: vec![1, 2] }, stripes };
-    let mut served = Served::new(comet_service(Arc::new(Told(std::sync::Mutex::new(news.clone()))))).await;
+    let mut served =
+        Served::new(comet_service(Arc::new(ChangedRooms(std::sync::Mutex::new(news.clone()))))).await;
     let remote = GrpcComet::new(&format!("grpc://{}", served.address), ClientConfig::default()).unwrap();
     let known = RoomsRevision { epoch: 5, stripes: vec![7; 64] };
-    let told = remote.rooms_since(known).await.unwrap();
-    assert_eq!(told.version.stripes, [vec![1, 2], vec![7; 64]].concat(), "what is known is asked from");
-    assert_eq!((told.version.epoch, told.stripes), (u64::MAX, news.stripes));
+    let delta = remote.rooms_since(known).await.unwrap();
+    assert_eq!(delta.version.stripes, [vec![1, 2], vec![7; 64]].concat(), "the known revision is sent");
+    assert_eq!((delta.version.epoch, delta.stripes), (u64::MAX, news.stripes));
     served.stop().await;
 
-    let cannot_tell = Served::comet(&Arc::default()).await;
-    let remote = GrpcComet::new(&format!("grpc://{}", cannot_tell.address), ClientConfig::default()).unwrap();
+    let without_rooms = Served::comet(&Arc::default()).await;
+    let remote =
+        GrpcComet::new(&format!("grpc://{}", without_rooms.address), ClientConfig::default()).unwrap();
     let refused = remote.rooms_since(RoomsRevision::default()).await;
-    assert_eq!(refused, Err(CometError::Invalid("the comet does not know the call")));
+    assert_eq!(refused, Err(CometError::Unsupported));
 }
 
 #[tokio::test]
