@@ -30,7 +30,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct ServeError(#[from] tonic::transport::Error);
 
 /// Serves `services` on `listener` until `shutdown` resolves. Then accepts no more connections and
-/// calls, and returns when the calls in flight have ended, or after [`ServerConfig::connection_age_grace`].
+/// calls, and returns when the calls in flight have ended, or after
+/// [`ServerConfig::connection_age_grace`].
 ///
 /// Errors of single connections, and a lack of descriptors, do not stop accepting.
 ///
