@@ -175,7 +175,7 @@ impl Comet {
 
     /// Registers all sessions with logic again, some thousands per second, for when it may have
     /// lost their records.
-    pub fn confirm_sessions(&self) {
+    pub fn register_sessions(&self) {
         report::register_again(&self.shards);
     }
 

@@ -84,7 +84,7 @@ async fn announce_offline(config: &Config, nodes: &dyn NodeDirectory) -> Result<
 async fn confirm_after_losses(comet: Weak<Comet>, mut losses: watch::Receiver<u64>) {
     while losses.changed().await.is_ok() {
         let Some(comet) = comet.upgrade() else { return };
-        comet.confirm_sessions();
+        comet.register_sessions();
     }
 }
 
