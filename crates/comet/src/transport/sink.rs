@@ -6,6 +6,7 @@ use std::io;
 
 /// What all harnesses of this thread have written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(not(feature = "harness"), expect(unreachable_pub, reason = "only the harness exports it"))]
 pub struct Written {
     /// Calls that wrote; each piece of a gathered write counts.
     pub writes: u64,
