@@ -53,7 +53,7 @@ pub async fn serve(
 }
 
 /// Returns the API as a router, without the limits on connections. Without an API key a push is
-/// authorized by the peer's address, which the server must provide as [`ConnectInfo`]; without it
+/// authorized by the peer's address, which the server must provide as `ConnectInfo`; without it
 /// no push is authorized.
 pub fn router(logic: Arc<Logic>) -> Router {
     dispatch::with_api(Router::new(), Arc::new(Api::new(logic)))

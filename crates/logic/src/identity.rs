@@ -2,7 +2,7 @@
 //!
 //! The body of the auth packet is goim v2's JSON object ([`token`]). With the method `open`, as in
 //! goim v2, its members are accepted as they are. `jwt` verifies a signed token, `webhook` asks the
-//! backend; both produce a [`Grant`], and what the client claims must agree with it.
+//! backend; both produce a `Grant`, and what the client claims must agree with it.
 
 mod authenticator;
 mod grant;
