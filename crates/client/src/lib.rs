@@ -1,8 +1,9 @@
+//! The Rust client of goim: sockets, TLS, time, and the decision to reconnect.
+//!
+//! The protocol of a connection is `goim_session::client`'s. The only files read are the system's
+//! certificates (`TlsRoots::System`) and the file of `FilePositions`.
+//!
 #![doc = include_str!("../README.md")]
-
-// This crate owns sockets, TLS, time, and the decision to reconnect. The protocol of a connection
-// is `goim_session::client`'s. The only files read are the system's certificates
-// (`TlsRoots::System`) and the file of `FilePositions`.
 
 mod auth;
 mod backoff;
