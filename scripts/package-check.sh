@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 # In the order in which they are published: each after those that it depends on.
 crates=(goim-wire goim-websocket goim-compression goim-session goim-client)
 
-# The manifest fields that crates.io requires or shows, and that nothing else checks.
+# The manifest fields that the registry requires or shows, and that nothing else checks.
 cargo metadata --no-deps --format-version 1 --offline --locked | python3 -c '
 import json, sys
 wanted = ["description", "license", "readme", "rust_version", "keywords", "categories"]
