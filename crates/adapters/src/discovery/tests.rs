@@ -68,7 +68,7 @@ fn was_captured(asked: &Asked) {
 }
 
 #[tokio::test]
-async fn what_is_asked_is_what_goim_asks_byte_for_byte() {
+async fn requests_are_byte_for_byte_goims() {
     let registry = Registry::start().await;
     let discovery = Arc::new(Discovery::start(config(&registry.address), LOGIC).await.unwrap());
     let nodes = DiscoveryNodes::new(Arc::clone(&discovery));
@@ -114,7 +114,7 @@ async fn what_is_asked_is_what_goim_asks_byte_for_byte() {
 }
 
 #[tokio::test]
-async fn every_captured_answer_is_understood() {
+async fn all_captured_responses_are_understood() {
     for exchange in captured() {
         let Some(reply) = exchange["reply"].as_str() else { continue };
         let path = exchange["path"].as_str().unwrap();
@@ -126,7 +126,7 @@ async fn every_captured_answer_is_understood() {
 }
 
 /// What a poll may answer besides news, and whether it is asked again at once.
-fn odd_answers() -> Vec<(&'static str, String, bool)> {
+fn malformed_responses() -> Vec<(&'static str, String, bool)> {
     let app = |comet: Value| json!({"code": 0, "data": {"goim.comet": comet}}).to_string();
     let none = json!({"instances": {}, "latest_timestamp": 9});
     let early = json!({"instances": {"sh001": [instance("goim.comet", "early")]}, "latest_timestamp": 0});
@@ -163,8 +163,8 @@ fn odd_answers() -> Vec<(&'static str, String, bool)> {
 }
 
 #[tokio::test]
-async fn row_078_whatever_a_poll_answers_the_last_list_stays() {
-    for (what, answer, is_asked_at_once) in odd_answers() {
+async fn row_078_the_last_list_stays_after_any_response() {
+    for (what, answer, is_asked_at_once) in malformed_responses() {
         let script = Scripted::start().await;
         let comets = json!({"instances": {"sh001": [instance("goim.comet", "c1")]}, "latest_timestamp": 7});
         script.answers(r#"{"code":-304}"#);
@@ -187,7 +187,7 @@ async fn row_078_whatever_a_poll_answers_the_last_list_stays() {
 }
 
 #[tokio::test]
-async fn an_answer_with_a_bad_status_or_none_moves_on_to_the_next_server() {
+async fn a_failed_request_moves_to_the_next_server() {
     let (bad, good) = (Scripted::start().await, Registry::start().await);
     bad.status(503);
     let mut config = config(&bad.address);
@@ -214,7 +214,7 @@ async fn row_079_a_renewal_that_finds_nothing_registers_again() {
 }
 
 #[tokio::test]
-async fn row_115_a_server_that_stops_and_starts_empty_takes_nobody_away() {
+async fn row_115_a_server_that_restarts_empty_removes_no_node() {
     let mut registry = Registry::start().await;
     let comet = Arc::new(Discovery::start(config(&registry.address), LOGIC).await.unwrap());
     let logic = DiscoveryConfig { host: "h2".to_owned(), ..config(&registry.address) };
@@ -253,7 +253,7 @@ async fn logics_of_the_own_zone_come_first() {
 }
 
 #[tokio::test]
-async fn comets_are_read_as_goims_logic_and_job_read_them() {
+async fn comets_are_parsed_as_by_goims_logic_and_job() {
     let registry = Registry::start().await;
     let with = |host: &str, metadata: Value| {
         let mut instance = instance(COMET, host);
@@ -297,7 +297,7 @@ async fn conforms() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_at_the_start_is_said_in_words() {
+async fn startup_errors_name_the_cause() {
     let says = async |seeds: &[&str], text: &str| {
         let seeds = seeds.iter().map(|seed| (*seed).to_owned()).collect();
         let error = Discovery::start(DiscoveryConfig { seeds, ..config("") }, LOGIC).await.unwrap_err();

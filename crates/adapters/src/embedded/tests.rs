@@ -17,9 +17,9 @@ use crate::conformance;
 mod child_process;
 
 /// A folder for one test, removed on drop.
-struct Own(PathBuf);
+struct TempFolder(PathBuf);
 
-impl Own {
+impl TempFolder {
     fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("goim-timelines-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
@@ -27,7 +27,7 @@ impl Own {
     }
 }
 
-impl Drop for Own {
+impl Drop for TempFolder {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
     }
@@ -39,8 +39,8 @@ fn config(folder: &Path) -> EmbeddedConfig {
 }
 
 /// Opens a store in a new folder.
-fn fresh(owns: &std::cell::RefCell<Vec<Own>>) -> EmbeddedTimelines {
-    let own = Own::new();
+fn fresh(owns: &std::cell::RefCell<Vec<TempFolder>>) -> EmbeddedTimelines {
+    let own = TempFolder::new();
     let store = EmbeddedTimelines::open(config(&own.0)).unwrap();
     owns.borrow_mut().push(own);
     store
@@ -54,7 +54,7 @@ async fn conforms() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn retains_what_it_should() {
-    let own = Own::new();
+    let own = TempFolder::new();
     conformance::timelines_retain(
         async |rules| EmbeddedTimelines::open(EmbeddedConfig { rules, ..config(&own.0) }).unwrap(),
         async |store, now| tokio::task::block_in_place(|| store.retain(now)).unwrap(),
@@ -64,7 +64,7 @@ async fn retains_what_it_should() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn lasts_when_it_is_opened_again() {
-    let own = Own::new();
+    let own = TempFolder::new();
     let open = || EmbeddedTimelines::open(config(&own.0)).unwrap();
     conformance::timelines_last(
         async || open(),
@@ -96,7 +96,7 @@ async fn a_folder_of_something_else_is_refused() {
         ("a start that was cut off", |folder| write(folder, "FORMAT.new", "goim tim"), ""),
     ];
     for (what, prepare, expected) in cases {
-        let own = Own::new();
+        let own = TempFolder::new();
         prepare(&own.0);
         let opened = EmbeddedTimelines::open(config(&own.0));
         let text = opened.map(|_| String::new()).unwrap_or_else(|error| error.to_string());
@@ -116,7 +116,7 @@ fn write(folder: &Path, name: &str, text: &str) {
 
 #[tokio::test]
 async fn one_process_at_a_time_has_a_folder() {
-    let own = Own::new();
+    let own = TempFolder::new();
     let first = EmbeddedTimelines::open(config(&own.0)).unwrap();
     let text = EmbeddedTimelines::open(config(&own.0)).unwrap_err().to_string();
     assert!(text.contains("another process is using"), "{text}");
@@ -126,7 +126,7 @@ async fn one_process_at_a_time_has_a_folder() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_small_tail_cache_gives_no_sequence_twice() {
-    let own = Own::new();
+    let own = TempFolder::new();
     let store = EmbeddedTimelines::open(EmbeddedConfig { head_cache_entries: 1, ..config(&own.0) }).unwrap();
     for round in 0..3 {
         // The appends of one call are one commit group.
@@ -141,7 +141,7 @@ async fn a_small_tail_cache_gives_no_sequence_twice() {
 
 #[tokio::test]
 async fn the_write_queue_is_bounded() {
-    let own = Own::new();
+    let own = TempFolder::new();
     let bound = EmbeddedConfig { pending_messages_max: 100, pending_bytes_max: 1 << 20, ..config(&own.0) };
     let store = EmbeddedTimelines::open(bound).unwrap();
     let timeline = TimelineId::Room("a://1".into());
@@ -213,7 +213,7 @@ async fn verify(store: &EmbeddedTimelines, confirmed: &Confirmed) -> usize {
 
 #[tokio::test]
 async fn kills_lose_no_confirmed_message() {
-    let own = Own::new();
+    let own = TempFolder::new();
     let mut confirmed = Confirmed::new();
     for round in 0..8 {
         run_and_kill(&own.0, round, 300 + round * 777, &mut confirmed);
@@ -232,7 +232,7 @@ fn journal(folder: &Path) -> PathBuf {
 
 #[tokio::test]
 async fn a_torn_journal_loses_only_its_end() {
-    let own = Own::new();
+    let own = TempFolder::new();
     let mut confirmed = Confirmed::new();
     run_and_kill(&own.0, 0, 2_000, &mut confirmed);
     let torn = journal(&own.0);
@@ -269,7 +269,7 @@ fn on_a_disk(test: &str, mount: impl Fn(&str) -> String) {
         eprintln!("skipped: needs root, to mount a disk");
         return;
     }
-    let own = Own::new();
+    let own = TempFolder::new();
     std::fs::create_dir_all(&own.0).unwrap();
     let mount = mount(own.0.to_str().unwrap());
     let output = child_process::command(test, &own.0, Some(&mount)).output().unwrap();

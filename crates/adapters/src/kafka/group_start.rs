@@ -20,9 +20,9 @@ use super::config::{KafkaConfig, OffsetReset};
 use super::group::{self, GroupError};
 use super::log::{KafkaError, wait_for_topic};
 
-/// The deadline for all requests before a job joins.
-const DEADLINE: Duration = Duration::from_secs(10);
-/// The deadline for one request.
+/// The timeout of all requests before a job joins.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// The timeout of one request.
 const REQUEST: Duration = Duration::from_secs(5);
 /// Pause between two attempts.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -45,8 +45,8 @@ pub(super) fn ensure_start_is_committed(config: &KafkaConfig) -> Result<GroupSta
     let consumer: BaseConsumer = client.create().map_err(|error| super::config::refused(&error))?;
     let brokers = config.broker_list();
     let partitions = wait_for_topic(consumer.client(), &config.topic, &brokers)?;
-    group::check(&consumer, &config.group, &brokers, DEADLINE)?;
-    let deadline = Instant::now() + DEADLINE;
+    group::check(&consumer, &config.group, &brokers, TIMEOUT)?;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         match commit_start(&consumer, config, partitions) {
             Ok(true) => return Ok(GroupStart::Committed),

@@ -26,7 +26,7 @@ use super::record;
 use crate::push_size::kafka_len;
 
 /// How long startup waits for the topic.
-const START_DEADLINE: Duration = Duration::from_secs(10);
+const START_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause between two requests.
 const START_PAUSE: Duration = Duration::from_millis(200);
 /// The memory that a record in flight takes besides its key and value, in bytes.
@@ -296,7 +296,7 @@ pub(super) fn wait_for_topic<C: ClientContext>(
     topic: &str,
     brokers: &str,
 ) -> Result<i32, KafkaError> {
-    let deadline = Instant::now() + START_DEADLINE;
+    let deadline = Instant::now() + START_TIMEOUT;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let metadata = client.fetch_metadata(Some(topic), left.max(START_PAUSE)).map_err(|error| {

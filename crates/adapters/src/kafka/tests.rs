@@ -30,9 +30,9 @@ fn broker() -> String {
 }
 
 /// A broker for one test, stopped on drop.
-struct OwnBroker(PathBuf);
+struct TestBroker(PathBuf);
 
-impl OwnBroker {
+impl TestBroker {
     fn start() -> (Self, String) {
         let folder = std::env::temp_dir().join(unique("goim-kafka"));
         let own = Self(folder);
@@ -48,7 +48,7 @@ impl OwnBroker {
     }
 }
 
-impl OwnBroker {
+impl TestBroker {
     /// Sends a signal to the broker, to stop or continue it.
     fn signal(&self, signal: &str) {
         let pid = std::fs::read_to_string(self.0.join("pid")).unwrap();
@@ -56,7 +56,7 @@ impl OwnBroker {
     }
 }
 
-impl Drop for OwnBroker {
+impl Drop for TestBroker {
     fn drop(&mut self) {
         self.script("kill");
         let _ = std::fs::remove_dir_all(&self.0);
@@ -460,7 +460,7 @@ async fn invalid_records_are_counted_and_skipped() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Kafka: scripts/test.sh"]
 async fn row_111_a_broker_restart_loses_no_acknowledged_record() {
-    let (own, broker) = OwnBroker::start();
+    let (own, broker) = TestBroker::start();
     let config = KafkaConfig { delivery_timeout: Duration::from_secs(2), ..with_topic(&broker, 2).await };
     let (log, mut reader) = both_ends(&config).await;
     let mut acknowledged = Vec::new();
@@ -494,7 +494,7 @@ async fn row_111_a_broker_restart_loses_no_acknowledged_record() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Kafka: scripts/test.sh"]
 async fn appends_to_an_unresponsive_broker_are_unknown() {
-    let (own, broker) = OwnBroker::start();
+    let (own, broker) = TestBroker::start();
     let config = KafkaConfig { delivery_timeout: Duration::from_secs(2), ..with_topic(&broker, 4).await };
     let log = KafkaPushLog::start(config.clone()).await.unwrap();
     log.append(record_for_key("k", "before")).await.unwrap();
@@ -522,7 +522,7 @@ fn kafka_record_too_large(config: &KafkaConfig) -> PushRecord {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Kafka: scripts/test.sh"]
 async fn without_a_broker_the_log_fills_up_and_keeps_its_order() {
-    let (own, broker) = OwnBroker::start();
+    let (own, broker) = TestBroker::start();
     let config = KafkaConfig {
         records_max: 10,
         waiting_max: 20,
@@ -559,7 +559,7 @@ async fn without_a_broker_the_log_fills_up_and_keeps_its_order() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Kafka: scripts/test.sh"]
 async fn two_members_resume_soon_after_a_broker_restart() {
-    let (own, broker) = OwnBroker::start();
+    let (own, broker) = TestBroker::start();
     let config = with_topic(&broker, 4).await;
     let log = KafkaPushLog::start(config.clone()).await.unwrap();
     let seen: Arc<parking_lot::Mutex<Vec<String>>> = Arc::default();

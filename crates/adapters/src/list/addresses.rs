@@ -12,7 +12,7 @@ use tokio_util::task::AbortOnDropHandle;
 /// The prefix of a name that is resolved to all its addresses.
 const DNS: &str = "dns://";
 /// The timeout of a lookup; the last result stays in use meanwhile.
-const LOOKUP_DEADLINE: Duration = Duration::from_secs(5);
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A list of addresses: `grpc://host:port` is used as it is, `dns://name:port` is resolved to all
 /// addresses of the name, periodically.
@@ -80,7 +80,7 @@ impl Lookups {
     }
 
     async fn look_up(&mut self, at: usize, name: &str) {
-        let found = match timeout(LOOKUP_DEADLINE, lookup_host(name)).await {
+        let found = match timeout(LOOKUP_TIMEOUT, lookup_host(name)).await {
             Ok(found) => found.map_err(|error| error.to_string()),
             Err(_) => Err("the name server does not answer".to_owned()),
         };

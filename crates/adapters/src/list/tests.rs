@@ -87,7 +87,7 @@ const TIMES: ListedNodesConfig =
     ListedNodesConfig { lease: Duration::from_millis(400), refresh: Duration::from_millis(50) };
 
 #[tokio::test]
-async fn a_name_stands_for_its_addresses_and_an_address_for_itself() {
+async fn names_are_resolved_and_addresses_used_as_they_are() {
     let list = [
         "grpc://10.0.0.1:3109",
         "dns://localhost:3119",

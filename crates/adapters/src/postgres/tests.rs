@@ -16,12 +16,12 @@ use super::*;
 use crate::conformance;
 
 /// A PostgreSQL server for one test, stopped on drop.
-struct Own {
+struct TestPostgres {
     folder: PathBuf,
     url: String,
 }
 
-impl Own {
+impl TestPostgres {
     /// Starts a server.
     fn start() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -67,7 +67,7 @@ impl Own {
     }
 }
 
-impl Drop for Own {
+impl Drop for TestPostgres {
     fn drop(&mut self) {
         self.script("stop");
         let _ = std::fs::remove_dir_all(&self.folder);
@@ -77,7 +77,7 @@ impl Drop for Own {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL: scripts/test.sh"]
 async fn conforms() {
-    let own = Own::start();
+    let own = TestPostgres::start();
     conformance::timelines(async || own.store(&own.database().await).await).await;
     conformance::timelines_retain(
         async |rules| {
@@ -101,7 +101,7 @@ async fn conforms() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL: scripts/test.sh"]
 async fn stores_that_share_a_timeline_leave_no_gap_and_share_idempotency_keys() {
-    let own = Own::start();
+    let own = TestPostgres::start();
     let database = own.database().await;
     let stores = [Arc::new(own.store(&database).await), Arc::new(own.store(&database).await)];
     let timelines = ["a://1", "a://2", "a://3"].map(|name| TimelineId::Room(name.into()));
@@ -201,7 +201,7 @@ async fn publish(store: Arc<PostgresTimelines>, progress: Arc<Progress>, task: u
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL: scripts/test.sh"]
 async fn the_death_of_the_server_loses_no_confirmed_message() {
-    let own = Own::start();
+    let own = TestPostgres::start();
     let config = PostgresConfig { deadline: Duration::from_secs(2), ..own.config("postgres") };
     let store = Arc::new(PostgresTimelines::connect(config).await.unwrap());
     let progress = Arc::new(Progress::default());
@@ -255,7 +255,7 @@ async fn unusable_addresses_are_reported_without_the_password() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL: scripts/test.sh"]
 async fn tables_of_an_unknown_version_are_refused() {
-    let own = Own::start();
+    let own = TestPostgres::start();
     drop(own.store("postgres").await);
     for version in [1, 3, 99] {
         let change = format!("UPDATE goim_schema SET version = {version}");

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 pub type CometProbe = Arc<dyn Fn(&CometNode) -> Call<bool> + Send + Sync>;
 
 /// The timeout of a probe.
-const PROBE_DEADLINE: Duration = Duration::from_secs(1);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The pause between two probes of a comet; at most a third of the lease.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// The maximum number of concurrent probes. Further comets wait their turn, and stay listed
@@ -38,7 +38,7 @@ struct Comet {
     /// The result of the pending probe.
     response: Option<Arc<OnceLock<bool>>>,
     has_responded: bool,
-    is_gone: bool,
+    is_removed: bool,
 }
 
 impl ExpiredLeases {
@@ -68,7 +68,7 @@ impl ExpiredLeases {
                 probing += 1;
                 comet.probe(&probe, node);
             }
-            keep_all || !comet.is_gone
+            keep_all || !comet.is_removed
         })
     }
 
@@ -82,8 +82,8 @@ impl ExpiredLeases {
 
 impl Comet {
     fn new() -> Self {
-        let (probed_at, response, has_responded, is_gone) = Default::default();
-        Self { last_seen: Instant::now(), probed_at, response, has_responded, is_gone }
+        let (probed_at, response, has_responded, is_removed) = Default::default();
+        Self { last_seen: Instant::now(), probed_at, response, has_responded, is_removed }
     }
 
     fn is_due(&self, lease: Duration) -> bool {
@@ -97,21 +97,23 @@ impl Comet {
         let call = probe(node);
         tokio::spawn(async move {
             // No other task sets it.
-            let _ = result.set(timeout(PROBE_DEADLINE, call).await.unwrap_or(false));
+            let _ = result.set(timeout(PROBE_TIMEOUT, call).await.unwrap_or(false));
         });
     }
 
     fn apply_response(&mut self, server: &ServerId, is_healthy: bool, lease: Duration) {
-        let Some(probe) = self.response.as_ref().and_then(|response| response.get().copied()) else { return };
+        let Some(is_alive) = self.response.as_ref().and_then(|response| response.get().copied()) else {
+            return;
+        };
         self.response = None;
-        if probe {
-            if !self.has_responded || self.is_gone {
+        if is_alive {
+            if !self.has_responded || self.is_removed {
                 tracing::warn!(%server, "the lease of a comet has expired, but it responds; it stays on the list");
             }
-            (self.last_seen, self.has_responded, self.is_gone) = (Instant::now(), true, false);
-        } else if !self.is_gone && (is_healthy || self.last_seen.elapsed() >= lease) {
+            (self.last_seen, self.has_responded, self.is_removed) = (Instant::now(), true, false);
+        } else if !self.is_removed && (is_healthy || self.last_seen.elapsed() >= lease) {
             tracing::info!(%server, "a comet has no lease and does not respond; it is removed from the list");
-            self.is_gone = true;
+            self.is_removed = true;
         }
     }
 }

@@ -195,7 +195,7 @@ async fn a_member_fenced_by_its_own_next_membership_rejoins() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Kafka: scripts/test.sh"]
 async fn a_static_member_resumes_after_a_broker_outage_longer_than_its_session() {
-    let (own, broker) = OwnBroker::start();
+    let (own, broker) = TestBroker::start();
     let config = KafkaConfig { instance_id: Some("job1".to_owned()), ..with_topic(&broker, 4).await };
     let (log, mut reader) = both_ends(&config).await;
     for round in 0..3 {

@@ -131,7 +131,7 @@ async fn a_closed_log_is_read_to_its_end() {
 }
 
 #[tokio::test]
-async fn a_waiting_reader_hears_of_the_end() {
+async fn a_waiting_reader_is_notified_of_the_end() {
     let (log, mut reader) = push_log(small(2));
     let read = tokio::spawn(async move { reader.read().await });
     tokio::task::yield_now().await;
@@ -192,7 +192,7 @@ async fn writers_on_threads_are_held_back_in_order() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_more_is_unread_than_is_read_in_the_age_that_a_record_may_have() {
+async fn unread_records_are_bounded_by_pace_and_age() {
     let (log, mut reader) = push_log(PushLogConfig {
         append_timeout: Duration::ZERO,
         read_records_max: 50,
