@@ -265,16 +265,16 @@ fn nothing_points_out_of_the_tree() {
 fn the_walks_name_items_that_exist() {
     let document = std::fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
     let walks = document.split_once("## Three walks").unwrap().1.split_once("\n## ").unwrap().0;
-    // Words of the roles' code, without their tests.
+    // Identifiers in the code of the crates, without their tests.
     let sources = sources();
     let is_part = |c: char| !c.is_alphanumeric() && c != '_';
     let own = sources.iter().filter(|(path, _)| path.components().any(|part| part.as_os_str() == "src"));
-    let words: BTreeSet<&str> = own.flat_map(|(_, text)| text.split(is_part)).collect();
+    let identifiers: BTreeSet<&str> = own.flat_map(|(_, text)| text.split(is_part)).collect();
     let named = walks.split('`').skip(1).step_by(2);
-    // The last name of a path, or the type in front of braces: `Call::Send`, `PushRecord { payload }`.
+    // The last name of a path, or the type before braces: `Call::Send`, `PushRecord { payload }`.
     let names = named.map(|code| code.split([' ', '(']).next().unwrap_or(code).rsplit("::").next().unwrap());
     let names: BTreeSet<&str> = names.collect();
     assert!(names.len() > 30, "{names:?}");
-    let missing: Vec<_> = names.iter().filter(|name| !words.contains(**name)).collect();
+    let missing: Vec<_> = names.iter().filter(|name| !identifiers.contains(**name)).collect();
     assert!(missing.is_empty(), "ARCHITECTURE.md names what does not exist: {missing:?}");
 }
