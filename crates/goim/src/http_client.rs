@@ -1,22 +1,16 @@
-//! One HTTP request for a command line: blocking, one connection, plain text.
-//!
-//! It is not for programs: it has no pool, no redirects, no TLS. Use `curl` for a push API behind
-//! TLS.
+//! One HTTP request of the command line: blocking, over the HTTP client of the adapters.
 
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Bytes;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use goim_adapters::http::HyperClient;
+use goim_ports::{HttpClient, HttpError, HttpRequest, HttpResponse};
 
 /// The maximum size of a response, in bytes. Those of the API are below 200.
 const RESPONSE_BYTES_MAX: usize = 1 << 20;
 
 /// A request.
 pub(crate) struct Request<'a> {
-    /// `http://host:port`.
+    /// `http://host:port` or `https://host`.
     pub(crate) server: &'a str,
     /// Path and query, escaped.
     pub(crate) path: &'a str,
@@ -28,22 +22,13 @@ pub(crate) struct Request<'a> {
     pub(crate) timeout: Duration,
 }
 
-/// A response.
-#[derive(Debug)]
-pub(crate) struct Response {
-    /// HTTP status.
-    pub(crate) status: u16,
-    /// The body.
-    pub(crate) body: Vec<u8>,
-}
-
 /// Why there is no response.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RequestError {
     /// The server's address is not usable.
     #[error("{0}")]
     Url(String),
-    /// No server listens there, or it does not talk HTTP.
+    /// No server listens there, its certificate is not trusted, or it does not talk HTTP.
     #[error("cannot reach {server}: {reason}; is `goim serve` running there?")]
     Unreachable {
         /// As given.
@@ -63,57 +48,39 @@ pub(crate) enum RequestError {
 
 impl Request<'_> {
     /// Sends it as a POST and waits for the response.
-    pub(crate) fn post(self) -> Result<Response, RequestError> {
-        let authority = authority(self.server)?;
+    pub(crate) fn post(self) -> Result<HttpResponse, RequestError> {
+        let origin = origin(self.server)?;
+        let server = self.server.to_owned();
+        let unreachable = |reason: String| RequestError::Unreachable { server: server.clone(), reason };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let unreachable =
-            |reason: String| RequestError::Unreachable { server: self.server.to_owned(), reason };
         let runtime = runtime.map_err(|error| unreachable(error.to_string()))?;
-        let (server, timeout) = (self.server.to_owned(), self.timeout);
-        runtime.block_on(async {
-            match tokio::time::timeout(timeout, self.exchange(&authority)).await {
-                Ok(result) => result.map_err(|error| unreachable(error.to_string())),
-                Err(_) => Err(RequestError::Timeout { server, timeout }),
-            }
+        let request = HttpRequest {
+            body: Some(self.body.into()),
+            url: format!("{origin}{}", self.path),
+            headers: self.headers,
+            timeout: self.timeout,
+            answer_bytes_max: RESPONSE_BYTES_MAX,
+        };
+        let response = runtime.block_on(async { HyperClient::new().send(request).await });
+        response.map_err(|error| match error {
+            HttpError::Timeout(timeout) => RequestError::Timeout { server: server.clone(), timeout },
+            error => unreachable(error.to_string()),
         })
-    }
-
-    async fn exchange(&self, authority: &str) -> Result<Response, Box<dyn std::error::Error + Send + Sync>> {
-        let stream = TcpStream::connect(authority).await?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        // It ends when the sender is dropped or the server closes; the sender gets its error too.
-        tokio::spawn(connection);
-        let mut request = hyper::Request::post(self.path).header("host", authority);
-        for (name, value) in &self.headers {
-            request = request.header(*name, value);
-        }
-        let body = Full::new(Bytes::from(self.body.clone()));
-        let response = sender.send_request(request.body(body)?).await?;
-        let status = response.status().as_u16();
-        let body =
-            Limited::new(response.into_body(), RESPONSE_BYTES_MAX).collect().await?.to_bytes().to_vec();
-        Ok(Response { status, body })
     }
 }
 
-/// `host:port` of `http://host[:port]`.
-fn authority(server: &str) -> Result<String, RequestError> {
+/// The scheme, host and port of a server's address, without a slash at its end.
+fn origin(server: &str) -> Result<&str, RequestError> {
     let wrong =
         |why: &str| Err(RequestError::Url(format!("{server:?} is not the address of a push API: {why}")));
-    let Some(rest) = server.strip_prefix("http://") else {
-        return wrong(if server.starts_with("https://") {
-            "only http:// is supported; use curl for https://"
-        } else {
-            "must be http://host:port"
-        });
+    let Some(rest) = server.strip_prefix("http://").or_else(|| server.strip_prefix("https://")) else {
+        return wrong("must be http://host:port or https://host");
     };
-    let rest = rest.strip_suffix('/').unwrap_or(rest);
-    if rest.is_empty() || rest.contains(['/', '?', '#', '@', ' ']) {
-        return wrong("must be http://host:port and nothing after it");
+    let host = rest.strip_suffix('/').unwrap_or(rest);
+    if host.is_empty() || host.contains(['/', '?', '#', '@', ' ']) {
+        return wrong("must be http://host:port or https://host, and nothing after it");
     }
-    let has_port =
-        rest.rsplit_once(':').is_some_and(|(host, port)| !host.ends_with(':') && port.parse::<u16>().is_ok());
-    Ok(if has_port { rest.to_owned() } else { format!("{rest}:80") })
+    Ok(server.strip_suffix('/').unwrap_or(server))
 }
 
 /// Escapes a value for a query.
@@ -135,15 +102,15 @@ mod tests {
     #[test]
     fn addresses_of_servers() {
         let check = |server: &str, expect: Option<&str>| {
-            assert_eq!(authority(server).ok().as_deref(), expect, "{server}")
+            assert_eq!(origin(server).ok(), expect, "{server}");
         };
-        check("http://127.0.0.1:3111", Some("127.0.0.1:3111"));
-        check("http://push.example/", Some("push.example:80"));
-        check("http://[::1]:3111", Some("[::1]:3111"));
-        check("http://[::1]", Some("[::1]:80"));
-        check("https://push.example", None);
+        check("http://127.0.0.1:3111", Some("http://127.0.0.1:3111"));
+        check("http://push.example/", Some("http://push.example"));
+        check("http://[::1]:3111", Some("http://[::1]:3111"));
+        check("https://push.example", Some("https://push.example"));
         check("127.0.0.1:3111", None);
         check("http://", None);
+        check("https:///", None);
         check("http://host/path", None);
         check("http://user@host", None);
     }

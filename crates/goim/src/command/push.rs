@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use goim_ports::HttpResponse;
 
 use super::{Failure, print};
-use crate::http_client::{Request, RequestError, Response, escape};
+use crate::http_client::{Request, RequestError, escape};
 
 /// The maximum time for the response. It is longer than the server's own timeout for a push, so
 /// that its response is seen.
@@ -147,7 +148,7 @@ fn body(arguments: &Arguments) -> Result<Vec<u8>, Failure> {
 }
 
 /// Reads the envelope of the response: `{"code":0,"message":""}` means accepted.
-fn accepted(response: &Response) -> Result<(), Failure> {
+fn accepted(response: &HttpResponse) -> Result<(), Failure> {
     let envelope: Option<serde_json::Value> = serde_json::from_slice(&response.body).ok();
     let field = |name: &str| envelope.as_ref().and_then(|envelope| envelope.get(name));
     let code = field("code").and_then(serde_json::Value::as_i64);
@@ -196,7 +197,7 @@ mod tests {
     #[test]
     fn responses_are_distinguished() {
         let check = |status: u16, body: &str, expect: &str| {
-            let response = Response { status, body: body.as_bytes().to_vec() };
+            let response = HttpResponse { status, body: body.to_owned().into() };
             let text = accepted(&response).err().map(|failure| failure.text).unwrap_or_default();
             assert!(
                 text.contains(expect) && text.is_empty() == expect.is_empty(),
