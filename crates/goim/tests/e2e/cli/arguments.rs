@@ -7,6 +7,7 @@ fn wrong_arguments_end_with_64() {
     check_refused(&["fly"], 64, &["unrecognized subcommand 'fly'"]);
     check_refused(&["serve", "--port", "1"], 64, &["unexpected argument '--port'"]);
     check_refused(&[], 64, &["Usage: goim"]);
+    check_refused(&["bench", "room"], 64, &["goim-bench room"]);
     check_refused(&["push", "room", "live"], 64, &["must be type://room"]);
     check_refused(
         &["push", "room", "live://1", "--body", "x", "--server", "localhost"],
