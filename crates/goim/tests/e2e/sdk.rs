@@ -1,7 +1,6 @@
 //! The Rust client against the real server: identity, versions, compression, rooms, a new token,
 //! and the reason when the server ends a session.
 
-
 use crate::harness;
 use crate::harness::backend::{Answer, Backend};
 use crate::harness::{Server, Settings, number, unique};
