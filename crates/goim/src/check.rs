@@ -12,7 +12,7 @@ use goim_settings::Faults;
 
 use crate::Config;
 use crate::config::Directory;
-use crate::settings::{ConfigError, shown};
+use crate::settings::{ConfigError, nearest, shown};
 
 /// What a configuration is to be used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -244,8 +244,24 @@ pub(crate) fn destination(url: &Option<ServiceUrl>) -> Result<(), &'static str> 
     if is_known { Ok(()) } else { Err("must be http://, https:// or kafka://topic") }
 }
 
+/// The levels of the log, from silent to verbose.
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
 /// The check of `log.level`.
 pub(crate) fn log_level(level: &str) -> Result<(), String> {
+    // The filter takes a text that is no level for the name of a module, and silences all others.
+    let is_level = |text: &str| LEVELS.contains(&text.to_lowercase().as_str());
+    let alone = level.split(',').map(str::trim).filter(|directive| !directive.contains(['=', '[']));
+    if let Some(wrong) = alone.into_iter().find(|text| !is_level(text)) {
+        // Other programs write `warning` and `err`.
+        let longer = LEVELS.into_iter().find(|level| wrong.starts_with(level) || level.starts_with(wrong));
+        let suggestion = longer.or_else(|| nearest(wrong, LEVELS.into_iter()));
+        let suggestion = suggestion.map_or_else(String::new, |level| format!("; did you mean `{level}`"));
+        return Err(format!(
+            "`{wrong}` is not a level ({}){suggestion}; for one module set goim_comet=debug",
+            LEVELS.join(", ")
+        ));
+    }
     let parsed = tracing_subscriber::EnvFilter::try_new(level);
     parsed
         .map(drop)
@@ -373,6 +389,14 @@ mod tests {
         check(&["push_log.append_timeout=5s"], "must be less than logic.push.append_timeout");
         check(&["log.level=goim_comet=loud"], "log.level");
         check(&["log.level=info,goim_comet=debug"], "");
+        check(&["log.level=WARN"], "");
+        check(&["log.level=goim_comet=debug"], "");
+        check(
+            &["log.level=warning"],
+            "`warning` is not a level (off, error, warn, info, debug, trace); did you mean `warn`; for one module",
+        );
+        check(&["log.level=info,goim_comet"], "`goim_comet` is not a level");
+        check(&["log.level=verbose"], "`verbose` is not a level");
         check(&["versions.rows=0 = schema 1, identity"], "version 1 must be");
         check(&["comet.compression.levels.zstd=20"], "levels.zstd = 20: must be from 1 to 19");
     }

@@ -12,6 +12,7 @@ mod check;
 pub mod cluster;
 pub mod command;
 mod config;
+mod environment;
 mod http_client;
 pub mod log;
 mod machine;

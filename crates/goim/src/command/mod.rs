@@ -20,6 +20,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::check::Purpose;
+use crate::environment;
 use crate::settings::{ConfigError, Loaded, Sources, load, load_for};
 
 /// goim: a push server for very many long-lived connections.
@@ -174,7 +175,7 @@ fn print(text: &str) -> Result<(), Failure> {
 #[derive(Debug, Args)]
 struct SettingsArguments {
     /// Read settings from this TOML file; `goim config` prints one with all of them
-    #[arg(long, value_name = "FILE", env = "GOIM_CONFIG")]
+    #[arg(long, value_name = "FILE", env = environment::CONFIG)]
     config: Option<PathBuf>,
     /// Set one setting, overriding file and environment; may be given many times
     #[arg(long, value_name = "KEY=VALUE")]
@@ -198,6 +199,32 @@ impl SettingsArguments {
             file: self.config.clone(),
             environment: std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect(),
             set: self.set.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::{Cli, environment};
+    use crate::settings::{Sources, load};
+
+    fn variables_of(command: &clap::Command) -> Vec<String> {
+        let own = command.get_arguments().filter_map(|argument| argument.get_env());
+        let own = own.map(|name| name.to_string_lossy().into_owned());
+        own.chain(command.get_subcommands().flat_map(variables_of)).collect()
+    }
+
+    #[test]
+    fn variables_of_commands_are_no_settings() {
+        let variables = variables_of(&Cli::command());
+        assert!(variables.len() >= environment::OF_COMMANDS.len(), "{variables:?}");
+        for name in variables {
+            assert!(environment::OF_COMMANDS.contains(&name.as_str()), "{name} is not in the list");
+            let environment = vec![(name.clone(), "anything".to_owned())];
+            let loaded = load(&Sources { environment, ..Sources::default() });
+            assert!(loaded.is_ok(), "{name}: {}", loaded.unwrap_err());
         }
     }
 }

@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 use goim_ports::HttpResponse;
 
 use super::{Failure, print};
+use crate::environment;
 use crate::http_client::{Request, RequestError, escape};
 
 /// The maximum time for the response. It is longer than the server's own timeout for a push, so
@@ -26,12 +27,12 @@ pub(super) struct Arguments {
         long,
         global = true,
         default_value = "http://127.0.0.1:3111",
-        env = "GOIM_SERVER",
+        env = environment::SERVER,
         value_name = "URL"
     )]
     server: String,
     /// API key, if the server requires one
-    #[arg(long, global = true, env = "GOIM_API_KEY", hide_env_values = true, value_name = "KEY")]
+    #[arg(long, global = true, env = environment::API_KEY, hide_env_values = true, value_name = "KEY")]
     api_key: Option<String>,
     /// Operation of the packet; pushes by key, by member and to all reach only sessions that accept
     /// it

@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use goim_settings::parse_duration;
 
 use super::{Failure, print};
+use crate::environment;
 
 /// The minimum length of a secret, as on the server.
 const SECRET_BYTES_MIN: usize = 32;
@@ -45,7 +46,7 @@ pub(super) struct Arguments {
     /// The secret for HS256: one of logic.identity.jwt.secrets
     #[arg(
         long,
-        env = "GOIM_TOKEN_SECRET",
+        env = environment::TOKEN_SECRET,
         hide_env_values = true,
         conflicts_with = "private_key",
         value_name = "TEXT"

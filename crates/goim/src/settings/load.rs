@@ -14,9 +14,7 @@ use super::toml_value::{from_toml, redacted, structured, to_toml, without_creden
 use super::{ENVIRONMENT_PREFIX, REDACTED, Setting, find, nearest, table, variable};
 use crate::Config;
 use crate::check::{Purpose, faults_of};
-
-/// Variables with the prefix that are not settings: they belong to commands.
-const OTHER_VARIABLES: [&str; 3] = ["GOIM_API_KEY", "GOIM_SERVER", "GOIM_CONFIG"];
+use crate::environment;
 
 /// Where settings are read from, besides the defaults.
 #[derive(Debug, Clone, Default)]
@@ -153,7 +151,7 @@ impl Loader {
 
     fn variable(&mut self, name: &str, value: &str) {
         if !name.starts_with(ENVIRONMENT_PREFIX)
-            || OTHER_VARIABLES.contains(&name)
+            || environment::OF_COMMANDS.contains(&name)
             || is_service_link(name, value)
         {
             return;

@@ -51,7 +51,7 @@ fn find(key: &str) -> Option<&'static Setting> {
 }
 
 /// The known name most similar to `wrong`, if one is similar at all.
-fn nearest<'a>(wrong: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(wrong: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let last = |name: &str| name.rsplit('.').next().map(str::to_owned);
     known
         .map(|name| {
