@@ -78,10 +78,10 @@ impl BalancerState {
         let mut known: HashMap<ServerId, WeightedComet> =
             self.nodes.drain(..).map(|node| (node.comet.server.clone(), node)).collect();
         for comet in online {
-            let kept = known
+            let appended = known
                 .remove(&comet.server)
                 .filter(|node| node.comet.latest_timestamp == comet.latest_timestamp);
-            self.nodes.push(kept.unwrap_or_else(|| WeightedComet::new(comet)));
+            self.nodes.push(appended.unwrap_or_else(|| WeightedComet::new(comet)));
         }
         self.total_weight = self.nodes.iter().map(WeightedComet::weight).sum();
         self.total_connections = self.nodes.iter().map(|node| node.connections).sum();

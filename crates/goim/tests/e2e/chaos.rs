@@ -78,7 +78,7 @@ impl Plan {
         let number = |name: &str, default: f64| {
             text(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} is a number")))
         };
-        let words = |name: &str, by: char| -> Vec<String> {
+        let notifications = |name: &str, by: char| -> Vec<String> {
             text(name).iter().flat_map(|text| text.split(by)).map(str::to_owned).collect()
         };
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
@@ -87,8 +87,8 @@ impl Plan {
             kills_for: Duration::from_secs_f64(number("MINUTES", 3.0) * 60.0),
             fault: Duration::from_secs_f64(number("FAULT_SECONDS", 8.0)),
             lease: Duration::from_secs_f64(number("LEASE_SECONDS", 3.0)),
-            only: words("CHAOS_OF", ','),
-            settings: words("CHAOS_SETTINGS", ';'),
+            only: notifications("CHAOS_OF", ','),
+            settings: notifications("CHAOS_SETTINGS", ';'),
             has_namespaces: std::env::var_os("PARTITION_ID").is_some(),
         }
     }
@@ -210,7 +210,7 @@ impl World {
     }
 
     /// What a comet listens on.
-    fn doors(&self, comet: usize) -> [SocketAddr; 2] {
+    fn endpoints(&self, comet: usize) -> [SocketAddr; 2] {
         [self.fleet.comets[comet], self.fleet.websockets[comet]]
     }
 
@@ -293,7 +293,7 @@ impl World {
 
     fn lived_until(&self, life: &Life, drained: Option<Instant>, rules: Rules) -> bool {
         let Some(ended) = life.ended else { return true };
-        let is_told = rules.silent_comet.is_some_and(|comet| self.doors(comet).contains(&life.comet));
+        let is_told = rules.silent_comet.is_some_and(|comet| self.endpoints(comet).contains(&life.comet));
         !is_told && drained.is_some_and(|drained| ended > drained + SEEN_WITHIN)
     }
 
@@ -423,8 +423,8 @@ impl Row {
         }
         if self.rules.has_goal {
             let (p99, is_met) = (self.verdict.stall(99), self.verdict.stall(99) < STALL_GOAL);
-            let word = if is_met { "met" } else { "MISSED" };
-            eprintln!("{name}: p99 of the stall is {p99:?}; the goal of {STALL_GOAL:?} is {word}");
+            let notification = if is_met { "met" } else { "MISSED" };
+            eprintln!("{name}: p99 of the stall is {p99:?}; the goal of {STALL_GOAL:?} is {notification}");
         }
     }
 
@@ -481,7 +481,9 @@ fn without_engine(world: &World, plan: &Plan, role: &str, stop: impl FnOnce(), s
 
 /// Makes Redis refuse writes for longer than a lease.
 fn refusing(world: &World, plan: &Plan, refuse: &[&str], undo: &[&str]) {
-    let ask = |words: &[&str]| assert_eq!(world.fleet.redis(words).trim(), "OK", "{words:?}");
+    let ask = |notifications: &[&str]| {
+        assert_eq!(world.fleet.redis(notifications).trim(), "OK", "{notifications:?}")
+    };
     ask(refuse);
     std::thread::sleep(plan.beyond_the_lease());
     ask(undo);

@@ -17,6 +17,6 @@ fn a_client_of_plain_sockets_gets_everything() {
         .args(["--http", &process.server.addrs.http.port().to_string()])
         .output()
         .expect("python3 is installed");
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{printed}{}", String::from_utf8_lossy(&output.stderr));
 }

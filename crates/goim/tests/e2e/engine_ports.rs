@@ -15,8 +15,8 @@ fn script(name: &str) -> Command {
 }
 
 fn text(output: &Output) -> String {
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
+    let printed = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{printed}");
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
@@ -107,8 +107,8 @@ fn ports_are_different_and_their_lack_is_an_error() {
     assert_eq!(ports.len(), 50);
     let output = script("engines/free-ports.py").args(["3", "11000", "11002"]).output().unwrap();
     assert!(!output.status.success());
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("of 3 ports are free"), "{said}");
+    let printed = String::from_utf8_lossy(&output.stderr);
+    assert!(printed.contains("of 3 ports are free"), "{printed}");
 }
 
 #[test]
@@ -191,9 +191,9 @@ fn a_cluster_starts_beside_others() {
     let mut command = script("cluster.sh");
     command.env("CLUSTER_BINARY", env!("CARGO_BIN_EXE_goim")).env("CLUSTER_PORTS", "free");
     let output = command.arg("start").arg(&engine).env("FREE_PORTS_FIRST", folder.first()).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let printed = String::from_utf8_lossy(&output.stderr).into_owned();
     let status = text(&output);
-    assert!(said.contains("starting on other ports"), "{said}");
+    assert!(printed.contains("starting on other ports"), "{printed}");
     assert!(status.lines().filter(|line| line.contains(" process ")).count() == 6, "{status}");
     assert!(!status.contains(&format!(":{port}")), "{status}");
     text(&script("cluster.sh").arg("stop").arg(&engine).output().unwrap());

@@ -134,17 +134,17 @@ fn from_the_login_to_the_push() {
         let (mut client, welcome) = present(&token, &room);
         let welcome = welcome.unwrap();
         assert_eq!(welcome.op, 8, "{welcome:?}");
-        let said = json!({ "room": room, "text": "hello" });
-        assert_eq!(login.post("/push", None, &said).0, 401);
-        assert_eq!(login.post("/push", Some("x.y.z"), &said).0, 401);
+        let printed = json!({ "room": room, "text": "hello" });
+        assert_eq!(login.post("/push", None, &printed).0, 401);
+        assert_eq!(login.post("/push", Some("x.y.z"), &printed).0, 401);
         assert_eq!(login.post("/push", Some(&token), &json!({ "room": "secret://1", "text": "x" })).0, 403);
-        assert_eq!(login.post("/push", Some(&token), &said), (200, json!({})));
+        assert_eq!(login.post("/push", Some(&token), &printed), (200, json!({})));
         let pushed = client.pushed();
         let heard: Value = serde_json::from_slice(&pushed.body).unwrap();
         assert_eq!((pushed.op, heard), (1000, json!({ "from": 4711, "text": "hello" })));
         assert_eq!(login.post("/logout", Some(&token), &json!({})).0, 200);
-        let farewell: Value = serde_json::from_slice(&client.packet().body).unwrap();
-        assert_eq!(farewell["code"], json!(3208));
+        let notice: Value = serde_json::from_slice(&client.packet().body).unwrap();
+        assert_eq!(notice["code"], json!(3208));
         client.rest();
     }
 }
@@ -173,10 +173,10 @@ fn a_session_outlives_its_first_token() {
     });
     let end = ends(&renewed);
     assert_eq!(stays.ask(&Packet::new(30, 7, auth(renewed))).op, 31);
-    let farewell: Value = serde_json::from_slice(&goes.packet().body).unwrap();
-    assert_eq!(farewell["code"], json!(3201), "the first token has ended");
-    let farewell: Value = serde_json::from_slice(&stays.packet().body).unwrap();
-    assert_eq!(farewell["code"], json!(3201), "and the second");
+    let notice: Value = serde_json::from_slice(&goes.packet().body).unwrap();
+    assert_eq!(notice["code"], json!(3201), "the first token has ended");
+    let notice: Value = serde_json::from_slice(&stays.packet().body).unwrap();
+    assert_eq!(notice["code"], json!(3201), "and the second");
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     assert!(now >= end && end > ends(&first), "the session has lasted to the end of its second token");
 }

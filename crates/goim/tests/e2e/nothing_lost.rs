@@ -63,7 +63,7 @@ fn timelines_of(mid: i64) -> [String; 2] {
 /// One application: follows its timelines, and is slow or restarted now and then.
 async fn application(
     mid: i64,
-    doors: Vec<SocketAddr>,
+    endpoints: Vec<SocketAddr>,
     received: Arc<Mutex<Received>>,
     stop: Arc<AtomicBool>,
     seed: u64,
@@ -73,7 +73,7 @@ async fn application(
         let [inbox, room] = timelines_of(mid);
         // Now at one comet, now at another.
         let mut endpoints: Vec<goim_client::Endpoint> =
-            doors.iter().map(|door| format!("tcp://{door}").parse().unwrap()).collect();
+            endpoints.iter().map(|door| format!("tcp://{door}").parse().unwrap()).collect();
         let first = random.below(endpoints.len());
         endpoints.rotate_left(first);
         let identity = Identity::new(mid).rooms([room.clone()]);
@@ -142,7 +142,7 @@ fn request(http: SocketAddr, body: &str) -> Option<Value> {
 /// Publishes numbered messages at a steady rate, each until it is answered, and records their
 /// positions.
 fn publish(
-    doors: &[SocketAddr],
+    endpoints: &[SocketAddr],
     stop: &AtomicBool,
     published: &AtomicU64,
     answered: &Mutex<Answered>,
@@ -164,7 +164,7 @@ fn publish(
         });
         let body = json!({ "messages": [message] }).to_string();
         let answer = loop {
-            match request(*random.one(doors), &body) {
+            match request(*random.one(endpoints), &body) {
                 Some(answer) => break answer,
                 // Whether it was stored or not: the key makes it one message.
                 None => std::thread::sleep(Duration::from_millis(20)),
@@ -194,7 +194,7 @@ struct Outcome {
 /// What is killed.
 trait System {
     /// Where clients connect, and where messages are published.
-    fn doors(&self) -> (Vec<SocketAddr>, Vec<SocketAddr>);
+    fn endpoints(&self) -> (Vec<SocketAddr>, Vec<SocketAddr>);
 
     /// Kills a part, and starts it again after a while.
     fn kill(&mut self, random: &mut random::Random);
@@ -216,7 +216,7 @@ impl Alone {
 }
 
 impl System for Alone {
-    fn doors(&self) -> (Vec<SocketAddr>, Vec<SocketAddr>) {
+    fn endpoints(&self) -> (Vec<SocketAddr>, Vec<SocketAddr>) {
         let addrs = self.server.as_ref().unwrap().server.addrs;
         (vec![addrs.tcp], vec![addrs.http])
     }
@@ -252,7 +252,7 @@ impl Together {
 }
 
 impl System for Together {
-    fn doors(&self) -> (Vec<SocketAddr>, Vec<SocketAddr>) {
+    fn endpoints(&self) -> (Vec<SocketAddr>, Vec<SocketAddr>) {
         (self.fleet.comets.to_vec(), self.fleet.logics.to_vec())
     }
 
@@ -265,7 +265,7 @@ impl System for Together {
 }
 
 fn run(mut system: impl System, kills: u64, seed: u64) -> Outcome {
-    let (comets, logics) = system.doors();
+    let (comets, logics) = system.endpoints();
     let (publishing, following) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
     let (published, answered) = (Arc::new(AtomicU64::new(0)), Arc::new(Mutex::new(Answered::new())));
     let publishers: Vec<_> = (0..4)

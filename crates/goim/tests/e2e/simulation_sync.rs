@@ -39,9 +39,9 @@ impl HttpClient for Nobody {
 
 /// The notifications of stored messages that logic sends.
 #[derive(Default)]
-struct Words(Mutex<Vec<(StoredAt, bytes::Bytes)>>);
+struct Notifications(Mutex<Vec<(StoredAt, bytes::Bytes)>>);
 
-impl PushLog for Words {
+impl PushLog for Notifications {
     fn append(&self, record: PushRecord) -> Call<Result<(), AppendError>> {
         self.note(record);
         Call::Ready(Ok(()))
@@ -54,7 +54,7 @@ impl PushLog for Words {
     }
 }
 
-impl Words {
+impl Notifications {
     fn note(&self, record: PushRecord) {
         let stored = record.payload.stored().cloned().unwrap();
         let body = record.payload.primary().cloned().unwrap_or_default();
@@ -103,7 +103,7 @@ struct Client {
 struct World {
     random: Random,
     logic: Arc<Logic>,
-    words: Arc<Words>,
+    notifications: Arc<Notifications>,
     store: Arc<MemoryTimelines>,
     clients: Vec<Client>,
     now: Millis,
@@ -132,7 +132,7 @@ impl World {
             otherwise: Retention::FOREVER,
         };
         let store = Arc::new(MemoryTimelines::new(rules, Duration::from_secs(3600)));
-        let words = Arc::new(Words::default());
+        let notifications = Arc::new(Notifications::default());
         let mut config = goim_logic::Config::default();
         config.timelines.reply_messages_max = 5;
         let dependencies = Dependencies {
@@ -140,7 +140,7 @@ impl World {
             rooms: Arc::new(MemoryRooms::new()),
             devices: Arc::new(MemoryDevices::default()),
             nodes: Arc::new(MemoryNodes::new()),
-            push_log: words.clone(),
+            push_log: notifications.clone(),
             comets: Arc::new(SharedComets::new()),
             http: Arc::new(Nobody),
             timelines: Some(store.clone()),
@@ -157,7 +157,7 @@ impl World {
         Self {
             random: Random::new(seed),
             logic,
-            words,
+            notifications,
             store,
             clients,
             now: Millis(0),
@@ -297,20 +297,20 @@ impl World {
         };
         let push = StoredPush { to, message, idempotency_key: IdempotencyKey::new(number.to_string()) };
         let placed = self.logic.push_stored(vec![push]).await.unwrap();
-        assert_eq!(placed[0][0].kept.position.seq.0, number);
+        assert_eq!(placed[0][0].appended.position.seq.0, number);
         list.push(number);
         // The inbox's sessions are in no directory here: both notifications are made the same way.
-        let mut words = std::mem::take(&mut *self.words.0.lock().unwrap());
-        if words.is_empty() {
-            let position = placed[0][0].kept.position;
+        let mut notifications = std::mem::take(&mut *self.notifications.0.lock().unwrap());
+        if notifications.is_empty() {
+            let position = placed[0][0].appended.position;
             let timeline = placed[0][0].timeline.clone();
             let accepted_at = AcceptedAt(0);
-            words.push((
+            notifications.push((
                 StoredAt { timeline, position, sender: Mid(0), accepted_at },
                 number.to_string().into(),
             ));
         }
-        for (stored, body) in words {
+        for (stored, body) in notifications {
             let latest = sync::Position { epoch: stored.position.epoch.0, seq: stored.position.seq.0 };
             let inline = sync::Message { seq: latest.seq, operation: 1000, body, ..sync::Message::default() };
             let messages = if self.random.chance(50) { vec![inline] } else { Vec::new() };

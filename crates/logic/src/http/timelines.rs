@@ -300,12 +300,12 @@ fn data(value: &Value) -> Response<Body> {
     reply::data(|out| out.extend_from_slice(value.to_string().as_bytes()))
 }
 
-fn appended_json(AppendedMessage { timeline, kept }: &AppendedMessage) -> Value {
+fn appended_json(AppendedMessage { timeline, appended }: &AppendedMessage) -> Value {
     json!({
         "timeline": timeline.to_string(),
-        "epoch": kept.position.epoch.0,
-        "seq": kept.position.seq.0,
-        "duplicate": kept.is_duplicate,
+        "epoch": appended.position.epoch.0,
+        "seq": appended.position.seq.0,
+        "duplicate": appended.is_duplicate,
     })
 }
 

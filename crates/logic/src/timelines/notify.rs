@@ -28,56 +28,56 @@ const RETRY_PAUSE: Duration = Duration::from_millis(250);
 pub(super) fn push_record(
     target: PushTarget,
     timeline: TimelineId,
-    kept: AppendResult,
+    appended: AppendResult,
     message: &NewMessage,
 ) -> PushRecord {
     let NewMessage { sender, operation, bodies, accepted_at } = message.clone();
-    let at = Arc::new(StoredAt { timeline, position: kept.position, sender, accepted_at });
+    let at = Arc::new(StoredAt { timeline, position: appended.position, sender, accepted_at });
     // The stored bodies may differ from these, and clients that do not sync have already received
     // them.
-    let bodies = (!kept.is_duplicate).then_some(bodies);
+    let bodies = (!appended.is_duplicate).then_some(bodies);
     PushRecord { target, operation, payload: Payload::Stored { at, bodies }, accepted_at }
 }
 
 /// Returns the offline member for a message in an inbox without a session.
-fn offline_member(append: &Append, kept: AppendResult) -> Option<OfflineMember> {
+fn offline_member(append: &Append, appended: AppendResult) -> Option<OfflineMember> {
     let TimelineId::Inbox(mid) = append.timeline else { return None };
     let NewMessage { sender, operation, bodies, accepted_at } = append.message.clone();
     let body = bodies.primary().cloned().unwrap_or_default();
-    Some(OfflineMember { mid, position: kept.position, sender, operation, body, accepted_at })
+    Some(OfflineMember { mid, position: appended.position, sender, operation, body, accepted_at })
 }
 
 impl Timelines {
     /// Notifies the sessions of messages. Waits for the first attempt only.
-    pub(super) async fn notify_sessions(self: &Arc<Self>, mut kept: Vec<(Append, AppendResult)>) {
-        let notified = self.try_notify(&kept).await;
-        if notified == kept.len() {
+    pub(super) async fn notify_sessions(self: &Arc<Self>, mut appended: Vec<(Append, AppendResult)>) {
+        let notified = self.try_notify(&appended).await;
+        if notified == appended.len() {
             return;
         }
-        kept.drain(..notified);
+        appended.drain(..notified);
         let Ok(permit) = Arc::clone(&self.notify_retries).try_acquire_owned() else {
-            self.give_up(kept.len());
+            self.give_up(appended.len());
             return;
         };
         let timelines = Arc::clone(self);
         tokio::spawn(async move {
-            timelines.retry_notify(kept).await;
+            timelines.retry_notify(appended).await;
             drop(permit);
         });
     }
 
-    async fn retry_notify(&self, mut kept: Vec<(Append, AppendResult)>) {
+    async fn retry_notify(&self, mut appended: Vec<(Append, AppendResult)>) {
         let mut pause = RETRY_PAUSE;
         for _ in 0..RETRIES {
             tokio::time::sleep(pause).await;
             pause *= 2;
-            let notified = self.try_notify(&kept).await;
-            kept.drain(..notified);
-            if kept.is_empty() {
+            let notified = self.try_notify(&appended).await;
+            appended.drain(..notified);
+            if appended.is_empty() {
                 return;
             }
         }
-        self.give_up(kept.len());
+        self.give_up(appended.len());
     }
 
     fn give_up(&self, count: usize) {
@@ -89,16 +89,16 @@ impl Timelines {
     }
 
     /// Returns the number of messages, from the front, whose sessions were notified.
-    async fn try_notify(&self, kept: &[(Append, AppendResult)]) -> usize {
+    async fn try_notify(&self, appended: &[(Append, AppendResult)]) -> usize {
         let (mut records, mut of, mut known) = (Vec::new(), Vec::new(), 0);
         let mut offline = Vec::new();
-        for (append, kept) in kept {
+        for (append, appended) in appended {
             let Some(targets) = self.targets_of(&append.timeline).await else { break };
-            if targets.is_empty() && !kept.is_duplicate {
-                offline.extend(offline_member(append, *kept).map(|member| (known, member)));
+            if targets.is_empty() && !appended.is_duplicate {
+                offline.extend(offline_member(append, *appended).map(|member| (known, member)));
             }
             for target in targets {
-                records.push(push_record(target, append.timeline.clone(), *kept, &append.message));
+                records.push(push_record(target, append.timeline.clone(), *appended, &append.message));
                 of.push(known);
             }
             known += 1;

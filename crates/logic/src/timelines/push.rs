@@ -42,7 +42,7 @@ pub struct AppendedMessage {
     /// The timeline.
     pub timeline: TimelineId,
     /// The position, and whether the message is a duplicate.
-    pub kept: AppendResult,
+    pub appended: AppendResult,
 }
 
 impl StoredTo {
@@ -73,10 +73,10 @@ impl Timelines {
         self: &Arc<Self>,
         pushes: Vec<StoredPush>,
     ) -> Result<Vec<Vec<AppendedMessage>>, (usize, TimelineRequestError)> {
-        let kept = self.try_push(pushes).await;
-        let of_message = kept.as_ref().map(drop).map_err(|(_, error)| error);
+        let appended = self.try_push(pushes).await;
+        let of_message = appended.as_ref().map(drop).map_err(|(_, error)| error);
         self.metrics.request("push", &of_message);
-        kept
+        appended
     }
 
     async fn try_push(
@@ -111,8 +111,8 @@ impl Timelines {
             TimelineId::Room(room) => PushTarget::Room(room.clone()),
             TimelineId::Inbox(_) => PushTarget::All { speed: None },
         };
-        let kept = AppendResult { position: goim_ports::Position::default(), is_duplicate: false };
-        let record: PushRecord = push_record(target, longest.clone(), kept, message);
+        let appended = AppendResult { position: goim_ports::Position::default(), is_duplicate: false };
+        let record: PushRecord = push_record(target, longest.clone(), appended, message);
         let (size, limit) = (record::size(&record), self.push.record_bytes_max);
         if size > limit { Err(TimelineRequestError::TooLarge { size, limit }) } else { Ok(()) }
     }
@@ -149,21 +149,21 @@ impl Timelines {
         durable: oneshot::Sender<Vec<AppendedMessage>>,
     ) -> Result<(), TimelineRequestError> {
         let started = Instant::now();
-        let kept = self.store.append(appends.clone()).await?;
+        let appended = self.store.append(appends.clone()).await?;
         self.metrics.append_seconds.observe(started.elapsed().as_secs_f64());
-        let duplicates = kept.iter().filter(|kept| kept.is_duplicate).count() as u64;
+        let duplicates = appended.iter().filter(|appended| appended.is_duplicate).count() as u64;
         self.metrics.duplicates.inc_by(duplicates);
-        self.metrics.appended.inc_by(kept.len() as u64 - duplicates);
+        self.metrics.appended.inc_by(appended.len() as u64 - duplicates);
         for append in &appends {
             self.long_polls.grown(&append.timeline);
         }
-        let placed = appends
-            .iter()
-            .zip(&kept)
-            .map(|(append, kept)| AppendedMessage { timeline: append.timeline.clone(), kept: *kept });
+        let placed = appends.iter().zip(&appended).map(|(append, appended)| AppendedMessage {
+            timeline: append.timeline.clone(),
+            appended: *appended,
+        });
         // The caller may have stopped waiting.
         let _ = durable.send(placed.collect());
-        self.notify_sessions(appends.into_iter().zip(kept).collect()).await;
+        self.notify_sessions(appends.into_iter().zip(appended).collect()).await;
         Ok(())
     }
 }

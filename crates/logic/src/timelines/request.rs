@@ -59,9 +59,9 @@ impl Timelines {
     ) -> Result<sync::SendReply, TimelineRequestError> {
         let sent = self.try_send(mid, is_room_member, request).await;
         self.metrics.request("send", &sent.as_ref().map(drop));
-        let AppendedMessage { kept, .. } = sent?;
-        let position = sync::Position { epoch: kept.position.epoch.0, seq: kept.position.seq.0 };
-        Ok(sync::SendReply { position: Some(position), duplicate: kept.is_duplicate })
+        let AppendedMessage { appended, .. } = sent?;
+        let position = sync::Position { epoch: appended.position.epoch.0, seq: appended.position.seq.0 };
+        Ok(sync::SendReply { position: Some(position), duplicate: appended.is_duplicate })
     }
 
     async fn try_send(

@@ -51,7 +51,7 @@ pub(super) const FREE_PORTS: [&str; 10] = [
 /// A `goim serve` that has reported that it is up. Killed when the test fails.
 pub(super) struct Serving {
     pub(super) child: Child,
-    pub(super) said: String,
+    pub(super) printed: String,
 }
 
 impl Serving {
@@ -60,25 +60,25 @@ impl Serving {
         let mut command = goim(&arguments);
         command.envs(environment.iter().copied()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
-        let mut said = String::new();
+        let mut printed = String::new();
         let mut out = BufReader::new(child.stdout.take().unwrap());
         // The curl is the last line.
-        while !said.contains("curl") {
+        while !printed.contains("curl") {
             let mut line = String::new();
             if out.read_line(&mut line).unwrap() == 0 {
                 let mut errors = String::new();
                 child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
-                panic!("goim serve has ended: {said}{errors}");
+                panic!("goim serve has ended: {printed}{errors}");
             }
-            said.push_str(&line);
+            printed.push_str(&line);
         }
-        Self { child, said }
+        Self { child, printed }
     }
 
     /// `http://127.0.0.1:PORT` of the push API.
     pub(super) fn api(&self) -> &str {
-        let line = self.said.lines().find(|line| line.contains("push API")).unwrap();
-        line.split_whitespace().find(|word| word.starts_with("http://")).unwrap()
+        let line = self.printed.lines().find(|line| line.contains("push API")).unwrap();
+        line.split_whitespace().find(|notification| notification.starts_with("http://")).unwrap()
     }
 
     /// The status and the body that a GET gets.

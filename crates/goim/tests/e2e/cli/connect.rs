@@ -44,9 +44,9 @@ impl Drop for Connected {
 #[test]
 fn connects_sends_and_shows_what_is_pushed() {
     let serving = Serving::start(&[], &[]);
-    let clients = serving.said.lines().find(|line| line.contains("clients")).unwrap();
+    let clients = serving.printed.lines().find(|line| line.contains("clients")).unwrap();
     for scheme in ["tcp://", "ws://"] {
-        let url = clients.split_whitespace().find(|word| word.starts_with(scheme)).unwrap();
+        let url = clients.split_whitespace().find(|notification| notification.starts_with(scheme)).unwrap();
         let room = format!("test{}", scheme.trim_end_matches("://"));
         let mut client =
             Connected::start(url, &["--room", &format!("{room}://1"), "--key", &room, "--accepts", "1000"]);
@@ -78,8 +78,8 @@ fn connects_sends_and_shows_what_is_pushed() {
 #[test]
 fn a_pipe_ends_the_client_when_it_has_its_reply() {
     let serving = Serving::start(&[], &[]);
-    let clients = serving.said.lines().find(|line| line.contains("clients")).unwrap();
-    let url = clients.split_whitespace().find(|word| word.starts_with("tcp://")).unwrap();
+    let clients = serving.printed.lines().find(|line| line.contains("clients")).unwrap();
+    let url = clients.split_whitespace().find(|notification| notification.starts_with("tcp://")).unwrap();
     let mut client = goim(&["connect", "--url", url])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

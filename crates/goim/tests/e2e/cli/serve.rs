@@ -24,7 +24,7 @@ fn a_taken_port_is_named_with_its_setting_and_a_remedy() {
 #[test]
 fn serves_answers_and_drains() {
     let serving = Serving::start(&[], &[]);
-    assert!(serving.said.contains("this machine only"), "{}", serving.said);
+    assert!(serving.printed.contains("this machine only"), "{}", serving.printed);
     assert_eq!(serving.get("/healthz"), (200, "ok\n".to_owned()));
     assert_eq!(serving.get("/readyz"), (200, "ready\n".to_owned()));
     let (status, metrics) = serving.get("/metrics");
@@ -55,7 +55,7 @@ fn serves_answers_and_drains() {
 #[test]
 fn the_curl_that_is_shown_works() {
     let serving = Serving::start(&[], &[]);
-    let curl = serving.said.lines().find(|line| line.trim_start().starts_with("curl")).unwrap();
+    let curl = serving.printed.lines().find(|line| line.trim_start().starts_with("curl")).unwrap();
     // Where there is no curl the line cannot be tried; the request itself is, by the other tests.
     if Command::new("curl").arg("--version").stdout(Stdio::null()).status().is_err() {
         return;
@@ -68,7 +68,7 @@ fn the_curl_that_is_shown_works() {
 fn keys_open_the_push_api_and_are_not_logged() {
     let key = "a-key-of-sixteen-bytes-and-more";
     let serving = Serving::start(&["--set", "log.format=json"], &[("GOIM_LOGIC_HTTP_API_KEYS", key)]);
-    assert!(serving.said.contains("$GOIM_API_KEY"), "{}", serving.said);
+    assert!(serving.printed.contains("$GOIM_API_KEY"), "{}", serving.printed);
     let push =
         |more: &[&str]| run(&[&["push", "all", "--body", "hello", "--server", serving.api()], more].concat());
     let refused = push(&[]);
@@ -76,11 +76,11 @@ fn keys_open_the_push_api_and_are_not_logged() {
     assert!(String::from_utf8_lossy(&refused.stderr).contains("API key"), "{refused:?}");
     let accepted = push(&["--api-key", key]);
     assert_eq!(accepted.status.code(), Some(0), "{accepted:?}");
-    let said = serving.said.clone();
+    let printed = serving.printed.clone();
     serving.signal("INT");
     let (status, log) = serving.ended();
     assert_eq!(status, Some(0), "{log}");
-    assert!(!log.contains(key) && !said.contains(key), "{log}");
+    assert!(!log.contains(key) && !printed.contains(key), "{log}");
     for line in log.lines() {
         assert!(serde_json::from_str::<serde_json::Value>(line).is_ok(), "no JSON: {line}");
     }
@@ -133,9 +133,9 @@ fn tls_is_served_and_a_new_certificate_taken_over() {
     let set = [&cert, &key, listen[0], listen[1]].map(|pair| ["--set", pair]).concat();
     let mut serving = Serving::start(&set, &[]);
     let log = Lines::of(serving.child.stderr.take().unwrap());
-    let clients = serving.said.lines().find(|line| line.contains("clients")).unwrap().to_owned();
+    let clients = serving.printed.lines().find(|line| line.contains("clients")).unwrap().to_owned();
     let connects = |scheme: &str| {
-        let url = clients.split_whitespace().find(|word| word.starts_with(scheme)).unwrap();
+        let url = clients.split_whitespace().find(|notification| notification.starts_with(scheme)).unwrap();
         let output = run(&["connect", "--url", url, "--ca", &certificate.path("cert")]);
         assert_eq!(output.status.code(), Some(0), "{url}: {}", String::from_utf8_lossy(&output.stderr));
         let output = run(&["connect", "--url", url]);
@@ -167,8 +167,9 @@ fn a_broken_certificate_is_refused_with_64() {
 #[test]
 fn draining_takes_its_pace_until_a_second_signal() {
     let serving = Serving::start(&["--set", "comet.drain.sessions_per_second=1"], &[]);
-    let clients = serving.said.lines().find(|line| line.contains("clients")).unwrap();
-    let addr = clients.split_whitespace().find_map(|word| word.strip_prefix("tcp://")).unwrap();
+    let clients = serving.printed.lines().find(|line| line.contains("clients")).unwrap();
+    let addr =
+        clients.split_whitespace().find_map(|notification| notification.strip_prefix("tcp://")).unwrap();
     let sessions: Vec<_> = (0..30).map(|_| authenticated(addr)).collect();
     serving.signal("TERM");
     let until = Instant::now() + Duration::from_secs(20);

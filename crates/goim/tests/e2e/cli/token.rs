@@ -17,9 +17,9 @@ fn a_printed_token_gets_a_session() {
         ],
         &[("GOIM_LOGIC_IDENTITY_JWT_SECRETS", SECRET)],
     );
-    assert!(serving.said.contains("jwt: clients present tokens"), "{}", serving.said);
-    let clients = serving.said.lines().find(|line| line.contains("clients")).unwrap();
-    let url = clients.split_whitespace().find(|word| word.starts_with("tcp://")).unwrap();
+    assert!(serving.printed.contains("jwt: clients present tokens"), "{}", serving.printed);
+    let clients = serving.printed.lines().find(|line| line.contains("clients")).unwrap();
+    let url = clients.split_whitespace().find(|notification| notification.starts_with("tcp://")).unwrap();
     let token = |more: &[&str]| {
         let output = goim(&[&["token", "--mid", "17", "--body"], more].concat())
             .env("GOIM_TOKEN_SECRET", SECRET)

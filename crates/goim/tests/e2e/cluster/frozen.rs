@@ -30,9 +30,9 @@ impl Frozen {
         let mut command = Command::new(env!("CARGO_BIN_EXE_goim"));
         command.arg("comet").args(settings.0.iter().flat_map(|pair| ["--set", pair]));
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-        let mut said = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut printed = BufReader::new(child.stdout.take().unwrap()).lines();
         let mut of = |name: &str| loop {
-            let line = said.next().expect("the comet says where it is").unwrap();
+            let line = printed.next().expect("the comet says where it is").unwrap();
             if let [label, value] = line.split_whitespace().collect::<Vec<_>>()[..]
                 && label == name
             {
@@ -40,7 +40,7 @@ impl Frozen {
             }
         };
         let (tcp, websocket, comet_rpc) = (of("tcp"), of("websocket"), of("rpc"));
-        std::thread::spawn(move || said.for_each(drop));
+        std::thread::spawn(move || printed.for_each(drop));
         let nobody = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
         let server = Server::at(Addrs { tcp, websocket, comet_rpc, http: nobody, logic_rpc: nobody });
         Self { child, server }

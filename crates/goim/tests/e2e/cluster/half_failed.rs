@@ -101,9 +101,9 @@ fn all_are_refused(server: &Server) {
         let token = json!({"mid": who.mid, "key": who.key, "protover": 1, "accepts": [1000]}).to_string();
         let (_client, told) = Client::present(server, transport, token);
         let told: Packet = told.unwrap_or_else(|| panic!("{transport:?}: cut without a word"));
-        let said: serde_json::Value = serde_json::from_slice(&told.body).unwrap();
+        let printed: serde_json::Value = serde_json::from_slice(&told.body).unwrap();
         assert_eq!(
-            (told.op, &said["code"], &said["reconnect"]),
+            (told.op, &printed["code"], &printed["reconnect"]),
             (6, &json!(3101), &json!(true)),
             "{transport:?}"
         );

@@ -140,7 +140,7 @@ fn row_110_without_redis_established_sessions_are_served() {
     cluster.redis.start_again();
     eventually("who was there is found again", || {
         let target = format!("/goim/push/keys?operation=1000&keys={}", who.key);
-        server.post(&target, "after").text().starts_with(r#"{"code":0,"#) && client.comes_to_get("after")
+        server.post(&target, "after").text().starts_with(r#"{"code":0,"#) && client.receives("after")
     });
     Client::login(&server, Transport::Tcp, &Who::new());
 }
@@ -157,12 +157,12 @@ fn row_112_a_comet_that_stops_and_starts_is_reached_again() {
     cluster.start_comet();
     let server = Server::at(cluster.addrs);
     let mut client = Client::login(&server, Transport::Tcp, &who);
-    let came = Instant::now();
+    let arrived = Instant::now();
     eventually("a push arrives", || {
         server.push_keys(1000, &[&who.key], "again");
-        client.comes_to_get("again")
+        client.receives("again")
     });
-    assert!(came.elapsed() < Duration::from_secs(4), "{:?}", came.elapsed());
+    assert!(arrived.elapsed() < Duration::from_secs(4), "{:?}", arrived.elapsed());
 }
 
 #[test]
@@ -361,7 +361,7 @@ fn what_a_silent_broker_may_have_is_answered_alike_on_every_route() {
         let target = format!("/goim/push/keys?operation=1000&keys={key}");
         server.post(&target, "after").text() == r#"{"code":0,"message":""}"#
     });
-    eventually("it arrives", || client.comes_to_get("after"));
+    eventually("it arrives", || client.receives("after"));
 }
 
 /// Two comets that are known by their addresses alone, and a room with a session on one of them.
@@ -379,14 +379,14 @@ fn a_list_of_addresses_is_enough_and_a_room_costs_calls_only_where_it_has_sessio
     let mut other = Client::login(&servers[1], Transport::Tcp, &who);
     eventually("both comets are found", || {
         logic.push_all(1000, "to all");
-        clients.iter_mut().chain([&mut other]).all(|client| client.comes_to_get("to all"))
+        clients.iter_mut().chain([&mut other]).all(|client| client.receives("to all"))
     });
     for n in 0..20 {
         logic.push_room(1000, &room, format!("to one-{n}."));
         logic.push_room(1000, &everywhere, format!("to both-{n}."));
     }
     let last = |client: &mut Client, body: &str| {
-        eventually(body, || client.comes_to_get(body));
+        eventually(body, || client.receives(body));
     };
     last(&mut clients[0], "to one-19.");
     last(&mut clients[1], "to both-19.");

@@ -135,7 +135,7 @@ impl Role {
                 break;
             }
             if let Some(status) = self.child.try_wait().unwrap() {
-                panic!("it has ended instead of waiting for {reason:?}: {status}: {}", self.said());
+                panic!("it has ended instead of waiting for {reason:?}: {status}: {}", self.printed());
             }
             assert!(began.elapsed() < DEADLINE, "it should wait for {reason:?} and says {says:?}");
             std::thread::sleep(Duration::from_millis(20));
@@ -152,16 +152,16 @@ impl Role {
             }
             if began.elapsed() > DEADLINE {
                 self.child.kill().unwrap();
-                panic!("it is not ready: {says:?}: {}", self.said());
+                panic!("it is not ready: {says:?}: {}", self.printed());
             }
             std::thread::sleep(Duration::from_millis(20));
         }
     }
 
-    fn said(&mut self) -> String {
-        let mut said = String::new();
-        self.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-        said
+    fn printed(&mut self) -> String {
+        let mut printed = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut printed).unwrap();
+        printed
     }
 
     /// Asks it to stop, and gives how it ended.
@@ -180,7 +180,7 @@ impl Role {
         while self.child.try_wait().unwrap().is_none() {
             if began.elapsed() > Duration::from_secs(40) {
                 self.child.kill().unwrap();
-                panic!("it does not end: {}", self.said());
+                panic!("it does not end: {}", self.printed());
             }
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -230,13 +230,14 @@ fn a_role_waits_for_redis_and_then_for_kafka_and_is_ready_when_they_are_availabl
         process.is_ready_soon();
         let output = process.stop();
         assert_eq!(output.status.code(), Some(0));
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let printed = String::from_utf8_lossy(&output.stderr).into_owned();
         let count = |text: &str| {
-            said.lines()
+            printed
+                .lines()
                 .filter(|line| line.contains(text) && line.contains(&format!("what=\"{of_redis}\"")))
                 .count()
         };
-        assert_eq!((count("startup waits"), count("startup continues")), (1, 1), "{said}");
+        assert_eq!((count("startup waits"), count("startup continues")), (1, 1), "{printed}");
     }
 }
 
@@ -280,8 +281,8 @@ fn a_client_that_connects_while_no_logic_answers_is_asked_to_retry() {
         for transport in BOTH {
             let (_client, told) = Client::present(&server, transport, r#"{"mid":7,"key":"k","protover":1}"#);
             let told = told.unwrap_or_else(|| panic!("{what}, {transport:?}: cut without a word"));
-            let said: serde_json::Value = serde_json::from_slice(&told.body).unwrap();
-            assert_eq!((told.op, said["code"].as_u64()), (6, Some(3101)), "{what}, {transport:?}");
+            let printed: serde_json::Value = serde_json::from_slice(&told.body).unwrap();
+            assert_eq!((told.op, printed["code"].as_u64()), (6, Some(3101)), "{what}, {transport:?}");
             let (mut client, told) = Client::present(&server, transport, r#"{"mid":7,"key":"k"}"#);
             assert!(told.is_none(), "one of goim's sees the end");
             client.expect_closed_politely();
@@ -327,9 +328,9 @@ fn what_waiting_does_not_mend_ends_a_role_with_its_reason() {
         for (url, status, text) in &cases {
             let settings = [("redis.url", *url), ("cluster.logic", "grpc://127.0.0.1:1")];
             let output = Role::start(role, &settings).end();
-            let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            assert_eq!(output.status.code(), *status, "{role} {url}: {said}");
-            assert!(said.contains(text) && !said.contains("wrong-one"), "{role} {url}: {said}");
+            let printed = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), *status, "{role} {url}: {printed}");
+            assert!(printed.contains(text) && !printed.contains("wrong-one"), "{role} {url}: {printed}");
         }
     }
     // Wrong settings are reported although Redis is unavailable.
@@ -392,7 +393,7 @@ fn postgres_is_waited_for_by_a_logic_and_by_goim_serve() {
     }
     let wrong = format!("{before}@{engine}/no_such_database");
     let output = Role::start("serve", &[("timelines.postgres", &wrong)]).end();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(69), "{said}");
-    assert!(said.contains("rejects the ") && said.contains("no_such_database"), "{said}");
+    let printed = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(69), "{printed}");
+    assert!(printed.contains("rejects the ") && printed.contains("no_such_database"), "{printed}");
 }

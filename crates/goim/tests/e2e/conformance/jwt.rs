@@ -392,8 +392,8 @@ fn without_keys_all_are_refused() {
     let (before, began) = (backend.asked().len(), std::time::Instant::now());
     for nth in 0..50 {
         let token = sign(Algorithm::ES256, &KEYS.ec[1], Some(&format!("x{nth}")), &claims());
-        let (_, came) = Client::present(&server, Transport::Tcp, body(&token, true, &json!({})));
-        assert!(matches!(code(&came.unwrap()), 3101 | 3204));
+        let (_, arrived) = Client::present(&server, Transport::Tcp, body(&token, true, &json!({})));
+        assert!(matches!(code(&arrived.unwrap()), 3101 | 3204));
     }
     let (asked, may) = (backend.asked().len() - before, 1 + began.elapsed().as_millis() / 200);
     assert!(asked as u128 <= may, "{asked} requests in {:?}", began.elapsed());
@@ -431,8 +431,8 @@ fn a_session_ends_with_its_token_unless_it_brings_a_new_one() {
         // To goim operation 30 is a packet like any other.
         assert_eq!(plain.ask(&Packet::new(30, 5, "x")), Packet::new(30, 5, ""));
 
-        let farewell = ends.packet_or_end().expect("an negotiated client is told");
-        assert_eq!((farewell.op, code(&farewell)), (6, 3201));
+        let notice = ends.packet_or_end().expect("an negotiated client is told");
+        assert_eq!((notice.op, code(&notice)), (6, 3201));
         assert_eq!(ends.packet_or_end(), None);
         plain.expect_closed();
         stays.heartbeat();

@@ -307,8 +307,8 @@ fn long_polls_beyond_the_limit_are_refused_with_retry_after() {
     let mut first = Stream::open(addr, &query, &token, "");
     assert_eq!(first.status, 200);
     let mut second = Stream::open(addr, &query, &token, "");
-    let said = second.events_for(Duration::from_millis(300), 1 << 20);
-    assert_eq!(second.status, 503, "{} bytes, {} events", second.bytes, said.len());
+    let printed = second.events_for(Duration::from_millis(300), 1 << 20);
+    assert_eq!(second.status, 503, "{} bytes, {} events", second.bytes, printed.len());
     assert!(second.head.contains("retry-after: "), "{}", second.head);
     let bearer = format!("Bearer {token}");
     let poll = |wait: &str| {

@@ -32,13 +32,13 @@ fn end(server: &Server, order: &Value) {
 /// The session ends; a negotiated client receives the code.
 #[track_caller]
 fn check_ended(session: &mut Session, told: Option<u64>) {
-    let farewell = session.client.packet_or_end();
+    let notice = session.client.packet_or_end();
     match told {
-        None => assert_eq!(farewell, None, "a client of goim sees the end only"),
+        None => assert_eq!(notice, None, "a client of goim sees the end only"),
         Some(code) => {
-            let farewell = farewell.expect("an negotiated client is told");
-            let body: Value = serde_json::from_slice(&farewell.body).unwrap();
-            assert_eq!((farewell.op, &body["code"]), (6, &json!(code)), "{body}");
+            let notice = notice.expect("an negotiated client is told");
+            let body: Value = serde_json::from_slice(&notice.body).unwrap();
+            assert_eq!((notice.op, &body["code"]), (6, &json!(code)), "{body}");
             assert_eq!(session.client.packet_or_end(), None);
         }
     }

@@ -261,8 +261,8 @@ fn clients_that_sync_learn_that_notifications_were_lost() {
         let (mut goim, _) = Client::present(&server, transport, who);
         // What job sends when it has lost something.
         assert_eq!(server.request("POST", "/goim/push/all?operation=20", &[], b"").json()["code"], 0);
-        let word = client.pushed();
-        assert_eq!((word.op, word.body.as_slice()), (NOTIFY, &b""[..]));
+        let notification = client.pushed();
+        assert_eq!((notification.op, notification.body.as_slice()), (NOTIFY, &b""[..]));
         goim.expect_nothing();
     }
 }
@@ -499,7 +499,7 @@ fn what_cannot_be_stored_is_refused_with_a_reason() {
     });
     let large = json!({ "to": { "room": "live://1" }, "operation": 1, "body": "x".repeat(1_000_000), "delivery": "stored" });
     let odd = json!({ "to": { "room": "live://1" }, "operation": 1, "body": "x", "delivery": "maybe" });
-    for (messages, said) in [
+    for (messages, printed) in [
         (
             json!([stored(json!({ "keys": ["k"] }))]),
             "messages[0]: delivery: only messages to mids and to a room",
@@ -513,7 +513,7 @@ fn what_cannot_be_stored_is_refused_with_a_reason() {
     ] {
         let answer = json_request(&server, "/v1/push", &json!({ "messages": messages }));
         let message = answer["message"].as_str().unwrap();
-        assert!(answer["code"] == -400 && message.contains(said), "{said}: {answer}");
+        assert!(answer["code"] == -400 && message.contains(printed), "{printed}: {answer}");
     }
     for target in [
         "/goim/push/keys?operation=1&keys=k&delivery=stored",

@@ -172,9 +172,9 @@ fn a_bomb_ends_its_connection_and_costs_little() {
             assert!(packet.body.len() < 16 << 10, "{version}: {}", packet.body.len());
             let mut client = login(&server, transport, Some(5), &unique("k"), "");
             client.send(&packet);
-            let farewell = client.packet_or_end().expect("an negotiated client is told");
-            let told: Value = serde_json::from_slice(&farewell.body).unwrap();
-            assert_eq!((farewell.op, &told["code"]), (6, &json!(3507)), "{transport:?} {version}");
+            let notice = client.packet_or_end().expect("an negotiated client is told");
+            let told: Value = serde_json::from_slice(&notice.body).unwrap();
+            assert_eq!((notice.op, &told["code"]), (6, &json!(3507)), "{transport:?} {version}");
             assert_eq!(client.packet_or_end(), None);
 
             let mut client = login(&server, transport, Some(5), &unique("k"), "");

@@ -34,8 +34,8 @@ fn code(packet: &Packet) -> u64 {
 /// An negotiated client with this token: the first packet that it gets.
 fn present(server: &Server, transport: Transport, token: &str) -> (Client, Packet) {
     let body = json!({ "protover": 1, "token": token, "accepts": [1000] }).to_string();
-    let (client, came) = Client::present(server, transport, body);
-    (client, came.expect("an negotiated client is told"))
+    let (client, arrived) = Client::present(server, transport, body);
+    (client, arrived.expect("an negotiated client is told"))
 }
 
 #[test]
@@ -109,8 +109,8 @@ fn an_answer_without_a_decision_refuses_all() {
     for (what, answer, expected) in cases {
         backend.answers(move |_| answer.clone());
         for transport in BOTH {
-            let (_, came) = present(&server, transport, "mid:1");
-            assert_eq!(code(&came), expected, "{what}: {came:?}");
+            let (_, arrived) = present(&server, transport, "mid:1");
+            assert_eq!(code(&arrived), expected, "{what}: {arrived:?}");
             if expected != 0 {
                 let (_, plain) = Client::present(&server, transport, r#"{"token":"mid:1"}"#);
                 assert_eq!(plain, None, "{what}: a client of goim sees the end only");
@@ -131,8 +131,8 @@ fn a_backend_that_is_down_delays_no_other_route() {
     backend.set_down(true);
     eventually("the hook is left alone", || {
         let began = Instant::now();
-        let (_, came) = present(&server, Transport::Tcp, "mid:6");
-        assert_eq!(code(&came), 3101);
+        let (_, arrived) = present(&server, Transport::Tcp, "mid:6");
+        assert_eq!(code(&arrived), 3101);
         let asked = backend.asked().len();
         began.elapsed() < Duration::from_millis(100) && asked > 0
     });

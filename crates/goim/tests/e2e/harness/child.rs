@@ -151,17 +151,18 @@ impl Drop for Process {
 
 /// The listeners' addresses, which a server prints when it is up.
 fn read_addrs(stdout: &mut impl BufRead) -> Option<Addrs> {
-    let mut said = String::new();
-    while !said.contains("gRPC ") {
-        if stdout.read_line(&mut said).expect("text") == 0 {
+    let mut printed = String::new();
+    while !printed.contains("gRPC ") {
+        if stdout.read_line(&mut printed).expect("text") == 0 {
             return None;
         }
     }
     let after = |label: &str| -> SocketAddr {
         // The last: the names of the roles stand in the greeting as well.
-        let rest = said.rsplit_once(label).unwrap_or_else(|| panic!("{label} in {said}")).1.trim_start();
+        let rest =
+            printed.rsplit_once(label).unwrap_or_else(|| panic!("{label} in {printed}")).1.trim_start();
         let end = rest.find(|c: char| c.is_whitespace() || c == '/').unwrap_or(rest.len());
-        rest[..end].parse().unwrap_or_else(|error| panic!("{error} behind {label} in {said}"))
+        rest[..end].parse().unwrap_or_else(|error| panic!("{error} behind {label} in {printed}"))
     };
     Some(Addrs {
         tcp: after("tcp://"),

@@ -151,8 +151,8 @@ impl Client {
     pub fn present(server: &Server, transport: Transport, token: impl AsRef<[u8]>) -> (Self, Option<Packet>) {
         let mut client = Self::open(server, transport);
         client.send(&Packet::new(7, 1, token));
-        let came = client.packet_or_end();
-        (client, came)
+        let arrived = client.packet_or_end();
+        (client, arrived)
     }
 
     /// The next packet; `None` when the server closes before one has arrived. A close frame is an
@@ -179,7 +179,7 @@ impl Client {
     /// Bytes as they are. That the server has closed meanwhile is not an error here.
     pub fn send_bytes(&mut self, bytes: &[u8]) {
         match self.stream.write_all(bytes) {
-            Err(error) if !is_gone(error.kind()) => panic!("cannot send {} bytes: {error}", bytes.len()),
+            Err(error) if !has_left(error.kind()) => panic!("cannot send {} bytes: {error}", bytes.len()),
             _ => {}
         }
     }
@@ -222,8 +222,14 @@ impl Client {
 
     /// The next bytes must be these.
     pub fn expect_bytes(&mut self, expected: &[u8]) {
-        let came = self.take(expected.len());
-        assert!(came == expected, "{:?}: expected {}, came {}", self.transport, show(expected), show(&came));
+        let arrived = self.take(expected.len());
+        assert!(
+            arrived == expected,
+            "{:?}: expected {}, came {}",
+            self.transport,
+            show(expected),
+            show(&arrived)
+        );
     }
 
     /// The next WebSocket frame, of the form in which servers must send.
@@ -334,7 +340,7 @@ impl Client {
 
     /// True when something that contains these bytes arrives within a fifth of a second; whatever
     /// arrived is read then.
-    pub fn comes_to_get(&mut self, bytes: impl AsRef<[u8]>) -> bool {
+    pub fn receives(&mut self, bytes: impl AsRef<[u8]>) -> bool {
         let (bytes, started) = (bytes.as_ref(), Instant::now());
         loop {
             if self.received.windows(bytes.len()).any(|window| window == bytes) {
@@ -401,7 +407,7 @@ impl Client {
                 self.received.extend(&buffer[..read]);
                 Some(read)
             }
-            Err(error) if is_gone(error.kind()) => Some(0),
+            Err(error) if has_left(error.kind()) => Some(0),
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => None,
             Err(error) if error.kind() == ErrorKind::Interrupted => self.fill(time),
             Err(error) => panic!("cannot read: {error}"),
@@ -409,6 +415,6 @@ impl Client {
     }
 }
 
-fn is_gone(kind: ErrorKind) -> bool {
+fn has_left(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::ConnectionAborted)
 }

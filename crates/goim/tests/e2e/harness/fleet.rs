@@ -111,9 +111,9 @@ impl Fleet {
     }
 
     /// What Redis answers to a command.
-    pub fn redis(&self, words: &[&str]) -> String {
+    pub fn redis(&self, notifications: &[&str]) -> String {
         let url = std::fs::read_to_string(self.folder.join("redis.url")).unwrap();
-        let output = Command::new("redis-cli").args(["-u", url.trim()]).args(words).output();
+        let output = Command::new("redis-cli").args(["-u", url.trim()]).args(notifications).output();
         String::from_utf8_lossy(&output.expect("redis-cli runs").stdout).into_owned()
     }
 }

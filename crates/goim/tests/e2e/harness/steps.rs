@@ -177,8 +177,8 @@ impl<'a> Player<'a> {
             Some(Deviation::Instead(at, ours)) if at == self.next => self.client.expect_bytes(&hex(ours)),
             Some(Deviation::Batches) => {
                 for packet in packets(bytes, self.connection.upgraded) {
-                    let came = if packet.seq == 0 { self.client.pushed() } else { self.client.packet() };
-                    assert_eq!(came, packet, "{}", self.connection.name);
+                    let arrived = if packet.seq == 0 { self.client.pushed() } else { self.client.packet() };
+                    assert_eq!(arrived, packet, "{}", self.connection.name);
                 }
             }
             Some(Deviation::MayClose(at)) if at == self.next => {

@@ -150,9 +150,9 @@ fn content_type(exchange: &Exchange, answer: &Response) -> Result<(), String> {
         .iter()
         .find(|(name, _)| name == "content-type")
         .map(|(_, value)| value.as_str());
-    let came = answer.header("content-type");
-    let meant = exchange.status == 400 && came == Some("application/json; charset=utf-8");
-    check(came == captured || meant, answer)
+    let arrived = answer.header("content-type");
+    let meant = exchange.status == 400 && arrived == Some("application/json; charset=utf-8");
+    check(arrived == captured || meant, answer)
 }
 
 /// An instance without its moment, its port and its load, members in order.

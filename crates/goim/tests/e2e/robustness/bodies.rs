@@ -74,15 +74,15 @@ fn head(method: &str, target: &str, more: &str) -> String {
 
 /// The first line of what is answered.
 fn status_line(stream: &mut TcpStream) -> String {
-    let mut said = Vec::new();
+    let mut printed = Vec::new();
     let mut byte = [0];
-    while !said.ends_with(b"\r\n") {
+    while !printed.ends_with(b"\r\n") {
         match stream.read(&mut byte) {
-            Ok(1) => said.push(byte[0]),
-            end => panic!("{end:?} behind {:?}", String::from_utf8_lossy(&said)),
+            Ok(1) => printed.push(byte[0]),
+            end => panic!("{end:?} behind {:?}", String::from_utf8_lossy(&printed)),
         }
     }
-    String::from_utf8(said).unwrap().trim_end().to_owned()
+    String::from_utf8(printed).unwrap().trim_end().to_owned()
 }
 
 #[test]

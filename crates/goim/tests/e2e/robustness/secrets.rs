@@ -43,12 +43,12 @@ fn run(mut command: Command) -> Output {
 #[track_caller]
 fn check(what: &str, command: Command) -> String {
     let output = run(command);
-    let said = [output.stdout, output.stderr].concat();
-    let said = String::from_utf8_lossy(&said).into_owned();
-    assert!(!said.contains(SECRET), "{what}: {said}");
+    let printed = [output.stdout, output.stderr].concat();
+    let printed = String::from_utf8_lossy(&printed).into_owned();
+    assert!(!printed.contains(SECRET), "{what}: {printed}");
     // Nor in another form.
-    assert!(!said.contains("SESAME"), "{what}: {said}");
-    said
+    assert!(!printed.contains("SESAME"), "{what}: {printed}");
+    printed
 }
 
 /// Nothing listens there, as long as this process has it.
@@ -103,8 +103,8 @@ fn a_setting_with_a_secret_is_not_shown_whatever_is_wrong_with_it() {
     ];
     for url in &postgres {
         let setting = format!("timelines.postgres={url}");
-        let said = check(url, goim(&with("serve", &[&setting])));
-        assert!(said.contains("timelines.postgres"), "{url}: it says what is wrong: {said}");
+        let printed = check(url, goim(&with("serve", &[&setting])));
+        assert!(printed.contains("timelines.postgres"), "{url}: it says what is wrong: {printed}");
         check(url, goim(&["config", "--effective", "--check", "--set", &setting]));
     }
     let redis = [
@@ -193,8 +193,8 @@ fn no_error_about_a_wrong_configuration_contains_a_secret() {
         format!("kafka.properties={{ \"security.protocol\" = \"{SECRET}\" }}"),
     ] {
         let to_kafka = "events.url=kafka://topic";
-        let said = check(&properties, goim(&with("serve", &[&properties, to_kafka])));
-        assert!(said.contains("is not taken"), "{properties}: {said}");
+        let printed = check(&properties, goim(&with("serve", &[&properties, to_kafka])));
+        assert!(printed.contains("is not taken"), "{properties}: {printed}");
     }
     let mut file = std::env::temp_dir().join(unique(&format!("goim-secrets-{}", std::process::id())));
     file.set_extension("toml");
@@ -215,8 +215,11 @@ fn no_error_about_a_wrong_configuration_contains_a_secret() {
     ] {
         std::fs::write(&file, &text).unwrap();
         let name = file.to_str().unwrap();
-        let said = check(&text, goim(&["serve", "--config", name]));
-        assert!(said.contains(name) || said.contains("the configuration cannot be used"), "{text}: {said}");
+        let printed = check(&text, goim(&["serve", "--config", name]));
+        assert!(
+            printed.contains(name) || printed.contains("the configuration cannot be used"),
+            "{text}: {printed}"
+        );
         check(&text, goim(&["config", "--effective", "--config", name]));
     }
     std::fs::remove_file(&file).unwrap();
@@ -302,7 +305,7 @@ fn while_the_store_is_unavailable_no_answer_contains_its_address() {
     let token = json!({ "mid": mid, "key": unique("k"), "protover": 3, "resume": {} });
     let (mut client, _) = Client::present(server, Transport::Tcp, token.to_string());
     way.is_open.store(false, Ordering::SeqCst);
-    let mut said = String::new();
+    let mut printed = String::new();
     let timeline = format!("mid://{mid}");
     let place = json!({ "timeline": timeline, "seq": 1 }).to_string();
     let message = json!({ "messages": [{ "to": { "mids": [mid] }, "operation": 1000, "body": "x", "delivery": "stored" }] });
@@ -321,18 +324,18 @@ fn while_the_store_is_unavailable_no_answer_contains_its_address() {
     ] {
         let answer = server.request(method, &target, headers, body.as_bytes());
         assert_eq!(answer.status, 503, "{target}: {}", answer.text());
-        said.push_str(&answer.text());
+        printed.push_str(&answer.text());
     }
     for op in [21, 23, 4] {
         let body = Writer::default().bytes(1, &timeline).number(2, 1).done();
         let body = if op == 21 { Writer::default().bytes(1, &timeline).done() } else { body };
         let reply = client.ask(&Packet::new(op, 5, body));
-        said.push_str(&String::from_utf8_lossy(&reply.body));
+        printed.push_str(&String::from_utf8_lossy(&reply.body));
     }
-    said.push_str(&server.get("/metrics").text());
-    said.push_str(&server.get("/readyz").text());
-    assert!(!said.contains("SESAME") && !said.contains("password"), "{said}");
+    printed.push_str(&server.get("/metrics").text());
+    printed.push_str(&server.get("/readyz").text());
+    assert!(!printed.contains("SESAME") && !printed.contains("password"), "{printed}");
     let port = way.addr.port().to_string();
-    assert!(!said.contains(&format!(":{port}")), "where the store is, is nobody's business: {said}");
+    assert!(!printed.contains(&format!(":{port}")), "where the store is, is nobody's business: {printed}");
     assert!(DEADLINE > Duration::ZERO);
 }
