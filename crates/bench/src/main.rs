@@ -13,7 +13,7 @@
 //! | `fleet`, `control`, `worker` | client processes, their commands and events |
 //! | `message`, `tracker`, `ledger`, `totals` | numbered messages, and which of them arrived |
 //! | `publisher`, `http` | publishing through the HTTP API |
-//! | `notify_only`, `bare_http` | the references: a bare send loop, and an HTTP server that only answers |
+//! | `bare`, `bare_http` | the references: a plain send loop and a minimal HTTP server |
 //! | `spawn`, `certificate`, `usage`, `machine` | a server started here, its usage, the machine |
 //!
 //! Invariants:
