@@ -113,7 +113,7 @@ fn pattern(number: u32, at: usize) -> u8 {
 
 /// Returns consecutive objects, cut off at the end.
 fn json(number: u32, len: usize) -> Vec<u8> {
-    const VOCABULARY: &[u8] = b"the room is here and who has seen what they see about it now or later when some people come back \
+    const VOCABULARY: &[u8] = b"the room is here and who has seen what they see about it now or later when some people are back \
 from work with news of a game that was won by one team after all so everybody writes at once how good they were tonight \
 nobody knows why but it was great fun to watch please turn up the sound again thanks see you tomorrow same time";
     let words: Vec<&[u8]> = VOCABULARY.split(|byte| *byte == b' ').collect();
