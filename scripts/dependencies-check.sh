@@ -22,7 +22,7 @@ cargo machete --skip-target-dir
 get cargo-deny
 cargo deny --locked check --hide-inclusion-graph licenses bans sources
 if ! cargo deny --locked fetch db > target/advisories.txt 2>&1; then
-  echo "advisories: skipped, the database cannot be fetched: $(tail -n 1 target/advisories.txt)"
+  echo "advisories: skipped, the database cannot be fetched: $(grep -v '^ *$' target/advisories.txt | tail -n 1)"
   exit 0
 fi
 cargo deny --locked check --hide-inclusion-graph advisories
