@@ -11,7 +11,7 @@ use super::{DEADLINE, eventually, unique};
 /// Short times, so that what has died is noticed soon.
 const SETTINGS: [&str; 8] = [
     "redis.command_timeout=500ms",
-    "kafka.auto_offset_reset=oldest",
+    "kafka.auto_offset_reset=earliest",
     "kafka.session_timeout=3s",
     "kafka.delivery_timeout=3s",
     "cluster.lease=3s",
