@@ -352,7 +352,7 @@ settings! {
         pub sessions_per_second: NonZeroU32 = nonzero(1_000),
         /// The time after which the remaining sessions are closed immediately.
         pub timeout: Duration = Duration::from_secs(30),
-        /// The maximum time that an negotiated client is asked to wait before it reconnects. Each
+        /// The maximum time that a negotiated client is asked to wait before it reconnects. Each
         /// client gets a random part of it.
         pub reconnect_delay_max: Duration = Duration::from_secs(3),
     }

@@ -180,7 +180,7 @@ settings! {
 
 settings! {
     /// What members may send themselves, and how fast. A member's quota covers all its sessions
-    /// together, in each logic separately. Beyond it an negotiated client receives code 3113 with
+    /// together, in each logic separately. Beyond it a negotiated client receives code 3113 with
     /// the time to wait.
     #[derive(Debug, Clone)]
     pub struct SendConfig {
@@ -294,7 +294,7 @@ settings! {
         /// the backend does. Anyone who knows the key of another session can then take it over.
         pub allow_client_keys: bool = false,
         /// The maximum number of devices of a member: "all", "one-per-platform", "newest" (one), or
-        /// "at-most 3". The newest connection wins; an negotiated client that is disconnected
+        /// "at-most 3". The newest connection wins; a negotiated client that is disconnected
         /// receives code 3506. Anonymous clients are not limited.
         pub devices: DevicePolicy = DevicePolicy::All,
     }

@@ -431,7 +431,7 @@ fn a_session_ends_with_its_token_unless_it_brings_a_new_one() {
         // To goim operation 30 is a packet like any other.
         assert_eq!(plain.ask(&Packet::new(30, 5, "x")), Packet::new(30, 5, ""));
 
-        let notice = ends.packet_or_end().expect("an negotiated client is told");
+        let notice = ends.packet_or_end().expect("a negotiated client is told");
         assert_eq!((notice.op, code(&notice)), (6, 3201));
         assert_eq!(ends.packet_or_end(), None);
         plain.expect_closed();

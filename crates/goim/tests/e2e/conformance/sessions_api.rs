@@ -36,7 +36,7 @@ fn check_ended(session: &mut Session, told: Option<u64>) {
     match told {
         None => assert_eq!(notice, None, "a client of goim sees the end only"),
         Some(code) => {
-            let notice = notice.expect("an negotiated client is told");
+            let notice = notice.expect("a negotiated client is told");
             let body: Value = serde_json::from_slice(&notice.body).unwrap();
             assert_eq!((notice.op, &body["code"]), (6, &json!(code)), "{body}");
             assert_eq!(session.client.packet_or_end(), None);
@@ -253,7 +253,7 @@ fn a_member_is_on_as_many_devices_as_it_may_be() {
                     client.heartbeat();
                     continue;
                 }
-                let told = client.packet_or_end().expect("an negotiated client is told");
+                let told = client.packet_or_end().expect("a negotiated client is told");
                 let body: Value = serde_json::from_slice(&told.body).unwrap();
                 assert_eq!((told.op, &body["code"]), (6, &json!(3506)), "{policy} {name}");
             }

@@ -172,7 +172,7 @@ fn a_bomb_ends_its_connection_and_costs_little() {
             assert!(packet.body.len() < 16 << 10, "{version}: {}", packet.body.len());
             let mut client = login(&server, transport, Some(5), &unique("k"), "");
             client.send(&packet);
-            let notice = client.packet_or_end().expect("an negotiated client is told");
+            let notice = client.packet_or_end().expect("a negotiated client is told");
             let told: Value = serde_json::from_slice(&notice.body).unwrap();
             assert_eq!((notice.op, &told["code"]), (6, &json!(3507)), "{transport:?} {version}");
             assert_eq!(client.packet_or_end(), None);

@@ -31,11 +31,11 @@ fn code(packet: &Packet) -> u64 {
     body["code"].as_u64().unwrap_or_else(|| panic!("no code: {packet:?}"))
 }
 
-/// An negotiated client with this token: the first packet that it gets.
+/// A negotiated client with this token: the first packet that it gets.
 fn present(server: &Server, transport: Transport, token: &str) -> (Client, Packet) {
     let body = json!({ "protover": 1, "token": token, "accepts": [1000] }).to_string();
     let (client, arrived) = Client::present(server, transport, body);
-    (client, arrived.expect("an negotiated client is told"))
+    (client, arrived.expect("a negotiated client is told"))
 }
 
 #[test]
